@@ -1,0 +1,97 @@
+//! QEMU's monitor, with its events: they carry QEMU's own time stamps.
+
+use lab::{Doing, Error, Result};
+use serde_json::{Value, json};
+use std::{
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixStream,
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+/// No event takes longer.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A connection to a monitor, and every event since.
+#[derive(Debug)]
+pub(crate) struct Monitor {
+    stream: BufReader<UnixStream>,
+    events: Vec<Value>,
+}
+
+impl Monitor {
+    pub(crate) fn connect(socket: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(socket).doing(format!("connect to {}", socket.display()))?;
+        stream.set_read_timeout(Some(PATIENCE)).doing("set a timeout")?;
+        let mut monitor = Self { stream: BufReader::new(stream), events: Vec::new() };
+        monitor.line()?; // the greeting
+        monitor.execute("qmp_capabilities", json!({}))?;
+        Ok(monitor)
+    }
+
+    pub(crate) fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
+        let line = format!("{}\n", json!({"execute": command, "arguments": arguments}));
+        self.stream.get_mut().write_all(line.as_bytes()).doing(format!("send {command}"))?;
+        loop {
+            let mut answer = self.line()?;
+            if let Some(value) = answer.get_mut("return") {
+                return Ok(value.take());
+            }
+            if let Some(error) = answer.get("error") {
+                return Err(Error::new(command, &error["desc"]));
+            }
+            self.events.push(answer);
+        }
+    }
+
+    /// Forgets all events so far.
+    pub(crate) fn forget(&mut self) {
+        self.events.clear();
+    }
+
+    /// Waits for an event and says when it happened, by QEMU's clock. Those that have come already count.
+    pub(crate) fn event(
+        &mut self,
+        what: &str,
+        wanted: impl Fn(&Value) -> Result<bool>,
+    ) -> Result<SystemTime> {
+        let mut looked_at = 0;
+        loop {
+            for event in &self.events[looked_at..] {
+                if wanted(event)? {
+                    return stamp(event);
+                }
+            }
+            looked_at = self.events.len();
+            let event = self.line().map_err(|why| Error::new(format!("wait for {what}"), why))?;
+            self.events.push(event);
+        }
+    }
+
+    /// Waits for an event by its name.
+    pub(crate) fn named(&mut self, name: &str) -> Result<SystemTime> {
+        self.event(name, |event| Ok(event["event"] == name))
+    }
+
+    /// The threads of the vCPUs.
+    pub(crate) fn vcpus(&mut self) -> Result<Vec<u32>> {
+        let vcpus = self.execute("query-cpus-fast", json!({}))?;
+        let ids = vcpus.as_array().into_iter().flatten().filter_map(|vcpu| vcpu["thread-id"].as_u64());
+        Ok(ids.map(|id| id as u32).collect())
+    }
+
+    fn line(&mut self) -> Result<Value> {
+        let mut line = String::new();
+        match self.stream.read_line(&mut line).doing("read from QEMU")? {
+            0 => Err(Error::new("read from QEMU", "it hung up")),
+            _ => serde_json::from_str(&line).doing(line),
+        }
+    }
+}
+
+fn stamp(event: &Value) -> Result<SystemTime> {
+    let part = |name: &str| event["timestamp"][name].as_u64().doing(format!("read the time of {event}"));
+    Ok(SystemTime::UNIX_EPOCH
+        + Duration::from_secs(part("seconds")?)
+        + Duration::from_micros(part("microseconds")?))
+}

@@ -1,0 +1,77 @@
+//! What the agent asks of the program that runs the VMs. Kept by QEMU; tests keep it with a model.
+
+use crate::store::VmRecord;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// A VM that could be started.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Plan {
+    /// Its name.
+    pub name: String,
+    /// All that is needed to start it, here or on a target.
+    pub recipe: Value,
+}
+
+/// A VM that runs.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Found {
+    /// The process that runs it.
+    pub pid: u32,
+    /// Its QMP socket.
+    pub qmp: PathBuf,
+    /// All that a target needs to start the same VM.
+    pub recipe: Value,
+    /// What exists on this host only for this process, and goes with it.
+    pub belongings: Value,
+}
+
+/// What a VM is doing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Condition {
+    /// Its guest runs.
+    Running,
+    /// Its guest does not run; with the hypervisor's own word for why.
+    Paused(String),
+    /// There is no process any more; why that is known.
+    Gone(String),
+    /// It does not answer; why.
+    Unknown(String),
+}
+
+/// Why something cannot be done: every reason there is, not only the first.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Reasons(pub Vec<String>);
+
+impl<T: Into<String>> From<T> for Reasons {
+    fn from(reason: T) -> Self {
+        Self(vec![reason.into()])
+    }
+}
+
+/// Starts, finds and ends VMs. Every method may block for as long as the process takes to answer.
+pub trait Hypervisor: Send + Sync {
+    /// Understands a VM file that was read from `path`. Relative paths in it are relative to its directory.
+    fn plan(&self, text: &str, path: &Path) -> Result<Plan, Reasons>;
+
+    /// Starts a VM; its guest runs when this returns. Leaves nothing behind when it fails.
+    fn start(&self, plan: &Plan) -> Result<Found, Reasons>;
+
+    /// Learns what a VM that something else started is made of. Changes nothing about it.
+    fn inspect(&self, name: &str, qmp: &Path) -> Result<Found, Reasons>;
+
+    /// What the VM is doing now.
+    fn condition(&self, vm: &VmRecord) -> Condition;
+
+    /// Takes away what an interrupted start or arrival of a VM of this name may have left: nobody was ever told that
+    /// it runs.
+    fn sweep(&self, name: &str) {
+        tracing::warn!(vm = name, "if its start has left a QEMU process, it is still there");
+    }
+
+    /// Lets its guest run; harmless if it does.
+    fn resume(&self, vm: &VmRecord) -> Result<(), Reasons>;
+
+    /// Ends its process and removes what belonged to it; harmless if it has ended.
+    fn stop(&self, vm: &VmRecord) -> Result<(), Reasons>;
+}

@@ -1,0 +1,31 @@
+//! The daemon of a host: it knows the host's VMs, moves them, keeps what must survive a crash, and answers the
+//! command line.
+
+/// What the command line asks, over HTTP.
+pub mod api;
+/// What an agent is told when it starts.
+pub mod config;
+/// From its start to its end.
+pub mod daemon;
+/// What runs the VMs.
+pub mod hypervisor;
+/// Logs.
+pub mod log;
+/// Migrations: started, watched, cancelled.
+pub mod migrate;
+/// Names of hosts and VMs.
+pub mod name;
+/// Connections that other agents make.
+pub mod peers;
+/// What the journals say must still be done after a restart.
+pub mod recovery;
+/// What the agent says when it does not do what it was asked for.
+pub mod refusal;
+/// The VMs of this host.
+pub mod registry;
+/// What must survive a crash: VMs, ownership, journals.
+pub mod store;
+
+mod process;
+
+pub use daemon::{AgentError, Context, run, run_until};

@@ -1,0 +1,111 @@
+//! Migrations of this host's VMs: how one is asked for, watched and ended.
+
+mod handle;
+mod run;
+mod wish;
+
+pub use handle::{Follower, MigrationHandle};
+pub use run::Migrations;
+pub use wish::{Wish, Wishes};
+
+use crate::{
+    config::Address,
+    store::{Arrival, ArrivalRecord, DepartureRecord, VmRecord},
+};
+use engine::{
+    ports::{Claim, Claimed},
+    report::{Event, FaultCounts, Mode, Outcome, PageCounts, Report, Throttle},
+};
+use std::{
+    io,
+    net::{SocketAddr, TcpStream},
+    sync::Arc,
+    time::Duration,
+};
+use tracing::{info, warn};
+use units::{MigrationId, Rate};
+
+/// A migration as it was asked for.
+#[derive(Clone, Debug)]
+pub struct MigrateRequest {
+    /// Its id, drawn at random.
+    pub id: MigrationId,
+    /// The VM, which belongs here.
+    pub vm: VmRecord,
+    /// The target's name.
+    pub to: String,
+    /// Where the target's agent listens.
+    pub address: Address,
+    /// How memory is to travel.
+    pub mode: Mode,
+    /// Whether `Mode::Auto` may end in post-copy.
+    pub allow_post_copy: bool,
+    /// The pause that is acceptable.
+    pub max_downtime: Duration,
+    /// The most that may be put on the wire; `None`: as much as it takes.
+    pub bandwidth: Option<Rate>,
+    /// How many data connections; `None`: as many as were found to be best.
+    pub streams: Option<u16>,
+    /// Whether both sides' memory is to be compared.
+    pub verify: bool,
+}
+
+impl MigrateRequest {
+    /// A report on this migration in which nothing has happened yet.
+    pub fn blank_report(&self, from: &str, outcome: Outcome) -> Report {
+        Report {
+            vm: self.vm.name.clone(),
+            from: from.to_owned(),
+            to: self.to.clone(),
+            outcome,
+            mode: self.mode,
+            total_ms: 0.0,
+            preflight_ms: 0.0,
+            downtime_ms: None,
+            rounds: Vec::new(),
+            pages: PageCounts::default(),
+            guest_bytes: 0,
+            wire_bytes: 0,
+            streams: 0,
+            faults: FaultCounts::default(),
+            throttle: Throttle::default(),
+            verified: None,
+            error: None,
+        }
+    }
+}
+
+/// Takes what happens in a migration.
+pub type Events = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// Moves VMs. Every method may block; each call has a thread of its own.
+pub trait Migrator: Send + Sync {
+    /// Runs one migration from here to its end, and says how it ended. `events` is for everything but
+    /// `Event::Done`. A cancel before the commit is rolled back before this returns.
+    fn migrate(&self, request: &MigrateRequest, events: Events, wishes: &Wishes) -> Report;
+
+    /// Serves a connection that another agent has made.
+    fn serve(&self, connection: TcpStream, from: SocketAddr);
+
+    /// Asks the ownership record that the target at `address` keeps. An error: not known, ask again.
+    fn ask(&self, address: &str, claim: &Claim) -> io::Result<Claimed>;
+
+    /// After a restart: this VM belongs to the target, which may still want pages of the copy here. Serves them until
+    /// the target has settled, and ends the copy.
+    fn serve_gone(&self, vm: &VmRecord, departure: &DepartureRecord) {
+        info!(vm = vm.name, to = departure.to, "kept for the target, which owns it");
+    }
+
+    /// After a restart: this VM was claimed by this host, and may not run yet, or still lack pages.
+    fn go_on(&self, vm: &VmRecord, _arrival: Arrival, record: &ArrivalRecord) {
+        warn!(
+            vm = vm.name,
+            from = record.from,
+            owing = record.owing,
+            "arrived before the agent was started again"
+        );
+    }
+
+    /// The agent is about to end: arrivals that are not claimed are given up.
+    fn shut_down(&self) {}
+}

@@ -1,0 +1,270 @@
+//! Starting migrations, each on a thread of its own.
+
+use super::{Events, MigrateRequest, MigrationHandle, Migrator};
+use crate::{
+    api::{MigrateOptions, MigrationBrief},
+    config::{Address, Config},
+    name,
+    recovery::Recovery,
+    refusal::{Kind, Refusal},
+    registry::{Lease, Registry},
+    store::{Standing, VmRecord},
+};
+use engine::report::{Event, Failure, Outcome, Phase, Report};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, Read},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+use tracing::{error, info};
+use units::MigrationId;
+
+/// The pause that is acceptable unless the user says otherwise: what a TCP peer takes for a slow packet.
+const MAX_DOWNTIME: Duration = Duration::from_millis(20);
+
+/// The migrations from this host: those that run, and each VM's last one.
+pub struct Migrations {
+    config: Arc<Config>,
+    registry: Arc<Registry>,
+    migrator: Arc<dyn Migrator>,
+    recovery: Arc<Recovery>,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    by_vm: HashMap<String, Arc<MigrationHandle>>,
+    /// Set when the agent is about to end.
+    closed: bool,
+}
+
+impl Migrations {
+    /// Migrations of the registry's VMs, carried out by `migrator`.
+    pub fn new(
+        config: Arc<Config>,
+        registry: Arc<Registry>,
+        migrator: Arc<dyn Migrator>,
+        recovery: Arc<Recovery>,
+    ) -> Self {
+        Self { config, registry, migrator, recovery, known: Mutex::default() }
+    }
+
+    /// Starts a migration.
+    pub fn start(&self, vm: &str, options: &MigrateOptions) -> Result<Arc<MigrationHandle>, Refusal> {
+        let record = self.registry.find(vm)?;
+        let (lease, request) = self.prepare(record, options)?;
+        let handle = MigrationHandle::new(request);
+        {
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            if known.closed {
+                return Err(self.refuse(Kind::Conflict, vm, "this agent is about to end"));
+            }
+            known.by_vm.insert(vm.to_owned(), handle.clone());
+        }
+        let job = Job {
+            handle: handle.clone(),
+            lease,
+            migrator: self.migrator.clone(),
+            registry: self.registry.clone(),
+            recovery: self.recovery.clone(),
+        };
+        let started = thread::Builder::new().name(format!("migrate {vm}")).spawn(move || job.run());
+        if let Err(error) = started {
+            self.known.lock().unwrap_or_else(PoisonError::into_inner).by_vm.remove(vm);
+            return Err(self.refuse(Kind::Failed, vm, &format!("no thread for it: {error}")));
+        }
+        Ok(handle)
+    }
+
+    /// The VM's running migration, or its last one since the agent was started.
+    pub fn of(&self, vm: &str) -> Option<Arc<MigrationHandle>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).by_vm.get(vm).cloned()
+    }
+
+    /// A person has fenced the target of a migration that is in doubt. Says whether one runs that can be told.
+    pub fn resolve_here(&self, vm: &str, fenced: &str) -> bool {
+        let running = self.of(vm).filter(|m| m.report().is_none() && m.request.to == fenced);
+        let doubtful = running.filter(|m| m.phase() == Some(Phase::Switchover));
+        doubtful.inspect(|migration| migration.wishes.resolve_here.express()).is_some()
+    }
+
+    /// The VM's running migration in short.
+    pub fn brief(&self, vm: &str) -> Option<MigrationBrief> {
+        let handle = self.of(vm).filter(|handle| handle.report().is_none())?;
+        Some(MigrationBrief {
+            id: handle.request.id.to_string(),
+            to: handle.request.to.clone(),
+            phase: handle.phase(),
+        })
+    }
+
+    /// No migration is started any more. Those that can be cancelled are; returns all that ran.
+    pub fn close(&self) -> Vec<Arc<MigrationHandle>> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.closed = true;
+        let running: Vec<_> = known.by_vm.values().filter(|m| m.report().is_none()).cloned().collect();
+        for migration in running.iter().filter(|migration| migration.can_be_cancelled()) {
+            info!(vm = migration.request.vm.name, "cancelling its migration: the agent ends");
+            migration.wishes.cancel.express();
+        }
+        running
+    }
+
+    fn prepare(&self, vm: VmRecord, options: &MigrateOptions) -> Result<(Lease, MigrateRequest), Refusal> {
+        let here = self.registry.host();
+        let conflict = |why: &str| self.refuse(Kind::Conflict, &vm.name, why).vm_runs_on(here);
+        let bad = |why: &str| self.refuse(Kind::Bad, &vm.name, why).vm_runs_on(here);
+        let address = self.address(&options.to).map_err(|why| bad(&why))?;
+        if options.to == here {
+            return Err(bad("it runs on that host already"));
+        }
+        if options.streams.is_some_and(|n| n == 0 || n > MigrateOptions::MOST_STREAMS) {
+            return Err(bad(&format!("a migration has 1 to {} streams", MigrateOptions::MOST_STREAMS)));
+        }
+        if options.bandwidth == Some(0) {
+            return Err(bad("nothing moves with a bandwidth of 0"));
+        }
+        let max_downtime = match options.max_downtime_ms {
+            None => MAX_DOWNTIME,
+            Some(ms) => Duration::try_from_secs_f64(ms / 1000.0)
+                .ok()
+                .filter(|pause| !pause.is_zero())
+                .ok_or_else(|| bad("the acceptable downtime must be more than nothing"))?,
+        };
+        let Some(lease) = self.registry.lease(&vm.name) else {
+            return Err(conflict("it is being migrated, started or stopped already"));
+        };
+        // Read again now that nobody else can change it.
+        let vm = self.registry.find(&vm.name)?;
+        if let Standing::Arriving { from, .. } = &vm.standing {
+            return Err(self
+                .refuse(Kind::Conflict, &vm.name, "it is still on its way here")
+                .vm_runs_on(from));
+        }
+        let store = self.registry.store();
+        let failed = |e| Refusal::store(e, self.registry.host());
+        if let Some(entry) = store.departure_of(&vm.name).map_err(failed)? {
+            let why = format!("its migration to {} is not over; see `whimbrel show {}`", entry.to, vm.name);
+            return Err(self.refuse(Kind::Conflict, &vm.name, &why));
+        }
+        if store.arrival(&vm.name).map_err(failed)?.is_some_and(|(_, entry)| entry.owing) {
+            return Err(self
+                .refuse(Kind::Conflict, &vm.name, "not all its memory has arrived here yet")
+                .vm_runs_on(here));
+        }
+        if !vm.process.is_some_and(|process| process.is_alive()) {
+            return Err(self.refuse(Kind::Conflict, &vm.name, "its QEMU is gone"));
+        }
+        let id = random_id().map_err(|e| {
+            self.refuse(Kind::Failed, &vm.name, &format!("no random numbers: {e}")).vm_runs_on(here)
+        })?;
+        let request = MigrateRequest {
+            id,
+            vm,
+            to: options.to.clone(),
+            address,
+            mode: options.mode,
+            allow_post_copy: options.allow_post_copy,
+            max_downtime,
+            bandwidth: options.bandwidth.map(units::Rate),
+            streams: options.streams,
+            verify: options.verify,
+        };
+        Ok((lease, request))
+    }
+
+    /// A peer's name, or an address as it is.
+    fn address(&self, to: &str) -> Result<Address, String> {
+        if let Some(address) = self.config.peers.get(to) {
+            return Ok(address.clone());
+        }
+        if to.contains(':') {
+            return to.parse();
+        }
+        let known: Vec<&str> = self.config.peers.keys().map(String::as_str).collect();
+        let hint = match (name::similar(to, known.iter().copied()).as_slice(), known.as_slice()) {
+            (_, []) => "this agent knows no hosts: name them under [peers] in its configuration".to_owned(),
+            ([], known) => format!("this agent knows {}", known.join(", ")),
+            (near, _) => format!("did you mean {}?", near.join(" or ")),
+        };
+        Err(format!("host {to} is not known, and is no address like 10.0.0.2:7471; {hint}"))
+    }
+
+    fn refuse(&self, kind: Kind, vm: &str, why: &str) -> Refusal {
+        Refusal::new(kind, format!("cannot migrate {vm}"), self.registry.host(), why)
+    }
+}
+
+/// One migration on its thread.
+struct Job {
+    handle: Arc<MigrationHandle>,
+    lease: Lease,
+    migrator: Arc<dyn Migrator>,
+    registry: Arc<Registry>,
+    recovery: Arc<Recovery>,
+}
+
+impl Job {
+    fn run(self) {
+        let request = &self.handle.request;
+        let (vm, to) = (&request.vm.name, &request.to);
+        info!(vm, to, migration = %request.id, "migration begins");
+        let began = Instant::now();
+        // What is to be said if this agent dies before the switchover; replaced by whatever happens.
+        self.keep(&self.lost(Duration::ZERO, "the agent of the source ended in the middle of it"));
+        let told = self.handle.clone();
+        let events: Events = Arc::new(move |event| match event {
+            // The report comes once, from here.
+            Event::Done(_) => {}
+            event => told.tell(event),
+        });
+        let work = AssertUnwindSafe(|| self.migrator.migrate(request, events, &self.handle.wishes));
+        let report = catch_unwind(work).unwrap_or_else(|_| {
+            error!(vm, "the migration ended in a panic");
+            self.lost(began.elapsed(), "an error of Whimbrel itself; the agent's log has the details")
+        });
+        self.keep(&report);
+        let why = report.error.as_ref().map(|failure| failure.why.as_str());
+        info!(vm, to, outcome = ?report.outcome, downtime_ms = report.downtime_ms, why, "migration over");
+        drop(self.lease);
+        // Whatever the journal still says is settled as after a restart.
+        self.recovery.take_up(vm);
+        self.handle.tell(Event::Done(Box::new(report)));
+    }
+
+    fn keep(&self, report: &Report) {
+        if let Err(error) = self.registry.store().keep_report(report) {
+            error!(vm = report.vm, %error, "its report is lost at the next start of the agent");
+        }
+    }
+
+    /// A migration of which nobody can tell more than what the journal says.
+    fn lost(&self, after: Duration, why: &str) -> Report {
+        let here = self.registry.host();
+        let mut report = self.handle.request.blank_report(here, Outcome::Failed);
+        report.total_ms = after.as_secs_f64() * 1e3;
+        let entry = self.registry.store().departure_of(&report.vm).ok().flatten();
+        let doubt = entry.is_some_and(|entry| entry.state != crate::store::DepartureState::Pausing);
+        if doubt {
+            report.outcome = Outcome::InDoubt;
+        }
+        report.error = Some(Failure {
+            what: format!("the migration of {} to {} failed", report.vm, report.to),
+            place: format!("agent of {here}"),
+            why: why.to_owned(),
+            vm_runs_on: (!doubt).then(|| here.to_owned()),
+        });
+        report
+    }
+}
+
+/// Not to be guessed: whoever knows the id may join the migration's connections.
+fn random_id() -> io::Result<MigrationId> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(MigrationId(u128::from_ne_bytes(bytes)))
+}

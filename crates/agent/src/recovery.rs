@@ -1,0 +1,314 @@
+//! What the journals say must still be done: after a restart of the agent, and after a migration that ended before
+//! it was settled who owns the VM.
+
+use crate::{
+    hypervisor::Reasons,
+    migrate::{Migrator, Wish},
+    refusal::{Kind, Refusal},
+    registry::Registry,
+    store::{Arrival, ArrivalRecord, DepartureRecord, DepartureState, StoreError, VmRecord},
+};
+use engine::{
+    ports::{Claim, Claimed, SourceJournal},
+    report::{Failure, FaultCounts, Mode, Outcome, PageCounts, Report, Throttle},
+};
+use std::{
+    collections::HashSet,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+use tracing::{error, info, warn};
+use units::Epoch;
+
+/// When to ask again: at first soon, then less and less often. It decides nothing but that (I1).
+const ASK_AGAIN: [Duration; 5] = [
+    Duration::from_millis(200),
+    Duration::from_secs(1),
+    Duration::from_secs(3),
+    Duration::from_secs(10),
+    Duration::from_secs(30),
+];
+
+/// Settles what the journals have open.
+pub struct Recovery {
+    registry: Arc<Registry>,
+    migrator: Arc<dyn Migrator>,
+    /// VMs that a thread is busy with.
+    busy: Mutex<HashSet<String>>,
+    /// Held while a promise is settled: by an answer of the record, or by a person.
+    settling: Mutex<()>,
+    stop: Wish,
+}
+
+impl Recovery {
+    /// For the registry's VMs.
+    pub fn new(registry: Arc<Registry>, migrator: Arc<dyn Migrator>) -> Self {
+        let (busy, settling) = (Mutex::default(), Mutex::default());
+        Self { registry, migrator, busy, settling, stop: Wish::default() }
+    }
+
+    /// Once, before the agent answers anybody: settles what can be settled at once, and begins to ask for the rest.
+    pub fn begin(self: &Arc<Self>) -> Result<(), StoreError> {
+        let store = self.registry.store();
+        for (name, entry) in store.arrivals()? {
+            let Some((arrival, _)) = store.arrival(&name)? else { continue };
+            match store.vm(&name)? {
+                Some(vm) if entry.claimed => self.go_on(vm, arrival, entry),
+                vm => self.give_up(vm, &arrival, &entry)?,
+            }
+        }
+        for (name, _) in store.departures()? {
+            self.take_up(&name);
+        }
+        Ok(())
+    }
+
+    /// Looks at the source's journal of this VM, and settles what it says on a thread of its own. A pause of ours is
+    /// ended before this returns.
+    pub fn take_up(self: &Arc<Self>, name: &str) {
+        let store = self.registry.store();
+        let found = store.departure_of(name).and_then(|entry| Ok(entry.zip(store.vm(name)?)));
+        let (entry, vm) = match found {
+            Ok(Some(found)) => found,
+            Ok(None) => return,
+            Err(error) => return error!(vm = name, %error, "its journal cannot be read"),
+        };
+        if entry.state == DepartureState::Pausing && self.unpause(&vm, &entry) {
+            return;
+        }
+        if !self.busy.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned()) {
+            return;
+        }
+        let this = self.clone();
+        let work = move || {
+            this.settle(&vm, entry);
+            this.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&vm.name);
+        };
+        if let Err(error) = thread::Builder::new().name(format!("recover {name}")).spawn(work) {
+            error!(vm = name, %error, "no thread to settle its journal");
+        }
+    }
+
+    /// Ends the asking; journals stay as they are.
+    pub fn stop(&self) {
+        self.stop.express();
+    }
+
+    /// A person says that the target of the open migration is fenced: it can never run the VM. The guest is resumed.
+    pub fn resolve_here(&self, name: &str, fenced: &str) -> Result<(), Refusal> {
+        let vm = self.registry.find(name)?;
+        let host = self.registry.host();
+        let refuse = |kind, why: String| Refusal::new(kind, format!("cannot resolve {name}"), host, why);
+        let _settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = self.registry.store().departure_of(name).map_err(|e| Refusal::store(e, host))?;
+        match entry {
+            Some(entry) if matches!(entry.state, DepartureState::Promised { .. }) => {
+                if entry.to != fenced {
+                    let why = format!("the host in question is {}, not {fenced}", entry.to);
+                    return Err(refuse(Kind::Bad, why));
+                }
+                warn!(vm = name, fenced, "resolved by a person: the VM runs here");
+                self.come_back(&vm, &entry, &format!("it was resolved by hand: {fenced} is fenced"))
+                    .map_err(|why| refuse(Kind::Failed, why.0.join("\n")))
+            }
+            Some(entry) if matches!(entry.state, DepartureState::Gone { .. }) => {
+                let why = format!("{} is known to own it", entry.to);
+                Err(refuse(Kind::Conflict, why).vm_runs_on(entry.to))
+            }
+            _ => {
+                Err(refuse(Kind::Conflict, "nobody doubts that it belongs here".to_owned()).vm_runs_on(host))
+            }
+        }
+    }
+
+    fn settle(&self, vm: &VmRecord, mut entry: DepartureRecord) {
+        let mut tries = 0;
+        self.keep_unsettled(vm, &entry);
+        loop {
+            match entry.state {
+                DepartureState::Pausing => {
+                    if self.unpause(vm, &entry) {
+                        return;
+                    }
+                }
+                DepartureState::Promised { expected } => match self.ask(vm, &entry, expected) {
+                    Ok(true) => return,
+                    Ok(false) => {}
+                    Err(error) => {
+                        if tries == 0 {
+                            warn!(vm = vm.name, to = entry.to, %error, "in doubt: asking until there is an answer");
+                        }
+                    }
+                },
+                DepartureState::Gone { .. } => return self.migrator.serve_gone(vm, &entry),
+            }
+            match self.registry.store().departure_of(&vm.name) {
+                Ok(Some(now)) if now.migration == entry.migration => {
+                    if now.state != entry.state {
+                        entry = now;
+                        continue;
+                    }
+                }
+                Ok(_) => return,
+                Err(error) => error!(vm = vm.name, %error, "its journal cannot be read"),
+            }
+            if self.stop.wait(ASK_AGAIN[tries.min(ASK_AGAIN.len() - 1)]) {
+                return;
+            }
+            tries += 1;
+        }
+    }
+
+    /// Before the promise: the guest goes on here, whatever else happened (I3). Says whether that is settled.
+    fn unpause(&self, vm: &VmRecord, entry: &DepartureRecord) -> bool {
+        match self.come_back(vm, entry, "the agent of the source ended in the middle of it") {
+            Ok(()) => true,
+            Err(why) => {
+                error!(vm = vm.name, why = why.0.join("; "), "cannot let it run again yet");
+                false
+            }
+        }
+    }
+
+    /// After the promise: only the record says who runs it. `Ok(true)` when all is settled.
+    fn ask(&self, vm: &VmRecord, entry: &DepartureRecord, expected: Epoch) -> io::Result<bool> {
+        let claim = Claim {
+            vm: vm.name.clone(),
+            migration: entry.migration,
+            expected,
+            claimer: self.registry.host().to_owned(),
+        };
+        let claimed = self.migrator.ask(&entry.address, &claim)?;
+        let _settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.registry.store().departure_of(&vm.name)?;
+        if now.as_ref() != Some(entry) {
+            // A person was faster.
+            return Ok(now.is_none());
+        }
+        match claimed {
+            Claimed::Yours(_) => {
+                self.come_back(vm, entry, "the source lost the target before the switchover")
+                    .map_err(|why| io::Error::other(why.0.join("; ")))?;
+                Ok(true)
+            }
+            Claimed::Lost(record) => {
+                info!(vm = vm.name, owner = record.owner, epoch = %record.epoch, "the target owns it");
+                self.journal(vm, entry).gone(record.epoch)?;
+                self.keep(&blank(vm, self.registry.host(), entry, Outcome::Completed));
+                Ok(false)
+            }
+        }
+    }
+
+    /// What is to be said of a migration until it is settled, unless its own report says so already.
+    fn keep_unsettled(&self, vm: &VmRecord, entry: &DepartureRecord) {
+        let host = self.registry.host();
+        let outcome = match entry.state {
+            DepartureState::Pausing => return,
+            DepartureState::Promised { .. } => Outcome::InDoubt,
+            DepartureState::Gone { .. } => Outcome::Completed,
+        };
+        if self
+            .registry
+            .store()
+            .last_report(&vm.name)
+            .ok()
+            .flatten()
+            .is_some_and(|known| known.outcome == outcome)
+        {
+            return;
+        }
+        let mut report = blank(vm, host, entry, outcome);
+        report.error = (outcome == Outcome::InDoubt).then(|| Failure {
+            what: format!("the migration of {} to {} is not settled", vm.name, entry.to),
+            place: format!("agent of {host}"),
+            why: format!("{} has not said yet whether it owns the VM", entry.to),
+            vm_runs_on: None,
+        });
+        self.keep(&report);
+    }
+
+    /// The guest runs here again, and its migration has failed.
+    fn come_back(&self, vm: &VmRecord, entry: &DepartureRecord, why: &str) -> Result<(), Reasons> {
+        let host = self.registry.host();
+        let alive = vm.process.is_some_and(|process| process.is_alive());
+        if alive {
+            self.registry.hypervisor().resume(vm)?;
+        }
+        self.journal(vm, entry).back().map_err(|e| e.to_string())?;
+        info!(vm = vm.name, to = entry.to, alive, "a migration failed; the VM is here");
+        let mut report = blank(vm, host, entry, Outcome::Failed);
+        report.error = Some(Failure {
+            what: format!("the migration of {} to {} failed", vm.name, entry.to),
+            place: format!("agent of {host}"),
+            why: if alive { why.to_owned() } else { format!("{why}, and its QEMU has ended") },
+            vm_runs_on: alive.then(|| host.to_owned()),
+        });
+        self.keep(&report);
+        Ok(())
+    }
+
+    fn go_on(&self, vm: VmRecord, arrival: Arrival, entry: ArrivalRecord) {
+        let migrator = self.migrator.clone();
+        let name = vm.name.clone();
+        let work = move || migrator.go_on(&vm, arrival, &entry);
+        if let Err(error) = thread::Builder::new().name(format!("arrive {name}")).spawn(work) {
+            error!(vm = name, %error, "no thread to go on with its arrival");
+        }
+    }
+
+    /// An arrival that was not claimed leaves no trace. First nobody can claim it, then its QEMU ends.
+    fn give_up(
+        &self,
+        vm: Option<VmRecord>,
+        arrival: &Arrival,
+        entry: &ArrivalRecord,
+    ) -> Result<(), StoreError> {
+        if !arrival.abandon()? {
+            return Ok(());
+        }
+        let Some(vm) = vm else { return Ok(()) };
+        info!(vm = vm.name, from = entry.from, "its arrival was interrupted; it stays where it was");
+        if vm.process.is_none() {
+            self.registry.hypervisor().sweep(&vm.name);
+        } else if let Err(why) = self.registry.hypervisor().stop(&vm) {
+            warn!(vm = vm.name, why = why.0.join("; "), "the QEMU that waited for it cannot be ended");
+        }
+        Ok(())
+    }
+
+    fn journal(&self, vm: &VmRecord, entry: &DepartureRecord) -> crate::store::Departure {
+        self.registry.store().departure(&vm.name, entry.migration, &entry.to, &entry.address)
+    }
+
+    fn keep(&self, report: &Report) {
+        if let Err(error) = self.registry.store().keep_report(report) {
+            error!(vm = report.vm, %error, "the report on its migration is lost");
+        }
+    }
+}
+
+/// What can be said of a migration whose figures were lost.
+fn blank(vm: &VmRecord, host: &str, entry: &DepartureRecord, outcome: Outcome) -> Report {
+    Report {
+        vm: vm.name.clone(),
+        from: host.to_owned(),
+        to: entry.to.clone(),
+        outcome,
+        mode: Mode::Auto,
+        total_ms: 0.0,
+        preflight_ms: 0.0,
+        downtime_ms: None,
+        rounds: Vec::new(),
+        pages: PageCounts::default(),
+        guest_bytes: 0,
+        wire_bytes: 0,
+        streams: 0,
+        faults: FaultCounts::default(),
+        throttle: Throttle::default(),
+        verified: None,
+        error: None,
+    }
+}

@@ -1,0 +1,233 @@
+//! The VMs of this host.
+
+mod lease;
+mod view;
+
+pub use lease::Lease;
+
+use crate::{
+    api::VmInfo,
+    hypervisor::{Condition, Hypervisor, Reasons},
+    name,
+    refusal::{Kind, Refusal},
+    store::{DepartureState, Origin, Process, Standing, Store, StoreError, VmRecord},
+};
+use serde_json::Value;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tracing::{info, warn};
+
+/// The VMs of this host, and who is busy with which of them.
+pub struct Registry {
+    store: Store,
+    hypervisor: Arc<dyn Hypervisor>,
+    leases: Arc<lease::Leases>,
+}
+
+impl Registry {
+    /// The VMs that `store` knows.
+    pub fn new(store: Store, hypervisor: Arc<dyn Hypervisor>) -> Self {
+        Self { store, hypervisor, leases: Arc::default() }
+    }
+
+    /// The store behind it.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// What runs the VMs.
+    pub fn hypervisor(&self) -> &Arc<dyn Hypervisor> {
+        &self.hypervisor
+    }
+
+    /// This host's name.
+    pub fn host(&self) -> &str {
+        self.store.host()
+    }
+
+    /// Reserves the VM of this name for one task at a time; `None` while another task has it. QEMU talks to one QMP
+    /// client at a time, so whoever talks to a VM holds its lease.
+    pub fn lease(&self, name: &str) -> Option<Lease> {
+        self.leases.take(name)
+    }
+
+    /// Starts the VM that the VM file `text`, read from `path`, describes.
+    pub fn run(&self, text: &str, path: &Path) -> Result<VmInfo, Refusal> {
+        let cannot =
+            |kind, name: &str, reasons: Reasons| self.refuse(kind, format!("cannot start {name}"), reasons);
+        let plan = self.hypervisor.plan(text, path).map_err(|why| cannot(Kind::Bad, "the VM", why))?;
+        name::check(&plan.name).map_err(|why| cannot(Kind::Bad, "the VM", why.into()))?;
+        let _lease = self.hold(&plan.name, "start")?;
+        let record = VmRecord {
+            name: plan.name.clone(),
+            recipe: plan.recipe.clone(),
+            process: None,
+            qmp: PathBuf::new(),
+            belongings: Value::Null,
+            origin: Origin::Run,
+            standing: Standing::Here,
+        };
+        // Recorded before it is started: if this agent dies in between, the next one knows what to look for.
+        self.add(&record, "start")?;
+        let started = self.hypervisor.start(&plan).and_then(|found| {
+            let process = Process::of(found.pid).map_err(|e| format!("QEMU ended at once: {e}"))?;
+            Ok((found, process))
+        });
+        let (found, process) = match started {
+            Ok(started) => started,
+            Err(reasons) => {
+                self.store.remove_vm(&plan.name).map_err(|e| self.store_failed(e))?;
+                return Err(cannot(Kind::Failed, &plan.name, reasons));
+            }
+        };
+        let fill = |vm: &mut VmRecord| {
+            vm.process = Some(process);
+            vm.qmp = found.qmp;
+            vm.recipe = found.recipe;
+            vm.belongings = found.belongings;
+        };
+        self.store.update_vm(&plan.name, fill).map_err(|e| self.store_failed(e))?;
+        info!(vm = plan.name, pid = process.pid, "started");
+        self.show_leased(&plan.name)
+    }
+
+    /// Takes charge of a VM that something else started.
+    pub fn adopt(&self, name: &str, qmp: &Path) -> Result<VmInfo, Refusal> {
+        let cannot = |kind, reasons: Reasons| self.refuse(kind, format!("cannot adopt {name}"), reasons);
+        name::check(name).map_err(|why| cannot(Kind::Bad, why.into()))?;
+        let _lease = self.hold(name, "adopt")?;
+        let found = self.hypervisor.inspect(name, qmp).map_err(|why| cannot(Kind::Conflict, why))?;
+        let process = Process::of(found.pid)
+            .map_err(|e| cannot(Kind::Failed, format!("process {} is gone: {e}", found.pid).into()))?;
+        let others = self.store.vms().map_err(|e| self.store_failed(e))?;
+        if let Some(other) = others.iter().find(|vm| vm.process == Some(process) && vm.name != name) {
+            return Err(cannot(Kind::Conflict, format!("its QEMU is the VM {} already", other.name).into()));
+        }
+        let record = VmRecord {
+            name: name.to_owned(),
+            recipe: found.recipe,
+            process: Some(process),
+            qmp: found.qmp,
+            belongings: found.belongings,
+            origin: Origin::Adopted,
+            standing: Standing::Here,
+        };
+        self.add(&record, "adopt")?;
+        info!(vm = name, pid = process.pid, "adopted");
+        self.show_leased(name)
+    }
+
+    /// Ends a VM and forgets it. One whose QEMU has ended already is only forgotten.
+    pub fn stop(&self, name: &str) -> Result<(), Refusal> {
+        let vm = self.find(name)?;
+        let _lease = self.hold(name, "stop")?;
+        let conflict =
+            |why: &str| Err(self.refuse(Kind::Conflict, format!("cannot stop {name}"), why.into()));
+        if let Standing::Arriving { from, .. } = &vm.standing {
+            return conflict(&format!("it is on its way here, and {from} owns it still"));
+        }
+        if let Some(entry) = self.store.departure_of(name).map_err(|e| self.store_failed(e))? {
+            let to = &entry.to;
+            match entry.state {
+                DepartureState::Pausing => return conflict("its last migration is still being rolled back"),
+                DepartureState::Promised { .. } => {
+                    let why = format!(
+                        "nobody can say yet whether it belongs to {to}: see `whimbrel resolve {name}`"
+                    );
+                    return conflict(&why);
+                }
+                DepartureState::Gone { .. } => {
+                    let why =
+                        format!("it belongs to {to}, which may still need memory that only this host has");
+                    return conflict(&why);
+                }
+            }
+        }
+        let cannot = |why: Reasons| self.refuse(Kind::Failed, format!("cannot stop {name}"), why);
+        self.hypervisor.stop(&vm).map_err(cannot)?;
+        self.store.remove_vm(name).map_err(|e| self.store_failed(e))?;
+        info!(vm = name, "stopped");
+        Ok(())
+    }
+
+    /// The VM of this name, or an error that names similar ones or says where it went.
+    pub fn find(&self, name: &str) -> Result<VmRecord, Refusal> {
+        if let Some(vm) = self.store.vm(name).map_err(|e| self.store_failed(e))? {
+            return Ok(vm);
+        }
+        let what = format!("there is no VM {name} on this host");
+        if let Some(owner) = self.store.owner(name).map_err(|e| self.store_failed(e))?
+            && owner.owner != self.host()
+        {
+            let why = format!("it was migrated to {}", owner.owner);
+            return Err(Refusal::new(Kind::Unknown, what, self.host(), why).vm_runs_on(owner.owner));
+        }
+        let all = self.store.vms().map_err(|e| self.store_failed(e))?;
+        let near = name::similar(name, all.iter().map(|vm| vm.name.as_str()));
+        let why = match (near.as_slice(), all.len()) {
+            ([], 0) => "no VM runs here; `whimbrel run` starts one".to_owned(),
+            ([], _) => "`whimbrel list` shows those that are here".to_owned(),
+            (near, _) => format!("did you mean {}?", near.join(" or ")),
+        };
+        Err(Refusal::new(Kind::Unknown, what, self.host(), why))
+    }
+
+    /// Looks, after a start of the agent, which of the recorded VMs are still there, and says so in the log.
+    /// Forgets those whose start was interrupted.
+    pub fn look_again(&self) -> Result<(), StoreError> {
+        for vm in self.store.vms()? {
+            if vm.process.is_none() && vm.standing == Standing::Here {
+                warn!(vm = vm.name, "forgotten: its start was interrupted");
+                self.hypervisor.sweep(&vm.name);
+                self.store.remove_vm(&vm.name)?;
+                continue;
+            }
+            if self.store.arrival(&vm.name)?.is_some() {
+                // Its QEMU may be waiting for a page that only arrives once we go on: it is not asked.
+                info!(vm = vm.name, "found again, arriving");
+                continue;
+            }
+            match self.condition(&vm) {
+                Condition::Gone(why) => warn!(vm = vm.name, why, "its QEMU is gone"),
+                Condition::Unknown(why) => warn!(vm = vm.name, why, "its QEMU does not answer"),
+                Condition::Running => info!(vm = vm.name, "found again, running"),
+                Condition::Paused(status) => info!(vm = vm.name, status, "found again, not running"),
+            }
+        }
+        Ok(())
+    }
+
+    /// What a VM is doing, asked of its process first and of QEMU only if that lives.
+    pub fn condition(&self, vm: &VmRecord) -> Condition {
+        match vm.process {
+            Some(process) if process.is_alive() => self.hypervisor.condition(vm),
+            Some(process) => Condition::Gone(format!("process {} has ended", process.pid)),
+            None => Condition::Unknown("it is being started".to_owned()),
+        }
+    }
+
+    fn hold(&self, name: &str, what: &str) -> Result<Lease, Refusal> {
+        self.lease(name).ok_or_else(|| {
+            let why = "something else is being done with it: it is being started, stopped or migrated";
+            self.refuse(Kind::Conflict, format!("cannot {what} {name}"), why.into())
+        })
+    }
+
+    fn add(&self, record: &VmRecord, what: &str) -> Result<(), Refusal> {
+        if self.store.add_vm(record).map_err(|e| self.store_failed(e))? {
+            return Ok(());
+        }
+        let why = format!("host {} has a VM named {} already", self.host(), record.name);
+        Err(self.refuse(Kind::Conflict, format!("cannot {what} {}", record.name), why.into()))
+    }
+
+    fn refuse(&self, kind: Kind, what: String, reasons: Reasons) -> Refusal {
+        Refusal::new(kind, what, self.host(), reasons.0.join("\n"))
+    }
+
+    fn store_failed(&self, error: StoreError) -> Refusal {
+        Refusal::store(error, self.host())
+    }
+}

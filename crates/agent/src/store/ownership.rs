@@ -1,0 +1,214 @@
+//! Who owns a VM: the compare-and-swap that is the commit of a migration.
+//!
+//! The record that decides a migration is kept by its target, under the migration's id: it starts as what the source
+//! says of itself (the *offer*) and changes once, by the first claim that fits. A record per migration, not per name,
+//! so that neither a late claim of an old migration nor another VM of the same name can ever disturb it.
+//!
+//! Beside these, each host keeps for each VM name the last owner that it knows of: what people are told.
+
+use super::{
+    ArrivalRecord, Standing, Store, StoreError, Trouble, VmRecord, decode, encode, owed, records::Owner,
+    target, vms,
+};
+use engine::ports::{Claim, Claimed, Ownership, OwnershipRecord};
+use redb::{ReadableTable, TableDefinition, WriteTransaction};
+use serde::{Deserialize, Serialize};
+use std::io;
+use units::{Epoch, MemorySet, MigrationId};
+
+/// Migration id → [`Offer`].
+const OFFERS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("offers");
+/// VM name → [`Owner`], as far as this host knows.
+const OWNERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("owners");
+
+/// The record that decides one migration.
+#[derive(Debug, Serialize, Deserialize)]
+struct Offer {
+    vm: String,
+    #[serde(flatten)]
+    owner: Owner,
+    /// Whether somebody else than the owner may claim.
+    open: bool,
+}
+
+impl Offer {
+    /// What `claim` comes to, and whether that changes the record.
+    fn decide(&self, claim: &Claim) -> (Claimed, bool) {
+        let epoch = claim.expected.next();
+        let decided = self.owner.migration == Some(claim.migration);
+        if decided && self.owner.owner == claim.claimer && self.owner.epoch == epoch {
+            return (Claimed::Yours(epoch), false);
+        }
+        let may = self.open || self.owner.owner == claim.claimer;
+        if !decided && self.owner.epoch == claim.expected && may {
+            return (Claimed::Yours(epoch), true);
+        }
+        (Claimed::Lost(self.owner.clone().into()), false)
+    }
+}
+
+/// Why this host does not take a VM in.
+#[derive(Debug, thiserror::Error)]
+pub enum OfferError {
+    /// There is a VM of this name.
+    #[error("host {host} has a VM named {vm} already")]
+    NameTaken {
+        /// This host.
+        host: String,
+        /// The name.
+        vm: String,
+    },
+    /// The migration's id was seen before.
+    #[error("migration {0} was seen before and is over")]
+    Over(MigrationId),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+pub(super) fn prepare(change: &WriteTransaction) -> Result<(), Trouble> {
+    change.open_table(OFFERS)?;
+    change.open_table(OWNERS)?;
+    Ok(())
+}
+
+/// A VM that was started or adopted here belongs here.
+pub(super) fn start_here(change: &WriteTransaction, vm: &str, host: &str) -> Result<(), Trouble> {
+    let mut owners = change.open_table(OWNERS)?;
+    let before: Option<Owner> = owners.get(vm)?.map(|row| decode(row.value())).transpose()?;
+    let epoch = before.map_or(Epoch(1), |owner| owner.epoch.next());
+    owners.insert(vm, encode(&Owner { owner: host.to_owned(), epoch, migration: None })?.as_slice())?;
+    Ok(())
+}
+
+/// What this host knows of the VM's owner from now on.
+pub(super) fn note(change: &WriteTransaction, vm: &str, record: &OwnershipRecord) -> Result<(), Trouble> {
+    change.open_table(OWNERS)?.insert(vm, encode(&Owner::from(record))?.as_slice())?;
+    Ok(())
+}
+
+/// Nobody but the offering source may claim any more, if nobody has yet.
+pub(super) fn withdraw(change: &WriteTransaction, migration: MigrationId) -> Result<(), Trouble> {
+    let mut offers = change.open_table(OFFERS)?;
+    let row: Option<Offer> = offers.get(migration.0)?.map(|row| decode(row.value())).transpose()?;
+    if let Some(mut offer) = row {
+        offer.open = false;
+        offers.insert(migration.0, encode(&offer)?.as_slice())?;
+    }
+    Ok(())
+}
+
+impl Store {
+    /// Takes in a VM that a source offers: records the VM (its standing says which migration brings it and from
+    /// where), the journal of its arrival, and the ownership record on which that migration will be decided, all in
+    /// one transaction. `of_source` is what the source says of its ownership.
+    pub fn accept(&self, vm: &VmRecord, of_source: &OwnershipRecord) -> Result<super::Arrival, OfferError> {
+        let Standing::Arriving { migration, from } = &vm.standing else {
+            panic!("only an arriving VM is accepted");
+        };
+        enum Seen {
+            Free,
+            Taken,
+            Over,
+        }
+        let seen = self.change(&format!("take in the VM {}", vm.name), |change| {
+            let mut vms = change.open_table(vms::VMS)?;
+            if vms.get(vm.name.as_str())?.is_some() {
+                return Ok(Seen::Taken);
+            }
+            let mut offers = change.open_table(OFFERS)?;
+            if offers.get(migration.0)?.is_some() {
+                return Ok(Seen::Over);
+            }
+            let offer = Offer { vm: vm.name.clone(), owner: Owner::from(of_source), open: true };
+            offers.insert(migration.0, encode(&offer)?.as_slice())?;
+            vms.insert(vm.name.as_str(), encode(vm)?.as_slice())?;
+            let arrival =
+                ArrivalRecord { migration: *migration, from: from.clone(), claimed: false, owing: false };
+            target::put(change, &vm.name, &arrival)?;
+            Ok(Seen::Free)
+        })?;
+        match seen {
+            Seen::Free => Ok(super::Arrival::new(self.clone(), vm.name.clone(), *migration)),
+            Seen::Taken => Err(OfferError::NameTaken { host: self.host().to_owned(), vm: vm.name.clone() }),
+            Seen::Over => Err(OfferError::Over(*migration)),
+        }
+    }
+
+    /// The VM's owner, as far as this host knows.
+    pub fn owner(&self, vm: &str) -> Result<Option<OwnershipRecord>, StoreError> {
+        self.look(&format!("look up the owner of {vm}"), |look| {
+            let row =
+                look.open_table(OWNERS)?.get(vm)?.map(|row| decode::<Owner>(row.value())).transpose()?;
+            Ok(row.map(OwnershipRecord::from))
+        })
+    }
+
+    /// The claim, and with it, in the same transaction, the pages that are still owed when the guest starts. With one
+    /// `fsync` for both, where `TargetJournal::owed` and then a claim takes two while the guest is stopped.
+    pub fn claim_owing(&self, claim: &Claim, pages: Option<&MemorySet>) -> io::Result<Claimed> {
+        let owing = pages.map(owed::encode);
+        let claimed = self.change(&format!("claim the VM {}", claim.vm), |change| {
+            let mut offers = change.open_table(OFFERS)?;
+            let row: Option<Offer> =
+                offers.get(claim.migration.0)?.map(|row| decode(row.value())).transpose()?;
+            let Some(mut offer) = row.filter(|offer| offer.vm == claim.vm) else {
+                return Ok(None);
+            };
+            let (claimed, swap) = offer.decide(claim);
+            if swap {
+                let record = OwnershipRecord {
+                    owner: claim.claimer.clone(),
+                    epoch: claim.expected.next(),
+                    migration: Some(claim.migration),
+                };
+                offer.owner = Owner::from(&record);
+                offer.open = false;
+                offers.insert(claim.migration.0, encode(&offer)?.as_slice())?;
+                if claim.claimer == self.host() {
+                    note(change, &claim.vm, &record)?;
+                    target::claimed(change, claim, owing.as_deref())?;
+                    vms::edit(change, &claim.vm, |vm| vm.standing = Standing::Here)?;
+                }
+            }
+            Ok(Some(claimed))
+        })?;
+        claimed.ok_or_else(|| {
+            let why = format!(
+                "host {} keeps no ownership record for migration {} of {}",
+                self.host(),
+                claim.migration,
+                claim.vm
+            );
+            io::Error::new(io::ErrorKind::NotFound, why)
+        })
+    }
+
+    /// Whether this migration has brought its VM here, all of it.
+    pub fn has_arrived(&self, migration: MigrationId) -> Result<bool, StoreError> {
+        self.look("look up a migration", |look| {
+            let offers = look.open_table(OFFERS)?;
+            let Some(offer) = offers.get(migration.0)?.map(|row| decode::<Offer>(row.value())).transpose()?
+            else {
+                return Ok(false);
+            };
+            let ours = offer.owner.migration == Some(migration) && offer.owner.owner == self.host();
+            Ok(ours && target::entry(look, &offer.vm)?.is_none_or(|arrival| arrival.migration != migration))
+        })
+    }
+
+    /// Forgets the record on which a migration was decided. Only once the source has said that it will not ask again.
+    pub fn forget_offer(&self, migration: MigrationId) -> Result<(), StoreError> {
+        self.change("forget a decided migration", |change| {
+            change.open_table(OFFERS)?.remove(migration.0)?;
+            Ok(())
+        })
+    }
+}
+
+/// Keeps the records of the migrations that come to this host.
+impl Ownership for Store {
+    fn claim(&self, claim: &Claim) -> io::Result<Claimed> {
+        self.claim_owing(claim, None)
+    }
+}

@@ -1,0 +1,177 @@
+//! The source's journal: what this host may do with the guest after a crash in the middle of a migration.
+
+use super::{DepartureRecord, DepartureState, Store, StoreError, Trouble, decode, encode, ownership, vms};
+use engine::ports::{OwnershipRecord, SourceJournal};
+use redb::{ReadableTable, TableDefinition, WriteTransaction};
+use std::io;
+use units::{Epoch, MigrationId};
+
+/// VM name → [`DepartureRecord`].
+const DEPARTURES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("departures");
+
+pub(super) fn prepare(change: &WriteTransaction) -> Result<(), Trouble> {
+    change.open_table(DEPARTURES)?;
+    Ok(())
+}
+
+pub(super) fn forget(change: &WriteTransaction, vm: &str) -> Result<(), Trouble> {
+    change.open_table(DEPARTURES)?.remove(vm)?;
+    Ok(())
+}
+
+/// One VM's way from this host: its journal.
+pub struct Departure {
+    store: Store,
+    vm: String,
+    migration: MigrationId,
+    to: String,
+    address: String,
+}
+
+/// What a step makes of the journal.
+enum Step {
+    /// This is written.
+    Write(DepartureState),
+    /// It is as it should be already.
+    Keep,
+    /// The entry goes, and the VM stays.
+    Erase,
+}
+
+impl Store {
+    /// The journal of a migration from here to the host `to` at `address`. Nothing is written before its first entry.
+    pub fn departure(&self, vm: &str, migration: MigrationId, to: &str, address: &str) -> Departure {
+        let (vm, to, address) = (vm.to_owned(), to.to_owned(), address.to_owned());
+        Departure { store: self.clone(), vm, migration, to, address }
+    }
+
+    /// All VMs with an entry in the source's journal.
+    pub fn departures(&self) -> Result<Vec<(String, DepartureRecord)>, StoreError> {
+        self.look("read the journal of migrations from here", |look| {
+            let rows = look.open_table(DEPARTURES)?;
+            rows.iter()?
+                .map(|row| row.map_err(Trouble::from))
+                .map(|row| {
+                    let (name, entry) = row?;
+                    Ok((name.value().to_owned(), decode(entry.value())?))
+                })
+                .collect()
+        })
+    }
+
+    /// The entry of one VM.
+    pub fn departure_of(&self, vm: &str) -> Result<Option<DepartureRecord>, StoreError> {
+        self.look(&format!("read the journal of {vm}"), |look| {
+            look.open_table(DEPARTURES)?.get(vm)?.map(|row| decode(row.value())).transpose()
+        })
+    }
+}
+
+impl Departure {
+    /// Changes the entry as `next` says, which sees the state of this migration's entry, if there is one.
+    fn step(
+        &self,
+        what: &str,
+        next: impl FnOnce(Option<DepartureState>) -> Result<Step, String>,
+        also: impl FnOnce(&WriteTransaction, Option<DepartureState>) -> Result<(), Trouble>,
+    ) -> io::Result<()> {
+        let what = format!("record that {} {what}", self.vm);
+        let refused = self.store.change(&what, |change| {
+            let mut entries = change.open_table(DEPARTURES)?;
+            let before: Option<DepartureRecord> =
+                entries.get(self.vm.as_str())?.map(|row| decode(row.value())).transpose()?;
+            if let Some(entry) = before.as_ref().filter(|entry| entry.migration != self.migration) {
+                return Ok(Some(format!("its migration {} to {} is not over", entry.migration, entry.to)));
+            }
+            let before = before.map(|entry| entry.state);
+            match next(before) {
+                Err(why) => return Ok(Some(why)),
+                Ok(Step::Keep) => {}
+                Ok(Step::Erase) => {
+                    entries.remove(self.vm.as_str())?;
+                }
+                Ok(Step::Write(state)) => {
+                    let (to, address) = (self.to.clone(), self.address.clone());
+                    let entry = DepartureRecord { migration: self.migration, to, address, state };
+                    entries.insert(self.vm.as_str(), encode(&entry)?.as_slice())?;
+                }
+            }
+            drop(entries);
+            also(change, before)?;
+            Ok(None)
+        })?;
+        match refused {
+            None => Ok(()),
+            Some(why) => Err(io::Error::other(format!("cannot {what}: {why}"))),
+        }
+    }
+
+    fn record(&self, owner: &str, epoch: Epoch) -> OwnershipRecord {
+        OwnershipRecord { owner: owner.to_owned(), epoch, migration: Some(self.migration) }
+    }
+}
+
+fn nothing(_: &WriteTransaction, _: Option<DepartureState>) -> Result<(), Trouble> {
+    Ok(())
+}
+
+impl SourceJournal for Departure {
+    fn pausing(&mut self) -> io::Result<()> {
+        let next = |before| match before {
+            None | Some(DepartureState::Pausing) => Ok(Step::Write(DepartureState::Pausing)),
+            Some(_) => Err("it has promised more already".to_owned()),
+        };
+        self.step("is being paused", next, nothing)
+    }
+
+    fn promise(&mut self, expected: Epoch) -> io::Result<()> {
+        let promised = DepartureState::Promised { expected };
+        let next = |before| match before {
+            Some(DepartureState::Pausing) => Ok(Step::Write(promised)),
+            Some(state) if state == promised => Ok(Step::Keep),
+            _ => Err("it was not being paused".to_owned()),
+        };
+        self.step("is left to its ownership record", next, nothing)
+    }
+
+    fn back(&mut self) -> io::Result<()> {
+        let next = |before| match before {
+            Some(DepartureState::Gone { .. }) => Err("it belongs to the target (I4)".to_owned()),
+            _ => Ok(Step::Erase),
+        };
+        let host = self.store.host().to_owned();
+        self.step("runs here again", next, |change, before| match before {
+            // After a promise only a claim of our own brings it back: the next epoch is ours.
+            Some(DepartureState::Promised { expected }) => {
+                ownership::note(change, &self.vm, &self.record(&host, expected.next()))
+            }
+            _ => Ok(()),
+        })
+    }
+
+    fn gone(&mut self, epoch: Epoch) -> io::Result<()> {
+        let next = |before| match before {
+            Some(DepartureState::Promised { .. } | DepartureState::Gone { .. }) => {
+                Ok(Step::Write(DepartureState::Gone { epoch }))
+            }
+            _ => Err("nothing was promised".to_owned()),
+        };
+        self.step("belongs to the target", next, |change, _| {
+            ownership::note(change, &self.vm, &self.record(&self.to, epoch))
+        })
+    }
+
+    /// The VM is forgotten here with the journal's entry.
+    fn settled(&mut self) -> io::Result<()> {
+        let next = |before| match before {
+            None | Some(DepartureState::Gone { .. }) => Ok(Step::Erase),
+            Some(_) => Err("it does not belong to the target".to_owned()),
+        };
+        self.step("is complete at the target", next, |change, before| {
+            if before.is_some() {
+                change.open_table(vms::VMS)?.remove(self.vm.as_str())?;
+            }
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,260 @@
+//! The promises of the store: what `Ownership` owes to every migration, and what a crash leaves.
+
+use super::*;
+use engine::ports::{Claim, Claimed, Ownership, OwnershipRecord, SourceJournal, TargetJournal};
+use std::{env, process::Command, sync::Barrier, thread};
+use units::{BlockId, Epoch, MemorySet, MigrationId, PageIndex};
+
+const FIRST: MigrationId = MigrationId(0x1111);
+
+fn store() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), "there").unwrap();
+    (dir, store)
+}
+
+fn vm(name: &str, standing: Standing) -> VmRecord {
+    let process = Some(Process { pid: 4711, start_time: 99 });
+    let recipe = serde_json::json!({"vcpus": 2});
+    VmRecord {
+        name: name.into(),
+        recipe,
+        process,
+        qmp: "/run/q".into(),
+        belongings: serde_json::Value::Null,
+        origin: Origin::Run,
+        standing,
+    }
+}
+
+fn arriving(name: &str, migration: MigrationId) -> VmRecord {
+    vm(name, Standing::Arriving { migration, from: "here".into() })
+}
+
+fn record(owner: &str, epoch: u64) -> OwnershipRecord {
+    OwnershipRecord { owner: owner.into(), epoch: Epoch(epoch), migration: None }
+}
+
+fn claim(claimer: &str, migration: MigrationId, expected: u64) -> Claim {
+    Claim { vm: "web1".into(), migration, expected: Epoch(expected), claimer: claimer.into() }
+}
+
+/// A store in which `here` offers `web1`, at epoch 4.
+fn offered() -> (tempfile::TempDir, Store, Arrival) {
+    let (dir, store) = store();
+    let arrival = store.accept(&arriving("web1", FIRST), &record("here", 4)).unwrap();
+    (dir, store, arrival)
+}
+
+fn lost_to(owner: &str, epoch: u64) -> Claimed {
+    Claimed::Lost(OwnershipRecord { owner: owner.into(), epoch: Epoch(epoch), migration: Some(FIRST) })
+}
+
+#[test]
+fn a_claim_asked_again_gives_the_same_answer() {
+    let (_dir, store, _) = offered();
+    for _ in 0..3 {
+        assert_eq!(store.claim(&claim("there", FIRST, 4)).unwrap(), Claimed::Yours(Epoch(5)));
+        assert_eq!(store.claim(&claim("here", FIRST, 4)).unwrap(), lost_to("there", 5));
+    }
+}
+
+#[test]
+fn of_concurrent_claims_exactly_one_wins() {
+    for _ in 0..20 {
+        let (_dir, store, _) = offered();
+        let start = Barrier::new(8);
+        let won: Vec<&str> = thread::scope(|threads| {
+            let racers: Vec<_> = (0..8)
+                .map(|i| {
+                    let (store, start) = (&store, &start);
+                    threads.spawn(move || {
+                        let claimer = ["here", "there"][i % 2];
+                        start.wait();
+                        matches!(store.claim(&claim(claimer, FIRST, 4)).unwrap(), Claimed::Yours(_))
+                            .then_some(claimer)
+                    })
+                })
+                .collect();
+            racers.into_iter().filter_map(|racer| racer.join().unwrap()).collect()
+        });
+        // The winner's own repetitions win too; nobody else's.
+        assert_eq!(won.len(), 4, "{won:?}");
+        assert!(won.iter().all(|claimer| claimer == &won[0]), "{won:?}");
+    }
+}
+
+#[test]
+fn a_claim_at_a_stale_or_future_epoch_loses() {
+    let (_dir, store, _) = offered();
+    for expected in [0, 3, 5, u64::MAX - 1] {
+        let lost = store.claim(&claim("there", FIRST, expected)).unwrap();
+        assert_eq!(lost, Claimed::Lost(record("here", 4)), "expected {expected}");
+    }
+    assert_eq!(store.claim(&claim("there", FIRST, 4)).unwrap(), Claimed::Yours(Epoch(5)));
+    assert_eq!(store.claim(&claim("there", FIRST, 5)).unwrap(), lost_to("there", 5));
+}
+
+#[test]
+fn a_claim_for_an_unknown_migration_is_not_known_rather_than_lost() {
+    let (_dir, store, _) = offered();
+    let unknown = store.claim(&claim("here", MigrationId(7), 4)).unwrap_err();
+    assert_eq!(unknown.kind(), io::ErrorKind::NotFound, "{unknown}");
+    let other = Claim { vm: "db".into(), ..claim("here", FIRST, 4) };
+    assert_eq!(store.claim(&other).unwrap_err().kind(), io::ErrorKind::NotFound);
+}
+
+#[test]
+fn after_the_target_gave_up_only_the_source_can_claim() {
+    let (_dir, store, arrival) = offered();
+    assert!(arrival.abandon().unwrap());
+    assert_eq!(store.vm("web1").unwrap(), None);
+    assert_eq!(store.claim(&claim("there", FIRST, 4)).unwrap(), Claimed::Lost(record("here", 4)));
+    assert_eq!(store.claim(&claim("here", FIRST, 4)).unwrap(), Claimed::Yours(Epoch(5)));
+    assert!(matches!(store.accept(&arriving("web1", FIRST), &record("here", 4)), Err(OfferError::Over(_))));
+}
+
+#[test]
+fn an_arrival_without_a_permit_leaves_no_trace() {
+    let (_dir, store, mut arrival) = offered();
+    arrival.abandoned(false).unwrap();
+    assert_eq!(store.claim(&claim("there", FIRST, 4)).unwrap_err().kind(), io::ErrorKind::NotFound);
+    assert_eq!(store.vm("web1").unwrap(), None);
+    assert!(!store.has_arrived(FIRST).unwrap());
+}
+
+#[test]
+fn a_migration_is_settled_once_nothing_is_owed() {
+    let (_dir, store, mut arrival) = offered();
+    assert!(!store.has_arrived(FIRST).unwrap());
+    store.claim(&claim("there", FIRST, 4)).unwrap();
+    assert!(!store.has_arrived(FIRST).unwrap());
+    arrival.settled().unwrap();
+    assert!(store.has_arrived(FIRST).unwrap());
+}
+
+#[test]
+fn a_claimed_arrival_cannot_be_given_up() {
+    let (_dir, store, mut arrival) = offered();
+    store.claim(&claim("there", FIRST, 4)).unwrap();
+    assert!(!arrival.abandon().unwrap());
+    assert!(arrival.abandoned(true).is_err());
+    assert_eq!(store.vm("web1").unwrap().unwrap().standing, Standing::Here);
+}
+
+#[test]
+fn a_claim_of_an_old_migration_never_touches_the_new_one() {
+    let (_dir, store, arrival) = offered();
+    arrival.abandon().unwrap();
+    let second = MigrationId(0x2222);
+    let _arrival = store.accept(&arriving("web1", second), &record("here", 4)).unwrap();
+    assert_eq!(store.claim(&claim("there", FIRST, 4)).unwrap(), Claimed::Lost(record("here", 4)));
+    assert_eq!(store.claim(&claim("there", second, 4)).unwrap(), Claimed::Yours(Epoch(5)));
+}
+
+#[test]
+fn a_name_that_is_taken_is_not_offered_twice() {
+    let (_dir, store, _) = offered();
+    let again = store.accept(&arriving("web1", MigrationId(2)), &record("other", 9));
+    assert!(matches!(again, Err(OfferError::NameTaken { .. })));
+    assert!(!store.add_vm(&vm("web1", Standing::Here)).unwrap());
+}
+
+#[test]
+fn the_claim_and_the_owed_set_become_durable_together() {
+    let (dir, store, mut arrival) = offered();
+    let mut pages = MemorySet::empty([1000, 50]);
+    pages.block_mut(BlockId(1)).insert(PageIndex(49));
+    store.claim_owing(&claim("there", FIRST, 4), Some(&pages)).unwrap();
+    let kept = |store: &Store| store.arrivals().unwrap().pop().map(|(_, entry)| (entry.claimed, entry.owing));
+    assert_eq!(kept(&store), Some((true, true)));
+    assert_eq!(store.owed("web1").unwrap(), Some(pages));
+    arrival.settled().unwrap();
+    drop((arrival, store));
+    let store = Store::open(dir.path(), "there").unwrap();
+    assert_eq!(kept(&store), None);
+    assert_eq!(store.owed("web1").unwrap(), None);
+    assert_eq!(store.owner("web1").unwrap().unwrap().owner, "there");
+}
+
+#[test]
+fn the_source_journal_walks_only_forward() {
+    let (_dir, store) = store();
+    store.add_vm(&vm("web1", Standing::Here)).unwrap();
+    let state = || store.departure_of("web1").unwrap().map(|entry| entry.state);
+    let mut journal = store.departure("web1", FIRST, "far", "10.0.0.2:7471");
+    assert!(journal.promise(Epoch(1)).is_err(), "a promise before the pause");
+    assert!(journal.gone(Epoch(2)).is_err(), "gone without a promise");
+    journal.pausing().unwrap();
+    assert_eq!(state(), Some(DepartureState::Pausing));
+    journal.back().unwrap();
+    assert_eq!(state(), None);
+    assert_eq!(store.owner("web1").unwrap(), Some(record("there", 1)));
+
+    journal.pausing().unwrap();
+    journal.promise(Epoch(1)).unwrap();
+    assert!(store.departure("web1", MigrationId(9), "far", "x:1").pausing().is_err(), "two at once");
+    journal.back().unwrap();
+    assert_eq!(store.owner("web1").unwrap().unwrap().epoch, Epoch(2), "it was claimed back");
+
+    journal.pausing().unwrap();
+    journal.promise(Epoch(2)).unwrap();
+    journal.gone(Epoch(3)).unwrap();
+    journal.gone(Epoch(3)).unwrap();
+    assert!(journal.back().is_err(), "what is gone never comes back (I4)");
+    assert_eq!(store.owner("web1").unwrap().unwrap().owner, "far");
+    assert!(store.vm("web1").unwrap().is_some(), "its memory is kept until the target has all of it");
+    journal.settled().unwrap();
+    journal.settled().unwrap();
+    assert_eq!((state(), store.vm("web1").unwrap()), (None, None));
+}
+
+#[test]
+fn a_vm_started_again_has_a_later_epoch() {
+    let (_dir, store) = store();
+    for epoch in 1..4 {
+        store.add_vm(&vm("web1", Standing::Here)).unwrap();
+        assert_eq!(store.owner("web1").unwrap(), Some(record("there", epoch)));
+        store.remove_vm("web1").unwrap();
+    }
+}
+
+#[test]
+fn a_second_agent_on_the_same_directory_is_told_so() {
+    let (dir, _store) = store();
+    let error = Store::open(dir.path(), "there").err().unwrap().to_string();
+    assert!(error.contains("in use by another agent (pid "), "{error}");
+    assert!(error.contains("--state-dir"), "{error}");
+}
+
+#[test]
+fn a_directory_that_cannot_be_made_is_named() {
+    let error = Store::open(Path::new("/proc/nowhere"), "there").err().unwrap().to_string();
+    assert!(error.contains("/proc/nowhere"), "{error}");
+}
+
+#[test]
+fn what_was_claimed_survives_a_kill() {
+    // The child is this test binary again, told by the environment to claim, say so and be killed.
+    const DIR: &str = "STORE_TEST_DIR";
+    if let Ok(dir) = env::var(DIR) {
+        let store = Store::open(Path::new(&dir), "there").unwrap();
+        store.accept(&arriving("web1", FIRST), &record("here", 4)).unwrap();
+        let mut pages = MemorySet::empty([100]);
+        pages.block_mut(BlockId(0)).insert(PageIndex(3));
+        store.claim_owing(&claim("there", FIRST, 4), Some(&pages)).unwrap();
+        std::process::abort();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let child = Command::new(env::current_exe().unwrap())
+        .args(["--exact", "store::tests::what_was_claimed_survives_a_kill"])
+        .env(DIR, dir.path())
+        .output()
+        .unwrap();
+    assert!(!child.status.success());
+    let store = Store::open(dir.path(), "there").unwrap();
+    assert_eq!(store.claim(&claim("there", FIRST, 4)).unwrap(), Claimed::Yours(Epoch(5)));
+    assert_eq!(store.claim(&claim("here", FIRST, 4)).unwrap(), lost_to("there", 5));
+    assert_eq!(store.owed("web1").unwrap().map(|set| set.len()), Some(1));
+    assert_eq!(store.vm("web1").unwrap().unwrap().standing, Standing::Here);
+}

@@ -1,0 +1,318 @@
+//! Connections between the two sides.
+
+use proto::{Kind, MAX_CONTROL, Preamble, REPLY, Reply, Status, control};
+use socket2::{SockRef, TcpKeepalive};
+use std::{
+    io::{self, IoSlice, Read, Write},
+    net::{Shutdown, SocketAddr, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+use units::MigrationId;
+
+/// A side that says nothing for this long is taken for lost. Both sides speak at least each [`PING`]. Shorter, and a
+/// host that is merely busy would be given up; longer, and a guest that waits for a lost target waits for nothing.
+pub(crate) const SILENCE: Duration = Duration::from_secs(5);
+
+/// How often the source pings.
+pub(crate) const PING: Duration = Duration::from_millis(250);
+
+/// How long a peer may take for its first bytes. A port scanner must not hold a thread for longer.
+pub(crate) const GREETING: Duration = Duration::from_secs(5);
+
+/// Bytes that went over a migration's connections, as this side's sockets saw them.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    sent: AtomicU64,
+    received: AtomicU64,
+}
+
+impl Traffic {
+    /// Bytes written.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Relaxed)
+    }
+
+    /// Bytes written and read.
+    pub fn both(&self) -> u64 {
+        self.sent() + self.received.load(Relaxed)
+    }
+}
+
+/// One connection of a migration.
+#[derive(Debug)]
+pub struct Conn {
+    stream: TcpStream,
+    traffic: Arc<Traffic>,
+}
+
+impl Conn {
+    pub(crate) fn new(stream: TcpStream, traffic: Arc<Traffic>) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        let socket = SockRef::from(&stream);
+        socket.set_tcp_user_timeout(Some(SILENCE))?;
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(SILENCE).with_interval(SILENCE / 5))?;
+        Ok(Self { stream, traffic })
+    }
+
+    /// Another handle of the same connection.
+    pub(crate) fn another(&self) -> io::Result<Self> {
+        Ok(Self { stream: self.stream.try_clone()?, traffic: self.traffic.clone() })
+    }
+
+    /// Ends the connection for all its handles; whoever is blocked on it comes back.
+    pub(crate) fn shut(&self) {
+        // It may be gone already, which is what is wanted.
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    pub(crate) fn silence(&self, limit: Option<Duration>) -> io::Result<()> {
+        self.stream.set_read_timeout(limit)
+    }
+
+    /// Writes all parts, in order, in as few system calls as the kernel allows.
+    pub(crate) fn write_parts(&mut self, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+        /// More are refused by the kernel (`UIO_MAXIOV`).
+        const MAX_PARTS: usize = 1024;
+        while !parts.is_empty() {
+            let some = parts.len().min(MAX_PARTS);
+            match self.write_vectored(&parts[..some]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => IoSlice::advance_slices(&mut parts, n),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Read for Conn {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.stream.read(buf)?;
+        self.traffic.received.fetch_add(n as u64, Relaxed);
+        Ok(n)
+    }
+
+    /// As by default, but what is said of an early end is meant for people.
+    fn read_exact(&mut self, mut rest: &mut [u8]) -> io::Result<()> {
+        while !rest.is_empty() {
+            match self.read(rest) {
+                Ok(0) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::UnexpectedEof,
+                        "the peer closed the connection",
+                    ));
+                }
+                Ok(n) => rest = &mut rest[n..],
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Write for Conn {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(buf)])
+    }
+
+    fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        let n = self.stream.write_vectored(bufs)?;
+        self.traffic.sent.fetch_add(n as u64, Relaxed);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// How the source reaches the target.
+pub trait Dial: Send + Sync {
+    /// A new connection of this migration.
+    fn dial(&self, kind: Kind) -> io::Result<Conn>;
+
+    /// What went over all of them.
+    fn traffic(&self) -> &Arc<Traffic>;
+}
+
+/// Over TCP.
+#[derive(Debug)]
+pub struct TcpDial {
+    to: Vec<SocketAddr>,
+    migration: MigrationId,
+    traffic: Arc<Traffic>,
+}
+
+impl TcpDial {
+    /// To a host that has these addresses.
+    pub fn new(to: Vec<SocketAddr>, migration: MigrationId) -> Self {
+        Self { to, migration, traffic: Arc::default() }
+    }
+}
+
+impl Dial for TcpDial {
+    fn dial(&self, kind: Kind) -> io::Result<Conn> {
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+        for address in &self.to {
+            let connected = TcpStream::connect_timeout(address, GREETING)
+                .and_then(|stream| greet(stream, kind, self.migration, &self.traffic));
+            match connected {
+                Ok(conn) => return Ok(conn),
+                Err(e) => last = io::Error::new(e.kind(), format!("{address}: {e}")),
+            }
+        }
+        Err(last)
+    }
+
+    fn traffic(&self) -> &Arc<Traffic> {
+        &self.traffic
+    }
+}
+
+fn greet(stream: TcpStream, kind: Kind, migration: MigrationId, traffic: &Arc<Traffic>) -> io::Result<Conn> {
+    let mut conn = Conn::new(stream, traffic.clone())?;
+    conn.silence(Some(GREETING))?;
+    conn.write_all(&Preamble::new(kind, migration).to_bytes())?;
+    let mut reply = [0; REPLY];
+    conn.read_exact(&mut reply).map_err(|e| match e.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+            invalid("the peer hung up instead of answering; is a Whimbrel agent there?")
+        }
+        _ => timed_out(e, "the peer does not answer; is a Whimbrel agent there?"),
+    })?;
+    match Reply::parse(&reply).map_err(|e| invalid(e.to_string()))?.status {
+        Status::Welcome => {}
+        Status::Unknown => {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the peer knows no such migration"));
+        }
+        Status::Busy | Status::Version => return Err(invalid("the peer takes nothing in just now")),
+    }
+    conn.silence(None)?;
+    Ok(conn)
+}
+
+/// What this side reads as the peer's words goes through here, so that its first bytes are checked once.
+pub(crate) fn welcome(stream: TcpStream) -> io::Result<(Conn, Preamble)> {
+    let mut conn = Conn::new(stream, Arc::default())?;
+    conn.silence(Some(GREETING))?;
+    let mut bytes = [0; Preamble::SIZE];
+    conn.read_exact(&mut bytes)?;
+    match Preamble::parse(&bytes) {
+        Ok(preamble) => {
+            conn.silence(None)?;
+            Ok((conn, preamble))
+        }
+        Err(e) => {
+            let _ = conn.write_all(&Reply::new(Status::Version).to_bytes());
+            Err(invalid(e.to_string()))
+        }
+    }
+}
+
+pub(crate) fn invalid(why: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why.into())
+}
+
+fn timed_out(e: io::Error, words: &str) -> io::Error {
+    match e.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => io::Error::new(io::ErrorKind::TimedOut, words),
+        _ => e,
+    }
+}
+
+/// Reads one control message. Memory is spent only as the bytes arrive.
+pub(crate) fn read_control(conn: &mut Conn) -> io::Result<control::Kind> {
+    let mut length = [0; 4];
+    conn.read_exact(&mut length).map_err(|e| timed_out(e, "nothing was heard from the peer for too long"))?;
+    let length = u32::from_le_bytes(length) as usize;
+    if length > MAX_CONTROL {
+        return Err(invalid(format!(
+            "a control message of {length} bytes; at most {MAX_CONTROL} are agreed"
+        )));
+    }
+    let mut bytes = Vec::new();
+    Read::by_ref(conn).take(length as u64).read_to_end(&mut bytes)?;
+    if bytes.len() < length {
+        return Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the peer hung up in the middle of a message",
+        ));
+    }
+    proto::decode(&bytes).map_err(|e| invalid(e.to_string()))
+}
+
+/// The writing end of a control connection; any thread may speak.
+#[derive(Clone, Debug)]
+pub(crate) struct Speaker(Arc<Mutex<Conn>>);
+
+impl Speaker {
+    pub(crate) fn new(conn: Conn) -> Self {
+        Self(Arc::new(Mutex::new(conn)))
+    }
+
+    pub(crate) fn say(&self, kind: control::Kind) -> io::Result<()> {
+        let bytes = proto::encode(kind);
+        self.0.lock().expect("no one panics while speaking").write_all(&bytes)
+    }
+}
+
+/// What the pings taught of the peer's clock.
+#[derive(Debug, Default)]
+pub(crate) struct Heard(Mutex<Option<(Duration, i128)>>);
+
+impl Heard {
+    fn pong(&self, pong: &control::Pong) {
+        let now = now_ns();
+        let round_trip = Duration::from_nanos(now.saturating_sub(pong.sent_ns));
+        let middle = i128::from(pong.sent_ns) + round_trip.as_nanos() as i128 / 2;
+        let offset = i128::from(pong.here_ns) - middle;
+        let mut best = self.0.lock().expect("no one panics here");
+        // The quickest answer knows the time best (as in NTP).
+        if best.is_none_or(|(quickest, _)| round_trip < quickest) {
+            *best = Some((round_trip, offset));
+        }
+    }
+
+    /// An instant of the peer's clock on this side's.
+    pub(crate) fn to_here(&self, theirs_ns: u64) -> Option<i128> {
+        let best = *self.0.lock().expect("no one panics here");
+        best.map(|(_, offset)| i128::from(theirs_ns) - offset)
+    }
+}
+
+/// This side's clock: nanoseconds since the process first looked at it.
+pub(crate) fn now_ns() -> u64 {
+    static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+    START.elapsed().as_nanos() as u64
+}
+
+/// Reads control messages until the connection ends; pings are answered on the spot. Returns why it ended.
+pub(crate) fn listen(
+    mut conn: Conn,
+    speaker: &Speaker,
+    heard: &Heard,
+    mut tell: impl FnMut(control::Kind),
+) -> io::Error {
+    if let Err(e) = conn.silence(Some(SILENCE)) {
+        return e;
+    }
+    loop {
+        match read_control(&mut conn) {
+            Ok(control::Kind::Ping(ping)) => {
+                let pong = control::Pong { sent_ns: ping.sent_ns, here_ns: now_ns() };
+                if let Err(e) = speaker.say(control::Kind::Pong(pong)) {
+                    return e;
+                }
+            }
+            Ok(control::Kind::Pong(pong)) => heard.pong(&pong),
+            Ok(kind) => tell(kind),
+            Err(e) => return e,
+        }
+    }
+}

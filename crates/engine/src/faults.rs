@@ -1,0 +1,78 @@
+//! Pages that the guest on the target waits for: asked for on a connection of their own, ahead of everything else.
+
+use crate::{conn::Conn, land::Landing, ports::Fault};
+use proto::Frame;
+use std::{
+    io::Write,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread,
+    time::Duration,
+};
+
+/// How often the thread looks whether it is over. Faults themselves wake it at once.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Serves the faults of one guest. It waits for nothing but the kernel's and the source's descriptors: QEMU's main loop can
+/// itself be blocked on a fault that only this can resolve.
+#[derive(Clone)]
+pub(crate) struct Faults {
+    landing: Arc<Landing>,
+    asking: Arc<Mutex<Option<Conn>>>,
+    over: Arc<AtomicBool>,
+}
+
+impl Faults {
+    pub(crate) fn start(landing: Arc<Landing>) -> std::io::Result<Self> {
+        let faults = Self { landing, asking: Arc::default(), over: Arc::default() };
+        let worker = faults.clone();
+        thread::Builder::new().name("faults".into()).spawn(move || worker.work())?;
+        Ok(faults)
+    }
+
+    /// Asks on this connection from now on, first for everything that somebody waits for already.
+    pub(crate) fn ask_on(&self, conn: Conn) {
+        *self.asking.lock().expect("no one panics here") = Some(conn);
+        self.landing.wanted().into_iter().for_each(|fault| self.ask(fault));
+    }
+
+    /// Ends the thread.
+    pub(crate) fn end(&self) {
+        self.over.store(true, Relaxed);
+    }
+
+    fn work(&self) {
+        let Some(missing) = &self.landing.missing else { return };
+        while !self.over.load(Relaxed) {
+            match missing.next(LOOK) {
+                Ok(None) => {}
+                Ok(Some(fault)) => {
+                    let owed = self.landing.owed().block(fault.block).contains(fault.page);
+                    if owed {
+                        if self.landing.wants(fault) {
+                            self.ask(fault);
+                        }
+                    } else if let Err(e) = missing.place_zero(fault) {
+                        // Never written, or discarded by the guest: zeros. The guest asks again if this failed.
+                        tracing::error!(%e, ?fault, "could not answer a fault");
+                    }
+                }
+                Err(e) => {
+                    tracing::error!(%e, "faults can no longer be heard; the guest is gone");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn ask(&self, fault: Fault) {
+        let mut asking = self.asking.lock().expect("no one panics here");
+        let Some(conn) = asking.as_mut() else { return };
+        if conn.write_all(&Frame::Want { block: fault.block, page: fault.page }.header()).is_err() {
+            // The reader of this connection reports it, and what is wanted is asked for on the next one.
+            *asking = None;
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! Drives one migration: the machines of `proto` say what to do, the ports do it.
+//!
+//! The way of a page: a [`ports::Tracker`] captures it, `ship` refines it and writes it to a stream, `land` puts it
+//! into the target's memory; after a post-copy switchover `faults` fetches it ahead of all others.
+
+/// Connections: handshake, counting, control messages.
+mod conn;
+/// What a migration asks of the world.
+pub mod ports;
+/// What a migration says of itself.
+pub mod report;
+
+/// Source: which pages next.
+mod queue;
+/// Source: from guest memory to the streams.
+mod ship;
+/// Source: the driver.
+mod source;
+
+/// Target: takes connections in.
+mod accept;
+/// Target: pages that a guest waits for.
+mod faults;
+/// Target: from the streams to guest memory.
+mod land;
+/// Target: the driver.
+mod target;
+/// Both sides: hashes of the stopped guest's memory.
+mod verify;
+
+pub use accept::{Acceptor, RemoteRecord};
+pub use conn::{Conn, Dial, TcpDial, Traffic};
+pub use source::{Handle, Options, SourceDriver, SourceParts};

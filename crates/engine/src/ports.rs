@@ -1,0 +1,245 @@
+//! The ports: all that a migration asks of the world.
+//!
+//! `qemu` keeps these with a real QEMU process, the agent keeps the records, and tests keep them with a model. Every
+//! method may be called from any thread that owns the port; none may block on another VM.
+
+use std::{io, sync::Arc, time::Duration};
+use units::{BlockId, Epoch, MemorySet, MigrationId, PageIndex, PageRange, PageSet};
+
+/// One RAM block as both sides name it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Block {
+    /// QEMU's name for the memory backend, the same on both sides.
+    pub name: String,
+    /// Its size, in pages.
+    pub pages: u64,
+}
+
+/// The guest's RAM, reached from outside the QEMU process.
+///
+/// Ranges lie within their block (`PageRange::fits`): whoever takes one from a peer has checked it.
+pub trait GuestMemory: Send + Sync {
+    /// The RAM blocks; `BlockId(n)` is the n-th.
+    fn blocks(&self) -> &[Block];
+
+    /// The pages that were ever written: all others are holes and read as zeros. Allocates nothing.
+    fn present(&self, block: BlockId) -> io::Result<PageSet>;
+
+    /// Copies `range` out; `into` is exactly as long as the range. The guest may write meanwhile: then the copy may be
+    /// torn, and the tracker has the page again.
+    fn read(&self, block: BlockId, range: PageRange, into: &mut [u8]) -> io::Result<()>;
+
+    /// Overwrites `range`; `from` is exactly as long as the range. Only for a guest that has not started.
+    fn write(&self, block: BlockId, range: PageRange, from: &[u8]) -> io::Result<()>;
+
+    /// Makes holes of `range` and verifies that they are holes.
+    fn discard(&self, block: BlockId, range: PageRange) -> io::Result<()>;
+}
+
+/// Tells which pages the guest wrote. Dropping it takes every protection back: the guest runs on at full speed.
+pub trait Tracker: Send {
+    /// Protects all RAM. Writes from now on are seen.
+    fn begin(&mut self) -> io::Result<()>;
+
+    /// Adds to `dirty` what was written since `begin` or the last `collect`, and protects these pages again in the
+    /// same instant. Whoever clears a dirty bit here owes the page (I2).
+    fn collect(&mut self, dirty: &mut MemorySet) -> io::Result<()>;
+}
+
+/// A page that the guest waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Fault {
+    /// Its block.
+    pub block: BlockId,
+    /// Its place in the block.
+    pub page: PageIndex,
+}
+
+/// What became of a page that was put into a running guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Placed {
+    /// It is there now, and whoever waited for it goes on.
+    Now,
+    /// It was there before and was left as it is (I5).
+    Already,
+}
+
+/// Missing pages of a guest that runs before all its memory is there.
+pub trait MissingPages: Send + Sync {
+    /// The next page that somebody waits for; `None` when nobody asked within `wait`.
+    fn next(&self, wait: Duration) -> io::Result<Option<Fault>>;
+
+    /// Puts pages where holes are. Pages that are there already stay as they are. Says how many were new.
+    fn place(&self, block: BlockId, range: PageRange, from: &[u8]) -> io::Result<u64>;
+
+    /// Puts one zero page where a hole is.
+    fn place_zero(&self, fault: Fault) -> io::Result<Placed>;
+
+    /// Ends it once nothing is missing any more: holes are zeros again.
+    fn finish(&self) -> io::Result<()>;
+}
+
+/// A VM's device state: everything but the shared RAM blocks.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct DeviceState {
+    /// QEMU's own stream.
+    pub stream: Vec<u8>,
+    /// RAM blocks that QEMU keeps private (video memory, ROMs), by QEMU's name for them.
+    pub private: Vec<(String, Vec<u8>)>,
+}
+
+/// What went wrong at the machine, in words that name what was asked of it.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {why}")]
+pub struct MachineError {
+    /// What was asked of it, such as `stop the guest`.
+    pub what: String,
+    /// What it answered.
+    pub why: String,
+}
+
+/// The QEMU process: vCPUs and device state.
+pub trait Machine: Send {
+    /// Does ahead of `stop`, while the guest runs, whatever would otherwise take time while it does not. May be left out, and
+    /// changes nothing that the guest could notice.
+    fn get_ready(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    /// Stops the guest. Returns once its disks are drained. The guest was running or paused.
+    fn stop(&mut self) -> Result<(), MachineError>;
+
+    /// Lets the guest run. Returns once QEMU says that it does; asking again is harmless.
+    fn resume(&mut self) -> Result<(), MachineError>;
+
+    /// The device state of the stopped guest. Inactivates its disks; `resume` activates them again.
+    fn save(&mut self) -> Result<DeviceState, MachineError>;
+
+    /// Loads a device state into a QEMU that waits for one. Reads guest RAM.
+    fn load(&mut self, state: &DeviceState) -> Result<(), MachineError>;
+
+    /// Tells the network where the guest is now.
+    fn announce(&mut self) -> Result<(), MachineError>;
+
+    /// Ends the QEMU process and reaps what belongs to it. Harmless when it is gone already.
+    fn destroy(&mut self) -> Result<(), MachineError>;
+}
+
+/// Who owns a VM.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OwnershipRecord {
+    /// The owning host.
+    pub owner: String,
+    /// Grows by one with every change of hands.
+    pub epoch: Epoch,
+    /// The migration that brought it to this owner; `None` for a VM that was started or adopted here.
+    pub migration: Option<MigrationId>,
+}
+
+/// The compare-and-swap by which a VM changes hands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Claim {
+    /// The VM.
+    pub vm: String,
+    /// On behalf of which migration: makes the claim idempotent.
+    pub migration: MigrationId,
+    /// The epoch that the claimer believes to be current.
+    pub expected: Epoch,
+    /// Who wants to own it.
+    pub claimer: String,
+}
+
+/// What a claim came to. Asking again with the same claim gives the same answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Claimed {
+    /// The claimer owns the VM, at this epoch.
+    Yours(Epoch),
+    /// It belongs to somebody else now.
+    Lost(OwnershipRecord),
+}
+
+/// The ownership record of one VM, wherever it is held. An error means: not known, ask again (I1).
+pub trait Ownership: Send + Sync {
+    /// Claims the VM; durable when it returns.
+    fn claim(&self, claim: &Claim) -> io::Result<Claimed>;
+}
+
+/// What the source promises, each durable before the method returns.
+pub trait SourceJournal: Send {
+    /// The coming pause is ours: a restarted agent may resume the guest.
+    fn pausing(&mut self) -> io::Result<()>;
+
+    /// From now on this guest runs here again only if the ownership record says so.
+    fn promise(&mut self, expected: Epoch) -> io::Result<()>;
+
+    /// The pause is over and the guest runs here, as if nothing had happened (I3).
+    fn back(&mut self) -> io::Result<()>;
+
+    /// The target owns the VM (I4). What it is still owed is kept and served.
+    fn gone(&mut self, epoch: Epoch) -> io::Result<()>;
+
+    /// The target has everything: nothing here is needed any more.
+    fn settled(&mut self) -> io::Result<()>;
+}
+
+/// What the target records, each durable before the method returns.
+pub trait TargetJournal: Send {
+    /// These pages are still on their way when the guest starts. Before the claim, in a post-copy.
+    fn owed(&mut self, pages: &MemorySet) -> io::Result<()>;
+
+    /// Nothing is owed any more.
+    fn settled(&mut self) -> io::Result<()>;
+
+    /// This side gives up and has destroyed its QEMU. `source_may_ask`: the source may have promised, so the record stays
+    /// for it; otherwise no trace does.
+    fn abandoned(&mut self, source_may_ask: bool) -> io::Result<()>;
+}
+
+/// What a source asks a host to take in. Comes from a peer: whoever acts on it checks it first.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// This attempt.
+    pub migration: MigrationId,
+    /// The VM's name.
+    pub vm: String,
+    /// The source host, by its own word.
+    pub from: String,
+    /// The ownership that the source holds.
+    pub epoch: Epoch,
+    /// How to start a QEMU for it, as JSON.
+    pub recipe: Vec<u8>,
+    /// Its RAM blocks.
+    pub blocks: Vec<Block>,
+    /// Whether the guest may start before all its memory is there.
+    pub post_copy: bool,
+}
+
+/// A QEMU on the target that waits for a VM, with all that belongs to it.
+pub struct Waiting {
+    /// The guest's RAM: all holes.
+    pub memory: Arc<dyn GuestMemory>,
+    /// Missing pages, when the request allows post-copy.
+    pub missing: Option<Arc<dyn MissingPages>>,
+    /// The QEMU process.
+    pub machine: Box<dyn Machine>,
+    /// What this side records.
+    pub journal: Box<dyn TargetJournal>,
+}
+
+/// A host that can take VMs in.
+pub trait Host: Send + Sync {
+    /// Its name.
+    fn name(&self) -> String;
+
+    /// Looks whether a VM can be taken in, and starts a QEMU that waits for it; or all reasons why not, and no trace.
+    fn prepare(&self, request: &Request) -> Result<Waiting, Vec<String>>;
+
+    /// The ownership records that this host holds.
+    fn record(&self) -> Arc<dyn Ownership>;
+
+    /// Whether a migration that no longer runs has brought its VM here, all of it.
+    fn settled(&self, migration: MigrationId) -> bool;
+
+    /// A migration is over; `arrived`: the VM runs here now.
+    fn ended(&self, request: &Request, arrived: bool);
+}

@@ -1,0 +1,200 @@
+//! What a migration says of itself: while it runs, and when it is over. People and programs read the same structs.
+
+use serde::{Deserialize, Serialize};
+
+/// How memory travels relative to the switchover.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Pre-copy until the predicted downtime fits; post-copy after that only if the user allowed it.
+    #[default]
+    Auto,
+    /// All memory before the switchover.
+    PreCopy,
+    /// All memory after the switchover.
+    PostCopy,
+    /// One round before the switchover, the rest after it.
+    Hybrid,
+}
+
+/// Where a migration stands. The words are the same in the display, the logs and `--json`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Both sides look whether it can work; the target starts an empty QEMU.
+    Preflight,
+    /// Rounds over the memory of the running guest.
+    PreCopy,
+    /// The guest is stopped.
+    Switchover,
+    /// The guest runs on the target and still lacks pages.
+    PostCopy,
+    /// It is over.
+    Done,
+}
+
+/// What happens, as it happens. One JSON object a line in `migrate --json`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// A phase begins.
+    Phase {
+        /// Which.
+        phase: Phase,
+        /// Milliseconds since the migration began.
+        at_ms: u64,
+    },
+    /// Several times a second.
+    Tick {
+        /// Where it stands.
+        phase: Phase,
+        /// Which round, from 1 on; in post-copy the last one.
+        round: u32,
+        /// Bytes of guest memory that this phase still has to move.
+        left_bytes: u64,
+        /// Bytes of guest memory that this phase set out to move.
+        of_bytes: u64,
+        /// Bytes per second on the wire just now.
+        rate: u64,
+        /// How long the guest would pause if it were stopped now; unknown in the first instants.
+        predicted_downtime_ms: Option<f64>,
+        /// Time until this phase ends at this rate.
+        left_ms: Option<u64>,
+        /// Milliseconds since the migration began.
+        at_ms: u64,
+    },
+    /// A round is over.
+    Round(Round),
+    /// Something the user should know, such as that rounds have stopped paying.
+    Note {
+        /// In words.
+        text: String,
+    },
+    /// Always the last one.
+    Done(Box<Report>),
+}
+
+/// One pass over a dirty set.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Round {
+    /// From 1 on.
+    pub n: u32,
+    /// Pages that it looked at.
+    pub pages: u64,
+    /// Bytes written to sockets for it.
+    pub wire_bytes: u64,
+    /// How long it took, with the barrier.
+    pub ms: f64,
+    /// Pages that the guest wrote meanwhile.
+    pub dirtied: u64,
+}
+
+/// How pages travelled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct PageCounts {
+    /// Pages of the VM.
+    pub total: u64,
+    /// Never written by the guest, so never looked at.
+    pub hole: u64,
+    /// Full of zeros.
+    pub zero: u64,
+    /// Dirty, but the same as what was sent before.
+    pub unchanged: u64,
+    /// Content that the target had already.
+    pub known: u64,
+    /// Sent as a difference.
+    pub delta: u64,
+    /// Sent compressed.
+    pub packed: u64,
+    /// Sent as they are.
+    pub plain: u64,
+}
+
+/// Faults of a guest that ran before its memory was there, as seen on the target.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct FaultCounts {
+    /// How many waited for the source.
+    pub count: u64,
+    /// Microseconds from fault to page, the median.
+    pub p50_us: u64,
+    /// The same, the 99th percentile.
+    pub p99_us: u64,
+    /// The same, the worst.
+    pub max_us: u64,
+}
+
+/// What slowing the guest's writes cost it.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Throttle {
+    /// The strongest slowing.
+    pub max_percent: f64,
+    /// How long writers waited altogether.
+    pub stalled_ms: f64,
+}
+
+/// How it ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The VM runs on the target, all of it.
+    Completed,
+    /// It did not work; `error` says who runs the VM.
+    Failed,
+    /// The user ended it; the VM runs on the source.
+    Cancelled,
+    /// Nobody can say yet who owns the VM; `error` says what to do.
+    InDoubt,
+}
+
+/// An error in four answers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Failure {
+    /// What failed.
+    pub what: String,
+    /// In which phase, at which side.
+    #[serde(rename = "where")]
+    pub place: String,
+    /// The cause; several lines when there are several.
+    pub why: String,
+    /// The host that runs the VM now, as far as this side knows.
+    pub vm_runs_on: Option<String>,
+}
+
+/// The last word on a migration.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// The VM's name.
+    pub vm: String,
+    /// The source host.
+    pub from: String,
+    /// The target host.
+    pub to: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The mode that it ended in: never `auto`, unless it ended before that was decided.
+    pub mode: Mode,
+    /// From the request to the end, preflight included.
+    pub total_ms: f64,
+    /// The part of `total_ms` before memory began to move.
+    pub preflight_ms: f64,
+    /// From just before `stop` on the source to the guest running on the target; `None` if it never paused for good.
+    pub downtime_ms: Option<f64>,
+    /// The passes over dirty memory, the final one (with the guest stopped) included.
+    pub rounds: Vec<Round>,
+    /// How pages travelled.
+    pub pages: PageCounts,
+    /// The size of the guest's RAM.
+    pub guest_bytes: u64,
+    /// Bytes written to sockets, both ways.
+    pub wire_bytes: u64,
+    /// Data connections.
+    pub streams: u32,
+    /// Faults after a post-copy switchover.
+    pub faults: FaultCounts,
+    /// What slowing the guest's writes cost it.
+    pub throttle: Throttle,
+    /// Whether both sides' memory was compared and found the same; `None` when that was not asked for.
+    pub verified: Option<bool>,
+    /// Why it did not complete.
+    pub error: Option<Failure>,
+}

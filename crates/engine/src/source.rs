@@ -1,0 +1,648 @@
+//! The source's driver: does what `proto::Source` says, and tells it what came of it.
+
+use crate::{
+    conn::{Conn, Dial, Heard, PING, SILENCE, Speaker, listen, now_ns},
+    ports::{Claim, Claimed, GuestMemory, Machine, Ownership, SourceJournal, Tracker},
+    queue::{Owing, Round},
+    report::{Event, Mode, Phase, Report},
+    ship::{Job, Pacer, Said, Streams, serve_faults},
+    verify,
+};
+use proto::{Brief, Kind, Shape, Source, SourceAct, SourceEnd, SourceEvent, Step, control};
+use std::{
+    collections::VecDeque,
+    io,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+use units::{BlockId, Epoch, MemorySet, MigrationId, Rate};
+
+mod story;
+use story::Story;
+
+/// What a switchover costs besides moving dirty memory: stop, device state, claim, start. An estimate for a guest with KVM;
+/// under emulation `./dev bench` (`downtime`) shows 10 to 20 ms. Too low, and the pause is longer than promised; too high, and rounds go on for nothing.
+const FIXED: Duration = Duration::from_millis(8);
+
+/// How long to wait before asking the record or the target again.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// How often the display is told how it goes.
+const TICK: Duration = Duration::from_millis(250);
+
+/// After so long without an answer about who owns the VM, the user is told that it is in doubt; asking goes on.
+const DOUBT: Duration = Duration::from_secs(30);
+
+/// What the user wants.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How memory travels.
+    pub mode: Mode,
+    /// Whether `auto` may end in post-copy.
+    pub allow_post_copy: bool,
+    /// The longest acceptable downtime.
+    pub max_downtime: Duration,
+    /// What all streams together may send.
+    pub bandwidth: Option<Rate>,
+    /// How many streams.
+    pub streams: u32,
+    /// Whether both sides' memory is compared.
+    pub verify: bool,
+}
+
+impl Options {
+    fn post_copy(&self) -> bool {
+        match self.mode {
+            Mode::Auto => self.allow_post_copy,
+            Mode::PreCopy => false,
+            Mode::PostCopy | Mode::Hybrid => true,
+        }
+    }
+}
+
+/// All that a migration needs at its source.
+pub struct SourceParts {
+    /// The VM's name.
+    pub vm: String,
+    /// This host.
+    pub from: String,
+    /// The target host.
+    pub to: String,
+    /// This attempt.
+    pub migration: MigrationId,
+    /// The ownership that this host holds.
+    pub epoch: Epoch,
+    /// How the target starts a QEMU for it, as JSON.
+    pub recipe: Vec<u8>,
+    /// The guest's RAM.
+    pub memory: Arc<dyn GuestMemory>,
+    /// What the guest writes. `None` for a guest that is stopped already, after a restart of the agent.
+    pub tracker: Option<Box<dyn Tracker>>,
+    /// The QEMU process.
+    pub machine: Box<dyn Machine>,
+    /// What this side promises.
+    pub journal: Box<dyn SourceJournal>,
+    /// Who owns the VM.
+    pub record: Arc<dyn Ownership>,
+    /// How to reach the target.
+    pub dial: Arc<dyn Dial>,
+}
+
+/// Lets others speak to a running migration.
+#[derive(Clone, Debug)]
+pub struct Handle(Sender<Signal>);
+
+impl Handle {
+    /// The user wants it to end. Comes to nothing once the target may own the VM.
+    pub fn cancel(&self) {
+        let _ = self.0.send(Signal::Event(SourceEvent::Cancel));
+    }
+
+    /// A person has fenced the target and says that the VM is ours.
+    pub fn resolve_here(&self) {
+        let _ = self.0.send(Signal::Event(SourceEvent::Resolved));
+    }
+}
+
+#[derive(Debug)]
+enum Signal {
+    Event(SourceEvent),
+    /// From the streams of this connection's generation: those of an older one no longer matter.
+    Said(u32, Said),
+    /// The control connection of this generation ended.
+    Silent(u32, io::Error),
+}
+
+/// One migration, at its source.
+pub struct SourceDriver {
+    parts: SourceParts,
+    options: Options,
+    tell: Sender<Signal>,
+    signals: Receiver<Signal>,
+    /// Heard while something else was waited for.
+    later: VecDeque<Signal>,
+    shape: Shape,
+    /// Written by the guest and not yet given to a stream, or owed to the target: nothing is ever in neither (I2).
+    dirty: MemorySet,
+    owed: MemorySet,
+    blank: bool,
+    round_parts: u32,
+    state: Option<crate::ports::DeviceState>,
+    speaker: Option<Speaker>,
+    streams: Option<Streams>,
+    answering: Option<Conn>,
+    control: Option<Conn>,
+    owing: Arc<Owing>,
+    current: Option<Arc<Round>>,
+    pacer: Arc<Pacer>,
+    heard: Arc<Heard>,
+    generation: u32,
+    stopped: bool,
+    doubt_since: Option<Instant>,
+    story: Story,
+}
+
+impl SourceDriver {
+    /// Prepares a migration; `events` hears how it goes.
+    pub fn new(
+        parts: SourceParts,
+        options: Options,
+        events: Arc<dyn Fn(Event) + Send + Sync>,
+    ) -> (Self, Handle) {
+        let (tell, signals) = channel();
+        let blocks = parts.memory.blocks();
+        let shape = Shape(blocks.iter().map(|b| b.pages).collect());
+        let story = Story::new(&parts, &options, events);
+        let driver = Self {
+            dirty: MemorySet::empty(shape.0.iter().copied()),
+            owed: MemorySet::empty(shape.0.iter().copied()),
+            blank: true,
+            round_parts: 0,
+            state: None,
+            speaker: None,
+            streams: None,
+            answering: None,
+            control: None,
+            owing: Arc::new(Owing::new(MemorySet::empty(shape.0.iter().copied()))),
+            current: None,
+            shape,
+            pacer: Arc::new(Pacer::new(options.bandwidth)),
+            heard: Arc::default(),
+            generation: 0,
+            stopped: false,
+            doubt_since: None,
+            story,
+            tell: tell.clone(),
+            signals,
+            later: VecDeque::new(),
+            parts,
+            options,
+        };
+        (driver, Handle(tell))
+    }
+
+    /// Migrates. Every way out leaves the VM running on exactly one side, or says that nobody can know yet.
+    pub fn run(mut self) -> Report {
+        self.story.phase(Phase::Preflight);
+        if let Err(e) = self.connect(Kind::Control) {
+            return self
+                .finish(SourceEnd::Failed { what: format!("reach {}", self.parts.to), why: e.to_string() });
+        }
+        let hello = control::Hello {
+            host: self.parts.from.clone(),
+            software: concat!("whimbrel ", env!("CARGO_PKG_VERSION")).into(),
+        };
+        let first = if self.options.mode == Mode::PostCopy { Step::PostCopy } else { Step::Round };
+        let (mut machine, acts) = Source::new(hello, self.prepare(), first);
+        self.drive(&mut machine, acts)
+    }
+
+    /// Goes on after a restart of this agent: the target owns the VM and may still want pages of the copy here. Returns
+    /// once the target has everything and the copy is destroyed.
+    pub fn run_after_commit(mut self) -> Report {
+        self.stopped = true;
+        let (mut machine, acts) = Source::after_commit();
+        self.drive(&mut machine, acts)
+    }
+
+    fn prepare(&self) -> control::Prepare {
+        let block = |b: &crate::ports::Block| control::Block { name: b.name.clone(), pages: b.pages };
+        control::Prepare {
+            vm: self.parts.vm.clone(),
+            recipe: self.parts.recipe.clone(),
+            blocks: self.parts.memory.blocks().iter().map(block).collect(),
+            streams: self.options.streams,
+            post_copy: self.options.post_copy(),
+            verify: self.options.verify,
+            epoch: self.parts.epoch.0,
+        }
+    }
+
+    fn drive(&mut self, machine: &mut Source, acts: Vec<SourceAct>) -> Report {
+        let mut todo: VecDeque<SourceAct> = acts.into();
+        loop {
+            while let Some(act) = todo.pop_front() {
+                tracing::debug!(act = %Brief(&act), "act");
+                if let SourceAct::End(end) = act {
+                    return self.finish(end);
+                }
+                match self.act(act) {
+                    Ok(Some(event)) => todo.extend(machine.handle(event)),
+                    Ok(None) => {}
+                    Err((what, why)) => {
+                        tracing::warn!(what, why, "an act failed");
+                        todo.extend(machine.handle(SourceEvent::Broke { what, why }));
+                    }
+                }
+            }
+            let signal = match self.later.pop_front() {
+                Some(signal) => Ok(signal),
+                None => self.signals.recv_timeout(TICK),
+            };
+            let event = match signal {
+                Ok(Signal::Event(event)) => self.look_at(event, machine.cancellable()),
+                Ok(Signal::Said(generation, said)) if generation == self.generation => self.hear(said),
+                Ok(Signal::Silent(generation, e)) if generation == self.generation => {
+                    self.hang_up();
+                    Some(SourceEvent::LinkLost(e.to_string()))
+                }
+                Ok(_) | Err(RecvTimeoutError::Disconnected) => None,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.tick();
+                    None
+                }
+            };
+            if let Some(event) = event {
+                todo.extend(machine.handle(event));
+            }
+            if self.in_doubt_for_long() {
+                return self.story.in_doubt();
+            }
+        }
+    }
+
+    /// What the driver itself learns from an event on its way to the machine.
+    fn look_at(&mut self, event: SourceEvent, cancellable: bool) -> Option<SourceEvent> {
+        match &event {
+            SourceEvent::Message(control::Kind::Committed(committed)) => {
+                let resumed = self.heard.to_here(committed.resumed_ns);
+                self.story.committed(committed, resumed);
+            }
+            SourceEvent::Message(control::Kind::Settled(settled)) => self.story.settled(settled),
+            SourceEvent::Message(control::Kind::StillOwed(still)) => {
+                match proto::page_sets(&still.blocks, &self.shape) {
+                    Ok(owed) => self.owed = owed,
+                    Err(e) => {
+                        return Some(SourceEvent::Broke { what: "reconnect".into(), why: e.to_string() });
+                    }
+                }
+            }
+            SourceEvent::Cancel if !cancellable => {
+                self.story.note("too late to cancel: the target may own the VM already".into());
+            }
+            _ => {}
+        }
+        Some(event)
+    }
+
+    fn hear(&mut self, said: Said) -> Option<SourceEvent> {
+        match said {
+            Said::RoundDone(round, shipped) => {
+                self.story.shipped(shipped);
+                self.round_parts += 1;
+                let all = self.streams.as_ref().is_some_and(|s| self.round_parts == s.count());
+                all.then_some(SourceEvent::Shipped(round))
+            }
+            Said::PushDone(shipped) => {
+                self.story.shipped(shipped);
+                None
+            }
+            Said::Lost(e) => {
+                self.hang_up();
+                Some(SourceEvent::LinkLost(e.to_string()))
+            }
+        }
+    }
+
+    /// Does one act. Errors say what was tried and why it failed.
+    fn act(&mut self, act: SourceAct) -> Result<Option<SourceEvent>, (String, String)> {
+        match act {
+            SourceAct::Send(kind) => {
+                self.say(kind);
+                Ok(None)
+            }
+            SourceAct::OpenStreams => {
+                self.open_streams().map_err(why("open the streams"))?;
+                if let Some(tracker) = &mut self.parts.tracker {
+                    tracker.begin().map_err(why("begin tracking"))?;
+                }
+                for i in 0..self.shape.0.len() {
+                    let id = BlockId(i as u16);
+                    let present = self.parts.memory.present(id).map_err(why("look for the guest's pages"))?;
+                    *self.dirty.block_mut(id) = present;
+                }
+                self.story.begun(&self.dirty);
+                Ok(Some(SourceEvent::StreamsOpen))
+            }
+            SourceAct::Ship(round) => self.ship(round),
+            SourceAct::Decide => {
+                self.collect()?;
+                let step = self.story.decide(&self.dirty);
+                Ok(Some(SourceEvent::Decided(step)))
+            }
+            SourceAct::StopGuest => {
+                self.parts.machine.get_ready().map_err(|e| (e.what, e.why))?;
+                self.parts.journal.pausing().map_err(why("journal the pause"))?;
+                self.story.stopping(now_ns());
+                self.stopped = true;
+                self.parts.machine.stop().map_err(|e| (e.what, e.why))?;
+                Ok(Some(SourceEvent::Stopped))
+            }
+            SourceAct::SendOwed => {
+                self.collect()?;
+                let owed = control::Owed { blocks: proto::bitmaps(&self.dirty) };
+                self.owed.union(&self.dirty);
+                self.dirty.clear();
+                self.say(control::Kind::Owed(owed));
+                Ok(None)
+            }
+            SourceAct::Save => {
+                self.state = Some(self.parts.machine.save().map_err(|e| (e.what, e.why))?);
+                self.collect()?;
+                Ok(Some(SourceEvent::Saved { more: !self.dirty.is_empty() }))
+            }
+            SourceAct::SendState(after_round) => self.send_state(after_round).map(|()| None),
+            SourceAct::Promise => {
+                self.parts.journal.promise(self.parts.epoch).map_err(why("journal the promise"))?;
+                Ok(Some(SourceEvent::Promised))
+            }
+            SourceAct::ResumeGuest => {
+                self.bring_back();
+                Ok(None)
+            }
+            SourceAct::Claim => {
+                // By way of the queue: between two claims a person's word is heard, and how long it has been in doubt.
+                let answer = self.claim();
+                let _ = self.tell.send(Signal::Event(answer));
+                Ok(None)
+            }
+            SourceAct::Gone(epoch) => {
+                self.doubt_since = None;
+                self.insist("journal that the VM is gone", |d| d.parts.journal.gone(Epoch(epoch)));
+                Ok(None)
+            }
+            SourceAct::ServeOwed => {
+                self.serve_owed();
+                Ok(None)
+            }
+            SourceAct::Reconnect => {
+                self.reconnect();
+                Ok(None)
+            }
+            SourceAct::Forget => {
+                self.hang_up();
+                self.insist("journal that everything is there", |d| d.parts.journal.settled());
+                if let Err(e) = self.parts.machine.destroy() {
+                    self.story.note(format!("the empty QEMU on the source would not end: {e}"));
+                }
+                Ok(None)
+            }
+            SourceAct::End(_) => unreachable!("the loop ends before"),
+        }
+    }
+
+    fn ship(&mut self, number: u32) -> Result<Option<SourceEvent>, (String, String)> {
+        self.collect()?;
+        let empty = MemorySet::empty(self.shape.0.iter().copied());
+        let set = std::mem::replace(&mut self.dirty, empty);
+        self.story.round(number, &set);
+        self.round_parts = 0;
+        let round = Arc::new(Round::new(number, std::mem::take(&mut self.blank), set));
+        self.current = Some(round.clone());
+        if let Some(streams) = &self.streams {
+            streams.give(&Job::Round(round));
+        }
+        Ok(None)
+    }
+
+    fn collect(&mut self) -> Result<(), (String, String)> {
+        let Some(tracker) = &mut self.parts.tracker else { return Ok(()) };
+        tracker.collect(&mut self.dirty).map_err(why("collect the pages that the guest wrote"))
+    }
+
+    fn send_state(&mut self, after_round: u32) -> Result<(), (String, String)> {
+        self.story.end_round(0);
+        let speaker =
+            self.speaker.clone().ok_or(("send the device state".to_owned(), "not connected".to_owned()))?;
+        if self.options.verify {
+            verify::hash_all(&*self.parts.memory, |hashes| speaker.say(control::Kind::Hashes(hashes)))
+                .map_err(why("send the hashes of the guest's memory"))?;
+        }
+        let state = self.state.take().unwrap_or_default();
+        let private = |(name, content): &(String, Vec<u8>)| control::PrivateBlock {
+            name: name.clone(),
+            content: Some(proto::packed(content)),
+        };
+        self.say(control::Kind::State(control::State {
+            after_round,
+            stream: Some(proto::packed(&state.stream)),
+            private: state.private.iter().map(private).collect(),
+        }));
+        Ok(())
+    }
+
+    /// The guest runs here again (I3). There is no other place left for it, so this is tried until it works or QEMU
+    /// is gone.
+    fn bring_back(&mut self) {
+        if !self.stopped {
+            return;
+        }
+        match self.parts.machine.resume() {
+            Ok(()) => {
+                self.stopped = false;
+                // Not before: taking the protections back takes 60 ms a GiB.
+                self.parts.tracker = None;
+                self.insist("journal that the guest is back", |d| d.parts.journal.back());
+                if let Err(e) = self.parts.machine.announce() {
+                    self.story
+                        .note(format!("the guest is back, but could not be announced to the network: {e}"));
+                }
+            }
+            Err(e) => self.story.not_back(&e),
+        }
+    }
+
+    fn claim(&mut self) -> SourceEvent {
+        self.hang_up();
+        if self.doubt_since.is_some() {
+            // Asked in vain just now.
+            self.wait_for_resolution(AGAIN);
+        }
+        self.doubt_since.get_or_insert_with(Instant::now);
+        let claim = Claim {
+            vm: self.parts.vm.clone(),
+            migration: self.parts.migration,
+            expected: self.parts.epoch,
+            claimer: self.parts.from.clone(),
+        };
+        match self.parts.record.claim(&claim) {
+            Ok(Claimed::Yours(_)) => {
+                self.doubt_since = None;
+                SourceEvent::ClaimWon
+            }
+            Ok(Claimed::Lost(record)) => {
+                self.doubt_since = None;
+                SourceEvent::ClaimLost(record.epoch.0)
+            }
+            Err(e) => {
+                self.story.note(format!("cannot learn who owns the VM: {e}; asking again"));
+                SourceEvent::ClaimUnknown(e.to_string())
+            }
+        }
+    }
+
+    /// Waits, but not longer than until a person has spoken. What else is heard meanwhile is kept for later.
+    fn wait_for_resolution(&mut self, time: Duration) {
+        let end = Instant::now() + time;
+        while let Ok(signal) = self.signals.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            let spoken = matches!(signal, Signal::Event(SourceEvent::Resolved));
+            self.later.push_back(signal);
+            if spoken {
+                return;
+            }
+        }
+    }
+
+    fn in_doubt_for_long(&self) -> bool {
+        self.doubt_since.is_some_and(|since| since.elapsed() > DOUBT)
+    }
+
+    fn serve_owed(&mut self) {
+        self.story.owing(&self.owed);
+        self.owing.refill(self.owed.clone());
+        if let Some(streams) = &self.streams {
+            streams.give(&Job::Push(self.owing.clone()));
+        }
+    }
+
+    /// Connects again, until it works: the target's guest waits for its pages, and nobody else has them.
+    fn reconnect(&mut self) {
+        self.hang_up();
+        self.story.note(format!(
+            "the connection to {} was lost; its guest waits for pages, reconnecting",
+            self.parts.to
+        ));
+        loop {
+            match self.resume() {
+                Ok(()) => return self.story.note(format!("connected to {} again", self.parts.to)),
+                Err(e) => {
+                    tracing::debug!(%e, "not yet");
+                    self.hang_up();
+                    self.wait_for_resolution(AGAIN);
+                }
+            }
+        }
+    }
+
+    /// One attempt. The target's first word says whether it lacks anything at all: if not, it takes no more streams.
+    fn resume(&mut self) -> io::Result<()> {
+        self.connect(Kind::Resume)?;
+        let end = Instant::now() + SILENCE;
+        while let Ok(signal) = self.signals.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            let (settled, lacking, lost) = match &signal {
+                Signal::Event(SourceEvent::Message(control::Kind::Settled(_))) => (true, false, false),
+                Signal::Event(SourceEvent::Message(control::Kind::StillOwed(_))) => (false, true, false),
+                Signal::Silent(generation, _) => (false, false, *generation == self.generation),
+                _ => (false, false, false),
+            };
+            self.later.push_back(signal);
+            if lost {
+                return Err(io::Error::other("the connection was lost again"));
+            }
+            if settled {
+                return Ok(());
+            }
+            if lacking {
+                return self.open_streams();
+            }
+        }
+        Err(io::Error::new(io::ErrorKind::TimedOut, "the target does not say what it lacks"))
+    }
+
+    /// Opens a control connection, with a thread that listens and one that pings.
+    fn connect(&mut self, kind: Kind) -> io::Result<()> {
+        self.generation += 1;
+        let generation = self.generation;
+        let conn = self.parts.dial.dial(kind)?;
+        let speaker = Speaker::new(conn.another()?);
+        self.control = Some(conn.another()?);
+        self.speaker = Some(speaker.clone());
+        let (pinger, tell, heard) = (speaker.clone(), self.tell.clone(), self.heard.clone());
+        thread::Builder::new().name("listen".into()).spawn(move || {
+            let hear = |kind| drop(tell.send(Signal::Event(SourceEvent::Message(kind))));
+            let end = listen(conn, &speaker, &heard, hear);
+            let _ = tell.send(Signal::Silent(generation, end));
+        })?;
+        thread::Builder::new().name("ping".into()).spawn(move || {
+            while pinger.say(control::Kind::Ping(control::Ping { sent_ns: now_ns() })).is_ok() {
+                thread::sleep(PING);
+            }
+        })?;
+        Ok(())
+    }
+
+    fn open_streams(&mut self) -> io::Result<()> {
+        let dial = |kind| self.parts.dial.dial(kind);
+        let conns =
+            (0..self.options.streams).map(|i| dial(Kind::Data(i as u16))).collect::<io::Result<Vec<_>>>()?;
+        let (tell, generation) = (self.tell.clone(), self.generation);
+        let say = move |said| drop(tell.send(Signal::Said(generation, said)));
+        // A queue of this generation's own: what a thread of a lost connection still takes from its queue is lost.
+        self.owing = Arc::new(Owing::new(MemorySet::empty(self.shape.0.iter().copied())));
+        if self.options.post_copy() {
+            let conn = dial(Kind::Fault)?;
+            self.answering = Some(conn.another()?);
+            let (memory, shape) = (self.parts.memory.clone(), self.shape.clone());
+            let (say, owing) = (say.clone(), self.owing.clone());
+            thread::Builder::new().name("answer".into()).spawn(move || {
+                if let Err(e) = serve_faults(conn, memory, &shape, |fault| owing.asked(fault)) {
+                    say(Said::Lost(e));
+                }
+            })?;
+        }
+        self.streams = Some(Streams::start(conns, &self.parts.memory, &self.pacer, say)?);
+        Ok(())
+    }
+
+    fn say(&mut self, kind: control::Kind) {
+        // If it cannot be said, the listener of the same connection reports why.
+        if let Some(speaker) = &self.speaker {
+            let _ = speaker.say(kind);
+        }
+    }
+
+    /// Ends all connections; whatever they still report is of an older generation.
+    fn hang_up(&mut self) {
+        self.generation += 1;
+        self.streams = None;
+        if let Some(conn) = self.answering.take() {
+            conn.shut();
+        }
+        self.speaker = None;
+        if let Some(conn) = self.control.take() {
+            conn.shut();
+        }
+    }
+
+    /// A promise must reach the disk, or what follows from it must wait.
+    fn insist(&mut self, what: &str, attempt: impl Fn(&mut Self) -> io::Result<()>) {
+        let mut told = false;
+        while let Err(e) = attempt(self) {
+            if !std::mem::replace(&mut told, true) {
+                self.story.note(format!("cannot {what}: {e}; trying again"));
+            }
+            thread::sleep(AGAIN);
+        }
+    }
+
+    fn tick(&mut self) {
+        let left = match self.story.now() {
+            Phase::PostCopy => self.owing.left(),
+            _ => self.current.as_ref().map_or(0, |round| round.left()),
+        };
+        self.story.tick(left, &self.dirty);
+    }
+
+    fn finish(&mut self, end: SourceEnd) -> Report {
+        self.hang_up();
+        self.story.finish(end, !self.stopped)
+    }
+}
+
+fn why(what: &str) -> impl FnOnce(io::Error) -> (String, String) {
+    move |e| (what.to_owned(), e.to_string())
+}

@@ -1,0 +1,317 @@
+//! What the source tells of a migration: events on the way, and the report.
+
+use super::{FIXED, Options, SourceParts};
+use crate::{
+    conn::Traffic,
+    ports::MachineError,
+    report::{Event, Failure, FaultCounts, Mode, Outcome, PageCounts, Phase, Report, Round, Throttle},
+    ship::Shipped,
+};
+use policy::{Budget, Next, Seen};
+use proto::{SourceEnd, Step, control};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use units::{Bytes, MemorySet, PAGE_SIZE, Rate};
+
+/// A rate over less than this says nothing: the last known one holds.
+const MEASURABLE: Duration = Duration::from_millis(20);
+
+pub(super) struct Story {
+    events: Arc<dyn Fn(Event) + Send + Sync>,
+    traffic: Arc<Traffic>,
+    report: Report,
+    begun: Instant,
+    /// When the target had everything.
+    over: Option<Instant>,
+    phase: Phase,
+    seen: Seen,
+    budget: Budget,
+    mode: Mode,
+    present: u64,
+    round: Option<(Round, Instant, u64)>,
+    stop_ns: Option<u64>,
+    last_tick: (Instant, u64),
+    of: u64,
+    hopeless: bool,
+    owed: bool,
+    paused_because: Option<String>,
+    not_back: Option<String>,
+    verify: bool,
+}
+
+impl Story {
+    pub(super) fn new(
+        parts: &SourceParts,
+        options: &Options,
+        events: Arc<dyn Fn(Event) + Send + Sync>,
+    ) -> Self {
+        let total: u64 = parts.memory.blocks().iter().map(|b| b.pages).sum();
+        let report = Report {
+            vm: parts.vm.clone(),
+            from: parts.from.clone(),
+            to: parts.to.clone(),
+            outcome: Outcome::Failed,
+            mode: options.mode,
+            total_ms: 0.0,
+            preflight_ms: 0.0,
+            downtime_ms: None,
+            rounds: vec![],
+            pages: PageCounts { total, ..Default::default() },
+            guest_bytes: total * PAGE_SIZE as u64,
+            wire_bytes: 0,
+            streams: options.streams,
+            faults: FaultCounts::default(),
+            throttle: Throttle::default(),
+            verified: None,
+            error: None,
+        };
+        let now = Instant::now();
+        Self {
+            events,
+            traffic: parts.dial.traffic().clone(),
+            report,
+            begun: now,
+            over: None,
+            phase: Phase::Preflight,
+            seen: Seen { fixed: FIXED, ..Default::default() },
+            budget: Budget { downtime: options.max_downtime, post_copy: options.post_copy() },
+            mode: options.mode,
+            present: 0,
+            round: None,
+            stop_ns: None,
+            last_tick: (now, 0),
+            of: 0,
+            hopeless: false,
+            owed: false,
+            paused_because: None,
+            not_back: None,
+            verify: options.verify,
+        }
+    }
+
+    pub(super) fn now(&self) -> Phase {
+        self.phase
+    }
+
+    pub(super) fn phase(&mut self, phase: Phase) {
+        if self.phase != phase || phase == Phase::Preflight {
+            self.phase = phase;
+            (self.events)(Event::Phase { phase, at_ms: self.at_ms() });
+        }
+    }
+
+    pub(super) fn note(&self, text: String) {
+        tracing::warn!("{text}");
+        (self.events)(Event::Note { text });
+    }
+
+    /// Memory begins to move; `present` is what has ever been written.
+    pub(super) fn begun(&mut self, present: &MemorySet) {
+        self.report.preflight_ms = ms(self.begun.elapsed());
+        self.present = present.len();
+        self.report.pages.hole = self.report.pages.total - self.present;
+    }
+
+    pub(super) fn round(&mut self, n: u32, set: &MemorySet) {
+        self.end_round(0);
+        if self.stop_ns.is_none() {
+            self.phase(Phase::PreCopy);
+        }
+        self.of = set.bytes().0;
+        let round = Round { n, pages: set.len(), ..Default::default() };
+        self.round = Some((round, Instant::now(), self.traffic.sent()));
+    }
+
+    pub(super) fn shipped(&mut self, shipped: Shipped) {
+        self.report.pages.zero += shipped.zero;
+        self.report.pages.plain += shipped.plain;
+    }
+
+    /// The current round, if there is one, has carried all that it was to carry.
+    pub(super) fn end_round(&mut self, dirtied: u64) {
+        let Some((mut round, since, sent)) = self.round.take() else { return };
+        let took = since.elapsed();
+        round.ms = ms(took);
+        round.wire_bytes = self.traffic.sent() - sent;
+        round.dirtied = dirtied;
+        if took >= MEASURABLE || self.seen.rate == Rate(0) {
+            self.seen.rate = Bytes(round.wire_bytes).per(took);
+        }
+        (self.events)(Event::Round(round.clone()));
+        self.report.rounds.push(round);
+    }
+
+    /// A round has landed and this is dirty: what next?
+    pub(super) fn decide(&mut self, dirty: &MemorySet) -> Step {
+        self.end_round(dirty.len());
+        self.seen.dirtied.push(dirty.bytes());
+        if self.mode == Mode::Hybrid {
+            return Step::PostCopy;
+        }
+        match policy::next(&self.seen, &self.budget) {
+            Next::Switchover => Step::Switchover,
+            Next::PostCopy => Step::PostCopy,
+            Next::Round => Step::Round,
+            Next::Hopeless => {
+                if !std::mem::replace(&mut self.hopeless, true) {
+                    let dirty = dirty.bytes();
+                    self.note(format!(
+                        "this does not converge: the guest writes as fast as the link carries ({dirty} are dirty \
+                         after each round); cancel it, allow post-copy (--allow-post-copy), or allow a longer pause \
+                         (--max-downtime)"
+                    ));
+                }
+                Step::Round
+            }
+        }
+    }
+
+    pub(super) fn stopping(&mut self, at_ns: u64) {
+        self.stop_ns = Some(at_ns);
+        self.phase(Phase::Switchover);
+    }
+
+    /// The target owns the VM; `resumed` by this side's clock.
+    pub(super) fn committed(&mut self, committed: &control::Committed, resumed: Option<i128>) {
+        self.over = Some(Instant::now());
+        if committed.paused_because.is_empty() {
+            if let (Some(resumed), Some(stopped)) = (resumed, self.stop_ns) {
+                self.report.downtime_ms = Some((resumed - i128::from(stopped)).max(0) as f64 / 1e6);
+            }
+        } else {
+            self.paused_because = Some(committed.paused_because.clone());
+        }
+        if self.verify {
+            self.report.verified = Some(committed.verified);
+        }
+    }
+
+    pub(super) fn owing(&mut self, owed: &MemorySet) {
+        self.end_round(0);
+        self.owed = true;
+        self.phase(Phase::PostCopy);
+        self.of = self.of.max(owed.bytes().0);
+    }
+
+    pub(super) fn settled(&mut self, settled: &control::Settled) {
+        self.over = Some(Instant::now());
+        let &control::Settled { faults, p50_us, p99_us, max_us, differing } = settled;
+        self.report.faults = FaultCounts { count: faults, p50_us, p99_us, max_us };
+        if self.verify && differing > 0 {
+            self.report.verified = Some(false);
+        }
+    }
+
+    pub(super) fn not_back(&mut self, why: &MachineError) {
+        tracing::error!(%why, "the guest could not be resumed on the source");
+        self.not_back = Some(why.to_string());
+    }
+
+    pub(super) fn tick(&mut self, left_pages: u64, dirty: &MemorySet) {
+        let (since, sent) = self.last_tick;
+        let now_sent = self.traffic.sent();
+        let rate = Bytes(now_sent - sent).per(since.elapsed());
+        self.last_tick = (Instant::now(), now_sent);
+        let left = Bytes(left_pages * PAGE_SIZE as u64);
+        let known = !self.seen.dirtied.is_empty() && self.stop_ns.is_none();
+        let seen = Seen { dirtied: vec![dirty.bytes() + left], rate, fixed: FIXED };
+        let predicted = known.then(|| policy::predicted_downtime(&seen)).flatten();
+        (self.events)(Event::Tick {
+            phase: self.phase,
+            round: self.round.as_ref().map_or(self.report.rounds.len() as u32, |(r, ..)| r.n),
+            left_bytes: left.0,
+            of_bytes: self.of,
+            rate: rate.0,
+            predicted_downtime_ms: predicted.map(ms),
+            left_ms: left.time_at(rate).map(|t| t.as_millis() as u64),
+            at_ms: self.at_ms(),
+        });
+    }
+
+    /// Nobody can say yet who owns the VM; the agent goes on asking.
+    pub(super) fn in_doubt(&mut self) -> Report {
+        let to = self.report.to.clone();
+        self.report.outcome = Outcome::InDoubt;
+        self.report.error = Some(Failure {
+            what: "the switchover".into(),
+            place: format!("{}, after the permit", self.report.from),
+            why: format!(
+                "{to} may own the VM and cannot be reached; it is asked again until it answers. If {to} is down for \
+                 good, make sure that it stays off, then: whimbrel resolve {} --here --i-have-fenced {to}",
+                self.report.vm
+            ),
+            vm_runs_on: None,
+        });
+        self.close()
+    }
+
+    pub(super) fn finish(&mut self, end: SourceEnd, runs_here: bool) -> Report {
+        self.end_round(0);
+        let place = format!("{}, {}", self.report.from, words(self.phase));
+        let here = runs_here.then(|| self.report.from.clone());
+        match end {
+            SourceEnd::Completed => {
+                self.report.outcome = Outcome::Completed;
+                if let Some(why) = self.paused_because.take() {
+                    self.report.error = Some(Failure {
+                        what: "start the guest on the target".into(),
+                        place: self.report.to.clone(),
+                        why: format!("{why}; {} owns the VM, and it is paused there", self.report.to),
+                        vm_runs_on: None,
+                    });
+                }
+            }
+            SourceEnd::Cancelled => self.report.outcome = Outcome::Cancelled,
+            SourceEnd::Failed { what, why } => {
+                self.report.error = Some(Failure { what, place, why, vm_runs_on: here });
+            }
+        }
+        if let Some(why) = self.not_back.take() {
+            let error = self.report.error.get_or_insert_with(|| Failure {
+                what: "the rollback".into(),
+                place: self.report.from.clone(),
+                why: String::new(),
+                vm_runs_on: None,
+            });
+            error.why = format!("{}; and the guest could not be resumed here: {why}", error.why);
+            error.vm_runs_on = None;
+        }
+        self.close()
+    }
+
+    fn close(&mut self) -> Report {
+        self.phase(Phase::Done);
+        if self.report.outcome == Outcome::Completed {
+            self.report.mode = match (self.mode, self.owed) {
+                (Mode::PostCopy, _) => Mode::PostCopy,
+                (_, true) => Mode::Hybrid,
+                (_, false) => Mode::PreCopy,
+            };
+        }
+        // The empty QEMU that is left on the source may take a while to end: nobody waits for it.
+        self.report.total_ms = ms(self.over.unwrap_or_else(Instant::now) - self.begun);
+        self.report.wire_bytes = self.traffic.both();
+        (self.events)(Event::Done(Box::new(self.report.clone())));
+        self.report.clone()
+    }
+
+    fn at_ms(&self) -> u64 {
+        self.begun.elapsed().as_millis() as u64
+    }
+}
+
+fn ms(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
+fn words(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Preflight => "in preflight",
+        Phase::PreCopy => "in pre-copy",
+        Phase::Switchover => "in the switchover",
+        Phase::PostCopy => "in post-copy",
+        Phase::Done => "at the end",
+    }
+}

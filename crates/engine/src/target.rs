@@ -1,0 +1,540 @@
+//! The target's driver: does what `proto::Target` says, and tells it what came of it.
+
+use crate::{
+    conn::{Conn, Heard, Speaker, listen, now_ns},
+    faults::Faults,
+    land::{Landing, Stage, receive},
+    ports::{Block, Claim, Claimed, DeviceState, Host, Machine, Request, TargetJournal, Waiting},
+};
+use proto::{Brief, Kind, Reply, Status, Target, TargetAct, TargetEnd, TargetEvent, control};
+use std::{
+    collections::{HashSet, VecDeque},
+    io::{self, Write},
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, channel},
+    },
+    thread,
+    time::Duration,
+};
+use units::{BlockId, Epoch, MemorySet, MigrationId, PAGE_SIZE};
+
+/// Streams of one migration, at most: each costs a thread and a batch of memory.
+const MAX_STREAMS: u32 = 64;
+
+/// RAM blocks of one VM, at most; QEMU itself stops at 256 memory slots of a machine.
+const MAX_BLOCKS: usize = 256;
+
+/// Pages of one RAM block, at most: 64 TiB, beyond what x86-64 guests have today.
+const MAX_PAGES: u64 = 1 << 34;
+
+/// A device state's parts, at most: 256 MiB each, more than the largest video memory.
+const MAX_STATE: u64 = 256 << 20;
+
+/// How long to wait before asking the record again.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// What a running migration is told from outside.
+pub(crate) enum ToTarget {
+    /// A connection that belongs to it.
+    Attach(Kind, Conn),
+    /// The agent is about to end.
+    GiveUp,
+}
+
+enum Signal {
+    Event(TargetEvent),
+    Attach(Kind, Conn),
+    RoundEnd {
+        generation: u32,
+        stream: u16,
+        round: u32,
+    },
+    /// A connection of this generation ended.
+    Lost(u32, io::Error),
+}
+
+/// The empty QEMU and what lands in it.
+struct Taken {
+    request: Request,
+    machine: Box<dyn Machine>,
+    journal: Box<dyn TargetJournal>,
+    landing: Arc<Landing>,
+    faults: Option<Faults>,
+    streams: u32,
+}
+
+/// One migration, at its target.
+pub(crate) struct TargetDriver {
+    host: Arc<dyn Host>,
+    migration: MigrationId,
+    tell: Sender<Signal>,
+    signals: Receiver<Signal>,
+    source: String,
+    taken: Option<Taken>,
+    control: Option<(Conn, Speaker)>,
+    conns: Vec<Conn>,
+    generation: u32,
+    round: u32,
+    ended_streams: HashSet<u16>,
+    arrived: bool,
+    /// The source said that the guest goes on there: it will never ask the record about this migration.
+    source_is_back: bool,
+}
+
+impl TargetDriver {
+    /// With the sender by which further connections reach it.
+    pub(crate) fn new(host: Arc<dyn Host>, migration: MigrationId) -> (Self, Sender<ToTarget>) {
+        let (tell, signals) = channel();
+        let (outside, told) = channel();
+        let forward = tell.clone();
+        // A type of its own, so that nobody outside can say what only the driver's own threads may.
+        thread::spawn(move || {
+            told.into_iter().all(|word| {
+                let signal = match word {
+                    ToTarget::Attach(kind, conn) => Signal::Attach(kind, conn),
+                    ToTarget::GiveUp => {
+                        Signal::Event(TargetEvent::LinkLost("the target's agent ends".to_owned()))
+                    }
+                };
+                forward.send(signal).is_ok()
+            })
+        });
+        let driver = Self {
+            host,
+            migration,
+            tell,
+            signals,
+            source: String::new(),
+            taken: None,
+            control: None,
+            conns: vec![],
+            generation: 0,
+            round: 0,
+            ended_streams: HashSet::new(),
+            arrived: false,
+            source_is_back: false,
+        };
+        (driver, outside)
+    }
+
+    /// Takes a VM in, or leaves no trace.
+    pub(crate) fn run(mut self, conn: Conn) -> io::Result<()> {
+        self.hear(conn)?;
+        let machine = Target::new(self.hello());
+        self.drive(machine)
+    }
+
+    /// Goes on after a restart of this agent: the VM is ours, and its guest waits for pages that only the source has.
+    pub(crate) fn run_after_claim(
+        mut self,
+        request: Request,
+        waiting: Waiting,
+        mut owed: MemorySet,
+    ) -> io::Result<()> {
+        let Waiting { memory, missing, machine, journal } = waiting;
+        for id in (0..memory.blocks().len()).map(|i| BlockId(i as u16)) {
+            // What is present has been received: a page leaves its hole in one step.
+            owed.block_mut(id).subtract(&memory.present(id)?);
+        }
+        let tell = self.tell.clone();
+        let all_placed = move || drop(tell.send(Signal::Event(TargetEvent::AllPlaced)));
+        let landing = Landing::new(memory, missing, false, all_placed);
+        landing.go_on(owed);
+        let landing = Arc::new(landing);
+        let faults = Some(Faults::start(landing.clone())?);
+        self.source = request.from.clone();
+        self.arrived = true;
+        self.taken = Some(Taken { request, machine, journal, landing, faults, streams: MAX_STREAMS });
+        let _ = self.tell.send(Signal::Event(TargetEvent::AllPlaced));
+        let machine = Target::after_claim(self.hello());
+        self.drive(machine)
+    }
+
+    fn hello(&self) -> control::Hello {
+        control::Hello {
+            host: self.host.name(),
+            software: concat!("whimbrel ", env!("CARGO_PKG_VERSION")).into(),
+        }
+    }
+
+    fn drive(mut self, mut machine: Target) -> io::Result<()> {
+        let mut todo: VecDeque<TargetAct> = VecDeque::new();
+        loop {
+            while let Some(act) = todo.pop_front() {
+                tracing::debug!(act = %Brief(&act), "act");
+                if let TargetAct::End(end) = act {
+                    return self.finish(end);
+                }
+                match self.act(act) {
+                    Ok(Some(event)) => todo.extend(machine.handle(event)),
+                    Ok(None) => {}
+                    Err((what, why)) => {
+                        tracing::warn!(what, why, "an act failed");
+                        todo.extend(machine.handle(TargetEvent::Broke { what, why }));
+                    }
+                }
+            }
+            let Ok(signal) = self.signals.recv() else {
+                return Err(io::Error::other("nothing can be heard any more"));
+            };
+            if let Some(event) = self.look_at(signal) {
+                todo.extend(machine.handle(event));
+            }
+        }
+    }
+
+    fn look_at(&mut self, signal: Signal) -> Option<TargetEvent> {
+        match signal {
+            Signal::Event(TargetEvent::Message(control::Kind::Hello(hello))) => {
+                self.source = hello.host.clone();
+                Some(TargetEvent::Message(control::Kind::Hello(hello)))
+            }
+            Signal::Event(TargetEvent::Message(control::Kind::Failed(failed))) => {
+                self.source_is_back = true;
+                Some(TargetEvent::Message(control::Kind::Failed(failed)))
+            }
+            Signal::Event(TargetEvent::AllPlaced) => {
+                // More may be owed since that was said.
+                let all = self.taken.as_ref().is_some_and(|t| t.landing.owed().is_empty());
+                all.then_some(TargetEvent::AllPlaced)
+            }
+            Signal::Event(event) => Some(event),
+            Signal::Attach(kind, conn) => self.attach(kind, conn),
+            Signal::RoundEnd { generation, stream, round } => {
+                if generation != self.generation || round != self.round + 1 {
+                    return None;
+                }
+                self.ended_streams.insert(stream);
+                let all = self.taken.as_ref().is_some_and(|t| self.ended_streams.len() as u32 == t.streams);
+                all.then(|| {
+                    self.round = round;
+                    self.ended_streams.clear();
+                    TargetEvent::Landed(round)
+                })
+            }
+            Signal::Lost(generation, e) => {
+                if generation != self.generation {
+                    return None;
+                }
+                self.hang_up();
+                Some(TargetEvent::LinkLost(e.to_string()))
+            }
+        }
+    }
+
+    /// A further connection of this migration. The source is welcomed only here: what it says once all its connections are
+    /// welcome finds them in use, so that the faults of a device state that is being loaded are answered.
+    fn attach(&mut self, kind: Kind, mut conn: Conn) -> Option<TargetEvent> {
+        if kind == Kind::Resume {
+            self.hang_up();
+        }
+        let attached = conn.write_all(&Reply::new(Status::Welcome).to_bytes()).and_then(|()| match kind {
+            Kind::Data(stream) => self.take_stream(stream, conn),
+            Kind::Fault => self.take_faults(conn),
+            Kind::Resume => self.hear(conn),
+            Kind::Control | Kind::Record => Ok(()),
+        });
+        match attached {
+            Ok(()) => (kind == Kind::Resume).then_some(TargetEvent::Reconnected),
+            Err(e) => Some(TargetEvent::LinkLost(e.to_string())),
+        }
+    }
+
+    fn take_stream(&mut self, stream: u16, conn: Conn) -> io::Result<()> {
+        let Some(taken) = self.taken.as_ref().filter(|t| u32::from(stream) < t.streams) else {
+            return Ok(());
+        };
+        self.conns.push(conn.another()?);
+        let (landing, tell, generation) = (taken.landing.clone(), self.tell.clone(), self.generation);
+        thread::Builder::new().name(format!("land-{stream}")).spawn(move || {
+            let round_end = |round| drop(tell.send(Signal::RoundEnd { generation, stream, round }));
+            let end = receive(conn, &landing, round_end);
+            report_loss(&tell, generation, end);
+        })?;
+        Ok(())
+    }
+
+    fn take_faults(&mut self, conn: Conn) -> io::Result<()> {
+        let Some(taken) = self.taken.as_ref() else { return Ok(()) };
+        let Some(faults) = &taken.faults else { return Ok(()) };
+        self.conns.push(conn.another()?);
+        faults.ask_on(conn.another()?);
+        let (landing, tell, generation) = (taken.landing.clone(), self.tell.clone(), self.generation);
+        thread::Builder::new().name("land-faults".into()).spawn(move || {
+            let end = receive(conn, &landing, |_| {});
+            report_loss(&tell, generation, end);
+        })?;
+        Ok(())
+    }
+
+    /// Listens on a control connection from now on.
+    fn hear(&mut self, conn: Conn) -> io::Result<()> {
+        let speaker = Speaker::new(conn.another()?);
+        self.control = Some((conn.another()?, speaker.clone()));
+        let (tell, generation) = (self.tell.clone(), self.generation);
+        thread::Builder::new().name("listen".into()).spawn(move || {
+            let hear = |kind| drop(tell.send(Signal::Event(TargetEvent::Message(kind))));
+            let end = listen(conn, &speaker, &Heard::default(), hear);
+            let _ = tell.send(Signal::Lost(generation, end));
+        })?;
+        Ok(())
+    }
+
+    fn hang_up(&mut self) {
+        self.generation += 1;
+        self.ended_streams.clear();
+        if let Some((conn, _)) = self.control.take() {
+            conn.shut();
+        }
+        self.conns.drain(..).for_each(|conn| conn.shut());
+    }
+
+    fn say(&self, kind: control::Kind) {
+        // If it cannot be said, the listener of the same connection reports why.
+        if let Some((_, speaker)) = &self.control {
+            let _ = speaker.say(kind);
+        }
+    }
+
+    fn taken(&mut self) -> Result<&mut Taken, (String, String)> {
+        self.taken.as_mut().ok_or_else(|| ("the protocol".into(), "nothing was prepared".into()))
+    }
+
+    fn act(&mut self, act: TargetAct) -> Result<Option<TargetEvent>, (String, String)> {
+        match act {
+            TargetAct::Send(kind) => {
+                self.say(kind);
+                Ok(None)
+            }
+            TargetAct::Prepare(prepare) => Ok(Some(TargetEvent::Prepared(self.prepare(prepare)))),
+            TargetAct::TakeOwed(bitmaps) => {
+                let taken = self.taken()?;
+                let pages = proto::page_sets(&bitmaps, &taken.landing.shape)
+                    .map_err(|e| ("read the owed pages".to_owned(), e.to_string()))?;
+                taken.landing.owe(&pages).map_err(why("make holes for the owed pages"))?;
+                let owed = taken.landing.owed().clone();
+                taken.journal.owed(&owed).map_err(why("record the owed pages"))?;
+                if owed.is_empty() {
+                    let _ = self.tell.send(Signal::Event(TargetEvent::AllPlaced));
+                }
+                Ok(Some(TargetEvent::OwedTaken))
+            }
+            TargetAct::KeepHashes(hashes) => {
+                let landing = &self.taken()?.landing;
+                let mut announced = landing.announced.lock().expect("no one panics here");
+                if let Some(announced) = announced.as_mut() {
+                    announced.keep(&hashes, &*landing.memory).map_err(why("read the hashes"))?;
+                }
+                Ok(None)
+            }
+            TargetAct::Compare => Ok(Some(TargetEvent::Compared(self.compare()?))),
+            TargetAct::Load(state) => {
+                let state = unpack(&state).map_err(|e| ("unpack the device state".to_owned(), e))?;
+                let taken = self.taken()?;
+                if taken.landing.owed().is_empty() {
+                    taken.landing.enter(Stage::Closed);
+                }
+                taken.machine.load(&state).map_err(|e| (e.what, e.why))?;
+                Ok(Some(TargetEvent::Loaded))
+            }
+            TargetAct::Claim => Ok(Some(self.claim()?)),
+            TargetAct::Resume => {
+                self.arrived = true;
+                let machine = &mut self.taken()?.machine;
+                match machine.resume() {
+                    Ok(()) => {
+                        let at_ns = now_ns();
+                        if let Err(e) = machine.announce() {
+                            tracing::warn!(%e, "the guest runs, but could not be announced to the network");
+                        }
+                        Ok(Some(TargetEvent::Resumed { at_ns }))
+                    }
+                    Err(e) => Ok(Some(TargetEvent::ResumeFailed(e.to_string()))),
+                }
+            }
+            TargetAct::SendStillOwed => {
+                let blocks = proto::bitmaps(&self.taken()?.landing.owed());
+                self.say(control::Kind::StillOwed(control::StillOwed { blocks }));
+                Ok(None)
+            }
+            TargetAct::Settle => {
+                self.settle()?;
+                Ok(None)
+            }
+            TargetAct::Destroy => {
+                self.destroy();
+                Ok(None)
+            }
+            TargetAct::End(_) => unreachable!("the loop ends before"),
+        }
+    }
+
+    fn prepare(&mut self, prepare: control::Prepare) -> Result<(), Vec<String>> {
+        let blocks: Vec<Block> =
+            prepare.blocks.into_iter().map(|b| Block { name: b.name, pages: b.pages }).collect();
+        let sane = (1..=MAX_BLOCKS).contains(&blocks.len())
+            && blocks.iter().all(|b| (1..=MAX_PAGES).contains(&b.pages))
+            && (1..=MAX_STREAMS).contains(&prepare.streams);
+        if !sane {
+            return Err(vec![format!(
+                "the request is out of bounds: 1 to {MAX_BLOCKS} RAM blocks of at most {MAX_PAGES} pages, and 1 to \
+                 {MAX_STREAMS} streams"
+            )]);
+        }
+        let request = Request {
+            migration: self.migration,
+            vm: prepare.vm,
+            from: self.source.clone(),
+            epoch: Epoch(prepare.epoch),
+            recipe: prepare.recipe,
+            blocks,
+            post_copy: prepare.post_copy,
+        };
+        let waiting = self.host.prepare(&request)?;
+        let tell = self.tell.clone();
+        let all_placed = move || drop(tell.send(Signal::Event(TargetEvent::AllPlaced)));
+        let landing = Landing::new(waiting.memory, waiting.missing, prepare.verify, all_placed);
+        let mut taken = Taken {
+            request,
+            machine: waiting.machine,
+            journal: waiting.journal,
+            landing: Arc::new(landing),
+            faults: None,
+            streams: prepare.streams,
+        };
+        // Loading a device state reads guest RAM: whoever faults then must be answered.
+        let faults =
+            taken.landing.missing.is_some().then(|| Faults::start(taken.landing.clone())).transpose();
+        let result = match faults {
+            Ok(faults) => {
+                taken.faults = faults;
+                Ok(())
+            }
+            Err(e) => Err(vec![format!("cannot start a thread: {e}")]),
+        };
+        self.taken = Some(taken);
+        result
+    }
+
+    fn compare(&mut self) -> Result<Result<(), String>, (String, String)> {
+        let landing = &self.taken()?.landing;
+        let owed = landing.owed().clone();
+        let announced = landing.announced.lock().expect("no one panics here");
+        let Some(announced) = announced.as_ref() else { return Ok(Ok(())) };
+        let differing = announced.differing(&*landing.memory, &owed).map_err(why("hash the memory"))?;
+        Ok(match differing {
+            None => Ok(()),
+            Some((block, page)) => {
+                let name = &landing.memory.blocks()[usize::from(block.0)].name;
+                let at = page.0 * PAGE_SIZE as u64;
+                Err(format!(
+                    "page {} of RAM block {name} (offset {at:#x}) differs between the two sides",
+                    page.0
+                ))
+            }
+        })
+    }
+
+    fn claim(&mut self) -> Result<TargetEvent, (String, String)> {
+        let record = self.host.record();
+        let claimer = self.host.name();
+        let request = &self.taken()?.request;
+        let claim =
+            Claim { vm: request.vm.clone(), migration: request.migration, expected: request.epoch, claimer };
+        Ok(match record.claim(&claim) {
+            Ok(Claimed::Yours(epoch)) => TargetEvent::ClaimWon(epoch.0),
+            Ok(Claimed::Lost(record)) => TargetEvent::ClaimLost(record.owner),
+            Err(e) => {
+                tracing::error!(%e, "the ownership record cannot be asked");
+                thread::sleep(AGAIN);
+                TargetEvent::ClaimUnknown(e.to_string())
+            }
+        })
+    }
+
+    /// Nothing is owed: the guest's memory is like any other's again.
+    fn settle(&mut self) -> Result<(), (String, String)> {
+        let taken = self.taken()?;
+        taken.landing.enter(Stage::Closed);
+        if let Some(missing) = &taken.landing.missing {
+            // Only a QEMU that is gone refuses, and then nobody misses a page.
+            if let Err(e) = missing.finish() {
+                tracing::error!(%e, "the watch for missing pages would not end");
+            }
+        }
+        if let Some(faults) = taken.faults.take() {
+            faults.end();
+        }
+        while let Err(e) = taken.journal.settled() {
+            tracing::error!(%e, "cannot record that everything is here; trying again");
+            thread::sleep(AGAIN);
+        }
+        let summary = taken.landing.summary();
+        self.say(control::Kind::Settled(summary));
+        Ok(())
+    }
+
+    fn destroy(&mut self) {
+        let source_may_ask = !self.source_is_back;
+        let Some(mut taken) = self.taken.take() else { return };
+        if let Some(faults) = taken.faults.take() {
+            faults.end();
+        }
+        if let Err(e) = taken.machine.destroy() {
+            tracing::error!(%e, "the half-made VM would not end");
+        }
+        if let Err(e) = taken.journal.abandoned(source_may_ask) {
+            tracing::error!(%e, "cannot forget an abandoned migration");
+        }
+        self.host.ended(&taken.request, false);
+    }
+
+    fn finish(mut self, end: TargetEnd) -> io::Result<()> {
+        if let Some(taken) = self.taken.take() {
+            drop(taken.machine);
+            self.host.ended(&taken.request, self.arrived);
+        }
+        // The other side hangs up first, so that the last word is not lost in a reset.
+        if matches!(end, TargetEnd::Completed) {
+            self.wait_for_the_other_side();
+        }
+        self.hang_up();
+        match end {
+            TargetEnd::Completed => Ok(()),
+            TargetEnd::Failed { what, why } => Err(io::Error::other(format!("{what}: {why}"))),
+        }
+    }
+
+    fn wait_for_the_other_side(&self) {
+        while let Ok(signal) = self.signals.recv_timeout(crate::conn::SILENCE) {
+            if matches!(signal, Signal::Lost(generation, _) if generation == self.generation) {
+                return;
+            }
+        }
+    }
+}
+
+/// A data connection that the source closed is no news: it says why on the control connection, or loses that too.
+fn report_loss(tell: &Sender<Signal>, generation: u32, end: io::Error) {
+    if end.kind() != io::ErrorKind::UnexpectedEof {
+        let _ = tell.send(Signal::Lost(generation, end));
+    }
+}
+
+fn unpack(state: &control::State) -> Result<DeviceState, String> {
+    let raw = |packed: &Option<control::Packed>| match packed {
+        Some(packed) => proto::unpacked(packed, MAX_STATE).map_err(|e| e.to_string()),
+        None => Ok(vec![]),
+    };
+    let private = state
+        .private
+        .iter()
+        .map(|b| Ok((b.name.clone(), raw(&b.content)?)))
+        .collect::<Result<_, String>>()?;
+    Ok(DeviceState { stream: raw(&state.stream)?, private })
+}
+
+fn why(what: &str) -> impl FnOnce(io::Error) -> (String, String) {
+    move |e| (what.to_owned(), e.to_string())
+}

@@ -1,0 +1,368 @@
+//! A VM made of plain memory, with a guest that writes: all ports of a migration, without a QEMU.
+
+use engine::ports::*;
+use std::{
+    collections::HashMap,
+    io,
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+use units::*;
+
+/// RAM, with what a tracker and a watch for missing pages need to know of it.
+pub(crate) struct Ram {
+    blocks: Vec<Block>,
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+struct Inner {
+    content: Vec<HashMap<u64, Vec<u8>>>,
+    dirty: MemorySet,
+    faults: Vec<Fault>,
+    watched: bool,
+    /// Bytes that `write` was given after the guest ran: must stay 0 (I5).
+    overwritten: u64,
+    runs: bool,
+}
+
+impl Ram {
+    pub(crate) fn new(pages: &[u64]) -> Arc<Self> {
+        let blocks =
+            pages.iter().zip(0..).map(|(p, i)| Block { name: format!("ram{i}"), pages: *p }).collect();
+        let inner = Inner {
+            content: pages.iter().map(|_| HashMap::new()).collect(),
+            dirty: MemorySet::empty(pages.iter().copied()),
+            faults: vec![],
+            watched: false,
+            overwritten: 0,
+            runs: false,
+        };
+        Arc::new(Self { blocks, inner: Mutex::new(inner), changed: Condvar::new() })
+    }
+
+    /// The guest writes a page.
+    pub(crate) fn guest_writes(&self, block: u16, page: u64, seed: u64) {
+        self.guest_reads(block, page);
+        let mut content = vec![0; PAGE_SIZE];
+        if seed != 0 {
+            content.chunks_exact_mut(8).zip(seed..).for_each(|(c, v)| c.copy_from_slice(&v.to_le_bytes()));
+        }
+        let mut inner = self.inner.lock().unwrap();
+        inner.content[usize::from(block)].insert(page, content);
+        inner.dirty.block_mut(BlockId(block)).insert(PageIndex(page));
+    }
+
+    /// The guest reads a page; waits for it when it is missing. The first eight bytes tell what was written.
+    pub(crate) fn guest_reads(&self, block: u16, page: u64) -> u64 {
+        let mut inner = self.inner.lock().unwrap();
+        loop {
+            if let Some(content) = inner.content[usize::from(block)].get(&page) {
+                return u64::from_le_bytes(*content.first_chunk().unwrap());
+            }
+            if !inner.watched {
+                return 0;
+            }
+            inner.faults.push(Fault { block: BlockId(block), page: PageIndex(page) });
+            self.changed.notify_all();
+            inner = self.changed.wait(inner).unwrap();
+        }
+    }
+
+    pub(crate) fn runs(&self, runs: bool) {
+        self.inner.lock().unwrap().runs = runs;
+    }
+
+    pub(crate) fn overwritten(&self) -> u64 {
+        self.inner.lock().unwrap().overwritten
+    }
+
+    /// All that is not zero.
+    pub(crate) fn content(&self) -> Vec<HashMap<u64, Vec<u8>>> {
+        let mut content = self.inner.lock().unwrap().content.clone();
+        content.iter_mut().for_each(|b| b.retain(|_, page| page.iter().any(|x| *x != 0)));
+        content
+    }
+}
+
+impl GuestMemory for Ram {
+    fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    fn present(&self, block: BlockId) -> io::Result<PageSet> {
+        let mut set = PageSet::empty(self.blocks[usize::from(block.0)].pages);
+        for page in self.inner.lock().unwrap().content[usize::from(block.0)].keys() {
+            set.insert(PageIndex(*page));
+        }
+        Ok(set)
+    }
+
+    fn read(&self, block: BlockId, range: PageRange, into: &mut [u8]) -> io::Result<()> {
+        assert!(range.fits(self.blocks[usize::from(block.0)].pages));
+        let inner = self.inner.lock().unwrap();
+        for (page, into) in (range.start.0..range.end().0).zip(into.chunks_exact_mut(PAGE_SIZE)) {
+            match inner.content[usize::from(block.0)].get(&page) {
+                Some(content) => into.copy_from_slice(content),
+                None => into.fill(0),
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, block: BlockId, range: PageRange, from: &[u8]) -> io::Result<()> {
+        let mut inner = self.inner.lock().unwrap();
+        if inner.runs {
+            inner.overwritten += from.len() as u64;
+        }
+        for (page, from) in (range.start.0..range.end().0).zip(from.chunks_exact(PAGE_SIZE)) {
+            inner.content[usize::from(block.0)].insert(page, from.to_vec());
+        }
+        Ok(())
+    }
+
+    fn discard(&self, block: BlockId, range: PageRange) -> io::Result<()> {
+        let mut inner = self.inner.lock().unwrap();
+        for page in range.start.0..range.end().0 {
+            inner.content[usize::from(block.0)].remove(&page);
+        }
+        Ok(())
+    }
+}
+
+impl MissingPages for Ram {
+    fn next(&self, wait: Duration) -> io::Result<Option<Fault>> {
+        let mut inner = self.inner.lock().unwrap();
+        if inner.faults.is_empty() {
+            inner = self.changed.wait_timeout(inner, wait).unwrap().0;
+        }
+        Ok(inner.faults.pop())
+    }
+
+    fn place(&self, block: BlockId, range: PageRange, from: &[u8]) -> io::Result<u64> {
+        let mut inner = self.inner.lock().unwrap();
+        let mut new = 0;
+        for (page, from) in (range.start.0..range.end().0).zip(from.chunks_exact(PAGE_SIZE)) {
+            inner.content[usize::from(block.0)].entry(page).or_insert_with(|| {
+                new += 1;
+                from.to_vec()
+            });
+        }
+        self.changed.notify_all();
+        Ok(new)
+    }
+
+    fn place_zero(&self, fault: Fault) -> io::Result<Placed> {
+        let range = PageRange::new(fault.page, 1);
+        let new = self.place(fault.block, range, &[0; PAGE_SIZE])?;
+        Ok(if new == 1 { Placed::Now } else { Placed::Already })
+    }
+
+    fn finish(&self) -> io::Result<()> {
+        self.inner.lock().unwrap().watched = false;
+        self.changed.notify_all();
+        Ok(())
+    }
+}
+
+/// Sees every write.
+pub(crate) struct Seen(pub(crate) Arc<Ram>);
+
+impl Tracker for Seen {
+    fn begin(&mut self) -> io::Result<()> {
+        self.0.inner.lock().unwrap().dirty.clear();
+        Ok(())
+    }
+
+    fn collect(&mut self, dirty: &mut MemorySet) -> io::Result<()> {
+        let mut inner = self.0.inner.lock().unwrap();
+        dirty.union(&inner.dirty);
+        inner.dirty.clear();
+        Ok(())
+    }
+}
+
+/// vCPUs that can be stopped. The guest's own code runs while `running` is set.
+#[derive(Clone)]
+pub(crate) struct Cpu {
+    pub(crate) running: Arc<AtomicBool>,
+    pub(crate) ram: Arc<Ram>,
+    pub(crate) destroyed: Arc<AtomicBool>,
+    /// Held while the guest does one step, so that `stop` returns between steps.
+    pub(crate) step: Arc<Mutex<()>>,
+    /// Page that loading the device state reads.
+    pub(crate) load_reads: Option<u64>,
+}
+
+impl Cpu {
+    pub(crate) fn new(ram: &Arc<Ram>, running: bool) -> Self {
+        ram.runs(running);
+        Self {
+            running: Arc::new(AtomicBool::new(running)),
+            ram: ram.clone(),
+            destroyed: Arc::default(),
+            step: Arc::default(),
+            load_reads: None,
+        }
+    }
+}
+
+impl Machine for Cpu {
+    fn stop(&mut self) -> Result<(), MachineError> {
+        self.running.store(false, SeqCst);
+        drop(self.step.lock().unwrap());
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), MachineError> {
+        assert!(!self.destroyed.load(SeqCst), "a destroyed VM runs");
+        self.ram.runs(true);
+        self.running.store(true, SeqCst);
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<DeviceState, MachineError> {
+        // Devices write guest memory while they are saved.
+        self.ram.guest_writes(0, 0, 99);
+        Ok(DeviceState { stream: vec![7; 1000], private: vec![("vga".into(), vec![1; 5000])] })
+    }
+
+    fn load(&mut self, state: &DeviceState) -> Result<(), MachineError> {
+        assert_eq!((state.stream.len(), state.private.len()), (1000, 1));
+        assert_eq!(self.ram.guest_reads(0, 0), 99);
+        if let Some(page) = self.load_reads {
+            self.ram.guest_reads(0, page);
+        }
+        Ok(())
+    }
+
+    fn announce(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    fn destroy(&mut self) -> Result<(), MachineError> {
+        assert!(!self.running.load(SeqCst), "a running VM is destroyed");
+        self.destroyed.store(true, SeqCst);
+        Ok(())
+    }
+}
+
+/// Journals that count.
+#[derive(Clone, Default)]
+pub(crate) struct Journal {
+    pub(crate) events: Arc<Mutex<Vec<String>>>,
+}
+
+impl Journal {
+    fn note(&self, text: impl Into<String>) -> io::Result<()> {
+        self.events.lock().unwrap().push(text.into());
+        Ok(())
+    }
+}
+
+impl SourceJournal for Journal {
+    fn pausing(&mut self) -> io::Result<()> {
+        self.note("pausing")
+    }
+    fn promise(&mut self, _: Epoch) -> io::Result<()> {
+        self.note("promise")
+    }
+    fn back(&mut self) -> io::Result<()> {
+        self.note("back")
+    }
+    fn gone(&mut self, epoch: Epoch) -> io::Result<()> {
+        self.note(format!("gone {epoch}"))
+    }
+    fn settled(&mut self) -> io::Result<()> {
+        self.note("settled")
+    }
+}
+
+impl TargetJournal for Journal {
+    fn owed(&mut self, pages: &MemorySet) -> io::Result<()> {
+        self.note(format!("owed {}", pages.len()))
+    }
+    fn settled(&mut self) -> io::Result<()> {
+        self.note("settled")
+    }
+    fn abandoned(&mut self, source_may_ask: bool) -> io::Result<()> {
+        self.note(format!("abandoned {source_may_ask}"))
+    }
+}
+
+/// A record in memory.
+#[derive(Default)]
+pub(crate) struct Record(Mutex<Option<(String, MigrationId)>>);
+
+impl Ownership for Record {
+    fn claim(&self, claim: &Claim) -> io::Result<Claimed> {
+        let mut record = self.0.lock().unwrap();
+        let (owner, migration) =
+            record.get_or_insert_with(|| (claim.claimer.clone(), claim.migration)).clone();
+        let epoch = claim.expected.next();
+        Ok(if owner == claim.claimer {
+            Claimed::Yours(epoch)
+        } else {
+            Claimed::Lost(OwnershipRecord { owner, epoch, migration: Some(migration) })
+        })
+    }
+}
+
+/// A host that takes one VM in.
+pub(crate) struct Inn {
+    pub(crate) ram: Arc<Ram>,
+    pub(crate) cpu: Cpu,
+    pub(crate) journal: Journal,
+    pub(crate) record: Arc<Record>,
+    pub(crate) refuse: Vec<String>,
+    pub(crate) ended: Mutex<Option<bool>>,
+}
+
+impl Inn {
+    pub(crate) fn new(pages: &[u64]) -> Arc<Self> {
+        let ram = Ram::new(pages);
+        Arc::new(Self {
+            cpu: Cpu::new(&ram, false),
+            ram,
+            journal: Journal::default(),
+            record: Arc::default(),
+            refuse: vec![],
+            ended: Mutex::default(),
+        })
+    }
+}
+
+impl Host for Inn {
+    fn name(&self) -> String {
+        "target".into()
+    }
+
+    fn prepare(&self, request: &Request) -> Result<Waiting, Vec<String>> {
+        if !self.refuse.is_empty() {
+            return Err(self.refuse.clone());
+        }
+        self.ram.inner.lock().unwrap().watched = request.post_copy;
+        let missing = request.post_copy.then(|| self.ram.clone() as Arc<dyn MissingPages>);
+        Ok(Waiting {
+            memory: self.ram.clone(),
+            missing,
+            machine: Box::new(self.cpu.clone()),
+            journal: Box::new(self.journal.clone()),
+        })
+    }
+
+    fn record(&self) -> Arc<dyn Ownership> {
+        self.record.clone()
+    }
+
+    fn settled(&self, _: MigrationId) -> bool {
+        self.journal.events.lock().unwrap().contains(&"settled".to_owned())
+    }
+
+    fn ended(&self, _: &Request, arrived: bool) {
+        *self.ended.lock().unwrap() = Some(arrived);
+    }
+}

@@ -1,0 +1,393 @@
+//! Whole migrations of a model VM over real sockets.
+
+mod model;
+
+use engine::{
+    Acceptor, Handle, Options, RemoteRecord, SourceDriver, SourceParts, TcpDial,
+    report::{Event, Mode, Outcome, Report},
+};
+use model::*;
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+        mpsc::channel,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+use units::{Epoch, MigrationId};
+
+const PAGES: [u64; 2] = [6000, 300];
+
+fn listen(inn: &Arc<Inn>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let acceptor = Acceptor::new(inn.clone());
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let acceptor = acceptor.clone();
+            thread::spawn(move || acceptor.serve(stream));
+        }
+    });
+    address
+}
+
+/// A cable that can be cut and mended.
+#[derive(Clone)]
+struct Cable {
+    address: SocketAddr,
+    ends: Arc<Mutex<Vec<TcpStream>>>,
+    cut: Arc<AtomicBool>,
+    passed: Arc<AtomicU64>,
+    cut_after: Arc<AtomicU64>,
+}
+
+impl Cable {
+    fn to(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let cable = Self {
+            address: listener.local_addr().unwrap(),
+            ends: Arc::default(),
+            cut: Arc::default(),
+            passed: Arc::default(),
+            cut_after: Arc::new(AtomicU64::new(u64::MAX)),
+        };
+        let this = cable.clone();
+        thread::spawn(move || {
+            for from in listener.incoming().map_while(Result::ok) {
+                if this.cut.load(SeqCst) {
+                    continue;
+                }
+                let to = TcpStream::connect(target).unwrap();
+                let (a, b) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                this.ends.lock().unwrap().extend([a.try_clone().unwrap(), b.try_clone().unwrap()]);
+                this.pump(from, b);
+                this.pump(to, a);
+            }
+        });
+        cable
+    }
+
+    fn pump(&self, mut from: TcpStream, mut to: TcpStream) {
+        let this = self.clone();
+        thread::spawn(move || {
+            let mut buffer = [0; 16384];
+            while let Ok(n @ 1..) = from.read(&mut buffer) {
+                if this.passed.fetch_add(n as u64, SeqCst) + n as u64 > this.cut_after.load(SeqCst) {
+                    this.cut_after.store(u64::MAX, SeqCst);
+                    this.cut();
+                }
+                if this.cut.load(SeqCst) || to.write_all(&buffer[..n]).is_err() {
+                    break;
+                }
+            }
+            let _ = to.shutdown(std::net::Shutdown::Both);
+        });
+    }
+
+    fn cut(&self) {
+        self.cut.store(true, SeqCst);
+        for end in self.ends.lock().unwrap().drain(..) {
+            let _ = end.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    fn mend(&self) {
+        self.cut.store(false, SeqCst);
+    }
+}
+
+struct Source {
+    ram: Arc<Ram>,
+    cpu: Cpu,
+    journal: Journal,
+}
+
+impl Source {
+    fn new() -> Self {
+        let ram = Ram::new(&PAGES);
+        for page in 0..4000 {
+            ram.guest_writes(0, page, page * 1000 + 1);
+        }
+        for page in 0..300 {
+            ram.guest_writes(1, page, if page % 3 == 0 { 0 } else { page + 5 });
+        }
+        Self { cpu: Cpu::new(&ram, true), ram, journal: Journal::default() }
+    }
+
+    /// A guest that writes wherever it runs, `rate` pages a round of its loop.
+    fn guest(&self, rate: u64) {
+        let (cpu, ram) = (self.cpu.clone(), self.ram.clone());
+        thread::spawn(move || {
+            let mut n = 1u64;
+            while !cpu.destroyed.load(SeqCst) {
+                {
+                    let _step = cpu.step.lock().unwrap();
+                    if cpu.running.load(SeqCst) {
+                        for _ in 0..rate {
+                            n = n.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                            ram.guest_writes(0, (n >> 33) % 5000, n >> 20);
+                        }
+                    }
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+    }
+
+    fn migrate(
+        &self,
+        address: SocketAddr,
+        options: Options,
+        run: impl FnOnce(Handle),
+    ) -> (Report, Vec<Event>) {
+        let migration = MigrationId(42);
+        let dial = Arc::new(TcpDial::new(vec![address], migration));
+        let parts = SourceParts {
+            vm: "vm".into(),
+            from: "source".into(),
+            to: "target".into(),
+            migration,
+            epoch: Epoch(3),
+            recipe: b"{}".to_vec(),
+            memory: self.ram.clone(),
+            tracker: Some(Box::new(Seen(self.ram.clone()))),
+            machine: Box::new(self.cpu.clone()),
+            journal: Box::new(self.journal.clone()),
+            record: Arc::new(RemoteRecord(dial.clone())),
+            dial,
+        };
+        let events = Arc::new(Mutex::new(vec![]));
+        let heard = events.clone();
+        let (driver, handle) =
+            SourceDriver::new(parts, options, Arc::new(move |e| heard.lock().unwrap().push(e)));
+        let (done, report) = channel();
+        thread::spawn(move || drop(done.send(driver.run())));
+        run(handle);
+        let report = report.recv_timeout(Duration::from_secs(60)).expect("every migration ends");
+        let events = events.lock().unwrap().clone();
+        (report, events)
+    }
+}
+
+fn options(mode: Mode) -> Options {
+    Options {
+        mode,
+        allow_post_copy: false,
+        max_downtime: Duration::from_millis(20),
+        bandwidth: None,
+        streams: 2,
+        verify: true,
+    }
+}
+
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !condition() {
+        assert!(since.elapsed() < Duration::from_secs(30), "{what} never came");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn all_modes_bring_the_same_memory() {
+    for mode in [Mode::Auto, Mode::PreCopy, Mode::Hybrid, Mode::PostCopy] {
+        let (source, inn) = (Source::new(), Inn::new(&PAGES));
+        source.guest(1);
+        let (report, _) = source.migrate(listen(&inn), options(mode), |_| {});
+        assert_eq!(report.outcome, Outcome::Completed, "{mode:?} {:?}", report.error);
+        assert_eq!(report.verified, Some(true), "{mode:?}");
+        assert!(inn.cpu.running.load(SeqCst) && !source.cpu.running.load(SeqCst));
+        assert!(source.cpu.destroyed.load(SeqCst), "{mode:?}: the source's copy is left behind");
+        assert_eq!(inn.ram.content(), source.ram.content(), "{mode:?}");
+        assert_eq!(inn.ram.overwritten(), 0, "{mode:?}: I5");
+        assert!(report.downtime_ms.is_some_and(|ms| ms > 0.0 && ms < 1000.0), "{:?}", report.downtime_ms);
+        wait_until("the target's end", || *inn.ended.lock().unwrap() == Some(true));
+        let journal = source.journal.events.lock().unwrap().join(",");
+        assert_eq!(journal, "pausing,promise,gone 4,settled", "{mode:?}");
+        if mode == Mode::PostCopy {
+            assert_eq!(report.rounds.len(), 0);
+        }
+    }
+}
+
+#[test]
+fn a_device_state_that_reads_a_missing_page_gets_it() {
+    let (source, inn) = (Source::new(), Inn::new(&PAGES));
+    let mut cpu = inn.cpu.clone();
+    cpu.load_reads = Some(3999);
+    let ram = inn.ram.clone();
+    let inn = Arc::new(Inn {
+        cpu,
+        ram,
+        journal: Journal::default(),
+        record: Arc::default(),
+        refuse: vec![],
+        ended: Mutex::default(),
+    });
+    let (report, _) = source.migrate(listen(&inn), options(Mode::PostCopy), |_| {});
+    assert_eq!(report.outcome, Outcome::Completed, "{:?}", report.error);
+    assert!(report.faults.count >= 2, "{:?}", report.faults);
+    assert_eq!(inn.ram.content(), source.ram.content());
+}
+
+#[test]
+fn a_refusal_lists_every_reason_and_leaves_the_guest_alone() {
+    let source = Source::new();
+    let inn = Inn::new(&PAGES);
+    let inn = Arc::new(Inn {
+        refuse: vec!["no bridge br9".into(), "no disk".into()],
+        cpu: inn.cpu.clone(),
+        ram: inn.ram.clone(),
+        journal: Journal::default(),
+        record: Arc::default(),
+        ended: Mutex::default(),
+    });
+    let (report, _) = source.migrate(listen(&inn), options(Mode::Auto), |_| {});
+    let error = report.error.unwrap();
+    assert_eq!(report.outcome, Outcome::Failed);
+    assert_eq!((error.what.as_str(), error.why.as_str()), ("preflight", "no bridge br9\nno disk"));
+    assert_eq!(error.vm_runs_on.as_deref(), Some("source"));
+    assert!(source.cpu.running.load(SeqCst));
+}
+
+#[test]
+fn i3_a_cancelled_migration_leaves_the_guest_running_and_the_target_without_a_trace() {
+    let (source, inn) = (Source::new(), Inn::new(&PAGES));
+    source.guest(400);
+    let mut wish = options(Mode::PreCopy);
+    wish.max_downtime = Duration::from_millis(1);
+    let ram = inn.ram.clone();
+    let (report, _) = source.migrate(listen(&inn), wish, |handle| {
+        wait_until("memory on the target", || ram.content()[0].len() > 100);
+        handle.cancel();
+    });
+    assert_eq!(report.outcome, Outcome::Cancelled);
+    assert!(source.cpu.running.load(SeqCst));
+    wait_until("the target's end", || *inn.ended.lock().unwrap() == Some(false));
+    assert!(inn.cpu.destroyed.load(SeqCst) && !inn.cpu.running.load(SeqCst));
+    assert_eq!(*inn.journal.events.lock().unwrap(), ["abandoned false"]);
+}
+
+#[test]
+fn i1_i2_i3_a_link_cut_at_any_point_leaves_one_guest_with_all_its_memory() {
+    let mut completed = 0;
+    let total = {
+        let (source, inn) = (Source::new(), Inn::new(&PAGES));
+        let cable = Cable::to(listen(&inn));
+        source.migrate(cable.address, options(Mode::Hybrid), |_| {});
+        cable.passed.load(SeqCst)
+    };
+    for mode in [Mode::PreCopy, Mode::Hybrid, Mode::PostCopy] {
+        for part in 0..12 {
+            let (source, inn) = (Source::new(), Inn::new(&PAGES));
+            let cable = Cable::to(listen(&inn));
+            // Not evenly: the last bytes hold the switchover and the commit.
+            let at = [
+                1,
+                40,
+                200,
+                600,
+                total / 4,
+                total / 2,
+                total - 60000,
+                total - 20000,
+                total - 6000,
+                total - 2000,
+                total - 500,
+                total - 60,
+            ][part];
+            cable.cut_after.store(at, SeqCst);
+            println!("{mode:?}, cut after {at} of {total} bytes");
+            let mender = cable.clone();
+            let (report, _) = source.migrate(cable.address, options(mode), move |_| {
+                thread::spawn(move || {
+                    wait_until("the cut", || {
+                        mender.cut.load(SeqCst) || mender.passed.load(SeqCst) > 2 * total
+                    });
+                    thread::sleep(Duration::from_millis(100));
+                    mender.mend();
+                });
+            });
+            let story = format!("{mode:?} cut after {at} of {total}: {report:?}");
+            let (here, there) = (source.cpu.running.load(SeqCst), inn.cpu.running.load(SeqCst));
+            assert!(here != there, "I1: {story}");
+            match report.outcome {
+                Outcome::Completed => {
+                    assert!(there, "{story}");
+                    assert_eq!(inn.ram.content(), source.ram.content(), "{story}");
+                    completed += 1;
+                }
+                Outcome::Failed => {
+                    assert!(here && !source.cpu.destroyed.load(SeqCst), "{story}");
+                    assert_eq!(report.error.unwrap().vm_runs_on.as_deref(), Some("source"));
+                }
+                _ => panic!("{story}"),
+            }
+        }
+    }
+    assert!((3..36).contains(&completed), "cuts before and after the commit: {completed} of 36 completed");
+}
+
+#[test]
+fn a_target_that_is_not_there_is_named() {
+    let source = Source::new();
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (report, _) = source.migrate(nobody, options(Mode::Auto), |_| {});
+    let error = report.error.unwrap();
+    assert_eq!(error.what, "reach target");
+    assert!(error.why.contains("refused"), "{}", error.why);
+    assert!(source.cpu.running.load(SeqCst));
+}
+
+#[test]
+fn a_peer_that_sends_garbage_is_no_whimbrel() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+    });
+    let source = Source::new();
+    let (report, _) = source.migrate(address, options(Mode::Auto), |_| {});
+    let why = report.error.unwrap().why;
+    assert!(why.contains("does not speak Whimbrel's protocol"), "{why}");
+    assert!(source.cpu.running.load(SeqCst));
+}
+
+#[test]
+fn a_guest_that_outruns_the_link_is_reported_not_hidden() {
+    let (source, inn) = (Source::new(), Inn::new(&PAGES));
+    source.guest(400);
+    let mut wish = options(Mode::Auto);
+    wish.bandwidth = Some(units::Rate(20 << 20));
+    wish.max_downtime = Duration::from_millis(9);
+    let journal = source.journal.clone();
+    let (report, events) = source.migrate(listen(&inn), wish, |handle| {
+        thread::sleep(Duration::from_secs(8));
+        assert!(journal.events.lock().unwrap().is_empty(), "it was stopped");
+        handle.cancel();
+    });
+    assert_eq!(report.outcome, Outcome::Cancelled);
+    assert!(report.rounds.len() > 3, "{:?}", report.rounds);
+    let notes =
+        events.iter().filter(|e| matches!(e, Event::Note { text } if text.contains("does not converge")));
+    assert_eq!(notes.count(), 1);
+}
+
+#[test]
+fn a_guest_that_outruns_the_link_ends_in_post_copy_where_that_is_allowed() {
+    let (source, inn) = (Source::new(), Inn::new(&PAGES));
+    source.guest(400);
+    let mut wish = options(Mode::Auto);
+    wish.allow_post_copy = true;
+    wish.bandwidth = Some(units::Rate(40 << 20));
+    wish.max_downtime = Duration::from_millis(9);
+    let (report, _) = source.migrate(listen(&inn), wish, |_| {});
+    assert_eq!((report.outcome, report.mode), (Outcome::Completed, Mode::Hybrid), "{:?}", report.error);
+    assert_eq!(report.verified, Some(true));
+    assert_eq!(inn.ram.content(), source.ram.content());
+}

@@ -1,0 +1,190 @@
+//! Starts, finds and ends VMs: the agent's `Hypervisor` with QEMU.
+
+use agent::{
+    config::Config,
+    hypervisor::{Condition, Found, Hypervisor, Plan, Reasons},
+    store::VmRecord,
+};
+use engine::ports::Machine;
+use qemu::{
+    Handle, Host, OpenError, Recipe, Vm, VmFile,
+    attach::RamBlock,
+    launch::{self, Belongings},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    fmt::Display,
+    path::{Path, PathBuf},
+};
+
+/// This host's QEMU.
+#[derive(Clone, Debug)]
+pub struct QemuHost {
+    host: Host,
+}
+
+impl QemuHost {
+    /// As the agent's configuration says. `kvm`: whether guests can be run by the CPU here, found out by running one.
+    pub fn new(config: &Config, kvm: bool) -> Self {
+        let mut host = Host::new(&config.runtime_dir);
+        host.kvm = kvm;
+        // A bare name is looked for in PATH, which is also what happens without one.
+        host.qemu = Some(config.qemu.clone()).filter(|path| path.components().count() > 1);
+        Self { host }
+    }
+
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
+    }
+}
+
+/// What a VM file comes to.
+#[derive(Serialize, Deserialize)]
+struct Planned {
+    recipe: Recipe,
+    /// The QEMU program that the file names.
+    qemu: Option<PathBuf>,
+}
+
+/// What is recorded as a VM's belongings.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Kept {
+    #[serde(flatten)]
+    belongings: Belongings,
+    /// How to serve its missing pages again after a restart of the agent. Its QEMU cannot be asked then: it may itself be
+    /// waiting for one of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) waits: Option<Waits>,
+}
+
+/// A QEMU whose guest waits for missing pages.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Waits {
+    /// The number of the userfaultfd in QEMU.
+    pub(crate) fd: i32,
+    /// Its RAM blocks.
+    pub(crate) blocks: Vec<RamBlock>,
+}
+
+pub(crate) fn kept(vm: &VmRecord) -> Result<Kept, String> {
+    serde_json::from_value(vm.belongings.clone())
+        .map_err(|e| format!("what is recorded of {} cannot be read: {e}", vm.name))
+}
+
+/// What QEMU needs to know of a recorded VM to find it again.
+pub(crate) fn handle_of(vm: &VmRecord) -> Result<Handle, String> {
+    let process = vm.process.ok_or_else(|| format!("{} has no QEMU", vm.name))?;
+    Ok(Handle {
+        pid: process.pid.cast_signed(),
+        started: process.start_time,
+        recipe: serde_json::from_value(vm.recipe.clone())
+            .map_err(|e| format!("what is recorded of {} cannot be read: {e}", vm.name))?,
+        belongings: kept(vm)?.belongings,
+    })
+}
+
+/// What is to be remembered of a VM.
+pub(crate) fn found(vm: &Vm, waits: Option<Waits>) -> Result<Found, String> {
+    let handle = vm.handle();
+    let value = |json: Result<serde_json::Value, serde_json::Error>| json.map_err(|e| e.to_string());
+    Ok(Found {
+        pid: handle.pid.cast_unsigned(),
+        qmp: handle.belongings.qmp.clone(),
+        recipe: value(serde_json::to_value(&handle.recipe))?,
+        belongings: value(serde_json::to_value(Kept { belongings: handle.belongings, waits }))?,
+    })
+}
+
+/// The VM of a record, with its monitor.
+pub(crate) fn open(vm: &VmRecord) -> Result<Vm, OpenOr> {
+    let handle = handle_of(vm).map_err(OpenOr::Unreadable)?;
+    Vm::reopen(&handle).map_err(OpenOr::Open)
+}
+
+/// Why a recorded VM cannot be opened.
+#[derive(Debug)]
+pub(crate) enum OpenOr {
+    Unreadable(String),
+    Open(OpenError),
+}
+
+impl Display for OpenOr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unreadable(why) => why.fmt(f),
+            Self::Open(error) => error.fmt(f),
+        }
+    }
+}
+
+fn reasons(error: impl Display) -> Reasons {
+    error.to_string().into()
+}
+
+impl Hypervisor for QemuHost {
+    fn plan(&self, text: &str, path: &Path) -> Result<Plan, Reasons> {
+        let file = VmFile::parse(text, path).map_err(reasons)?;
+        let recipe = file.recipe(&self.host).map_err(Reasons)?;
+        let name = recipe.name.clone();
+        let planned = Planned { recipe, qemu: file.qemu };
+        Ok(Plan { name, recipe: serde_json::to_value(planned).map_err(reasons)? })
+    }
+
+    fn start(&self, plan: &Plan) -> Result<Found, Reasons> {
+        let planned: Planned = serde_json::from_value(plan.recipe.clone()).map_err(reasons)?;
+        let mut host = self.host.clone();
+        host.qemu = planned.qemu.or(host.qemu);
+        let vm = Vm::run(&planned.recipe, &host).map_err(reasons)?;
+        found(&vm, None).map_err(reasons)
+    }
+
+    fn inspect(&self, name: &str, qmp: &Path) -> Result<Found, Reasons> {
+        let adopted = Vm::adopt(name, qmp).map_err(|error| match error {
+            OpenError::Refused { reasons, .. } => Reasons(reasons),
+            error => reasons(error),
+        })?;
+        for note in &adopted.notes {
+            tracing::warn!(vm = name, "{note}");
+        }
+        found(&adopted.vm, None).map_err(reasons)
+    }
+
+    fn condition(&self, vm: &VmRecord) -> Condition {
+        match open(vm) {
+            Ok(mut open) => match open.status() {
+                Ok(status) if status == "running" => Condition::Running,
+                Ok(status) => Condition::Paused(status),
+                Err(error) => Condition::Unknown(error.to_string()),
+            },
+            Err(OpenOr::Open(error @ OpenError::Gone { .. })) => Condition::Gone(error.to_string()),
+            Err(error) => Condition::Unknown(error.to_string()),
+        }
+    }
+
+    fn sweep(&self, name: &str) {
+        let swept = launch::sweep(name, &self.host);
+        if swept > 0 {
+            tracing::warn!(vm = name, swept, "ended a QEMU that an interrupted start had left");
+        }
+    }
+
+    fn resume(&self, vm: &VmRecord) -> Result<(), Reasons> {
+        let mut open = open(vm).map_err(reasons)?;
+        open.resume().map_err(reasons)?;
+        // Switches may have learned another way to it meanwhile.
+        if let Err(error) = open.announce() {
+            tracing::warn!(vm = vm.name, %error, "it runs, but could not be announced to the network");
+        }
+        Ok(())
+    }
+
+    fn stop(&self, vm: &VmRecord) -> Result<(), Reasons> {
+        match open(vm) {
+            Ok(mut open) => open.destroy().map_err(reasons),
+            Err(OpenOr::Open(OpenError::Gone { .. })) => {
+                handle_of(vm).map(|handle| handle.belongings.remove()).map_err(reasons)
+            }
+            Err(error) => Err(reasons(error)),
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Takes VMs in: the engine's `Host` with QEMU and the agent's store.
+
+use crate::hypervisor::{QemuHost, Waits, found};
+use agent::{
+    name,
+    store::{Arrival, Origin, Process, Standing, Store, VmRecord},
+};
+use engine::ports::{Block, Host, Machine, MissingPages, Ownership, OwnershipRecord, Request, Waiting};
+use qemu::{Recipe, Vm, attach, preflight};
+use std::sync::Arc;
+use units::{MigrationId, PAGE_SIZE};
+
+/// A recipe's length, at most: a hundred times what a large VM's has.
+const MAX_RECIPE: usize = 4 << 20;
+
+/// This host as the target of migrations.
+pub(crate) struct Incoming {
+    pub(crate) qemu: QemuHost,
+    pub(crate) store: Store,
+}
+
+impl Incoming {
+    /// Looks whether a VM can be taken in, before anything is started for it.
+    fn look(&self, request: &Request) -> Result<Recipe, Vec<String>> {
+        name::check(&request.vm).map_err(|why| vec![why])?;
+        if request.recipe.len() > MAX_RECIPE {
+            return Err(vec![format!("its description is longer than {MAX_RECIPE} bytes")]);
+        }
+        let recipe: Recipe = serde_json::from_slice(&request.recipe).map_err(|e| {
+            vec![format!("its description cannot be read: {e}; are both hosts' versions the same?")]
+        })?;
+        let mut reasons = preflight::check(&recipe, self.qemu.host());
+        if recipe.name != request.vm {
+            reasons.push(format!("the request is for {}, its description for {}", request.vm, recipe.name));
+        }
+        match self.store.vm(&request.vm) {
+            Ok(None) => {}
+            Ok(Some(_)) => reasons.push(format!("{} has a VM named {} already", self.name(), request.vm)),
+            Err(error) => reasons.push(error.to_string()),
+        }
+        if reasons.is_empty() { Ok(recipe) } else { Err(reasons) }
+    }
+
+    /// All that is needed around a QEMU that waits; the caller ends it if this fails.
+    fn take(&self, request: &Request, vm: &mut Vm) -> Result<Taken, Vec<String>> {
+        let lacking = vm.missing_features().map_err(|e| vec![e.to_string()])?;
+        let mut reasons = Vec::new();
+        if !lacking.is_empty() {
+            let all = lacking.join(", ");
+            reasons.push(format!("the guest was shown CPU features that it would not find here: {all}"));
+        }
+        let here: Vec<Block> = vm
+            .ram_blocks()
+            .iter()
+            .map(|b| Block { name: b.name.clone(), pages: b.bytes / PAGE_SIZE as u64 })
+            .collect();
+        if here != request.blocks {
+            reasons.push(format!("its RAM blocks are {:?} there and {here:?} here", request.blocks));
+        }
+        if !reasons.is_empty() {
+            return Err(reasons);
+        }
+        let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
+        let target = attach::Target::open(vm.process().pid(), vm.ram_blocks()).map_err(|e| one(&e))?;
+        let missing = request.post_copy.then(|| target.missing()).transpose().map_err(|e| one(&e))?;
+        let waits = missing.as_ref().map(|m| Waits { fd: m.fd_number(), blocks: vm.ram_blocks().to_vec() });
+        let found = found(vm, waits).map_err(|e| one(&e))?;
+        let process = Process::of(found.pid).map_err(|e| one(&format!("its QEMU ended at once: {e}")))?;
+        let record = VmRecord {
+            name: request.vm.clone(),
+            recipe: found.recipe,
+            process: Some(process),
+            qmp: found.qmp,
+            belongings: found.belongings,
+            origin: Origin::Migrated,
+            standing: Standing::Arriving { migration: request.migration, from: request.from.clone() },
+        };
+        let of_source =
+            OwnershipRecord { owner: request.from.clone(), epoch: request.epoch, migration: None };
+        let arrival = self.store.accept(&record, &of_source).map_err(|e| one(&e))?;
+        Ok(Taken {
+            memory: target.memory(),
+            missing: missing.map(|missing| Arc::new(missing) as Arc<dyn MissingPages>),
+            arrival,
+        })
+    }
+}
+
+struct Taken {
+    memory: Arc<attach::Memory>,
+    missing: Option<Arc<dyn MissingPages>>,
+    arrival: Arrival,
+}
+
+impl Host for Incoming {
+    fn name(&self) -> String {
+        self.store.host().to_owned()
+    }
+
+    fn prepare(&self, request: &Request) -> Result<Waiting, Vec<String>> {
+        let recipe = self.look(request)?;
+        let mut vm = Vm::incoming(&recipe, self.qemu.host()).map_err(|e| vec![e.to_string()])?;
+        match self.take(request, &mut vm) {
+            Ok(Taken { memory, missing, arrival }) => {
+                Ok(Waiting { memory, missing, machine: Box::new(vm), journal: Box::new(arrival) })
+            }
+            Err(mut reasons) => {
+                if let Err(error) = vm.destroy() {
+                    reasons.push(format!("and the QEMU that was started for it would not end: {error}"));
+                }
+                Err(reasons)
+            }
+        }
+    }
+
+    fn record(&self) -> Arc<dyn Ownership> {
+        Arc::new(self.store.clone())
+    }
+
+    fn settled(&self, migration: MigrationId) -> bool {
+        self.store.has_arrived(migration).unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot look up a migration");
+            false
+        })
+    }
+
+    fn ended(&self, request: &Request, arrived: bool) {
+        tracing::info!(vm = request.vm, from = request.from, arrived, "an incoming migration is over");
+    }
+}

@@ -1,0 +1,11 @@
+//! A host of real VMs: what the agent asks for, done with QEMU and the engine.
+
+/// Starts, finds and ends VMs.
+mod hypervisor;
+/// Takes VMs in.
+mod incoming;
+/// Moves VMs away.
+mod outgoing;
+
+pub use hypervisor::QemuHost;
+pub use outgoing::Mover;

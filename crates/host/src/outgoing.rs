@@ -1,0 +1,285 @@
+//! Moves VMs away: the agent's `Migrator` with the engine.
+
+use crate::{
+    hypervisor::{QemuHost, handle_of, kept, open},
+    incoming::Incoming,
+};
+use agent::{
+    Context,
+    migrate::{Events, MigrateRequest, Migrator, Wishes},
+    store::{Arrival, ArrivalRecord, DepartureRecord, Store, VmRecord},
+};
+use engine::{
+    Acceptor, Dial, Options, RemoteRecord, SourceDriver, SourceParts, TcpDial,
+    ports::{
+        Claim, Claimed, DeviceState, GuestMemory, Machine, MachineError, Ownership, Request, TargetJournal,
+        Tracker, Waiting,
+    },
+    report::{Failure, Mode, Outcome, Report},
+};
+use qemu::{Vm, attach};
+use std::{
+    io,
+    net::{SocketAddr, TcpStream, ToSocketAddrs},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+use units::{Epoch, MigrationId};
+
+/// Data connections unless the user says otherwise. With one, its two threads are the limit before a fast link is; beyond the
+/// number of cores more only take turns. Two is right for hosts with two cores, on which it was tried; no benchmark has
+/// chosen it for larger ones yet.
+const STREAMS: u16 = 2;
+
+/// How long incoming migrations have to end when the agent does.
+const GIVE_UP: Duration = Duration::from_secs(3);
+
+/// How long to wait before a QEMU is asked again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Moves this host's VMs, and takes others' in.
+pub struct Mover {
+    store: Store,
+    acceptor: Acceptor,
+}
+
+impl Mover {
+    /// For the host of this context.
+    pub fn new(context: &Context, qemu: QemuHost) -> Self {
+        let store = context.registry.store().clone();
+        let incoming = Incoming { qemu, store: store.clone() };
+        Self { store, acceptor: Acceptor::new(Arc::new(incoming)) }
+    }
+
+    /// Takes the watch for missing pages up again, where an agent before us had to leave it.
+    fn serve_missing(&self, vm: &VmRecord, arrival: Arrival, record: &ArrivalRecord) -> Result<(), String> {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let handle = handle_of(vm)?;
+        let waits = kept(vm)?.waits.ok_or("it lacks memory, but nothing is recorded of how to serve it")?;
+        let owed = self.store.owed(&vm.name).map_err(|e| text(&e))?;
+        let owed = owed.ok_or("it lacks memory, but not which is recorded")?;
+        let target = attach::Target::reopen(handle.pid, &waits.blocks).map_err(|e| text(&e))?;
+        let missing = target.retake(waits.fd).map_err(|e| text(&e))?;
+        let blocks = target.memory().blocks().to_vec();
+        let waiting = Waiting {
+            memory: target.memory(),
+            missing: Some(Arc::new(missing)),
+            machine: Box::new(Later(vm.clone())),
+            journal: Box::new(arrival),
+        };
+        let request = Request {
+            migration: record.migration,
+            vm: vm.name.clone(),
+            from: record.from.clone(),
+            epoch: Epoch(0),
+            recipe: vec![],
+            blocks,
+            post_copy: true,
+        };
+        thread::scope(|scope| {
+            // Killed between the claim and `cont`, it does not run yet. Asked beside the faults, which it may be waiting for.
+            scope.spawn(|| {
+                while let Err(why) = run(vm) {
+                    tracing::warn!(vm = vm.name, why, "it belongs here and does not run yet");
+                    if !vm.process.is_some_and(|process| process.is_alive()) {
+                        return;
+                    }
+                    thread::sleep(AGAIN);
+                }
+            });
+            self.acceptor.go_on(request, waiting, owed).map_err(|e| text(&e))
+        })
+    }
+
+    fn parts(&self, request: &MigrateRequest) -> Result<SourceParts, Vec<String>> {
+        let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
+        let vm = &request.vm;
+        let mut open = open(vm).map_err(|e| one(&e))?;
+        let hindrances = open.hindrances().map_err(|e| one(&e))?;
+        if !hindrances.is_empty() {
+            return Err(hindrances);
+        }
+        let recipe = serde_json::to_vec(open.recipe()).map_err(|e| one(&e))?;
+        let source = attach::Source::open(open.process().pid(), open.ram_blocks()).map_err(|e| one(&e))?;
+        let tracker: Box<dyn Tracker> = Box::new(source.tracker().map_err(|e| one(&e))?);
+        let address = request.address.to_string();
+        let dial = dial(&address, request.id).map_err(|e| one(&e))?;
+        let owner = self.store.owner(&vm.name).map_err(|e| one(&e))?;
+        Ok(SourceParts {
+            vm: vm.name.clone(),
+            from: self.store.host().to_owned(),
+            to: request.to.clone(),
+            migration: request.id,
+            epoch: owner.map_or(Epoch(0), |owner| owner.epoch),
+            recipe,
+            memory: source.memory(),
+            tracker: Some(tracker),
+            machine: Box::new(open),
+            journal: Box::new(self.store.departure(&vm.name, request.id, &request.to, &address)),
+            record: Arc::new(RemoteRecord(dial.clone())),
+            dial,
+        })
+    }
+}
+
+/// Lets the guest of a claimed VM run, if it does not yet.
+fn run(vm: &VmRecord) -> Result<(), String> {
+    let mut open = open(vm).map_err(|e| e.to_string())?;
+    open.resume().map_err(|e| e.to_string())
+}
+
+/// A QEMU that is not asked before it has to be: it may be waiting for a page that we serve.
+struct Later(VmRecord);
+
+impl Later {
+    fn open(&self) -> Result<Vm, MachineError> {
+        open(&self.0)
+            .map_err(|why| MachineError { what: format!("reach {}", self.0.name), why: why.to_string() })
+    }
+}
+
+impl Machine for Later {
+    fn stop(&mut self) -> Result<(), MachineError> {
+        self.open()?.stop()
+    }
+
+    fn resume(&mut self) -> Result<(), MachineError> {
+        self.open()?.resume()
+    }
+
+    fn save(&mut self) -> Result<DeviceState, MachineError> {
+        self.open()?.save()
+    }
+
+    fn load(&mut self, state: &DeviceState) -> Result<(), MachineError> {
+        self.open()?.load(state)
+    }
+
+    fn announce(&mut self) -> Result<(), MachineError> {
+        self.open()?.announce()
+    }
+
+    fn destroy(&mut self) -> Result<(), MachineError> {
+        self.open()?.destroy()
+    }
+}
+
+fn dial(address: &str, migration: MigrationId) -> io::Result<Arc<dyn Dial>> {
+    let addresses: Vec<SocketAddr> = address
+        .to_socket_addrs()
+        .map_err(|e| io::Error::new(e.kind(), format!("cannot look up {address}: {e}")))?
+        .collect();
+    Ok(Arc::new(TcpDial::new(addresses, migration)))
+}
+
+impl Migrator for Mover {
+    fn migrate(&self, request: &MigrateRequest, events: Events, wishes: &Wishes) -> Report {
+        let parts = match self.parts(request) {
+            Ok(parts) => parts,
+            Err(reasons) => {
+                let here = self.store.host();
+                let mut report = request.blank_report(here, Outcome::Failed);
+                report.error = Some(Failure {
+                    what: "preflight".to_owned(),
+                    place: format!("{here}, in preflight"),
+                    why: reasons.join("\n"),
+                    vm_runs_on: Some(here.to_owned()),
+                });
+                return report;
+            }
+        };
+        let options = Options {
+            mode: request.mode,
+            allow_post_copy: request.allow_post_copy,
+            max_downtime: request.max_downtime,
+            bandwidth: request.bandwidth,
+            streams: u32::from(request.streams.unwrap_or(STREAMS)),
+            verify: request.verify,
+        };
+        let (driver, handle) = SourceDriver::new(parts, options, events);
+        let (canceller, resolver) = (handle.clone(), handle);
+        wishes.cancel.then(move || canceller.cancel());
+        wishes.resolve_here.then(move || resolver.resolve_here());
+        driver.run()
+    }
+
+    fn serve(&self, connection: TcpStream, from: SocketAddr) {
+        if let Err(error) = self.acceptor.serve(connection) {
+            tracing::warn!(%from, %error, "a connection was turned away");
+        }
+    }
+
+    fn ask(&self, address: &str, claim: &Claim) -> io::Result<Claimed> {
+        RemoteRecord(dial(address, claim.migration)?).claim(claim)
+    }
+
+    fn serve_gone(&self, vm: &VmRecord, departure: &DepartureRecord) {
+        let served = (|| -> Result<Report, String> {
+            let open = open(vm).map_err(|e| e.to_string())?;
+            let source =
+                attach::Source::open(open.process().pid(), open.ram_blocks()).map_err(|e| e.to_string())?;
+            let dial = dial(&departure.address, departure.migration).map_err(|e| e.to_string())?;
+            let parts = SourceParts {
+                vm: vm.name.clone(),
+                from: self.store.host().to_owned(),
+                to: departure.to.clone(),
+                migration: departure.migration,
+                epoch: Epoch(0),
+                recipe: vec![],
+                memory: source.memory(),
+                tracker: None,
+                machine: Box::new(open),
+                journal: Box::new(self.store.departure(
+                    &vm.name,
+                    departure.migration,
+                    &departure.to,
+                    &departure.address,
+                )),
+                record: Arc::new(RemoteRecord(dial.clone())),
+                dial,
+            };
+            let options = Options {
+                mode: Mode::PostCopy,
+                allow_post_copy: true,
+                max_downtime: Duration::ZERO,
+                bandwidth: None,
+                streams: u32::from(STREAMS),
+                verify: false,
+            };
+            let (driver, _handle) = SourceDriver::new(parts, options, Arc::new(|_| {}));
+            Ok(driver.run_after_commit())
+        })();
+        match served {
+            Ok(_) => tracing::info!(
+                vm = vm.name,
+                to = departure.to,
+                "the target has everything; the copy here is gone"
+            ),
+            Err(why) => tracing::error!(
+                vm = vm.name,
+                to = departure.to,
+                why,
+                "cannot serve the memory that is kept here"
+            ),
+        }
+    }
+
+    fn go_on(&self, vm: &VmRecord, arrival: Arrival, record: &ArrivalRecord) {
+        let gone_on = if record.owing {
+            self.serve_missing(vm, arrival, record)
+        } else {
+            run(vm).and_then(|()| { arrival }.settled().map_err(|e| e.to_string()))
+        };
+        match gone_on {
+            Ok(()) => {
+                tracing::info!(vm = vm.name, from = record.from, "it belongs here, runs, and has its memory")
+            }
+            Err(why) => tracing::error!(vm = vm.name, why, "it belongs here and cannot be run"),
+        }
+    }
+
+    fn shut_down(&self) {
+        self.acceptor.give_up(GIVE_UP);
+    }
+}

@@ -1,0 +1,29 @@
+//! What crosses the wire, and who says what when. Pure: bytes and events in, bytes and acts out.
+//!
+//! A migration uses several TCP connections, each of which begins with a [`Preamble`]: one for control (protobuf
+//! [`control::Message`]s behind a length), any number for pages, and one for the pages that the guest waits for (both
+//! carry [`Frame`]s). [`Source`] and [`Target`] are the two ends as state machines.
+
+mod brief;
+mod codec;
+mod frame;
+mod preamble;
+mod source;
+mod target;
+
+pub use brief::Brief;
+pub use codec::{ControlError, MAX_CONTROL, bitmaps, decode, encode, packed, page_sets, unpacked};
+pub use frame::{
+    BATCH_PAGES, Frame, FrameError, HEADER, Header, MAX_PAYLOAD, MAX_RUNS, RUN, Run, Shape, parse_runs,
+    write_batch,
+};
+pub use preamble::{Kind, Preamble, PreambleError, REPLY, Reply, Status, VERSION};
+pub use source::{Source, SourceAct, SourceEnd, SourceEvent, Step};
+pub use target::{Target, TargetAct, TargetEnd, TargetEvent};
+
+/// The control messages, generated from `proto/control.proto`.
+#[allow(missing_docs, clippy::all, reason = "generated; documented in the .proto file")]
+pub mod control {
+    include!(concat!(env!("OUT_DIR"), "/whimbrel.control.rs"));
+    pub use message::Kind;
+}

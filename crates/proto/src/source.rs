@@ -1,0 +1,370 @@
+//! The source's side of a migration: what it has seen goes in, what it must do comes out.
+//!
+//! ```text
+//! Greeting → Preparing → Opening → Copying ⟲ → (Announcing) → Pausing → Draining → Promising → Permitted → Owing → Ended
+//! ```
+//!
+//! Until the permit is sent, every failure leads back to a running guest (I3). After it, only the ownership record
+//! decides (I1, I4): no timeout does.
+
+use crate::{
+    Brief,
+    control::{self, Kind},
+};
+
+/// How memory travels. The driver maps its user's wish to this.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// Another round while the guest runs.
+    Round,
+    /// Stop the guest and send the rest before it runs on the target.
+    Switchover,
+    /// Stop the guest and send the rest after it runs on the target.
+    PostCopy,
+}
+
+/// What the source has seen.
+#[derive(Clone, PartialEq, Debug)]
+pub enum SourceEvent {
+    /// The target said something.
+    Message(Kind),
+    /// A connection of the migration broke, or has been silent for too long.
+    LinkLost(String),
+    /// The user wants it to end.
+    Cancel,
+    /// An act of this side failed.
+    Broke {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        why: String,
+    },
+    /// `OpenStreams` is done.
+    StreamsOpen,
+    /// Every stream has sent its share of this round.
+    Shipped(u32),
+    /// `Decide` is done.
+    Decided(Step),
+    /// `StopGuest` is done: the guest stands still and its disks are drained.
+    Stopped,
+    /// `Save` is done; `more`: pages were written meanwhile that no round has carried.
+    Saved {
+        /// Whether another pass over memory is needed.
+        more: bool,
+    },
+    /// `Promise` is done.
+    Promised,
+    /// The record says: the VM is ours.
+    ClaimWon,
+    /// The record says: the VM is somebody else's, at this epoch.
+    ClaimLost(u64),
+    /// The record could not be asked.
+    ClaimUnknown(String),
+    /// A person has fenced the target and says that the VM is ours.
+    Resolved,
+}
+
+/// What the source must do. Acts are done in order; those marked *async* report by an event.
+#[derive(Clone, PartialEq, Debug)]
+pub enum SourceAct {
+    /// Say this to the target.
+    Send(Kind),
+    /// Connect the streams and begin tracking. *async*
+    OpenStreams,
+    /// Send everything that is dirty as this round, while acts go on. *async*
+    Ship(u32),
+    /// Collect what was written and choose the next step. *async*
+    Decide,
+    /// Journal the pause, then stop the guest. *async*
+    StopGuest,
+    /// Collect what was written, and tell the target that it will lack it.
+    SendOwed,
+    /// Save the device state, then collect what was written meanwhile. *async*
+    Save,
+    /// Send hashes, if asked for, and the device state: to be loaded after this round.
+    SendState(u32),
+    /// Make the promise durable: from now on only the record says that the guest may run here. *async*
+    Promise,
+    /// The guest runs here again, as if nothing had happened (I3). Harmless when it was never stopped.
+    ResumeGuest,
+    /// Ask the record for the VM. *async*
+    Claim,
+    /// Journal that the VM is gone, at this epoch (I4).
+    Gone(u64),
+    /// Serve faults and push what is owed. Messages report its end.
+    ServeOwed,
+    /// Connect again and learn what is still owed: `Message(StillOwed)`. *async*
+    Reconnect,
+    /// Journal that nothing is owed, and destroy this copy.
+    Forget,
+    /// It is over.
+    End(SourceEnd),
+}
+
+/// How it ended.
+#[derive(Clone, PartialEq, Debug)]
+pub enum SourceEnd {
+    /// The VM runs on the target.
+    Completed,
+    /// The user ended it; the VM runs here.
+    Cancelled,
+    /// It failed; the VM runs here.
+    Failed {
+        /// What failed.
+        what: String,
+        /// Why.
+        why: String,
+    },
+}
+
+#[derive(Clone, PartialEq, Debug)]
+enum State {
+    Greeting,
+    Preparing,
+    Opening,
+    Copying { round: u32, shipped: bool, landed: bool },
+    Deciding { round: u32 },
+    Announcing { round: u32 },
+    Pausing { round: u32, post_copy: bool },
+    Draining { round: u32, shipped: bool, landed: bool, saved: Option<bool> },
+    SavingOwed { round: u32 },
+    Promising,
+    Permitted,
+    Claiming { why: SourceEnd },
+    Owing,
+    Ended,
+}
+
+/// The source as a state machine.
+#[derive(Debug)]
+pub struct Source {
+    state: State,
+    prepare: control::Prepare,
+    first: Step,
+    post_copy: bool,
+}
+
+impl Source {
+    /// A migration of what `prepare` describes, beginning with `first`; with the acts that begin it.
+    pub fn new(hello: control::Hello, prepare: control::Prepare, first: Step) -> (Self, Vec<SourceAct>) {
+        let source = Self { state: State::Greeting, prepare, first, post_copy: false };
+        (source, vec![SourceAct::Send(Kind::Hello(hello))])
+    }
+
+    /// A migration whose source agent was restarted after the promise: only the record can tell.
+    pub fn after_promise(post_copy: bool) -> (Self, Vec<SourceAct>) {
+        let why = SourceEnd::Failed {
+            what: "the migration".into(),
+            why: "the source agent was restarted during the switchover".into(),
+        };
+        let source = Self {
+            state: State::Claiming { why },
+            prepare: control::Prepare::default(),
+            first: Step::Round,
+            post_copy,
+        };
+        (source, vec![SourceAct::Claim])
+    }
+
+    /// A migration whose source agent was restarted after the commit: the target may still want pages.
+    pub fn after_commit() -> (Self, Vec<SourceAct>) {
+        let prepare = control::Prepare::default();
+        let source = Self { state: State::Owing, prepare, first: Step::PostCopy, post_copy: true };
+        (source, vec![SourceAct::Reconnect])
+    }
+
+    /// Whether the user can still end it.
+    pub fn cancellable(&self) -> bool {
+        !matches!(self.state, State::Permitted | State::Claiming { .. } | State::Owing | State::Ended)
+    }
+
+    /// What must be done about an event.
+    pub fn handle(&mut self, event: SourceEvent) -> Vec<SourceAct> {
+        use SourceAct as A;
+        use SourceEvent as E;
+        match (self.state.clone(), event) {
+            (State::Ended, _) => vec![],
+
+            // What may come at any time.
+            (_, E::Message(Kind::Ping(_) | Kind::Pong(_))) => vec![],
+            (State::Owing, E::LinkLost(_) | E::Broke { .. } | E::Message(Kind::Failed(_))) => {
+                vec![A::Reconnect]
+            }
+            (State::Claiming { .. }, E::LinkLost(_) | E::Message(Kind::Failed(_))) => vec![],
+            (State::Permitted, E::LinkLost(why)) => self.ask_record("the connection to the target", why),
+            (State::Permitted, E::Broke { what, why }) => self.ask_record(&what, why),
+            (State::Permitted, E::Message(Kind::Failed(failed))) => self.ask_record(&failed.what, failed.why),
+            (_, E::LinkLost(why)) => self.back("the connection to the target", why),
+            (_, E::Broke { what, why }) => self.back(&what, why),
+            (_, E::Message(Kind::Failed(failed))) => self.back(&failed.what, failed.why),
+            (_, E::Cancel) if self.cancellable() => self.cancel(),
+            (_, E::Cancel) => vec![],
+
+            // The way of a migration.
+            (State::Greeting, E::Message(Kind::Hello(_))) => {
+                self.state = State::Preparing;
+                vec![A::Send(Kind::Prepare(self.prepare.clone()))]
+            }
+            (State::Preparing, E::Message(Kind::Refused(refused))) => {
+                self.back("preflight", refused.reasons.join("\n"))
+            }
+            (State::Preparing, E::Message(Kind::Ready(_))) => {
+                self.state = State::Opening;
+                vec![A::OpenStreams]
+            }
+            (State::Opening, E::StreamsOpen) => match self.first {
+                Step::Round => self.ship(1),
+                step => self.pause(0, step),
+            },
+            (State::Copying { round, landed, .. }, E::Shipped(n)) if n == round => {
+                self.copied(State::Copying { round, shipped: true, landed })
+            }
+            (State::Copying { round, shipped, .. }, E::Message(Kind::RoundLanded(l))) if l.round == round => {
+                self.copied(State::Copying { round, shipped, landed: true })
+            }
+            (State::Deciding { round }, E::Decided(Step::Round)) => self.ship(round + 1),
+            (State::Deciding { round }, E::Decided(step)) => self.pause(round, step),
+            (State::Announcing { round }, E::Message(Kind::OwedTaken(_))) => {
+                self.state = State::Pausing { round, post_copy: true };
+                vec![A::StopGuest]
+            }
+            (
+                State::SavingOwed { .. } | State::Promising | State::Permitted,
+                E::Message(Kind::OwedTaken(_)),
+            ) => vec![],
+            (State::Pausing { round, post_copy: true }, E::Stopped) => {
+                self.state = State::SavingOwed { round };
+                vec![A::SendOwed, A::Save]
+            }
+            (State::Pausing { round, post_copy: false }, E::Stopped) => {
+                let round = round + 1;
+                self.state = State::Draining { round, shipped: false, landed: false, saved: None };
+                vec![A::Ship(round), A::Save]
+            }
+            (State::SavingOwed { round }, E::Saved { more }) => {
+                self.state = State::Promising;
+                let again = if more { vec![A::SendOwed] } else { vec![] };
+                [again, vec![A::SendState(round), A::Promise]].concat()
+            }
+            (State::Draining { round, landed, saved, .. }, E::Shipped(n)) if n == round => {
+                self.drained(State::Draining { round, shipped: true, landed, saved })
+            }
+            (State::Draining { round, shipped, saved, .. }, E::Message(Kind::RoundLanded(l)))
+                if l.round == round =>
+            {
+                self.drained(State::Draining { round, shipped, landed: true, saved })
+            }
+            (State::Draining { round, shipped, landed, saved: None }, E::Saved { more }) => {
+                self.drained(State::Draining { round, shipped, landed, saved: Some(more) })
+            }
+            (State::Promising, E::Promised) => {
+                self.state = State::Permitted;
+                vec![A::Send(Kind::Permit(control::Permit {}))]
+            }
+            // The last barrier's answer may arrive after everything was sent.
+            (State::Promising | State::Permitted, E::Message(Kind::RoundLanded(_))) => vec![],
+            (State::Permitted | State::Claiming { .. }, E::Message(Kind::Committed(c))) => {
+                self.gone(c.epoch, A::ServeOwed)
+            }
+
+            // The record decides.
+            (State::Claiming { why }, E::ClaimWon | E::Resolved) => self.end(vec![A::ResumeGuest], why),
+            (State::Claiming { .. }, E::ClaimLost(epoch)) => self.gone(epoch, A::Reconnect),
+            (State::Claiming { .. }, E::ClaimUnknown(_)) => vec![A::Claim],
+
+            // The guest runs there.
+            (State::Owing, E::Message(Kind::StillOwed(_))) => vec![A::ServeOwed],
+            (State::Owing, E::Message(Kind::Settled(_))) => self.end(vec![A::Forget], SourceEnd::Completed),
+
+            // Results of acts that no longer matter.
+            (_, E::Resolved | E::ClaimWon | E::ClaimLost(_) | E::ClaimUnknown(_)) => vec![],
+            (
+                State::Owing | State::Claiming { .. } | State::Permitted,
+                E::Shipped(_) | E::Decided(_) | E::Stopped | E::Saved { .. } | E::StreamsOpen | E::Promised,
+            ) => vec![],
+
+            // Anything else is a peer or a driver out of step.
+            (State::Permitted, E::Message(_)) => self.ask_record("the target", "it spoke out of turn".into()),
+            (State::Owing | State::Claiming { .. }, E::Message(_)) => vec![],
+            (state, event) => self.back("the protocol", format!("{} in {}", Brief(&event), Brief(&state))),
+        }
+    }
+
+    fn ship(&mut self, round: u32) -> Vec<SourceAct> {
+        self.state = State::Copying { round, shipped: false, landed: false };
+        vec![SourceAct::Ship(round)]
+    }
+
+    fn copied(&mut self, next: State) -> Vec<SourceAct> {
+        self.state = next;
+        let State::Copying { round, shipped: true, landed: true } = self.state else { return vec![] };
+        self.state = State::Deciding { round };
+        vec![SourceAct::Decide]
+    }
+
+    /// What is dirty before a post-copy will be owed whatever the guest does until it is stopped: the target makes its holes
+    /// while the guest still runs.
+    fn pause(&mut self, round: u32, step: Step) -> Vec<SourceAct> {
+        self.post_copy = step == Step::PostCopy;
+        if self.post_copy {
+            self.state = State::Announcing { round };
+            return vec![SourceAct::SendOwed];
+        }
+        self.state = State::Pausing { round, post_copy: false };
+        vec![SourceAct::StopGuest]
+    }
+
+    /// A page that was written again while the device state was saved must not overtake its older version (I5): it
+    /// waits for the barrier.
+    fn drained(&mut self, next: State) -> Vec<SourceAct> {
+        self.state = next;
+        match self.state {
+            State::Draining { round, shipped: true, landed: true, saved: Some(true) } => {
+                let round = round + 1;
+                self.state = State::Draining { round, shipped: false, landed: false, saved: Some(false) };
+                vec![SourceAct::Ship(round)]
+            }
+            State::Draining { round, shipped: true, saved: Some(false), .. } => {
+                self.state = State::Promising;
+                vec![SourceAct::SendState(round), SourceAct::Promise]
+            }
+            _ => vec![],
+        }
+    }
+
+    fn gone(&mut self, epoch: u64, then: SourceAct) -> Vec<SourceAct> {
+        if self.post_copy {
+            self.state = State::Owing;
+            return vec![SourceAct::Gone(epoch), then];
+        }
+        self.end(vec![SourceAct::Gone(epoch), SourceAct::Forget], SourceEnd::Completed)
+    }
+
+    fn ask_record(&mut self, what: &str, why: String) -> Vec<SourceAct> {
+        self.state = State::Claiming { why: SourceEnd::Failed { what: what.into(), why } };
+        vec![SourceAct::Claim]
+    }
+
+    /// Only before the permit was sent.
+    fn back(&mut self, what: &str, why: String) -> Vec<SourceAct> {
+        let failed = control::Failed { what: what.into(), why: why.clone(), cancelled: false };
+        let acts = vec![SourceAct::ResumeGuest, SourceAct::Send(Kind::Failed(failed))];
+        self.end(acts, SourceEnd::Failed { what: what.into(), why })
+    }
+
+    fn cancel(&mut self) -> Vec<SourceAct> {
+        let failed = control::Failed {
+            what: "the migration".into(),
+            why: "the user cancelled it".into(),
+            cancelled: true,
+        };
+        let acts = vec![SourceAct::ResumeGuest, SourceAct::Send(Kind::Failed(failed))];
+        self.end(acts, SourceEnd::Cancelled)
+    }
+
+    fn end(&mut self, mut acts: Vec<SourceAct>, how: SourceEnd) -> Vec<SourceAct> {
+        self.state = State::Ended;
+        acts.push(SourceAct::End(how));
+        acts
+    }
+}

@@ -1,0 +1,142 @@
+//! Frames survive the way, and hostile bytes are refused before anything is done with them.
+
+use page::Class;
+use proptest::prelude::*;
+use proto::{
+    Frame, FrameError, HEADER, Kind, MAX_PAYLOAD, MAX_RUNS, Preamble, PreambleError, REPLY, RUN, Reply, Run,
+    Shape, Status, bitmaps, decode, encode, page_sets, parse_runs, write_batch,
+};
+use units::{BlockId, MemorySet, MigrationId, PAGE_SIZE, PageIndex, PageRange, PageSet};
+
+const PAGES: u64 = 1000;
+
+fn shape() -> Shape {
+    Shape(vec![PAGES, 1])
+}
+
+fn run() -> impl Strategy<Value = Run> {
+    (0..PAGES, 0u64..8, any::<bool>()).prop_map(|(start, count, zero)| Run {
+        range: PageRange::new(PageIndex(start), count.min(PAGES - start)),
+        class: if zero { Class::Zero } else { Class::Plain },
+    })
+}
+
+fn first<const N: usize>(bytes: &[u8]) -> &[u8; N] {
+    bytes.first_chunk().expect("long enough")
+}
+
+proptest! {
+    #[test]
+    fn a_batch_survives_the_way(runs in prop::collection::vec(run(), 1..16)) {
+        let mut bytes = Vec::new();
+        write_batch(BlockId(0), &runs, &mut bytes);
+        let payload = runs.iter().map(Run::payload).sum::<usize>();
+        let frame = Frame::parse(first::<HEADER>(&bytes), &shape());
+        prop_assert_eq!(frame, Ok(Frame::Batch { block: BlockId(0), runs: runs.len(), payload }));
+        let table = &bytes[HEADER..];
+        prop_assert_eq!(table.len(), runs.len() * RUN);
+        prop_assert_eq!(parse_runs(table, BlockId(0), payload, &shape()), Ok(runs));
+    }
+
+    #[test]
+    fn small_frames_survive_the_way(round: u32, page in 0..PAGES) {
+        for frame in [Frame::RoundEnd(round), Frame::Want { block: BlockId(0), page: PageIndex(page) }] {
+            prop_assert_eq!(Frame::parse(&frame.header(), &shape()), Ok(frame));
+        }
+    }
+
+    #[test]
+    fn whatever_a_header_says_is_within_bounds(bytes: [u8; HEADER]) {
+        match Frame::parse(&bytes, &shape()) {
+            Ok(Frame::Batch { block, runs, payload }) => {
+                prop_assert!(block.0 < 2 && runs <= MAX_RUNS && payload <= MAX_PAYLOAD && runs > 0);
+            }
+            Ok(Frame::Want { block, page }) => prop_assert!(page.0 < shape().pages(block).unwrap()),
+            Ok(Frame::RoundEnd(_)) | Err(_) => {}
+        }
+    }
+
+    #[test]
+    fn whatever_a_table_says_lies_in_the_block(table in prop::collection::vec(any::<u8>(), 0..80), payload in 0usize..20_000) {
+        if let Ok(runs) = parse_runs(&table, BlockId(0), payload, &shape()) {
+            prop_assert!(runs.iter().all(|r| r.range.fits(PAGES)));
+            prop_assert_eq!(runs.iter().map(Run::payload).sum::<usize>(), payload);
+        }
+    }
+
+    #[test]
+    fn hostile_control_bytes_are_refused_without_harm(bytes: Vec<u8>) {
+        let _ = decode(&bytes);
+    }
+
+    #[test]
+    fn page_sets_survive_the_way(members in prop::collection::vec(0..PAGES, 0..100)) {
+        let mut set = PageSet::empty(PAGES);
+        for page in members {
+            set.insert(PageIndex(page));
+        }
+        let sets = MemorySet::from_blocks(vec![set, PageSet::full(1)]);
+        prop_assert_eq!(page_sets(&bitmaps(&sets), &shape()), Ok(sets.clone()));
+        prop_assert!(page_sets(&bitmaps(&sets), &Shape(vec![PAGES])).is_err());
+        prop_assert!(page_sets(&bitmaps(&sets), &Shape(vec![PAGES + 1, 1])).is_err());
+    }
+
+    #[test]
+    fn a_preamble_survives_the_way(id: u128, stream: u16) {
+        for kind in [Kind::Control, Kind::Data(stream), Kind::Fault, Kind::Resume, Kind::Record] {
+            let preamble = Preamble::new(kind, MigrationId(id));
+            prop_assert_eq!(Preamble::parse(&preamble.to_bytes()), Ok(preamble));
+        }
+    }
+
+    #[test]
+    fn noise_is_no_preamble(bytes: [u8; Preamble::SIZE]) {
+        prop_assume!(bytes[..8] != *b"WHIMBREL");
+        prop_assert_eq!(Preamble::parse(&bytes), Err(PreambleError::NotWhimbrel));
+    }
+}
+
+#[test]
+fn a_page_beyond_the_block_is_named() {
+    let run = Run { range: PageRange::new(PageIndex(PAGES - 1), 2), class: Class::Zero };
+    let mut bytes = Vec::new();
+    write_batch(BlockId(0), &[run], &mut bytes);
+    assert_eq!(
+        parse_runs(&bytes[HEADER..], BlockId(0), 0, &shape()).unwrap_err().to_string(),
+        "2 pages from 999 on reach beyond RAM block 0, which has 1000"
+    );
+    let want = Frame::Want { block: BlockId(7), page: PageIndex(0) }.header();
+    assert_eq!(Frame::parse(&want, &shape()), Err(FrameError::Block(7)));
+}
+
+#[test]
+fn a_batch_that_lies_about_its_content_is_refused() {
+    let run = Run { range: PageRange::new(PageIndex(0), 1), class: Class::Plain };
+    let mut bytes = Vec::new();
+    write_batch(BlockId(0), &[run], &mut bytes);
+    let lie = parse_runs(&bytes[HEADER..], BlockId(0), 2 * PAGE_SIZE, &shape());
+    assert_eq!(lie, Err(FrameError::Content { runs: 4096, payload: 8192 }));
+}
+
+#[test]
+fn an_older_or_newer_peer_is_told_so() {
+    let mut bytes = Preamble::new(Kind::Control, MigrationId(1)).to_bytes();
+    bytes[8..12].copy_from_slice(&[9, 0, 12, 0]);
+    let error = Preamble::parse(&bytes).unwrap_err();
+    assert_eq!(error, PreambleError::Version { oldest: 9, newest: 12 });
+    assert!(error.to_string().contains("upgrade the older side"));
+    let reply = Reply { version: proto::VERSION + 1, status: Status::Version }.to_bytes();
+    assert!(matches!(Reply::parse(first::<REPLY>(&reply)), Err(PreambleError::Version { .. })));
+    // The same version refused: whoever says so is none of us.
+    let echo = Reply::new(Status::Version).to_bytes();
+    assert_eq!(Reply::parse(first::<REPLY>(&echo)), Err(PreambleError::NotWhimbrel));
+}
+
+#[test]
+fn control_messages_survive_the_way() {
+    let message = proto::control::Kind::RoundLanded(proto::control::RoundLanded { round: 3 });
+    let bytes = encode(message.clone());
+    let (length, body) = bytes.split_at(4);
+    assert_eq!(u32::from_le_bytes(*first::<4>(length)) as usize, body.len());
+    assert_eq!(decode(body), Ok(message));
+}

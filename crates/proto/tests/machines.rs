@@ -1,0 +1,368 @@
+//! Both machines under every order of events that chance comes up with: a small world with an ownership record, two
+//! guests, and links that break.
+
+use proptest::prelude::*;
+use proto::control::{self, Kind};
+use proto::{Source, SourceAct, SourceEnd, SourceEvent, Step, Target, TargetAct, TargetEnd, TargetEvent};
+use std::collections::VecDeque;
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Owner {
+    Source,
+    Target,
+}
+
+/// What chance may do next.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    ToTarget,
+    ToSource,
+    SourceWorks,
+    TargetWorks,
+    SourceFails,
+    TargetFails,
+    Cut,
+    Cancel,
+}
+
+struct World {
+    source: Source,
+    target: Target,
+    to_target: VecDeque<Kind>,
+    to_source: VecDeque<Kind>,
+    source_todo: VecDeque<SourceAct>,
+    target_todo: VecDeque<TargetAct>,
+    linked: bool,
+    owner: Owner,
+    /// The record has moved from the epoch at which the migration began.
+    claimed: bool,
+    source_runs: bool,
+    target_runs: bool,
+    target_gone: bool,
+    permit_sent: bool,
+    source_end: Option<SourceEnd>,
+    target_end: Option<TargetEnd>,
+    rounds: u32,
+    steps: Vec<Step>,
+    forgotten: bool,
+    settled: bool,
+    device_loaded: bool,
+}
+
+impl World {
+    fn new(first: Step, steps: Vec<Step>, verify: bool) -> Self {
+        let prepare = control::Prepare { verify, post_copy: true, ..Default::default() };
+        let (source, acts) = Source::new(control::Hello::default(), prepare, first);
+        Self {
+            source,
+            target: Target::new(control::Hello::default()),
+            to_target: VecDeque::new(),
+            to_source: VecDeque::new(),
+            source_todo: acts.into(),
+            target_todo: VecDeque::new(),
+            linked: true,
+            owner: Owner::Source,
+            claimed: false,
+            source_runs: true,
+            target_runs: false,
+            target_gone: false,
+            permit_sent: false,
+            source_end: None,
+            target_end: None,
+            rounds: 0,
+            steps,
+            forgotten: false,
+            settled: false,
+            device_loaded: false,
+        }
+    }
+
+    fn tell_source(&mut self, event: SourceEvent) {
+        self.source_todo.extend(self.source.handle(event));
+    }
+
+    fn tell_target(&mut self, event: TargetEvent) {
+        self.target_todo.extend(self.target.handle(event));
+    }
+
+    fn step(&mut self, fate: Fate) {
+        match fate {
+            Fate::ToTarget => {
+                if let Some(kind) = self.to_target.pop_front() {
+                    self.tell_target(TargetEvent::Message(kind));
+                }
+            }
+            Fate::ToSource => {
+                if let Some(kind) = self.to_source.pop_front() {
+                    self.tell_source(SourceEvent::Message(kind));
+                }
+            }
+            Fate::SourceWorks => self.source_works(),
+            Fate::TargetWorks => self.target_works(),
+            Fate::SourceFails => {
+                // Journals and the guest's return are retried by the driver until they work.
+                let may_fail = matches!(
+                    self.source_todo.front(),
+                    Some(
+                        SourceAct::OpenStreams
+                            | SourceAct::Ship(_)
+                            | SourceAct::Decide
+                            | SourceAct::StopGuest
+                            | SourceAct::SendOwed
+                            | SourceAct::Save
+                            | SourceAct::SendState(_)
+                            | SourceAct::Promise
+                    )
+                );
+                if may_fail {
+                    self.source_todo.pop_front();
+                    self.tell_source(SourceEvent::Broke { what: "act".into(), why: "chance".into() });
+                }
+            }
+            Fate::TargetFails => {
+                let may_fail = matches!(
+                    self.target_todo.front(),
+                    Some(
+                        TargetAct::TakeOwed(_)
+                            | TargetAct::Compare
+                            | TargetAct::Load(_)
+                            | TargetAct::KeepHashes(_)
+                    )
+                );
+                if may_fail {
+                    self.target_todo.pop_front();
+                    self.tell_target(TargetEvent::Broke { what: "act".into(), why: "chance".into() });
+                }
+            }
+            Fate::Cut => {
+                if self.linked && self.source_end.is_none() {
+                    self.linked = false;
+                    self.to_source.clear();
+                    self.to_target.clear();
+                    self.tell_source(SourceEvent::LinkLost("cut".into()));
+                    self.tell_target(TargetEvent::LinkLost("cut".into()));
+                }
+            }
+            Fate::Cancel => self.tell_source(SourceEvent::Cancel),
+        }
+        self.check();
+    }
+
+    fn source_works(&mut self) {
+        let Some(act) = self.source_todo.pop_front() else { return };
+        match act {
+            SourceAct::Send(kind) => {
+                if matches!(kind, Kind::Permit(_)) {
+                    self.permit_sent = true;
+                    assert!(!self.source_runs, "a permit for a running guest");
+                }
+                if self.linked {
+                    self.to_target.push_back(kind);
+                }
+            }
+            SourceAct::OpenStreams => self.tell_source(SourceEvent::StreamsOpen),
+            SourceAct::Ship(round) => {
+                if self.linked {
+                    self.rounds = round;
+                    self.tell_target(TargetEvent::Landed(round));
+                }
+                self.tell_source(SourceEvent::Shipped(round));
+            }
+            SourceAct::Decide => {
+                let step = self.steps.pop().unwrap_or(Step::Switchover);
+                self.tell_source(SourceEvent::Decided(step));
+            }
+            SourceAct::StopGuest => {
+                self.source_runs = false;
+                self.tell_source(SourceEvent::Stopped);
+            }
+            SourceAct::SendOwed => {
+                if self.linked {
+                    self.to_target.push_back(Kind::Owed(control::Owed::default()));
+                }
+            }
+            SourceAct::Save => self.tell_source(SourceEvent::Saved { more: self.rounds.is_multiple_of(2) }),
+            SourceAct::SendState(after_round) => {
+                assert!(!self.source_runs, "a device state of a running guest");
+                if self.linked {
+                    self.to_target
+                        .push_back(Kind::State(control::State { after_round, ..Default::default() }));
+                }
+            }
+            SourceAct::Promise => self.tell_source(SourceEvent::Promised),
+            SourceAct::ResumeGuest => {
+                assert!(self.owner == Owner::Source, "I4: it belongs to the target");
+                assert!(!self.permit_sent || self.claimed, "I1: permitted, and the record was not asked");
+                self.source_runs = true;
+            }
+            SourceAct::Claim => {
+                if !self.claimed {
+                    self.claimed = true;
+                    self.owner = Owner::Source;
+                }
+                self.tell_source(match self.owner {
+                    Owner::Source => SourceEvent::ClaimWon,
+                    Owner::Target => SourceEvent::ClaimLost(2),
+                });
+            }
+            SourceAct::Gone(_) => assert_eq!(self.owner, Owner::Target),
+            SourceAct::ServeOwed => {
+                self.tell_target(TargetEvent::AllPlaced);
+            }
+            SourceAct::Reconnect => {
+                self.linked = true;
+                if self.settled {
+                    self.to_source.push_back(Kind::Settled(control::Settled::default()));
+                } else {
+                    self.tell_target(TargetEvent::Reconnected);
+                }
+            }
+            SourceAct::Forget => {
+                assert_eq!(self.owner, Owner::Target);
+                self.forgotten = true;
+            }
+            SourceAct::End(end) => self.source_end = Some(end),
+        }
+    }
+
+    fn target_works(&mut self) {
+        let Some(act) = self.target_todo.pop_front() else { return };
+        match act {
+            TargetAct::Send(kind) => {
+                if self.linked {
+                    self.to_source.push_back(kind);
+                }
+            }
+            TargetAct::Prepare(_) => self.tell_target(TargetEvent::Prepared(Ok(()))),
+            TargetAct::TakeOwed(_) => self.tell_target(TargetEvent::OwedTaken),
+            TargetAct::KeepHashes(_) => {}
+            TargetAct::Compare => self.tell_target(TargetEvent::Compared(Ok(()))),
+            TargetAct::Load(_) => {
+                self.device_loaded = true;
+                self.tell_target(TargetEvent::Loaded);
+            }
+            TargetAct::Claim => {
+                assert!(self.permit_sent, "a claim without a permit");
+                assert!(self.device_loaded, "a claim for a guest that cannot run");
+                if !self.claimed {
+                    self.claimed = true;
+                    self.owner = Owner::Target;
+                }
+                self.tell_target(match self.owner {
+                    Owner::Target => TargetEvent::ClaimWon(2),
+                    Owner::Source => TargetEvent::ClaimLost("source".into()),
+                });
+            }
+            TargetAct::Resume => {
+                assert_eq!(self.owner, Owner::Target, "I1");
+                assert!(!self.target_gone);
+                self.target_runs = true;
+                self.tell_target(TargetEvent::Resumed { at_ns: 1 });
+            }
+            TargetAct::SendStillOwed => {
+                if self.linked {
+                    self.to_source.push_back(Kind::StillOwed(control::StillOwed::default()));
+                }
+            }
+            TargetAct::Settle => {
+                self.settled = true;
+                if self.linked {
+                    self.to_source.push_back(Kind::Settled(control::Settled::default()));
+                }
+            }
+            TargetAct::Destroy => {
+                assert_ne!(self.owner, Owner::Target, "the owner destroys the VM");
+                self.target_gone = true;
+            }
+            TargetAct::End(end) => self.target_end = Some(end),
+        }
+    }
+
+    fn check(&self) {
+        assert!(!(self.source_runs && self.target_runs), "I1: the guest runs twice");
+        assert!(!(self.forgotten && self.target_gone), "the VM is nowhere");
+    }
+
+    fn run_out(&mut self) {
+        let calm = [Fate::SourceWorks, Fate::TargetWorks, Fate::ToTarget, Fate::ToSource];
+        for _ in 0..200 {
+            calm.into_iter().for_each(|fate| self.step(fate));
+        }
+    }
+}
+
+fn fate() -> impl Strategy<Value = Fate> {
+    prop_oneof![
+        8 => Just(Fate::ToTarget),
+        8 => Just(Fate::ToSource),
+        8 => Just(Fate::SourceWorks),
+        8 => Just(Fate::TargetWorks),
+        1 => Just(Fate::SourceFails),
+        1 => Just(Fate::TargetFails),
+        1 => Just(Fate::Cut),
+        1 => Just(Fate::Cancel),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![Just(Step::Round), Just(Step::Switchover), Just(Step::PostCopy)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4000))]
+
+    /// I1, I3, I4: whatever happens, at most one side runs the guest at any time, and in the end exactly one does.
+    #[test]
+    fn i1_i3_i4_exactly_one_side_runs_the_guest_in_the_end(
+        first in step(),
+        steps in prop::collection::vec(step(), 0..3),
+        verify: bool,
+        fates in prop::collection::vec(fate(), 0..120),
+    ) {
+        let mut world = World::new(first, steps, verify);
+        for fate in fates {
+            world.step(fate);
+        }
+        world.run_out();
+        prop_assert!(world.source_runs != world.target_runs, "source {}, target {}, end {:?}",
+            world.source_runs, world.target_runs, world.source_end);
+        let end = world.source_end.clone().expect("every migration ends");
+        prop_assert_eq!(end == SourceEnd::Completed, world.target_runs);
+        prop_assert_eq!(world.forgotten, world.target_runs);
+        prop_assert!(world.target_runs || world.target_gone || world.target_end.is_none());
+    }
+
+    /// Frames of a hostile or confused peer in any order: the source never lets go of its guest before it has
+    /// permitted it, the target never runs one that it has not claimed.
+    #[test]
+    fn arbitrary_messages_endanger_nobody(kinds in prop::collection::vec(message(), 0..40)) {
+        let (mut source, _) = Source::new(control::Hello::default(), control::Prepare::default(), Step::Round);
+        let mut target = Target::new(control::Hello::default());
+        for kind in kinds {
+            for act in source.handle(SourceEvent::Message(kind.clone())) {
+                let lets_go = matches!(act, SourceAct::Gone(_) | SourceAct::Forget | SourceAct::Send(Kind::Permit(_)));
+                prop_assert!(!lets_go, "{:?}", act);
+            }
+            for act in target.handle(TargetEvent::Message(kind)) {
+                prop_assert!(!matches!(act, TargetAct::Claim | TargetAct::Resume | TargetAct::Settle), "{:?}", act);
+            }
+        }
+    }
+}
+
+fn message() -> impl Strategy<Value = Kind> {
+    prop_oneof![
+        Just(Kind::Hello(control::Hello::default())),
+        Just(Kind::Failed(control::Failed::default())),
+        Just(Kind::Prepare(control::Prepare::default())),
+        Just(Kind::Owed(control::Owed::default())),
+        Just(Kind::State(control::State::default())),
+        Just(Kind::Permit(control::Permit {})),
+        Just(Kind::Ready(control::Ready {})),
+        Just(Kind::Refused(control::Refused::default())),
+        (0u32..4).prop_map(|round| Kind::RoundLanded(control::RoundLanded { round })),
+        Just(Kind::Committed(control::Committed::default())),
+        Just(Kind::StillOwed(control::StillOwed::default())),
+        Just(Kind::Settled(control::Settled::default())),
+    ]
+}

@@ -1,0 +1,398 @@
+//! What a QEMU was, by its command line.
+
+use crate::recipe::{
+    Accel, Argument, Backing, Console, MemoryBlock, Recipe, Role, files,
+    options::{self, get, is_on},
+};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+use units::Bytes;
+
+/// What the command line says.
+#[derive(Debug)]
+pub(super) struct Read {
+    pub(super) recipe: Recipe,
+    /// TAPs by their netdev's id; their bridges are learned from the running system.
+    pub(super) taps: BTreeMap<String, String>,
+    pub(super) reasons: Vec<String>,
+    pub(super) notes: Vec<String>,
+}
+
+/// Options without a value.
+const FLAGS: &[&str] = &[
+    "-nodefaults",
+    "-no-user-config",
+    "-nographic",
+    "-daemonize",
+    "-S",
+    "-enable-kvm",
+    "-no-reboot",
+    "-no-shutdown",
+    "-no-hpet",
+    "-no-acpi",
+    "-usb",
+    "-full-screen",
+    "-no-fd-bootchk",
+    "-snapshot",
+    "-mem-prealloc",
+    "-no-quit",
+    "-s",
+    "-enable-sync-profile",
+    "-only-migratable",
+    "-xen-attach",
+];
+
+/// Options that concern the source host only: the target has its own, or needs none.
+const HOST_ONLY: &[&str] = &[
+    "-name",
+    "-L",
+    "-pidfile",
+    "-D",
+    "-d",
+    "-msg",
+    "-trace",
+    "-runas",
+    "-chroot",
+    "-sandbox",
+    "-run-with",
+    "-incoming",
+    "-qmp",
+    "-qmp-pretty",
+    "-mon",
+    "-nodefaults",
+    "-no-user-config",
+    "-daemonize",
+    "-S",
+    "-only-migratable",
+    "-full-screen",
+    "-no-quit",
+    "-enable-kvm",
+    "-accel",
+    "-async-teardown",
+];
+
+/// Reads a command line. `folder` is where the process runs: relative paths begin there.
+pub(super) fn read(argv: &[String], folder: &Path) -> Read {
+    let mut reader = Reader { folder, ..Reader::new() };
+    let mut rest = argv.iter().skip(1);
+    while let Some(word) = rest.next() {
+        // QEMU takes two dashes for one.
+        let option = match word.strip_prefix("--") {
+            Some(bare) => format!("-{bare}"),
+            None => word.clone(),
+        };
+        if !option.starts_with('-') {
+            reader.refuse(format!("a disk image without an option ({option}); use -blockdev and -device"));
+        } else if FLAGS.contains(&option.as_str()) {
+            reader.flag(&option);
+        } else {
+            let Some(value) = rest.next() else {
+                reader.refuse(format!("{option} has no value"));
+                break;
+            };
+            reader.option(&option, value);
+        }
+    }
+    reader.finish()
+}
+
+struct Reader<'a> {
+    folder: &'a Path,
+    read: Read,
+    flags: Vec<String>,
+    /// Character devices, by id: what becomes of one depends on who uses it.
+    chardevs: Vec<(String, String, Argument)>,
+    serial: Vec<String>,
+    monitors: Vec<String>,
+}
+
+impl Reader<'_> {
+    fn new() -> Self {
+        let recipe = Recipe {
+            name: String::new(),
+            qemu: Default::default(),
+            machine: "pc".to_owned(),
+            accel: Accel::Tcg,
+            cpu: "qemu64".to_owned(),
+            smp: "1".to_owned(),
+            memory_options: None,
+            memory: Vec::new(),
+            main_memory: None,
+            nets: Vec::new(),
+            console: Console::None,
+            files: Vec::new(),
+            arguments: Vec::new(),
+            cpu_features: Vec::new(),
+        };
+        let read = Read { recipe, taps: BTreeMap::new(), reasons: Vec::new(), notes: Vec::new() };
+        Self {
+            folder: Path::new("/"),
+            read,
+            flags: Vec::new(),
+            chardevs: Vec::new(),
+            serial: Vec::new(),
+            monitors: Vec::new(),
+        }
+    }
+
+    fn refuse(&mut self, why: impl Into<String>) {
+        self.read.reasons.push(why.into());
+    }
+
+    fn note(&mut self, what: impl Into<String>) {
+        self.read.notes.push(what.into());
+    }
+
+    fn pass(&mut self, option: &str, value: impl Into<String>) {
+        self.read.recipe.arguments.push(Argument::new(option, value));
+    }
+
+    fn flag(&mut self, option: &str) {
+        self.flags.push(option.to_owned());
+        match option {
+            "-snapshot" => {
+                self.refuse("-snapshot keeps what the guest writes in a file of this host; leave it out")
+            }
+            "-mem-prealloc" => {
+                self.note("-mem-prealloc does not apply on the target: pages come as they are needed")
+            }
+            "-nographic" => self.serial.push("stdio".to_owned()),
+            "-s" => self.note("the debugger's port (-s) stays behind"),
+            _ if HOST_ONLY.contains(&option) => {}
+            _ => self.read.recipe.arguments.push(Argument { option: option.to_owned(), value: None }),
+        }
+    }
+
+    fn option(&mut self, option: &str, value: &str) {
+        match option {
+            "-machine" | "-M" => self.machine(value),
+            "-cpu" => self.read.recipe.cpu = value.to_owned(),
+            "-smp" => self.read.recipe.smp = value.to_owned(),
+            "-m" if value.contains("maxmem") => self.read.recipe.memory_options = Some(value.to_owned()),
+            "-m" => {}
+            "-object" => self.object(value),
+            "-netdev" => self.netdev(value),
+            "-chardev" => {
+                let parsed = options::parse(value, "backend");
+                let field = |key: &str| get(&parsed, key).unwrap_or_default().to_owned();
+                self.chardevs.push((field("id"), field("backend"), Argument::new(option, value)));
+            }
+            "-serial" => self.serial.push(value.to_owned()),
+            "-mon" | "-monitor" | "-qmp" | "-qmp-pretty" => {
+                let parsed = options::parse(value, "chardev");
+                let used = get(&parsed, "chardev").unwrap_or_default();
+                self.monitors.push(used.strip_prefix("chardev:").unwrap_or(used).to_owned());
+            }
+            // No first key is implied here: QEMU wants `file=` spelled out.
+            "-drive" => self.disk(option, value, "", "file"),
+            "-blockdev" => self.disk(option, value, "driver", "filename"),
+            "-kernel" | "-initrd" => {
+                let path = self.absolute(value);
+                self.file(&path, Role::Boot);
+                self.pass(option, path.to_string_lossy());
+            }
+            "-display" | "-vnc" | "-spice" if value != "none" => {
+                self.note(format!("the display ({option} {value}) stays behind; the target has none"));
+            }
+            "-display" => {}
+            "-add-fd" => {
+                self.refuse("-add-fd: the target cannot be given this descriptor; name a file instead")
+            }
+            "-overcommit" | "-realtime" if value.contains("mem-lock=on") || value.contains("mlock=on") => {
+                self.refuse(
+                    "locked memory (mem-lock=on) would make every page of the target present; leave it out",
+                );
+            }
+            "-mem-path" => self.refuse(
+                "-mem-path makes private memory; use -object memory-backend-file,share=on,… and \
+                 -machine …,memory-backend=…",
+            ),
+            "-gdb" => self.note("the debugger's port (-gdb) stays behind"),
+            "-global" if value.starts_with("migration.") => {}
+            _ if HOST_ONLY.contains(&option) => {}
+            _ => self.pass(option, value),
+        }
+    }
+
+    fn machine(&mut self, value: &str) {
+        let parsed = options::parse(value, "type");
+        let recipe = &mut self.read.recipe;
+        let mut kept = Vec::new();
+        for (key, value) in parsed {
+            match key.as_str() {
+                "memory-backend" => recipe.main_memory = Some(value),
+                "accel" => {}
+                _ => kept.push((key, value)),
+            }
+        }
+        // Several -machine options are one to QEMU; only the name of the last counts.
+        if kept.first().is_some_and(|(key, _)| key == "type") {
+            recipe.machine = options::join(&kept, "type");
+        } else if !kept.is_empty() {
+            recipe.machine = format!("{},{}", recipe.machine, options::join(&kept, "type"));
+        }
+    }
+
+    fn object(&mut self, value: &str) {
+        let parsed = options::parse(value, "qom-type");
+        let kind = get(&parsed, "qom-type").unwrap_or_default();
+        let backing = match kind {
+            "memory-backend-memfd" => Backing::Memfd,
+            "memory-backend-file" => Backing::File,
+            // Private memory is refused by what QEMU says of the block.
+            _ if kind.starts_with("memory-backend-") => return,
+            "secret" | "tls-creds-x509" => return self.note(format!("object {kind} stays behind")),
+            _ => return self.pass("-object", value),
+        };
+        let id = get(&parsed, "id").unwrap_or_default().to_owned();
+        if get(&parsed, "hugetlb").is_some_and(is_on) {
+            self.refuse(format!(
+                "memory {id} consists of huge pages (hugetlb=on), which are not supported; leave it out"
+            ));
+        }
+        for key in
+            ["host-nodes", "policy", "prealloc", "merge", "dump", "reserve", "pmem", "readonly", "offset"]
+        {
+            if let Some(value) = get(&parsed, key) {
+                self.note(format!("memory {id}: {key}={value} does not apply on the target"));
+            }
+        }
+        match get(&parsed, "size").and_then(size) {
+            Some(bytes) => self.read.recipe.memory.push(MemoryBlock { id, bytes, backing }),
+            None => self.refuse(format!("memory {id} has no size that is understood")),
+        }
+    }
+
+    fn netdev(&mut self, value: &str) {
+        let parsed = options::parse(value, "type");
+        let id = get(&parsed, "id").unwrap_or_default().to_owned();
+        let kind = get(&parsed, "type").unwrap_or_default();
+        if kind != "tap" {
+            let why = match kind {
+                "user" => "its connections end in this QEMU",
+                "vhost-user" | "vhost-vdpa" => "another process writes the guest's memory unseen",
+                _ => "only TAPs on a bridge can follow the VM",
+            };
+            return self
+                .refuse(format!("network {id} is of kind {kind}: {why}; use -netdev tap on a bridge"));
+        }
+        if ["fd", "fds", "vhostfd", "vhostfds"].iter().any(|key| get(&parsed, key).is_some()) {
+            return self.refuse(format!("network {id} was given as a descriptor; name its TAP with ifname="));
+        }
+        if get(&parsed, "vhost").is_some_and(is_on) || get(&parsed, "vhostforce").is_some_and(is_on) {
+            self.refuse(format!(
+                "network {id} has vhost=on: the kernel writes the guest's memory; use vhost=off"
+            ));
+        }
+        match get(&parsed, "ifname") {
+            Some(tap) => drop(self.read.taps.insert(id, tap.to_owned())),
+            None => self.refuse(format!("network {id} does not name its TAP; use ifname=")),
+        }
+    }
+
+    fn disk(&mut self, option: &str, value: &str, implied: &str, key: &str) {
+        if value.starts_with('{') {
+            return self.refuse(format!("{option} in JSON is not understood; write key=value"));
+        }
+        let mut parsed = options::parse(value, implied);
+        let mut used = Vec::new();
+        for (name, value) in &mut parsed {
+            if name == key || name == "file.filename" {
+                let path = self.absolute(value);
+                *value = path.to_string_lossy().into_owned();
+                used.push(path);
+            }
+        }
+        for path in used {
+            self.file(&path, Role::Disk);
+        }
+        self.pass(option, options::join(&parsed, implied));
+    }
+
+    fn absolute(&self, path: &str) -> PathBuf {
+        self.folder.join(path)
+    }
+
+    fn file(&mut self, path: &Path, role: Role) {
+        match files::look(path, role) {
+            Ok(seen) => self.read.recipe.files.push(seen),
+            Err(why) => self.refuse(why),
+        }
+    }
+
+    fn finish(mut self) -> Read {
+        if !self.flags.iter().any(|flag| flag == "-nodefaults") {
+            self.refuse(
+                "it was started without -nodefaults, so it has devices that its command line does not name",
+            );
+        }
+        self.serial_ports();
+        for (id, kind, argument) in std::mem::take(&mut self.chardevs) {
+            if self.monitors.contains(&id) {
+                continue;
+            }
+            let passed = argument.value.as_deref().is_some_and(|value| value.contains(",fd="));
+            match kind.as_str() {
+                _ if passed => self.refuse(format!("character device {id} was given as a descriptor; name a path")),
+                "null" | "ringbuf" => self.read.recipe.arguments.insert(0, argument),
+                _ => self.refuse(format!(
+                    "character device {id} ({kind}) is used by a device and ends on this host; use one of kind null or \
+                     ringbuf"
+                )),
+            }
+        }
+        self.read
+    }
+
+    fn serial_ports(&mut self) {
+        let ports = std::mem::take(&mut self.serial);
+        let ports: Vec<_> = ports.into_iter().filter(|port| port != "none").collect();
+        if ports.len() > 1 {
+            self.refuse("it has more than one serial port; only the first can follow the VM");
+        }
+        let Some(port) = ports.first() else { return };
+        if let Some(id) = port.strip_prefix("chardev:") {
+            self.chardevs.retain(|(other, _, _)| other != id);
+        }
+        self.read.recipe.console = Console::File;
+        self.note(format!("the serial port ({port}) goes to a file on the target"));
+    }
+}
+
+/// A size as QEMU reads it: a bare number counts bytes.
+fn size(text: &str) -> Option<u64> {
+    text.parse::<Bytes>().ok().map(|bytes| bytes.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_are_handed_on_as_qemu_wants_them_written() {
+        let folder = std::env::temp_dir().join(format!("whimbrel-disks-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let image = folder.join("a,b.img");
+        std::fs::write(&image, [0; 512]).unwrap();
+        let drive = "file=a,,b.img,format=raw,if=none,id=d,readonly=off";
+        let node = "file,node-name=n,filename=a,,b.img";
+        let argv = ["qemu", "-nodefaults", "-drive", drive, "-blockdev", node].map(str::to_owned);
+        let Read { recipe, reasons, .. } = read(&argv, &folder);
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(reasons, Vec::<String>::new());
+        let path = options::escape(&image.to_string_lossy());
+        let values: Vec<_> = recipe.arguments.iter().filter_map(|a| a.value.as_deref()).collect();
+        assert_eq!(
+            values,
+            [
+                format!("file={path},format=raw,if=none,id=d,readonly=off"),
+                format!("file,node-name=n,filename={path}")
+            ]
+        );
+        for argument in &recipe.arguments {
+            assert_eq!(crate::recipe::check_argument(argument, &recipe.files), Ok(()));
+        }
+    }
+}

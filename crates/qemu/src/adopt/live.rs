@@ -1,0 +1,259 @@
+//! What a QEMU is now, by its monitor and by `/proc`, against what its command line says.
+
+use super::cmdline::Read;
+use crate::{
+    qmp::{Qmp, QmpError},
+    ram,
+    recipe::{Accel, Net, Role, options},
+};
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeMap,
+    fs,
+    process::{Command, Stdio},
+};
+use sys::process::PidFd;
+use units::PAGE_SIZE;
+
+/// Devices that cannot follow a VM, by the beginning of their type's name, and why.
+const REFUSED: &[(&str, &str)] = &[
+    ("vfio-", "it is a device of this host, which cannot follow the VM; use a virtio device"),
+    ("ivshmem", "its memory is shared with other VMs of this host; leave it out"),
+    ("usb-host", "it is a USB device of this host, which cannot follow the VM; unplug it (device_del)"),
+    ("usb-redir", "it ends in a client of this host; unplug it (device_del)"),
+    (
+        "vhost-",
+        "another process or the kernel writes the guest's memory unseen; use the virtio device without vhost",
+    ),
+    (
+        "virtio-balloon",
+        "a balloon (and its free page reporting) discards memory while it is tracked; leave it out",
+    ),
+    ("virtio-mem", "it discards memory while it is tracked; use -m with all memory from the beginning"),
+    ("virtio-pmem", "its memory is a file of this host; use a disk"),
+    ("nvdimm", "its memory is a file of this host; use a disk"),
+    ("virtio-9p", "its files are this host's; use a network file system"),
+    ("virtio-fs", "its files are this host's; use a network file system"),
+    ("virtio-gpu", "its memory is not in the device state alone, which is not supported yet; use -vga std"),
+    ("qxl", "it is not supported yet; use -vga std"),
+    ("cfi.pflash", "flash memory (OVMF) is not supported yet; boot with SeaBIOS"),
+    ("tpm-", "a TPM's state is in another process; leave it out"),
+];
+
+/// Everything in which the running VM cannot be migrated, or is not what its command line says.
+pub(super) fn differences(qmp: &mut Qmp, process: &PidFd, read: &mut Read) -> Result<Vec<String>, QmpError> {
+    let mut reasons = Vec::new();
+    state(qmp, &mut reasons)?;
+    devices(qmp, read, &mut reasons)?;
+    disks(qmp, read, &mut reasons)?;
+    networks(qmp, read, &mut reasons)?;
+    memory(qmp, process, read, &mut reasons)?;
+    Ok(reasons)
+}
+
+/// How the guest's instructions are executed.
+pub(super) fn accel(qmp: &mut Qmp) -> Result<Accel, QmpError> {
+    let answer = qmp.execute("query-kvm", json!({}))?;
+    Ok(if answer["enabled"].as_bool() == Some(true) { Accel::Kvm } else { Accel::Tcg })
+}
+
+/// What hinders this QEMU from being migrated just now, whatever it consists of.
+pub(crate) fn state(qmp: &mut Qmp, reasons: &mut Vec<String>) -> Result<(), QmpError> {
+    let status = qmp.execute("query-status", json!({}))?;
+    let status = status["status"].as_str().unwrap_or("unknown");
+    if !matches!(status, "running" | "paused") {
+        reasons.push(format!("it is in state {status}, neither running nor paused"));
+    }
+    let migration = qmp.execute("query-migrate", json!({}))?;
+    for reason in migration["blocked-reasons"].as_array().into_iter().flatten() {
+        reasons.push(format!(
+            "QEMU itself refuses to migrate it: {}",
+            reason.as_str().unwrap_or("it does not say why")
+        ));
+    }
+    let commands = qmp.execute("query-commands", json!({}))?;
+    let known = |name: &str| commands.as_array().into_iter().flatten().any(|command| command["name"] == name);
+    if !known("xen-save-devices-state") {
+        reasons.push("this QEMU has no xen-save-devices-state; use a QEMU that was built with it".to_owned());
+    }
+    Ok(())
+}
+
+/// The devices that users add, against `-device`.
+fn devices(qmp: &mut Qmp, read: &Read, reasons: &mut Vec<String>) -> Result<(), QmpError> {
+    let mut told: BTreeMap<String, Option<String>> = BTreeMap::new();
+    let mut anonymous: Vec<String> = Vec::new();
+    for argument in read.recipe.arguments.iter().filter(|argument| argument.option == "-device") {
+        let parsed = options::parse(argument.value.as_deref().unwrap_or_default(), "driver");
+        let driver = options::get(&parsed, "driver").unwrap_or_default().to_owned();
+        match options::get(&parsed, "id") {
+            Some(id) => drop(told.insert(id.to_owned(), Some(driver))),
+            None => anonymous.push(driver),
+        }
+    }
+    for (folder, named) in [("/machine/peripheral", true), ("/machine/peripheral-anon", false)] {
+        for (name, kind) in children(qmp, folder)? {
+            refuse_kind(&name, &kind, reasons);
+            // -drive if=virtio and friends make devices that no -device names.
+            let known = if named { told.remove(&name).is_some() } else { take_kind(&mut anonymous, &kind) };
+            let by_drive = kind.starts_with("virtio-blk") && has_drive(read, "virtio");
+            if !known && !by_drive {
+                reasons.push(format!(
+                    "device {name} ({kind}) was plugged in after the start, so the target would put it elsewhere; \
+                     unplug it (device_del) or start the VM with it"
+                ));
+            }
+        }
+    }
+    for id in told.keys() {
+        reasons.push(format!("device {id} of the command line was unplugged; restart the VM without it"));
+    }
+    // Devices of the machine itself.
+    for (name, kind) in children(qmp, "/machine/unattached")?.into_iter().chain(children(qmp, "/machine")?) {
+        refuse_kind(&name, &kind, reasons);
+    }
+    Ok(())
+}
+
+fn refuse_kind(name: &str, kind: &str, reasons: &mut Vec<String>) {
+    if let Some((_, why)) = REFUSED.iter().find(|(prefix, _)| kind.starts_with(prefix)) {
+        reasons.push(format!("device {name} ({kind}): {why}"));
+    }
+}
+
+fn has_drive(read: &Read, interface: &str) -> bool {
+    let drives = read.recipe.arguments.iter().filter(|argument| argument.option == "-drive");
+    drives
+        .filter_map(|argument| argument.value.as_deref())
+        .any(|value| options::get(&options::parse(value, "file"), "if") == Some(interface))
+}
+
+/// The type that QEMU gives a device can be longer than the driver's alias on the command line.
+fn take_kind(told: &mut Vec<String>, kind: &str) -> bool {
+    let same = |driver: &String| {
+        driver == kind
+            || kind.starts_with(&format!("{driver}-"))
+            || (driver == "e1000" && kind.starts_with("e1000"))
+    };
+    match told.iter().position(same) {
+        Some(at) => {
+            told.swap_remove(at);
+            true
+        }
+        None => false,
+    }
+}
+
+/// The children of a place in QEMU's object tree, with their types.
+fn children(qmp: &mut Qmp, path: &str) -> Result<Vec<(String, String)>, QmpError> {
+    let answer = qmp.execute("qom-list", json!({ "path": path }))?;
+    let child = |value: &Value| {
+        let kind = value["type"].as_str()?.strip_prefix("child<")?.strip_suffix('>')?;
+        Some((value["name"].as_str()?.to_owned(), kind.to_owned()))
+    };
+    Ok(answer.as_array().into_iter().flatten().filter_map(child).collect())
+}
+
+fn disks(qmp: &mut Qmp, read: &Read, reasons: &mut Vec<String>) -> Result<(), QmpError> {
+    let nodes = qmp.execute("query-named-block-nodes", json!({ "flat": true }))?;
+    let known: Vec<&str> = read
+        .recipe
+        .files
+        .iter()
+        .filter(|file| file.role == Role::Disk)
+        .filter_map(|file| file.path.to_str())
+        .collect();
+    for node in nodes.as_array().into_iter().flatten() {
+        let (name, driver) = (node["node-name"].as_str().unwrap_or("?"), node["drv"].as_str().unwrap_or("?"));
+        let path = node["file"].as_str().unwrap_or("?");
+        if node["cache"]["direct"].as_bool() == Some(true) {
+            reasons.push(format!(
+                "disk {path} (node {name}) is read directly (cache.direct=on or cache=none), behind the tracker's back; use \
+                 cache.direct=off,cache=writeback,aio=threads"
+            ));
+        }
+        match driver {
+            "raw" | "qcow2" | "null-co" => {}
+            "file" if known.iter().any(|known| same_file(known, path)) => {}
+            "file" => reasons.push(format!(
+                "disk {path} is not on the command line: its medium was changed, or it is a backing file; restart the VM \
+                 with it, or flatten the image"
+            )),
+            _ => reasons.push(format!(
+                "disk {path} is opened by driver {driver}, which has no image locks between hosts; use a raw or qcow2 \
+                 file on a shared file system"
+            )),
+        }
+    }
+    Ok(())
+}
+
+fn same_file(known: &str, path: &str) -> bool {
+    known == path || matches!((fs::canonicalize(known), fs::canonicalize(path)), (Ok(a), Ok(b)) if a == b)
+}
+
+/// Learns the bridge of each TAP; `info network` tells of what was added later.
+fn networks(qmp: &mut Qmp, read: &mut Read, reasons: &mut Vec<String>) -> Result<(), QmpError> {
+    for (id, tap) in std::mem::take(&mut read.taps) {
+        match bridge_of(&tap) {
+            Some(bridge) => read.recipe.nets.push(Net { id, bridge }),
+            None => reasons.push(format!(
+                "network {id}: its TAP {tap} is on no bridge; ip link set {tap} master BRIDGE"
+            )),
+        }
+    }
+    let text = qmp.human("info network")?;
+    for line in text.lines() {
+        let bare = line.trim_start_matches([' ', '\\']);
+        let Some((id, kind)) = bare.split_once(": index=0,type=") else { continue };
+        let kind = kind.split(',').next().unwrap_or_default();
+        let known = read.recipe.nets.iter().any(|net| net.id == id);
+        if kind == "tap"
+            && !known
+            && !reasons.iter().any(|reason| reason.starts_with(&format!("network {id}")))
+        {
+            reasons.push(format!("network {id} was added after the start; start the VM with it"));
+        }
+    }
+    Ok(())
+}
+
+/// Asks `ip`: `/sys` shows another network namespace if the agent has been put into one.
+fn bridge_of(tap: &str) -> Option<String> {
+    let output =
+        Command::new("ip").args(["-o", "link", "show", "dev", tap]).stdin(Stdio::null()).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut words = text.split_whitespace().skip_while(|word| *word != "master");
+    words.nth(1).map(str::to_owned)
+}
+
+fn memory(qmp: &mut Qmp, process: &PidFd, read: &Read, reasons: &mut Vec<String>) -> Result<(), QmpError> {
+    let page = PAGE_SIZE as u64;
+    for backend in ram::backends(qmp)? {
+        let known = read.recipe.memory.iter().find(|block| block.id == backend.id);
+        if known.is_none() && backend.shared {
+            reasons
+                .push(format!("memory {} was plugged in after the start; start the VM with it", backend.id));
+        }
+    }
+    for block in ram::listed(qmp)? {
+        if block.page_bytes > page {
+            reasons.push(format!(
+                "RAM block {} consists of huge pages (hugetlbfs), which are not supported; leave out hugetlb=on and a \
+                 mem-path on hugetlbfs (transparent huge pages are fine)",
+                block.name
+            ));
+        }
+    }
+    let cpus = qmp.execute("query-cpus-fast", json!({}))?;
+    let (live, told) = (cpus.as_array().map_or(0, Vec::len) as u64, u64::from(read.recipe.vcpus()));
+    if live != told {
+        reasons.push(format!("it has {live} vCPUs but was started with {told}; unplug the others"));
+    }
+    let status = fs::read_to_string(process.proc_path("status")).unwrap_or_default();
+    let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap_or("0 kB").trim();
+    if locked != "0 kB" {
+        reasons.push(format!("{locked} of its memory are locked; start it without -overcommit mem-lock=on"));
+    }
+    Ok(())
+}

@@ -1,0 +1,101 @@
+//! The engine's memory ports, kept with an unmodified QEMU process.
+//!
+//! `Source` reads and tracks the RAM of a running QEMU, `Target` fills that of a waiting one. Both need shared RAM
+//! (`share=on`): it is opened through `/proc/PID/map_files`, so that it outlives the QEMU process.
+//!
+//! Who holds the userfaultfd decides how a crash of ours ends. On the source only we do: the guest runs on. On the target
+//! QEMU does too: its guest waits for a restarted agent instead of reading zeros.
+
+mod memory;
+mod missing;
+mod region;
+mod source;
+mod target;
+mod tracker;
+
+pub use memory::Memory;
+pub use missing::Missing;
+pub use region::RamBlock;
+pub use source::Source;
+pub use target::Target;
+pub use tracker::AsyncTracker;
+
+use std::io;
+
+/// Why a QEMU process cannot be attached to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// QEMU said that a block is where nothing is, or not all of it.
+    #[error("RAM block {block}: QEMU maps no {bytes} contiguous bytes of one file at {hva:#x}")]
+    NotMapped {
+        /// QEMU's name for it.
+        block: String,
+        /// Where QEMU said it was.
+        hva: u64,
+        /// How large QEMU said it was.
+        bytes: u64,
+    },
+    /// The block is memory that only QEMU can reach.
+    #[error(
+        "RAM block {block} is private to QEMU: start the VM with -object memory-backend-memfd,share=on,… \
+         or memory-backend-file,share=on,… as its memory"
+    )]
+    NotShared {
+        /// QEMU's name for it.
+        block: String,
+    },
+    /// The block is on hugetlbfs.
+    #[error(
+        "RAM block {block} is made of explicit huge pages (hugetlbfs), which are not supported: \
+         start the VM without hugetlb=on and without a mem-path on hugetlbfs"
+    )]
+    HugePages {
+        /// QEMU's name for it.
+        block: String,
+    },
+    /// One write makes a whole transparent huge page present, so that nobody could tell what has arrived.
+    #[error(
+        "RAM block {block}: this host backs shared memory with transparent huge pages even for single writes; write \
+         \"never\" or \"advise\" to /sys/kernel/mm/transparent_hugepage/shmem_enabled, or mount its tmpfs with huge=never"
+    )]
+    EagerHugePages {
+        /// QEMU's name for it.
+        block: String,
+    },
+    /// More RAM blocks than a migration can name.
+    #[error("a VM with {count} RAM blocks is not supported")]
+    TooMany {
+        /// How many QEMU has.
+        count: usize,
+    },
+    /// The kernel cannot do it.
+    #[error("this kernel cannot {what}: {needs}")]
+    Kernel {
+        /// What was wanted of it.
+        what: &'static str,
+        /// What it takes.
+        needs: &'static str,
+        /// What it answered.
+        #[source]
+        cause: io::Error,
+    },
+    /// A step failed.
+    #[error("cannot {what} of QEMU process {pid}: {cause}")]
+    Step {
+        /// Which one, such as `open RAM block pc.ram`.
+        what: String,
+        /// The process.
+        pid: i32,
+        /// Why.
+        #[source]
+        cause: io::Error,
+    },
+}
+
+impl Error {
+    /// Names the step that failed.
+    fn step(what: impl Into<String>, pid: i32) -> impl FnOnce(io::Error) -> Self {
+        move |cause| Self::Step { what: what.into(), pid, cause }
+    }
+}

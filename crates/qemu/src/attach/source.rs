@@ -1,0 +1,37 @@
+//! The QEMU process that a VM leaves.
+
+use super::{AsyncTracker, Error, Memory, RamBlock, region};
+use std::sync::Arc;
+use sys::process::PidFd;
+
+/// A running QEMU whose RAM can be read and tracked. Opening it changes nothing in QEMU.
+#[derive(Debug)]
+pub struct Source {
+    process: Arc<PidFd>,
+    memory: Arc<Memory>,
+}
+
+impl Source {
+    /// Finds the RAM `blocks` of QEMU process `pid`; `BlockId(n)` is the n-th.
+    pub fn open(pid: i32, blocks: &[RamBlock]) -> Result<Self, Error> {
+        let process = Arc::new(PidFd::open(pid).map_err(Error::step("get hold", pid))?);
+        let memory = Arc::new(Memory::new(region::find(&process, blocks)?, false));
+        Ok(Self { process, memory })
+    }
+
+    /// Its RAM.
+    pub fn memory(&self) -> Arc<Memory> {
+        Arc::clone(&self.memory)
+    }
+
+    /// The process.
+    pub fn process(&self) -> &Arc<PidFd> {
+        &self.process
+    }
+
+    /// A tracker of its writes. Borrows a thread of QEMU for well under a millisecond. One at a time: while another tracker
+    /// has its RAM, `begin` fails.
+    pub fn tracker(&self) -> Result<AsyncTracker, Error> {
+        AsyncTracker::attach(&self.process, &self.memory)
+    }
+}

@@ -1,0 +1,114 @@
+//! The QEMU process that a VM comes to.
+
+use super::{Error, Memory, Missing, RamBlock, region};
+use engine::ports::GuestMemory;
+use std::{io, sync::Arc};
+use sys::{inject::Borrowed, maps, process::PidFd};
+use units::{BlockId, PAGE_SIZE, PageIndex, PageRange};
+
+/// `MADV_NOHUGEPAGE` of Linux.
+const NO_HUGE_PAGES: i32 = 15;
+
+/// The largest transparent huge page of x86-64 that shared memory uses.
+const HUGE: u64 = 2 << 20;
+
+/// A QEMU that waits for a VM, with RAM to be filled.
+#[derive(Debug)]
+pub struct Target {
+    process: Arc<PidFd>,
+    memory: Arc<Memory>,
+    /// Whether QEMU wanted huge pages, block by block.
+    huge: Vec<bool>,
+}
+
+impl Target {
+    /// Finds the RAM `blocks` of QEMU process `pid` and empties them: all of it is holes then, and stays free of huge
+    /// pages. The guest must not have started.
+    pub fn open(pid: i32, blocks: &[RamBlock]) -> Result<Self, Error> {
+        let mut target = Self::find(pid, blocks)?;
+        target.huge =
+            target.keep_huge_pages_off().map_err(Error::step("keep huge pages off the RAM", pid))?;
+        for id in (0..target.memory.blocks().len()).map(|n| BlockId(n as u16)) {
+            target.empty(id)?;
+        }
+        Ok(target)
+    }
+
+    /// Finds the RAM `blocks` of a QEMU process that an agent before us had opened. What is there stays.
+    pub fn reopen(pid: i32, blocks: &[RamBlock]) -> Result<Self, Error> {
+        Self::find(pid, blocks)
+    }
+
+    fn find(pid: i32, blocks: &[RamBlock]) -> Result<Self, Error> {
+        let process = Arc::new(PidFd::open(pid).map_err(Error::step("get hold", pid))?);
+        let memory = Arc::new(Memory::new(region::find(&process, blocks)?, true));
+        // QEMU asks for huge pages for all RAM by default.
+        let huge = vec![true; memory.blocks().len()];
+        Ok(Self { process, memory, huge })
+    }
+
+    fn keep_huge_pages_off(&self) -> io::Result<Vec<bool>> {
+        let wanted =
+            |address| maps::flags_at(&self.process, address).map(|flags| flags.iter().any(|f| f == "hg"));
+        let regions = self.memory.regions();
+        let huge = regions.iter().map(|region| wanted(region.addresses.start)).collect::<io::Result<_>>()?;
+        let borrowed = Borrowed::seize(&self.process)?;
+        for region in regions {
+            let bytes = region.addresses.end - region.addresses.start;
+            match borrowed.madvise(region.addresses.start, bytes, NO_HUGE_PAGES) {
+                // A kernel without transparent huge pages does not know the advice.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+                done => done?,
+            }
+        }
+        Ok(huge)
+    }
+
+    /// Makes one hole of a block, and makes sure that one page written makes one page present.
+    fn empty(&self, id: BlockId) -> Result<(), Error> {
+        let block = &self.memory.blocks()[usize::from(id.0)];
+        let all = PageRange::new(PageIndex(0), block.pages);
+        let emptied = || -> io::Result<bool> {
+            self.memory.discard(id, all)?;
+            let huge_page = (HUGE / PAGE_SIZE as u64).min(block.pages);
+            self.memory.write(id, PageRange::new(PageIndex(0), 1), &[0; PAGE_SIZE])?;
+            let present = self.memory.present(id)?.runs().next().map_or(0, |run| run.count);
+            self.memory.discard(id, PageRange::new(PageIndex(0), huge_page))?;
+            Ok(present == 1)
+        };
+        match emptied() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Error::EagerHugePages { block: block.name.clone() }),
+            Err(cause) => {
+                Err(Error::step(format!("empty RAM block {}", block.name), self.process.pid())(cause))
+            }
+        }
+    }
+
+    /// Its RAM.
+    pub fn memory(&self) -> Arc<Memory> {
+        Arc::clone(&self.memory)
+    }
+
+    /// The process.
+    pub fn process(&self) -> &Arc<PidFd> {
+        &self.process
+    }
+
+    /// From now on whoever touches a hole of the RAM waits until a page is placed there, even if we die. Whatever is owed
+    /// must be a hole (`discard`).
+    pub fn missing(&self) -> Result<Missing, Error> {
+        Missing::begin(&self.process, &self.memory, &self.huge)
+    }
+
+    /// Goes on where an agent before us had to leave: `fd_number` is what [`Missing::fd_number`] told it.
+    pub fn retake(&self, fd_number: i32) -> Result<Missing, Error> {
+        let missing = Missing::retake(&self.process, &self.memory, &self.huge, fd_number)?;
+        // Faults that the agent before us had read and not answered are told nobody again: whoever waits touches the page
+        // once more, and that is told.
+        missing
+            .wake_all()
+            .map_err(Error::step("wake whoever waits for missing pages", self.process.pid()))?;
+        Ok(missing)
+    }
+}

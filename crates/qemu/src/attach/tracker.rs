@@ -1,0 +1,97 @@
+//! Tells which pages the guest wrote, with the kernel resolving the writes by itself.
+//!
+//! `UFFD_FEATURE_WP_ASYNC` lets the first write to a protected page through and remembers it in the page tables; one
+//! `PAGEMAP_SCAN` reads that and protects again, atomically. Writes of vCPUs, of any other thread and of system calls
+//! (`read(2)` into guest RAM) are all seen, for they go through QEMU's page tables. What does not: direct I/O whose pages
+//! were pinned before, and other processes. These are refused elsewhere.
+
+use super::{Error, Memory, region::Region};
+use engine::ports::Tracker;
+use std::{io, ops::Range, sync::Arc};
+use sys::{
+    inject::Borrowed,
+    pagemap::Pagemap,
+    process::PidFd,
+    uffd::{Features, Uffd, Watch},
+};
+use units::{BlockId, MemorySet};
+
+/// How much is protected at once. The guest's page faults wait for one slice at most: 64 MiB take about a millisecond.
+const SLICE: u64 = 64 << 20;
+
+/// The asynchronous tracker (Linux 6.7).
+#[derive(Debug)]
+pub struct AsyncTracker {
+    // We alone hold it: whatever ends us lifts every protection, and the guest runs on.
+    uffd: Uffd,
+    pagemap: Pagemap,
+    process: Arc<PidFd>,
+    memory: Arc<Memory>,
+    watching: bool,
+}
+
+impl AsyncTracker {
+    pub(super) fn attach(process: &Arc<PidFd>, memory: &Arc<Memory>) -> Result<Self, Error> {
+        let pid = process.pid();
+        let uffd = take_userfaultfd(process).map_err(Error::step("get a userfaultfd", pid))?;
+        let features = Features::WP | Features::WP_SHMEM | Features::WP_UNPOPULATED | Features::WP_ASYNC;
+        uffd.enable(features).map_err(|cause| Error::Kernel {
+            what: "track writes by itself",
+            needs: "asynchronous write protection of shared memory came with Linux 6.7",
+            cause,
+        })?;
+        let pagemap = Pagemap::open(process).map_err(Error::step("open the page tables", pid))?;
+        Ok(Self { uffd, pagemap, process: Arc::clone(process), memory: Arc::clone(memory), watching: false })
+    }
+}
+
+/// Makes a userfaultfd in QEMU, takes it, and closes it there before anything can be registered with it.
+fn take_userfaultfd(process: &Arc<PidFd>) -> io::Result<Uffd> {
+    let borrowed = Borrowed::seize(process)?;
+    let n = borrowed.userfaultfd()?;
+    let taken = Uffd::take(process, n);
+    borrowed.close(n)?;
+    taken
+}
+
+impl Tracker for AsyncTracker {
+    fn begin(&mut self) -> io::Result<()> {
+        if !self.watching {
+            for region in self.memory.regions() {
+                self.uffd.register(region.addresses.clone(), Watch::Writes)?;
+            }
+            self.watching = true;
+        }
+        slices(self.memory.regions()).try_for_each(|slice| self.uffd.protect(slice))
+    }
+
+    fn collect(&mut self, dirty: &mut MemorySet) -> io::Result<()> {
+        for (id, region) in self.memory.regions().iter().enumerate() {
+            let set = dirty.block_mut(BlockId(id as u16));
+            self.pagemap
+                .take_written(region.addresses.clone(), |run| set.insert_range(region.pages_at(&run)))?;
+        }
+        // The page tables of a process that ended are empty, which must not pass for a guest that writes nothing.
+        if self.process.is_alive()? {
+            return Ok(());
+        }
+        let text = format!("QEMU process {} has ended", self.process.pid());
+        Err(io::Error::new(io::ErrorKind::NotConnected, text))
+    }
+}
+
+impl Drop for AsyncTracker {
+    fn drop(&mut self) {
+        // Closing the descriptor would do, but in one go, with the guest's page faults waiting for all of it.
+        if self.watching {
+            drop(slices(self.memory.regions()).try_for_each(|slice| self.uffd.unprotect(slice)));
+        }
+    }
+}
+
+fn slices(regions: &[Region]) -> impl Iterator<Item = Range<u64>> {
+    regions.iter().flat_map(|region| {
+        let Range { start, end } = region.addresses;
+        (start..end).step_by(SLICE as usize).map(move |at| at..end.min(at + SLICE))
+    })
+}

@@ -1,0 +1,69 @@
+//! The host that a VM is started on.
+
+use crate::recipe::Accel;
+use std::{
+    collections::BTreeMap,
+    env,
+    path::{Path, PathBuf},
+};
+
+/// What a host gives to the VMs that are started on it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Host {
+    /// The QEMU program; none means `qemu-system-x86_64` from `PATH`.
+    pub qemu: Option<PathBuf>,
+    /// Where QMP sockets, consoles and QEMU's logs live. Made with mode 0700 when it is missing.
+    pub runtime: PathBuf,
+    /// Where memory files are made: a tmpfs, or a memory pool that other hosts reach.
+    pub memory: PathBuf,
+    /// Memory files that exist already and are to be used as they are, by block id: then memory is not copied but
+    /// passed on.
+    pub shared_memory: BTreeMap<String, PathBuf>,
+    /// Whether KVM is usable here. The caller finds out by timing a guest; a device file proves nothing.
+    pub kvm: bool,
+}
+
+impl Host {
+    /// A host with the usual places.
+    pub fn new(runtime: impl Into<PathBuf>) -> Self {
+        Self {
+            qemu: None,
+            runtime: runtime.into(),
+            memory: PathBuf::from("/dev/shm"),
+            shared_memory: BTreeMap::new(),
+            kvm: false,
+        }
+    }
+
+    /// The QEMU program, or where it was looked for.
+    pub fn program(&self) -> Result<PathBuf, String> {
+        if let Some(path) = &self.qemu {
+            return if path.is_file() {
+                Ok(path.clone())
+            } else {
+                Err(format!("there is no QEMU at {}", path.display()))
+            };
+        }
+        let name = "qemu-system-x86_64";
+        let path = env::var_os("PATH").unwrap_or_default();
+        let found = env::split_paths(&path).map(|folder| folder.join(name)).find(|path| path.is_file());
+        found.ok_or_else(|| format!("{name} is not in PATH; install the package qemu-system-x86"))
+    }
+
+    /// How guests are executed here by default.
+    pub fn accel(&self) -> Accel {
+        if self.kvm { Accel::Kvm } else { Accel::Tcg }
+    }
+
+    pub(crate) fn in_runtime(&self, name: &str, ending: &str) -> PathBuf {
+        self.runtime.join(format!("{name}.{ending}"))
+    }
+}
+
+/// The longest path that a unix socket may have on Linux, without its NUL.
+const LONGEST_SOCKET: usize = 107;
+
+/// Whether a unix socket can have this path.
+pub(crate) fn fits_socket(path: &Path) -> bool {
+    path.as_os_str().len() <= LONGEST_SOCKET
+}

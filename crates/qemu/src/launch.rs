@@ -1,0 +1,320 @@
+//! Starting a QEMU process, and taking away what belonged to it.
+
+use crate::{
+    host::{Host, fits_socket},
+    qmp::{Qmp, QmpError},
+    random,
+    recipe::{self, Backing, Console, Paths, Recipe},
+    tap,
+};
+use rustix::process::{Signal, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+use sys::process::{PidFd, peer_pid};
+
+/// How long QEMU may take until it answers. Large preallocated guests take many seconds.
+const START: Duration = Duration::from_secs(60);
+
+/// How often we look whether a starting QEMU listens already; its end is noticed at once.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// The ending of the files in which belongings are written down.
+const NOTE: &str = "belongings";
+
+/// How much of QEMU's log is quoted when it does not start.
+const QUOTE: u64 = 2000;
+
+/// What exists on this host only for one QEMU process, and goes with it.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Belongings {
+    /// Its QMP socket.
+    pub qmp: PathBuf,
+    /// What it prints; none for a QEMU that we did not start.
+    #[serde(default)]
+    pub log: Option<PathBuf>,
+    /// The guest's console; stays when the VM goes, unless nothing was ever written to it.
+    #[serde(default)]
+    pub console: Option<PathBuf>,
+    /// Its TAPs.
+    #[serde(default)]
+    pub taps: Vec<String>,
+    /// Its memory files.
+    #[serde(default)]
+    pub memory: Vec<PathBuf>,
+}
+
+impl Belongings {
+    /// Takes everything away that was made for the process. What is gone already is no error.
+    pub fn remove(&self) {
+        for tap in &self.taps {
+            tap::remove(tap);
+        }
+        let empty = |path: &&PathBuf| fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0);
+        let console = self.console.iter().filter(empty);
+        // Of a QEMU that somebody else started, nothing is ours.
+        let note = self.note();
+        let made_by_us = self.log.iter().flat_map(|log| [&self.qmp, log, &note]);
+        for path in self.memory.iter().chain(console).chain(made_by_us) {
+            if let Err(error) = fs::remove_file(path)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(path = %path.display(), %error, "could not be removed");
+            }
+        }
+    }
+
+    /// Where these are written down as long as the process is there.
+    fn note(&self) -> PathBuf {
+        self.qmp.with_extension(NOTE)
+    }
+
+    /// Writes them down: before a thing is made, so that whatever ends us, [`sweep`] finds it.
+    fn write_down(&self) -> io::Result<()> {
+        let text = serde_json::to_vec(self)?;
+        let new = self.qmp.with_extension("new");
+        fs::write(&new, text)?;
+        fs::rename(new, self.note())
+    }
+
+    /// The end of what QEMU printed.
+    pub fn last_words(&self) -> Option<String> {
+        let mut file = File::open(self.log.as_ref()?).ok()?;
+        let bytes = file.metadata().ok()?.len();
+        file.seek(SeekFrom::Start(bytes.saturating_sub(QUOTE))).ok()?;
+        let mut text = Vec::new();
+        file.take(QUOTE).read_to_end(&mut text).ok()?;
+        let text = String::from_utf8_lossy(&text).trim().to_owned();
+        (!text.is_empty()).then_some(text)
+    }
+}
+
+/// Why a VM could not be started here.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The recipe asks for what is not allowed, or what is not there; every reason.
+    #[error("cannot start {vm}: {}", reasons.join("; "))]
+    Unusable {
+        /// The VM.
+        vm: String,
+        /// Why.
+        reasons: Vec<String>,
+    },
+    /// QEMU ended instead of starting.
+    #[error("cannot start {vm}: QEMU said: {words}")]
+    Ended {
+        /// The VM.
+        vm: String,
+        /// QEMU's own words.
+        words: String,
+    },
+    /// QEMU runs but does not answer as it should.
+    #[error("cannot start {vm}: {cause}")]
+    Silent {
+        /// The VM.
+        vm: String,
+        /// What is wrong with its QMP.
+        #[source]
+        cause: QmpError,
+    },
+    /// This host would not let us.
+    #[error("cannot start {vm}: {what}: {cause}")]
+    System {
+        /// The VM.
+        vm: String,
+        /// What was tried.
+        what: String,
+        /// The system's word.
+        #[source]
+        cause: io::Error,
+    },
+}
+
+/// A QEMU process that answers.
+pub(crate) struct Started {
+    pub(crate) qmp: Qmp,
+    pub(crate) process: PidFd,
+    pub(crate) belongings: Belongings,
+}
+
+/// Starts QEMU after a recipe. When it fails, nothing stays behind.
+pub(crate) fn start(recipe: &Recipe, host: &Host, incoming: bool) -> Result<Started, LaunchError> {
+    let vm = recipe.name.clone();
+    let unusable = |reasons| LaunchError::Unusable { vm: vm.clone(), reasons };
+    let wrong = recipe::check(recipe);
+    if !wrong.is_empty() {
+        return Err(unusable(wrong));
+    }
+    let program = host.program().map_err(|why| unusable(vec![why]))?;
+    let mut belongings = Belongings::default();
+    let started = prepare(recipe, host, &mut belongings)
+        .and_then(|paths| spawn(&program, &recipe.argv(&paths, incoming), &vm, &belongings));
+    match started {
+        Ok((qmp, process)) => Ok(Started { qmp, process, belongings }),
+        Err(error) => {
+            belongings.remove();
+            Err(error)
+        }
+    }
+}
+
+/// Makes all that the process needs, noting each thing in `belongings` as soon as it exists.
+fn prepare(recipe: &Recipe, host: &Host, belongings: &mut Belongings) -> Result<Paths, LaunchError> {
+    let vm = &recipe.name;
+    let system = |what: String, cause| LaunchError::System { vm: vm.clone(), what, cause };
+    let unusable = |why| LaunchError::Unusable { vm: vm.clone(), reasons: vec![why] };
+
+    let folder = host.runtime.display();
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&host.runtime)
+        .map_err(|cause| system(format!("make the directory {folder}"), cause))?;
+    let random = random::number().map_err(|cause| system("read /dev/urandom".to_owned(), cause))?;
+    let tagged = format!("{vm}-{:08x}", random & 0xffff_ffff);
+
+    let mut paths = Paths { qmp: host.in_runtime(&tagged, "qmp"), ..Paths::default() };
+    if !fits_socket(&paths.qmp) {
+        return Err(unusable(format!("the socket path {} is too long for Linux", paths.qmp.display())));
+    }
+    belongings.qmp = paths.qmp.clone();
+    belongings.log = Some(host.in_runtime(&tagged, "log"));
+    if recipe.console == Console::File {
+        paths.console = host.in_runtime(vm, "console");
+        belongings.console = Some(paths.console.clone());
+    }
+    let write_down = |belongings: &Belongings| {
+        belongings.write_down().map_err(|cause| system("write down what is made".to_owned(), cause))
+    };
+    write_down(belongings)?;
+    for block in recipe.memory.iter().filter(|block| block.backing == Backing::File) {
+        let path = match host.shared_memory.get(&block.id) {
+            Some(path) => path.clone(),
+            None => {
+                let path = host.memory.join(format!("whimbrel-{tagged}-{}", block.id));
+                belongings.memory.push(path.clone());
+                write_down(belongings)?;
+                let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+                let made = file.and_then(|file| file.set_len(block.bytes));
+                made.map_err(|cause| system(format!("make the memory file {}", path.display()), cause))?;
+                path
+            }
+        };
+        paths.memory.insert(block.id.clone(), path);
+    }
+    for net in &recipe.nets {
+        let tap = tap::create(vm, &net.bridge).map_err(|error| unusable(error.to_string()))?;
+        belongings.taps.push(tap.clone());
+        write_down(belongings)?;
+        paths.taps.insert(net.id.clone(), tap);
+    }
+    Ok(paths)
+}
+
+fn spawn(
+    program: &Path,
+    argv: &[String],
+    vm: &str,
+    belongings: &Belongings,
+) -> Result<(Qmp, PidFd), LaunchError> {
+    let system = |what: String, cause| LaunchError::System { vm: vm.to_owned(), what, cause };
+    let log = belongings.log.as_deref().unwrap_or(Path::new("/dev/null"));
+    let output = OpenOptions::new().append(true).create(true).mode(0o600).open(log);
+    let output = output.map_err(|cause| system(format!("make the log {}", log.display()), cause))?;
+    let again = output.try_clone().map_err(|cause| system("duplicate a descriptor".to_owned(), cause))?;
+    // A session of its own: what ends us, or our terminal, does not end the guest.
+    let child = Command::new("setsid")
+        .arg(program)
+        .args(argv)
+        .stdin(Stdio::null())
+        .stdout(output)
+        .stderr(again)
+        .spawn()
+        .map_err(|cause| system(format!("run setsid {}", program.display()), cause))?;
+    tracing::debug!(pid = child.id(), ?argv, "started QEMU");
+    let process = PidFd::open(child.id().cast_signed());
+    let process = process.map_err(|cause| system("hold the QEMU process".to_owned(), cause))?;
+    reap(child);
+
+    let ended = || LaunchError::Ended {
+        vm: vm.to_owned(),
+        words: belongings.last_words().unwrap_or_else(|| "nothing, and ended".to_owned()),
+    };
+    let end = Instant::now() + START;
+    loop {
+        let gone = process.wait(LOOK).map_err(|cause| system("wait for QEMU".to_owned(), cause))?;
+        if gone {
+            return Err(ended());
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        match Qmp::connect_within(&belongings.qmp, left) {
+            Ok(qmp) => return Ok((qmp, process)),
+            Err(QmpError::Connect { .. }) if !left.is_zero() => {}
+            Err(cause) => {
+                // Its socket may have broken because it is just ending: then its words are the better answer.
+                if process.wait(Duration::from_millis(500)).unwrap_or(false) {
+                    return Err(ended());
+                }
+                kill(&process);
+                return Err(LaunchError::Silent { vm: vm.to_owned(), cause });
+            }
+        }
+    }
+}
+
+/// Waits for the child in the background, so that it never stays as a zombie. It is collected only once it has ended:
+/// while one of our threads borrows one of its threads, waiting for it would swallow the stops that the borrower waits
+/// for (`ptrace(2)`: a tracer's `wait` sees them whatever it asked for).
+fn reap(mut child: std::process::Child) {
+    let pid = child.id();
+    let reaper = thread::Builder::new().name(format!("reap-{pid}")).stack_size(64 << 10).spawn(move || {
+        let ended = PidFd::open(pid.cast_signed()).and_then(|process| {
+            while !process.wait(Duration::from_secs(3600))? {}
+            child.wait()
+        });
+        tracing::debug!(pid, ?ended, "QEMU has ended");
+    });
+    if let Err(error) = reaper {
+        tracing::warn!(pid, %error, "nobody will reap this QEMU process");
+    }
+}
+
+/// Takes away every QEMU process of this name on this host that we started, and all that belongs to it. Only for a VM
+/// that nobody was told of: what an agent leaves that dies while it starts one. Says how many there were.
+pub fn sweep(vm: &str, host: &Host) -> usize {
+    let mut swept = 0;
+    for entry in fs::read_dir(&host.runtime).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let stem = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.rsplit_once('-'));
+        if path.extension().is_none_or(|ending| ending != NOTE) || stem.is_none_or(|(name, _)| name != vm) {
+            continue;
+        }
+        let noted = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Belongings>(&text).ok());
+        let Some(belongings) = noted else { continue };
+        // Whoever listens there is that QEMU: the socket's name was drawn at random for it.
+        let listener = UnixStream::connect(&belongings.qmp).and_then(|socket| peer_pid(&socket));
+        if let Ok(process) = listener.and_then(PidFd::open) {
+            kill(&process);
+            if !process.wait(START).unwrap_or(false) {
+                tracing::warn!(vm, pid = process.pid(), "this QEMU does not end even when it is killed");
+            }
+        }
+        belongings.remove();
+        swept += 1;
+    }
+    swept
+}
+
+/// Ends a process at once.
+pub(crate) fn kill(process: &PidFd) {
+    // The only failure is that it has ended already.
+    let _ = pidfd_send_signal(process, Signal::KILL);
+}

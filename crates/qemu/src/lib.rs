@@ -1,0 +1,48 @@
+//! The engine's ports kept with a real, unmodified QEMU process: its monitor, its memory, its device state.
+
+/// The human-readable description of a VM that `run` starts.
+pub mod vmfile;
+
+/// What a host must know to start a QEMU that can take a VM over.
+pub mod recipe;
+
+/// The host that a VM is started on.
+pub mod host;
+
+/// Starting a QEMU process, and taking away what belonged to it.
+pub mod launch;
+
+/// TAP interfaces of a VM.
+pub mod tap;
+
+/// QEMU's monitor protocol.
+pub mod qmp;
+
+/// Which process a QMP socket leads to.
+pub mod find;
+
+/// The RAM blocks of a QEMU process.
+pub mod ram;
+
+/// The engine's memory ports, kept with a QEMU process.
+pub mod attach;
+
+/// The engine's machine port, kept with a QEMU process.
+pub mod vm;
+
+/// Taking charge of a QEMU that somebody else started.
+pub mod adopt;
+
+/// Whether this host can take a VM over.
+pub mod preflight;
+
+mod cpu;
+mod private;
+mod random;
+mod state;
+
+pub use adopt::Adopted;
+pub use host::Host;
+pub use recipe::Recipe;
+pub use vm::{Handle, OpenError, Vm};
+pub use vmfile::VmFile;

@@ -1,0 +1,141 @@
+//! Whether this host can take a VM over: looked at before anything is started, every reason told.
+
+use crate::{
+    host::{Host, fits_socket},
+    qmp::Version,
+    recipe::{self, Accel, Backing, Recipe, files},
+    tap,
+};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
+use units::Bytes;
+
+/// Memory that QEMU takes for itself besides the guest's: measured at 60 to 90 MiB for small guests.
+const QEMU_ITSELF: u64 = 128 << 20;
+
+/// Every reason why `host` cannot take over the VM of this recipe; empty when it can. Starts nothing that stays.
+///
+/// What only a started QEMU can tell (the CPU features that its guest would see) is asked of it afterwards:
+/// [`crate::Vm::missing_features`].
+pub fn check(recipe: &Recipe, host: &Host) -> Vec<String> {
+    let mut reasons = recipe::check(recipe);
+    if !reasons.is_empty() {
+        // Nothing of a recipe that is not well formed is looked up on this host.
+        return reasons;
+    }
+    match host.program() {
+        Err(why) => reasons.push(why),
+        Ok(program) => check_program(recipe, &program, &mut reasons),
+    }
+    if recipe.accel == Accel::Kvm && !host.kvm {
+        reasons.push("the VM runs with KVM, which is not usable here".to_owned());
+    }
+    for net in &recipe.nets {
+        if !tap::is_bridge(&net.bridge) {
+            let bridge = &net.bridge;
+            reasons.push(format!(
+                "there is no bridge {bridge} here; make it with: ip link add {bridge} type bridge"
+            ));
+        }
+    }
+    reasons.extend(recipe.files.iter().filter_map(|file| files::compare(file).err()));
+    check_memory(recipe, host, &mut reasons);
+    // The tag is as long as the one that is drawn later.
+    if !fits_socket(&host.in_runtime(&format!("{}-00000000", recipe.name), "qmp")) {
+        reasons
+            .push(format!("the path of a socket in {} would be too long for Linux", host.runtime.display()));
+    }
+    reasons
+}
+
+fn check_program(recipe: &Recipe, program: &Path, reasons: &mut Vec<String>) {
+    match version(program) {
+        Err(why) => reasons.push(why),
+        // A micro release does not change what a device state looks like.
+        Ok(here) if (here.major, here.minor) < (recipe.qemu.major, recipe.qemu.minor) => {
+            let there = recipe.qemu;
+            reasons.push(format!(
+                "QEMU is {here} here, older than the {there} that runs the VM; install {there} or later"
+            ));
+        }
+        Ok(here) => match machines(program) {
+            Err(why) => reasons.push(why),
+            Ok(machines) if !machines.iter().any(|name| name == recipe.machine_name()) => {
+                reasons.push(format!("QEMU {here} here has no machine {}", recipe.machine_name()));
+            }
+            Ok(_) => {}
+        },
+    }
+}
+
+fn check_memory(recipe: &Recipe, host: &Host, reasons: &mut Vec<String>) {
+    let shared = |id: &str| host.shared_memory.contains_key(id);
+    let needed: u64 = recipe.memory.iter().filter(|block| !shared(&block.id)).map(|block| block.bytes).sum();
+    let free = fs::read_to_string("/proc/meminfo").ok().and_then(|text| available(&text)).unwrap_or(u64::MAX);
+    if free < needed.saturating_add(QEMU_ITSELF) {
+        let (needed, free) = (Bytes(needed), Bytes(free));
+        reasons.push(format!(
+            "the VM needs {needed} of memory and QEMU some more, but only {free} are free here"
+        ));
+    }
+    let in_files = recipe.memory.iter().filter(|block| block.backing == Backing::File && !shared(&block.id));
+    let needed: u64 = in_files.map(|block| block.bytes).sum();
+    if needed == 0 {
+        return;
+    }
+    match rustix::fs::statvfs(&host.memory) {
+        Err(error) => reasons.push(format!("memory directory {}: {error}", host.memory.display())),
+        Ok(space) if space.f_bavail.saturating_mul(space.f_frsize) < needed => {
+            let (needed, free) = (Bytes(needed), Bytes(space.f_bavail.saturating_mul(space.f_frsize)));
+            let place = host.memory.display();
+            reasons.push(format!("the VM's memory files need {needed}, but only {free} are free in {place}"));
+        }
+        Ok(_) => {}
+    }
+}
+
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1 << 10)
+}
+
+/// The version of a QEMU program.
+pub fn version(program: &Path) -> Result<Version, String> {
+    let text = ask(program, &["--version"])?;
+    let found = text.strip_prefix("QEMU emulator version ").and_then(|rest| rest.split_whitespace().next());
+    let mut numbers = found.unwrap_or_default().split('.').map(|number| number.parse().ok());
+    match (numbers.next().flatten(), numbers.next().flatten(), numbers.next().flatten()) {
+        (Some(major), Some(minor), micro) => Ok(Version { major, minor, micro: micro.unwrap_or(0) }),
+        _ => Err(format!("{} does not tell a version as QEMU does", program.display())),
+    }
+}
+
+/// The machines that a QEMU program knows.
+pub fn machines(program: &Path) -> Result<Vec<String>, String> {
+    let text = ask(program, &["-machine", "help"])?;
+    Ok(text.lines().skip(1).filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
+}
+
+fn ask(program: &Path, arguments: &[&str]) -> Result<String, String> {
+    let failed = |why: String| format!("{} {}: {why}", program.display(), arguments.join(" "));
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
+    let output = output.map_err(|error| failed(error.to_string()))?;
+    if !output.status.success() {
+        return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_memory_is_read_in_bytes() {
+        assert_eq!(available("MemTotal: 9 kB\nMemAvailable:   2048 kB\n"), Some(2 << 20));
+        assert_eq!(available("MemTotal: 9 kB\n"), None);
+    }
+}

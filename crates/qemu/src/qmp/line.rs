@@ -1,0 +1,90 @@
+//! Lines from a socket, bounded in length and in time.
+
+use super::QmpError;
+use std::{
+    io::{self, Read},
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
+
+/// The longest line that is read. The memory tree of a large guest is under 1 MiB; whoever sends more is not QEMU, or
+/// means us harm.
+const LONGEST: usize = 16 << 20;
+
+/// What came from the socket and has not been given out yet.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    buffer: Vec<u8>,
+    /// Up to here there is no line end.
+    searched: usize,
+}
+
+impl Lines {
+    pub(super) fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
+    /// The beginning of what came, for an error message.
+    pub(super) fn glimpse(&self) -> String {
+        String::from_utf8_lossy(&self.buffer[..self.buffer.len().min(60)]).into_owned()
+    }
+
+    /// The first line ever. What does not begin like JSON is given out without waiting for its end.
+    pub(super) fn first(&mut self, socket: &UnixStream, end: Instant) -> Result<Vec<u8>, QmpError> {
+        while self.buffer.is_empty() {
+            self.fill(socket, end)?;
+        }
+        if self.buffer[0] != b'{' {
+            return Ok(std::mem::take(&mut self.buffer));
+        }
+        self.next(socket, end)
+    }
+
+    /// The next line, without its end.
+    pub(super) fn next(&mut self, socket: &UnixStream, end: Instant) -> Result<Vec<u8>, QmpError> {
+        loop {
+            if let Some(at) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {
+                let rest = self.buffer.split_off(self.searched + at + 1);
+                self.searched = 0;
+                let line = std::mem::replace(&mut self.buffer, rest);
+                if line.iter().all(u8::is_ascii_whitespace) {
+                    continue;
+                }
+                return Ok(line);
+            }
+            self.searched = self.buffer.len();
+            if self.buffer.len() > LONGEST {
+                return Err(QmpError::TooLong { command: String::new(), limit: LONGEST });
+            }
+            self.fill(socket, end)?;
+        }
+    }
+
+    fn fill(&mut self, mut socket: &UnixStream, end: Instant) -> Result<(), QmpError> {
+        let broken = |cause| QmpError::Broken { command: String::new(), cause };
+        let timeout = || QmpError::Timeout { command: String::new(), waited: Duration::ZERO };
+        let mut chunk = [0; 16 << 10];
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(timeout());
+            }
+            socket.set_read_timeout(Some(left)).map_err(broken)?;
+            match socket.read(&mut chunk) {
+                Ok(0) => return Err(QmpError::Closed { command: String::new() }),
+                Ok(got) => {
+                    self.buffer.extend_from_slice(&chunk[..got]);
+                    return Ok(());
+                }
+                Err(error) => match error.kind() {
+                    io::ErrorKind::Interrupted => {}
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => return Err(timeout()),
+                    io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+                        return Err(QmpError::Closed { command: String::new() });
+                    }
+                    _ => return Err(broken(error)),
+                },
+            }
+        }
+    }
+}

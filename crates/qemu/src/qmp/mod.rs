@@ -1,0 +1,263 @@
+//! A QMP client: one socket, one question at a time, events kept for whoever wants them.
+//!
+//! Tolerant of what it does not know (unknown events, unknown fields, late answers), strict in what protects us: every
+//! wait ends, a line is bounded, and a socket that is not QEMU's is told apart from one that is busy.
+
+mod error;
+mod line;
+
+pub use error::QmpError;
+
+use line::Lines;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::{
+    collections::VecDeque,
+    fmt,
+    io::{IoSlice, Write},
+    mem::MaybeUninit,
+    os::fd::BorrowedFd,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime},
+};
+
+/// How long QEMU may take to greet: a QMP socket serves one client at a time and lets the next one wait in silence.
+pub const GREETING: Duration = Duration::from_secs(2);
+
+/// How long a command may take unless its caller says otherwise. QEMU's main loop can be held up by a slow disk for
+/// seconds; a shorter time would give up on healthy guests.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Events that nobody asked for are kept up to this many; beyond, the oldest go.
+const EVENTS_KEPT: usize = 1024;
+
+/// QEMU's version, as it says in its greeting.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+pub struct Version {
+    /// 10 of 10.0.2.
+    pub major: u32,
+    /// 0 of 10.0.2.
+    pub minor: u32,
+    /// 2 of 10.0.2.
+    pub micro: u32,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.micro)
+    }
+}
+
+/// Something that QEMU told by itself.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Event {
+    /// Such as `RESUME`.
+    pub name: String,
+    /// What belongs to it; `null` when nothing does.
+    pub data: Value,
+    /// When it happened, by QEMU's clock.
+    pub at: SystemTime,
+}
+
+/// A connection to QEMU's monitor.
+#[derive(Debug)]
+pub struct Qmp {
+    path: PathBuf,
+    socket: UnixStream,
+    lines: Lines,
+    version: Version,
+    next_id: u64,
+    events: VecDeque<Event>,
+}
+
+impl Qmp {
+    /// Connects, reads the greeting and asks for no capabilities.
+    pub fn connect(path: &Path) -> Result<Self, QmpError> {
+        Self::connect_within(path, GREETING)
+    }
+
+    /// Like [`Qmp::connect`], waiting as long as this for the greeting.
+    pub fn connect_within(path: &Path, patience: Duration) -> Result<Self, QmpError> {
+        let socket =
+            UnixStream::connect(path).map_err(|cause| QmpError::Connect { path: path.to_owned(), cause })?;
+        let end = Instant::now() + patience;
+        let mut lines = Lines::default();
+        let not_qemu = |got: String| QmpError::NotQemu { path: path.to_owned(), got };
+        let greeting = match lines.first(&socket, end) {
+            Err(QmpError::Timeout { .. }) if lines.is_empty() => {
+                return Err(QmpError::Busy { path: path.to_owned(), waited: patience });
+            }
+            Err(QmpError::Timeout { .. } | QmpError::Closed { .. } | QmpError::TooLong { .. }) => {
+                return Err(not_qemu(lines.glimpse()));
+            }
+            other => other?,
+        };
+        let text = String::from_utf8_lossy(&greeting);
+        let value: Value =
+            serde_json::from_str(&text).map_err(|_| not_qemu(text.chars().take(60).collect()))?;
+        let said = &value["QMP"]["version"]["qemu"];
+        let number = |name: &str| said[name].as_u64().and_then(|n| u32::try_from(n).ok());
+        let (Some(major), Some(minor), Some(micro)) = (number("major"), number("minor"), number("micro"))
+        else {
+            return Err(not_qemu(text.chars().take(60).collect()));
+        };
+        let version = Version { major, minor, micro };
+        let mut qmp =
+            Self { path: path.to_owned(), socket, lines, version, next_id: 1, events: VecDeque::new() };
+        qmp.execute("qmp_capabilities", json!({}))?;
+        Ok(qmp)
+    }
+
+    /// The version in the greeting.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Where it is connected to.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The connection itself, for `SO_PEERCRED`.
+    pub fn socket(&self) -> &UnixStream {
+        &self.socket
+    }
+
+    /// Runs one command and returns what it returned.
+    pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        self.ask(command, arguments, None, PATIENCE)
+    }
+
+    /// Like [`Qmp::execute`], waiting as long as this. After a timeout the connection is still good: the late answer
+    /// will be passed over.
+    pub fn execute_within(
+        &mut self,
+        command: &str,
+        arguments: Value,
+        patience: Duration,
+    ) -> Result<Value, QmpError> {
+        self.ask(command, arguments, None, patience)
+    }
+
+    /// One line for the human monitor; returns its answer as it is.
+    pub fn human(&mut self, line: &str) -> Result<String, QmpError> {
+        let answer = self.execute("human-monitor-command", json!({ "command-line": line }))?;
+        Ok(answer.as_str().unwrap_or_default().replace("\r\n", "\n"))
+    }
+
+    /// Gives QEMU a descriptor under a name (`fd:name`).
+    pub fn get_fd(&mut self, name: &str, fd: BorrowedFd<'_>) -> Result<(), QmpError> {
+        self.ask("getfd", json!({ "fdname": name }), Some(fd), PATIENCE).map(drop)
+    }
+
+    /// Gives QEMU a descriptor as a set of its own; returns the set's number N, for `/dev/fdset/N`.
+    pub fn add_fd(&mut self, fd: BorrowedFd<'_>) -> Result<i64, QmpError> {
+        let answer = self.ask("add-fd", json!({}), Some(fd), PATIENCE)?;
+        answer["fdset-id"].as_i64().ok_or_else(|| self.strange("add-fd", &answer))
+    }
+
+    /// Takes a set of descriptors back.
+    pub fn remove_fd_set(&mut self, set: i64) -> Result<(), QmpError> {
+        self.execute("remove-fd", json!({ "fdset-id": set })).map(drop)
+    }
+
+    /// Waits for an event that `wanted` accepts; events that came earlier count. `None` when the time is over.
+    pub fn wait_event(
+        &mut self,
+        patience: Duration,
+        mut wanted: impl FnMut(&Event) -> bool,
+    ) -> Result<Option<Event>, QmpError> {
+        let end = Instant::now() + patience;
+        loop {
+            if let Some(at) = self.events.iter().position(&mut wanted) {
+                return Ok(self.events.remove(at));
+            }
+            match self.lines.next(&self.socket, end) {
+                Ok(line) => drop(self.take(&line)?),
+                Err(QmpError::Timeout { .. }) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Drops the events of this name that came so far.
+    pub fn forget_events(&mut self, name: &str) {
+        self.events.retain(|event| event.name != name);
+    }
+
+    /// What to say when an answer lacks what QEMU promises.
+    pub(crate) fn strange(&self, command: &str, answer: &Value) -> QmpError {
+        let mut got = answer.to_string();
+        got.truncate(got.char_indices().nth(200).map_or(got.len(), |(at, _)| at));
+        QmpError::Strange { command: command.to_owned(), got }
+    }
+
+    fn ask(
+        &mut self,
+        command: &str,
+        arguments: Value,
+        fd: Option<BorrowedFd<'_>>,
+        patience: Duration,
+    ) -> Result<Value, QmpError> {
+        let id = self.next_id;
+        self.next_id += 1;
+        let mut line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
+        line.push('\n');
+        let broken = |cause| QmpError::Broken { command: command.to_owned(), cause };
+        self.socket.set_write_timeout(Some(patience)).map_err(broken)?;
+        self.send(line.as_bytes(), fd).map_err(broken)?;
+        let end = Instant::now() + patience;
+        loop {
+            let line = self.lines.next(&self.socket, end).map_err(|error| error.during(command, patience))?;
+            let Some(mut answer) = self.take(&line)? else { continue };
+            // An answer to a question that was given up is passed over; one without an id is to a line that QEMU
+            // could not parse, and so to this one.
+            if answer.get("id").is_some_and(|got| got.as_u64() != Some(id)) {
+                continue;
+            }
+            if let Some(error) = answer.get("error") {
+                let text = |name: &str| error[name].as_str().unwrap_or("unknown").to_owned();
+                return Err(QmpError::Refused {
+                    command: command.to_owned(),
+                    class: text("class"),
+                    why: text("desc"),
+                });
+            }
+            return Ok(answer["return"].take());
+        }
+    }
+
+    fn send(&mut self, line: &[u8], fd: Option<BorrowedFd<'_>>) -> std::io::Result<()> {
+        let Some(fd) = fd else { return self.socket.write_all(line) };
+        let fds = [fd];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+        let sent = sendmsg(&self.socket, &[IoSlice::new(line)], &mut control, SendFlags::NOSIGNAL)?;
+        self.socket.write_all(&line[sent..])
+    }
+
+    /// An event is kept and gives `None`; everything else is an answer.
+    fn take(&mut self, line: &[u8]) -> Result<Option<Value>, QmpError> {
+        let value: Value = serde_json::from_slice(line).map_err(|_| QmpError::NotQemu {
+            path: self.path.clone(),
+            got: String::from_utf8_lossy(line).chars().take(60).collect(),
+        })?;
+        let Some(name) = value["event"].as_str() else { return Ok(Some(value)) };
+        let stamp = |name: &str| value["timestamp"][name].as_u64();
+        let at = match (stamp("seconds"), stamp("microseconds")) {
+            // QEMU writes -1 where its clock failed.
+            (Some(seconds), Some(micros)) => SystemTime::UNIX_EPOCH
+                .checked_add(Duration::from_secs(seconds) + Duration::from_micros(micros.min(999_999)))
+                .unwrap_or_else(SystemTime::now),
+            _ => SystemTime::now(),
+        };
+        if self.events.len() == EVENTS_KEPT {
+            self.events.pop_front();
+        }
+        self.events.push_back(Event { name: name.to_owned(), data: value["data"].clone(), at });
+        Ok(None)
+    }
+}

@@ -1,0 +1,255 @@
+//! The RAM blocks of a QEMU process: their names and sizes, and where they lie in its address space.
+//!
+//! By QEMU's own word only: `info ramblock` (which tells addresses from QEMU 8 on), else the memory tree and `gpa2hva`.
+//! Sizes and order say nothing: two blocks can be alike.
+
+use crate::qmp::{Qmp, QmpError};
+use serde_json::json;
+use std::collections::BTreeMap;
+
+pub use crate::attach::RamBlock;
+
+/// A line of `info ramblock`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Listed {
+    /// QEMU's name for the block.
+    pub name: String,
+    /// The size of the pages that it consists of.
+    pub page_bytes: u64,
+    /// Bytes in use.
+    pub used: u64,
+    /// Bytes reserved: more than `used` for blocks that may grow.
+    pub total: u64,
+    /// Where it lies, where QEMU tells.
+    pub hva: Option<u64>,
+    /// Whether QEMU marks it as not writable by the guest; `None` where QEMU does not tell.
+    pub read_only: Option<bool>,
+}
+
+/// A memory backend, as `query-memdev` tells.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Backend {
+    /// Its object id.
+    pub id: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Whether other processes can share it.
+    pub shared: bool,
+}
+
+/// What the memory of a QEMU consists of.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Layout {
+    /// The guest's main memory: shared backends, in the order of their names.
+    pub main: Vec<RamBlock>,
+    /// Video memory, ROMs and tables, which QEMU keeps to itself.
+    pub private: Vec<Listed>,
+}
+
+/// Why the RAM blocks are not known, or not usable.
+#[derive(Debug, thiserror::Error)]
+pub enum RamError {
+    /// QEMU did not say.
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    /// Main memory that nobody else can reach.
+    #[error(
+        "RAM block {name} ({bytes} bytes) is private to QEMU, so it cannot be moved from outside; start it with \
+         -object memory-backend-memfd,id=ram0,size={bytes},share=on -machine …,memory-backend=ram0"
+    )]
+    Private {
+        /// The block.
+        name: String,
+        /// Its size.
+        bytes: u64,
+    },
+    /// QEMU does not say where the block lies.
+    #[error("QEMU does not tell where RAM block {name} lies: {why}")]
+    Nowhere {
+        /// The block.
+        name: String,
+        /// What it said.
+        why: String,
+    },
+}
+
+/// Learns the memory layout of a running QEMU. Refuses private main memory.
+pub fn layout(qmp: &mut Qmp) -> Result<Layout, RamError> {
+    let backends = backends(qmp)?;
+    let mut found = Layout::default();
+    let mut tree = None;
+    for listed in listed(qmp)? {
+        let id = listed.name.strip_prefix("/objects/").unwrap_or(&listed.name);
+        let Some(backend) = backends.iter().find(|backend| backend.id == id) else {
+            if is_main(&listed.name) {
+                return Err(RamError::Private { name: listed.name, bytes: listed.total });
+            }
+            found.private.push(listed);
+            continue;
+        };
+        if !backend.shared {
+            return Err(RamError::Private { name: listed.name, bytes: listed.total });
+        }
+        let hva = match listed.hva {
+            Some(hva) => hva,
+            None => locate(qmp, &mut tree, id)?,
+        };
+        found.main.push(RamBlock { name: backend.id.clone(), bytes: listed.total, hva });
+    }
+    found.main.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(found)
+}
+
+/// Main memory that no backend object stands behind: what machines make when they are given none.
+fn is_main(name: &str) -> bool {
+    matches!(name, "pc.ram" | "microvm.ram" | "ram" | "mach-virt.ram")
+}
+
+/// The memory backends, by `query-memdev`.
+pub fn backends(qmp: &mut Qmp) -> Result<Vec<Backend>, QmpError> {
+    let answer = qmp.execute("query-memdev", json!({}))?;
+    let list = answer.as_array().ok_or_else(|| qmp.strange("query-memdev", &answer))?;
+    let backend = |value: &serde_json::Value| {
+        Some(Backend {
+            id: value["id"].as_str()?.to_owned(),
+            bytes: value["size"].as_u64()?,
+            shared: value["share"].as_bool().unwrap_or(false),
+        })
+    };
+    Ok(list.iter().filter_map(backend).collect())
+}
+
+/// The blocks that `info ramblock` lists.
+pub fn listed(qmp: &mut Qmp) -> Result<Vec<Listed>, QmpError> {
+    let text = qmp.human("info ramblock")?;
+    let blocks: Vec<_> = text.lines().filter_map(parse_listed).collect();
+    if blocks.is_empty() {
+        return Err(qmp.strange("info ramblock", &json!(text)));
+    }
+    Ok(blocks)
+}
+
+/// `NAME  4 KiB  OFFSET USED TOTAL [HVA RO]`; the name may hold spaces, so it is read from the right.
+fn parse_listed(line: &str) -> Option<Listed> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let unit = words.iter().rposition(|word| matches!(*word, "KiB" | "MiB" | "GiB" | "B"))?;
+    let name = words.get(..unit.checked_sub(1)?)?.join(" ");
+    let number = |at: usize| hex(words.get(unit + at)?);
+    let size: u64 = words[unit - 1].parse().ok()?;
+    let page_bytes =
+        size << (10 * ["B", "KiB", "MiB", "GiB"].iter().position(|word| *word == words[unit])?);
+    let read_only = words.get(unit + 5).map(|word| *word == "ro");
+    (!name.is_empty()).then_some(Listed {
+        name,
+        page_bytes,
+        used: number(2)?,
+        total: number(3)?,
+        hva: number(4),
+        read_only,
+    })
+}
+
+/// Where a memory region lies in the guest's address space.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Mapped {
+    /// Guest physical address of the piece.
+    gpa: u64,
+    /// The piece's place in its block.
+    offset: u64,
+}
+
+/// Pieces of writable RAM by the name of their region, from `info mtree -f`.
+pub(crate) type Tree = BTreeMap<String, Mapped>;
+
+/// Reads the memory tree once; later calls use what `tree` holds.
+fn locate(qmp: &mut Qmp, tree: &mut Option<Tree>, region: &str) -> Result<u64, RamError> {
+    let tree = match tree {
+        Some(tree) => tree,
+        None => tree.insert(read_tree(qmp)?),
+    };
+    translate(qmp, tree, region)
+}
+
+/// The writable RAM that the guest's system memory shows just now.
+pub(crate) fn read_tree(qmp: &mut Qmp) -> Result<Tree, QmpError> {
+    Ok(parse_tree(&qmp.human("info mtree -f")?))
+}
+
+/// Where the block behind `region` begins in QEMU's address space.
+pub(crate) fn translate(qmp: &mut Qmp, tree: &Tree, region: &str) -> Result<u64, RamError> {
+    let nowhere = |why: &str| RamError::Nowhere { name: region.to_owned(), why: why.to_owned() };
+    let mapped = tree.get(region).ok_or_else(|| nowhere("the guest has it mapped nowhere"))?;
+    let said = qmp.human(&format!("gpa2hva {:#x}", mapped.gpa))?;
+    // Host virtual address for 0x1000 (ram0) is 0x7f1990000000
+    let name = said.split_once('(').and_then(|(_, rest)| rest.split_once(')')).map(|(name, _)| name);
+    let address = said.split_whitespace().next_back().and_then(hex);
+    match (name, address.and_then(|address| address.checked_sub(mapped.offset))) {
+        (Some(name), Some(hva)) if name == region => Ok(hva),
+        _ => Err(nowhere(said.trim())),
+    }
+}
+
+/// Lines like `  0000000000100000-0000000003ffffff (prio 0, ram): ram0 @0000000000100000 KVM`, in views of the
+/// system's memory.
+fn parse_tree(text: &str) -> Tree {
+    let mut tree = Tree::new();
+    let mut system = false;
+    for line in text.lines() {
+        if let Some(root) = line.trim().strip_prefix("Root memory region: ") {
+            system = root == "system" || root == "memory";
+        }
+        let Some((range, rest)) = line.trim().split_once(" (prio ") else { continue };
+        let Some((kind, region)) = rest.split_once("): ") else { continue };
+        if !system || !kind.ends_with(", ram") {
+            continue;
+        }
+        let Some(gpa) = range.split_once('-').and_then(|(start, _)| u64::from_str_radix(start, 16).ok())
+        else {
+            continue;
+        };
+        let region = region.strip_suffix(" KVM").unwrap_or(region).trim_end();
+        let (name, offset) = match region.rsplit_once(" @") {
+            Some((name, offset)) => (name, u64::from_str_radix(offset, 16).ok()),
+            None => (region, Some(0)),
+        };
+        if let Some(offset) = offset {
+            tree.entry(name.to_owned()).or_insert(Mapped { gpa, offset });
+        }
+    }
+    tree
+}
+
+fn hex(word: &str) -> Option<u64> {
+    u64::from_str_radix(word.strip_prefix("0x")?, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_read_from_old_and_new_qemu() {
+        let old =
+            "    /rom@etc/acpi/tables    4 KiB  0x00000000040c0000 0x0000000000020000 0x0000000000200000";
+        let new = "  0000:00:01.0/vga.vram    4 KiB  0x04080000 0x1000000 0x1000000 0x00007f8846c00000  rw";
+        let got = parse_listed(old).unwrap();
+        assert_eq!((got.name.as_str(), got.used, got.total), ("/rom@etc/acpi/tables", 0x2_0000, 0x20_0000));
+        assert_eq!((got.hva, got.read_only), (None, None));
+        let got = parse_listed(new).unwrap();
+        assert_eq!((got.hva, got.read_only), (Some(0x7f88_46c0_0000), Some(false)));
+        assert_eq!(parse_listed("              Block Name    PSize              Offset"), None);
+    }
+
+    #[test]
+    fn the_tree_tells_writable_ram_of_the_system_only() {
+        let text = "FlatView #0\n AS \"memory\", root: system\n Root memory region: system\n\
+            \x20 0000000000000000-000000000009ffff (prio 0, rom): ram0\n\
+            \x20 0000000000100000-0000000003ffffff (prio 0, ram): ram0 @0000000000100000 KVM\n\
+            \x20 00000000fd000000-00000000fdffffff (prio 1, ram): vga.vram\n\
+            FlatView #1\n Root memory region: bus\n  0000000000000000-0fff (prio 0, ram): other\n";
+        let tree = parse_tree(text);
+        assert_eq!(tree.len(), 2);
+        assert_eq!(tree["ram0"], Mapped { gpa: 0x10_0000, offset: 0x10_0000 });
+        assert_eq!(tree["vga.vram"], Mapped { gpa: 0xfd00_0000, offset: 0 });
+    }
+}

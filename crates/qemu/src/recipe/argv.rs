@@ -1,0 +1,84 @@
+//! QEMU's command line from a recipe.
+
+use super::{Backing, Console, Recipe, options::escape};
+use std::{collections::BTreeMap, path::PathBuf};
+
+/// The id of our monitor's socket.
+pub(crate) const MONITOR_ID: &str = "whimbrel-qmp";
+
+/// The id of the console that goes to a file.
+pub(crate) const CONSOLE_ID: &str = "whimbrel-console";
+
+/// What one host adds to a recipe: names that mean something here only.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Paths {
+    /// Where QEMU listens for us.
+    pub qmp: PathBuf,
+    /// Where the guest's console is written.
+    pub console: PathBuf,
+    /// The file of each memory block that is backed by one, by the block's id.
+    pub memory: BTreeMap<String, PathBuf>,
+    /// The TAP of each network card, by the netdev's id.
+    pub taps: BTreeMap<String, String>,
+}
+
+impl Recipe {
+    /// The command line without the program's name. With `incoming`, QEMU waits for a device state and runs nothing.
+    ///
+    /// Devices keep the order of the recipe, on which their addresses depend; what they refer to QEMU makes first.
+    pub fn argv(&self, paths: &Paths, incoming: bool) -> Vec<String> {
+        let mut argv = Vec::new();
+        let mut add = |option: &str, value: String| argv.extend([option.to_owned(), value]);
+        add("-name", format!("guest={},process=qemu:{}", self.name, self.name));
+        let mut machine = self.machine.clone();
+        if let Some(main) = &self.main_memory {
+            machine.push_str(&format!(",memory-backend={main}"));
+        }
+        add("-machine", machine);
+        add("-accel", self.accel.word().to_owned());
+        add("-cpu", self.cpu.clone());
+        add("-smp", self.smp.clone());
+        // In bytes: QEMU compares it with the backend's size.
+        let memory = format!("size={}", self.memory_bytes() >> 10) + "K";
+        add("-m", self.memory_options.clone().unwrap_or(memory));
+        for block in &self.memory {
+            let (id, bytes) = (&block.id, block.bytes);
+            add(
+                "-object",
+                match (block.backing, paths.memory.get(id)) {
+                    (Backing::File, Some(path)) => {
+                        let path = escape(&path.to_string_lossy());
+                        format!("memory-backend-file,id={id},size={bytes},share=on,mem-path={path}")
+                    }
+                    _ => format!("memory-backend-memfd,id={id},size={bytes},share=on"),
+                },
+            );
+        }
+        for net in &self.nets {
+            let (id, tap) = (&net.id, paths.taps.get(&net.id).map_or("", String::as_str));
+            // vhost=off: the kernel would write guest memory through no vCPU.
+            add("-netdev", format!("tap,id={id},ifname={tap},script=no,downscript=no,vhost=off"));
+        }
+        if self.console == Console::File {
+            let path = escape(&paths.console.to_string_lossy());
+            add("-chardev", format!("file,id={CONSOLE_ID},path={path},append=on"));
+            add("-serial", format!("chardev:{CONSOLE_ID}"));
+        }
+        for argument in &self.arguments {
+            argv.push(argument.option.clone());
+            argv.extend(argument.value.clone());
+        }
+        let mut add = |option: &str, value: String| argv.extend([option.to_owned(), value]);
+        add("-display", "none".to_owned());
+        let socket = escape(&paths.qmp.to_string_lossy());
+        add("-chardev", format!("socket,id={MONITOR_ID},path={socket},server=on,wait=off"));
+        add("-mon", format!("chardev={MONITOR_ID},mode=control"));
+        // The stream of `xen-save-devices-state` has no configuration section.
+        add("-global", "migration.send-configuration=off".to_owned());
+        argv.extend(["-nodefaults", "-no-user-config"].map(str::to_owned));
+        if incoming {
+            argv.extend(["-S", "-incoming", "defer"].map(str::to_owned));
+        }
+        argv
+    }
+}

@@ -1,0 +1,207 @@
+//! What a host must know to start a QEMU that can take a VM over.
+//!
+//! One recipe serves both ends: `run` makes it from a VM file, `adopt` from a running QEMU, and the target of a
+//! migration builds its own command line from it. It holds no path that a QEMU would write to except disks, and no
+//! name that belongs to one host except bridges and shared files: TAPs, sockets, logs and memory files are each host's
+//! own.
+
+mod argv;
+mod check;
+/// Files that both hosts must see.
+pub mod files;
+/// The syntax of option values.
+pub mod options;
+
+pub use argv::Paths;
+pub(crate) use check::{NAME_RULE, is_interface, is_name};
+pub use check::{check, check_argument};
+
+use crate::qmp::Version;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// All that a target needs. From a peer it is hostile until [`check()`] found nothing wrong with it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// The VM's name.
+    pub name: String,
+    /// The QEMU that runs it; the target's must not be older. Zeros before it was ever started.
+    #[serde(default)]
+    pub qemu: Version,
+    /// The machine, by its versioned name, with its options: `pc-q35-7.2,smm=off`.
+    pub machine: String,
+    /// How the guest's instructions are executed: both ends do it the same way.
+    pub accel: Accel,
+    /// `-cpu`.
+    pub cpu: String,
+    /// `-smp`.
+    pub smp: String,
+    /// `-m`, when it says more than the memory blocks do (`slots`, `maxmem`).
+    #[serde(default)]
+    pub memory_options: Option<String>,
+    /// The shared memory backends.
+    pub memory: Vec<MemoryBlock>,
+    /// Which backend is the machine's main memory; none when NUMA nodes name theirs.
+    #[serde(default)]
+    pub main_memory: Option<String>,
+    /// Network cards' host side.
+    #[serde(default)]
+    pub nets: Vec<Net>,
+    /// Whether the first serial port goes to a file of this host.
+    #[serde(default)]
+    pub console: Console,
+    /// Disks, kernel, initrd: everything that both hosts must see.
+    #[serde(default)]
+    pub files: Vec<SeenFile>,
+    /// Everything else in QEMU's own order, from the allow-list of [`check_argument`].
+    pub arguments: Vec<Argument>,
+    /// CPU features that the guest was shown; empty before it was ever started.
+    #[serde(default)]
+    pub cpu_features: Vec<FeatureWord>,
+}
+
+/// How the guest's instructions are executed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accel {
+    /// By the CPU.
+    Kvm,
+    /// By translation.
+    Tcg,
+}
+
+impl Accel {
+    /// QEMU's word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
+/// One shared memory backend.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryBlock {
+    /// Its object id, the same on both hosts.
+    pub id: String,
+    /// Its size.
+    pub bytes: u64,
+    /// What backs it.
+    pub backing: Backing,
+}
+
+/// What backs a block of guest memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backing {
+    /// An anonymous file.
+    #[default]
+    Memfd,
+    /// A file with a name, in a place of the host's choice.
+    File,
+}
+
+/// A network card's host side: a TAP on a bridge.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Net {
+    /// The netdev's id, which a `-device` refers to.
+    pub id: String,
+    /// The bridge, by the name that it has on every host.
+    pub bridge: String,
+}
+
+/// Where the first serial port goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Console {
+    /// A file in the host's runtime directory.
+    #[default]
+    File,
+    /// There is none.
+    None,
+}
+
+/// One option of QEMU's command line.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Argument {
+    /// Such as `-device`.
+    pub option: String,
+    /// Its value; none for a flag such as `-nodefaults`.
+    #[serde(default)]
+    pub value: Option<String>,
+}
+
+impl Argument {
+    /// An option with a value.
+    pub fn new(option: &str, value: impl Into<String>) -> Self {
+        Self { option: option.to_owned(), value: Some(value.into()) }
+    }
+}
+
+/// What a file is to the VM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Written by the guest: must be the same file on both hosts.
+    Disk,
+    /// Only read: must have the same content.
+    Boot,
+}
+
+/// A file as its host saw it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SeenFile {
+    /// Its path, the same on both hosts.
+    pub path: PathBuf,
+    /// What it is for.
+    pub role: Role,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Its inode, which hosts on one shared file system agree on.
+    pub inode: u64,
+    /// For [`Role::Boot`]: a digest of its content. For [`Role::Disk`]: none, the guest writes it.
+    #[serde(default)]
+    pub digest: Option<String>,
+}
+
+/// One register of CPUID as the guest sees it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FeatureWord {
+    /// EAX that it is asked with.
+    pub eax: u32,
+    /// ECX that it is asked with, where it matters.
+    #[serde(default)]
+    pub ecx: Option<u32>,
+    /// Which register answers.
+    pub register: String,
+    /// Its bits.
+    pub bits: u32,
+}
+
+impl Recipe {
+    /// The guest's memory in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory.iter().fold(0, |sum, block| sum.saturating_add(block.bytes))
+    }
+
+    /// The machine's name without its options.
+    pub fn machine_name(&self) -> &str {
+        self.machine.split(',').next().unwrap_or_default()
+    }
+
+    /// How many vCPUs it starts with, from `-smp`.
+    pub fn vcpus(&self) -> u32 {
+        let parsed = options::parse(&self.smp, "cpus");
+        let number = |key: &str| options::get(&parsed, key).and_then(|text| text.parse::<u32>().ok());
+        let levels = ["drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads"];
+        number("cpus")
+            .unwrap_or_else(|| levels.iter().filter_map(|level| number(level)).fold(1, u32::saturating_mul))
+    }
+}

@@ -1,0 +1,422 @@
+//! One QEMU process as the engine's `Machine`: stop, save, load, resume, announce, destroy.
+
+use crate::{
+    adopt::live,
+    attach::RamBlock,
+    cpu,
+    find::{self, FindError},
+    host::Host,
+    launch::{self, Belongings, LaunchError, Started},
+    private,
+    qmp::{Qmp, QmpError, Version},
+    ram::{self, Layout, RamError},
+    recipe::Recipe,
+    state,
+};
+use engine::ports::{DeviceState, Machine, MachineError};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::{
+    fmt::Display,
+    fs,
+    path::Path,
+    time::{Duration, SystemTime},
+};
+use sys::process::PidFd;
+
+/// How long `stop` may take: it drains the disks.
+const STOP: Duration = Duration::from_secs(60);
+
+/// How long the guest may take to run after `cont`.
+const RESUME: Duration = Duration::from_secs(10);
+
+/// How long QEMU may take to end by itself before it is killed.
+const QUIT: Duration = Duration::from_secs(3);
+
+/// A VM: its QEMU process, held, with its monitor.
+#[derive(Debug)]
+pub struct Vm {
+    qmp: Qmp,
+    process: PidFd,
+    recipe: Recipe,
+    belongings: Belongings,
+    layout: Layout,
+    private: private::Places,
+    /// Where a QEMU that waits for its device state reads it from.
+    door: Option<state::Door>,
+    /// Where this QEMU writes its device state to.
+    exit: Option<state::Exit>,
+    /// Whether the guest stands still because of us: stopped, or loaded and not yet started.
+    stands_still: bool,
+    stopped_at: Option<SystemTime>,
+    resumed_at: Option<SystemTime>,
+}
+
+/// What to remember of a VM in order to find it again after a restart.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Handle {
+    /// The process's number.
+    pub pid: i32,
+    /// When the process started, in the kernel's ticks: tells it from a later one of the same number.
+    pub started: u64,
+    /// What the VM consists of.
+    pub recipe: Recipe,
+    /// What goes with it.
+    pub belongings: Belongings,
+}
+
+/// Why a QEMU process cannot be taken charge of.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It does not answer.
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    /// It is not found.
+    #[error(transparent)]
+    Find(#[from] FindError),
+    /// Its memory is not usable.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// Another process answers now.
+    #[error("the QEMU process {pid} of {vm} is gone")]
+    Gone {
+        /// The VM.
+        vm: String,
+        /// The process it was.
+        pid: i32,
+    },
+    /// It is a QEMU, but one that cannot be migrated; every reason.
+    #[error("{vm} cannot be adopted: {}", reasons.join("; "))]
+    Refused {
+        /// The VM.
+        vm: String,
+        /// Why, and what would mend it.
+        reasons: Vec<String>,
+    },
+}
+
+impl Vm {
+    /// Starts a VM; it runs when this returns.
+    pub fn run(recipe: &Recipe, host: &Host) -> Result<Self, LaunchError> {
+        Self::start(recipe, host, false)
+    }
+
+    /// Starts a QEMU that waits for this VM's memory and device state, and runs nothing.
+    pub fn incoming(recipe: &Recipe, host: &Host) -> Result<Self, LaunchError> {
+        let mut vm = Self::start(recipe, host, true)?;
+        match state::open_door(&mut vm.qmp) {
+            Ok(door) => {
+                vm.door = Some(door);
+                Ok(vm)
+            }
+            Err(error) => {
+                launch::kill(&vm.process);
+                vm.belongings.remove();
+                Err(LaunchError::Unusable { vm: recipe.name.clone(), reasons: vec![error.to_string()] })
+            }
+        }
+    }
+
+    fn start(recipe: &Recipe, host: &Host, incoming: bool) -> Result<Self, LaunchError> {
+        let Started { mut qmp, process, belongings } = launch::start(recipe, host, incoming)?;
+        let ready = prepare(&mut qmp, incoming)
+            .and_then(|()| Ok((cpu::pinned_machine(&mut qmp)?, cpu::features(&mut qmp)?)));
+        let opened = ready.map_err(OpenError::Qmp).and_then(|ready| Ok((ready, ram::layout(&mut qmp)?)));
+        match opened {
+            Ok(((machine, features), layout)) => {
+                let mut recipe = recipe.clone();
+                // An incoming VM keeps what its source recorded: the guest saw that.
+                if !incoming {
+                    recipe.machine = cpu::with_machine(&recipe.machine, &machine);
+                    recipe.cpu_features = features;
+                }
+                recipe.qemu = qmp.version();
+                Ok(Self::new(qmp, process, recipe, belongings, layout))
+            }
+            Err(error) => {
+                launch::kill(&process);
+                let words =
+                    belongings.last_words().map_or(String::new(), |words| format!(" (QEMU said: {words})"));
+                belongings.remove();
+                let reasons = vec![format!("{error}{words}")];
+                Err(LaunchError::Unusable { vm: recipe.name.clone(), reasons })
+            }
+        }
+    }
+
+    pub(crate) fn new(
+        qmp: Qmp,
+        process: PidFd,
+        recipe: Recipe,
+        belongings: Belongings,
+        layout: Layout,
+    ) -> Self {
+        let private = private::Places::new(&layout);
+        Self {
+            qmp,
+            process,
+            recipe,
+            belongings,
+            layout,
+            private,
+            door: None,
+            exit: None,
+            stands_still: false,
+            stopped_at: None,
+            resumed_at: None,
+        }
+    }
+
+    /// Finds a VM again whose QEMU outlived us.
+    pub fn reopen(handle: &Handle) -> Result<Self, OpenError> {
+        let gone = || OpenError::Gone { vm: handle.recipe.name.clone(), pid: handle.pid };
+        let alive = PidFd::open(handle.pid).map_err(|_| gone())?;
+        if started(&alive) != handle.started || !alive.is_alive().unwrap_or(false) {
+            return Err(gone());
+        }
+        let mut qmp = Qmp::connect(&handle.belongings.qmp)?;
+        let process = find::process_of(&mut qmp)?;
+        if process.pid() != handle.pid {
+            return Err(gone());
+        }
+        let layout = ram::layout(&mut qmp)?;
+        let mut vm = Self::new(qmp, process, handle.recipe.clone(), handle.belongings.clone(), layout);
+        vm.look_ahead();
+        Ok(vm)
+    }
+
+    /// What to remember of it.
+    pub fn handle(&self) -> Handle {
+        Handle {
+            pid: self.process.pid(),
+            started: started(&self.process),
+            recipe: self.recipe.clone(),
+            belongings: self.belongings.clone(),
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.recipe.name
+    }
+
+    /// What another host needs to start it.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &PidFd {
+        &self.process
+    }
+
+    /// Its QEMU's version.
+    pub fn version(&self) -> Version {
+        self.qmp.version()
+    }
+
+    /// Its shared RAM blocks in the order in which both sides number them, for `attach`.
+    pub fn ram_blocks(&self) -> &[RamBlock] {
+        &self.layout.main
+    }
+
+    /// Where the guest's console is written, if we started it with one.
+    pub fn console(&self) -> Option<&Path> {
+        self.belongings.console.as_deref()
+    }
+
+    /// What exists on this host only for it.
+    pub fn belongings(&self) -> &Belongings {
+        &self.belongings
+    }
+
+    /// Its monitor, for what this type does not offer.
+    pub fn qmp(&mut self) -> &mut Qmp {
+        &mut self.qmp
+    }
+
+    /// QEMU's word for what it does now, such as `running`, `paused`, `inmigrate`.
+    pub fn status(&mut self) -> Result<String, QmpError> {
+        let answer = self.qmp.execute("query-status", json!({}))?;
+        answer["status"].as_str().map(str::to_owned).ok_or_else(|| self.qmp.strange("query-status", &answer))
+    }
+
+    /// What hinders it from being migrated just now: what it does, and what QEMU itself objects to.
+    pub fn hindrances(&mut self) -> Result<Vec<String>, QmpError> {
+        let mut reasons = Vec::new();
+        live::state(&mut self.qmp, &mut reasons)?;
+        Ok(reasons)
+    }
+
+    /// When the last `stop` took effect, by QEMU's clock.
+    pub fn stopped_at(&self) -> Option<SystemTime> {
+        self.stopped_at
+    }
+
+    /// When the guest last began to run again, by QEMU's clock.
+    pub fn resumed_at(&self) -> Option<SystemTime> {
+        self.resumed_at
+    }
+
+    /// The CPU features that the recipe's guest was shown and this QEMU does not show.
+    pub fn missing_features(&mut self) -> Result<Vec<String>, QmpError> {
+        let here = cpu::features(&mut self.qmp)?;
+        Ok(cpu::missing(&self.recipe.cpu_features, &here))
+    }
+
+    fn error(&self, what: &str, why: impl Display) -> MachineError {
+        let mut why = why.to_string();
+        if !self.process.is_alive().unwrap_or(false) {
+            why.push_str("; the QEMU process has ended");
+            if let Some(words) = self.belongings.last_words() {
+                why.push_str(&format!(", its last words: {words}"));
+            }
+        }
+        MachineError { what: format!("{what} {}", self.recipe.name), why }
+    }
+
+    /// Finds out while the guest runs what would otherwise cost time while it does not. What is not to be found now
+    /// is asked again when it is needed.
+    fn look_ahead(&mut self) {
+        if let Err(error) = self.private.locate(&mut self.qmp) {
+            tracing::debug!(vm = self.name(), %error, "not yet known");
+        }
+    }
+
+    /// Whether the guest runs.
+    fn runs(&mut self) -> Result<bool, QmpError> {
+        Ok(self.status()? == "running")
+    }
+}
+
+impl Machine for Vm {
+    fn get_ready(&mut self) -> Result<(), MachineError> {
+        let what = "get ready to stop";
+        let status = self.status().map_err(|error| self.error(what, error))?;
+        if matches!(status.as_str(), "inmigrate" | "prelaunch" | "finish-migrate") {
+            return Err(self.error(what, format!("it is in state {status}, neither running nor paused")));
+        }
+        self.look_ahead();
+        if self.exit.is_none() {
+            self.exit = Some(state::open_exit(&mut self.qmp).map_err(|error| self.error(what, error))?);
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Result<(), MachineError> {
+        let what = "stop";
+        if self.exit.is_none() {
+            self.get_ready()?;
+        }
+        self.qmp.forget_events("STOP");
+        self.stopped_at = None;
+        self.qmp.execute_within("stop", json!({}), STOP).map_err(|error| self.error(what, error))?;
+        // A guest that was paused before sends no event.
+        let event = self.qmp.wait_event(Duration::ZERO, |event| event.name == "STOP");
+        self.stopped_at = event.map_err(|error| self.error(what, error))?.map(|event| event.at);
+        self.stands_still = true;
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), MachineError> {
+        let what = "resume";
+        // What we stopped or loaded ourselves need not be asked.
+        let status = if std::mem::take(&mut self.stands_still) {
+            "paused".to_owned()
+        } else {
+            self.status().map_err(|error| self.error(what, error))?
+        };
+        match status.as_str() {
+            "running" => return Ok(()),
+            // `cont` would be remembered and would start the guest whenever its state has been loaded.
+            "inmigrate" => return Err(self.error(what, "its device state has not been loaded")),
+            "finish-migrate" => return Err(self.error(what, "QEMU's own migration of it is under way")),
+            "shutdown" | "internal-error" | "guest-panicked" => {
+                return Err(
+                    self.error(what, format!("it is in state {status}, from which only a reset leads back"))
+                );
+            }
+            _ => {}
+        }
+        self.qmp.forget_events("RESUME");
+        self.qmp.execute("cont", json!({})).map_err(|error| self.error(what, error))?;
+        let event = self.qmp.wait_event(RESUME, |event| event.name == "RESUME");
+        let event = event.map_err(|error| self.error(what, error))?;
+        if event.is_none() && !self.runs().map_err(|error| self.error(what, error))? {
+            return Err(self.error(what, format!("QEMU said yes, but does not run it after {RESUME:?}")));
+        }
+        self.resumed_at = Some(event.map_or_else(SystemTime::now, |event| event.at));
+        if let Some(exit) = self.exit.take()
+            && let Err(error) = state::close_exit(&mut self.qmp, exit)
+        {
+            tracing::debug!(vm = self.name(), %error, "a descriptor stays in QEMU");
+        }
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<DeviceState, MachineError> {
+        let what = "save the device state of";
+        let Some(mut exit) = self.exit.take().filter(|_| self.stands_still) else {
+            return Err(self.error(what, "the guest runs; stop it first"));
+        };
+        let saved = state::save(&mut self.qmp, &mut exit);
+        self.exit = Some(exit);
+        let stream = saved.map_err(|error| self.error(what, error))?;
+        let private =
+            self.private.save(&mut self.qmp, &self.process).map_err(|error| self.error(what, error))?;
+        Ok(DeviceState { stream, private })
+    }
+
+    fn load(&mut self, state: &DeviceState) -> Result<(), MachineError> {
+        let what = "load the device state of";
+        let Some(door) = self.door.take() else {
+            return Err(self.error(what, "its QEMU does not wait for one"));
+        };
+        state::load(&mut self.qmp, door, &state.stream).map_err(|error| self.error(what, error))?;
+        // Afterwards: only the loaded state maps video memory where QEMU 7 can name it.
+        let private = self.private.load(&mut self.qmp, &self.process, &state.private);
+        private.map_err(|error| self.error(what, error))?;
+        self.stands_still = true;
+        Ok(())
+    }
+
+    fn announce(&mut self) -> Result<(), MachineError> {
+        let times = json!({ "initial": 50, "max": 550, "rounds": 5, "step": 100 });
+        self.qmp.execute("announce-self", times).map(drop).map_err(|error| self.error("announce", error))
+    }
+
+    fn destroy(&mut self) -> Result<(), MachineError> {
+        let asked = self.qmp.execute_within("quit", json!({}), QUIT);
+        let ended = |vm: &Self, time| vm.process.wait(time).map_err(|error| vm.error("end", error));
+        if !ended(self, if asked.is_ok() { QUIT } else { Duration::ZERO })? {
+            tracing::warn!(vm = self.name(), "QEMU does not end by itself and is killed");
+            launch::kill(&self.process);
+            if !ended(self, QUIT)? {
+                return Err(
+                    self.error("end", "it does not end even when it is killed: it waits in the kernel")
+                );
+            }
+        }
+        self.belongings.remove();
+        Ok(())
+    }
+}
+
+/// What must be set before a migration touches it.
+fn prepare(qmp: &mut Qmp, incoming: bool) -> Result<(), QmpError> {
+    let on = |name: &str| json!({ "capability": name, "state": true });
+    let mut capabilities = vec![on("events")];
+    if incoming {
+        // Disks stay the source's until `cont`.
+        capabilities.push(on("late-block-activate"));
+    }
+    qmp.execute("migrate-set-capabilities", json!({ "capabilities": capabilities })).map(drop)
+}
+
+/// When a process started, in ticks since the host did; 0 when it is not known.
+fn started(process: &PidFd) -> u64 {
+    let stat = fs::read_to_string(process.proc_path("stat")).unwrap_or_default();
+    // The name in parentheses may hold anything; the 22nd field is the 20th after it.
+    let fields = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace());
+    fields.and_then(|mut fields| fields.nth(19)).and_then(|field| field.parse().ok()).unwrap_or(0)
+}

@@ -1,0 +1,177 @@
+//! The RAM of a running QEMU is read and its writes are tracked, exactly.
+
+mod attach_bed;
+
+use attach_bed::{MIB, Qemu, memfd};
+use engine::ports::{GuestMemory, Tracker};
+use qemu::attach::{Error, RamBlock, Source};
+use serde_json::json;
+use std::time::{Duration, Instant};
+use units::{BlockId, MemorySet, PAGE_SIZE, PageIndex, PageRange};
+
+const RAM: BlockId = BlockId(0);
+
+fn collect(tracker: &mut impl Tracker, source: &Source) -> Vec<u64> {
+    let mut dirty = MemorySet::empty(source.memory().blocks().iter().map(|block| block.pages));
+    tracker.collect(&mut dirty).unwrap();
+    dirty.block(RAM).runs().flat_map(|run| run.start.0..run.end().0).collect()
+}
+
+#[test]
+fn exactly_the_pages_that_qemu_wrote_are_dirty() {
+    let mut qemu = Qemu::start(&memfd(256), &[]);
+    let block = qemu.block("mem", 256 * MIB, 0);
+    let source = Source::open(qemu.pid(), &[block]).unwrap();
+    qemu.poke(1000, 1);
+    let mut tracker = source.tracker().unwrap();
+    tracker.begin().unwrap();
+    assert!(collect(&mut tracker, &source).is_empty());
+    for round in 0..20_u64 {
+        // 1000 was there, the others are holes in the first round.
+        let pages = [600 + round % 3, 1000, 5000 + round, 65535];
+        pages.iter().for_each(|page| qemu.poke(*page, round as u8));
+        qemu.peek(40_000 + round);
+        assert_eq!(collect(&mut tracker, &source), pages, "round {round}");
+        let mut page = [0; PAGE_SIZE];
+        source.memory().read(RAM, PageRange::new(PageIndex(65535), 1), &mut page).unwrap();
+        assert_eq!(page[0], round as u8);
+    }
+    // A second tracker must not take over in silence.
+    let mut second = source.tracker().unwrap();
+    second.begin().unwrap_err();
+    drop(second);
+    qemu.poke(7777, 1);
+    assert_eq!(collect(&mut tracker, &source), [7777]);
+    drop(tracker);
+    let mut third = source.tracker().unwrap();
+    third.begin().unwrap();
+    qemu.poke(8888, 1);
+    assert_eq!(collect(&mut third, &source), [8888]);
+    let memory = source.memory();
+    memory.write(RAM, PageRange::new(PageIndex(0), 1), &[0; PAGE_SIZE]).unwrap_err();
+    // RAM outlives QEMU, and the death of QEMU is not taken for a guest that writes nothing.
+    drop(qemu);
+    let mut dirty = MemorySet::empty([256 * MIB / PAGE_SIZE as u64]);
+    third.collect(&mut dirty).unwrap_err();
+    let mut page = [0; PAGE_SIZE];
+    memory.read(RAM, PageRange::new(PageIndex(65535), 1), &mut page).unwrap();
+    assert_eq!(page[0], 19);
+}
+
+#[test]
+fn a_mirror_of_a_booting_guest_is_complete() {
+    let kernel = std::fs::read_dir("/boot").unwrap().filter_map(|e| Some(e.ok()?.path()));
+    let Some(kernel) = kernel.into_iter().find(|p| p.to_string_lossy().contains("/vmlinuz-")) else {
+        eprintln!("no guest kernel in /boot: skipped");
+        return;
+    };
+    let more = ["-kernel", kernel.to_str().unwrap(), "-append", "panic=0", "-smp", "2"];
+    let mut qemu = Qemu::start(&memfd(256), &more);
+    let block = qemu.block("mem", 256 * MIB, 0);
+    let source = Source::open(qemu.pid(), &[block]).unwrap();
+    let memory = source.memory();
+    let pages = memory.blocks()[0].pages;
+    let mut mirror = vec![0_u8; pages as usize * PAGE_SIZE];
+    let mut tracker = source.tracker().unwrap();
+    qemu.qmp("cont", json!({}));
+    std::thread::sleep(Duration::from_millis(500));
+    tracker.begin().unwrap();
+    let present = memory.present(RAM).unwrap();
+    let mut dirty = MemorySet::from_blocks(vec![present]);
+    let began = Instant::now();
+    let mut rounds = 0;
+    let mut last = false;
+    loop {
+        for run in dirty.block(RAM).runs() {
+            let at = run.start.offset() as usize;
+            memory.read(RAM, run, &mut mirror[at..at + run.bytes().0 as usize]).unwrap();
+        }
+        dirty.clear();
+        if last {
+            break;
+        }
+        if began.elapsed() > Duration::from_secs(4) {
+            qemu.qmp("stop", json!({}));
+            last = true;
+        }
+        tracker.collect(&mut dirty).unwrap();
+        rounds += 1;
+    }
+    assert!(rounds > 10, "{rounds}");
+    let mut all = vec![0_u8; mirror.len()];
+    memory.read(RAM, PageRange::new(PageIndex(0), pages), &mut all).unwrap();
+    let different = (0..pages as usize).find(|page| {
+        let bytes = page * PAGE_SIZE..(page + 1) * PAGE_SIZE;
+        mirror[bytes.clone()] != all[bytes]
+    });
+    assert_eq!(different, None, "a page was missed in {rounds} rounds");
+}
+
+#[test]
+fn a_qemu_of_another_user_in_a_sandbox_is_attached_to() {
+    let sandbox = "on,obsolete=deny,spawn=deny,resourcecontrol=deny";
+    let mut qemu = Qemu::start(&memfd(64), &["-runas", "nobody", "-sandbox", sandbox]);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", qemu.pid())).unwrap();
+    assert!(!status.contains("Uid:\t0\t0"), "{status}");
+    let block = qemu.block("mem", 64 * MIB, 0);
+    let source = Source::open(qemu.pid(), &[block]).unwrap();
+    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", source.process().pid())).unwrap().count();
+    let before = descriptors();
+    let mut tracker = source.tracker().unwrap();
+    assert_eq!(descriptors(), before, "nothing of ours stays in QEMU");
+    tracker.begin().unwrap();
+    qemu.poke(3000, 1);
+    assert_eq!(collect(&mut tracker, &source), [3000]);
+}
+
+#[test]
+fn equal_blocks_are_told_apart() {
+    let mut qemu = Qemu::start_machine(&[
+        "-machine",
+        "q35",
+        "-m",
+        "128M",
+        "-object",
+        "memory-backend-memfd,id=one,share=on,size=64M",
+        "-object",
+        "memory-backend-memfd,id=two,share=on,size=64M",
+        "-numa",
+        "node,memdev=one",
+        "-numa",
+        "node,memdev=two",
+    ]);
+    let blocks = [qemu.block("one", 64 * MIB, 0), qemu.block("two", 64 * MIB, 64 * MIB)];
+    let source = Source::open(qemu.pid(), &blocks).unwrap();
+    qemu.poke(2000, 11);
+    qemu.poke(64 * MIB / PAGE_SIZE as u64 + 2000, 22);
+    let mut page = [0; PAGE_SIZE];
+    for (id, value) in [(BlockId(0), 11), (BlockId(1), 22)] {
+        source.memory().read(id, PageRange::new(PageIndex(2000), 1), &mut page).unwrap();
+        assert_eq!(page[0], value);
+    }
+}
+
+#[test]
+fn what_cannot_be_attached_to_is_refused_by_its_name() {
+    let mut private = Qemu::start("memory-backend-ram,id=mem,size=64M", &[]);
+    let block = private.block("mem", 64 * MIB, 0);
+    let error = Source::open(private.pid(), std::slice::from_ref(&block)).unwrap_err();
+    assert!(matches!(error, Error::NotShared { .. }), "{error}");
+    let error = Source::open(private.pid(), &[RamBlock { hva: 0x1000, ..block }]).unwrap_err();
+    assert!(matches!(error, Error::NotMapped { .. }), "{error}");
+
+    let huge = "memory-backend-memfd,id=mem,share=on,size=16M,hugetlb=on,hugetlbsize=2M,reserve=off";
+    let mut huge = Qemu::start(huge, &[]);
+    let block = huge.block("mem", 16 * MIB, 0);
+    let error = Source::open(huge.pid(), std::slice::from_ref(&block)).unwrap_err();
+    assert!(matches!(error, Error::HugePages { .. }), "{error}");
+    assert!(error.to_string().contains("hugetlb=on"), "{error}");
+
+    let mut short = Qemu::start(&memfd(64), &[]);
+    let block = short.block("mem", 128 * MIB, 0);
+    let error = Source::open(short.pid(), &[block]).unwrap_err();
+    assert!(matches!(error, Error::NotMapped { .. }), "{error}");
+
+    let error = Source::open(i32::MAX, &[]).unwrap_err();
+    assert!(matches!(error, Error::Step { .. }), "{error}");
+}

@@ -1,0 +1,108 @@
+//! A running guest passes from one QEMU to another over one shared memory file, and counts on.
+
+mod common;
+
+use common::*;
+use engine::ports::Machine;
+use qemu::Vm;
+use std::{fs::File, path::PathBuf, time::Instant};
+
+/// Passes a guest on, there and back; says how long each step took.
+fn passes_on(name: &str, machine: &str, vga: &str, from: Option<PathBuf>, to: Option<PathBuf>) {
+    let folder = tempfile::tempdir().unwrap();
+    let initrd = initramfs(folder.path());
+    let disk = folder.path().join("disk.img");
+    File::create(&disk).unwrap().set_len(16 << 20).unwrap();
+    let source = host(folder.path(), "a", from);
+    let text = format!(
+        "name = \"{name}\"\nvcpus = 2\nmemory = \"256MiB\"\nmemory-backend = \"file\"\naccel = \"tcg\"\n\
+         kernel = {:?}\ninitrd = {:?}\ncmdline = {:?}\nmachine = {machine:?}\nvga = {vga:?}\n\
+         [[disk]]\npath = {:?}\nformat = \"raw\"\n",
+        kernel(),
+        initrd,
+        command_line(machine),
+        disk
+    );
+    let mut guest = Vm::run(&recipe(&text, &source), &source).unwrap();
+    assert!(guest.recipe().machine.starts_with("pc-q35-") || guest.recipe().machine == "microvm");
+    wait_ticks(guest.console().unwrap(), 5);
+
+    let mut target = host(folder.path(), "b", to);
+    target.shared_memory = [("ram0".to_owned(), guest.belongings().memory[0].clone())].into();
+    let mut next = Vm::incoming(guest.recipe(), &target).unwrap();
+    assert_eq!(next.status().unwrap(), "inmigrate");
+    assert_eq!(next.missing_features().unwrap(), Vec::<String>::new());
+    let counted = hand_over(&mut guest, &mut next);
+    assert!(on_disk(&disk) > counted, "the guest writes its disk there");
+    guest.resume().expect_err("the disk's lock is the other one's now");
+    guest.destroy().unwrap();
+    next.destroy().unwrap();
+    assert!(std::fs::read_dir(folder.path().join("a")).unwrap().count() <= 1, "only the console stays");
+}
+
+/// Hands the guest over and says how far it had counted before.
+fn hand_over(guest: &mut Vm, next: &mut Vm) -> u64 {
+    let counted = ticks(guest.console().unwrap());
+    let start = Instant::now();
+    guest.stop().unwrap();
+    let stopped = start.elapsed();
+    let state = guest.save().unwrap();
+    let saved = start.elapsed();
+    next.load(&state).unwrap();
+    let loaded = start.elapsed();
+    next.resume().unwrap();
+    let resumed = start.elapsed();
+    next.announce().unwrap();
+    let paused = next.resumed_at().unwrap().duration_since(guest.stopped_at().unwrap()).unwrap();
+    let private: usize = state.private.iter().map(|(_, bytes)| bytes.len()).sum();
+    eprintln!(
+        "{} {} -> {}: stop {:?}, save {:?}, load {:?}, cont {:?}; STOP to RESUME {paused:?}; {} + {private} bytes",
+        next.name(),
+        guest.version(),
+        next.version(),
+        stopped,
+        saved - stopped,
+        loaded - saved,
+        resumed - loaded,
+        state.stream.len(),
+    );
+    wait_ticks(next.console().unwrap(), counted.max(1) + 5);
+    assert!(next.status().unwrap() == "running");
+    counted
+}
+
+#[test]
+fn a_q35_guest_with_a_disk_counts_on_in_another_qemu() {
+    passes_on("q35", "q35", "none", None, None);
+}
+
+#[test]
+fn a_microvm_guest_counts_on_in_another_qemu() {
+    passes_on("micro", "microvm", "none", None, None);
+}
+
+#[test]
+fn a_guest_with_a_vga_card_keeps_its_video_memory() {
+    passes_on("vga", "q35", "std", None, None);
+}
+
+#[test]
+fn a_q35_guest_counts_on_in_a_newer_qemu() {
+    if let Some(qemu_10) = qemu_10() {
+        passes_on("newer", "q35", "std", None, Some(qemu_10));
+    }
+}
+
+#[test]
+fn a_microvm_guest_counts_on_in_a_newer_qemu() {
+    if let Some(qemu_10) = qemu_10() {
+        passes_on("newmicro", "microvm", "none", None, Some(qemu_10));
+    }
+}
+
+#[test]
+fn a_guest_of_qemu_10_counts_on_in_another_one() {
+    if let Some(qemu_10) = qemu_10() {
+        passes_on("ten", "q35", "std", Some(qemu_10.clone()), Some(qemu_10));
+    }
+}

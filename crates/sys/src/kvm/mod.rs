@@ -1,0 +1,295 @@
+//! A tiny KVM guest: whether KVM really runs code here, how fast, and whether a tracker sees what a vCPU writes.
+//!
+//! `/dev/kvm` can exist and be useless: a nested KVM without hardware help was seen to interpret 1.4 million
+//! instructions a second. So nothing is concluded from the file; a guest in long mode counts, and is timed.
+//!
+//! The interface is the kernel's `Documentation/virt/kvm/api.rst`.
+
+mod abi;
+mod deadline;
+mod mapping;
+
+use abi::{Regs, Segment, Sregs, UserMemoryRegion};
+use mapping::Mapping;
+use std::{
+    fs::OpenOptions,
+    io,
+    os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd},
+    time::Duration,
+};
+use units::{Bytes, PAGE_SIZE, PageRange};
+
+/// From this speed on KVM is worth using, in turns of a two-instruction loop a second.
+///
+/// A processor makes one turn in about one cycle: 2 to 4 thousand million a second, and a nested KVM with hardware
+/// help is as fast, since the loop never leaves the guest. Software emulation makes 40 to 105 million (measured with
+/// this guest under `kvm-amd` inside a machine that QEMU emulates), an interpreting KVM less than one. So below 100
+/// million KVM is no better than the software emulation that does without it.
+pub const USABLE_TURNS_PER_SECOND: f64 = 100e6;
+
+/// How much RAM the tiny guest has. One page directory covers up to 1 GiB; this is plenty for the tracker's test.
+const RAM: Bytes = Bytes(8 << 20);
+/// Guest-physical pages of the three page tables and of the code.
+const PML4: u64 = 1;
+const PDPT: u64 = 2;
+const PD: u64 = 3;
+const CODE: u64 = 4;
+/// The first page that [`TinyGuest::touch`] may write: those before it hold tables and code.
+pub const FIRST_FREE_PAGE: u64 = 16;
+
+/// `1: dec rcx; jnz 1b; hlt`
+const COUNT: [u8; 6] = [0x48, 0xff, 0xc9, 0x75, 0xfb, 0xf4];
+/// `1: mov [rdi], rax; add rdi, rsi; dec rcx; jnz 1b; hlt`
+const TOUCH: [u8; 12] = [0x48, 0x89, 0x07, 0x48, 0x01, 0xf7, 0x48, 0xff, 0xc9, 0x75, 0xf5, 0xf4];
+/// Where `TOUCH` begins within the code page.
+const TOUCH_AT: u64 = 64;
+
+/// Why no guest ran.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// The kernel offers no KVM.
+    #[error("there is no /dev/kvm")]
+    Absent,
+    /// It is there, but not for us.
+    #[error("/dev/kvm cannot be opened: {0}")]
+    Refused(#[source] io::Error),
+    /// A step of making the guest or running it failed.
+    #[error("KVM cannot {what}: {why}")]
+    Broken {
+        /// The step, such as `create a vCPU`.
+        what: &'static str,
+        /// The kernel's answer.
+        why: io::Error,
+    },
+    /// The vCPU left for a reason other than the halt at the end.
+    #[error("the vCPU of a tiny guest left with exit reason {0} instead of halting")]
+    Exit(u32),
+}
+
+/// How far a run came.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Ran {
+    /// Turns of the loop that were made.
+    pub turns: u64,
+    /// How long it took.
+    pub time: Duration,
+    /// Whether the guest came to its end; otherwise the time was up.
+    pub finished: bool,
+}
+
+impl Ran {
+    /// Turns a second.
+    pub fn speed(&self) -> f64 {
+        self.turns as f64 / self.time.as_secs_f64().max(1e-9)
+    }
+
+    /// Whether KVM is worth using at this speed.
+    pub fn usable(&self) -> bool {
+        self.speed() >= USABLE_TURNS_PER_SECOND
+    }
+}
+
+/// Runs a tiny guest for at most half a second and says how far it came.
+pub fn measure() -> Result<Ran, KvmError> {
+    // At the threshold it takes a fifth of a second, on a good host a hundredth; an interpreter is interrupted.
+    TinyGuest::new()?.count(20_000_000, Duration::from_millis(500))
+}
+
+/// One vCPU in long mode, with identity-mapped RAM in a memfd of its own. It runs only code of ours.
+#[derive(Debug)]
+pub struct TinyGuest {
+    // In the order in which they must go: KVM forgets the RAM's address before the RAM is unmapped.
+    run: Mapping,
+    vcpu: OwnedFd,
+    _vm: OwnedFd,
+    ram: Mapping,
+    file: OwnedFd,
+}
+
+impl TinyGuest {
+    /// Makes the guest.
+    pub fn new() -> Result<Self, KvmError> {
+        let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm").map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => KvmError::Absent,
+            _ => KvmError::Refused(e),
+        })?;
+        let version = step("tell its version", abi::plain(kvm.as_fd(), abi::GET_API_VERSION, 0))?;
+        if version != abi::API_VERSION {
+            let why =
+                io::Error::other(format!("its interface is version {version}, not {}", abi::API_VERSION));
+            return Err(KvmError::Broken { what: "be spoken to", why });
+        }
+        let vm = step("create a VM", abi::plain(kvm.as_fd(), abi::CREATE_VM, 0)).map(owned)?;
+        // Old Intel processors need three pages for themselves to enter real mode; elsewhere it is not known, and
+        // this guest never enters real mode: a refusal does not matter.
+        let _ = abi::plain(vm.as_fd(), abi::SET_TSS_ADDR, 0xfffb_d000);
+
+        let file = step("have RAM", mapping::memfd("whimbrel-tiny-guest", RAM))?;
+        let mut ram = step("have RAM", Mapping::shared(file.as_fd(), RAM.0 as usize))?;
+        lay_out(&mut ram);
+        let slot = UserMemoryRegion {
+            userspace_addr: ram.address() as u64,
+            memory_size: RAM.0,
+            ..Default::default()
+        };
+        step("take guest RAM", abi::set(vm.as_fd(), abi::SET_USER_MEMORY_REGION, &slot))?;
+
+        let vcpu = step("create a vCPU", abi::plain(vm.as_fd(), abi::CREATE_VCPU, 0)).map(owned)?;
+        let size = step("share the vCPU's state", abi::plain(kvm.as_fd(), abi::GET_VCPU_MMAP_SIZE, 0))?;
+        let run = step("share the vCPU's state", Mapping::shared(vcpu.as_fd(), size as usize))?;
+
+        let mut sregs = Sregs::default();
+        step("read segments", abi::get(vcpu.as_fd(), abi::GET_SREGS, &mut sregs))?;
+        enter_long_mode(&mut sregs);
+        step("set segments", abi::set(vcpu.as_fd(), abi::SET_SREGS, &sregs))?;
+        Ok(Self { run, vcpu, _vm: vm, ram, file })
+    }
+
+    /// Makes `turns` turns of an empty loop, for at most `limit`.
+    pub fn count(&mut self, turns: u64, limit: Duration) -> Result<Ran, KvmError> {
+        self.go(0, Regs { rcx: turns, ..Default::default() }, limit)
+    }
+
+    /// Writes `value` at the beginning of each page of `pages`, for at most `limit`. Panics for pages that the guest
+    /// does not have or that hold its code.
+    pub fn touch(&mut self, pages: PageRange, value: u64, limit: Duration) -> Result<Ran, KvmError> {
+        let all = RAM.0 / PAGE_SIZE as u64;
+        assert!(pages.fits(all) && pages.start.0 >= FIRST_FREE_PAGE, "{pages} of {FIRST_FREE_PAGE}..{all}");
+        let regs = Regs {
+            rax: value,
+            rcx: pages.count,
+            rdi: pages.start.offset(),
+            rsi: PAGE_SIZE as u64,
+            ..Default::default()
+        };
+        self.go(TOUCH_AT, regs, limit)
+    }
+
+    /// The file that holds its RAM.
+    pub fn ram_file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Where its RAM is mapped in this process, and how much there is: what KVM writes through.
+    pub fn ram(&self) -> (usize, Bytes) {
+        (self.ram.address(), RAM)
+    }
+
+    fn go(&mut self, entry: u64, regs: Regs, limit: Duration) -> Result<Ran, KvmError> {
+        let turns = regs.rcx;
+        if turns == 0 {
+            return Ok(Ran { turns, time: Duration::ZERO, finished: true }); // the loop would wrap round
+        }
+        let regs = Regs { rip: CODE * PAGE_SIZE as u64 + entry, rflags: abi::RFLAGS_RESERVED, ..regs };
+        step("set registers", abi::set(self.vcpu.as_fd(), abi::SET_REGS, &regs))?;
+        let (left_on_its_own, time) = step("run", deadline::run(self.vcpu.as_fd(), limit))?;
+        if left_on_its_own {
+            let reason = self.run.u32_at(abi::RUN_EXIT_REASON);
+            if reason != abi::EXIT_HLT {
+                return Err(KvmError::Exit(reason));
+            }
+        }
+        let mut after = Regs::default();
+        step("read registers", abi::get(self.vcpu.as_fd(), abi::GET_REGS, &mut after))?;
+        Ok(Ran { turns: turns.saturating_sub(after.rcx), time, finished: left_on_its_own })
+    }
+}
+
+/// Page tables that map the first GiB onto itself in 2 MiB pages, and the code.
+fn lay_out(ram: &mut Mapping) {
+    let at = |page: u64| page as usize * PAGE_SIZE;
+    // Accessed and dirty already: the processor has nothing to write into the tables.
+    let flags = abi::PTE_PRESENT | abi::PTE_WRITE | abi::PTE_ACCESSED | abi::PTE_DIRTY;
+    ram.write(at(PML4), &((PDPT * PAGE_SIZE as u64) | flags).to_le_bytes());
+    ram.write(at(PDPT), &((PD * PAGE_SIZE as u64) | flags).to_le_bytes());
+    for i in 0..512u64 {
+        let entry = (i << 21) | flags | abi::PTE_LARGE;
+        ram.write(at(PD) + i as usize * 8, &entry.to_le_bytes());
+    }
+    ram.write(at(CODE), &COUNT);
+    ram.write(at(CODE) + TOUCH_AT as usize, &TOUCH);
+}
+
+/// Flat segments, paging on, 64-bit code. What KVM gave for the task register and the tables is right as it is.
+fn enter_long_mode(sregs: &mut Sregs) {
+    let data = Segment {
+        limit: u32::MAX,
+        selector: 0x10,
+        kind: 3,
+        present: 1,
+        db: 1,
+        s: 1,
+        g: 1,
+        ..Default::default()
+    };
+    sregs.cs = Segment { selector: 0x08, kind: 11, db: 0, l: 1, ..data };
+    for segment in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs, &mut sregs.ss] {
+        *segment = data;
+    }
+    sregs.cr0 = abi::CR0_PE | abi::CR0_ET | abi::CR0_NE | abi::CR0_PG;
+    sregs.cr3 = PML4 * PAGE_SIZE as u64;
+    sregs.cr4 = abi::CR4_PAE;
+    sregs.efer = abi::EFER_LME | abi::EFER_LMA;
+}
+
+fn step<T>(what: &'static str, result: io::Result<T>) -> Result<T, KvmError> {
+    result.map_err(|why| KvmError::Broken { what, why })
+}
+
+fn owned(fd: i32) -> OwnedFd {
+    // SAFETY: called only on what KVM_CREATE_VM and KVM_CREATE_VCPU returned: a new descriptor that nobody else has.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_speed_is_turns_by_time_and_never_divides_by_nothing() {
+        let ran = |turns, ms| Ran { turns, time: Duration::from_millis(ms), finished: true };
+        assert!(ran(20_000_000, 10).usable());
+        assert!(!ran(350_000, 500).usable(), "an interpreting KVM");
+        assert!(ran(1, 0).speed().is_finite());
+    }
+
+    #[test]
+    fn both_loops_jump_back_to_their_own_beginning() {
+        for (code, from) in [(&COUNT[..], 5), (&TOUCH[..], 11)] {
+            assert_eq!(code[from - 2], 0x75);
+            assert_eq!(from as i64 + i64::from(code[from - 1] as i8), 0);
+            assert_eq!(code[from], 0xf4, "then it halts");
+        }
+    }
+
+    #[test]
+    fn the_tables_map_every_byte_of_ram_onto_itself() {
+        let file = mapping::memfd("tables", RAM).unwrap();
+        let mut ram = Mapping::shared(file.as_fd(), RAM.0 as usize).unwrap();
+        lay_out(&mut ram);
+        let entry = |table: u64, index: u64| {
+            let bytes = ram.read::<8>((table + index * 8) as usize);
+            u64::from_le_bytes(bytes)
+        };
+        for address in [0, PAGE_SIZE as u64 * CODE, (2 << 20) + 5, RAM.0 - 1] {
+            let flags = PAGE_SIZE as u64 - 1;
+            let pdpt = entry(PML4 * PAGE_SIZE as u64, address >> 39) & !flags;
+            let pd = entry(pdpt, address >> 30 & 511) & !flags;
+            let large = entry(pd, address >> 21 & 511);
+            assert_eq!(large & abi::PTE_LARGE, abi::PTE_LARGE);
+            assert_eq!((large & !0x1f_ffff) + (address & 0x1f_ffff), address);
+        }
+    }
+
+    #[test]
+    fn a_kvm_guest_counts_halts_and_is_interrupted() {
+        let mut guest = match TinyGuest::new() {
+            Ok(guest) => guest,
+            Err(e) => return eprintln!("SKIPPED: {e}"),
+        };
+        let ran = guest.count(1000, Duration::from_secs(10)).unwrap();
+        assert!(ran.finished && ran.turns == 1000, "{ran:?}");
+        let ran = guest.count(u64::MAX, Duration::from_millis(50)).unwrap();
+        assert!(!ran.finished && ran.turns > 0 && ran.time < Duration::from_secs(5), "{ran:?}");
+    }
+}

@@ -1,0 +1,38 @@
+//! The kernel's interfaces that a live migration needs, and the only unsafe code of the workspace.
+//!
+//! Every type here owns what the kernel touches on its behalf, so that none of its methods can be misused from safe
+//! code. Races with the guest are outcomes, not errors.
+
+/// A process, held so that its number cannot come to mean another one.
+pub mod process;
+
+/// The mappings of a process.
+pub mod maps;
+
+/// A file that is somebody's RAM: holes, reads, writes.
+pub mod ram;
+
+/// System calls in the place of another process.
+pub mod inject;
+
+/// Write protection and missing pages of another process.
+pub mod uffd;
+
+/// Which pages of a process were written.
+pub mod pagemap;
+
+/// Whether the clock is synchronised.
+pub mod clock;
+
+/// A tiny KVM guest: whether KVM is usable, by running it.
+pub mod kvm;
+
+mod ioctl;
+
+// The tests' guest names this crate from outside.
+#[cfg(test)]
+extern crate self as sys;
+
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod common;

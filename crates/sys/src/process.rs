@@ -1,0 +1,114 @@
+//! A process held so that its number cannot come to mean another one.
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use std::{
+    fs, io,
+    io::{IoSlice, IoSliceMut},
+    os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+/// A process, held by a pidfd.
+#[derive(Debug)]
+pub struct PidFd {
+    pid: Pid,
+    fd: OwnedFd,
+}
+
+impl PidFd {
+    /// Holds process `pid`. Fails with `ESRCH` when there is none.
+    pub fn open(pid: i32) -> io::Result<Self> {
+        let pid = Pid::from_raw(pid).filter(|pid| pid.as_raw_nonzero().get() > 0);
+        let pid = pid
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a process has a positive number"))?;
+        Ok(Self { pid, fd: pidfd_open(pid, PidfdFlags::empty())? })
+    }
+
+    /// Its number.
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
+    /// `/proc/PID/name`.
+    pub fn proc_path(&self, name: impl AsRef<Path>) -> PathBuf {
+        Path::new("/proc").join(self.pid().to_string()).join(name)
+    }
+
+    /// A duplicate of its descriptor `n`: the same open file. Needs the right to ptrace it.
+    pub fn take_fd(&self, n: RawFd) -> io::Result<OwnedFd> {
+        Ok(pidfd_getfd(&self.fd, n, PidfdGetfdFlags::empty())?)
+    }
+
+    /// Whether it still runs.
+    pub fn is_alive(&self) -> io::Result<bool> {
+        Ok(!self.wait(Duration::ZERO)?)
+    }
+
+    /// Waits until it has ended, at most `timeout`; says whether it has. It need not be a child.
+    pub fn wait(&self, timeout: Duration) -> io::Result<bool> {
+        readable_within(self.fd.as_fd(), timeout)
+    }
+
+    /// Copies from its memory. Fails unless all of `into` was filled.
+    pub fn read_memory(&self, address: u64, into: &mut [u8]) -> io::Result<()> {
+        let remote = [nix::sys::uio::RemoteIoVec { base: address as usize, len: into.len() }];
+        let wanted = into.len();
+        let pid = nix::unistd::Pid::from_raw(self.pid());
+        let got = nix::sys::uio::process_vm_readv(pid, &mut [IoSliceMut::new(into)], &remote)?;
+        all(got, wanted, "read from")
+    }
+
+    /// Copies into its memory. Fails unless all of `from` was written; part of it may have been.
+    pub fn write_memory(&self, address: u64, from: &[u8]) -> io::Result<()> {
+        let remote = [nix::sys::uio::RemoteIoVec { base: address as usize, len: from.len() }];
+        let pid = nix::unistd::Pid::from_raw(self.pid());
+        let got = nix::sys::uio::process_vm_writev(pid, &[IoSlice::new(from)], &remote)?;
+        all(got, from.len(), "written to")
+    }
+
+    /// The numbers of its threads.
+    pub fn threads(&self) -> io::Result<Vec<i32>> {
+        let mut threads = Vec::new();
+        for entry in fs::read_dir(self.proc_path("task"))? {
+            threads.extend(entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
+        }
+        Ok(threads)
+    }
+}
+
+impl AsFd for PidFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn all(got: usize, wanted: usize, done: &str) -> io::Result<()> {
+    if got == wanted {
+        return Ok(());
+    }
+    let text = format!("only {got} of {wanted} bytes could be {done} the process");
+    Err(io::Error::new(io::ErrorKind::UnexpectedEof, text))
+}
+
+/// The process at the other end of a unix socket, by `SO_PEERCRED`: who connected, or who called `listen`.
+pub fn peer_pid(socket: &UnixStream) -> io::Result<i32> {
+    Ok(rustix::net::sockopt::socket_peercred(socket)?.pid.as_raw_nonzero().get())
+}
+
+/// Waits until `fd` is readable (or in error), at most `timeout`, whatever signals arrive meanwhile.
+pub(crate) fn readable_within(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
+    let end = Instant::now().checked_add(timeout);
+    loop {
+        let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+        let left =
+            left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
+        match poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], left.as_ref()) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

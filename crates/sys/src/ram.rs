@@ -1,0 +1,124 @@
+//! A file that is somebody's RAM.
+//!
+//! It is reached by `pread` and `pwrite`, not through a mapping of our own: a hole that is read stays a hole, nothing
+//! counts as our memory, and no fault or truncation can reach us.
+
+use linux_raw_sys::general::HUGETLBFS_MAGIC;
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fstatfs, seek};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
+use units::{PAGE_SIZE, PageIndex, PageRange, PageSet};
+
+/// A window of a memfd or of a file on tmpfs that a process maps as its RAM. Holes are pages that nobody ever wrote.
+#[derive(Debug)]
+pub struct RamFile {
+    file: File,
+    /// The window, in bytes of the file.
+    window: Range<u64>,
+}
+
+impl RamFile {
+    /// The `bytes` bytes of `file` from `offset` on. Both must be whole pages and lie within the file.
+    pub fn new(file: File, offset: u64, bytes: u64) -> io::Result<Self> {
+        let page = PAGE_SIZE as u64;
+        let size = file.metadata()?.len();
+        let end = offset
+            .checked_add(bytes)
+            .filter(|end| *end <= size && offset.is_multiple_of(page) && bytes.is_multiple_of(page));
+        let Some(end) = end else {
+            let text =
+                format!("{bytes} bytes from {offset} on are not whole pages of a file of {size} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        };
+        Ok(Self { file, window: offset..end })
+    }
+
+    /// Whether the file is made of explicit huge pages (hugetlbfs): such a file cannot be written by `pwrite`, and a
+    /// hole is a huge page.
+    pub fn is_hugetlb(&self) -> io::Result<bool> {
+        Ok(fstatfs(&self.file)?.f_type as u64 == u64::from(HUGETLBFS_MAGIC))
+    }
+
+    /// The size of the window in pages.
+    pub fn pages(&self) -> u64 {
+        (self.window.end - self.window.start) / PAGE_SIZE as u64
+    }
+
+    /// The file itself.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The pages that are not holes.
+    pub fn present(&self) -> io::Result<PageSet> {
+        let mut present = PageSet::empty(self.pages());
+        let mut at = PageIndex(0);
+        while let Some(run) = self.next_present(at)? {
+            present.insert_range(run);
+            at = run.end();
+        }
+        Ok(present)
+    }
+
+    /// The first run of pages at or after `from` that are not holes.
+    fn next_present(&self, from: PageIndex) -> io::Result<Option<PageRange>> {
+        let Some(first) = self.first_present(from)? else {
+            return Ok(None);
+        };
+        let start = self.window.start + first.offset();
+        let end = seek(&self.file, SeekFrom::Hole(start))?.min(self.window.end);
+        let last = (end - self.window.start).div_ceil(PAGE_SIZE as u64);
+        Ok(Some(PageRange::new(first, last - first.0)))
+    }
+
+    /// The first page at or after `from` that is not a hole. Unlike the end of a run, which may be gigabytes away, it
+    /// is found at once.
+    fn first_present(&self, from: PageIndex) -> io::Result<Option<PageIndex>> {
+        let from = self.window.start + from.offset();
+        if from >= self.window.end {
+            return Ok(None);
+        }
+        match seek(&self.file, SeekFrom::Data(from)) {
+            Ok(start) if start < self.window.end => Ok(Some(PageIndex::at_offset(start - self.window.start))),
+            Ok(_) | Err(rustix::io::Errno::NXIO) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Copies `range` out. Whoever writes to it meanwhile may leave the copy torn. A hole reads as zeros and stays one.
+    pub fn read(&self, range: PageRange, into: &mut [u8]) -> io::Result<()> {
+        let at = self.check(range, into.len())?;
+        self.file.read_exact_at(into, at)
+    }
+
+    /// Overwrites `range`.
+    pub fn write(&self, range: PageRange, from: &[u8]) -> io::Result<()> {
+        let at = self.check(range, from.len())?;
+        self.file.write_all_at(from, at)
+    }
+
+    /// Makes holes of `range`, and makes sure that they are: a page that somebody pinned, or a piece of a huge page,
+    /// may survive a punch that was reported as done. The error is `ResourceBusy` then.
+    pub fn punch(&self, range: PageRange) -> io::Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let at = self.check(range, range.count as usize * PAGE_SIZE)?;
+        fallocate(&self.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at, range.bytes().0)?;
+        match self.first_present(range.start)? {
+            Some(left) if left < range.end() => {
+                let text = format!("page {} is still there after a hole was punched for it", left.0);
+                Err(io::Error::new(io::ErrorKind::ResourceBusy, text))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Where `range` begins in the file, if it lies within the window and `bytes` is its length.
+    fn check(&self, range: PageRange, bytes: usize) -> io::Result<u64> {
+        if range.fits(self.pages()) && range.bytes().0 == bytes as u64 {
+            return Ok(self.window.start + range.start.offset());
+        }
+        let text = format!("{bytes} bytes for {range} of a block of {} pages", self.pages());
+        Err(io::Error::new(io::ErrorKind::InvalidInput, text))
+    }
+}

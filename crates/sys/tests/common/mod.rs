@@ -1,0 +1,267 @@
+//! A process to experiment on: the test program itself, started again in the role of a guest.
+//!
+//! It maps a memfd, takes one order a line, and answers each with a line that begins with `@`.
+#![allow(dead_code, unreachable_pub, reason = "each test program uses its own part of this")]
+
+use nix::libc;
+use std::{
+    env,
+    fs::File,
+    io::{BufRead, BufReader, Write},
+    os::fd::IntoRawFd,
+    process::{Child, ChildStdin, Command, Stdio},
+    ptr::NonNull,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, channel},
+    },
+    time::{Duration, Instant},
+};
+use sys::{maps, process::PidFd, ram::RamFile};
+use units::PAGE_SIZE;
+
+/// Longer than any answer takes, unless nothing answers.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// Long enough to tell that somebody waits.
+pub const A_WHILE: Duration = Duration::from_millis(200);
+
+pub struct Guest {
+    child: Child,
+    orders: ChildStdin,
+    answers: Receiver<String>,
+    pub process: Arc<PidFd>,
+    /// The thread that takes the orders.
+    pub tid: i32,
+    pub base: u64,
+    pub pages: u64,
+}
+
+impl Guest {
+    /// Starts a guest with this much RAM. The calling test program must have a test `role` that calls [`play`].
+    pub fn start(pages: u64) -> Self {
+        Self::start_as("role", pages)
+    }
+
+    /// The same with another name of the test.
+    pub fn start_as(role: &str, pages: u64) -> Self {
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", role, "--ignored", "--nocapture", "--test-threads=1"])
+            .env("ROLE_PAGES", pages.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let orders = child.stdin.take().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let (send, answers) = channel();
+        std::thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                // libtest may have left the cursor in the middle of a line.
+                if let Some((_, answer)) = line.split_once('@') {
+                    drop(send.send(answer.to_owned()));
+                }
+            }
+        });
+        let process = Arc::new(PidFd::open(child.id() as i32).unwrap());
+        let mut guest = Self { child, orders, answers, process, tid: 0, base: 0, pages };
+        let answer = guest.answer();
+        let (tid, base) = answer.split_once(' ').unwrap();
+        (guest.tid, guest.base) = (tid.parse().unwrap(), base.parse().unwrap());
+        guest
+    }
+
+    pub fn order(&mut self, order: &str) {
+        writeln!(self.orders, "{order}").unwrap();
+    }
+
+    pub fn answer(&self) -> String {
+        self.answers.recv_timeout(SOON).expect("the guest answers")
+    }
+
+    /// Whether it waits for something.
+    pub fn is_silent(&self) -> bool {
+        self.answers.recv_timeout(A_WHILE) == Err(RecvTimeoutError::Timeout)
+    }
+
+    pub fn ask(&mut self, order: &str) -> String {
+        self.order(order);
+        self.answer()
+    }
+
+    pub fn end(&self) -> u64 {
+        self.base + self.pages * PAGE_SIZE as u64
+    }
+
+    pub fn at(&self, page: u64) -> u64 {
+        self.base + page * PAGE_SIZE as u64
+    }
+
+    /// Its RAM, opened from outside.
+    pub fn ram(&self) -> RamFile {
+        let mappings = maps::read(&self.process).unwrap();
+        let mapping = mappings.iter().find(|m| m.addresses.start == self.base).unwrap();
+        let file = maps::open_file(&self.process, mapping).unwrap();
+        RamFile::new(file, mapping.offset, self.pages * PAGE_SIZE as u64).unwrap()
+    }
+
+    /// Whether its RAM is registered with any userfaultfd.
+    pub fn is_watched(&self) -> bool {
+        let flags = maps::flags_at(&self.process, self.base).unwrap();
+        flags.iter().any(|flag| flag == "uw" || flag == "um")
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+struct Ram {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: only ever accessed with volatile single bytes or by the kernel, and never unmapped.
+unsafe impl Send for Ram {}
+// SAFETY: the same.
+unsafe impl Sync for Ram {}
+
+impl Ram {
+    fn map(bytes: usize) -> Self {
+        // SAFETY: a new mapping of a new file.
+        let start = unsafe {
+            let fd = libc::memfd_create(c"ram".as_ptr(), 0);
+            assert_eq!(libc::ftruncate(fd, bytes as i64), 0);
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                fd,
+                0,
+            )
+        };
+        assert_ne!(start, libc::MAP_FAILED);
+        Self { start: NonNull::new(start.cast()).unwrap(), bytes }
+    }
+
+    fn byte(&self, page: u64) -> *mut u8 {
+        let at = page as usize * PAGE_SIZE + 17;
+        assert!(at < self.bytes);
+        // SAFETY: within the mapping.
+        unsafe { self.start.as_ptr().add(at) }
+    }
+
+    fn write(&self, page: u64, value: u8) {
+        // SAFETY: `byte` is within the mapping, which is never unmapped.
+        unsafe { self.byte(page).write_volatile(value) }
+    }
+
+    fn read(&self, page: u64) -> u8 {
+        // SAFETY: the same.
+        unsafe { self.byte(page).read_volatile() }
+    }
+
+    /// Has the kernel write there.
+    fn read_into(&self, page: u64, file: i32) -> isize {
+        // SAFETY: one byte within the mapping.
+        unsafe { libc::read(file, self.byte(page).cast(), 1) }
+    }
+}
+
+static SIGNALS: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn count(_: i32) {
+    SIGNALS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// What the guest does. Never returns while its orders last.
+pub fn play() {
+    let Ok(pages) = env::var("ROLE_PAGES") else { return };
+    let pages: usize = pages.parse().unwrap();
+    let ram = Arc::new(Ram::map(pages * PAGE_SIZE));
+    let zero = File::open("/dev/zero").unwrap().into_raw_fd();
+    // SAFETY: a handler that only adds to an atomic number.
+    unsafe { libc::signal(libc::SIGRTMIN(), count as *const () as usize) };
+    println!("\n@{} {}", rustix::thread::gettid().as_raw_nonzero(), ram.start.as_ptr() as u64);
+    for line in std::io::stdin().lines().map_while(Result::ok) {
+        let (verb, rest) = line.split_once(' ').unwrap_or((&line, ""));
+        let number = || rest.parse::<u64>().unwrap();
+        match verb {
+            "write" => ram.write(number(), 7),
+            "read" => {
+                println!("@{}", ram.read(number()));
+                continue;
+            }
+            "thread" => {
+                let (ram, page) = (Arc::clone(&ram), number());
+                std::thread::spawn(move || ram.write(page, 8)).join().unwrap();
+            }
+            "kernel" => assert_eq!(ram.read_into(number(), zero), 1),
+            "fill" => (0..pages as u64).for_each(|page| ram.write(page, 1)),
+            "poll" => {
+                let began = Instant::now();
+                // SAFETY: no descriptors at all.
+                let result = unsafe { libc::poll(std::ptr::null_mut(), 0, number() as i32) };
+                println!("@{result} {}", began.elapsed().as_millis());
+                continue;
+            }
+            "sleep" => {
+                let wanted = libc::timespec { tv_sec: 0, tv_nsec: number() as i64 * 1_000_000 };
+                let began = Instant::now();
+                // SAFETY: a valid timespec, and no remainder wanted.
+                let result = unsafe { libc::nanosleep(&wanted, std::ptr::null_mut()) };
+                println!("@{result} {}", began.elapsed().as_millis());
+                continue;
+            }
+            "futex" => {
+                let wanted = libc::timespec { tv_sec: 0, tv_nsec: number() as i64 * 1_000_000 };
+                let word = 0_u32;
+                let began = Instant::now();
+                // SAFETY: waits on a word of ours that nobody changes.
+                let result = unsafe { libc::syscall(libc::SYS_futex, &word, libc::FUTEX_WAIT, 0, &wanted) };
+                let error = std::io::Error::last_os_error().raw_os_error().unwrap();
+                println!("@{result} {} {error}", began.elapsed().as_millis());
+                continue;
+            }
+            "compute" => {
+                println!("@{}", compute(Duration::from_millis(number())));
+                continue;
+            }
+            "signals" => {
+                println!("@{}", SIGNALS.load(Ordering::Relaxed));
+                continue;
+            }
+            other => panic!("an order {other}"),
+        }
+        println!("@done");
+    }
+}
+
+/// Integer and floating-point work whose every step must be right. Says how many were wrong.
+fn compute(time: Duration) -> u64 {
+    let end = Instant::now() + time;
+    let mut wrong = 0;
+    while Instant::now() < end {
+        let mut sums = [0.0_f64; 8];
+        let mut mixed = 1_u64;
+        for step in 0..20_000_u64 {
+            for (lane, sum) in sums.iter_mut().enumerate() {
+                *sum += (lane as f64 + 1.0) * 0.5;
+            }
+            mixed = mixed.rotate_left(7) ^ step.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        }
+        std::hint::black_box(mixed);
+        let right = sums.iter().enumerate().all(|(lane, sum)| *sum == (lane as f64 + 1.0) * 10_000.0);
+        wrong += u64::from(!right);
+        static FIRST: AtomicU64 = AtomicU64::new(0);
+        let first =
+            FIRST.compare_exchange(0, mixed, Ordering::Relaxed, Ordering::Relaxed).unwrap_or_else(|v| v);
+        wrong += u64::from(first != 0 && first != mixed);
+    }
+    wrong
+}

@@ -1,0 +1,207 @@
+//! Migrations: start and watch, come back to, cancel.
+
+use crate::{
+    args::{Cancel, Migrate, Status},
+    client::{Client, Lines, vm_path},
+    progress::Display,
+    report::{When, next_step, render},
+    trouble::{CANCELLED, DONE, FAILED, IN_DOUBT, Trouble, status_of},
+    words,
+};
+use agent::api::{MigrateOptions, Started};
+use engine::report::{Event, Outcome, Report};
+use hyper::Method;
+use serde_json::json;
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+pub(crate) fn migrate(client: &Client, args: &Migrate) -> Result<ExitCode, Trouble> {
+    let options = MigrateOptions {
+        to: args.to.clone(),
+        mode: args.mode.into(),
+        allow_post_copy: args.allow_post_copy,
+        max_downtime_ms: args.max_downtime.map(|time| time.as_secs_f64() * 1e3),
+        bandwidth: args.bandwidth.map(|rate| rate.0),
+        streams: args.streams,
+        verify: args.verify,
+    };
+    Client::runtime()?.block_on(async {
+        // Before anything begins: an interrupt from here on is a cancel.
+        let interrupt = signal(SignalKind::interrupt())?;
+        let started: Started = client.post(&vm_path(&args.vm, "/migrate")?, &options).await?;
+        if args.detach {
+            let mut out = io::stdout().lock();
+            if args.json {
+                writeln!(out, "{}", json!({ "vm": args.vm, "migration": started.migration }))?;
+            } else {
+                writeln!(
+                    out,
+                    "the migration of {0} has begun; `whimbrel status {0} --follow` watches it",
+                    args.vm
+                )?;
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        watch(client, &args.vm, args.json, interrupt, OnInterrupt::Cancel).await.map(|report| end(&report))
+    })
+}
+
+pub(crate) fn status(client: &Client, args: &Status) -> Result<ExitCode, Trouble> {
+    Client::runtime()?.block_on(async {
+        if args.follow {
+            let interrupt = signal(SignalKind::interrupt())?;
+            return watch(client, &args.vm, args.json, interrupt, OnInterrupt::Leave)
+                .await
+                .map(|report| end(&report));
+        }
+        let mut lines = client.lines(&vm_path(&args.vm, "/migration")?).await?;
+        let mut events = Vec::new();
+        while let Some(line) = lines.next().await? {
+            events.push(parse(&line)?);
+        }
+        if args.json {
+            let line = match events.last() {
+                Some(Event::Done(report)) => words::json(report),
+                last => words::json(&last),
+            };
+            writeln!(io::stdout(), "{line}")?;
+        } else {
+            print_status(&args.vm, &events)?;
+        }
+        let code = match events.last() {
+            Some(Event::Done(report)) if report.outcome == Outcome::InDoubt => IN_DOUBT,
+            _ => DONE,
+        };
+        Ok(ExitCode::from(code))
+    })
+}
+
+pub(crate) fn cancel(client: &Client, args: &Cancel) -> Result<ExitCode, Trouble> {
+    Client::runtime()?.block_on(async {
+        client.order(Method::POST, &vm_path(&args.vm, "/cancel")?, None).await?;
+        let mut lines = client.lines(&vm_path(&args.vm, "/migration?follow=true")?).await?;
+        let report = loop {
+            match lines.next().await?.as_deref().map(parse).transpose()? {
+                Some(Event::Done(report)) => break report,
+                Some(_) => {}
+                None => return Err(agent_ended(&args.vm)),
+            }
+        };
+        let mut out = io::stdout().lock();
+        if args.json {
+            writeln!(out, "{}", words::json(&report))?;
+        } else if report.outcome == Outcome::Cancelled {
+            writeln!(out, "cancelled; {} runs on {} as before", report.vm, report.from)?;
+        } else {
+            writeln!(out, "too late to cancel:\n{}", render(&report, When::Now))?;
+        }
+        let cancelled = report.outcome == Outcome::Cancelled;
+        let code = if cancelled { DONE } else { status_of(&report).max(FAILED) };
+        Ok(ExitCode::from(code))
+    })
+}
+
+/// What Ctrl-C means.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OnInterrupt {
+    /// End the migration, and wait for that.
+    Cancel,
+    /// Only stop watching.
+    Leave,
+}
+
+/// Shows a migration to its end.
+async fn watch(
+    client: &Client,
+    vm: &str,
+    as_json: bool,
+    mut interrupt: Signal,
+    on_interrupt: OnInterrupt,
+) -> Result<Report, Trouble> {
+    let mut lines = client.lines(&vm_path(vm, "/migration?follow=true")?).await?;
+    let mut display = Display::new(as_json);
+    let mut cancelling = false;
+    loop {
+        tokio::select! {
+            event = next_event(&mut lines, vm) => match event? {
+                Event::Done(report) => {
+                    display.finish(&report)?;
+                    return Ok(*report);
+                }
+                event => display.show(&event)?,
+            },
+            Some(()) = interrupt.recv() => {
+                if cancelling || on_interrupt == OnInterrupt::Leave {
+                    return Err(left_alone(vm, cancelling));
+                }
+                cancelling = true;
+                let asked = client.order(Method::POST, &vm_path(vm, "/cancel")?, None).await;
+                display.note(&match asked {
+                    Ok(()) => "cancelling: the VM stays where it is".to_owned(),
+                    Err(refused) => {
+                        let why = refused.failure.why;
+                        format!("{}: {why}; Ctrl-C again ends the watching only", refused.failure.what)
+                    }
+                })?;
+            }
+        }
+    }
+}
+
+async fn next_event(lines: &mut Lines, vm: &str) -> Result<Event, Trouble> {
+    match lines.next().await {
+        Ok(Some(line)) => parse(&line),
+        Ok(None) | Err(Trouble { status: IN_DOUBT, .. }) => Err(agent_ended(vm)),
+        Err(trouble) => Err(trouble),
+    }
+}
+
+fn parse(line: &[u8]) -> Result<Event, Trouble> {
+    serde_json::from_slice(line).map_err(|error| {
+        Trouble::local(FAILED, "cannot understand the agent", error.to_string())
+            .next("use the same version of whimbrel for both")
+    })
+}
+
+fn end(report: &Report) -> ExitCode {
+    ExitCode::from(status_of(report))
+}
+
+fn agent_ended(vm: &str) -> Trouble {
+    Trouble::local(
+        IN_DOUBT,
+        format!("the agent ended during the migration of {vm}"),
+        "its connection was closed",
+    )
+    .next(format!("start the agent again: it settles who runs {vm}, and `whimbrel status {vm}` says it"))
+}
+
+fn left_alone(vm: &str, cancelling: bool) -> Trouble {
+    let what = if cancelling { "is being ended" } else { "goes on" };
+    Trouble::local(CANCELLED, format!("the migration of {vm} {what} without being watched"), "interrupted")
+        .next(format!("`whimbrel status {vm} --follow` watches it again"))
+}
+
+fn print_status(vm: &str, events: &[Event]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if let Some(Event::Done(report)) = events.last() {
+        write!(out, "{}", render(report, When::Before))?;
+        if let Some(next) = next_step(report) {
+            writeln!(out, "\n  next: {next}")?;
+        }
+        return Ok(());
+    }
+    writeln!(out, "{vm} is being migrated")?;
+    for event in events {
+        if let Some(line) = crate::progress::line(event) {
+            writeln!(out, "{line}")?;
+        }
+    }
+    if let Some(tick @ Event::Tick { .. }) = events.last() {
+        writeln!(out, "{}", crate::progress::now(tick).unwrap_or_default())?;
+    }
+    Ok(())
+}

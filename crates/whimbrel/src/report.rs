@@ -1,0 +1,150 @@
+//! The report on a migration, for people.
+
+use crate::words::{count, counted, micros, millis, table};
+use engine::report::{Mode, Outcome, Report};
+use units::Bytes;
+
+/// How long ago it was.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    /// It has just ended.
+    Now,
+    /// Before: the VM may have moved on since.
+    Before,
+}
+
+/// All of it: what became of the VM, then figures or reasons.
+pub(crate) fn render(report: &Report, when: When) -> String {
+    let Report { vm, from, to, .. } = report;
+    let head = match report.outcome {
+        Outcome::Completed if when == When::Before => {
+            format!("The last migration of {vm} from {from} took it to {to}")
+        }
+        Outcome::Completed => format!("{vm} runs on {to} now"),
+        Outcome::Cancelled => {
+            format!("The migration of {vm} to {to} was cancelled; {vm} runs on {from} as before.")
+        }
+        Outcome::Failed => format!("The migration of {vm} to {to} failed."),
+        Outcome::InDoubt => {
+            format!("The migration of {vm} to {to} ended in doubt: {vm} is stopped until it is settled.")
+        }
+    };
+    let mut words = head;
+    if report.outcome == Outcome::Completed {
+        words += match report.verified {
+            Some(true) => ": all its memory was compared and is the same.",
+            Some(false) => ", BUT ITS MEMORY DIFFERS from what it was; do not trust it.",
+            None => ".",
+        };
+    }
+    words += "\n\n";
+    if let Some(error) = &report.error {
+        let mut rows = vec![row("what", error.what.clone())];
+        rows.extend(
+            error.why.lines().enumerate().map(|(i, line)| row(if i == 0 { "why" } else { "" }, line)),
+        );
+        rows.push(row("where", &error.place));
+        let runs = match &error.vm_runs_on {
+            Some(host) if *host == report.from => {
+                format!("the VM runs on {host}, as if nothing had happened")
+            }
+            Some(host) => format!("the VM runs on {host}"),
+            None => "nobody can say where the VM runs".to_owned(),
+        };
+        rows.push(row("VM", runs));
+        words += &indented(&rows);
+    }
+    // Nothing was measured when it ended before memory moved, or when the agent lost count.
+    if !report.rounds.is_empty() || report.downtime_ms.is_some() {
+        if report.error.is_some() {
+            words.push('\n');
+        }
+        words += &indented(&figures(report));
+    }
+    words.truncate(words.trim_end().len());
+    words.push('\n');
+    words
+}
+
+/// What to do next; `None` if there is nothing to do.
+pub(crate) fn next_step(report: &Report) -> Option<String> {
+    let Report { vm, from, to, .. } = report;
+    match report.outcome {
+        Outcome::Completed | Outcome::Cancelled => None,
+        Outcome::Failed => {
+            Some(format!("mend what the reason says and migrate again; nothing of {vm} was left on {to}"))
+                .filter(|_| report.error.as_ref().is_none_or(|error| error.vm_runs_on.as_ref() == Some(from)))
+        }
+        Outcome::InDoubt => Some(format!(
+            "bring {to} back: {from} goes on asking it and settles this by itself. Only if {to} is lost for good, cut its \
+             power, then on {from}: whimbrel resolve {vm} --here --i-have-fenced {to}"
+        )),
+    }
+}
+
+fn figures(report: &Report) -> Vec<Vec<String>> {
+    let mode = match report.mode {
+        Mode::Auto => "auto",
+        Mode::PreCopy => "pre-copy",
+        Mode::PostCopy => "post-copy",
+        Mode::Hybrid => "hybrid",
+    };
+    let mut rows = vec![
+        row("mode", mode),
+        row("total", format!("{} (preflight {})", millis(report.total_ms), millis(report.preflight_ms))),
+    ];
+    if let Some(ms) = report.downtime_ms {
+        rows.push(row("downtime", millis(ms)));
+    }
+    let sent = report.wire_bytes as f64 / report.guest_bytes.max(1) as f64 * 100.0;
+    rows.push(row(
+        "traffic",
+        format!(
+            "{} over {} for {} of guest memory ({sent:.0} %)",
+            Bytes(report.wire_bytes),
+            counted(report.streams.into(), "stream", "streams"),
+            Bytes(report.guest_bytes),
+        ),
+    ));
+    rows.push(row("rounds", report.rounds.len().to_string()));
+    let pages = &report.pages;
+    let kinds = [
+        (pages.hole, "never written"),
+        (pages.zero, "zero"),
+        (pages.unchanged, "unchanged"),
+        (pages.known, "known there"),
+        (pages.delta, "as differences"),
+        (pages.packed, "compressed"),
+        (pages.plain, "as they are"),
+    ];
+    let kinds: Vec<String> =
+        kinds.iter().filter(|(n, _)| *n > 0).map(|(n, word)| format!("{} {word}", count(*n))).collect();
+    rows.push(row("pages", format!("{}: {}", count(pages.total), kinds.join(", "))));
+    let faults = &report.faults;
+    if faults.count > 0 {
+        rows.push(row(
+            "faults",
+            format!(
+                "{} waited for their page: half at most {}, 99 % at most {}, the longest {}",
+                count(faults.count),
+                micros(faults.p50_us),
+                micros(faults.p99_us),
+                micros(faults.max_us)
+            ),
+        ));
+    }
+    let throttle = &report.throttle;
+    if throttle.max_percent > 0.0 {
+        let (most, stalled) = (throttle.max_percent, millis(throttle.stalled_ms));
+        rows.push(row("slowed", format!("the guest by at most {most:.0} %, its writers waited {stalled}")));
+    }
+    rows
+}
+
+fn row(name: &str, value: impl Into<String>) -> Vec<String> {
+    vec![format!("  {name}"), value.into()]
+}
+
+fn indented(rows: &[Vec<String>]) -> String {
+    table(rows)
+}

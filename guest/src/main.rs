@@ -1,0 +1,69 @@
+//! What runs inside the guests of tests and demo: `/init` of an initramfs, alone in its machine.
+//!
+//! The kernel command line says what it does ([`words`]); the serial console carries one heartbeat line a second
+//! ([`beat`]); a TCP port answers questions ([`ask`]). Everything it says begins with `WHIMBREL`, except the line that
+//! no test wants to see, which begins with `CORRUPT`.
+
+mod ask; // the echo and the control port
+mod beat; // the heartbeat on the console, and the gaps a guest can feel
+mod content; // what pages are filled with
+mod job; // a workload that can be paused, and what it has counted
+mod netlink; // addresses and routes, as the kernel wants to hear them
+mod pace; // how much may be done by now
+mod record; // pages that know whether they are right
+mod setup; // mounts, modules, network: from power-on to a usable Linux
+mod words; // the kernel command line
+mod work; // the workloads
+
+use job::Jobs;
+use std::{fs, sync::Arc, thread};
+use words::Wish;
+
+/// Prints one whole line: one `write`, so that lines of several threads (and of the kernel) do not mix.
+#[macro_export]
+macro_rules! say {
+    ($($arg:tt)*) => {{
+        use std::io::Write as _;
+        let line = format!("{}\n", format_args!($($arg)*));
+        // A console that cannot be written to leaves nobody to tell.
+        let _ = std::io::stdout().lock().write_all(line.as_bytes());
+    }};
+}
+
+fn main() {
+    if std::process::id() != 1 {
+        eprintln!(
+            "this is the init of a test guest: it runs as process 1 of a virtual machine, nowhere else"
+        );
+        std::process::exit(2);
+    }
+    match start() {
+        // The threads do the work; process 1 must not end.
+        Ok(()) => loop {
+            thread::park();
+        },
+        Err(complaints) => {
+            for complaint in complaints {
+                say!("WHIMBREL error {complaint}");
+            }
+            setup::power_off();
+        }
+    }
+}
+
+/// From power-on to `WHIMBREL ready`; otherwise every reason why not.
+fn start() -> Result<(), Vec<String>> {
+    setup::mounts().map_err(|e| vec![e])?;
+    let line = fs::read_to_string("/proc/cmdline").map_err(|e| vec![format!("/proc/cmdline: {e}")])?;
+    let wish = Wish::from_command_line(&line)?;
+    setup::modules().map_err(|e| vec![e])?;
+    setup::network(&wish).map_err(|e| vec![e])?;
+    work::fits(&wish).map_err(|e| vec![e])?;
+    let jobs = Arc::new(Jobs::default());
+    let work = Arc::new(work::start(&wish, &jobs).map_err(|e| vec![e])?);
+    ask::listen(&wish, &jobs, &work).map_err(|e| vec![e])?;
+    beat::start(&wish, &jobs);
+    let cpus = setup::cpus();
+    say!("WHIMBREL ready cpus={cpus} mono_ms={}", beat::mono_ms());
+    Ok(())
+}

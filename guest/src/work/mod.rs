@@ -1,0 +1,80 @@
+//! The workloads.
+
+mod check;
+mod dirty;
+mod disk;
+mod fill;
+
+use crate::{job::Jobs, setup, words::Wish};
+use std::{fs, sync::Arc};
+use units::Bytes;
+
+/// What can be verified when asked.
+#[derive(Default)]
+pub(crate) struct Work {
+    check: Option<Arc<check::Area>>,
+    fill: Option<fill::Filled>,
+}
+
+impl Work {
+    /// Compares everything that is known with what is there; says how many pages that were. What is wrong is on the
+    /// console and in `jobs`.
+    pub(crate) fn verify(&self, jobs: &Jobs) -> u64 {
+        self.check.as_ref().map_or(0, |area| area.verify(jobs))
+            + self.fill.as_ref().map_or(0, |f| f.verify(jobs))
+    }
+}
+
+/// Starts what was asked for. Memory is filled when this returns.
+pub(crate) fn start(wish: &Wish, jobs: &Arc<Jobs>) -> Result<Work, String> {
+    let fill = wish.fill.as_ref().map(|f| fill::fill(f, &jobs.add("fill")));
+    let mut work = Work { check: None, fill };
+    if let Some(w) = &wish.check {
+        work.check = Some(check::start(w, w.threads.unwrap_or_else(setup::cpus), jobs));
+    }
+    if let Some(w) = &wish.dirty {
+        dirty::start(w, &jobs.add("dirty"));
+    }
+    if let Some(w) = &wish.disk {
+        disk::start(w, jobs)?;
+    }
+    Ok(work)
+}
+
+/// What the rest of the guest needs: page tables, sockets, stacks.
+const SPARE: u64 = 24 << 20;
+
+/// Whether the guest has the memory for all of it: better a word now than the out-of-memory killer later.
+pub(crate) fn fits(wish: &Wish) -> Result<(), String> {
+    let sets = [
+        wish.check.as_ref().map(|w| w.set),
+        wish.dirty.as_ref().map(|w| w.set),
+        wish.fill.as_ref().map(|w| w.set),
+    ];
+    let wanted: Bytes = sets.into_iter().flatten().sum();
+    let text = fs::read_to_string("/proc/meminfo").map_err(|e| format!("/proc/meminfo: {e}"))?;
+    let free = available(&text).ok_or("/proc/meminfo has no MemAvailable")?;
+    if wanted.0 > 0 && wanted.0.saturating_add(SPARE) > free.0 {
+        let spare = Bytes(SPARE);
+        return Err(format!(
+            "the workloads want {wanted} and {spare} to spare, but only {free} are free here"
+        ));
+    }
+    Ok(())
+}
+
+fn available(meminfo: &str) -> Option<Bytes> {
+    let line = meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse().ok().map(|kib: u64| Bytes(kib << 10))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_memory_is_read_as_the_kernel_writes_it() {
+        assert_eq!(available("MemTotal:  9 kB\nMemAvailable:    2048 kB\n"), Some(Bytes(2 << 20)));
+        assert_eq!(available("MemTotal: 9 kB\n"), None);
+    }
+}

@@ -1,0 +1,43 @@
+//! The laboratory in which whole migrations of real VMs are tested.
+//!
+//! Hosts are network namespaces, machines are real QEMU processes, and everything is gone when the story ends.
+
+mod agent; // an agent on a host
+mod cli; // the command line of the program under test
+mod client; // a TCP client whose connection must survive
+mod console; // what a guest says on its serial line
+mod cpio; // archives that a kernel unpacks
+mod error; // what was being done, and why it did not work
+mod guest; // who a guest is, and how it is talked to wherever it runs
+mod hand; // machines that a story starts by hand
+mod lab; // hosts and clients around one switch
+mod migration; // a migration under way, and its report
+mod namespace; // what makes a host
+/// Programs run under another kernel than this machine's.
+pub mod other_kernel;
+mod process; // children that do not outlive their owner
+mod qmp; // QEMU's monitor, for machines started by hand
+mod reaper; // takes a laboratory down, whatever became of its owner
+mod slow_disk; // a disk whose direct reads land when the story says so
+mod stage; // hosts with agents, ready for stories about VMs
+mod story; // the frame around every story
+mod tools; // what is needed of the machine and the build
+mod vm_file; // the file that describes a VM to `whimbrel run`
+
+pub use agent::{Agent, Oddity, PORT, ask};
+pub use cli::{Answer, Cli};
+pub use client::{Seen, TcpClient, connect};
+pub use console::Console;
+pub use error::{Doing, Error, Result};
+pub use guest::{Guest, Spec};
+pub use hand::{HandStart, HandStarted, Ram};
+pub use lab::{Host, Lab, Traffic};
+pub use migration::{Migration, Report};
+pub use namespace::{Namespace, run};
+pub use process::{Process, wait_for};
+pub use qmp::Qmp;
+pub use slow_disk::SlowDisk;
+pub use stage::{Stage, Traces};
+pub use story::story;
+pub use tools::{QEMU, Tools, machine_lacks, skip};
+pub use vm_file::VmFile;

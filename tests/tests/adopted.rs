@@ -1,0 +1,164 @@
+//! VMs that something else started: adopted and moved, or refused with the reason.
+
+use lab::{Doing, HandStart, Ram, Result, Spec, Stage, ensure, story};
+use std::time::Duration;
+use units::Bytes;
+
+const WORK: &str = "whimbrel.check=48M,rate=8M whimbrel.dirty=16M,rate=4M";
+
+/// There by pre-copy, back by post-copy.
+fn both_ways(stage: &Stage, name: &str, start: HandStart) -> Result<()> {
+    let (guest, _machine) = stage.adopt("a", name, start)?;
+    let client = guest.echo(Duration::from_millis(5))?;
+    stage.migrate(name, &guest, "a", "b", &["--mode", "pre-copy"])?;
+    stage.migrate(name, &guest, "b", "a", &["--mode", "post-copy"])?;
+    client.finish(Duration::from_secs(10))?;
+    stage.agent("a").cli().json(&["stop", name]).map(drop)
+}
+
+#[test]
+fn a_vm_with_eight_vcpus_vga_and_two_equal_ram_blocks_of_another_user_is_adopted_and_moved() {
+    story("8 vCPUs, VGA, two equal blocks, runas", &["a", "b"], |lab, tools| {
+        let stage = Stage::new(lab, tools)?;
+        let start = HandStart {
+            ram: Ram::TwoMemfds,
+            vga: true,
+            vcpus: 8,
+            user: Some("nobody".to_owned()),
+            ..HandStart::new(Spec::new(31, WORK))
+        };
+        both_ways(&stage, "odd", start)
+    });
+}
+
+#[test]
+fn a_vm_with_file_ram_and_a_disk_is_adopted_and_moved() {
+    story("file RAM and a disk", &["a", "b"], |lab, tools| {
+        let stage = Stage::new(lab, tools)?;
+        let disk = lab.dir().join("disk.img");
+        std::fs::write(&disk, vec![0; 64 << 20]).doing("make a disk")?;
+        let ram = lab.dir().join("ram");
+        std::fs::create_dir(&ram).doing("make a directory")?;
+        let guest = Spec::new(32, format!("{WORK} whimbrel.disk=vda,set=16M"));
+        let start = HandStart { ram: Ram::File(ram), ..HandStart::new(guest) }
+            .disk(&disk, "cache=writeback,aio=threads");
+        both_ways(&stage, "filed", start)
+    });
+}
+
+#[test]
+fn an_adopted_microvm_is_moved() {
+    story("an adopted microvm", &["a", "b"], |lab, tools| {
+        let stage = Stage::new(lab, tools)?;
+        both_ways(
+            &stage,
+            "micro",
+            HandStart { machine: "microvm".to_owned(), ..HandStart::new(Spec::new(33, WORK)) },
+        )
+    });
+}
+
+#[test]
+fn a_vm_above_the_hole_at_four_gib_is_moved() {
+    story("5 GiB", &["a", "b"], |lab, tools| {
+        let stage = Stage::new(lab, tools)?;
+        // The guest's Linux allocates from the top: `fill` lies above 4 GiB, `check` comes down into it.
+        let work = "whimbrel.fill=256M,content=text whimbrel.check=64M,rate=8M";
+        let start = HandStart { memory: Bytes(5 << 30), vcpus: 2, ..HandStart::new(Spec::new(34, work)) };
+        both_ways(&stage, "large", start)
+    });
+}
+
+#[test]
+fn a_vm_moves_from_qemu_7_2_to_qemu_10_and_from_then_on_between_two_of_qemu_10() {
+    story("7.2 → 10.0", &["a", "b"], |lab, tools| {
+        let Some(newer) = &tools.qemu_10 else {
+            lab::skip("7.2 → 10.0", &"WHIMBREL_QEMU_10 must name a QEMU 10 (tests/qemu-10.sh unpacks one)");
+            return Ok(());
+        };
+        let mut stage = Stage::with(lab, tools, |host| {
+            let lines = if host.name == "b" { format!("qemu = {newer:?}") } else { String::new() };
+            lab::Oddity { lines, ..Default::default() }
+        })?;
+        // A microvm has no versioned machine types: only q35 promises anything between versions.
+        let (guest, _machine) = stage.adopt("a", "old", HandStart::new(Spec::new(35, WORK)))?;
+        stage.migrate("old", &guest, "a", "b", &["--mode", "pre-copy"])?;
+        // Back to an older QEMU: refused with that reason, and nothing lost.
+        let back = stage.start_migration("old", "b", "a", &[])?.ended("failed", 1)?;
+        ensure!(back.error().contains("7.2"), "says which QEMU is too old: {}", back.error());
+        stage.runs_only_on("old", "b")?;
+        guest.verify()?;
+
+        // With a newer QEMU there too, it goes back, and there again.
+        stage.agent_mut("a").end()?;
+        let lines = format!("qemu = {newer:?}");
+        let odd = lab::Oddity { lines, ..Default::default() };
+        *stage.agent_mut("a") = lab::Agent::start_odd(lab.host("a"), lab.hosts(), tools, odd)?;
+        stage.migrate("old", &guest, "b", "a", &["--mode", "post-copy"])?;
+        stage.migrate("old", &guest, "a", "b", &["--mode", "pre-copy"]).map(drop)
+    });
+}
+
+#[test]
+fn what_cannot_be_moved_safely_is_refused_with_the_reason() {
+    story("refused adoptions", &["a"], |lab, tools| {
+        let stage = Stage::new(lab, tools)?;
+        let disk = lab.dir().join("disk.img");
+        std::fs::write(&disk, vec![0; 1 << 20]).doing("make a disk")?;
+        let plain = |number| HandStart::new(Spec::new(number, ""));
+        let with = |number, words: &[&str]| HandStart {
+            extra: words.iter().map(|word| (*word).to_owned()).collect(),
+            ..plain(number)
+        };
+        let huge = HandStart { ram: Ram::HugePages, memory: Bytes(64 << 20), ..plain(46) };
+        let ivshmem = "memory-backend-memfd,id=iv,size=1M,share=on";
+        let refused: [(&str, HandStart, &[&str]); 8] = [
+            ("private", HandStart { ram: Ram::Private, ..plain(41) }, &["share=on"]),
+            ("direct", plain(42).disk(&disk, "cache=none,aio=threads"), &["direct"]),
+            ("balloon", with(43, &["-device", "virtio-balloon-pci"]), &["balloon"]),
+            ("locked", with(44, &["-overcommit", "mem-lock=on"]), &["mem-lock"]),
+            ("files", with(45, &["-virtfs", "local,path=/tmp,mount_tag=t,security_model=none"]), &["9p"]),
+            ("huge", huge, &["huge"]),
+            ("ivshmem", with(47, &["-object", ivshmem, "-device", "ivshmem-plain,memdev=iv"]), &["ivshmem"]),
+            ("user-net", with(48, &["-netdev", "user,id=u", "-device", "virtio-net-pci,netdev=u"]), &["tap"]),
+        ];
+        let _pages = HugePages::get(32)?;
+        for (name, start, words) in refused {
+            let mut machine = start.start(lab.host("a"), tools)?;
+            let socket = machine.qmp_socket();
+            let answer = stage.agent("a").cli().run(["adopt", name, "--qmp", &socket.to_string_lossy()])?;
+            answer.exited(1)?.says(words)?;
+            machine.process().must_live()?;
+            let status = machine.qmp()?.execute("query-status", serde_json::json!({}))?;
+            ensure!(status["status"] == "running", "{name} runs on: {status}");
+            ensure!(stage.show("a", name)?.is_none(), "{name} was not adopted");
+        }
+
+        // What was plugged in later is in no command line.
+        let machine = with(49, &["-device", "qemu-xhci"]).start(lab.host("a"), tools)?;
+        machine.qmp()?.execute("device_add", serde_json::json!({"driver": "usb-tablet", "id": "late"}))?;
+        let socket = machine.qmp_socket();
+        let answer = stage.agent("a").cli().run(["adopt", "plugged", "--qmp", &socket.to_string_lossy()])?;
+        answer.exited(1)?.says(&["late", "device_del"]).map(drop)
+    });
+}
+
+/// Huge pages of this machine, given back in the end.
+struct HugePages(String);
+
+impl HugePages {
+    const COUNT: &str = "/proc/sys/vm/nr_hugepages";
+
+    fn get(more: u64) -> Result<Self> {
+        let before = std::fs::read_to_string(Self::COUNT).doing("count huge pages")?;
+        let count = before.trim().parse::<u64>().doing("count huge pages")? + more;
+        std::fs::write(Self::COUNT, count.to_string()).doing("get huge pages")?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        let _ = std::fs::write(Self::COUNT, self.0.trim());
+    }
+}

@@ -1,0 +1,225 @@
+//! Migrations that are cancelled, cut off, or lose one of their agents. Whatever happens before the commit, the VM runs
+//! on the source as if nothing had been tried; whatever happens after it, the VM runs on the target and loses nothing.
+
+use lab::{Guest, Lab, Migration, Result, Spec, Stage, TcpClient, Tools, Traces, VmFile, ensure, story};
+use std::time::Duration;
+use units::Rate;
+
+/// Enough memory to keep a slow link busy for several seconds, and some of it always changing.
+const WORK: &str = "whimbrel.fill=96M whimbrel.check=32M,rate=8M";
+/// About four seconds for one round.
+const SLOW: Rate = Rate(32 << 20);
+/// Several seconds for what one round of [`SLOW`] leaves.
+const CRAWL: Rate = Rate(2 << 20);
+const AFTER: Duration = Duration::from_secs(20);
+
+/// A VM on `a`, a slow link, a client.
+struct Scene<'a> {
+    stage: Stage<'a>,
+    guest: Guest,
+    client: TcpClient,
+    before: Traces,
+}
+
+impl<'a> Scene<'a> {
+    fn new(lab: &'a Lab, tools: &'a Tools, number: u8) -> Result<Self> {
+        let stage = Stage::new(lab, tools)?;
+        let guest = stage.run("a", &VmFile::new("web", Spec::new(number, WORK)))?;
+        let client = guest.echo(Duration::from_millis(5))?;
+        lab.host("a").shape(Some(SLOW))?;
+        let before = Traces::of(lab.host("b"))?;
+        Ok(Self { stage, guest, client, before })
+    }
+
+    fn migrate(&self, options: &[&str]) -> Result<Migration> {
+        self.stage.start_migration("web", "a", "b", options)
+    }
+
+    /// A migration in the middle of its switchover: so much is dirty and the link so slow that it takes seconds.
+    fn until_switchover(&self) -> Result<Migration> {
+        let mut migration = self.migrate(&["--mode", "pre-copy", "--max-downtime", "60s"])?;
+        migration.until_round(1)?;
+        self.stage.lab.host("a").shape(Some(CRAWL))?;
+        migration.until_phase("switchover")?;
+        Ok(migration)
+    }
+
+    fn untouched(&self) -> Result<()> {
+        self.stage.check_untouched("web", &self.guest, "a", "b", &self.before)
+    }
+
+    /// After all that: it goes, and the client's connection has lived through everything.
+    fn then_it_goes(self) -> Result<()> {
+        self.stage.lab.host("a").shape(None)?;
+        self.stage.migrate("web", &self.guest, "a", "b", &["--mode", "pre-copy"])?;
+        self.client.finish(Duration::from_secs(10)).map(drop)
+    }
+}
+
+#[test]
+fn a_cancelled_migration_leaves_the_vm_on_the_source_and_no_trace_on_the_target() {
+    story("cancel", &["a", "b"], |lab, tools| {
+        let scene = Scene::new(lab, tools, 61)?;
+        let cancel =
+            |scene: &Scene| scene.stage.agent("a").cli().run(["cancel", "web"])?.succeeded().map(drop);
+
+        let mut migration = scene.migrate(&["--mode", "pre-copy"])?;
+        migration.until_phase("preflight")?;
+        cancel(&scene)?;
+        migration.ended("cancelled", 130)?;
+        scene.untouched()?;
+
+        let mut migration = scene.migrate(&["--mode", "pre-copy"])?;
+        migration.until_moving("pre-copy")?;
+        cancel(&scene)?;
+        migration.ended("cancelled", 130)?;
+        scene.untouched()?;
+
+        // Ctrl-C is a cancel.
+        let mut migration = scene.migrate(&["--mode", "hybrid"])?;
+        migration.until_moving("pre-copy")?;
+        migration.interrupt()?;
+        migration.ended("cancelled", 130)?;
+        scene.untouched()?;
+
+        // While the guest stands still already.
+        let migration = scene.until_switchover()?;
+        cancel(&scene)?;
+        migration.ended("cancelled", 130)?;
+        scene.stage.lab.host("a").shape(Some(SLOW))?;
+        scene.untouched()?;
+
+        // After the commit there is nothing to cancel: it says so, and the migration goes on to its end.
+        let mut migration = scene.migrate(&["--mode", "post-copy", "--verify"])?;
+        migration.until_phase("post-copy")?;
+        let answer = scene.stage.agent("a").cli().run(["cancel", "web"])?;
+        answer.exited(1)?.says(&["post-copy"])?;
+        migration.completed()?;
+        scene.stage.check_moved("web", &scene.guest, "a", "b")?;
+
+        let answer = scene.stage.agent("b").cli().run(["cancel", "web"])?;
+        answer.exited(1)?.says(&["nothing to cancel"])?;
+        scene.client.finish(Duration::from_secs(10)).map(drop)
+    });
+}
+
+#[test]
+fn a_vm_whose_link_is_cut_before_the_commit_runs_on_the_source() {
+    story("cut before commit", &["a", "b"], |lab, tools| {
+        let scene = Scene::new(lab, tools, 62)?;
+        let (a, b) = (lab.host("a"), lab.host("b"));
+
+        // In preflight: nobody answers at all.
+        b.cut()?;
+        let report = scene.migrate(&["--mode", "pre-copy"])?.ended("failed", 1)?;
+        ensure!(report.vm_runs_on() == Some("a"), "it says who runs the VM: {}", report.0);
+        b.mend()?;
+        scene.untouched()?;
+
+        // In the first round, and in a later one.
+        for round in 0..2 {
+            let mut migration = scene.migrate(&["--mode", "pre-copy"])?;
+            if round > 0 {
+                migration.until_round(1)?;
+            } else {
+                migration.until_moving("pre-copy")?;
+            }
+            a.cut_from(b)?;
+            let report = migration.ended("failed", 1)?;
+            ensure!(report.vm_runs_on() == Some("a"), "it says who runs the VM: {}", report.0);
+            scene.stage.runs_on("web", "a")?;
+            scene.guest.runs()?;
+            a.mend_to(b)?;
+            scene.untouched()?;
+        }
+
+        // While the guest stands still already.
+        let migration = scene.until_switchover()?;
+        a.cut_from(b)?;
+        let report = migration.ended("failed", 1)?;
+        ensure!(report.vm_runs_on() == Some("a"), "it says who runs the VM: {}", report.0);
+        scene.guest.runs()?;
+        a.mend_to(b)?;
+        scene.untouched()?;
+        scene.then_it_goes()
+    });
+}
+
+#[test]
+fn a_guest_whose_link_is_cut_during_post_copy_waits_and_goes_on() {
+    story("cut during post-copy", &["a", "b"], |lab, tools| {
+        let scene = Scene::new(lab, tools, 63)?;
+        let (a, b) = (lab.host("a"), lab.host("b"));
+        let mut migration = scene.migrate(&["--mode", "post-copy"])?;
+        migration.until_phase("post-copy")?;
+        a.cut_from(b)?;
+        // Long enough for every connection between the agents to be given up.
+        std::thread::sleep(AFTER);
+        a.mend_to(b)?;
+        migration.completed()?;
+        scene.stage.check_moved("web", &scene.guest, "a", "b")?;
+        scene.client.finish(Duration::from_secs(30)).map(drop)
+    });
+}
+
+#[test]
+fn a_vm_survives_the_crash_of_either_agent_before_the_commit() {
+    story("crash before commit", &["a", "b"], |lab, tools| {
+        let mut scene = Scene::new(lab, tools, 64)?;
+
+        let mut migration = scene.migrate(&["--mode", "pre-copy"])?;
+        migration.until_moving("pre-copy")?;
+        scene.stage.agent_mut("b").crash()?;
+        migration.ended("failed", 1)?;
+        scene.guest.runs()?;
+        scene.stage.agent_mut("b").begin()?;
+        scene.untouched()?;
+
+        let mut migration = scene.migrate(&["--mode", "pre-copy"])?;
+        migration.until_moving("pre-copy")?;
+        scene.stage.agent_mut("a").crash()?;
+        drop(migration);
+        // The write protection went with the agent: the guest runs on, without anybody's help.
+        scene.guest.runs()?;
+        scene.stage.agent_mut("a").begin()?;
+        scene.untouched()?;
+        scene.then_it_goes()
+    });
+}
+
+#[test]
+fn a_vm_survives_the_crash_of_either_agent_during_post_copy() {
+    story("crash during post-copy", &["a", "b"], |lab, tools| {
+        let mut scene = Scene::new(lab, tools, 65)?;
+        let mut migration = scene.migrate(&["--mode", "post-copy"])?;
+        migration.until_phase("post-copy")?;
+        scene.stage.agent_mut("b").crash()?;
+        // The guest may run into a missing page and wait: it must not read zeros.
+        std::thread::sleep(Duration::from_millis(500));
+        scene.stage.agent_mut("b").begin()?;
+        scene.guest.runs()?;
+        scene.stage.agent_mut("a").crash()?;
+        drop(migration);
+        std::thread::sleep(Duration::from_millis(500));
+        scene.stage.agent_mut("a").begin()?;
+        scene.stage.lab.host("a").shape(None)?;
+        scene.stage.check_moved("web", &scene.guest, "a", "b")?;
+        scene.client.finish(Duration::from_secs(30)).map(drop)
+    });
+}
+
+#[test]
+fn a_frozen_target_is_a_lost_target() {
+    story("a target that goes silent", &["a", "b"], |lab, tools| {
+        let scene = Scene::new(lab, tools, 66)?;
+        let mut migration = scene.migrate(&["--mode", "pre-copy"])?;
+        migration.until_moving("pre-copy")?;
+        scene.stage.agent("b").freeze()?;
+        let report = migration.ended("failed", 1)?;
+        ensure!(report.vm_runs_on() == Some("a"), "it says who runs the VM: {}", report.0);
+        scene.guest.runs()?;
+        scene.stage.agent("b").thaw()?;
+        scene.untouched()?;
+        scene.then_it_goes()
+    });
+}

@@ -1,0 +1,36 @@
+//! Debian's 6.1 kernel has no asynchronous tracker: the doctor says what works there and what does not.
+
+use lab::{Doing, QEMU, ensure, other_kernel::run_under, story};
+use serde_json::{Value, json};
+use std::path::Path;
+
+#[test]
+fn the_doctor_says_what_works_under_linux_6_1() {
+    story("the doctor under 6.1", &[], |lab, tools| {
+        // Debian's QEMU has its translator in a module.
+        let module = "/usr/lib/x86_64-linux-gnu/qemu/accel-tcg-x86_64.so";
+        let also: Vec<_> =
+            ["cat", QEMU].into_iter().chain(Path::new(module).exists().then_some(module)).collect();
+        let (status, said) =
+            run_under(&tools.kernel, &tools.whimbrel, &["doctor", "--json"], &also, lab.dir())?;
+        let diagnosis: Value =
+            serde_json::from_str(&said).doing(format!("understand the doctor's {said}"))?;
+        let check = |name: &str| {
+            let mut checks = diagnosis["checks"].as_array().into_iter().flatten();
+            checks.find(|check| check["name"] == name).doing(format!("find the check {name} in {said}"))
+        };
+        let tracker = check("write-protection")?;
+        ensure!(tracker["status"] == "fail", "there is no asynchronous tracker: {tracker}");
+        ensure!(tracker["found"].to_string().contains("6.7"), "it says which kernel has one: {tracker}");
+        for works in ["ptrace", "map-files", "userfaultfd", "missing-pages", "qemu"] {
+            ensure!(check(works)?["status"] == "ok", "{works} works: {said}");
+        }
+        ensure!(
+            diagnosis["works"] == json!(["post-copy"]),
+            "what needs no tracker works: {}",
+            diagnosis["works"]
+        );
+        ensure!(status == 0, "so this host is of use: exit status {status}");
+        Ok(())
+    });
+}
