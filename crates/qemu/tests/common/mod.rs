@@ -12,66 +12,54 @@ use std::{
 
 /// QEMU 10, where `tests/qemu-10.sh` has put it.
 pub(crate) fn qemu_10() -> Option<PathBuf> {
-    let folder = std::env::var_os("WHIMBREL_QEMU_10").unwrap_or_else(|| "/opt/qemu-10".into());
-    let path = PathBuf::from(folder).join("bin/qemu-system-x86_64");
-    if !path.exists() {
-        eprintln!("skipped: there is no QEMU 10; run tests/qemu-10.sh /opt/qemu-10");
-        return None;
+    let path = std::env::var_os("WHIMBREL_QEMU_10").map(PathBuf::from).filter(|path| path.is_file());
+    if path.is_none() {
+        assert!(
+            std::env::var_os("WHIMBREL_MUST_RUN").is_none(),
+            "there is no QEMU 10, and nothing may be skipped"
+        );
+        eprintln!("*** SKIPPED: WHIMBREL_QEMU_10 names no QEMU 10; tests/qemu-10.sh gets one");
     }
-    Some(path)
+    path
 }
 
-/// The newest cloud kernel of this machine.
+fn given(variable: &str) -> PathBuf {
+    let path =
+        std::env::var_os(variable).unwrap_or_else(|| panic!("{variable} is not set; ./dev test sets it"));
+    PathBuf::from(path)
+}
+
+/// The kernel that guests boot.
 pub(crate) fn kernel() -> PathBuf {
-    let entries = fs::read_dir("/boot").expect("read /boot");
-    let mut kernels: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    kernels.retain(|path| {
-        path.to_string_lossy().contains("vmlinuz-") && path.to_string_lossy().ends_with("cloud-amd64")
-    });
-    kernels.sort();
-    kernels.pop().expect("needs the package linux-image-cloud-amd64")
+    given("WHIMBREL_GUEST_KERNEL")
 }
 
-/// An initramfs whose init counts aloud, and writes to the first disk if there is one.
+/// An initramfs whose init counts aloud, and writes to the first disk if there is one: that of the other tests' guests, for
+/// its drivers, with another init laid over it.
 pub(crate) fn initramfs(folder: &Path) -> PathBuf {
     let root = folder.join("root");
-    for name in ["bin", "dev", "proc", "sys", "mnt"] {
-        fs::create_dir_all(root.join(name)).unwrap();
-    }
+    fs::create_dir_all(root.join("bin")).unwrap();
     fs::copy("/bin/busybox", root.join("bin/busybox")).expect("needs the package busybox-static");
-    let release = kernel().to_string_lossy().split_once("vmlinuz-").unwrap().1.to_owned();
-    let drivers = Path::new("/lib/modules").join(&release).join("kernel/drivers");
-    let modules = [
-        "virtio/virtio_ring",
-        "virtio/virtio",
-        "virtio/virtio_pci_modern_dev",
-        "virtio/virtio_pci_legacy_dev",
-        "virtio/virtio_pci",
-        "virtio/virtio_mmio",
-        "block/virtio_blk",
-    ];
-    let mut load = String::new();
-    for module in modules {
-        let name = module.rsplit('/').next().unwrap();
-        fs::copy(drivers.join(format!("{module}.ko")), root.join(format!("{name}.ko"))).expect(name);
-        load.push_str(&format!("insmod /{name}.ko\n"));
-    }
-    let init = format!(
+    let init = String::from(
         "#!/bin/busybox sh\n\
         /bin/busybox --install -s /bin\n\
         mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys\n\
-        {load}\
+        for driver in $(cat /modules/order); do insmod /modules/$driver; done\n\
         n=0\n\
         while true; do\n\
         n=$((n+1)); echo tick $n\n\
         if [ -b /dev/vda ]; then echo $n | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null || echo DISK FAILED; fi\n\
         usleep 100000\n\
-        done\n"
+        done\n",
     );
     fs::write(root.join("init"), init).unwrap();
     let image = folder.join("initramfs");
-    let script =
-        format!("chmod 755 init bin/busybox; find . | cpio -o -H newc --quiet > {}", image.display());
+    let drivers = given("WHIMBREL_GUEST_INITRD");
+    let script = format!(
+        "chmod 755 init bin/busybox; {{ cat {}; find . | cpio -o -H newc --quiet; }} > {}",
+        drivers.display(),
+        image.display()
+    );
     let made =
         Command::new("sh").args(["-c", &script]).current_dir(&root).stdin(Stdio::null()).status().unwrap();
     assert!(made.success(), "needs cpio");
