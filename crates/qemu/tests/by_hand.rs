@@ -4,10 +4,13 @@ mod common;
 
 use common::{hand::*, *};
 use engine::ports::Machine;
-use qemu::{OpenError, Vm, preflight};
+use qemu::{OpenError, Vm, preflight, qmp::Qmp};
 use std::{
     fs::{self, File},
-    os::unix::fs::FileExt,
+    os::{
+        fd::OwnedFd,
+        unix::{fs::FileExt, net::UnixListener},
+    },
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -247,4 +250,73 @@ fn a_network_card_has_a_tap_on_its_bridge_as_long_as_the_vm_is_there() {
     assert_eq!(ports(), 0);
     assert!(!Path::new(&format!("/proc/{pid}/exe")).exists());
     assert_eq!(qemu::launch::sweep("net", &host), 0);
+}
+
+#[test]
+fn memory_modules_that_it_was_started_with_follow_the_vm() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |id: &str| folder.path().join(id);
+    let object = |id: &str, size: &str| {
+        format!("memory-backend-file,id={id},size={size},share=on,mem-path={}", path(id).display())
+    };
+    let hand = ByHand::start(&[
+        "-nodefaults",
+        "-machine",
+        "q35,memory-backend=mem",
+        "-m",
+        "64M,slots=2,maxmem=512M",
+        "-object",
+        &object("mem", "64M"),
+        "-object",
+        &object("module", "32M"),
+        "-device",
+        "pc-dimm,memdev=module,id=dimm",
+    ]);
+    let mut vm = Vm::adopt("hand", &hand.qmp).unwrap().vm;
+    assert_eq!(vm.recipe().memory_bytes(), 96 << 20);
+    let mut host = host(hand.folder.path(), "target", None);
+    host.shared_memory = ["mem", "module"].map(|id| (id.to_owned(), path(id))).into();
+    let mut next = Vm::incoming(vm.recipe(), &host).unwrap();
+    let names = |vm: &Vm| vm.ram_blocks().iter().map(|block| block.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&vm), ["mem", "module"]);
+    assert_eq!(names(&next), names(&vm));
+    vm.stop().unwrap();
+    next.load(&vm.save().unwrap()).unwrap();
+    next.resume().unwrap();
+    assert_eq!(next.status().unwrap(), "running");
+    next.destroy().unwrap();
+}
+
+#[test]
+fn a_qemu_is_found_behind_a_socket_that_its_launcher_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("qmp");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut child = Command::new("qemu-system-x86_64")
+        .args(["-accel", "tcg", "-display", "none"])
+        .args(with(&[
+            "-chardev",
+            "socket,id=mon,fd=0,server=on,wait=off",
+            "-mon",
+            "chardev=mon,mode=control",
+        ]))
+        .stdin(OwnedFd::from(listener))
+        .spawn()
+        .unwrap();
+    // Greeted only once QEMU is ready.
+    let qmp = Qmp::connect_within(&path, Duration::from_secs(60)).unwrap();
+    let launcher = std::process::id() as i32;
+    assert_eq!(sys::process::peer_pid(qmp.socket()).unwrap(), launcher, "the kernel names who listened");
+    drop(qmp);
+    let mut vm = Vm::adopt("hand", &path).unwrap().vm;
+    assert_eq!(vm.process().pid(), child.id() as i32, "QEMU's own threads say who it is");
+    vm.stop().unwrap();
+    vm.resume().unwrap();
+    // Found again, as after a restart of the agent.
+    let handle = vm.handle();
+    drop(vm);
+    assert_eq!(Vm::reopen(&handle).unwrap().process().pid(), child.id() as i32);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(matches!(Vm::reopen(&handle), Err(OpenError::Gone { .. })));
 }

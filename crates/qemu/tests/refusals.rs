@@ -105,3 +105,39 @@ fn a_target_tells_every_reason_why_it_cannot() {
     recipe.machine = "pc-q35-99.0".to_owned();
     has(&preflight::check(&recipe, &source), "has no machine pc-q35-99.0");
 }
+
+#[test]
+fn what_a_real_qemu_can_be_given_is_refused_for_what_it_is() {
+    let hand = ByHand::start(&[
+        "-nodefaults",
+        "-machine",
+        "q35,memory-backend=mem",
+        "-m",
+        "64M,slots=2,maxmem=512M",
+        "-object",
+        "memory-backend-memfd,id=mem,size=64M,share=on",
+        "-object",
+        "memory-backend-memfd,id=more,size=64M,share=on",
+        "-device",
+        "virtio-mem-pci,memdev=more,id=vmem",
+        "-device",
+        "qemu-xhci",
+        "-device",
+        "usb-host,vendorid=0xfff0,productid=0xfff0,id=stick",
+    ]);
+    let mut qmp = Qmp::connect(&hand.qmp).unwrap();
+    let backend =
+        json!({ "qom-type": "memory-backend-memfd", "id": "late", "size": 64 << 20, "share": true });
+    qmp.execute("object-add", backend).unwrap();
+    qmp.execute("device_add", json!({ "driver": "pc-dimm", "memdev": "late", "id": "dimm" })).unwrap();
+    drop(qmp);
+    let reasons = hand.refusal();
+    for what in [
+        "device vmem (virtio-mem-pci): it discards memory while it is tracked",
+        "device stick (usb-host): it is a USB device of this host",
+        "memory late was plugged in after the start",
+        "device dimm (pc-dimm) was plugged in after the start",
+    ] {
+        has(&reasons, what);
+    }
+}

@@ -22,7 +22,7 @@ impl ByHand {
     pub(crate) fn start_with(qemu: PathBuf, arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let qmp = folder.path().join("qmp");
-        let child = Command::new(qemu)
+        let mut child = Command::new(qemu)
             .args(["-accel", "tcg", "-display", "none"])
             .args(arguments)
             .arg("-qmp")
@@ -32,7 +32,7 @@ impl ByHand {
             .unwrap();
         let end = Instant::now() + Duration::from_secs(60);
         while !qmp.exists() {
-            assert!(Instant::now() < end, "QEMU does not start");
+            assert!(child.try_wait().unwrap().is_none() && Instant::now() < end, "QEMU does not start");
             std::thread::sleep(Duration::from_millis(5));
         }
         // Greeted only once QEMU is ready.
