@@ -143,6 +143,7 @@ pub struct SourceDriver {
     generation: u32,
     stopped: bool,
     doubt_since: Option<Instant>,
+    doubt_after: Duration,
     story: Story,
 }
 
@@ -175,6 +176,7 @@ impl SourceDriver {
             generation: 0,
             stopped: false,
             doubt_since: None,
+            doubt_after: DOUBT,
             story,
             tell: tell.clone(),
             signals,
@@ -183,6 +185,11 @@ impl SourceDriver {
             options,
         };
         (driver, Handle(tell))
+    }
+
+    /// After how long without an answer the user is told that nobody knows who owns the VM. It decides nothing else.
+    pub fn doubting_after(self, time: Duration) -> Self {
+        Self { doubt_after: time, ..self }
     }
 
     /// Migrates. Every way out leaves the VM running on exactly one side, or says that nobody can know yet.
@@ -498,7 +505,7 @@ impl SourceDriver {
     }
 
     fn in_doubt_for_long(&self) -> bool {
-        self.doubt_since.is_some_and(|since| since.elapsed() > DOUBT)
+        self.doubt_since.is_some_and(|since| since.elapsed() > self.doubt_after)
     }
 
     fn serve_owed(&mut self) {

@@ -80,6 +80,8 @@ pub(crate) struct TargetDriver {
     arrived: bool,
     /// The source said that the guest goes on there: it will never ask the record about this migration.
     source_is_back: bool,
+    /// The source was told why nothing comes of it.
+    gave_reasons: bool,
 }
 
 impl TargetDriver {
@@ -114,6 +116,7 @@ impl TargetDriver {
             ended_streams: HashSet::new(),
             arrived: false,
             source_is_back: false,
+            gave_reasons: false,
         };
         (driver, outside)
     }
@@ -217,6 +220,11 @@ impl TargetDriver {
                 if generation != self.generation {
                     return None;
                 }
+                // Wrong words are not a lost link: the source is told what was wrong with them, while it still can be.
+                if e.kind() == io::ErrorKind::InvalidData && !self.arrived {
+                    let what = "understand the source".to_owned();
+                    return Some(TargetEvent::Broke { what, why: e.to_string() });
+                }
                 self.hang_up();
                 Some(TargetEvent::LinkLost(e.to_string()))
             }
@@ -304,6 +312,7 @@ impl TargetDriver {
     fn act(&mut self, act: TargetAct) -> Result<Option<TargetEvent>, (String, String)> {
         match act {
             TargetAct::Send(kind) => {
+                self.gave_reasons |= matches!(kind, control::Kind::Failed(_) | control::Kind::Refused(_));
                 self.say(kind);
                 Ok(None)
             }
@@ -496,7 +505,7 @@ impl TargetDriver {
             self.host.ended(&taken.request, self.arrived);
         }
         // The other side hangs up first, so that the last word is not lost in a reset.
-        if matches!(end, TargetEnd::Completed) {
+        if matches!(end, TargetEnd::Completed) || self.gave_reasons {
             self.wait_for_the_other_side();
         }
         self.hang_up();

@@ -1,20 +1,17 @@
 //! Whole migrations of a model VM over real sockets.
 
+mod doubt;
 mod model;
 
 use engine::{
     Acceptor, Handle, Options, RemoteRecord, SourceDriver, SourceParts, TcpDial,
     report::{Event, Mode, Outcome, Report},
 };
-use model::*;
+use model::{cable::*, *};
 use std::{
-    io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
-        mpsc::channel,
-    },
+    io::Write,
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, Mutex, atomic::Ordering::SeqCst, mpsc::channel},
     thread,
     time::{Duration, Instant},
 };
@@ -35,75 +32,12 @@ fn listen(inn: &Arc<Inn>) -> SocketAddr {
     address
 }
 
-/// A cable that can be cut and mended.
-#[derive(Clone)]
-struct Cable {
-    address: SocketAddr,
-    ends: Arc<Mutex<Vec<TcpStream>>>,
-    cut: Arc<AtomicBool>,
-    passed: Arc<AtomicU64>,
-    cut_after: Arc<AtomicU64>,
-}
-
-impl Cable {
-    fn to(target: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let cable = Self {
-            address: listener.local_addr().unwrap(),
-            ends: Arc::default(),
-            cut: Arc::default(),
-            passed: Arc::default(),
-            cut_after: Arc::new(AtomicU64::new(u64::MAX)),
-        };
-        let this = cable.clone();
-        thread::spawn(move || {
-            for from in listener.incoming().map_while(Result::ok) {
-                if this.cut.load(SeqCst) {
-                    continue;
-                }
-                let to = TcpStream::connect(target).unwrap();
-                let (a, b) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                this.ends.lock().unwrap().extend([a.try_clone().unwrap(), b.try_clone().unwrap()]);
-                this.pump(from, b);
-                this.pump(to, a);
-            }
-        });
-        cable
-    }
-
-    fn pump(&self, mut from: TcpStream, mut to: TcpStream) {
-        let this = self.clone();
-        thread::spawn(move || {
-            let mut buffer = [0; 16384];
-            while let Ok(n @ 1..) = from.read(&mut buffer) {
-                if this.passed.fetch_add(n as u64, SeqCst) + n as u64 > this.cut_after.load(SeqCst) {
-                    this.cut_after.store(u64::MAX, SeqCst);
-                    this.cut();
-                }
-                if this.cut.load(SeqCst) || to.write_all(&buffer[..n]).is_err() {
-                    break;
-                }
-            }
-            let _ = to.shutdown(std::net::Shutdown::Both);
-        });
-    }
-
-    fn cut(&self) {
-        self.cut.store(true, SeqCst);
-        for end in self.ends.lock().unwrap().drain(..) {
-            let _ = end.shutdown(std::net::Shutdown::Both);
-        }
-    }
-
-    fn mend(&self) {
-        self.cut.store(false, SeqCst);
-    }
-}
-
 struct Source {
     ram: Arc<Ram>,
     cpu: Cpu,
     journal: Journal,
+    /// After how long in doubt it says so; none means: as always.
+    doubt: Option<Duration>,
 }
 
 impl Source {
@@ -115,7 +49,7 @@ impl Source {
         for page in 0..300 {
             ram.guest_writes(1, page, if page % 3 == 0 { 0 } else { page + 5 });
         }
-        Self { cpu: Cpu::new(&ram, true), ram, journal: Journal::default() }
+        Self { cpu: Cpu::new(&ram, true), ram, journal: Journal::default(), doubt: None }
     }
 
     /// A guest that writes wherever it runs, `rate` pages a round of its loop.
@@ -164,6 +98,10 @@ impl Source {
         let heard = events.clone();
         let (driver, handle) =
             SourceDriver::new(parts, options, Arc::new(move |e| heard.lock().unwrap().push(e)));
+        let driver = match self.doubt {
+            Some(doubt) => driver.doubting_after(doubt),
+            None => driver,
+        };
         let (done, report) = channel();
         thread::spawn(move || drop(done.send(driver.run())));
         run(handle);
@@ -356,6 +294,29 @@ fn a_peer_that_sends_garbage_is_no_whimbrel() {
     let why = report.error.unwrap().why;
     assert!(why.contains("does not speak Whimbrel's protocol"), "{why}");
     assert!(source.cpu.running.load(SeqCst));
+}
+
+#[test]
+fn a_source_whose_frames_are_wrong_is_told_so() {
+    let frame = proto::Preamble::SIZE;
+    // The kind of the first frame, and the first page of the first run in its table.
+    let lies = [
+        (Lie { at: frame, byte: 255 }, "frame kind 255 is not known"),
+        (Lie { at: frame + proto::HEADER + 5, byte: 1 }, "RAM block 0"),
+    ];
+    for (lie, words) in lies {
+        let (source, inn) = (Source::new(), Inn::new(&PAGES));
+        let cable = Cable::to(listen(&inn));
+        cable.lie(lie);
+        let options = Options { streams: 1, ..options(Mode::PreCopy) };
+        let (report, _) = source.migrate(cable.address, options, |_| {});
+        let error = report.error.unwrap();
+        assert!(error.why.contains(words), "{error:?}");
+        assert_eq!((report.outcome, error.vm_runs_on.as_deref()), (Outcome::Failed, Some("source")));
+        assert!(source.cpu.running.load(SeqCst) && !inn.cpu.running.load(SeqCst));
+        wait_until("the target's end", || *inn.ended.lock().unwrap() == Some(false));
+        assert!(inn.cpu.destroyed.load(SeqCst), "nothing is left at the target");
+    }
 }
 
 #[test]

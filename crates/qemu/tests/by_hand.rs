@@ -1,81 +1,20 @@
-//! QEMUs that were started by hand: what is learned of them, and why some cannot be taken charge of.
+//! QEMUs that were started by hand: what is learned of them, and that they are taken over as they are.
 
 mod common;
 
-use common::*;
+use common::{hand::*, *};
 use engine::ports::Machine;
 use qemu::{OpenError, Vm, preflight, qmp::Qmp};
-use serde_json::json;
 use std::{
     fs::{self, File},
-    os::unix::fs::FileExt,
+    os::{
+        fd::OwnedFd,
+        unix::{fs::FileExt, net::UnixListener},
+    },
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
-
-/// A QEMU with a QMP socket, ended when dropped.
-struct ByHand {
-    child: Child,
-    qmp: PathBuf,
-    folder: tempfile::TempDir,
-}
-
-impl ByHand {
-    fn start(arguments: &[&str]) -> Self {
-        Self::start_with("qemu-system-x86_64".into(), arguments)
-    }
-
-    fn start_with(qemu: PathBuf, arguments: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let qmp = folder.path().join("qmp");
-        let child = Command::new(qemu)
-            .args(["-accel", "tcg", "-display", "none"])
-            .args(arguments)
-            .arg("-qmp")
-            .arg(format!("unix:{},server=on,wait=off", qmp.display()))
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        let end = Instant::now() + Duration::from_secs(60);
-        while !qmp.exists() {
-            assert!(Instant::now() < end, "QEMU does not start");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        // Greeted only once QEMU is ready.
-        drop(Qmp::connect_within(&qmp, Duration::from_secs(60)).unwrap());
-        Self { child, qmp, folder }
-    }
-
-    fn refusal(&self) -> Vec<String> {
-        match Vm::adopt("hand", &self.qmp) {
-            Err(OpenError::Refused { reasons, .. }) => reasons,
-            Err(other) => panic!("{other}"),
-            Ok(_) => panic!("it was adopted"),
-        }
-    }
-}
-
-impl Drop for ByHand {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-const SHARED: &[&str] = &[
-    "-nodefaults",
-    "-machine",
-    "q35,memory-backend=mem",
-    "-m",
-    "64M",
-    "-object",
-    "memory-backend-memfd,id=mem,size=64M,share=on",
-];
-
-fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
-    SHARED.iter().chain(more).copied().collect()
-}
 
 /// The letters on the VGA card's screen.
 fn screen(vm: &mut Vm) -> String {
@@ -85,10 +24,6 @@ fn screen(vm: &mut Vm) -> String {
     let letters: String =
         bytes.step_by(2).map(char::from).filter(|letter| letter.is_ascii_graphic()).collect();
     letters
-}
-
-fn has(reasons: &[String], what: &str) {
-    assert!(reasons.iter().any(|reason| reason.contains(what)), "no {what:?} in {reasons:#?}");
 }
 
 #[test]
@@ -255,105 +190,6 @@ fn two_equal_memory_blocks_are_told_apart() {
 }
 
 #[test]
-fn private_memory_is_refused_with_the_remedy() {
-    let hand = ByHand::start(&["-nodefaults", "-machine", "q35", "-m", "64M"]);
-    let reasons = hand.refusal();
-    assert_eq!(reasons.len(), 1, "{reasons:#?}");
-    has(
-        &reasons,
-        "-object memory-backend-memfd,id=ram0,size=67108864,share=on -machine …,memory-backend=ram0",
-    );
-}
-
-#[test]
-fn every_reason_is_told_at_once() {
-    let disks = tempfile::tempdir().unwrap();
-    File::create(disks.path().join("a.img")).unwrap().set_len(1 << 20).unwrap();
-    let drive = format!("file={},format=raw,if=none,id=d,cache=none", disks.path().join("a.img").display());
-    let hand = ByHand::start(&[
-        "-machine",
-        "q35",
-        "-m",
-        "64M",
-        "-drive",
-        &drive,
-        "-device",
-        "virtio-blk-pci,drive=d",
-        "-device",
-        "virtio-balloon-pci",
-        "-netdev",
-        "user,id=u",
-        "-device",
-        "virtio-net-pci,netdev=u",
-        "-device",
-        "pcie-root-port,id=rp0",
-        "-chardev",
-        "socket,id=c,path=/tmp/x,server=on,wait=off",
-        "-object",
-        "memory-backend-ram,id=m,size=1M,share=on",
-        "-device",
-        "ivshmem-plain,memdev=m",
-    ]);
-    let mut qmp = Qmp::connect(&hand.qmp).unwrap();
-    qmp.execute("device_add", json!({ "driver": "virtio-rng-pci", "bus": "rp0", "id": "late" })).unwrap();
-    drop(qmp);
-    let reasons = hand.refusal();
-    for what in [
-        "is private to QEMU",
-        "without -nodefaults",
-        "cache.direct=on",
-        "a balloon",
-        "network u is of kind user",
-        "ivshmem",
-        "device late (virtio-rng-pci) was plugged in",
-        "character device c (socket)",
-    ] {
-        has(&reasons, what);
-    }
-    let _ = fs::remove_file("/tmp/x");
-}
-
-#[test]
-fn a_busy_monitor_is_told_from_a_dead_one() {
-    let hand = ByHand::start(SHARED);
-    let holder = Qmp::connect(&hand.qmp).unwrap();
-    let error = Vm::adopt("hand", &hand.qmp).unwrap_err().to_string();
-    assert!(error.contains("serves one client at a time"), "{error}");
-    drop(holder);
-    Vm::adopt("hand", &hand.qmp).unwrap();
-}
-
-#[test]
-fn a_target_tells_every_reason_why_it_cannot() {
-    let folder = tempfile::tempdir().unwrap();
-    let kernel = folder.path().join("kernel");
-    fs::write(&kernel, "one").unwrap();
-    let disk = folder.path().join("disk");
-    fs::write(&disk, "disk").unwrap();
-    let source = host(folder.path(), "source", None);
-    let text = format!(
-        "name = \"picky\"\nmemory = \"64MiB\"\nkernel = {kernel:?}\n[[disk]]\npath = {disk:?}\nformat = \"raw\"\n\
-         [[net]]\nbridge = \"nobr0\"\n"
-    );
-    let mut recipe = recipe(&text, &source);
-    fs::write(&kernel, "two").unwrap();
-    // Renamed over, so that the path leads to another file.
-    fs::write(folder.path().join("other"), "disk").unwrap();
-    fs::rename(folder.path().join("other"), &disk).unwrap();
-    recipe.memory[0].bytes = 8 << 40;
-    recipe.qemu.major = 99;
-    recipe.accel = qemu::recipe::Accel::Kvm;
-    let reasons = preflight::check(&recipe, &source);
-    for what in ["older than the 99", "KVM", "no bridge nobr0", "disk", "its content differs", "8.0 TiB"] {
-        has(&reasons, what);
-    }
-    assert_eq!(reasons.len(), 6, "{reasons:#?}");
-    recipe.qemu.major = 7;
-    recipe.machine = "pc-q35-99.0".to_owned();
-    has(&preflight::check(&recipe, &source), "has no machine pc-q35-99.0");
-}
-
-#[test]
 fn qemus_own_words_are_heard_when_it_does_not_start() {
     let folder = tempfile::tempdir().unwrap();
     let host = host(folder.path(), "host", None);
@@ -414,4 +250,73 @@ fn a_network_card_has_a_tap_on_its_bridge_as_long_as_the_vm_is_there() {
     assert_eq!(ports(), 0);
     assert!(!Path::new(&format!("/proc/{pid}/exe")).exists());
     assert_eq!(qemu::launch::sweep("net", &host), 0);
+}
+
+#[test]
+fn memory_modules_that_it_was_started_with_follow_the_vm() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |id: &str| folder.path().join(id);
+    let object = |id: &str, size: &str| {
+        format!("memory-backend-file,id={id},size={size},share=on,mem-path={}", path(id).display())
+    };
+    let hand = ByHand::start(&[
+        "-nodefaults",
+        "-machine",
+        "q35,memory-backend=mem",
+        "-m",
+        "64M,slots=2,maxmem=512M",
+        "-object",
+        &object("mem", "64M"),
+        "-object",
+        &object("module", "32M"),
+        "-device",
+        "pc-dimm,memdev=module,id=dimm",
+    ]);
+    let mut vm = Vm::adopt("hand", &hand.qmp).unwrap().vm;
+    assert_eq!(vm.recipe().memory_bytes(), 96 << 20);
+    let mut host = host(hand.folder.path(), "target", None);
+    host.shared_memory = ["mem", "module"].map(|id| (id.to_owned(), path(id))).into();
+    let mut next = Vm::incoming(vm.recipe(), &host).unwrap();
+    let names = |vm: &Vm| vm.ram_blocks().iter().map(|block| block.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&vm), ["mem", "module"]);
+    assert_eq!(names(&next), names(&vm));
+    vm.stop().unwrap();
+    next.load(&vm.save().unwrap()).unwrap();
+    next.resume().unwrap();
+    assert_eq!(next.status().unwrap(), "running");
+    next.destroy().unwrap();
+}
+
+#[test]
+fn a_qemu_is_found_behind_a_socket_that_its_launcher_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("qmp");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut child = Command::new("qemu-system-x86_64")
+        .args(["-accel", "tcg", "-display", "none"])
+        .args(with(&[
+            "-chardev",
+            "socket,id=mon,fd=0,server=on,wait=off",
+            "-mon",
+            "chardev=mon,mode=control",
+        ]))
+        .stdin(OwnedFd::from(listener))
+        .spawn()
+        .unwrap();
+    // Greeted only once QEMU is ready.
+    let qmp = Qmp::connect_within(&path, Duration::from_secs(60)).unwrap();
+    let launcher = std::process::id() as i32;
+    assert_eq!(sys::process::peer_pid(qmp.socket()).unwrap(), launcher, "the kernel names who listened");
+    drop(qmp);
+    let mut vm = Vm::adopt("hand", &path).unwrap().vm;
+    assert_eq!(vm.process().pid(), child.id() as i32, "QEMU's own threads say who it is");
+    vm.stop().unwrap();
+    vm.resume().unwrap();
+    // Found again, as after a restart of the agent.
+    let handle = vm.handle();
+    drop(vm);
+    assert_eq!(Vm::reopen(&handle).unwrap().process().pid(), child.id() as i32);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(matches!(Vm::reopen(&handle), Err(OpenError::Gone { .. })));
 }

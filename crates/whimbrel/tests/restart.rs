@@ -4,7 +4,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Output, Stdio},
     thread,
     time::{Duration, Instant},
@@ -71,22 +71,14 @@ fn spawn(dir: &Path) -> Child {
     agent
 }
 
-/// A kernel and a QEMU to run it, if this host has them.
-fn kernel() -> Option<PathBuf> {
-    Command::new("qemu-system-x86_64").arg("--version").stdout(Stdio::null()).status().ok()?;
-    let mut kernels = fs::read_dir("/boot").ok()?.filter_map(|entry| Some(entry.ok()?.path()));
-    kernels.find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")))
-}
-
 #[test]
 fn a_vm_outlives_its_agent_and_is_found_again() {
-    let Some(kernel) = kernel() else {
-        return eprintln!("SKIPPED: needs qemu-system-x86_64 and a kernel in /boot");
-    };
+    if Command::new("qemu-system-x86_64").arg("--version").stdout(Stdio::null()).status().is_err() {
+        return eprintln!("SKIPPED: needs qemu-system-x86_64");
+    }
     let mut host = Host::new();
-    let file = format!(
-        "name = \"web1\"\nvcpus = 1\nmemory = \"128MiB\"\nmachine = \"microvm\"\nkernel = {kernel:?}\n"
-    );
+    // Its firmware finds nothing to boot, and waits.
+    let file = "name = \"web1\"\nvcpus = 1\nmemory = \"128MiB\"\n";
     fs::write(host.dir.path().join("web1.toml"), file).unwrap();
     let run = host.type_in("run web1.toml");
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));

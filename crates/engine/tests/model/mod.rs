@@ -1,5 +1,7 @@
 //! A VM made of plain memory, with a guest that writes: all ports of a migration, without a QEMU.
 
+pub(crate) mod cable;
+
 use engine::ports::*;
 use std::{
     collections::HashMap,
@@ -254,6 +256,8 @@ impl Machine for Cpu {
 #[derive(Clone, Default)]
 pub(crate) struct Journal {
     pub(crate) events: Arc<Mutex<Vec<String>>>,
+    /// Is cut as soon as the source has promised: the permit never arrives.
+    pub(crate) cut_at_promise: Option<cable::Cable>,
 }
 
 impl Journal {
@@ -268,7 +272,9 @@ impl SourceJournal for Journal {
         self.note("pausing")
     }
     fn promise(&mut self, _: Epoch) -> io::Result<()> {
-        self.note("promise")
+        self.note("promise")?;
+        self.cut_at_promise.iter().for_each(cable::Cable::cut);
+        Ok(())
     }
     fn back(&mut self) -> io::Result<()> {
         self.note("back")

@@ -367,32 +367,4 @@ fn size(text: &str) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn disks_are_handed_on_as_qemu_wants_them_written() {
-        let folder = std::env::temp_dir().join(format!("whimbrel-disks-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let image = folder.join("a,b.img");
-        std::fs::write(&image, [0; 512]).unwrap();
-        let drive = "file=a,,b.img,format=raw,if=none,id=d,readonly=off";
-        let node = "file,node-name=n,filename=a,,b.img";
-        let argv = ["qemu", "-nodefaults", "-drive", drive, "-blockdev", node].map(str::to_owned);
-        let Read { recipe, reasons, .. } = read(&argv, &folder);
-        std::fs::remove_dir_all(&folder).unwrap();
-        assert_eq!(reasons, Vec::<String>::new());
-        let path = options::escape(&image.to_string_lossy());
-        let values: Vec<_> = recipe.arguments.iter().filter_map(|a| a.value.as_deref()).collect();
-        assert_eq!(
-            values,
-            [
-                format!("file={path},format=raw,if=none,id=d,readonly=off"),
-                format!("file,node-name=n,filename={path}")
-            ]
-        );
-        for argument in &recipe.arguments {
-            assert_eq!(crate::recipe::check_argument(argument, &recipe.files), Ok(()));
-        }
-    }
-}
+mod tests;

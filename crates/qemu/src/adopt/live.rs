@@ -257,3 +257,6 @@ fn memory(qmp: &mut Qmp, process: &PidFd, read: &Read, reasons: &mut Vec<String>
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

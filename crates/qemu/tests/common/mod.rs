@@ -1,69 +1,36 @@
-//! Guests for the tests: a kernel of this machine with an init of our own making.
+//! Guests for the tests, and hosts for them.
 
 #![allow(dead_code)] // Each test binary uses its part.
+
+pub(crate) mod hand;
 
 use qemu::{Host, Recipe, VmFile};
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-/// QEMU 10, where `tests/qemu-10.sh` has put it.
+/// QEMU 10, where `./dev test` says that it is.
 pub(crate) fn qemu_10() -> Option<PathBuf> {
-    let path = std::env::var_os("WHIMBREL_QEMU_10").map(PathBuf::from).filter(|path| path.is_file());
+    found("WHIMBREL_QEMU_10", "a QEMU 10 (tests/qemu-10.sh unpacks one)")
+}
+
+/// The kernel and the initramfs of the test guest.
+pub(crate) fn guest() -> Option<(PathBuf, PathBuf)> {
+    let kernel = found("WHIMBREL_GUEST_KERNEL", "a guest kernel")?;
+    Some((kernel, found("WHIMBREL_GUEST_INITRD", "the guest's initramfs")?))
+}
+
+/// Without it a test is skipped, unless nothing may be.
+fn found(variable: &str, what: &str) -> Option<PathBuf> {
+    let path = std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_file());
     if path.is_none() {
-        assert!(
-            std::env::var_os("WHIMBREL_MUST_RUN").is_none(),
-            "there is no QEMU 10, and nothing may be skipped"
-        );
-        eprintln!("*** SKIPPED: WHIMBREL_QEMU_10 names no QEMU 10; tests/qemu-10.sh gets one");
+        let lacks = format!("{variable} must name {what} (./dev test sets it)");
+        assert!(std::env::var_os("WHIMBREL_MUST_RUN").is_none(), "{lacks}");
+        eprintln!("skipped: {lacks}");
     }
     path
-}
-
-fn given(variable: &str) -> PathBuf {
-    let path =
-        std::env::var_os(variable).unwrap_or_else(|| panic!("{variable} is not set; ./dev test sets it"));
-    PathBuf::from(path)
-}
-
-/// The kernel that guests boot.
-pub(crate) fn kernel() -> PathBuf {
-    given("WHIMBREL_GUEST_KERNEL")
-}
-
-/// An initramfs whose init counts aloud, and writes to the first disk if there is one: that of the other tests' guests, for
-/// its drivers, with another init laid over it.
-pub(crate) fn initramfs(folder: &Path) -> PathBuf {
-    let root = folder.join("root");
-    fs::create_dir_all(root.join("bin")).unwrap();
-    fs::copy("/bin/busybox", root.join("bin/busybox")).expect("needs the package busybox-static");
-    let init = String::from(
-        "#!/bin/busybox sh\n\
-        /bin/busybox --install -s /bin\n\
-        mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys\n\
-        for driver in $(cat /modules/order); do insmod /modules/$driver; done\n\
-        n=0\n\
-        while true; do\n\
-        n=$((n+1)); echo tick $n\n\
-        if [ -b /dev/vda ]; then echo $n | dd of=/dev/vda bs=512 conv=sync,fsync 2>/dev/null || echo DISK FAILED; fi\n\
-        usleep 100000\n\
-        done\n",
-    );
-    fs::write(root.join("init"), init).unwrap();
-    let image = folder.join("initramfs");
-    let drivers = given("WHIMBREL_GUEST_INITRD");
-    let script = format!(
-        "chmod 755 init bin/busybox; {{ cat {}; find . | cpio -o -H newc --quiet; }} > {}",
-        drivers.display(),
-        image.display()
-    );
-    let made =
-        Command::new("sh").args(["-c", &script]).current_dir(&root).stdin(Stdio::null()).status().unwrap();
-    assert!(made.success(), "needs cpio");
-    image
 }
 
 /// The kernel command line of a guest on this kind of machine.
@@ -77,14 +44,9 @@ pub(crate) fn command_line(machine: &str) -> String {
         Some(mhz) if machine == "microvm" => format!(" tsc_early_khz={:.0}", mhz * 1000.0),
         _ => String::new(),
     };
-    format!("console=ttyS0 quiet panic=-1{clock}")
-}
-
-/// The number that the guest wrote last to its disk.
-pub(crate) fn on_disk(disk: &Path) -> u64 {
-    let bytes = fs::read(disk).unwrap();
-    let text = String::from_utf8_lossy(&bytes[..16]).into_owned();
-    text.lines().next().and_then(|line| line.trim().parse().ok()).unwrap_or(0)
+    format!(
+        "console=ttyS0 quiet panic=-1{clock} whimbrel.beat=100ms whimbrel.disk=vda,set=4M,rate=100p,direct=on"
+    )
 }
 
 /// A host whose sockets are in `folder`.
@@ -98,27 +60,30 @@ pub(crate) fn recipe(text: &str, host: &Host) -> Recipe {
     file.recipe(host).unwrap()
 }
 
-/// The number of the guest's last tick.
-pub(crate) fn ticks(console: &Path) -> u64 {
+/// What the guest has counted by its last heartbeat: heartbeats, and pages written to its disk.
+pub(crate) fn counted(console: &Path) -> (u64, u64) {
     let text = fs::read(console).unwrap_or_default();
     let text = String::from_utf8_lossy(&text).into_owned();
-    assert!(!text.contains("DISK FAILED") && !text.contains("Kernel panic"), "{text}");
+    assert!(!text.contains("CORRUPT") && !text.contains("Kernel panic"), "{text}");
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    let tick = |line: &str| line.trim().strip_prefix("tick ")?.parse().ok();
-    whole.lines().rev().find_map(tick).unwrap_or(0)
+    let number = |line: &str, name: &str| {
+        line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
+    };
+    let beat = |line: &str| Some((number(line, "beat")?, number(line, "disk_pages")?));
+    whole.lines().rev().find_map(beat).unwrap_or((0, 0))
 }
 
-/// Waits until the guest has counted beyond `beyond`.
-pub(crate) fn wait_ticks(console: &Path, beyond: u64) -> u64 {
-    let end = Instant::now() + Duration::from_secs(90);
+/// Waits until the guest has counted further than `beyond`, both its heartbeats and its disk's pages.
+pub(crate) fn counts_beyond(console: &Path, beyond: (u64, u64)) {
+    let end = Instant::now() + Duration::from_secs(120);
     loop {
-        let now = ticks(console);
-        if now > beyond {
-            return now;
+        let now = counted(console);
+        if now.0 > beyond.0 && now.1 > beyond.1 {
+            return;
         }
         let text = fs::read(console).unwrap_or_default();
         let tail = String::from_utf8_lossy(&text[text.len().saturating_sub(1500)..]).into_owned();
-        assert!(Instant::now() < end, "the guest counts no further than {now}:\n{tail}");
+        assert!(Instant::now() < end, "the guest counts no further than {now:?}:\n{tail}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

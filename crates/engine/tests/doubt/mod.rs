@@ -1,0 +1,57 @@
+//! A source that has promised and lost its target for good: nobody can know who owns the VM, and no timeout decides it.
+
+use super::*;
+
+/// Lost in the moment between the promise and the permit.
+fn lost_for_good() -> (Source, Arc<Inn>, Cable) {
+    let (mut source, inn) = (Source::new(), Inn::new(&PAGES));
+    let cable = Cable::to(listen(&inn));
+    source.journal.cut_at_promise = Some(cable.clone());
+    (source, inn, cable)
+}
+
+#[test]
+fn i1_a_target_that_is_lost_for_good_leaves_the_vm_in_doubt_and_stopped() {
+    let (mut source, inn, cable) = lost_for_good();
+    source.doubt = Some(Duration::from_millis(1));
+    let (report, events) = source.migrate(cable.address, options(Mode::PreCopy), |_| {});
+    assert_eq!(report.outcome, Outcome::InDoubt);
+    let error = report.error.unwrap();
+    assert_eq!(error.vm_runs_on, None, "nobody knows");
+    assert!(error.why.contains("whimbrel resolve vm --here --i-have-fenced target"), "{}", error.why);
+    assert_eq!(*source.journal.events.lock().unwrap(), ["pausing", "promise"], "the promise stands");
+    assert!(!source.cpu.running.load(SeqCst) && !source.cpu.destroyed.load(SeqCst));
+    assert!(!inn.cpu.running.load(SeqCst), "the permit never came");
+    assert!(cable.refused.load(SeqCst) > 0, "it was asked");
+    assert!(matches!(events.last(), Some(Event::Done(report)) if report.outcome == Outcome::InDoubt));
+}
+
+#[test]
+fn a_person_who_has_fenced_the_target_is_heard_between_two_claims() {
+    let (source, inn, cable) = lost_for_good();
+    let refused = cable.refused.clone();
+    let (report, _) = source.migrate(cable.address, options(Mode::PreCopy), |handle| {
+        wait_until("the second claim", || refused.load(SeqCst) >= 2);
+        assert!(!source.cpu.running.load(SeqCst), "no answer is no permission");
+        handle.resolve_here();
+    });
+    assert_eq!(report.outcome, Outcome::Failed, "the migration failed, and is over");
+    assert_eq!(report.error.unwrap().vm_runs_on.as_deref(), Some("source"));
+    assert_eq!(*source.journal.events.lock().unwrap(), ["pausing", "promise", "back"]);
+    assert!(source.cpu.running.load(SeqCst) && !inn.cpu.running.load(SeqCst));
+    // What it writes from now on is nobody's business any more, and nothing of it is missing.
+    source.ram.guest_writes(0, 5999, 1);
+    assert_eq!(source.ram.guest_reads(0, 5999), 1);
+}
+
+#[test]
+fn a_target_that_comes_back_in_time_answers_instead_of_a_person() {
+    let (source, inn, cable) = lost_for_good();
+    let (report, _) = source.migrate(cable.address, options(Mode::PreCopy), |_| {
+        wait_until("the second claim", || cable.refused.load(SeqCst) >= 2);
+        cable.mend();
+    });
+    assert_eq!(report.outcome, Outcome::Failed, "{:?}", report.error);
+    assert_eq!(*source.journal.events.lock().unwrap(), ["pausing", "promise", "back"]);
+    assert!(source.cpu.running.load(SeqCst) && !inn.cpu.running.load(SeqCst));
+}

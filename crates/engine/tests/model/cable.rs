@@ -1,0 +1,106 @@
+//! What connects the two sides, and what can happen to it.
+
+use proto::{Kind, Preamble};
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    thread,
+};
+
+/// A cable that can be cut and mended.
+#[derive(Clone)]
+pub(crate) struct Cable {
+    pub(crate) address: SocketAddr,
+    ends: Arc<Mutex<Vec<TcpStream>>>,
+    pub(crate) cut: Arc<AtomicBool>,
+    pub(crate) passed: Arc<AtomicU64>,
+    pub(crate) cut_after: Arc<AtomicU64>,
+    /// Connections that came while it was cut.
+    pub(crate) refused: Arc<AtomicU64>,
+    lie: Arc<Mutex<Option<Lie>>>,
+}
+
+/// A byte that arrives at the target as another one, counted from the beginning of each data connection.
+#[derive(Clone, Copy)]
+pub(crate) struct Lie {
+    pub(crate) at: usize,
+    pub(crate) byte: u8,
+}
+
+impl Cable {
+    pub(crate) fn to(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let cable = Self {
+            address: listener.local_addr().unwrap(),
+            ends: Arc::default(),
+            cut: Arc::default(),
+            passed: Arc::default(),
+            cut_after: Arc::new(AtomicU64::new(u64::MAX)),
+            refused: Arc::default(),
+            lie: Arc::default(),
+        };
+        let this = cable.clone();
+        thread::spawn(move || {
+            for from in listener.incoming().map_while(Result::ok) {
+                if this.cut.load(SeqCst) {
+                    this.refused.fetch_add(1, SeqCst);
+                    continue;
+                }
+                let to = TcpStream::connect(target).unwrap();
+                let (a, b) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                this.ends.lock().unwrap().extend([a.try_clone().unwrap(), b.try_clone().unwrap()]);
+                let lie = *this.lie.lock().unwrap();
+                this.pump(from, b, lie);
+                this.pump(to, a, None);
+            }
+        });
+        cable
+    }
+
+    fn pump(&self, mut from: TcpStream, mut to: TcpStream, mut lie: Option<Lie>) {
+        let this = self.clone();
+        thread::spawn(move || {
+            let mut buffer = [0; 16384];
+            let mut before = 0;
+            while let Ok(n @ 1..) = from.read(&mut buffer) {
+                if before == 0 && lie.is_some() {
+                    // A preamble is written at once.
+                    let preamble = Preamble::parse(buffer.first_chunk().unwrap()).unwrap();
+                    lie = lie.filter(|_| matches!(preamble.kind, Kind::Data(_)));
+                }
+                if let Some(Lie { at, byte }) = lie.filter(|lie| (before..before + n).contains(&lie.at)) {
+                    buffer[at - before] = byte;
+                }
+                before += n;
+                if this.passed.fetch_add(n as u64, SeqCst) + n as u64 > this.cut_after.load(SeqCst) {
+                    this.cut_after.store(u64::MAX, SeqCst);
+                    this.cut();
+                }
+                if this.cut.load(SeqCst) || to.write_all(&buffer[..n]).is_err() {
+                    break;
+                }
+            }
+            let _ = to.shutdown(std::net::Shutdown::Both);
+        });
+    }
+
+    pub(crate) fn cut(&self) {
+        self.cut.store(true, SeqCst);
+        for end in self.ends.lock().unwrap().drain(..) {
+            let _ = end.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    pub(crate) fn mend(&self) {
+        self.cut.store(false, SeqCst);
+    }
+
+    /// Connections made from now on are lied on.
+    pub(crate) fn lie(&self, lie: Lie) {
+        *self.lie.lock().unwrap() = Some(lie);
+    }
+}

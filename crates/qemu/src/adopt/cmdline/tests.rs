@@ -1,0 +1,78 @@
+//! What is said of a command line.
+
+use super::*;
+
+#[test]
+fn disks_are_handed_on_as_qemu_wants_them_written() {
+    let folder = std::env::temp_dir().join(format!("whimbrel-disks-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let image = folder.join("a,b.img");
+    std::fs::write(&image, [0; 512]).unwrap();
+    let drive = "file=a,,b.img,format=raw,if=none,id=d,readonly=off";
+    let node = "file,node-name=n,filename=a,,b.img";
+    let argv = ["qemu", "-nodefaults", "-drive", drive, "-blockdev", node].map(str::to_owned);
+    let Read { recipe, reasons, .. } = read(&argv, &folder);
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert_eq!(reasons, Vec::<String>::new());
+    let path = options::escape(&image.to_string_lossy());
+    let values: Vec<_> = recipe.arguments.iter().filter_map(|a| a.value.as_deref()).collect();
+    assert_eq!(
+        values,
+        [
+            format!("file={path},format=raw,if=none,id=d,readonly=off"),
+            format!("file,node-name=n,filename={path}")
+        ]
+    );
+    for argument in &recipe.arguments {
+        assert_eq!(crate::recipe::check_argument(argument, &recipe.files), Ok(()));
+    }
+}
+
+/// What is refused of a QEMU started with these words.
+fn refused(words: &[&str]) -> Vec<String> {
+    let argv: Vec<String> =
+        ["qemu", "-nodefaults"].iter().chain(words).map(|word| (*word).to_owned()).collect();
+    read(&argv, Path::new("/")).reasons
+}
+
+#[test]
+fn each_refusal_says_why_and_what_would_mend_it() {
+    let table: &[(&[&str], &str, &str)] = &[
+        (
+            &["-netdev", "tap,id=n,ifname=t0,vhost=on"],
+            "the kernel writes the guest's memory",
+            "use vhost=off",
+        ),
+        (&["-netdev", "tap,id=n,ifname=t0,vhostforce=on"], "the kernel writes", "use vhost=off"),
+        (&["-netdev", "vhost-user,id=n,chardev=c"], "another process writes", "use -netdev tap on a bridge"),
+        (&["-netdev", "vhost-vdpa,id=n"], "another process writes", "use -netdev tap on a bridge"),
+        (&["-netdev", "user,id=n"], "end in this QEMU", "use -netdev tap on a bridge"),
+        (&["-netdev", "tap,id=n,fd=7"], "given as a descriptor", "name its TAP with ifname="),
+        (&["-netdev", "tap,id=n,vhostfds=7:8"], "given as a descriptor", "name its TAP with ifname="),
+        (&["-netdev", "tap,id=n"], "does not name its TAP", "use ifname="),
+        (&["-chardev", "socket,id=c,fd=7"], "given as a descriptor", "name a path"),
+        (&["-chardev", "socket,id=c,path=/run/c"], "ends on this host", "use one of kind null or ringbuf"),
+        (&["-add-fd", "fd=7,set=1"], "cannot be given this descriptor", "name a file instead"),
+        (&["-overcommit", "mem-lock=on"], "every page of the target present", "leave it out"),
+        (&["-realtime", "mlock=on"], "every page of the target present", "leave it out"),
+        (&["-mem-path", "/dev/shm"], "private memory", "memory-backend-file,share=on"),
+        (
+            &["-object", "memory-backend-memfd,id=m,size=64M,share=on,hugetlb=on"],
+            "huge pages (hugetlb=on)",
+            "leave it out",
+        ),
+        (&["-snapshot"], "a file of this host", "leave it out"),
+        (&["disk.img"], "without an option", "use -blockdev and -device"),
+        (&["-blockdev", "{\"driver\":\"file\"}"], "JSON is not understood", "write key=value"),
+        (&["-drive", "file=/nowhere.img,format=raw"], "disk /nowhere.img", "No such file"),
+        (&["-serial", "stdio", "-serial", "pty"], "more than one serial port", "only the first"),
+    ];
+    for (words, why, mend) in table {
+        let reasons = refused(words);
+        assert_eq!(reasons.len(), 1, "{words:?}: {reasons:#?}");
+        assert!(reasons[0].contains(why) && reasons[0].contains(mend), "{words:?}: {reasons:#?}");
+    }
+    assert_eq!(refused(&["-netdev", "tap,id=n,ifname=t0,vhost=off"]), Vec::<String>::new());
+    let reasons = read(&["qemu".to_owned()], Path::new("/")).reasons;
+    assert!(reasons[0].contains("without -nodefaults"), "{reasons:#?}");
+}

@@ -1,0 +1,165 @@
+//! What is said of a running QEMU whose devices cannot be had everywhere: a monitor after a script answers for it.
+
+use super::*;
+use crate::adopt::cmdline;
+use std::{
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixListener,
+    path::Path,
+    thread,
+};
+
+const RAMBLOCK: &str =
+    "  /objects/mem    4 KiB  0x0000000000000000 0x0000000004000000 0x0000000004000000\r\n";
+
+/// What a healthy QEMU with nothing in it says; `odd` answers first.
+fn answer(command: &str, arguments: &Value, odd: &dyn Fn(&str, &Value) -> Option<Value>) -> Value {
+    odd(command, arguments).unwrap_or_else(|| match command {
+        "query-status" => json!({ "status": "running" }),
+        "query-commands" => json!([{ "name": "xen-save-devices-state" }]),
+        "query-cpus-fast" => json!([{ "cpu-index": 0 }]),
+        "qom-list" | "query-named-block-nodes" => json!([]),
+        "query-memdev" => json!([{ "id": "mem", "size": 64 << 20, "share": true }]),
+        "human-monitor-command" if arguments["command-line"] == "info ramblock" => json!(RAMBLOCK),
+        "human-monitor-command" => json!(""),
+        _ => json!({}),
+    })
+}
+
+/// What is found in a QEMU with this command line whose monitor says this.
+fn found(words: &[&str], odd: impl Fn(&str, &Value) -> Option<Value> + Send + 'static) -> Vec<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("qmp");
+    let listener = UnixListener::bind(&path).unwrap();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let version = json!({ "qemu": { "major": 7, "minor": 2, "micro": 0 }, "package": "" });
+        writeln!(stream, "{}", json!({ "QMP": { "version": version, "capabilities": [] } })).unwrap();
+        for line in BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok) {
+            let asked: Value = serde_json::from_str(&line).unwrap();
+            let said = answer(asked["execute"].as_str().unwrap(), &asked["arguments"], &odd);
+            writeln!(stream, "{}", json!({ "return": said, "id": asked["id"] })).unwrap();
+        }
+    });
+    let mut qmp = Qmp::connect(&path).unwrap();
+    let object = "memory-backend-memfd,id=mem,size=64M,share=on";
+    let start = ["qemu", "-nodefaults", "-object", object];
+    let argv: Vec<String> = start.iter().chain(words).map(|word| (*word).to_owned()).collect();
+    let mut read = cmdline::read(&argv, Path::new("/"));
+    let process = PidFd::open(std::process::id() as i32).unwrap();
+    differences(&mut qmp, &process, &mut read).unwrap()
+}
+
+/// A device of this kind where QEMU keeps those that have an id.
+fn device(kind: &'static str) -> impl Fn(&str, &Value) -> Option<Value> + Send {
+    move |command, arguments| {
+        (command == "qom-list" && arguments["path"] == "/machine/peripheral")
+            .then(|| json!([{ "name": "it", "type": format!("child<{kind}>") }, { "name": "type", "type": "string" }]))
+    }
+}
+
+#[test]
+fn a_healthy_qemu_has_nothing_against_it() {
+    assert_eq!(found(&[], |_, _| None), Vec::<String>::new());
+    assert_eq!(found(&["-device", "virtio-rng-pci,id=it"], device("virtio-rng-pci")), Vec::<String>::new());
+}
+
+#[test]
+fn devices_that_cannot_follow_the_vm_are_refused_with_why_and_what_would_mend_it() {
+    let table = [
+        ("vfio-pci", "a device of this host", "use a virtio device"),
+        ("vhost-vsock-pci", "writes the guest's memory unseen", "without vhost"),
+        ("vhost-user-blk-pci", "writes the guest's memory unseen", "without vhost"),
+        ("vhost-scsi-pci", "writes the guest's memory unseen", "without vhost"),
+        ("ivshmem-plain", "shared with other VMs", "leave it out"),
+        ("ivshmem-doorbell", "shared with other VMs", "leave it out"),
+        ("usb-host", "a USB device of this host", "unplug it (device_del)"),
+        ("usb-redir", "a client of this host", "unplug it (device_del)"),
+        ("virtio-balloon-pci", "discards memory while it is tracked", "leave it out"),
+        ("virtio-mem-pci", "discards memory while it is tracked", "all memory from the beginning"),
+        ("virtio-pmem-pci", "a file of this host", "use a disk"),
+        ("nvdimm", "a file of this host", "use a disk"),
+        ("virtio-9p-pci", "files are this host's", "use a network file system"),
+        ("virtio-gpu-pci", "not supported yet", "use -vga std"),
+        ("tpm-crb", "in another process", "leave it out"),
+    ];
+    for (kind, why, mend) in table {
+        // Named on the command line: it is refused for what it is.
+        let reasons = found(&["-device", &format!("{kind},id=it")], device(kind));
+        assert_eq!(reasons.len(), 1, "{kind}: {reasons:#?}");
+        let said = &reasons[0];
+        assert!(said.contains(kind) && said.contains(why) && said.contains(mend), "{kind}: {said}");
+    }
+}
+
+#[test]
+fn what_changed_after_the_start_is_refused() {
+    let plugged = found(&[], device("virtio-rng-pci"));
+    assert!(plugged[0].contains("device it (virtio-rng-pci) was plugged in after the start"), "{plugged:#?}");
+    assert!(plugged[0].contains("unplug it (device_del) or start the VM with it"), "{plugged:#?}");
+
+    let unplugged = found(&["-device", "virtio-rng-pci,id=gone"], |_, _| None);
+    assert_eq!(unplugged, ["device gone of the command line was unplugged; restart the VM without it"]);
+
+    let memory = found(&[], |command, _| {
+        let backend = |id: &str| json!({ "id": id, "size": 64 << 20, "share": true });
+        (command == "query-memdev").then(|| json!([backend("mem"), backend("late")]))
+    });
+    assert_eq!(memory, ["memory late was plugged in after the start; start the VM with it"]);
+
+    let vcpus = found(&[], |command, _| {
+        (command == "query-cpus-fast").then(|| json!([{ "cpu-index": 0 }, { "cpu-index": 1 }]))
+    });
+    assert_eq!(vcpus, ["it has 2 vCPUs but was started with 1; unplug the others"]);
+
+    let network = found(&[], |command, arguments| {
+        let asked = command == "human-monitor-command" && arguments["command-line"] == "info network";
+        asked.then(|| json!("late: index=0,type=tap,ifname=tap9\r\n"))
+    });
+    assert_eq!(network, ["network late was added after the start; start the VM with it"]);
+}
+
+#[test]
+fn disks_that_are_read_unseen_or_elsewhere_are_refused() {
+    let node = |drv: &str, file: &str, direct: bool| {
+        let node = json!({ "node-name": "n", "drv": drv, "file": file, "cache": { "direct": direct } });
+        move |command: &str, _: &Value| (command == "query-named-block-nodes").then(|| json!([node]))
+    };
+    for (odd, why, mend) in [
+        (node("raw", "/d.img", true), "behind the tracker's back", "use cache.direct=off"),
+        (node("file", "/dev/fdset/3", false), "is not on the command line", "restart the VM with it"),
+        (node("nbd", "nbd://host/d", false), "no image locks between hosts", "shared file system"),
+        (node("host_device", "/dev/sdb", false), "no image locks between hosts", "shared file system"),
+    ] {
+        let reasons = found(&[], odd);
+        assert_eq!(reasons.len(), 1, "{reasons:#?}");
+        assert!(reasons[0].contains(why) && reasons[0].contains(mend), "{reasons:#?}");
+    }
+}
+
+#[test]
+fn a_qemu_that_cannot_be_migrated_just_now_says_why() {
+    let reasons = found(&[], |command, _| match command {
+        "query-status" => Some(json!({ "status": "io-error" })),
+        "query-migrate" => Some(json!({ "blocked-reasons": ["the device says no"] })),
+        "query-commands" => Some(json!([])),
+        _ => None,
+    });
+    let told = [
+        "it is in state io-error, neither running nor paused",
+        "QEMU itself refuses to migrate it: the device says no",
+        "this QEMU has no xen-save-devices-state; use a QEMU that was built with it",
+    ];
+    assert_eq!(reasons, told);
+}
+
+#[test]
+fn huge_pages_are_refused() {
+    let huge = RAMBLOCK.replace("4 KiB", "2 MiB");
+    let reasons = found(&[], move |command, arguments| {
+        let asked = command == "human-monitor-command" && arguments["command-line"] == "info ramblock";
+        asked.then(|| json!(huge))
+    });
+    assert_eq!(reasons.len(), 1, "{reasons:#?}");
+    assert!(reasons[0].contains("leave out hugetlb=on"), "{reasons:#?}");
+}

@@ -1,0 +1,75 @@
+//! QEMUs that are started by hand.
+
+use qemu::{OpenError, Vm, qmp::Qmp};
+use std::{
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// A QEMU with a QMP socket, ended when dropped.
+pub(crate) struct ByHand {
+    pub(crate) child: Child,
+    pub(crate) qmp: PathBuf,
+    pub(crate) folder: tempfile::TempDir,
+}
+
+impl ByHand {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
+        Self::start_with("qemu-system-x86_64".into(), arguments)
+    }
+
+    pub(crate) fn start_with(qemu: PathBuf, arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let qmp = folder.path().join("qmp");
+        let mut child = Command::new(qemu)
+            .args(["-accel", "tcg", "-display", "none"])
+            .args(arguments)
+            .arg("-qmp")
+            .arg(format!("unix:{},server=on,wait=off", qmp.display()))
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let end = Instant::now() + Duration::from_secs(60);
+        while !qmp.exists() {
+            assert!(child.try_wait().unwrap().is_none() && Instant::now() < end, "QEMU does not start");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // Greeted only once QEMU is ready.
+        drop(Qmp::connect_within(&qmp, Duration::from_secs(60)).unwrap());
+        Self { child, qmp, folder }
+    }
+
+    pub(crate) fn refusal(&self) -> Vec<String> {
+        match Vm::adopt("hand", &self.qmp) {
+            Err(OpenError::Refused { reasons, .. }) => reasons,
+            Err(other) => panic!("{other}"),
+            Ok(_) => panic!("it was adopted"),
+        }
+    }
+}
+
+impl Drop for ByHand {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub(crate) const SHARED: &[&str] = &[
+    "-nodefaults",
+    "-machine",
+    "q35,memory-backend=mem",
+    "-m",
+    "64M",
+    "-object",
+    "memory-backend-memfd,id=mem,size=64M,share=on",
+];
+
+pub(crate) fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    SHARED.iter().chain(more).copied().collect()
+}
+
+pub(crate) fn has(reasons: &[String], what: &str) {
+    assert!(reasons.iter().any(|reason| reason.contains(what)), "no {what:?} in {reasons:#?}");
+}

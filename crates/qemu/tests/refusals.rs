@@ -1,0 +1,143 @@
+//! Why some QEMUs cannot be taken charge of, and some hosts cannot take a VM over.
+
+mod common;
+
+use common::{hand::*, *};
+use qemu::{Vm, preflight, qmp::Qmp};
+use serde_json::json;
+use std::fs::{self, File};
+
+#[test]
+fn private_memory_is_refused_with_the_remedy() {
+    let hand = ByHand::start(&["-nodefaults", "-machine", "q35", "-m", "64M"]);
+    let reasons = hand.refusal();
+    assert_eq!(reasons.len(), 1, "{reasons:#?}");
+    has(
+        &reasons,
+        "-object memory-backend-memfd,id=ram0,size=67108864,share=on -machine …,memory-backend=ram0",
+    );
+}
+
+#[test]
+fn every_reason_is_told_at_once() {
+    let disks = tempfile::tempdir().unwrap();
+    File::create(disks.path().join("a.img")).unwrap().set_len(1 << 20).unwrap();
+    let drive = format!("file={},format=raw,if=none,id=d,cache=none", disks.path().join("a.img").display());
+    let hand = ByHand::start(&[
+        "-machine",
+        "q35",
+        "-m",
+        "64M",
+        "-drive",
+        &drive,
+        "-device",
+        "virtio-blk-pci,drive=d",
+        "-device",
+        "virtio-balloon-pci",
+        "-netdev",
+        "user,id=u",
+        "-device",
+        "virtio-net-pci,netdev=u",
+        "-device",
+        "pcie-root-port,id=rp0",
+        "-chardev",
+        "socket,id=c,path=/tmp/x,server=on,wait=off",
+        "-object",
+        "memory-backend-ram,id=m,size=1M,share=on",
+        "-device",
+        "ivshmem-plain,memdev=m",
+    ]);
+    let mut qmp = Qmp::connect(&hand.qmp).unwrap();
+    qmp.execute("device_add", json!({ "driver": "virtio-rng-pci", "bus": "rp0", "id": "late" })).unwrap();
+    drop(qmp);
+    let reasons = hand.refusal();
+    for what in [
+        "is private to QEMU",
+        "without -nodefaults",
+        "cache.direct=on",
+        "a balloon",
+        "network u is of kind user",
+        "ivshmem",
+        "device late (virtio-rng-pci) was plugged in",
+        "character device c (socket)",
+    ] {
+        has(&reasons, what);
+    }
+    let _ = fs::remove_file("/tmp/x");
+}
+
+#[test]
+fn a_busy_monitor_is_told_from_a_dead_one() {
+    let hand = ByHand::start(SHARED);
+    let holder = Qmp::connect(&hand.qmp).unwrap();
+    let error = Vm::adopt("hand", &hand.qmp).unwrap_err().to_string();
+    assert!(error.contains("serves one client at a time"), "{error}");
+    drop(holder);
+    Vm::adopt("hand", &hand.qmp).unwrap();
+}
+
+#[test]
+fn a_target_tells_every_reason_why_it_cannot() {
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = folder.path().join("kernel");
+    fs::write(&kernel, "one").unwrap();
+    let disk = folder.path().join("disk");
+    fs::write(&disk, "disk").unwrap();
+    let source = host(folder.path(), "source", None);
+    let text = format!(
+        "name = \"picky\"\nmemory = \"64MiB\"\nkernel = {kernel:?}\n[[disk]]\npath = {disk:?}\nformat = \"raw\"\n\
+         [[net]]\nbridge = \"nobr0\"\n"
+    );
+    let mut recipe = recipe(&text, &source);
+    fs::write(&kernel, "two").unwrap();
+    // Renamed over, so that the path leads to another file.
+    fs::write(folder.path().join("other"), "disk").unwrap();
+    fs::rename(folder.path().join("other"), &disk).unwrap();
+    recipe.memory[0].bytes = 8 << 40;
+    recipe.qemu.major = 99;
+    recipe.accel = qemu::recipe::Accel::Kvm;
+    let reasons = preflight::check(&recipe, &source);
+    for what in ["older than the 99", "KVM", "no bridge nobr0", "disk", "its content differs", "8.0 TiB"] {
+        has(&reasons, what);
+    }
+    assert_eq!(reasons.len(), 6, "{reasons:#?}");
+    recipe.qemu.major = 7;
+    recipe.machine = "pc-q35-99.0".to_owned();
+    has(&preflight::check(&recipe, &source), "has no machine pc-q35-99.0");
+}
+
+#[test]
+fn what_a_real_qemu_can_be_given_is_refused_for_what_it_is() {
+    let hand = ByHand::start(&[
+        "-nodefaults",
+        "-machine",
+        "q35,memory-backend=mem",
+        "-m",
+        "64M,slots=2,maxmem=512M",
+        "-object",
+        "memory-backend-memfd,id=mem,size=64M,share=on",
+        "-object",
+        "memory-backend-memfd,id=more,size=64M,share=on",
+        "-device",
+        "virtio-mem-pci,memdev=more,id=vmem",
+        "-device",
+        "qemu-xhci",
+        "-device",
+        "usb-host,vendorid=0xfff0,productid=0xfff0,id=stick",
+    ]);
+    let mut qmp = Qmp::connect(&hand.qmp).unwrap();
+    let backend =
+        json!({ "qom-type": "memory-backend-memfd", "id": "late", "size": 64 << 20, "share": true });
+    qmp.execute("object-add", backend).unwrap();
+    qmp.execute("device_add", json!({ "driver": "pc-dimm", "memdev": "late", "id": "dimm" })).unwrap();
+    drop(qmp);
+    let reasons = hand.refusal();
+    for what in [
+        "device vmem (virtio-mem-pci): it discards memory while it is tracked",
+        "device stick (usb-host): it is a USB device of this host",
+        "memory late was plugged in after the start",
+        "device dimm (pc-dimm) was plugged in after the start",
+    ] {
+        has(&reasons, what);
+    }
+}
