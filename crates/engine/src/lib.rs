@@ -3,6 +3,8 @@
 //! The way of a page: a [`ports::Tracker`] captures it, `ship` refines it and writes it to a stream, `land` puts it
 //! into the target's memory; after a post-copy switchover `faults` fetches it ahead of all others.
 
+/// Ports that a thread uses while the driver goes on.
+mod beside;
 /// Connections: handshake, counting, control messages.
 mod conn;
 /// What a migration asks of the world.
@@ -29,5 +31,6 @@ mod target;
 mod verify;
 
 pub use accept::{Acceptor, RemoteRecord};
+pub use beside::Beside;
 pub use conn::{Conn, Dial, TcpDial, Traffic};
 pub use source::{Handle, Options, SourceDriver, SourceParts};

@@ -100,8 +100,8 @@ pub struct MachineError {
 
 /// The QEMU process: vCPUs and device state.
 pub trait Machine: Send {
-    /// Does ahead of `stop`, while the guest runs, whatever would otherwise take time while it does not. May be left out, and
-    /// changes nothing that the guest could notice.
+    /// Does ahead of `stop` or `load`, while the guest still runs, whatever would otherwise take time while it does not. May
+    /// be left out, and changes nothing that the guest could notice.
     fn get_ready(&mut self) -> Result<(), MachineError> {
         Ok(())
     }
@@ -109,8 +109,8 @@ pub trait Machine: Send {
     /// Stops the guest. Returns once its disks are drained. The guest was running or paused.
     fn stop(&mut self) -> Result<(), MachineError>;
 
-    /// Lets the guest run. Returns once QEMU says that it does; asking again is harmless.
-    fn resume(&mut self) -> Result<(), MachineError>;
+    /// Lets the guest run. Returns once QEMU says that it does, with how long ago that was; asking again is harmless.
+    fn resume(&mut self) -> Result<Duration, MachineError>;
 
     /// The device state of the stopped guest. Inactivates its disks; `resume` activates them again.
     fn save(&mut self) -> Result<DeviceState, MachineError>;

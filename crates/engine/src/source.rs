@@ -1,8 +1,11 @@
 //! The source's driver: does what `proto::Source` says, and tells it what came of it.
 
 use crate::{
+    beside::Beside,
     conn::{Conn, Dial, Heard, PING, SILENCE, Speaker, listen, now_ns},
-    ports::{Claim, Claimed, GuestMemory, Machine, Ownership, SourceJournal, Tracker},
+    ports::{
+        Claim, Claimed, DeviceState, GuestMemory, Machine, MachineError, Ownership, SourceJournal, Tracker,
+    },
     queue::{Owing, Round},
     report::{Event, Mode, Phase, Report},
     ship::{Job, Pacer, Said, Streams, serve_faults},
@@ -83,7 +86,7 @@ pub struct SourceParts {
     /// What the guest writes. `None` for a guest that is stopped already, after a restart of the agent.
     pub tracker: Option<Box<dyn Tracker>>,
     /// The QEMU process.
-    pub machine: Box<dyn Machine>,
+    pub machine: Beside<dyn Machine>,
     /// What this side promises.
     pub journal: Box<dyn SourceJournal>,
     /// Who owns the VM.
@@ -111,6 +114,8 @@ impl Handle {
 #[derive(Debug)]
 enum Signal {
     Event(SourceEvent),
+    /// The device state, or why there is none.
+    Saved(Result<DeviceState, MachineError>),
     /// From the streams of this connection's generation: those of an older one no longer matter.
     Said(u32, Said),
     /// The control connection of this generation ended.
@@ -131,7 +136,7 @@ pub struct SourceDriver {
     owed: MemorySet,
     blank: bool,
     round_parts: u32,
-    state: Option<crate::ports::DeviceState>,
+    state: Option<DeviceState>,
     speaker: Option<Speaker>,
     streams: Option<Streams>,
     answering: Option<Conn>,
@@ -252,6 +257,7 @@ impl SourceDriver {
             };
             let event = match signal {
                 Ok(Signal::Event(event)) => self.look_at(event, machine.cancellable()),
+                Ok(Signal::Saved(saved)) => Some(self.saved(saved)),
                 Ok(Signal::Said(generation, said)) if generation == self.generation => self.hear(said),
                 Ok(Signal::Silent(generation, e)) if generation == self.generation => {
                     self.hang_up();
@@ -342,11 +348,11 @@ impl SourceDriver {
                 Ok(Some(SourceEvent::Decided(step)))
             }
             SourceAct::StopGuest => {
-                self.parts.machine.get_ready().map_err(|e| (e.what, e.why))?;
+                self.parts.machine.lock().get_ready().map_err(|e| (e.what, e.why))?;
                 self.parts.journal.pausing().map_err(why("journal the pause"))?;
                 self.story.stopping(now_ns());
                 self.stopped = true;
-                self.parts.machine.stop().map_err(|e| (e.what, e.why))?;
+                self.parts.machine.lock().stop().map_err(|e| (e.what, e.why))?;
                 Ok(Some(SourceEvent::Stopped))
             }
             SourceAct::SendOwed => {
@@ -358,9 +364,12 @@ impl SourceDriver {
                 Ok(None)
             }
             SourceAct::Save => {
-                self.state = Some(self.parts.machine.save().map_err(|e| (e.what, e.why))?);
-                self.collect()?;
-                Ok(Some(SourceEvent::Saved { more: !self.dirty.is_empty() }))
+                let tell = self.tell.clone();
+                let save = self.parts.machine.spawn("save", move |machine| {
+                    let _ = tell.send(Signal::Saved(machine.save()));
+                });
+                save.map_err(why("start a thread"))?;
+                Ok(None)
             }
             SourceAct::SendState(after_round) => self.send_state(after_round).map(|()| None),
             SourceAct::Promise => {
@@ -393,7 +402,7 @@ impl SourceDriver {
             SourceAct::Forget => {
                 self.hang_up();
                 self.insist("journal that everything is there", |d| d.parts.journal.settled());
-                if let Err(e) = self.parts.machine.destroy() {
+                if let Err(e) = self.parts.machine.lock().destroy() {
                     self.story.note(format!("the empty QEMU on the source would not end: {e}"));
                 }
                 Ok(None)
@@ -419,6 +428,18 @@ impl SourceDriver {
     fn collect(&mut self) -> Result<(), (String, String)> {
         let Some(tracker) = &mut self.parts.tracker else { return Ok(()) };
         tracker.collect(&mut self.dirty).map_err(why("collect the pages that the guest wrote"))
+    }
+
+    /// The device state is there; what was written to guest memory meanwhile must go along.
+    fn saved(&mut self, saved: Result<DeviceState, MachineError>) -> SourceEvent {
+        let saved = saved.map_err(|e| (e.what, e.why)).and_then(|state| {
+            self.state = Some(state);
+            self.collect()
+        });
+        match saved {
+            Ok(()) => SourceEvent::Saved { more: !self.dirty.is_empty() },
+            Err((what, why)) => SourceEvent::Broke { what, why },
+        }
     }
 
     fn send_state(&mut self, after_round: u32) -> Result<(), (String, String)> {
@@ -448,13 +469,16 @@ impl SourceDriver {
         if !self.stopped {
             return;
         }
-        match self.parts.machine.resume() {
-            Ok(()) => {
+        // While it is being saved, this waits for that.
+        let resumed = self.parts.machine.lock().resume();
+        match resumed {
+            Ok(_) => {
                 self.stopped = false;
                 // Not before: taking the protections back takes 60 ms a GiB.
                 self.parts.tracker = None;
                 self.insist("journal that the guest is back", |d| d.parts.journal.back());
-                if let Err(e) = self.parts.machine.announce() {
+                let announced = self.parts.machine.lock().announce();
+                if let Err(e) = announced {
                     self.story
                         .note(format!("the guest is back, but could not be announced to the network: {e}"));
                 }

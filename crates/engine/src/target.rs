@@ -1,6 +1,7 @@
 //! The target's driver: does what `proto::Target` says, and tells it what came of it.
 
 use crate::{
+    beside::Beside,
     conn::{Conn, Heard, Speaker, listen, now_ns},
     faults::Faults,
     land::{Landing, Stage, receive},
@@ -57,11 +58,30 @@ enum Signal {
 /// The empty QEMU and what lands in it.
 struct Taken {
     request: Request,
-    machine: Box<dyn Machine>,
-    journal: Box<dyn TargetJournal>,
+    machine: Beside<dyn Machine>,
+    journal: Beside<dyn TargetJournal>,
+    /// How the owed pages that were taken last are being recorded.
+    recorded: Option<Receiver<io::Result<()>>>,
     landing: Arc<Landing>,
     faults: Option<Faults>,
     streams: u32,
+}
+
+impl Taken {
+    /// Begins to record what is owed: it takes as long as a disk does, and must be over by the time of the claim.
+    fn record_owed(&mut self, owed: MemorySet) -> io::Result<()> {
+        self.owed_is_recorded()?;
+        let (tell, told) = channel();
+        self.journal.spawn("record", move |journal| drop(tell.send(journal.owed(&owed))))?;
+        self.recorded = Some(told);
+        Ok(())
+    }
+
+    /// Waits until what is owed is recorded durably.
+    fn owed_is_recorded(&mut self) -> io::Result<()> {
+        let Some(told) = self.recorded.take() else { return Ok(()) };
+        told.recv().unwrap_or_else(|_| Err(io::Error::other("the recording thread ended without a word")))
+    }
 }
 
 /// One migration, at its target.
@@ -148,7 +168,9 @@ impl TargetDriver {
         let faults = Some(Faults::start(landing.clone())?);
         self.source = request.from.clone();
         self.arrived = true;
-        self.taken = Some(Taken { request, machine, journal, landing, faults, streams: MAX_STREAMS });
+        let (machine, journal) = (Beside::new(machine), Beside::new(journal));
+        let streams = MAX_STREAMS;
+        self.taken = Some(Taken { request, machine, journal, recorded: None, landing, faults, streams });
         let _ = self.tell.send(Signal::Event(TargetEvent::AllPlaced));
         let machine = Target::after_claim(self.hello());
         self.drive(machine)
@@ -323,8 +345,11 @@ impl TargetDriver {
                     .map_err(|e| ("read the owed pages".to_owned(), e.to_string()))?;
                 taken.landing.owe(&pages).map_err(why("make holes for the owed pages"))?;
                 let owed = taken.landing.owed().clone();
-                taken.journal.owed(&owed).map_err(why("record the owed pages"))?;
-                if owed.is_empty() {
+                let nothing = owed.is_empty();
+                taken.record_owed(owed).map_err(why("record the owed pages"))?;
+                // The guest is stopped upon our answer: whoever gets ready for the load must be done.
+                drop(taken.machine.lock());
+                if nothing {
                     let _ = self.tell.send(Signal::Event(TargetEvent::AllPlaced));
                 }
                 Ok(Some(TargetEvent::OwedTaken))
@@ -344,16 +369,18 @@ impl TargetDriver {
                 if taken.landing.owed().is_empty() {
                     taken.landing.enter(Stage::Closed);
                 }
-                taken.machine.load(&state).map_err(|e| (e.what, e.why))?;
+                taken.machine.lock().load(&state).map_err(|e| (e.what, e.why))?;
+                // Before anybody can claim.
+                taken.owed_is_recorded().map_err(why("record the owed pages"))?;
                 Ok(Some(TargetEvent::Loaded))
             }
             TargetAct::Claim => Ok(Some(self.claim()?)),
             TargetAct::Resume => {
                 self.arrived = true;
-                let machine = &mut self.taken()?.machine;
+                let mut machine = self.taken()?.machine.lock();
                 match machine.resume() {
-                    Ok(()) => {
-                        let at_ns = now_ns();
+                    Ok(ago) => {
+                        let at_ns = now_ns().saturating_sub(ago.as_nanos() as u64);
                         if let Err(e) = machine.announce() {
                             tracing::warn!(%e, "the guest runs, but could not be announced to the network");
                         }
@@ -406,12 +433,22 @@ impl TargetDriver {
         let landing = Landing::new(waiting.memory, waiting.missing, prepare.verify, all_placed);
         let mut taken = Taken {
             request,
-            machine: waiting.machine,
-            journal: waiting.journal,
+            machine: Beside::new(waiting.machine),
+            journal: Beside::new(waiting.journal),
+            recorded: None,
             landing: Arc::new(landing),
             faults: None,
             streams: prepare.streams,
         };
+        // Beside the first pages, which are soon on their way.
+        let ready = taken.machine.spawn("get-ready", |machine| {
+            if let Err(e) = machine.get_ready() {
+                tracing::debug!(%e, "loading will take a little longer");
+            }
+        });
+        if let Err(e) = ready {
+            tracing::debug!(%e, "loading will take a little longer");
+        }
         // Loading a device state reads guest RAM: whoever faults then must be answered.
         let faults =
             taken.landing.missing.is_some().then(|| Faults::start(taken.landing.clone())).transpose();
@@ -475,7 +512,7 @@ impl TargetDriver {
         if let Some(faults) = taken.faults.take() {
             faults.end();
         }
-        while let Err(e) = taken.journal.settled() {
+        while let Err(e) = taken.journal.lock().settled() {
             tracing::error!(%e, "cannot record that everything is here; trying again");
             thread::sleep(AGAIN);
         }
@@ -490,10 +527,12 @@ impl TargetDriver {
         if let Some(faults) = taken.faults.take() {
             faults.end();
         }
-        if let Err(e) = taken.machine.destroy() {
+        let destroyed = taken.machine.lock().destroy();
+        if let Err(e) = destroyed {
             tracing::error!(%e, "the half-made VM would not end");
         }
-        if let Err(e) = taken.journal.abandoned(source_may_ask) {
+        let abandoned = taken.journal.lock().abandoned(source_may_ask);
+        if let Err(e) = abandoned {
             tracing::error!(%e, "cannot forget an abandoned migration");
         }
         self.host.ended(&taken.request, false);

@@ -4,7 +4,7 @@ mod doubt;
 mod model;
 
 use engine::{
-    Acceptor, Handle, Options, RemoteRecord, SourceDriver, SourceParts, TcpDial,
+    Acceptor, Beside, Handle, Options, RemoteRecord, SourceDriver, SourceParts, TcpDial,
     report::{Event, Mode, Outcome, Report},
 };
 use model::{cable::*, *};
@@ -89,7 +89,7 @@ impl Source {
             recipe: b"{}".to_vec(),
             memory: self.ram.clone(),
             tracker: Some(Box::new(Seen(self.ram.clone()))),
-            machine: Box::new(self.cpu.clone()),
+            machine: Beside::new(Box::new(self.cpu.clone())),
             journal: Box::new(self.journal.clone()),
             record: Arc::new(RemoteRecord(dial.clone())),
             dial,

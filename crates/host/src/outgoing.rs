@@ -10,7 +10,7 @@ use agent::{
     store::{Arrival, ArrivalRecord, DepartureRecord, Store, VmRecord},
 };
 use engine::{
-    Acceptor, Dial, Options, RemoteRecord, SourceDriver, SourceParts, TcpDial,
+    Acceptor, Beside, Dial, Options, RemoteRecord, SourceDriver, SourceParts, TcpDial,
     ports::{
         Claim, Claimed, DeviceState, GuestMemory, Machine, MachineError, Ownership, Request, TargetJournal,
         Tracker, Waiting,
@@ -115,7 +115,7 @@ impl Mover {
             recipe,
             memory: source.memory(),
             tracker: Some(tracker),
-            machine: Box::new(open),
+            machine: Beside::new(Box::new(open)),
             journal: Box::new(self.store.departure(&vm.name, request.id, &request.to, &address)),
             record: Arc::new(RemoteRecord(dial.clone())),
             dial,
@@ -126,7 +126,7 @@ impl Mover {
 /// Lets the guest of a claimed VM run, if it does not yet.
 fn run(vm: &VmRecord) -> Result<(), String> {
     let mut open = open(vm).map_err(|e| e.to_string())?;
-    open.resume().map_err(|e| e.to_string())
+    open.resume().map(drop).map_err(|e| e.to_string())
 }
 
 /// A QEMU that is not asked before it has to be: it may be waiting for a page that we serve.
@@ -144,7 +144,7 @@ impl Machine for Later {
         self.open()?.stop()
     }
 
-    fn resume(&mut self) -> Result<(), MachineError> {
+    fn resume(&mut self) -> Result<Duration, MachineError> {
         self.open()?.resume()
     }
 
@@ -229,7 +229,7 @@ impl Migrator for Mover {
                 recipe: vec![],
                 memory: source.memory(),
                 tracker: None,
-                machine: Box::new(open),
+                machine: Beside::new(Box::new(open)),
                 journal: Box::new(self.store.departure(
                     &vm.name,
                     departure.migration,

@@ -79,7 +79,7 @@ pub enum SourceAct {
     StopGuest,
     /// Collect what was written, and tell the target that it will lack it.
     SendOwed,
-    /// Save the device state, then collect what was written meanwhile. *async*
+    /// Save the device state while acts go on, then collect what was written meanwhile. *async*
     Save,
     /// Send hashes, if asked for, and the device state: to be loaded after this round.
     SendState(u32),
@@ -234,12 +234,12 @@ impl Source {
             ) => vec![],
             (State::Pausing { round, post_copy: true }, E::Stopped) => {
                 self.state = State::SavingOwed { round };
-                vec![A::SendOwed, A::Save]
+                vec![A::Save, A::SendOwed]
             }
             (State::Pausing { round, post_copy: false }, E::Stopped) => {
                 let round = round + 1;
                 self.state = State::Draining { round, shipped: false, landed: false, saved: None };
-                vec![A::Ship(round), A::Save]
+                vec![A::Save, A::Ship(round)]
             }
             (State::SavingOwed { round }, E::Saved { more }) => {
                 self.state = State::Promising;

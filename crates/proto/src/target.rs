@@ -62,7 +62,7 @@ pub enum TargetAct {
     Send(Kind),
     /// Look whether it can work, and start a QEMU that waits.
     Prepare(control::Prepare),
-    /// Make holes of these pages, verify them, and record durably that they are owed.
+    /// Make holes of these pages, verify them, and record that they are owed: durably before `Load` is done.
     TakeOwed(Vec<control::Bitmap>),
     /// Keep these hashes for `Compare`. Reports nothing.
     KeepHashes(control::Hashes),

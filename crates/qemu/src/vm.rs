@@ -20,7 +20,7 @@ use std::{
     fmt::Display,
     fs,
     path::Path,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 use sys::process::PidFd;
 
@@ -291,6 +291,9 @@ impl Vm {
 
 impl Machine for Vm {
     fn get_ready(&mut self) -> Result<(), MachineError> {
+        if self.door.is_some() {
+            return state::widen_heap(&mut self.qmp).map_err(|error| self.error("get ready to load", error));
+        }
         let what = "get ready to stop";
         let status = self.status().map_err(|error| self.error(what, error))?;
         if matches!(status.as_str(), "inmigrate" | "prelaunch" | "finish-migrate") {
@@ -318,7 +321,7 @@ impl Machine for Vm {
         Ok(())
     }
 
-    fn resume(&mut self) -> Result<(), MachineError> {
+    fn resume(&mut self) -> Result<Duration, MachineError> {
         let what = "resume";
         // What we stopped or loaded ourselves need not be asked.
         let status = if std::mem::take(&mut self.stands_still) {
@@ -327,7 +330,7 @@ impl Machine for Vm {
             self.status().map_err(|error| self.error(what, error))?
         };
         match status.as_str() {
-            "running" => return Ok(()),
+            "running" => return Ok(Duration::ZERO),
             // `cont` would be remembered and would start the guest whenever its state has been loaded.
             "inmigrate" => return Err(self.error(what, "its device state has not been loaded")),
             "finish-migrate" => return Err(self.error(what, "QEMU's own migration of it is under way")),
@@ -339,19 +342,24 @@ impl Machine for Vm {
             _ => {}
         }
         self.qmp.forget_events("RESUME");
+        let asked = Instant::now();
         self.qmp.execute("cont", json!({})).map_err(|error| self.error(what, error))?;
         let event = self.qmp.wait_event(RESUME, |event| event.name == "RESUME");
         let event = event.map_err(|error| self.error(what, error))?;
         if event.is_none() && !self.runs().map_err(|error| self.error(what, error))? {
             return Err(self.error(what, format!("QEMU said yes, but does not run it after {RESUME:?}")));
         }
-        self.resumed_at = Some(event.map_or_else(SystemTime::now, |event| event.at));
+        // QEMU's own stamp: by the time that its word gets here, the guest's vCPUs compete for the processors again. Never
+        // longer ago than it was asked for, whatever the host's clock does.
+        let at = event.map_or_else(SystemTime::now, |event| event.at);
+        let ago = at.elapsed().unwrap_or_default().min(asked.elapsed());
+        self.resumed_at = Some(at);
         if let Some(exit) = self.exit.take()
             && let Err(error) = state::close_exit(&mut self.qmp, exit)
         {
             tracing::debug!(vm = self.name(), %error, "a descriptor stays in QEMU");
         }
-        Ok(())
+        Ok(ago)
     }
 
     fn save(&mut self) -> Result<DeviceState, MachineError> {

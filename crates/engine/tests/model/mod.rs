@@ -219,11 +219,11 @@ impl Machine for Cpu {
         Ok(())
     }
 
-    fn resume(&mut self) -> Result<(), MachineError> {
+    fn resume(&mut self) -> Result<Duration, MachineError> {
         assert!(!self.destroyed.load(SeqCst), "a destroyed VM runs");
         self.ram.runs(true);
         self.running.store(true, SeqCst);
-        Ok(())
+        Ok(Duration::ZERO)
     }
 
     fn save(&mut self) -> Result<DeviceState, MachineError> {
