@@ -208,6 +208,12 @@ impl VmFile {
                 Err(why) => reasons.push(why),
             }
         }
+        for disk in self.disks.iter().filter(|disk| disk.format == "qcow2" && disk.path.exists()) {
+            match recipe::backing_files(&disk.path) {
+                Ok(files) => seen.extend(files),
+                Err(why) => reasons.push(why),
+            }
+        }
         if self.accel == Some(Accel::Kvm) && !host.kvm {
             reasons.push(
                 "accel = \"kvm\", but KVM is not usable on this host; `whimbrel doctor` says why".to_owned(),
