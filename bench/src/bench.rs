@@ -80,7 +80,9 @@ fn compare(
     let (mut ours, mut theirs) = (None, None);
     if contenders.iter().any(|c| c.is_whimbrel()) {
         eprintln!("booting the guest that whimbrel moves …");
-        match whimbrel::stage(&here, tools).and_then(|stage| whimbrel::Moved::boot(stage, start())) {
+        match whimbrel::stage(&here, tools)
+            .and_then(|stage| whimbrel::Moved::boot(stage, start(), options.streams))
+        {
             Ok(moved) => ours = Some(moved),
             Err(why) => {
                 here.print_logs(LINES);

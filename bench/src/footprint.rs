@@ -56,7 +56,7 @@ pub(crate) struct Footprint {
 pub(crate) fn measure(tools: &Tools) -> Result<Vec<Footprint>> {
     let lab = Lab::new(&["a", "b"])?;
     let start = HandStart { memory: GUEST, vcpus: 2, ..HandStart::new(guest::spec(WORK)) };
-    let moved = whimbrel::Moved::boot(whimbrel::stage(&lab, tools)?, start)?;
+    let moved = whimbrel::Moved::boot(whimbrel::stage(&lab, tools)?, start, None)?;
     let mut found = Vec::new();
     for (mode, source) in [("pre-copy", 0), ("post-copy", 1)] {
         let agents = moved.agents();

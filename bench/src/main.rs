@@ -9,7 +9,6 @@ mod contender; // who is compared
 mod cpu; // processor time of processes and threads
 mod footprint; // an agent's memory while it moves a large guest
 mod guest; // what is moved, and what it feels
-mod monitor; // QEMU's monitor, with its events
 mod options; // the command line
 mod qemu; // a guest that QEMU moves
 mod run; // what one run came to

@@ -23,6 +23,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub(crate) minutes: u64,
 
+    /// Over how many streams whimbrel sends; without it, over as many as it takes by itself.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) streams: Option<u16>,
+
     /// What the guest does, in the words of its kernel command line.
     #[arg(long, value_name = "WORDS", default_value = crate::guest::WORK)]
     pub(crate) work: String,

@@ -1,7 +1,7 @@
 //! A guest that QEMU moves.
 
-use crate::{contender::Contender, cpu, guest::Feelings, monitor::Monitor, run::Run};
-use lab::{Console, Doing, Error, Guest, HandStart, HandStarted, Lab, Namespace, Result, Tools};
+use crate::{contender::Contender, cpu, guest::Feelings, run::Run};
+use lab::{Console, Doing, Error, Guest, HandStart, HandStarted, Lab, Namespace, Qmp, Result, Tools};
 use serde_json::{Value, json};
 use std::time::{Duration, SystemTime};
 
@@ -29,7 +29,7 @@ pub(crate) struct Moved<'a> {
 /// One QEMU process and its monitor.
 struct Machine {
     started: HandStarted,
-    monitor: Monitor,
+    monitor: Qmp,
     vcpus: Vec<u32>,
     console: Console,
     name: String,
@@ -38,7 +38,7 @@ struct Machine {
 impl Machine {
     fn start(start: &HandStart, lab: &Lab, host: usize, tools: &Tools, name: String) -> Result<Self> {
         let started = start.start_named(&lab.hosts()[host], tools, &name)?;
-        let mut monitor = Monitor::connect(&started.qmp_socket())?;
+        let mut monitor = Qmp::connect(&started.qmp_socket())?;
         let vcpus = monitor.vcpus()?;
         let console = started.console()?;
         Ok(Self { started, monitor, vcpus, console, name })

@@ -6,7 +6,9 @@ use crate::{
     guest::Feelings,
     run::{Faults, Run},
 };
-use lab::{Doing, Error, Guest, HandStart, HandStarted, Lab, Oddity, Report, Result, Stage, Tools};
+use lab::{
+    Doing, Error, Guest, HandStart, HandStarted, Lab, Migration, Oddity, Report, Result, Stage, Tools,
+};
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
@@ -38,13 +40,15 @@ pub(crate) struct Moved<'a> {
     stage: Stage<'a>,
     guest: Guest,
     agents: [u32; 2],
+    /// What every migration is started with.
+    options: Vec<String>,
     /// Where it was born. Only there to be killed in the end.
     _machine: HandStarted,
 }
 
 impl<'a> Moved<'a> {
-    /// Boots the guest on the first host and lets whimbrel adopt it.
-    pub(crate) fn boot(mut stage: Stage<'a>, start: HandStart) -> Result<Self> {
+    /// Boots the guest on the first host and lets whimbrel adopt it. It will move over so many streams.
+    pub(crate) fn boot(mut stage: Stage<'a>, start: HandStart, streams: Option<u16>) -> Result<Self> {
         let hosts = stage.lab.hosts();
         let names = [hosts[0].name.clone(), hosts[1].name.clone()];
         let (guest, machine) = stage.adopt(&names[0], VM, start)?;
@@ -52,7 +56,8 @@ impl<'a> Moved<'a> {
         for (agent, name) in agents.iter_mut().zip(&names) {
             *agent = stage.agent_mut(name).process()?.pid();
         }
-        Ok(Self { stage, guest, agents, _machine: machine })
+        let options = streams.map(|n| format!("--streams={n}")).into_iter().collect();
+        Ok(Self { stage, guest, agents, options, _machine: machine })
     }
 
     /// The guest.
@@ -85,7 +90,13 @@ impl<'a> Moved<'a> {
     pub(crate) fn move_over(&self, mode: &str) -> Result<Report> {
         let (hosts, (here, _)) = (self.stage.lab.hosts(), self.find()?);
         let (from, to) = (&hosts[here].name, &hosts[1 - here].name);
-        self.stage.start_migration(VM, from, to, &["--mode", mode])?.completed()
+        self.start(from, to, mode)?.completed()
+    }
+
+    fn start(&self, from: &str, to: &str, mode: &str) -> Result<Migration> {
+        let options: Vec<&str> =
+            ["--mode", mode].into_iter().chain(self.options.iter().map(String::as_str)).collect();
+        self.stage.start_migration(VM, from, to, &options)
     }
 
     /// Moves it to the other host.
@@ -101,7 +112,7 @@ impl<'a> Moved<'a> {
         let traffic = from.traffic()?;
         let agents = (cpu::process(agent_here)?, cpu::process(agent_there)?);
         let began = SystemTime::now();
-        let mut migration = self.stage.start_migration(VM, &from.name, &to.name, &["--mode", mode])?;
+        let mut migration = self.start(&from.name, &to.name, mode)?;
         let (qemus, events) = Glances::during(source, |glances| {
             migration.until("the end of preflight", |event| {
                 event["outcome"].is_string() || event["event"] == "phase" && event["phase"] != "preflight"

@@ -1,4 +1,5 @@
-//! QEMU's monitor, for machines that a story starts by hand. (The program under test has its own client.)
+//! QEMU's monitor, for machines that are started by hand, with its events: they carry QEMU's own time stamps. (The program
+//! under test has its own client.)
 
 use crate::{Doing, Error, Result};
 use serde_json::{Value, json};
@@ -6,29 +7,35 @@ use std::{
     io::{BufRead, BufReader, Write},
     os::unix::net::UnixStream,
     path::Path,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
-/// A connection to a monitor. QEMU serves one at a time: drop it before somebody else is to talk to the machine.
+/// No answer and no event takes longer; a busy monitor accepts nobody and says nothing, which must end as an error.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A connection to a monitor, and every event since. QEMU serves one at a time: drop it before somebody else is to talk to
+/// the machine.
 #[derive(Debug)]
-pub struct Qmp(BufReader<UnixStream>);
+pub struct Qmp {
+    stream: BufReader<UnixStream>,
+    events: Vec<Value>,
+}
 
 impl Qmp {
     /// Connects and finishes the handshake.
     pub fn connect(socket: &Path) -> Result<Self> {
         let stream = UnixStream::connect(socket).doing(format!("connect to {}", socket.display()))?;
-        // A busy monitor accepts nobody and says nothing: that must end as an error.
-        stream.set_read_timeout(Some(Duration::from_secs(20))).doing("set a timeout")?;
-        let mut qmp = Self(BufReader::new(stream));
+        stream.set_read_timeout(Some(PATIENCE)).doing("set a timeout")?;
+        let mut qmp = Self { stream: BufReader::new(stream), events: Vec::new() };
         qmp.line().doing("read QEMU's greeting")?;
         qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)
     }
 
-    /// Executes a command; events that come in between are dropped.
+    /// Executes a command; events that come in between are kept.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value> {
         let line = format!("{}\n", json!({"execute": command, "arguments": arguments}));
-        self.0.get_mut().write_all(line.as_bytes()).doing(format!("send {command}"))?;
+        self.stream.get_mut().write_all(line.as_bytes()).doing(format!("send {command}"))?;
         loop {
             let mut answer = self.line()?;
             if let Some(value) = answer.get_mut("return") {
@@ -37,16 +44,56 @@ impl Qmp {
             if let Some(error) = answer.get("error") {
                 return Err(Error::new(command, &error["desc"]));
             }
+            self.events.push(answer);
         }
+    }
+
+    /// Forgets all events so far.
+    pub fn forget(&mut self) {
+        self.events.clear();
+    }
+
+    /// Waits for an event and says when it happened, by QEMU's clock. Those that have come already count.
+    pub fn event(&mut self, what: &str, wanted: impl Fn(&Value) -> Result<bool>) -> Result<SystemTime> {
+        let mut looked_at = 0;
+        loop {
+            for event in &self.events[looked_at..] {
+                if wanted(event)? {
+                    return stamp(event);
+                }
+            }
+            looked_at = self.events.len();
+            let event = self.line().map_err(|why| Error::new(format!("wait for {what}"), why))?;
+            self.events.push(event);
+        }
+    }
+
+    /// Waits for an event by its name.
+    pub fn named(&mut self, name: &str) -> Result<SystemTime> {
+        self.event(name, |event| Ok(event["event"] == name))
+    }
+
+    /// The threads of the vCPUs.
+    pub fn vcpus(&mut self) -> Result<Vec<u32>> {
+        let vcpus = self.execute("query-cpus-fast", json!({}))?;
+        let ids = vcpus.as_array().into_iter().flatten().filter_map(|vcpu| vcpu["thread-id"].as_u64());
+        Ok(ids.map(|id| id as u32).collect())
     }
 
     fn line(&mut self) -> Result<Value> {
         let mut line = String::new();
-        let n = self.0.read_line(&mut line).doing("read from QEMU")?;
+        let n = self.stream.read_line(&mut line).doing("read from QEMU")?;
         if n == 0 {
             Err(Error::new("read from QEMU", "it hung up"))
         } else {
             serde_json::from_str(&line).doing(line)
         }
     }
+}
+
+fn stamp(event: &Value) -> Result<SystemTime> {
+    let part = |name: &str| event["timestamp"][name].as_u64().doing(format!("read the time of {event}"));
+    Ok(SystemTime::UNIX_EPOCH
+        + Duration::from_secs(part("seconds")?)
+        + Duration::from_micros(part("microseconds")?))
 }

@@ -10,7 +10,7 @@ use crate::{
 };
 use engine::{
     ports::{Claim, Claimed, SourceJournal},
-    report::{Failure, FaultCounts, Mode, Outcome, PageCounts, Report, Throttle},
+    report::{Failure, Mode, Outcome, Report},
 };
 use std::{
     collections::HashSet,
@@ -292,23 +292,5 @@ impl Recovery {
 
 /// What can be said of a migration whose figures were lost.
 fn blank(vm: &VmRecord, host: &str, entry: &DepartureRecord, outcome: Outcome) -> Report {
-    Report {
-        vm: vm.name.clone(),
-        from: host.to_owned(),
-        to: entry.to.clone(),
-        outcome,
-        mode: Mode::Auto,
-        total_ms: 0.0,
-        preflight_ms: 0.0,
-        downtime_ms: None,
-        rounds: Vec::new(),
-        pages: PageCounts::default(),
-        guest_bytes: 0,
-        wire_bytes: 0,
-        streams: 0,
-        faults: FaultCounts::default(),
-        throttle: Throttle::default(),
-        verified: None,
-        error: None,
-    }
+    Report::blank(&vm.name, host, &entry.to, Mode::Auto, outcome)
 }

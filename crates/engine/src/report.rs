@@ -198,3 +198,28 @@ pub struct Report {
     /// Why it did not complete.
     pub error: Option<Failure>,
 }
+
+impl Report {
+    /// A report on a migration of which nothing is known but this.
+    pub fn blank(vm: &str, from: &str, to: &str, mode: Mode, outcome: Outcome) -> Self {
+        Self {
+            vm: vm.to_owned(),
+            from: from.to_owned(),
+            to: to.to_owned(),
+            outcome,
+            mode,
+            total_ms: 0.0,
+            preflight_ms: 0.0,
+            downtime_ms: None,
+            rounds: Vec::new(),
+            pages: PageCounts::default(),
+            guest_bytes: 0,
+            wire_bytes: 0,
+            streams: 0,
+            faults: FaultCounts::default(),
+            throttle: Throttle::default(),
+            verified: None,
+            error: None,
+        }
+    }
+}

@@ -8,7 +8,7 @@
 //! accel = "auto"                  # kvm where it is usable, else tcg
 //! cpu = "host"                    # QEMU's -cpu; by default host with KVM, qemu64 without
 //! memory-backend = "memfd"        # or "file": a file in the host's memory directory
-//! kernel = "/boot/vmlinuz"        # none: boots from the first disk
+//! kernel = "/boot/vmlinuz"        # none: boots from the first disk (q35)
 //! initrd = "/boot/initrd.img"
 //! cmdline = "console=ttyS0"
 //! vga = "none"                    # or "std"
@@ -208,6 +208,12 @@ impl VmFile {
                 Err(why) => reasons.push(why),
             }
         }
+        for disk in self.disks.iter().filter(|disk| disk.format == "qcow2" && disk.path.exists()) {
+            match recipe::backing_files(&disk.path) {
+                Ok(files) => seen.extend(files),
+                Err(why) => reasons.push(why),
+            }
+        }
         if self.accel == Some(Accel::Kvm) && !host.kvm {
             reasons.push(
                 "accel = \"kvm\", but KVM is not usable on this host; `whimbrel doctor` says why".to_owned(),
@@ -333,6 +339,10 @@ fn checked(raw: Raw, base: Option<&Path>) -> Result<VmFile, Mistake> {
     let vga = one_of(&raw.vga, "vga", "none", |text| matches!(text, "none" | "std"), "\"none\" or \"std\"")?;
     if let (Some(vga_given), true) = (&raw.vga, vga == "std" && machine == "microvm") {
         return wrong(vga_given, "microvm has no VGA card; use machine = \"q35\"".to_owned());
+    }
+    if let (Some(given), None, "microvm") = (&raw.machine, &raw.kernel, machine.as_str()) {
+        // Its firmware knows no disks.
+        return wrong(given, "microvm boots a kernel only; name one, or use machine = \"q35\"".to_owned());
     }
     let placed = |path: &Option<Spanned<PathBuf>>| path.as_ref().map(|path| absolute(path, base)).transpose();
     let (kernel, initrd, qemu) = (placed(&raw.kernel)?, placed(&raw.initrd)?, placed(&raw.qemu)?);

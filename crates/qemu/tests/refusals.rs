@@ -3,9 +3,14 @@
 mod common;
 
 use common::{hand::*, *};
-use qemu::{Vm, preflight, qmp::Qmp};
+use engine::ports::Machine;
+use qemu::{Vm, VmFile, preflight, qmp::Qmp};
 use serde_json::json;
-use std::fs::{self, File};
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 #[test]
 fn private_memory_is_refused_with_the_remedy() {
@@ -140,4 +145,62 @@ fn what_a_real_qemu_can_be_given_is_refused_for_what_it_is() {
     ] {
         has(&reasons, what);
     }
+}
+
+/// A qcow2 image over another one, over a raw one: `top.qcow2`, `middle.qcow2`, `base.img`.
+fn overlays(folder: &Path) -> PathBuf {
+    File::create(folder.join("base.img")).unwrap().set_len(1 << 20).unwrap();
+    for (image, over, format) in [("middle.qcow2", "base.img", "raw"), ("top.qcow2", "middle.qcow2", "qcow2")]
+    {
+        let made = Command::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2", "-b", over, "-F", format, image])
+            .current_dir(folder)
+            .status()
+            .unwrap();
+        assert!(made.success());
+    }
+    folder.join("top.qcow2")
+}
+
+#[test]
+fn a_backing_file_that_the_target_does_not_see_is_named_before_anything_is_started() {
+    let folder = tempfile::tempdir().unwrap();
+    let top = overlays(folder.path());
+    let host = host(folder.path(), "host", None);
+    let text = format!("name = \"over\"\nmemory = \"64MiB\"\n[[disk]]\npath = {top:?}\nformat = \"qcow2\"\n");
+    let run = recipe(&text, &host);
+
+    let drive = format!("file={},format=qcow2,if=none,id=d", top.display());
+    let hand = ByHand::start(&with(&["-drive", &drive, "-device", "virtio-blk-pci,drive=d"]));
+    let vm = Vm::adopt("hand", &hand.qmp).unwrap().vm;
+    let adopted = vm.recipe().clone();
+    // It starts there while the source has it open.
+    Vm::incoming(&adopted, &host).unwrap().destroy().unwrap();
+    drop(vm);
+
+    for recipe in [run, adopted] {
+        assert_eq!(preflight::check(&recipe, &host), Vec::<String>::new());
+        let (base, away) = (folder.path().join("base.img"), folder.path().join("away"));
+        fs::rename(&base, &away).unwrap();
+        let missing = format!("backing file {}: No such file or directory (os error 2)", base.display());
+        assert_eq!(preflight::check(&recipe, &host), [missing]);
+        // Another file in its place is no better.
+        fs::copy(&away, &base).unwrap();
+        let reasons = preflight::check(&recipe, &host);
+        assert_eq!(reasons.len(), 1, "{reasons:#?}");
+        has(&reasons, "put it on a file system that both hosts share");
+        fs::rename(&away, &base).unwrap();
+    }
+}
+
+#[test]
+fn an_image_whose_backing_file_is_not_there_is_not_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let top = overlays(folder.path());
+    fs::remove_file(folder.path().join("middle.qcow2")).unwrap();
+    let text = format!("name = \"over\"\nmemory = \"64MiB\"\n[[disk]]\npath = {top:?}\nformat = \"qcow2\"\n");
+    let file = VmFile::parse(&text, Path::new("over.toml")).unwrap();
+    let reasons = file.recipe(&host(folder.path(), "host", None)).unwrap_err();
+    assert_eq!(reasons.len(), 1, "{reasons:#?}");
+    has(&reasons, "middle.qcow2: No such file or directory");
 }

@@ -46,6 +46,10 @@ fn each_mistake_is_told_with_its_place() {
             "4:7: microvm has no VGA card; use machine = \"q35\"",
         ),
         (
+            "name = \"a\"\nmemory = \"1GiB\"\nmachine = \"microvm\"",
+            "3:11: microvm boots a kernel only; name one, or use machine = \"q35\"",
+        ),
+        (
             "name = \"a\"\nmemory = \"1GiB\"\nargs = [\"-device\", \"vfio-pci,host=1\"]",
             "3:9: -device vfio-pci,host=1: device vfio-pci is not allowed",
         ),

@@ -14,7 +14,7 @@ use crate::{
 };
 use engine::{
     ports::{Claim, Claimed},
-    report::{Event, FaultCounts, Mode, Outcome, PageCounts, Report, Throttle},
+    report::{Event, Mode, Outcome, Report},
 };
 use std::{
     io,
@@ -53,25 +53,7 @@ pub struct MigrateRequest {
 impl MigrateRequest {
     /// A report on this migration in which nothing has happened yet.
     pub fn blank_report(&self, from: &str, outcome: Outcome) -> Report {
-        Report {
-            vm: self.vm.name.clone(),
-            from: from.to_owned(),
-            to: self.to.clone(),
-            outcome,
-            mode: self.mode,
-            total_ms: 0.0,
-            preflight_ms: 0.0,
-            downtime_ms: None,
-            rounds: Vec::new(),
-            pages: PageCounts::default(),
-            guest_bytes: 0,
-            wire_bytes: 0,
-            streams: 0,
-            faults: FaultCounts::default(),
-            throttle: Throttle::default(),
-            verified: None,
-            error: None,
-        }
+        Report::blank(&self.vm.name, from, &self.to, self.mode, outcome)
     }
 }
 

@@ -4,12 +4,13 @@ use super::cmdline::Read;
 use crate::{
     qmp::{Qmp, QmpError},
     ram,
-    recipe::{Accel, Net, Role, options},
+    recipe::{Accel, Net, Role, SeenFile, backing_files, options},
 };
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
     fs,
+    path::Path,
     process::{Command, Stdio},
 };
 use sys::process::PidFd;
@@ -154,13 +155,24 @@ fn children(qmp: &mut Qmp, path: &str) -> Result<Vec<(String, String)>, QmpError
     Ok(answer.as_array().into_iter().flatten().filter_map(child).collect())
 }
 
-fn disks(qmp: &mut Qmp, read: &Read, reasons: &mut Vec<String>) -> Result<(), QmpError> {
+fn disks(qmp: &mut Qmp, read: &mut Read, reasons: &mut Vec<String>) -> Result<(), QmpError> {
     let nodes = qmp.execute("query-named-block-nodes", json!({ "flat": true }))?;
+    for node in nodes.as_array().into_iter().flatten().filter(|node| node["drv"] == "qcow2") {
+        let Some(image) = node["file"].as_str().map(Path::new) else { continue };
+        let is_ours = |file: &SeenFile| file.role == Role::Disk && file.path == image;
+        if !read.recipe.files.iter().any(is_ours) {
+            continue;
+        }
+        match backing_files(image) {
+            Ok(files) => read.recipe.files.extend(files),
+            Err(why) => reasons.push(why),
+        }
+    }
     let known: Vec<&str> = read
         .recipe
         .files
         .iter()
-        .filter(|file| file.role == Role::Disk)
+        .filter(|file| file.role != Role::Boot)
         .filter_map(|file| file.path.to_str())
         .collect();
     for node in nodes.as_array().into_iter().flatten() {
@@ -176,8 +188,7 @@ fn disks(qmp: &mut Qmp, read: &Read, reasons: &mut Vec<String>) -> Result<(), Qm
             "raw" | "qcow2" | "null-co" => {}
             "file" if known.iter().any(|known| same_file(known, path)) => {}
             "file" => reasons.push(format!(
-                "disk {path} is not on the command line: its medium was changed, or it is a backing file; restart the VM \
-                 with it, or flatten the image"
+                "disk {path} is not on the command line: its medium was changed; restart the VM with it"
             )),
             _ => reasons.push(format!(
                 "disk {path} is opened by driver {driver}, which has no image locks between hosts; use a raw or qcow2 \

@@ -18,17 +18,21 @@ pub fn look(path: &Path, role: Role) -> Result<SeenFile, String> {
     if role == Role::Boot && !kind.is_file() {
         return Err(format!("{} {} is not a file", word(role), path.display()));
     }
-    if role == Role::Disk && !kind.is_file() {
+    if role != Role::Boot && !kind.is_file() {
         // QEMU's locks on a device node hold within one host only (I6).
         let what = if kind.is_block_device() {
             "a raw device, which has no locks between hosts"
         } else {
             "not a file"
         };
-        return Err(format!("disk {} is {what}; use an image file on a shared file system", path.display()));
+        return Err(format!(
+            "{} {} is {what}; use an image file on a shared file system",
+            word(role),
+            path.display()
+        ));
     }
     let digest = match role {
-        Role::Disk => None,
+        Role::Disk | Role::Backing => None,
         Role::Boot => Some(digest(path).map_err(failed)?),
     };
     Ok(SeenFile { path: path.to_owned(), role, bytes: metadata.len(), inode: metadata.ino(), digest })
@@ -44,7 +48,7 @@ pub fn compare(there: &SeenFile) -> Result<(), String> {
         return differs("its content differs".to_owned());
     }
     // A qcow2 image may grow while the guest runs; the inode is what says that it is the same.
-    if there.role == Role::Disk && here.inode != there.inode {
+    if there.role != Role::Boot && here.inode != there.inode {
         let (a, b) = (there.inode, here.inode);
         return differs(format!("inode {a} there, {b} here; put it on a file system that both hosts share"));
     }
@@ -54,6 +58,7 @@ pub fn compare(there: &SeenFile) -> Result<(), String> {
 fn word(role: Role) -> &'static str {
     match role {
         Role::Disk => "disk",
+        Role::Backing => "backing file",
         Role::Boot => "boot file",
     }
 }

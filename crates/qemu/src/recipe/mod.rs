@@ -6,6 +6,7 @@
 //! own.
 
 mod argv;
+mod backing;
 mod check;
 /// Files that both hosts must see.
 pub mod files;
@@ -13,6 +14,7 @@ pub mod files;
 pub mod options;
 
 pub use argv::Paths;
+pub use backing::backing_files;
 pub(crate) use check::{NAME_RULE, is_interface, is_name};
 pub use check::{check, check_argument};
 
@@ -149,6 +151,8 @@ impl Argument {
 pub enum Role {
     /// Written by the guest: must be the same file on both hosts.
     Disk,
+    /// Named inside a disk's qcow2 image, and read where the disk was never written: must be the same file too.
+    Backing,
     /// Only read: must have the same content.
     Boot,
 }
@@ -165,7 +169,7 @@ pub struct SeenFile {
     pub bytes: u64,
     /// Its inode, which hosts on one shared file system agree on.
     pub inode: u64,
-    /// For [`Role::Boot`]: a digest of its content. For [`Role::Disk`]: none, the guest writes it.
+    /// For [`Role::Boot`]: a digest of its content. For disks none: the guest writes them, and images are large.
     #[serde(default)]
     pub digest: Option<String>,
 }
