@@ -5,7 +5,7 @@ mod model;
 
 use engine::{
     Acceptor, Handle, Options, RemoteRecord, SourceDriver, SourceParts, TcpDial,
-    report::{Event, Mode, Outcome, Report},
+    report::{Compression, Event, Mode, Outcome, Report},
 };
 use model::{cable::*, *};
 use std::{
@@ -119,6 +119,8 @@ fn options(mode: Mode) -> Options {
         bandwidth: None,
         streams: 2,
         verify: true,
+        compress: Compression::Auto,
+        cores: 1,
     }
 }
 

@@ -5,8 +5,8 @@ use crate::{
     conn::Traffic,
     ports::MachineError,
     report::{Event, Failure, FaultCounts, Mode, Outcome, PageCounts, Phase, Report, Round, Throttle},
-    ship::Shipped,
 };
+use page::Counts;
 use policy::{Budget, Next, Seen};
 use proto::{SourceEnd, Step, control};
 use std::{
@@ -124,9 +124,14 @@ impl Story {
         self.round = Some((round, Instant::now(), self.traffic.sent()));
     }
 
-    pub(super) fn shipped(&mut self, shipped: Shipped) {
-        self.report.pages.zero += shipped.zero;
-        self.report.pages.plain += shipped.plain;
+    pub(super) fn shipped(&mut self, shipped: Counts) {
+        let pages = &mut self.report.pages;
+        pages.zero += shipped.zero;
+        pages.unchanged += shipped.unchanged;
+        pages.known += shipped.known;
+        pages.delta += shipped.delta;
+        pages.packed += shipped.packed;
+        pages.plain += shipped.plain;
     }
 
     /// The current round, if there is one, has carried all that it was to carry.
