@@ -14,7 +14,7 @@ fn shape() -> Shape {
 /// A batch's table of this many runs.
 fn runs(count: u64) -> Vec<Run> {
     let pages = BATCH_PAGES / count;
-    let run = |i| Run { range: PageRange::new(PageIndex(i * 2 * pages), pages), class: Class::Plain };
+    let run = |i| Run::new(PageRange::new(PageIndex(i * 2 * pages), pages), Class::Plain);
     (0..count).map(run).collect()
 }
 
@@ -23,7 +23,7 @@ fn encode(bencher: Bencher, count: u64) {
     let (runs, mut out) = (runs(count), Vec::new());
     bencher.counter(ItemsCount::new(count)).bench_local(|| {
         out.clear();
-        write_batch(BLOCK, black_box(&runs), &mut out);
+        write_batch(BLOCK, black_box(&runs), None, &mut out);
         out.len()
     });
 }
@@ -31,11 +31,13 @@ fn encode(bencher: Bencher, count: u64) {
 #[divan::bench(args = [1, 16, BATCH_PAGES])]
 fn parse(bencher: Bencher, count: u64) {
     let (shape, mut bytes) = (shape(), Vec::new());
-    write_batch(BLOCK, &runs(count), &mut bytes);
+    write_batch(BLOCK, &runs(count), None, &mut bytes);
     bencher.counter(ItemsCount::new(count)).bench(|| {
         let (header, table) = black_box(&bytes).split_first_chunk::<HEADER>()?;
         match Frame::parse(header, &shape) {
-            Ok(Frame::Batch { block, payload, .. }) => parse_runs(table, block, payload, &shape).ok(),
+            Ok(Frame::Batch { block, payload, codec, .. }) => {
+                parse_runs(table, block, payload, codec, &shape).ok()
+            }
             _ => None,
         }
     });

@@ -5,8 +5,8 @@ use crate::{
     ports::{Fault, GuestMemory, MissingPages},
     verify::{Announced, hash},
 };
-use page::Class;
-use proto::{Frame, HEADER, MAX_PAYLOAD, RUN, Run, Shape, control, parse_runs};
+use page::{Class, Codec, Landed, Restorer, Sealer};
+use proto::{Frame, HEADER, MAX_PAYLOAD, RUN, Shape, Table, control, parse_runs};
 use std::{
     collections::HashMap,
     io::{self, Read},
@@ -38,6 +38,8 @@ pub(crate) struct Landing {
     pub(crate) memory: Arc<dyn GuestMemory>,
     pub(crate) missing: Option<Arc<dyn MissingPages>>,
     pub(crate) shape: Shape,
+    /// Verifies what refers to this memory (I7).
+    sealer: Option<Sealer>,
     stage: RwLock<Stage>,
     /// Pages that the source still has to send to a guest that may run. A page leaves it only once it is in memory.
     owed: Mutex<MemorySet>,
@@ -54,6 +56,7 @@ impl Landing {
         memory: Arc<dyn GuestMemory>,
         missing: Option<Arc<dyn MissingPages>>,
         verify: bool,
+        sealer: Option<Sealer>,
         all_placed: impl Fn() + Send + Sync + 'static,
     ) -> Self {
         let shape = Shape(memory.blocks().iter().map(|b| b.pages).collect());
@@ -68,6 +71,7 @@ impl Landing {
             memory,
             missing,
             shape,
+            sealer,
         }
     }
 
@@ -109,16 +113,30 @@ impl Landing {
         *self.owed() = owed;
     }
 
-    fn land(&self, block: BlockId, runs: &[Run], content: &[u8]) -> io::Result<()> {
+    /// Lands a batch, run after run: a run may refer to what those before it have brought.
+    fn land(
+        &self,
+        block: BlockId,
+        table: &Table,
+        codec: Option<Codec>,
+        payload: &[u8],
+        restorer: &mut Restorer,
+    ) -> io::Result<()> {
         let stage = self.stage.read().expect("no one panics while landing");
-        let mut rest = content;
-        for run in runs {
-            let (here, after) = rest.split_at(run.payload());
+        let (mut rest, packed) = payload.split_at(table.own);
+        restorer.begin(codec, packed, table.raw).map_err(wrong)?;
+        for run in &table.runs {
+            let (own, after) = rest.split_at(run.payload());
             rest = after;
-            match (*stage, run.class) {
-                (Stage::Before, Class::Plain) => self.memory.write(block, run.range, here)?,
-                (Stage::Before, Class::Zero) => self.memory.discard(block, run.range)?,
-                (Stage::Lacking, _) => self.place(block, *run, here)?,
+            let refers = matches!(run.class, Class::Known | Class::Delta);
+            if refers && *stage != Stage::Before {
+                return Err(invalid("a reference to memory of a guest that may run"));
+            }
+            let content = restorer.restore(block, run, own, self).map_err(wrong)?;
+            match (*stage, content) {
+                (Stage::Before, Some(content)) => self.memory.write(block, run.range, content)?,
+                (Stage::Before, None) => self.memory.discard(block, run.range)?,
+                (Stage::Lacking, content) => self.place(block, run.range, content)?,
                 (Stage::Closed, _) => return Err(invalid("pages for a guest that has all its memory")),
             }
         }
@@ -127,19 +145,19 @@ impl Landing {
 
     /// Puts what is owed of a run into memory of a guest that may run, then strikes it off: in this order, because a
     /// fault on a page that is not owed is answered with zeros.
-    fn place(&self, block: BlockId, run: Run, content: &[u8]) -> io::Result<()> {
+    fn place(&self, block: BlockId, range: PageRange, content: Option<&[u8]>) -> io::Result<()> {
         let missing = self.missing.as_ref().ok_or_else(|| invalid("post-copy was not agreed"))?;
-        let owed: Vec<PageRange> = self.owed().block(block).runs_within(run.range).collect();
+        let owed: Vec<PageRange> = self.owed().block(block).runs_within(range).collect();
         for part in owed {
-            let at = (part.start.0 - run.range.start.0) as usize * PAGE_SIZE;
+            let at = (part.start.0 - range.start.0) as usize * PAGE_SIZE;
             let length = part.count as usize * PAGE_SIZE;
-            match run.class {
-                Class::Plain => {
+            match content {
+                Some(content) => {
                     let content = &content[at..at + length];
                     self.compare(block, part, content);
                     missing.place(block, part, content)?;
                 }
-                Class::Zero => {
+                None => {
                     self.compare(block, part, &[]);
                     for page in part.pieces(1) {
                         missing.place_zero(Fault { block, page: page.start })?;
@@ -212,8 +230,11 @@ impl Landing {
 pub(crate) fn receive(mut conn: Conn, landing: &Landing, mut round_end: impl FnMut(u32)) -> io::Error {
     let mut table = Vec::new();
     let mut content = vec![0; MAX_PAYLOAD];
+    let mut restorer = Restorer::new(landing.sealer.clone(), MAX_PAYLOAD);
     loop {
-        if let Err(e) = receive_one(&mut conn, landing, &mut table, &mut content, &mut round_end) {
+        let received =
+            receive_one(&mut conn, landing, &mut table, &mut content, &mut restorer, &mut round_end);
+        if let Err(e) = received {
             return e;
         }
     }
@@ -224,21 +245,21 @@ fn receive_one(
     landing: &Landing,
     table: &mut Vec<u8>,
     content: &mut [u8],
+    restorer: &mut Restorer,
     round_end: &mut impl FnMut(u32),
 ) -> io::Result<()> {
     let mut header = [0; HEADER];
     // A connection that ends between two frames was closed; within one, the source is broken.
     conn.read_exact(&mut header[..1])?;
     conn.read_exact(&mut header[1..]).map_err(in_a_frame)?;
-    let wrong = |e: proto::FrameError| invalid(e.to_string());
     match Frame::parse(&header, &landing.shape).map_err(wrong)? {
-        Frame::Batch { block, runs, payload } => {
+        Frame::Batch { block, runs, payload, codec } => {
             table.resize(runs * RUN, 0);
             conn.read_exact(table).map_err(in_a_frame)?;
-            let runs = parse_runs(table, block, payload, &landing.shape).map_err(wrong)?;
+            let runs = parse_runs(table, block, payload, codec, &landing.shape).map_err(wrong)?;
             let content = &mut content[..payload];
             conn.read_exact(content).map_err(in_a_frame)?;
-            landing.land(block, &runs, content)
+            landing.land(block, &runs, codec, content, restorer)
         }
         Frame::RoundEnd(round) => {
             round_end(round);
@@ -246,6 +267,22 @@ fn receive_one(
         }
         Frame::Want { .. } => Err(invalid("the source asks the target for a page")),
     }
+}
+
+impl Landed for Landing {
+    type Error = io::Error;
+
+    fn pages(&self, block: BlockId) -> Option<u64> {
+        self.shape.pages(block)
+    }
+
+    fn read(&self, block: BlockId, range: PageRange, into: &mut [u8]) -> io::Result<()> {
+        self.memory.read(block, range, into)
+    }
+}
+
+fn wrong(e: impl std::fmt::Display) -> io::Error {
+    invalid(e.to_string())
 }
 
 fn in_a_frame(e: io::Error) -> io::Error {

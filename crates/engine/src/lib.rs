@@ -12,8 +12,12 @@ pub mod ports;
 /// What a migration says of itself.
 pub mod report;
 
+/// Source: what compresses the next batch, and who may.
+mod packing;
 /// Source: which pages next.
 mod queue;
+/// Source: random numbers of one migration.
+mod secrets;
 /// Source: from guest memory to the streams.
 mod ship;
 /// Source: the driver.

@@ -9,28 +9,26 @@ use units::{BlockId, MemorySet, PageIndex, PageRange};
 
 /// Pages in one share of a round: large enough that taking one costs nothing, small enough that the streams end
 /// together, and contiguous so that reads stay sequential.
-const SHARE: u64 = 1024;
+pub(crate) const SHARE: u64 = 1024;
 
 /// One round's dirty set, which the streams share out among themselves.
 #[derive(Debug)]
 pub(crate) struct Round {
     pub(crate) number: u32,
-    /// The target's memory is blank: zero pages need not travel.
-    pub(crate) blank: bool,
     pub(crate) set: MemorySet,
     shares: Vec<(BlockId, PageRange)>,
     taken: AtomicUsize,
 }
 
 impl Round {
-    pub(crate) fn new(number: u32, blank: bool, set: MemorySet) -> Self {
+    pub(crate) fn new(number: u32, set: MemorySet) -> Self {
         let whole = |pages| PageRange::new(PageIndex(0), pages);
         let shares = set
             .blocks()
             .flat_map(|(id, pages)| whole(pages.capacity()).pieces(SHARE).map(move |share| (id, share)))
             .filter(|(id, share)| set.block(*id).runs_within(*share).next().is_some())
             .collect();
-        Self { number, blank, set, shares, taken: AtomicUsize::new(0) }
+        Self { number, set, shares, taken: AtomicUsize::new(0) }
     }
 
     /// The next share, for whichever stream asks first.
@@ -130,7 +128,7 @@ mod tests {
         let mut set = MemorySet::empty([5000, 10]);
         set.block_mut(BlockId(0)).insert_range(PageRange::new(PageIndex(1000), 3000));
         set.block_mut(BlockId(1)).insert(PageIndex(9));
-        let round = Round::new(1, true, set.clone());
+        let round = Round::new(1, set.clone());
         let mut seen = MemorySet::empty([5000, 10]);
         while let Some((block, share)) = round.take() {
             for run in round.set.block(block).runs_within(share) {

@@ -17,6 +17,21 @@ pub enum Mode {
     Hybrid,
 }
 
+/// What pages may be compressed with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    /// What moves most guest memory a second over this link, by what is measured on the way.
+    #[default]
+    Auto,
+    /// Nothing.
+    None,
+    /// LZ4 always.
+    Lz4,
+    /// Zstandard always, at the level that suits the link.
+    Zstd,
+}
+
 /// Where a migration stands. The words are the same in the display, the logs and `--json`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

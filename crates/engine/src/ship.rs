@@ -2,28 +2,23 @@
 
 use crate::{
     conn::Conn,
+    packing::Packing,
     ports::{Fault, GuestMemory},
-    queue::{Owing, Round},
+    queue::{Owing, Round, SHARE},
 };
-use page::Class;
-use proto::{BATCH_PAGES, Frame, HEADER, MAX_PAYLOAD, MAX_RUNS, Run, Shape, write_batch};
+use page::{Batch, Counts, Encoder, References, Sent};
+use proto::{BATCH_PAGES, Frame, HEADER, MAX_PAYLOAD, Shape, write_batch};
 use std::{
+    collections::HashSet,
     io::{self, IoSlice, Read, Write},
     sync::{
         Arc, Mutex,
         mpsc::{Receiver, Sender, channel},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
-use units::{BlockId, Bytes, PAGE_SIZE, PageRange, Rate};
-
-/// How pages travelled.
-#[derive(Clone, Copy, Default, Debug)]
-pub(crate) struct Shipped {
-    pub(crate) zero: u64,
-    pub(crate) plain: u64,
-}
+use units::{BlockId, Bytes, PageIndex, PageRange, Rate};
 
 /// What a stream's thread is told to do.
 #[derive(Clone)]
@@ -38,9 +33,9 @@ pub(crate) enum Job {
 #[derive(Debug)]
 pub(crate) enum Said {
     /// Its share of this round is written.
-    RoundDone(u32, Shipped),
+    RoundDone(u32, Counts),
     /// What it took of the owed pages is written, and no more is left to take.
-    PushDone(Shipped),
+    PushDone(Counts),
     /// A connection failed.
     Lost(io::Error),
 }
@@ -70,28 +65,38 @@ impl Pacer {
     }
 }
 
+/// What the streams of a migration share.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) memory: Arc<dyn GuestMemory>,
+    pub(crate) pacer: Arc<Pacer>,
+    pub(crate) sent: Arc<Sent>,
+    pub(crate) packing: Arc<Packing>,
+}
+
 /// The streams of one migration. Dropping them ends their threads and connections.
 pub(crate) struct Streams {
     jobs: Vec<Sender<Job>>,
     conns: Vec<Conn>,
+    shared: Shared,
 }
 
 impl Streams {
     /// Starts a thread for each connection; `say` is called from these threads.
     pub(crate) fn start(
         conns: Vec<Conn>,
-        memory: &Arc<dyn GuestMemory>,
-        pacer: &Arc<Pacer>,
+        shared: Shared,
         say: impl Fn(Said) + Clone + Send + 'static,
     ) -> io::Result<Self> {
-        let mut streams = Self { jobs: Vec::new(), conns: Vec::new() };
+        let mut streams = Self { jobs: Vec::new(), conns: Vec::new(), shared };
         for (i, conn) in conns.into_iter().enumerate() {
             streams.conns.push(conn.another()?);
             let (jobs, todo) = channel();
             streams.jobs.push(jobs);
-            let (memory, pacer, say) = (memory.clone(), pacer.clone(), say.clone());
+            let (shared, say) = (streams.shared.clone(), say.clone());
             thread::Builder::new().name(format!("ship-{i}")).spawn(move || {
-                if let Err(e) = work(&todo, &mut Shipper::new(conn, memory, pacer), &say) {
+                let mut shipper = Shipper::new(conn, shared.memory, shared.pacer, Some(shared.packing));
+                if let Err(e) = work(&todo, &mut shipper, &shared.sent, &say) {
                     say(Said::Lost(e));
                 }
             })?;
@@ -104,6 +109,11 @@ impl Streams {
     }
 
     pub(crate) fn give(&self, job: &Job) {
+        if let Job::Round(round) = job {
+            // No stream sends anything now: the barrier of the round before was acknowledged.
+            self.shared.sent.turn(round.number);
+            self.shared.packing.turn(round.number);
+        }
         for stream in &self.jobs {
             // A stream that is gone has said so.
             let _ = stream.send(job.clone());
@@ -117,32 +127,64 @@ impl Drop for Streams {
     }
 }
 
-fn work(todo: &Receiver<Job>, shipper: &mut Shipper, say: &impl Fn(Said)) -> io::Result<()> {
+fn work(todo: &Receiver<Job>, shipper: &mut Shipper, sent: &Sent, say: &impl Fn(Said)) -> io::Result<()> {
     while let Ok(job) = todo.recv() {
         match job {
             Job::Round(round) => {
+                let mut mine = Mine::new(&round);
                 while let Some((block, share)) = round.take() {
+                    mine.begin(block, share);
                     for run in round.set.block(block).runs_within(share) {
-                        shipper.add(block, run, round.blank)?;
+                        shipper.add(block, run, Some((sent, &mut mine)))?;
                     }
                 }
-                shipper.flush()?;
+                shipper.flush(Some(sent))?;
                 shipper.conn.write_all(&Frame::RoundEnd(round.number).header())?;
-                say(Said::RoundDone(round.number, shipper.take_counts()));
+                say(Said::RoundDone(round.number, shipper.batch.take_counts()));
             }
             Job::Push(owing) => {
                 while let Some((block, runs)) = owing.take(BATCH_PAGES) {
                     for run in runs {
-                        shipper.add(block, run, false)?;
+                        shipper.add(block, run, None)?;
                     }
                     // What waits in a buffer, a guest waits for.
-                    shipper.flush()?;
+                    shipper.flush(None)?;
                 }
-                say(Said::PushDone(shipper.take_counts()));
+                say(Said::PushDone(shipper.batch.take_counts()));
             }
         }
     }
     Ok(())
+}
+
+/// Which pages of a round this stream has sent.
+///
+/// Streams overtake one another, rounds do not: a page may be referred to if its latest version was sent in an earlier
+/// round, or earlier by the same stream. What another stream sends in this round may arrive later than the reference.
+struct Mine<'a> {
+    round: &'a Round,
+    done: HashSet<(BlockId, u64)>,
+    current: Option<(BlockId, u64)>,
+    /// Of the current share: everything before this page.
+    until: PageIndex,
+}
+
+impl<'a> Mine<'a> {
+    fn new(round: &'a Round) -> Self {
+        Self { round, done: HashSet::new(), current: None, until: PageIndex(0) }
+    }
+
+    fn begin(&mut self, block: BlockId, share: PageRange) {
+        self.done.extend(self.current.replace((block, share.start.0 / SHARE)));
+        self.until = share.start;
+    }
+
+    fn may_refer(&self, block: BlockId, page: PageIndex) -> bool {
+        let share = (block, page.0 / SHARE);
+        !self.round.set.block(block).contains(page)
+            || self.done.contains(&share)
+            || (self.current == Some(share) && page < self.until)
+    }
 }
 
 /// Fills batches and writes them.
@@ -150,94 +192,100 @@ struct Shipper {
     conn: Conn,
     memory: Arc<dyn GuestMemory>,
     pacer: Arc<Pacer>,
+    /// None where a guest waits for each page.
+    packing: Option<Arc<Packing>>,
+    encoder: Encoder,
     block: BlockId,
-    runs: Vec<Run>,
-    /// The pages as they were read, zero pages included; `content` says which parts of it travel.
-    pages: Vec<u8>,
-    filled: usize,
-    content: Vec<std::ops::Range<usize>>,
+    batch: Batch,
     head: Vec<u8>,
-    counts: Shipped,
+    /// What reading and refining this batch took so far.
+    refining: Duration,
 }
 
 impl Shipper {
-    fn new(conn: Conn, memory: Arc<dyn GuestMemory>, pacer: Arc<Pacer>) -> Self {
+    fn new(
+        conn: Conn,
+        memory: Arc<dyn GuestMemory>,
+        pacer: Arc<Pacer>,
+        packing: Option<Arc<Packing>>,
+    ) -> Self {
         Self {
             conn,
             memory,
             pacer,
+            packing,
+            encoder: Encoder::default(),
             block: BlockId(0),
-            runs: Vec::with_capacity(MAX_RUNS),
-            pages: vec![0; MAX_PAYLOAD],
-            filled: 0,
-            content: Vec::new(),
+            batch: Batch::new(MAX_PAYLOAD),
             head: Vec::new(),
-            counts: Shipped::default(),
+            refining: Duration::ZERO,
         }
     }
 
-    /// Adds pages; writes a batch whenever one is full. `blank`: the target has zeros there already.
-    fn add(&mut self, block: BlockId, range: PageRange, blank: bool) -> io::Result<()> {
+    /// Adds pages; writes a batch whenever one is full. Refers to what the target has if told what that is.
+    fn add(
+        &mut self,
+        block: BlockId,
+        range: PageRange,
+        mut known: Option<(&Sent, &mut Mine<'_>)>,
+    ) -> io::Result<()> {
         if block != self.block {
-            self.flush()?;
+            self.flush(known.as_ref().map(|(sent, _)| *sent))?;
             self.block = block;
         }
         let mut range = range;
         while !range.is_empty() {
-            if self.filled == MAX_PAYLOAD {
-                self.flush()?;
+            if self.batch.room() == 0 {
+                self.flush(known.as_ref().map(|(sent, _)| *sent))?;
             }
-            let room = ((MAX_PAYLOAD - self.filled) / PAGE_SIZE) as u64;
-            let piece = PageRange::new(range.start, range.count.min(room));
+            let piece = PageRange::new(range.start, range.count.min(self.batch.room()));
             range = PageRange::new(piece.end(), range.count - piece.count);
-            self.take(piece, blank)?;
-        }
-        Ok(())
-    }
-
-    /// Reads and refines pages for which there is room.
-    fn take(&mut self, piece: PageRange, blank: bool) -> io::Result<()> {
-        let start = self.filled;
-        self.filled += piece.count as usize * PAGE_SIZE;
-        self.memory.read(self.block, piece, &mut self.pages[start..self.filled])?;
-        let refined = page::refine(piece.start, &self.pages[start..self.filled]);
-        // At most one run a page, so the table has room (`MAX_RUNS`).
-        for run in refined {
-            let at = start + (run.range.start.0 - piece.start.0) as usize * PAGE_SIZE;
-            match run.class {
-                Class::Zero => {
-                    self.counts.zero += run.range.count;
-                    if blank {
-                        continue;
-                    }
+            let begin = Instant::now();
+            let read = |into: &mut [u8]| self.memory.read(block, piece, into);
+            match &mut known {
+                Some((sent, mine)) => {
+                    let round = mine.round.number;
+                    let may_refer = |block, page| mine.may_refer(block, page);
+                    self.batch.add(block, piece, Some(&References { sent, round, may_refer }), read)?;
+                    mine.until = piece.end();
                 }
-                Class::Plain => {
-                    self.counts.plain += run.range.count;
-                    self.content.push(at..at + run.range.count as usize * PAGE_SIZE);
-                }
+                None => self.batch.add(
+                    block,
+                    piece,
+                    None::<&References<'_, fn(BlockId, PageIndex) -> bool>>,
+                    read,
+                )?,
             }
-            self.runs.push(Run { range: run.range, class: run.class });
+            self.refining += begin.elapsed();
         }
         Ok(())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        if !self.runs.is_empty() {
+    fn flush(&mut self, sent: Option<&Sent>) -> io::Result<()> {
+        let begin = Instant::now();
+        if let Some(sent) = sent {
+            self.batch.seal(sent);
+        }
+        let refining = std::mem::take(&mut self.refining) + begin.elapsed();
+        let packed =
+            self.packing.as_ref().map(|p| (p, p.pack(self.block, &mut self.batch, &mut self.encoder)));
+        let (runs, codec, bytes) = self.batch.runs();
+        if !runs.is_empty() {
             self.head.clear();
-            write_batch(self.block, &self.runs, &mut self.head);
+            write_batch(self.block, runs, codec.map(|codec| (codec, bytes)), &mut self.head);
             let mut parts = vec![IoSlice::new(&self.head)];
-            parts.extend(self.content.iter().map(|part| IoSlice::new(&self.pages[part.clone()])));
-            self.pacer.wait(parts.iter().map(|p| p.len()).sum());
+            parts.extend(self.batch.parts().map(IoSlice::new));
+            let wire = parts.iter().map(|p| p.len()).sum();
+            let begin = Instant::now();
+            // A limit that the user set is as good as a slower link.
+            self.pacer.wait(wire);
             self.conn.write_parts(&mut parts)?;
+            if let Some((packing, packed)) = packed {
+                packing.observe(&packed.written(wire, refining, begin.elapsed()));
+            }
         }
-        self.runs.clear();
-        self.content.clear();
-        self.filled = 0;
+        self.batch.clear();
         Ok(())
-    }
-
-    fn take_counts(&mut self) -> Shipped {
-        std::mem::take(&mut self.counts)
     }
 }
 
@@ -249,14 +297,15 @@ pub(crate) fn serve_faults(
     shape: &Shape,
     answered: impl Fn(Fault),
 ) -> io::Result<()> {
-    let mut shipper = Shipper::new(conn.another()?, memory, Arc::new(Pacer::new(None)));
+    // Neither compressed nor as a reference: the guest waits, and it writes to what could be referred to.
+    let mut shipper = Shipper::new(conn.another()?, memory, Arc::new(Pacer::new(None)), None);
     loop {
         let mut header = [0; HEADER];
         conn.read_exact(&mut header)?;
         match Frame::parse(&header, shape).map_err(|e| crate::conn::invalid(e.to_string()))? {
             Frame::Want { block, page } => {
-                shipper.add(block, PageRange::new(page, 1), false)?;
-                shipper.flush()?;
+                shipper.add(block, PageRange::new(page, 1), None)?;
+                shipper.flush(None)?;
                 answered(Fault { block, page });
             }
             other => return Err(crate::conn::invalid(format!("{other:?} where only requests are expected"))),

@@ -3,12 +3,14 @@
 use crate::{
     beside::Beside,
     conn::{Conn, Dial, Heard, PING, SILENCE, Speaker, listen, now_ns},
+    packing::Packing,
     ports::{
         Claim, Claimed, DeviceState, GuestMemory, Machine, MachineError, Ownership, SourceJournal, Tracker,
     },
     queue::{Owing, Round},
-    report::{Event, Mode, Phase, Report},
-    ship::{Job, Pacer, Said, Streams, serve_faults},
+    report::{Compression, Event, Mode, Phase, Report},
+    secrets::Secrets,
+    ship::{Job, Pacer, Said, Shared, Streams, serve_faults},
     verify,
 };
 use proto::{Brief, Kind, Shape, Source, SourceAct, SourceEnd, SourceEvent, Step, control};
@@ -55,6 +57,10 @@ pub struct Options {
     pub streams: u32,
     /// Whether both sides' memory is compared.
     pub verify: bool,
+    /// What pages may be compressed with.
+    pub compress: Compression,
+    /// How many cores may compress at a time, at most.
+    pub cores: u32,
 }
 
 impl Options {
@@ -134,7 +140,7 @@ pub struct SourceDriver {
     /// Written by the guest and not yet given to a stream, or owed to the target: nothing is ever in neither (I2).
     dirty: MemorySet,
     owed: MemorySet,
-    blank: bool,
+    secrets: Secrets,
     round_parts: u32,
     state: Option<DeviceState>,
     speaker: Option<Speaker>,
@@ -166,7 +172,7 @@ impl SourceDriver {
         let driver = Self {
             dirty: MemorySet::empty(shape.0.iter().copied()),
             owed: MemorySet::empty(shape.0.iter().copied()),
-            blank: true,
+            secrets: Secrets::default(),
             round_parts: 0,
             state: None,
             speaker: None,
@@ -200,6 +206,13 @@ impl SourceDriver {
     /// Migrates. Every way out leaves the VM running on exactly one side, or says that nobody can know yet.
     pub fn run(mut self) -> Report {
         self.story.phase(Phase::Preflight);
+        match Secrets::draw() {
+            Ok(secrets) => self.secrets = secrets,
+            Err(e) => {
+                let what = "draw random numbers".to_owned();
+                return self.finish(SourceEnd::Failed { what, why: e.to_string() });
+            }
+        }
         if let Err(e) = self.connect(Kind::Control) {
             return self
                 .finish(SourceEnd::Failed { what: format!("reach {}", self.parts.to), why: e.to_string() });
@@ -231,6 +244,7 @@ impl SourceDriver {
             post_copy: self.options.post_copy(),
             verify: self.options.verify,
             epoch: self.parts.epoch.0,
+            seal_key: self.secrets.seals.to_vec(),
         }
     }
 
@@ -329,7 +343,6 @@ impl SourceDriver {
                 Ok(None)
             }
             SourceAct::OpenStreams => {
-                self.open_streams().map_err(why("open the streams"))?;
                 if let Some(tracker) = &mut self.parts.tracker {
                     tracker.begin().map_err(why("begin tracking"))?;
                 }
@@ -338,6 +351,7 @@ impl SourceDriver {
                     let present = self.parts.memory.present(id).map_err(why("look for the guest's pages"))?;
                     *self.dirty.block_mut(id) = present;
                 }
+                self.open_streams().map_err(why("open the streams"))?;
                 self.story.begun(&self.dirty);
                 Ok(Some(SourceEvent::StreamsOpen))
             }
@@ -417,7 +431,7 @@ impl SourceDriver {
         let set = std::mem::replace(&mut self.dirty, empty);
         self.story.round(number, &set);
         self.round_parts = 0;
-        let round = Arc::new(Round::new(number, std::mem::take(&mut self.blank), set));
+        let round = Arc::new(Round::new(number, set));
         self.current = Some(round.clone());
         if let Some(streams) = &self.streams {
             streams.give(&Job::Round(round));
@@ -625,7 +639,11 @@ impl SourceDriver {
                 }
             })?;
         }
-        self.streams = Some(Streams::start(conns, &self.parts.memory, &self.pacer, say)?);
+        // What was sent over these connections, and over no others.
+        let sent = self.secrets.nothing_sent(&self.shape.0, self.dirty.len());
+        let packing = Packing::new(&self.options, &self.shape.0);
+        let shared = Shared { memory: self.parts.memory.clone(), pacer: self.pacer.clone(), sent, packing };
+        self.streams = Some(Streams::start(conns, shared, say)?);
         Ok(())
     }
 

@@ -162,7 +162,7 @@ impl TargetDriver {
         }
         let tell = self.tell.clone();
         let all_placed = move || drop(tell.send(Signal::Event(TargetEvent::AllPlaced)));
-        let landing = Landing::new(memory, missing, false, all_placed);
+        let landing = Landing::new(memory, missing, false, None, all_placed);
         landing.go_on(owed);
         let landing = Arc::new(landing);
         let faults = Some(Faults::start(landing.clone())?);
@@ -418,6 +418,13 @@ impl TargetDriver {
                  {MAX_STREAMS} streams"
             )]);
         }
+        let sealer = match *prepare.seal_key {
+            [] => None,
+            ref key => match <[u8; 32]>::try_from(key) {
+                Ok(key) => Some(page::Sealer::new(key)),
+                Err(_) => return Err(vec!["the key of the seals has another length than agreed".into()]),
+            },
+        };
         let request = Request {
             migration: self.migration,
             vm: prepare.vm,
@@ -430,7 +437,7 @@ impl TargetDriver {
         let waiting = self.host.prepare(&request)?;
         let tell = self.tell.clone();
         let all_placed = move || drop(tell.send(Signal::Event(TargetEvent::AllPlaced)));
-        let landing = Landing::new(waiting.memory, waiting.missing, prepare.verify, all_placed);
+        let landing = Landing::new(waiting.memory, waiting.missing, prepare.verify, sealer, all_placed);
         let mut taken = Taken {
             request,
             machine: Beside::new(waiting.machine),

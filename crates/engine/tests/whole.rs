@@ -5,7 +5,7 @@ mod model;
 
 use engine::{
     Acceptor, Beside, Handle, Options, RemoteRecord, SourceDriver, SourceParts, TcpDial,
-    report::{Event, Mode, Outcome, Report},
+    report::{Compression, Event, Mode, Outcome, Report},
 };
 use model::{cable::*, *};
 use std::{
@@ -119,6 +119,8 @@ fn options(mode: Mode) -> Options {
         bandwidth: None,
         streams: 2,
         verify: true,
+        compress: Compression::Auto,
+        cores: 1,
     }
 }
 
@@ -351,4 +353,80 @@ fn a_guest_that_outruns_the_link_ends_in_post_copy_where_that_is_allowed() {
     assert_eq!((report.outcome, report.mode), (Outcome::Completed, Mode::Hybrid), "{:?}", report.error);
     assert_eq!(report.verified, Some(true));
     assert_eq!(inn.ram.content(), source.ram.content());
+}
+
+/// A guest whose programs copy pages, rewrite them with the same content, and count in them.
+fn copies_and_counts(source: &Source) {
+    let (cpu, ram) = (source.cpu.clone(), source.ram.clone());
+    thread::spawn(move || {
+        let mut n = 0u64;
+        while !cpu.destroyed.load(SeqCst) {
+            {
+                let _step = cpu.step.lock().unwrap();
+                if cpu.running.load(SeqCst) {
+                    for page in 0..40 {
+                        // As some other page was from the beginning, as the page is already, and something that changes a little.
+                        ram.guest_writes(0, 4000 + page, (page + 40 + n % 7 * 50) * 1000 + 1);
+                        ram.guest_writes(0, 100 + page, (100 + page) * 1000 + 1);
+                        ram.guest_counts(0, 200 + page, n);
+                    }
+                    n += 1;
+                }
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+}
+
+#[test]
+fn i7_pages_travel_as_little_as_they_can_and_arrive_as_they_are() {
+    for compress in [Compression::Auto, Compression::None, Compression::Lz4, Compression::Zstd] {
+        let (source, inn) = (Source::new(), Inn::new(&PAGES));
+        copies_and_counts(&source);
+        let mut wish = options(Mode::PreCopy);
+        wish.compress = compress;
+        wish.bandwidth = Some(units::Rate(40 << 20));
+        wish.max_downtime = Duration::from_micros(8_500);
+        // What the guest keeps writing does not fit into that pause for a while: there are several rounds.
+        let (report, _) = source.migrate(listen(&inn), wish, |_| {});
+        assert_eq!(report.outcome, Outcome::Completed, "{:?}", report.error);
+        assert_eq!(report.verified, Some(true));
+        assert_eq!(inn.ram.content(), source.ram.content());
+        let pages = report.pages;
+        assert!(pages.known > 0 && pages.unchanged > 0, "{compress:?}: {pages:?}");
+        if report.rounds.len() > 3 {
+            assert!(pages.delta > 0, "{compress:?}: {pages:?}");
+        }
+        match compress {
+            Compression::None => assert_eq!(pages.packed, 0),
+            Compression::Lz4 | Compression::Zstd => assert!(pages.packed > pages.plain, "{pages:?}"),
+            Compression::Auto => {}
+        }
+    }
+}
+
+#[test]
+fn i3_i7_a_target_whose_memory_is_not_what_was_sent_takes_nothing_over() {
+    let (source, inn) = (Source::new(), Inn::new(&PAGES));
+    copies_and_counts(&source);
+    // So much that there is no end to the rounds.
+    source.guest(400);
+    let mut wish = options(Mode::PreCopy);
+    wish.bandwidth = Some(units::Rate(20 << 20));
+    wish.max_downtime = Duration::from_micros(8_001);
+    let spoilt = inn.ram.clone();
+    let (done, stop) = channel::<()>();
+    let (report, _) = source.migrate(listen(&inn), wish, |_| {
+        thread::spawn(move || {
+            while stop.recv_timeout(Duration::from_millis(1)).is_err()
+                && spoilt.is_overwritten_with_rubbish(0..400)
+            {}
+        });
+    });
+    drop(done);
+    assert_eq!(report.outcome, Outcome::Failed);
+    let error = report.error.unwrap();
+    assert_eq!(error.vm_runs_on.as_deref(), Some("source"));
+    assert!(error.why.contains("sealed"), "{}", error.why);
+    assert!(source.cpu.running.load(SeqCst) && !inn.cpu.running.load(SeqCst));
 }

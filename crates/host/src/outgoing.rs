@@ -15,7 +15,7 @@ use engine::{
         Claim, Claimed, DeviceState, GuestMemory, Machine, MachineError, Ownership, Request, TargetJournal,
         Tracker, Waiting,
     },
-    report::{Failure, Mode, Outcome, Report},
+    report::{Compression, Failure, Mode, Outcome, Report},
 };
 use qemu::{Vm, attach};
 use std::{
@@ -92,7 +92,7 @@ impl Mover {
         })
     }
 
-    fn parts(&self, request: &MigrateRequest) -> Result<SourceParts, Vec<String>> {
+    fn parts(&self, request: &MigrateRequest) -> Result<(SourceParts, u32), Vec<String>> {
         let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
         let vm = &request.vm;
         let mut open = open(vm).map_err(|e| one(&e))?;
@@ -100,13 +100,14 @@ impl Mover {
         if !hindrances.is_empty() {
             return Err(hindrances);
         }
+        let vcpus = open.recipe().vcpus();
         let recipe = serde_json::to_vec(open.recipe()).map_err(|e| one(&e))?;
         let source = attach::Source::open(open.process().pid(), open.ram_blocks()).map_err(|e| one(&e))?;
         let tracker: Box<dyn Tracker> = Box::new(source.tracker().map_err(|e| one(&e))?);
         let address = request.address.to_string();
         let dial = dial(&address, request.id).map_err(|e| one(&e))?;
         let owner = self.store.owner(&vm.name).map_err(|e| one(&e))?;
-        Ok(SourceParts {
+        let parts = SourceParts {
             vm: vm.name.clone(),
             from: self.store.host().to_owned(),
             to: request.to.clone(),
@@ -119,8 +120,15 @@ impl Mover {
             journal: Box::new(self.store.departure(&vm.name, request.id, &request.to, &address)),
             record: Arc::new(RemoteRecord(dial.clone())),
             dial,
-        })
+        };
+        Ok((parts, vcpus))
     }
+}
+
+/// The cores that a guest leaves when all its vCPUs are busy, but one at least.
+fn spare_cores(vcpus: u32) -> u32 {
+    let cores = thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    cores.saturating_sub(vcpus).max(1)
 }
 
 /// Lets the guest of a claimed VM run, if it does not yet.
@@ -175,7 +183,7 @@ fn dial(address: &str, migration: MigrationId) -> io::Result<Arc<dyn Dial>> {
 
 impl Migrator for Mover {
     fn migrate(&self, request: &MigrateRequest, events: Events, wishes: &Wishes) -> Report {
-        let parts = match self.parts(request) {
+        let (parts, vcpus) = match self.parts(request) {
             Ok(parts) => parts,
             Err(reasons) => {
                 let here = self.store.host();
@@ -196,6 +204,8 @@ impl Migrator for Mover {
             bandwidth: request.bandwidth,
             streams: u32::from(request.streams.unwrap_or(STREAMS)),
             verify: request.verify,
+            compress: request.compress,
+            cores: request.cores.unwrap_or_else(|| spare_cores(vcpus)),
         };
         let (driver, handle) = SourceDriver::new(parts, options, events);
         let (canceller, resolver) = (handle.clone(), handle);
@@ -217,6 +227,7 @@ impl Migrator for Mover {
     fn serve_gone(&self, vm: &VmRecord, departure: &DepartureRecord) {
         let served = (|| -> Result<Report, String> {
             let open = open(vm).map_err(|e| e.to_string())?;
+            let vcpus = open.recipe().vcpus();
             let source =
                 attach::Source::open(open.process().pid(), open.ram_blocks()).map_err(|e| e.to_string())?;
             let dial = dial(&departure.address, departure.migration).map_err(|e| e.to_string())?;
@@ -246,6 +257,8 @@ impl Migrator for Mover {
                 bandwidth: None,
                 streams: u32::from(STREAMS),
                 verify: false,
+                compress: Compression::Auto,
+                cores: spare_cores(vcpus),
             };
             let (driver, _handle) = SourceDriver::new(parts, options, Arc::new(|_| {}));
             Ok(driver.run_after_commit())

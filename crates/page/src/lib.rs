@@ -1,7 +1,45 @@
-//! What a page is sent as, and what tells two pages apart. Pure: no sockets, no clocks, no threads.
+//! What a page is sent as, and how it becomes a page again. Pure: no sockets, no clocks, no threads.
+//!
+//! ```text
+//! zero? ─ unchanged? ─ known? ─ delta? ─ packed? ─ plain          (refine, at the source)
+//! ```
+//!
+//! Each step is asked only where those before it said no. [`Sent`] is what the first four know; [`Restorer`] undoes it all.
 
+/// Compression of what crosses the wire beside pages.
 mod codec;
+/// Pages compressed together.
+mod compress;
+/// A page as a difference.
+mod delta;
+/// Source: which page has this content?
+mod index;
+/// What tells two contents apart.
+mod print;
+/// Source: the cheapest message for each page.
 mod refine;
+/// Target: from messages to pages, nothing unverified.
+mod restore;
+/// What a run of pages is sent as.
+mod run;
+/// Source: what the target has.
+mod sent;
+/// Source: the versions that differences are made against.
+mod versions;
 
 pub use codec::{Unpack, pack, unpack};
-pub use refine::{Class, Refined, fingerprint, is_zero, refine};
+pub use compress::{Codec, Decoder, Encoder, NotPages};
+pub use print::{SEAL, Sealer, fingerprint, is_zero};
+pub use refine::{Batch, Counts, PAYLOAD_OF_KNOWN, Packing, References};
+pub use restore::{Landed, Restorer, Unrestorable};
+pub use run::{Class, Run};
+pub use sent::Sent;
+
+/// The parts of `delta` for those who measure it.
+#[doc(hidden)]
+pub mod measured {
+    /// See `delta::encode`.
+    pub fn delta(base: &[u8], page: &[u8], out: &mut Vec<u8>) -> bool {
+        crate::delta::encode(base, page, out)
+    }
+}

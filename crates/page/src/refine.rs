@@ -1,89 +1,352 @@
 //! For each page the cheapest message that is true.
 
-use twox_hash::XxHash3_64;
-use units::{PAGE_SIZE, PageIndex, PageRange};
+use crate::{
+    Sent,
+    compress::{Codec, Encoder},
+    delta,
+    print::{Print, SEAL, is_zero},
+    run::{Class, Run},
+};
+use std::ops::Range;
+use units::{BlockId, PAGE_SIZE, PageIndex, PageRange};
 
-/// What a run of pages is sent as.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Class {
-    /// Full of zeros: no content travels.
-    Zero,
-    /// As it is.
-    Plain,
+/// Bytes that travel for a run of known pages: where they are, and their seal.
+pub const PAYLOAD_OF_KNOWN: usize = REFERENCE + SEAL;
+
+/// Bytes of a reference: a block and its first page.
+pub(crate) const REFERENCE: usize = 2 + 8;
+
+/// Packing that saves less than one part in so many is undone: unpacking would cost the target more than it saves the link.
+const WORTH: usize = 16;
+
+/// How many pages travelled as what.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Counts {
+    /// Full of zeros.
+    pub zero: u64,
+    /// The same as what was sent of them before: nothing travelled.
+    pub unchanged: u64,
+    /// As a reference to other pages.
+    pub known: u64,
+    /// As a difference.
+    pub delta: u64,
+    /// Compressed.
+    pub packed: u64,
+    /// As they are.
+    pub plain: u64,
 }
 
-/// Neighbouring pages of the same class.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Refined {
-    /// Which pages.
-    pub range: PageRange,
-    /// What they are sent as.
-    pub class: Class,
+/// What may be referred to. Nothing may while the guest runs on the target: it writes there.
+pub struct References<'a, F> {
+    /// What was sent over this connection.
+    pub sent: &'a Sent,
+    /// The round, from 1 on.
+    pub round: u32,
+    /// Whether the latest version of a page is at the target before what is added now: sent earlier by this very stream, or
+    /// in an earlier round and not again in this one.
+    pub may_refer: F,
 }
 
-/// Splits `content`, whole pages from `start` on, into the longest runs of one class, in order.
-pub fn refine(start: PageIndex, content: &[u8]) -> Vec<Refined> {
-    debug_assert_eq!(content.len() % PAGE_SIZE, 0, "whole pages");
-    let mut runs: Vec<Refined> = Vec::new();
-    for (page, i) in content.chunks_exact(PAGE_SIZE).zip(0..) {
-        let class = if is_zero(page) { Class::Zero } else { Class::Plain };
-        match runs.last_mut() {
-            Some(run) if run.class == class => run.range.count += 1,
-            _ => runs.push(Refined { range: PageRange::new(PageIndex(start.0 + i), 1), class }),
+/// What packing a batch came to.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Packing {
+    /// Bytes of content that were tried.
+    pub raw: usize,
+    /// What they shrank to.
+    pub wire: usize,
+    /// Whether they travel like that.
+    pub used: bool,
+}
+
+/// Pages on their way to the wire: read, refined, packed, and handed out to whoever owns the socket.
+pub struct Batch {
+    /// The pages as they were read, those that do not travel included.
+    pages: Vec<u8>,
+    filled: usize,
+    pieces: Vec<Piece>,
+    runs: Vec<Run>,
+    /// References and differences.
+    side: Vec<u8>,
+    packed: Vec<u8>,
+    codec: Option<Codec>,
+    counts: Counts,
+    /// Where the run of known pages goes on if the next page is known too.
+    next: Option<(BlockId, PageIndex)>,
+}
+
+/// A run and where what belongs to it is.
+struct Piece {
+    run: Run,
+    /// Where its content begins in `pages`.
+    at: usize,
+    side: Range<usize>,
+}
+
+impl Batch {
+    /// Room for so many bytes of pages.
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            pages: vec![0; capacity],
+            filled: 0,
+            pieces: Vec::new(),
+            runs: Vec::new(),
+            side: Vec::new(),
+            packed: Vec::new(),
+            codec: None,
+            counts: Counts::default(),
+            next: None,
         }
     }
-    runs
-}
 
-/// Whether there is nothing but zeros. Most pages that are not show it in their first bytes.
-#[inline]
-pub fn is_zero(bytes: &[u8]) -> bool {
-    // 64 bytes a step let the compiler use the widest registers, and a step still ends early.
-    let (chunks, rest) = bytes.as_chunks::<64>();
-    chunks.iter().all(|c| c.iter().fold(0, |acc, b| acc | b) == 0) && rest.iter().all(|b| *b == 0)
-}
+    /// How many pages still fit.
+    pub fn room(&self) -> u64 {
+        ((self.pages.len() - self.filled) / PAGE_SIZE) as u64
+    }
 
-/// A hash that tells apart pages which differ by accident (XXH3, 64 bits). No defence against a chosen collision.
-pub fn fingerprint(page: &[u8]) -> u64 {
-    XxHash3_64::oneshot(page)
-}
+    /// Takes pages in, for which there is room; `read` fills in their content. With `references`, what the target has
+    /// already does not travel, or travels as a reference or a difference. All pages of a batch are of one block.
+    pub fn add<E, F: Fn(BlockId, PageIndex) -> bool>(
+        &mut self,
+        block: BlockId,
+        range: PageRange,
+        references: Option<&References<'_, F>>,
+        read: impl FnOnce(&mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let start = self.filled;
+        let end = start + range.count as usize * PAGE_SIZE;
+        // Out of `self` for as long as the rest of it changes.
+        let mut pages = std::mem::take(&mut self.pages);
+        let result = read(&mut pages[start..end]);
+        if result.is_ok() {
+            self.filled = end;
+            match references {
+                Some(references) => self.refer(block, range.start, &pages[..end], start, references),
+                None => self.look(range.start, &pages[..end], start),
+            }
+        }
+        self.pages = pages;
+        result
+    }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
+    /// Zeros or not: all that is asked while the guest runs on the target.
+    fn look(&mut self, start: PageIndex, pages: &[u8], from: usize) {
+        for (index, at) in (start.0..).zip((from..pages.len()).step_by(PAGE_SIZE)) {
+            if is_zero(&pages[at..at + PAGE_SIZE]) {
+                self.counts.zero += 1;
+                self.push(PageIndex(index), Class::Zero, at);
+            } else {
+                self.counts.plain += 1;
+                self.push(PageIndex(index), Class::Plain, at);
+            }
+        }
+    }
 
-    proptest! {
-        #[test]
-        fn runs_rebuild_the_pages(kinds in prop::collection::vec(prop::option::of(0usize..PAGE_SIZE), 0..20)) {
-            let mut content = vec![0u8; kinds.len() * PAGE_SIZE];
-            for (page, at) in kinds.iter().enumerate() {
-                if let Some(at) = at {
-                    content[page * PAGE_SIZE + at] = 1;
+    fn refer<F: Fn(BlockId, PageIndex) -> bool>(
+        &mut self,
+        block: BlockId,
+        start: PageIndex,
+        pages: &[u8],
+        from: usize,
+        references: &References<'_, F>,
+    ) {
+        let References { sent, round, may_refer } = references;
+        let all = start..PageIndex(start.0 + ((pages.len() - from) / PAGE_SIZE) as u64);
+        for (index, at) in (start.0..).zip((from..pages.len()).step_by(PAGE_SIZE)) {
+            let (index, page) = (PageIndex(index), &pages[at..at + PAGE_SIZE]);
+            let number = sent.number(block, index);
+            let last = sent.last(block, index);
+            let print = if is_zero(page) { Print::ZERO } else { sent.print(page) };
+            let expected = self.next.take();
+            if print == Print::ZERO {
+                self.counts.zero += 1;
+                if last != print {
+                    sent.versions.forget(number);
+                    sent.set(block, index, print);
+                    self.push(index, Class::Zero, at);
                 }
+                continue;
             }
-            let runs = refine(PageIndex(7), &content);
-            let classes: Vec<Class> =
-                runs.iter().flat_map(|r| vec![r.class; r.range.count as usize]).collect();
-            let obvious: Vec<Class> =
-                kinds.iter().map(|k| if k.is_some() { Class::Plain } else { Class::Zero }).collect();
-            prop_assert_eq!(classes, obvious);
-            let mut next = PageIndex(7);
-            for pair in runs.windows(2) {
-                prop_assert!(pair[0].class != pair[1].class);
+            if print == last {
+                self.counts.unchanged += 1;
+                continue;
             }
-            for run in runs {
-                prop_assert_eq!(run.range.start, next);
-                next = run.range.end();
+            // Of what is added now, the pages before this one go before it, too.
+            let may_refer = |b, p: PageIndex| match b == block && all.contains(&p) {
+                true => p < index,
+                false => may_refer(b, p),
+            };
+            let goes_on = expected.filter(|(b, p)| {
+                self.goes_on(block, index, at, *b, *p) && sent.has(*b, *p, print) && may_refer(*b, *p)
+            });
+            let known = goes_on.or_else(|| sent.find(print, may_refer));
+            let mut used = false;
+            if let Some((from, first)) = known {
+                self.counts.known += 1;
+                if goes_on.is_none() {
+                    let begin = self.side.len();
+                    self.side.extend_from_slice(&from.0.to_le_bytes());
+                    self.side.extend_from_slice(&first.0.to_le_bytes());
+                    self.side.extend_from_slice(&[0; SEAL]);
+                    self.begin(index, Class::Known, at, begin..self.side.len());
+                } else {
+                    self.push(index, Class::Known, at);
+                }
+                self.next = Some((from, PageIndex(first.0 + 1)));
+            } else {
+                used = *round > 1 && self.differ(index, at, |side| sent.versions.delta(number, page, side));
+                if !used {
+                    self.counts.plain += 1;
+                    self.push(index, Class::Plain, at);
+                }
+                sent.offer(number, print);
+            }
+            sent.set(block, index, print);
+            // Most of what was sent once is never written again; what was written between two rounds may well be.
+            if *round > 1 {
+                sent.versions.keep(number, page, *round, used);
             }
         }
     }
 
-    #[test]
-    fn one_bit_changes_the_fingerprint() {
-        let mut page = vec![0; PAGE_SIZE];
-        let before = fingerprint(&page);
-        page[4095] ^= 1;
-        assert_ne!(before, fingerprint(&page));
+    /// Whether the run of known pages that ends before this page can go on with a reference to page `p` of block `b`. Not when
+    /// that is a page of the run itself: all that a run refers to is read before anything of it is written.
+    fn goes_on(&self, block: BlockId, index: PageIndex, at: usize, b: BlockId, p: PageIndex) -> bool {
+        let Some(Piece { run, .. }) = self.pieces.last() else { return false };
+        self.grows(index, Class::Known, at) && (b != block || p < run.range.start || p > index)
+    }
+
+    /// Sends a page as a difference, if `encode` finds one that is short enough.
+    fn differ(&mut self, index: PageIndex, at: usize, encode: impl FnOnce(&mut Vec<u8>) -> bool) -> bool {
+        let begin = self.side.len();
+        let grows = self.grows(index, Class::Delta, at);
+        if !grows {
+            self.side.extend_from_slice(&[0; SEAL]);
+        }
+        let length = self.side.len();
+        self.side.extend_from_slice(&[0; delta::LENGTH]);
+        if !encode(&mut self.side) {
+            self.side.truncate(begin);
+            return false;
+        }
+        let end = self.side.len();
+        let code = (end - length - delta::LENGTH) as u16;
+        self.side[length..length + delta::LENGTH].copy_from_slice(&code.to_le_bytes());
+        self.counts.delta += 1;
+        if grows {
+            self.push(index, Class::Delta, at);
+            if let Some(piece) = self.pieces.last_mut() {
+                piece.side.end = end;
+            }
+        } else {
+            self.begin(index, Class::Delta, at, begin..end);
+        }
+        true
+    }
+
+    fn grows(&self, index: PageIndex, class: Class, at: usize) -> bool {
+        self.pieces.last().is_some_and(|Piece { run, at: from, .. }| {
+            run.class == class && run.range.end() == index && from + run.raw() == at
+        })
+    }
+
+    /// Lets the last run go on with this page if it can, and begins a new one if not.
+    fn push(&mut self, index: PageIndex, class: Class, at: usize) {
+        if self.grows(index, class, at) {
+            if let Some(piece) = self.pieces.last_mut() {
+                piece.run.range.count += 1;
+            }
+        } else {
+            self.begin(index, class, at, 0..0);
+        }
+    }
+
+    fn begin(&mut self, index: PageIndex, class: Class, at: usize, side: Range<usize>) {
+        self.pieces.push(Piece { run: Run::new(PageRange::new(index, 1), class), at, side });
+    }
+
+    /// Seals what refers to the target's own memory; nothing can be added after that.
+    pub fn seal(&mut self, sent: &Sent) {
+        for Piece { run, at, side } in &self.pieces {
+            let place = match run.class {
+                Class::Known => side.start + REFERENCE..side.end,
+                Class::Delta => side.start..side.start + SEAL,
+                Class::Zero | Class::Packed | Class::Plain => continue,
+            };
+            let seal = sent.sealer.seal(&self.pages[*at..*at + run.raw()]);
+            self.side[place].copy_from_slice(&seal);
+        }
+    }
+
+    /// Packs what would travel as it is and is `worth` it, all together. `None` when there is nothing.
+    pub fn pack(
+        &mut self,
+        encoder: &mut Encoder,
+        codec: Codec,
+        worth: impl Fn(PageRange) -> bool,
+    ) -> Option<Packing> {
+        let chosen: Vec<bool> =
+            self.pieces.iter().map(|p| p.run.class == Class::Plain && worth(p.run.range)).collect();
+        let pieces = self.pieces.iter().zip(&chosen).filter(|(_, chosen)| **chosen).map(|(piece, _)| piece);
+        let parts: Vec<&[u8]> = pieces.map(|p| &self.pages[p.at..p.at + p.run.raw()]).collect();
+        let raw: usize = parts.iter().map(|part| part.len()).sum();
+        if raw == 0 {
+            return None;
+        }
+        encoder.encode(codec, &parts, &mut self.packed);
+        let packing = Packing { raw, wire: self.packed.len(), used: self.packed.len() + raw / WORTH <= raw };
+        if !packing.used {
+            self.packed.clear();
+            return Some(packing);
+        }
+        self.codec = Some(codec);
+        for (piece, _) in self.pieces.iter_mut().zip(&chosen).filter(|(_, chosen)| **chosen) {
+            piece.run.class = Class::Packed;
+            self.counts.plain -= piece.run.range.count;
+            self.counts.packed += piece.run.range.count;
+        }
+        Some(packing)
+    }
+
+    /// The runs as they travel, and how their packed content is compressed; none when nothing travels.
+    pub fn runs(&mut self) -> (&[Run], Option<Codec>, usize) {
+        self.runs.clear();
+        for Piece { run: Run { range, class, .. }, side, .. } in &self.pieces {
+            let mut run = Run::new(*range, *class);
+            if *class == Class::Delta {
+                run.bytes = side.len() as u32;
+            }
+            self.runs.push(run);
+        }
+        (&self.runs, self.codec, self.packed.len())
+    }
+
+    /// What travels behind the table of runs, in order.
+    pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        let own = self.pieces.iter().filter_map(|Piece { run, at, side }| match run.class {
+            Class::Zero | Class::Packed => None,
+            Class::Known | Class::Delta => Some(&self.side[side.clone()]),
+            Class::Plain => Some(&self.pages[*at..*at + run.raw()]),
+        });
+        own.chain((!self.packed.is_empty()).then_some(&*self.packed))
+    }
+
+    /// The pages that would travel as they are, if they are not packed.
+    pub fn plain(&self) -> impl Iterator<Item = PageRange> {
+        self.pieces.iter().map(|p| p.run).filter(|run| run.class == Class::Plain).map(|run| run.range)
+    }
+
+    /// Empties it, for the next pages.
+    pub fn clear(&mut self) {
+        self.filled = 0;
+        self.pieces.clear();
+        self.side.clear();
+        self.packed.clear();
+        self.codec = None;
+        self.next = None;
+    }
+
+    /// How the pages travelled that were added since this was asked last.
+    pub fn take_counts(&mut self) -> Counts {
+        std::mem::take(&mut self.counts)
     }
 }

@@ -1,5 +1,12 @@
-//! When to go another round, and when to stop the guest. Pure functions of what was observed.
+//! When to go another round, when to stop the guest, and what to compress with. Pure functions of what was observed.
 
+/// How to compress the next batch.
+mod compress;
+/// Where compressing is of no use.
+mod regions;
+/// Another round, the switchover, or post-copy?
 mod rounds;
 
+pub use compress::{Codec, Compressor, Spent};
+pub use regions::Regions;
 pub use rounds::{Budget, Next, Seen, next, predicted_downtime};

@@ -1,9 +1,14 @@
 //! What data connections carry: batches of pages, ends of rounds, requests for pages.
 //!
-//! Every frame begins with a fixed header of 16 bytes. A batch goes on with a table of runs and then the content of
-//! its plain runs, one after the other.
+//! Every frame begins with a fixed header of 16 bytes. A batch goes on with
+//!
+//! ```text
+//! a table of runs │ what travels for each run alone, one after the other │ what all packed runs share, compressed as one
+//! ```
+//!
+//! The table says how long the first part is for each run; the shared part is what remains of the payload.
 
-use page::Class;
+use page::{Class, Codec, Run};
 use units::{BlockId, PAGE_SIZE, PageIndex, PageRange};
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
@@ -33,13 +38,21 @@ const WANT: u8 = 3;
 
 const ZERO: u8 = 0;
 const PLAIN: u8 = 1;
+const KNOWN: u8 = 2;
+const DELTA: u8 = 3;
+const PACKED: u8 = 4;
+
+const UNPACKED: u8 = 0;
+const LZ4: u8 = 1;
+const ZSTD: u8 = 2;
 
 /// A frame's header as it goes over the wire.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Debug)]
 #[repr(C)]
 pub struct Header {
     kind: u8,
-    reserved: u8,
+    /// How what packed runs share is compressed.
+    codec: u8,
     block: U16,
     count: U32,
     argument: U64,
@@ -49,9 +62,10 @@ pub struct Header {
 #[repr(C)]
 struct WireRun {
     start: U64,
-    count: U32,
+    bytes: U32,
+    count: U16,
     class: u8,
-    reserved: [u8; 3],
+    reserved: u8,
 }
 
 /// What a header announces.
@@ -65,6 +79,8 @@ pub enum Frame {
         runs: usize,
         /// Bytes of content.
         payload: usize,
+        /// How what packed runs share is compressed; `None` when no run is packed.
+        codec: Option<Codec>,
     },
     /// This stream has sent its share of the round.
     RoundEnd(u32),
@@ -75,25 +91,6 @@ pub enum Frame {
         /// Its place in the block.
         page: PageIndex,
     },
-}
-
-/// Pages of one class in a batch.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Run {
-    /// Which pages.
-    pub range: PageRange,
-    /// What they are sent as.
-    pub class: Class,
-}
-
-impl Run {
-    /// Bytes of content that travel for it.
-    pub fn payload(&self) -> usize {
-        match self.class {
-            Class::Zero => 0,
-            Class::Plain => self.range.count as usize * PAGE_SIZE,
-        }
-    }
 }
 
 /// The sizes of the VM's blocks in pages: what a peer's page numbers are checked against.
@@ -141,6 +138,22 @@ pub enum FrameError {
     /// A page class of another version.
     #[error("page class {0} is not known")]
     Class(u8),
+    /// A codec of another version.
+    #[error("codec {0} is not known")]
+    Codec(u8),
+    /// A run whose bytes cannot be so many.
+    #[error("a run of {count} pages of class {class} with {bytes} bytes")]
+    Run {
+        /// Its class on the wire.
+        class: u8,
+        /// Its pages.
+        count: u64,
+        /// Its bytes.
+        bytes: u32,
+    },
+    /// More pages than a batch may restore to, or none.
+    #[error("the runs of a batch stand for {0} pages; at most {BATCH_PAGES} are agreed")]
+    Pages(u64),
     /// The table does not match the content.
     #[error("the runs need {runs} bytes of content, the batch carries {payload}")]
     Content {
@@ -155,13 +168,18 @@ impl Frame {
     /// The header of this frame.
     pub fn header(&self) -> [u8; HEADER] {
         let (kind, block, count, argument) = match *self {
-            Frame::Batch { block, runs, payload } => (BATCH, block.0, runs as u32, payload as u64),
+            Frame::Batch { block, runs, payload, .. } => (BATCH, block.0, runs as u32, payload as u64),
             Frame::RoundEnd(round) => (ROUND_END, 0, round, 0),
             Frame::Want { block, page } => (WANT, block.0, 1, page.0),
         };
+        let codec = match self {
+            Frame::Batch { codec: Some(Codec::Lz4), .. } => LZ4,
+            Frame::Batch { codec: Some(Codec::Zstd(_)), .. } => ZSTD,
+            _ => UNPACKED,
+        };
         zerocopy::transmute!(Header {
             kind,
-            reserved: 0,
+            codec,
             block: block.into(),
             count: count.into(),
             argument: argument.into(),
@@ -180,7 +198,13 @@ impl Frame {
                     return Err(FrameError::Size { runs, payload });
                 }
                 shape.pages(block).ok_or(FrameError::Block(block.0))?;
-                Ok(Frame::Batch { block, runs: runs as usize, payload: payload as usize })
+                let codec = match header.codec {
+                    UNPACKED => None,
+                    LZ4 => Some(Codec::Lz4),
+                    ZSTD => Some(Codec::Zstd(0)),
+                    other => return Err(FrameError::Codec(other)),
+                };
+                Ok(Frame::Batch { block, runs: runs as usize, payload: payload as usize, codec })
             }
             ROUND_END => Ok(Frame::RoundEnd(count)),
             WANT => {
@@ -193,34 +217,54 @@ impl Frame {
     }
 }
 
-/// Appends the header and the table of a batch of these runs to `out`; their content goes after it.
-pub fn write_batch(block: BlockId, runs: &[Run], out: &mut Vec<u8>) {
-    let payload = runs.iter().map(Run::payload).sum();
+/// Appends the header and the table of a batch of these runs to `out`. What travels for each run goes after it, then what
+/// the packed ones share: so many bytes by this codec.
+pub fn write_batch(block: BlockId, runs: &[Run], packed: Option<(Codec, usize)>, out: &mut Vec<u8>) {
+    let own: usize = runs.iter().map(Run::payload).sum();
+    let payload = own + packed.map_or(0, |(_, bytes)| bytes);
     debug_assert!(runs.len() <= MAX_RUNS && payload <= MAX_PAYLOAD, "a batch within its bounds");
-    out.extend_from_slice(&Frame::Batch { block, runs: runs.len(), payload }.header());
+    let codec = packed.map(|(codec, _)| codec);
+    out.extend_from_slice(&Frame::Batch { block, runs: runs.len(), payload, codec }.header());
     for run in runs {
         let wire = WireRun {
             start: run.range.start.0.into(),
-            count: (run.range.count as u32).into(),
+            bytes: run.bytes.into(),
+            count: (run.range.count as u16).into(),
             class: match run.class {
                 Class::Zero => ZERO,
                 Class::Plain => PLAIN,
+                Class::Known => KNOWN,
+                Class::Delta => DELTA,
+                Class::Packed => PACKED,
             },
-            reserved: [0; 3],
+            reserved: 0,
         };
         out.extend_from_slice(wire.as_bytes());
     }
 }
 
-/// Reads the table of a batch: each run lies within the block, and together they need exactly `payload` bytes.
+/// The table of a batch, checked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Table {
+    /// The runs.
+    pub runs: Vec<Run>,
+    /// Bytes of the payload that travel for single runs; the packed ones share the rest.
+    pub own: usize,
+    /// Bytes of pages that the shared part unpacks to.
+    pub raw: usize,
+}
+
+/// Reads the table of a batch: each run lies within the block and has as many bytes as its class can have, all together fill
+/// the payload, and what they stand for is no more than a batch may hold.
 pub fn parse_runs(
     table: &[u8],
     block: BlockId,
     payload: usize,
+    codec: Option<Codec>,
     shape: &Shape,
-) -> Result<Vec<Run>, FrameError> {
+) -> Result<Table, FrameError> {
     let mut runs = Vec::with_capacity(table.len() / RUN);
-    let mut need = 0u64;
+    let (mut own, mut pages, mut packed) = (0u64, 0u64, 0u64);
     for entry in table.chunks_exact(RUN) {
         let Ok(wire) = WireRun::read_from_bytes(entry) else { break };
         let range = PageRange::new(PageIndex(wire.start.get()), u64::from(wire.count.get()));
@@ -228,16 +272,29 @@ pub fn parse_runs(
         let class = match wire.class {
             ZERO => Class::Zero,
             PLAIN => Class::Plain,
+            KNOWN => Class::Known,
+            DELTA => Class::Delta,
+            PACKED => Class::Packed,
             other => return Err(FrameError::Class(other)),
         };
-        let run = Run { range, class };
-        need += run.payload() as u64;
+        let run = Run { range, class, bytes: wire.bytes.get() };
+        if !run.is_sound() {
+            return Err(FrameError::Run { class: wire.class, count: range.count, bytes: run.bytes });
+        }
+        own += u64::from(run.bytes);
+        pages += range.count;
+        packed += if class == Class::Packed { range.count } else { 0 };
         runs.push(run);
     }
-    if need != payload as u64 {
-        return Err(FrameError::Content { runs: need, payload: payload as u64 });
+    if pages > BATCH_PAGES {
+        return Err(FrameError::Pages(pages));
     }
-    Ok(runs)
+    // What is shared exists if and only if somebody shares it.
+    let shared = (payload as u64).checked_sub(own).filter(|rest| (*rest > 0) == (packed > 0));
+    if shared.is_none() || codec.is_some() != (packed > 0) {
+        return Err(FrameError::Content { runs: own, payload: payload as u64 });
+    }
+    Ok(Table { runs, own: own as usize, raw: packed as usize * PAGE_SIZE })
 }
 
 fn check(shape: &Shape, block: BlockId, range: PageRange) -> Result<(), FrameError> {

@@ -14,9 +14,10 @@ mod target;
 pub use brief::Brief;
 pub use codec::{ControlError, MAX_CONTROL, bitmaps, decode, encode, packed, page_sets, unpacked};
 pub use frame::{
-    BATCH_PAGES, Frame, FrameError, HEADER, Header, MAX_PAYLOAD, MAX_RUNS, RUN, Run, Shape, parse_runs,
+    BATCH_PAGES, Frame, FrameError, HEADER, Header, MAX_PAYLOAD, MAX_RUNS, RUN, Shape, Table, parse_runs,
     write_batch,
 };
+pub use page::Run;
 pub use preamble::{Kind, Preamble, PreambleError, REPLY, Reply, Status, VERSION};
 pub use source::{Source, SourceAct, SourceEnd, SourceEvent, Step};
 pub use target::{Target, TargetAct, TargetEnd, TargetEvent};

@@ -5,8 +5,8 @@ use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian::U16, little_endian::U128,
 };
 
-/// The newest version that this side speaks. There is no older one yet.
-pub const VERSION: u16 = 1;
+/// The newest version that this side speaks. Version 1 knew neither packed pages nor references.
+pub const VERSION: u16 = 2;
 
 const MAGIC: [u8; 8] = *b"WHIMBREL";
 

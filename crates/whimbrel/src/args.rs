@@ -3,7 +3,7 @@
 use crate::doctor::Doctor;
 use agent::{config::Address, log::Format};
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
-use engine::report::Mode;
+use engine::report::{Compression, Mode};
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use units::Rate;
 
@@ -218,6 +218,29 @@ impl From<ModeArg> for Mode {
     }
 }
 
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+pub(crate) enum CompressArg {
+    /// What moves most guest memory a second, measured on the way.
+    Auto,
+    /// Nothing.
+    None,
+    /// LZ4 always.
+    Lz4,
+    /// Zstandard always, at the level that suits the link.
+    Zstd,
+}
+
+impl From<CompressArg> for Compression {
+    fn from(compress: CompressArg) -> Self {
+        match compress {
+            CompressArg::Auto => Self::Auto,
+            CompressArg::None => Self::None,
+            CompressArg::Lz4 => Self::Lz4,
+            CompressArg::Zstd => Self::Zstd,
+        }
+    }
+}
+
 /// Move a running VM to another host.
 ///
 /// Shows what happens while it happens, and ends with a report. Until the VM has switched over, whatever goes wrong
@@ -253,6 +276,12 @@ pub(crate) struct Migrate {
     /// How many data connections.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) streams: Option<u16>,
+    /// What pages may be compressed with. `auto` finds out what moves most over this link.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) compress: CompressArg,
+    /// The most cores that may compress at a time [default: those beyond the VM's vCPUs, at least 1].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) cpu: Option<u32>,
     /// Compare all memory of both sides while the VM is stopped: takes longer.
     #[arg(long)]
     pub(crate) verify: bool,

@@ -27,6 +27,8 @@ pub(crate) fn migrate(client: &Client, args: &Migrate) -> Result<ExitCode, Troub
         bandwidth: args.bandwidth.map(|rate| rate.0),
         streams: args.streams,
         verify: args.verify,
+        compress: args.compress.into(),
+        cpu: args.cpu,
     };
     Client::runtime()?.block_on(async {
         // Before anything begins: an interrupt from here on is a cancel.

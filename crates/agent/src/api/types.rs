@@ -1,7 +1,7 @@
 //! What goes over the API. Events and reports of migrations are those of `engine::report`, refusals its `Failure`.
 
 use crate::store::Origin;
-use engine::report::{Mode, Phase};
+use engine::report::{Compression, Mode, Phase};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -137,6 +137,13 @@ pub struct MigrateOptions {
     /// Whether both sides' memory is to be compared.
     #[serde(default)]
     pub verify: bool,
+    /// What pages may be compressed with.
+    #[serde(default)]
+    pub compress: Compression,
+    /// How many cores may compress at a time, at most; if left out, as many as the host has beyond the VM's vCPUs, but one at
+    /// least.
+    #[serde(default)]
+    pub cpu: Option<u32>,
 }
 
 impl MigrateOptions {

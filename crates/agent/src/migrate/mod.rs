@@ -14,7 +14,7 @@ use crate::{
 };
 use engine::{
     ports::{Claim, Claimed},
-    report::{Event, Mode, Outcome, Report},
+    report::{Compression, Event, Mode, Outcome, Report},
 };
 use std::{
     io,
@@ -48,6 +48,10 @@ pub struct MigrateRequest {
     pub streams: Option<u16>,
     /// Whether both sides' memory is to be compared.
     pub verify: bool,
+    /// What pages may be compressed with.
+    pub compress: Compression,
+    /// How many cores may compress; `None`: those that the guest leaves.
+    pub cores: Option<u32>,
 }
 
 impl MigrateRequest {

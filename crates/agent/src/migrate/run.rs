@@ -125,6 +125,9 @@ impl Migrations {
         if options.streams.is_some_and(|n| n == 0 || n > MigrateOptions::MOST_STREAMS) {
             return Err(bad(&format!("a migration has 1 to {} streams", MigrateOptions::MOST_STREAMS)));
         }
+        if options.cpu == Some(0) {
+            return Err(bad("compression takes at least 1 core; to do without it, compress with none"));
+        }
         if options.bandwidth == Some(0) {
             return Err(bad("nothing moves with a bandwidth of 0"));
         }
@@ -173,6 +176,8 @@ impl Migrations {
             bandwidth: options.bandwidth.map(units::Rate),
             streams: options.streams,
             verify: options.verify,
+            compress: options.compress,
+            cores: options.cpu,
         };
         Ok((lease, request))
     }

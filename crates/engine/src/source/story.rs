@@ -5,8 +5,8 @@ use crate::{
     conn::Traffic,
     ports::MachineError,
     report::{Event, Failure, FaultCounts, Mode, Outcome, PageCounts, Phase, Report, Round, Throttle},
-    ship::Shipped,
 };
+use page::Counts;
 use policy::{Budget, Next, Seen};
 use proto::{SourceEnd, Step, control};
 use std::{
@@ -30,7 +30,8 @@ pub(super) struct Story {
     budget: Budget,
     mode: Mode,
     present: u64,
-    round: Option<(Round, Instant, u64)>,
+    /// Since when, with the bytes sent and the pages moved before it.
+    round: Option<(Round, Instant, u64, u64)>,
     stop_ns: Option<u64>,
     last_tick: (Instant, u64),
     of: u64,
@@ -121,23 +122,37 @@ impl Story {
         }
         self.of = set.bytes().0;
         let round = Round { n, pages: set.len(), ..Default::default() };
-        self.round = Some((round, Instant::now(), self.traffic.sent()));
+        self.round = Some((round, Instant::now(), self.traffic.sent(), self.moved_pages()));
     }
 
-    pub(super) fn shipped(&mut self, shipped: Shipped) {
-        self.report.pages.zero += shipped.zero;
-        self.report.pages.plain += shipped.plain;
+    /// Pages whose content the target was told in whichever way.
+    fn moved_pages(&self) -> u64 {
+        let pages = &self.report.pages;
+        pages.known + pages.delta + pages.packed + pages.plain
+    }
+
+    pub(super) fn shipped(&mut self, shipped: Counts) {
+        let pages = &mut self.report.pages;
+        pages.zero += shipped.zero;
+        pages.unchanged += shipped.unchanged;
+        pages.known += shipped.known;
+        pages.delta += shipped.delta;
+        pages.packed += shipped.packed;
+        pages.plain += shipped.plain;
     }
 
     /// The current round, if there is one, has carried all that it was to carry.
     pub(super) fn end_round(&mut self, dirtied: u64) {
-        let Some((mut round, since, sent)) = self.round.take() else { return };
+        let Some((mut round, since, sent, moved)) = self.round.take() else { return };
         let took = since.elapsed();
         round.ms = ms(took);
         round.wire_bytes = self.traffic.sent() - sent;
         round.dirtied = dirtied;
         if took >= MEASURABLE || self.seen.rate == Rate(0) {
-            self.seen.rate = Bytes(round.wire_bytes).per(took);
+            // What is dirty is memory, and most of it travels as less; zeros and what has not changed are left out, which the
+            // next round may have fewer of.
+            let moved = self.moved_pages() - moved;
+            self.seen.rate = Bytes((moved * PAGE_SIZE as u64).max(round.wire_bytes)).per(took);
         }
         (self.events)(Event::Round(round.clone()));
         self.report.rounds.push(round);

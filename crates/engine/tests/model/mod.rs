@@ -74,6 +74,27 @@ impl Ram {
         }
     }
 
+    /// The guest changes one word of a page.
+    pub(crate) fn guest_counts(&self, block: u16, page: u64, n: u64) {
+        self.guest_reads(block, page);
+        let mut inner = self.inner.lock().unwrap();
+        if let Some(content) = inner.content[usize::from(block)].get_mut(&page) {
+            content[1000..1008].copy_from_slice(&n.to_le_bytes());
+        }
+        inner.dirty.block_mut(BlockId(block)).insert(PageIndex(page));
+    }
+
+    /// Something that is none of our business writes to those of these pages that are there.
+    pub(crate) fn is_overwritten_with_rubbish(&self, pages: std::ops::Range<u64>) -> bool {
+        let mut inner = self.inner.lock().unwrap();
+        for page in pages {
+            if let Some(content) = inner.content[0].get_mut(&page) {
+                content[2000] = content[2000].wrapping_add(0x55);
+            }
+        }
+        true
+    }
+
     pub(crate) fn runs(&self, runs: bool) {
         self.inner.lock().unwrap().runs = runs;
     }

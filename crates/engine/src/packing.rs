@@ -1,0 +1,126 @@
+//! Source: what compresses the next batch, and who may.
+
+use crate::{report::Compression, source::Options};
+use page::{Batch, Codec, Encoder};
+use policy::{Compressor, Regions, Spent};
+use std::{
+    sync::{Arc, Condvar, Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+use units::{BlockId, PageRange};
+
+/// What the streams of a migration share of compressing.
+pub(crate) struct Packing {
+    state: Mutex<State>,
+    /// How many more threads may compress now.
+    free: Mutex<u32>,
+    freed: Condvar,
+}
+
+struct State {
+    compressor: Compressor,
+    regions: Regions,
+}
+
+impl Packing {
+    pub(crate) fn new(options: &Options, pages: &[u64]) -> Arc<Self> {
+        let allowed = |codec| match options.compress {
+            Compression::Auto => true,
+            Compression::None => codec == policy::Codec::None,
+            Compression::Lz4 => codec == policy::Codec::Lz4,
+            Compression::Zstd => matches!(codec, policy::Codec::Zstd(_)),
+        };
+        let cores = options.cores.max(1);
+        let state = State {
+            compressor: Compressor::new(options.streams, cores, allowed),
+            regions: Regions::new(pages),
+        };
+        Arc::new(Self { state: Mutex::new(state), free: Mutex::new(cores), freed: Condvar::new() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no one panics here")
+    }
+
+    /// A round begins.
+    pub(crate) fn turn(&self, round: u32) {
+        self.state().regions.turn(round);
+    }
+
+    /// Compresses what is best compressed of a batch.
+    pub(crate) fn pack(&self, block: BlockId, batch: &mut Batch, encoder: &mut Encoder) -> Packed {
+        let plain: Vec<PageRange> = batch.plain().collect();
+        let raw = plain.iter().map(|range| range.bytes().0).sum();
+        let mut packed =
+            Packed { codec: policy::Codec::None, spent: Spent { raw, packed: raw, ..Spent::default() } };
+        if raw == 0 {
+            return packed;
+        }
+        let mut state = self.state();
+        packed.codec = state.compressor.choose();
+        let codec = match packed.codec {
+            policy::Codec::None => return packed,
+            policy::Codec::Lz4 => Codec::Lz4,
+            policy::Codec::Zstd(level) => Codec::Zstd(level),
+        };
+        let worth: Vec<PageRange> =
+            plain.into_iter().filter(|range| state.regions.worth(block, range.start)).collect();
+        drop(state);
+        if worth.is_empty() {
+            return packed;
+        }
+        let begin = Instant::now();
+        let core = self.core();
+        packed.spent.queue = begin.elapsed();
+        let begin = Instant::now();
+        let packing =
+            batch.pack(encoder, codec, |range| worth.binary_search_by_key(&range.start, |w| w.start).is_ok());
+        drop(core);
+        packed.spent.encode = begin.elapsed();
+        if let Some(packing) = packing {
+            if packing.used {
+                packed.spent.packed -= (packing.raw - packing.wire) as u64;
+            }
+            self.state().regions.tried(block, &worth, packing.raw as u64, packing.wire as u64);
+        }
+        packed
+    }
+
+    /// What became of a batch that `pack` was asked about.
+    pub(crate) fn observe(&self, packed: &Packed) {
+        self.state().compressor.observe(packed.codec, &packed.spent);
+    }
+
+    /// One of the cores that may compress, for as long as it is held.
+    fn core(&self) -> Core<'_> {
+        let free = self.free.lock().expect("no one panics here");
+        let mut free = self.freed.wait_while(free, |free| *free == 0).expect("no one panics here");
+        *free -= 1;
+        Core(self)
+    }
+}
+
+struct Core<'a>(&'a Packing);
+
+impl Drop for Core<'_> {
+    fn drop(&mut self) {
+        *self.0.free.lock().expect("no one panics here") += 1;
+        self.0.freed.notify_one();
+    }
+}
+
+/// A batch ready to be written.
+pub(crate) struct Packed {
+    codec: policy::Codec,
+    spent: Spent,
+}
+
+impl Packed {
+    /// It was written.
+    pub(crate) fn written(mut self, wire: usize, refine: Duration, write: Duration) -> Self {
+        self.spent.wire = wire as u64;
+        self.spent.refine = refine;
+        self.spent.write = write;
+        self
+    }
+}

@@ -1,0 +1,160 @@
+//! The target's side of refining: from messages back to pages, nothing unverified.
+
+use crate::{
+    compress::{Codec, Decoder, NotPages},
+    delta,
+    print::{SEAL, Sealer},
+    refine::REFERENCE,
+    run::{Class, Run},
+};
+use units::{BlockId, PAGE_SIZE, PageIndex, PageRange};
+
+/// The memory that pages land in.
+pub trait Landed {
+    /// What reading can fail of.
+    type Error;
+
+    /// How many pages a block has; `None` for a block that the VM has not.
+    fn pages(&self, block: BlockId) -> Option<u64>;
+
+    /// Copies pages out, for which `pages` was asked.
+    fn read(&self, block: BlockId, range: PageRange, into: &mut [u8]) -> Result<(), Self::Error>;
+}
+
+/// A message that no page can be made of. Whoever gets one ends the connection.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Unrestorable<E> {
+    /// Refers to pages that the VM has not.
+    #[error("{count} pages from {start} of RAM block {block} are referred to, which do not exist")]
+    Nowhere {
+        /// The block.
+        block: u16,
+        /// The first page.
+        start: u64,
+        /// How many.
+        count: u64,
+    },
+    /// The content here is not what the source believes it to be (I7).
+    #[error("{0} would not be what the source sealed; nothing was taken over")]
+    Seal(PageRange),
+    /// The bytes are none of this version's.
+    #[error("{0}: the message cannot be read")]
+    Malformed(PageRange),
+    /// References were not agreed on.
+    #[error("content is referred to, but no key for its seals was agreed on")]
+    NoKey,
+    /// What was packed.
+    #[error(transparent)]
+    Packed(#[from] NotPages),
+    /// This side's memory cannot be read.
+    #[error("cannot read this VM's memory")]
+    Read(E),
+}
+
+/// Makes pages of messages; one for each stream. Holds memory for two batches.
+pub struct Restorer {
+    sealer: Option<Sealer>,
+    decoder: Decoder,
+    unpacked: Vec<u8>,
+    taken: usize,
+    scratch: Vec<u8>,
+    capacity: usize,
+}
+
+impl Restorer {
+    /// For batches of at most `capacity` bytes of pages. Without a sealer nothing may refer to memory here.
+    pub fn new(sealer: Option<Sealer>, capacity: usize) -> Self {
+        Self { sealer, decoder: Decoder::default(), unpacked: vec![], taken: 0, scratch: vec![], capacity }
+    }
+
+    /// Begins a batch: unpacks what its packed runs share. `raw`: how many bytes of pages these are.
+    pub fn begin(&mut self, codec: Option<Codec>, packed: &[u8], raw: usize) -> Result<(), NotPages> {
+        self.taken = 0;
+        if raw > self.capacity {
+            return Err(NotPages { pages: raw / PAGE_SIZE });
+        }
+        // Not shrunk, so that it is not cleared anew for each batch.
+        if self.unpacked.len() < raw {
+            self.unpacked.resize(raw, 0);
+        }
+        match codec {
+            Some(codec) => self.decoder.decode(codec, packed, &mut self.unpacked[..raw]),
+            None if raw == 0 => Ok(()),
+            None => Err(NotPages { pages: raw / PAGE_SIZE }),
+        }
+    }
+
+    /// The content of a run, in the order of the batch; `own` are the bytes that travelled for it alone. `None`: zeros.
+    pub fn restore<'a, M: Landed>(
+        &'a mut self,
+        block: BlockId,
+        run: &Run,
+        own: &'a [u8],
+        memory: &M,
+    ) -> Result<Option<&'a [u8]>, Unrestorable<M::Error>> {
+        let malformed = || Unrestorable::Malformed(run.range);
+        if !run.is_sound() || own.len() != run.payload() {
+            return Err(malformed());
+        }
+        match run.class {
+            Class::Zero => Ok(None),
+            Class::Plain => Ok(Some(own)),
+            Class::Packed => {
+                let begin = self.taken;
+                self.taken += run.raw();
+                self.unpacked.get(begin..self.taken).map(Some).ok_or_else(malformed)
+            }
+            Class::Known => {
+                let (reference, seal) = own.split_first_chunk::<REFERENCE>().ok_or_else(malformed)?;
+                let (from, first) = reference.split_first_chunk::<2>().ok_or_else(malformed)?;
+                let first = first.first_chunk::<8>().ok_or_else(malformed)?;
+                let from = BlockId(u16::from_le_bytes(*from));
+                let range = PageRange::new(PageIndex(u64::from_le_bytes(*first)), run.range.count);
+                self.read(from, range, memory)?;
+                self.verified(run, seal)
+            }
+            Class::Delta => {
+                let (seal, mut rest) = own.split_at(SEAL);
+                self.read(block, run.range, memory)?;
+                for page in self.scratch.chunks_exact_mut(PAGE_SIZE) {
+                    let (length, after) = rest.split_first_chunk().ok_or_else(malformed)?;
+                    let length = usize::from(u16::from_le_bytes(*length));
+                    let (code, after) = after.split_at_checked(length).ok_or_else(malformed)?;
+                    delta::apply(code, page).ok_or_else(malformed)?;
+                    rest = after;
+                }
+                if !rest.is_empty() {
+                    return Err(malformed());
+                }
+                self.verified(run, seal)
+            }
+        }
+    }
+
+    fn read<M: Landed>(
+        &mut self,
+        block: BlockId,
+        range: PageRange,
+        memory: &M,
+    ) -> Result<(), Unrestorable<M::Error>> {
+        if self.sealer.is_none() {
+            return Err(Unrestorable::NoKey);
+        }
+        let length = range.count as usize * PAGE_SIZE;
+        if !memory.pages(block).is_some_and(|pages| range.fits(pages)) || length > self.capacity {
+            let (start, count) = (range.start.0, range.count);
+            return Err(Unrestorable::Nowhere { block: block.0, start, count });
+        }
+        self.scratch.resize(length, 0);
+        memory.read(block, range, &mut self.scratch).map_err(Unrestorable::Read)
+    }
+
+    /// What was made of this side's memory, if it is what the source meant (I7).
+    fn verified<E>(&self, run: &Run, seal: &[u8]) -> Result<Option<&[u8]>, Unrestorable<E>> {
+        let sealer = self.sealer.as_ref().ok_or(Unrestorable::NoKey)?;
+        match seal.first_chunk() {
+            Some(seal) if sealer.holds(&self.scratch, seal) => Ok(Some(&self.scratch)),
+            _ => Err(Unrestorable::Seal(run.range)),
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! What a run of pages is sent as.
+
+use crate::{PAYLOAD_OF_KNOWN, SEAL};
+use units::{PAGE_SIZE, PageRange};
+
+/// How pages travel, from the cheapest to the dearest.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Class {
+    /// Full of zeros: no content travels.
+    Zero,
+    /// The target has this content in other pages: their place and a seal travel.
+    Known,
+    /// As what differs from the version that was sent before, with a seal.
+    Delta,
+    /// In the batch's common part, compressed with its neighbours.
+    Packed,
+    /// As it is.
+    Plain,
+}
+
+/// Neighbouring pages of the same class.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Run {
+    /// Which pages.
+    pub range: PageRange,
+    /// What they are sent as.
+    pub class: Class,
+    /// Bytes that travel for this run alone; what is packed travels in the batch's common part.
+    pub bytes: u32,
+}
+
+impl Run {
+    /// A run whose class alone says how many bytes travel: any but `Delta`.
+    pub fn new(range: PageRange, class: Class) -> Self {
+        let pages = range.count as usize;
+        let bytes = match class {
+            Class::Zero | Class::Packed => 0,
+            Class::Known => PAYLOAD_OF_KNOWN,
+            Class::Delta => SEAL + pages * crate::delta::LENGTH,
+            Class::Plain => pages * PAGE_SIZE,
+        };
+        Self { range, class, bytes: bytes as u32 }
+    }
+
+    /// Bytes that travel for this run alone.
+    pub fn payload(&self) -> usize {
+        self.bytes as usize
+    }
+
+    /// Bytes of memory that it fills.
+    pub fn raw(&self) -> usize {
+        self.range.count as usize * PAGE_SIZE
+    }
+
+    /// Whether so many bytes can be right for this class and number of pages. Safe for any values: the check for what a
+    /// peer sends.
+    pub fn is_sound(&self) -> bool {
+        let (pages, bytes) = (self.range.count, u64::from(self.bytes));
+        match self.class {
+            Class::Zero | Class::Packed => bytes == 0,
+            Class::Known => bytes == PAYLOAD_OF_KNOWN as u64,
+            Class::Delta => {
+                let least = (SEAL as u64).saturating_add(pages.saturating_mul(crate::delta::LENGTH as u64));
+                pages > 0 && (least..=pages.saturating_mul(PAGE_SIZE as u64)).contains(&bytes)
+            }
+            Class::Plain => pages.checked_mul(PAGE_SIZE as u64) == Some(bytes),
+        }
+    }
+}

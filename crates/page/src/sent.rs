@@ -1,0 +1,125 @@
+//! What the target has, page by page: the source's memory of what it sent.
+//!
+//! One for each connection to a target, shared by the threads of all streams; what was sent over a connection that is
+//! lost is not known to have arrived, so it goes with it. Costs 16 bytes for each page sent (its print), 10.7 for each that
+//! the guest ever wrote (the index), and the versions that deltas are made against.
+
+use crate::{
+    index::Index,
+    print::{Print, Printer, Sealer},
+    versions::Versions,
+};
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+use units::{BlockId, PageIndex};
+
+/// Pages whose prints are allocated together: 16 KiB. Holes of the guest cost nothing.
+const LEAF: u64 = 1024;
+
+/// What versions may take at most: 32 MiB, half of what an agent may grow by during a migration …
+const MOST_VERSIONS: u64 = 32 << 20;
+
+/// … and less for large guests, whose prints and index take their part of this: 48 MiB together, 4 MiB for versions at
+/// least.
+const BUDGET: u64 = 48 << 20;
+const LEAST_VERSIONS: u64 = 4 << 20;
+const BYTES_A_PAGE: u64 = 27;
+
+/// Two halves of a print; zero: the target has zeros there.
+type Halves = [AtomicU64; 2];
+
+/// What the target has.
+pub struct Sent {
+    printer: Printer,
+    pub(crate) sealer: Sealer,
+    blocks: Vec<Vec<OnceLock<Box<[Halves]>>>>,
+    /// The number of each block's first page, counted over all blocks; and of the one after the last.
+    starts: Vec<u64>,
+    index: Index,
+    pub(crate) versions: Versions,
+}
+
+impl Sent {
+    /// Nothing was sent yet to a target whose memory is all holes. `pages`: the blocks' sizes; `present`: how many pages the
+    /// guest ever wrote; `secret` never leaves this side, `sealer` is shared with the target.
+    pub fn new(pages: &[u64], present: u64, secret: &[u8; 32], sealer: Sealer) -> Self {
+        let mut starts = vec![0];
+        starts.extend(pages.iter().scan(0, |sum, pages| {
+            *sum += pages;
+            Some(*sum)
+        }));
+        let versions = BUDGET.saturating_sub(present * BYTES_A_PAGE).clamp(LEAST_VERSIONS, MOST_VERSIONS);
+        Self {
+            printer: Printer::new(secret),
+            sealer,
+            blocks: pages.iter().map(|p| (0..p.div_ceil(LEAF)).map(|_| OnceLock::new()).collect()).collect(),
+            starts,
+            index: Index::new(present),
+            versions: Versions::new(versions as usize),
+        }
+    }
+
+    /// A round begins.
+    pub fn turn(&self, round: u32) {
+        self.versions.turn(round);
+    }
+
+    pub(crate) fn print(&self, page: &[u8]) -> Print {
+        self.printer.print(page)
+    }
+
+    /// The page's number, counted over all blocks.
+    pub(crate) fn number(&self, block: BlockId, page: PageIndex) -> u64 {
+        self.starts[usize::from(block.0)] + page.0
+    }
+
+    fn place(&self, number: u64) -> Option<(BlockId, PageIndex)> {
+        let block = self.starts.partition_point(|start| *start <= number).checked_sub(1)?;
+        (block < self.blocks.len()).then(|| (BlockId(block as u16), PageIndex(number - self.starts[block])))
+    }
+
+    fn leaf(&self, block: BlockId, page: PageIndex) -> &OnceLock<Box<[Halves]>> {
+        &self.blocks[usize::from(block.0)][(page.0 / LEAF) as usize]
+    }
+
+    /// What was sent of this page last.
+    pub(crate) fn last(&self, block: BlockId, page: PageIndex) -> Print {
+        let Some(leaf) = self.leaf(block, page).get() else { return Print::ZERO };
+        let [low, high] = &leaf[(page.0 % LEAF) as usize];
+        // Another thread may be writing the two halves of a page that it is just sending; nobody else refers to that.
+        Print(u128::from(low.load(Relaxed)) | u128::from(high.load(Relaxed)) << 64)
+    }
+
+    /// This is being sent of the page.
+    pub(crate) fn set(&self, block: BlockId, page: PageIndex, print: Print) {
+        let blank = || (0..LEAF).map(|_| Halves::default()).collect();
+        let [low, high] = &self.leaf(block, page).get_or_init(blank)[(page.0 % LEAF) as usize];
+        low.store(print.0 as u64, Relaxed);
+        high.store((print.0 >> 64) as u64, Relaxed);
+    }
+
+    /// Others may refer to the page of this number from now on for its content.
+    pub(crate) fn offer(&self, number: u64, print: Print) {
+        self.index.insert(print, number);
+    }
+
+    /// A page that the target has, with this content, among those that `may_refer` allows.
+    pub(crate) fn find(
+        &self,
+        print: Print,
+        may_refer: impl Fn(BlockId, PageIndex) -> bool,
+    ) -> Option<(BlockId, PageIndex)> {
+        self.index
+            .look(print)
+            .filter_map(|number| self.place(number))
+            .find(|(block, page)| self.has(*block, *page, print) && may_refer(*block, *page))
+    }
+
+    /// Whether the target has this content in this page; false for a page that the VM has not.
+    pub(crate) fn has(&self, block: BlockId, page: PageIndex, print: Print) -> bool {
+        let pages = self.starts[usize::from(block.0) + 1] - self.starts[usize::from(block.0)];
+        page.0 < pages && self.last(block, page) == print
+    }
+}
