@@ -150,7 +150,7 @@ fn frames_that_cannot_be_right_end_the_migration_and_harm_nothing() {
         let batch = |page, count| {
             let range = PageRange::new(PageIndex(page), count);
             let mut bytes = Vec::new();
-            proto::write_batch(BlockId(0), &[proto::Run { range, class: page::Class::Plain }], &mut bytes);
+            proto::write_batch(BlockId(0), &[proto::Run::new(range, page::Class::Plain)], None, &mut bytes);
             bytes
         };
         let end = proto::Frame::RoundEnd(1).header();

@@ -10,6 +10,9 @@ const CODECS: [Codec; 6] =
 /// What the codecs do with some content: ratio and nanoseconds a byte.
 type Content = [(f64, f64); 6];
 
+/// Content by batch.
+type Contents = fn(u64) -> Content;
+
 const NOISE: Content = [(1.0, 0.0), (1.0, 0.18), (1.0, 0.28), (1.0, 0.26), (1.0, 0.33), (1.0, 1.1)];
 const PROGRAMS: Content = [(1.0, 0.0), (2.3, 3.2), (2.8, 2.95), (3.5, 3.7), (3.9, 5.7), (4.2, 17.8)];
 const TEXT: Content = [(1.0, 0.0), (2.2, 3.0), (2.9, 2.8), (3.6, 3.4), (4.0, 6.0), (4.6, 18.0)];
@@ -23,7 +26,7 @@ struct World {
     /// How much slower than usual this machine compresses.
     slow: f64,
     /// Content by batch.
-    content: fn(u64) -> Content,
+    content: Contents,
     /// Nanoseconds a byte of content that the target takes for each stream, besides unpacking.
     target: f64,
 }
@@ -97,7 +100,7 @@ impl World {
 
 #[test]
 fn over_any_link_it_is_within_a_tenth_of_the_best_fixed_choice() {
-    let contents: [(&str, fn(u64) -> Content); 6] = [
+    let contents: [(&str, Contents); 6] = [
         ("noise", |_| NOISE),
         ("programs", |_| PROGRAMS),
         ("text", |_| TEXT),
