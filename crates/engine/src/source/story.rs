@@ -150,8 +150,8 @@ impl Story {
         round.dirtied = dirtied;
         if took >= MEASURABLE || self.seen.rate == Rate(0) {
             // What is dirty is memory, and most of it travels as less; zeros and what has not changed are left out, which the
-            // next round may have fewer of.
-            let moved = self.moved_pages() - moved;
+            // next round may have fewer of. The first round says nothing of that: it carries what the guest does not write.
+            let moved = if round.n > 1 { self.moved_pages() - moved } else { 0 };
             self.seen.rate = Bytes((moved * PAGE_SIZE as u64).max(round.wire_bytes)).per(took);
         }
         (self.events)(Event::Round(round.clone()));
