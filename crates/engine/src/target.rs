@@ -302,11 +302,20 @@ impl TargetDriver {
     fn hear(&mut self, conn: Conn) -> io::Result<()> {
         let speaker = Speaker::new(conn.another()?);
         self.control = Some((conn.another()?, speaker.clone()));
+        let mut rest = conn.another()?;
         let (tell, generation) = (self.tell.clone(), self.generation);
         thread::Builder::new().name("listen".into()).spawn(move || {
             let hear = |kind| drop(tell.send(Signal::Event(TargetEvent::Message(kind))));
             let end = listen(conn, &speaker, &Heard::default(), hear);
+            let wrong = end.kind() == io::ErrorKind::InvalidData;
             let _ = tell.send(Signal::Lost(generation, end));
+            if wrong {
+                // Nothing of it is understood any more, but when it ends is heard: unread bytes would turn what is said
+                // last into a reset.
+                let end = io::copy(&mut rest, &mut io::sink()).err();
+                let end = end.unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into());
+                let _ = tell.send(Signal::Lost(generation, end));
+            }
         })?;
         Ok(())
     }
