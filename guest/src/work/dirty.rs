@@ -29,10 +29,14 @@ fn write(wish: &Dirty, job: &Job, pace: Pace, mine: u64, count: u64) -> ! {
     let mut seed = mix(mine + 1) | 1;
     let mut order = Order { pattern: wish.pattern, count, at: 0 };
     let mut done = 0;
+    if wish.same {
+        pages.iter_mut().zip(0..).for_each(|(page, place)| wish.content.write(place, page));
+    }
     job.run(pace, |batch| {
         for _ in 0..batch {
             let place = order.next(&mut seed);
-            wish.content.write(next(&mut seed), &mut pages[place as usize]);
+            let content = if wish.same { place } else { next(&mut seed) };
+            wish.content.write(content, &mut pages[place as usize]);
         }
         done += batch;
         if done >= count {
