@@ -36,7 +36,8 @@ const FIRST: i32 = -20;
 
 /// Starts the ticks and the heartbeat.
 pub(crate) fn start(wish: &Wish, jobs: &Arc<Jobs>) {
-    thread::spawn(tick);
+    let ticking = jobs.clone();
+    thread::spawn(move || tick(&ticking));
     let (jobs, every) = (jobs.clone(), wish.beat);
     thread::spawn(move || {
         hurry();
@@ -55,7 +56,7 @@ pub(crate) fn hurry() {
     }
 }
 
-fn tick() {
+fn tick(jobs: &Jobs) {
     hurry();
     let (mut before, mut odd) = (Instant::now(), false);
     loop {
@@ -68,12 +69,14 @@ fn tick() {
         odd = !odd;
         if let (true, Some(socket)) = (odd, locked(&LISTENER).as_ref()) {
             // Nobody may be listening any more: that is no error of ours.
-            let _ = socket.send(b"tick");
+            let done: u64 = jobs.list().iter().map(|job| job.pages.load(Relaxed)).sum();
+            let _ = socket.send(&done.to_be_bytes());
         }
     }
 }
 
-/// Sends a datagram at every other tick to this address; to nobody, if none is given.
+/// Sends a datagram at every other tick to this address, with the pages that all workloads have done; to nobody, if none
+/// is given.
 pub(crate) fn tell(address: Option<&str>) -> Result<(), String> {
     let open = |address: &str| {
         let address: SocketAddr = address.parse().map_err(|_| format!("\"{address}\" is not IP:PORT"))?;
