@@ -21,8 +21,8 @@ const SERVER: &str = "/usr/bin/redis-server";
 const PORT: u16 = 6379;
 /// How long it may take to start on an emulated CPU.
 const START: Duration = Duration::from_secs(30);
-/// A record: a quarter of a page, an eighth of it a token that does not compress, the rest like log files.
-const RECORD: usize = PAGE_SIZE / 4;
+/// A record: as long as a page, an eighth of it a token that does not compress, the rest like log files.
+const RECORD: usize = PAGE_SIZE;
 const TOKEN: usize = RECORD / 8;
 /// Commands that a client sends at once.
 const PIPELINE: u64 = 16;
