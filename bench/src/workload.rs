@@ -103,8 +103,8 @@ impl Workload {
         },
         Self {
             name: "redis",
-            what: "Debian's Redis with 192 MiB of session records, a client that reads four and replaces one of each five",
-            words: ["whimbrel.redis=192M"; 2],
+            what: "Debian's Redis with 128 MiB of session records, a client that reads four and replaces one of each five",
+            words: ["whimbrel.redis=128M"; 2],
             with: With::Redis,
             also: &["whimbrel-hybrid", "qemu-xbzrle", "qemu-auto-converge", "qemu-post-copy"],
             ..PLAIN

@@ -21,12 +21,12 @@ use units::{Bytes, PAGE_SIZE};
 /// The first argument of this program where it is to be a compiler.
 pub(crate) const UNIT: &str = "compile-unit";
 /// The compiler's own memory, source files read for one object, and the object's size.
-const HEAP: u64 = 24 << 20;
-const INCLUDES: u64 = 6;
+const HEAP: u64 = 8 << 20;
+const INCLUDES: u64 = 2;
 const SOURCE: Bytes = Bytes(64 << 10);
-const OBJECT: Bytes = Bytes(512 << 10);
+const OBJECT: Bytes = Bytes(128 << 10);
 /// Objects in a program.
-const OBJECTS: u64 = 24;
+const OBJECTS: u64 = 64;
 
 /// Writes the sources and starts a compiler after the other on each thread.
 pub(crate) fn start(wish: &Compile, threads: usize, jobs: &Arc<Jobs>) -> Result<(), String> {
