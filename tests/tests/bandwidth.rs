@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-const LIMIT: f64 = 25e6;
+const LIMIT: f64 = 10e6;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// What the host's management interface had sent by when, looked at until `over`.
@@ -44,7 +44,7 @@ fn seconds(seen: &[(Instant, u64)]) -> Vec<f64> {
 fn all_streams_together_keep_to_the_limit_in_every_second_and_faults_do_not_wait_for_it() {
     story("bandwidth", &["a", "b"], |lab, tools| {
         let stage = Stage::new(lab, tools)?;
-        let work = "whimbrel.fill=128M whimbrel.check=16M,rate=2M";
+        let work = "whimbrel.fill=64M whimbrel.check=16M,rate=1M";
         let guest = stage.run("a", &VmFile::new("web", Spec::new(91, work)))?;
         let over = AtomicBool::new(false);
         for (mode, from, to, streams) in [("pre-copy", "a", "b", "3"), ("post-copy", "b", "a", "2")] {
@@ -52,7 +52,7 @@ fn all_streams_together_keep_to_the_limit_in_every_second_and_faults_do_not_wait
             let (report, seen) = thread::scope(|scope| {
                 let (host, over) = (lab.host(from), &over);
                 let watcher = scope.spawn(move || watch(host, over));
-                let options = ["--mode", mode, "--bandwidth", "200Mbit", "--streams", streams];
+                let options = ["--mode", mode, "--bandwidth", "80Mbit", "--streams", streams];
                 let report = stage.start_migration("web", from, to, &options).and_then(|m| m.completed());
                 over.store(true, Relaxed);
                 (report, watcher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))

@@ -12,6 +12,8 @@ pub mod ports;
 /// What a migration says of itself.
 pub mod report;
 
+/// Source: how many streams are in use.
+mod gate;
 /// Source: what compresses the next batch, and who may.
 mod packing;
 /// Source: which pages next.

@@ -202,7 +202,7 @@ pub struct Report {
     pub guest_bytes: u64,
     /// Bytes written to sockets, both ways.
     pub wire_bytes: u64,
-    /// Data connections.
+    /// The most data connections that were in use at a time.
     pub streams: u32,
     /// Faults after a post-copy switchover.
     pub faults: FaultCounts,

@@ -2,6 +2,7 @@
 
 use crate::{
     conn::Conn,
+    gate::Gate,
     packing::Packing,
     ports::{Fault, GuestMemory},
     queue::{Owing, Round, SHARE},
@@ -94,6 +95,7 @@ pub(crate) struct Shared {
     pub(crate) pacer: Arc<Pacer>,
     pub(crate) sent: Arc<Sent>,
     pub(crate) packing: Arc<Packing>,
+    pub(crate) gate: Arc<Gate>,
 }
 
 /// The streams of one migration. Dropping them ends their threads and connections.
@@ -111,14 +113,15 @@ impl Streams {
         say: impl Fn(Said) + Clone + Send + 'static,
     ) -> io::Result<Self> {
         let mut streams = Self { jobs: Vec::new(), conns: Vec::new(), shared };
-        for (i, conn) in conns.into_iter().enumerate() {
+        for (i, conn) in (0..).zip(conns) {
             streams.conns.push(conn.another()?);
             let (jobs, todo) = channel();
             streams.jobs.push(jobs);
             let (shared, say) = (streams.shared.clone(), say.clone());
             thread::Builder::new().name(format!("ship-{i}")).spawn(move || {
-                let mut shipper = Shipper::new(conn, shared.memory, shared.pacer, Some(shared.packing));
-                if let Err(e) = work(&todo, &mut shipper, &shared.sent, &say) {
+                let Shared { memory, pacer, sent, packing, gate } = shared;
+                let mut shipper = Shipper::new(conn, memory, pacer, Some((packing, gate.clone())));
+                if let Err(e) = work(i, &todo, &mut shipper, &sent, &gate, &say) {
                     say(Said::Lost(e));
                 }
             })?;
@@ -130,12 +133,18 @@ impl Streams {
         self.jobs.len() as u32
     }
 
+    /// The most that were in use at a time.
+    pub(crate) fn widest(&self) -> u32 {
+        self.shared.gate.widest()
+    }
+
     pub(crate) fn give(&self, job: &Job) {
         if let Job::Round(round) = job {
             // No stream sends anything now: the barrier of the round before was acknowledged.
             self.shared.sent.turn(round.number);
             self.shared.packing.turn(round.number);
         }
+        self.shared.gate.begin();
         for stream in &self.jobs {
             // A stream that is gone has said so.
             let _ = stream.send(job.clone());
@@ -145,33 +154,51 @@ impl Streams {
 
 impl Drop for Streams {
     fn drop(&mut self) {
+        self.shared.gate.close();
         self.conns.iter().for_each(Conn::shut);
     }
 }
 
-fn work(todo: &Receiver<Job>, shipper: &mut Shipper, sent: &Sent, say: &impl Fn(Said)) -> io::Result<()> {
+fn work(
+    stream: u32,
+    todo: &Receiver<Job>,
+    shipper: &mut Shipper,
+    sent: &Sent,
+    gate: &Gate,
+    say: &impl Fn(Said),
+) -> io::Result<()> {
     while let Ok(job) = todo.recv() {
         match job {
             Job::Round(round) => {
                 let mut mine = Mine::new(&round);
-                while let Some((block, share)) = round.take() {
+                let take = || {
+                    gate.wait(stream, || round.all_taken());
+                    round.take()
+                };
+                while let Some((block, share)) = take() {
                     mine.begin(block, share);
                     for run in round.set.block(block).runs_within(share) {
                         shipper.add(block, run, Some((sent, &mut mine)))?;
                     }
                 }
+                gate.all_taken();
                 shipper.flush(Some(sent))?;
                 shipper.conn.write_all(&Frame::RoundEnd(round.number).header())?;
                 say(Said::RoundDone(round.number, shipper.batch.take_counts()));
             }
             Job::Push(owing) => {
-                while let Some((block, runs)) = owing.take(BATCH_PAGES) {
+                let take = || {
+                    gate.wait(stream, || owing.left() == 0);
+                    owing.take(BATCH_PAGES)
+                };
+                while let Some((block, runs)) = take() {
                     for run in runs {
                         shipper.add(block, run, None)?;
                     }
                     // What waits in a buffer, a guest waits for.
                     shipper.flush(None)?;
                 }
+                gate.all_taken();
                 say(Said::PushDone(shipper.batch.take_counts()));
             }
         }
@@ -215,13 +242,14 @@ struct Shipper {
     memory: Arc<dyn GuestMemory>,
     pacer: Arc<Pacer>,
     /// None where a guest waits for each page.
-    packing: Option<Arc<Packing>>,
+    bulk: Option<(Arc<Packing>, Arc<Gate>)>,
     encoder: Encoder,
     block: BlockId,
     batch: Batch,
     head: Vec<u8>,
-    /// What reading and refining this batch took so far.
+    /// What reading and refining this batch took so far, and how many bytes of the guest's memory that were.
     refining: Duration,
+    read: u64,
 }
 
 impl Shipper {
@@ -229,18 +257,19 @@ impl Shipper {
         conn: Conn,
         memory: Arc<dyn GuestMemory>,
         pacer: Arc<Pacer>,
-        packing: Option<Arc<Packing>>,
+        bulk: Option<(Arc<Packing>, Arc<Gate>)>,
     ) -> Self {
         Self {
             conn,
             memory,
             pacer,
-            packing,
+            bulk,
             encoder: Encoder::default(),
             block: BlockId(0),
             batch: Batch::new(MAX_PAYLOAD),
             head: Vec::new(),
             refining: Duration::ZERO,
+            read: 0,
         }
     }
 
@@ -279,6 +308,7 @@ impl Shipper {
                 )?,
             }
             self.refining += begin.elapsed();
+            self.read += piece.bytes().0;
         }
         Ok(())
     }
@@ -289,8 +319,7 @@ impl Shipper {
             self.batch.seal(sent);
         }
         let refining = std::mem::take(&mut self.refining) + begin.elapsed();
-        let packed =
-            self.packing.as_ref().map(|p| (p, p.pack(self.block, &mut self.batch, &mut self.encoder)));
+        let packed = self.bulk.as_ref().map(|(p, _)| p.pack(self.block, &mut self.batch, &mut self.encoder));
         let (runs, codec, bytes) = self.batch.runs();
         if !runs.is_empty() {
             self.head.clear();
@@ -299,17 +328,23 @@ impl Shipper {
             parts.extend(self.batch.parts().map(IoSlice::new));
             let wire = parts.iter().map(|p| p.len()).sum();
             let begin = Instant::now();
-            match packed {
-                Some((packing, packed)) => {
+            match (packed, &self.bulk) {
+                (Some(packed), Some((packing, _))) => {
                     // A limit that the user set is as good as a slower link.
                     self.pacer.write(&mut self.conn, &mut parts)?;
                     packing.observe(&packed.written(wire, refining, begin.elapsed()));
                 }
-                None => {
+                _ => {
                     self.pacer.charge(wire);
                     self.conn.write_parts(&mut parts)?;
                 }
             }
+        }
+        let read = std::mem::take(&mut self.read);
+        if let Some((packing, gate)) = &self.bulk
+            && let Some(streams) = gate.moved(read)
+        {
+            packing.spread(streams);
         }
         self.batch.clear();
         Ok(())

@@ -3,6 +3,7 @@
 use crate::{
     beside::Beside,
     conn::{Conn, Dial, Heard, PING, SILENCE, Speaker, listen, now_ns},
+    gate::Gate,
     packing::Packing,
     ports::{
         Claim, Claimed, DeviceState, GuestMemory, Machine, MachineError, Ownership, SourceJournal, Tracker,
@@ -17,6 +18,7 @@ use proto::{Brief, Kind, Shape, Source, SourceAct, SourceEnd, SourceEvent, Step,
 use std::{
     collections::VecDeque,
     io,
+    ops::RangeInclusive,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
@@ -53,8 +55,8 @@ pub struct Options {
     pub max_downtime: Duration,
     /// What all streams together may send.
     pub bandwidth: Option<Rate>,
-    /// How many streams.
-    pub streams: u32,
+    /// How many streams: as many of these as it pays to use.
+    pub streams: RangeInclusive<u32>,
     /// Whether both sides' memory is compared.
     pub verify: bool,
     /// What pages may be compressed with.
@@ -240,7 +242,7 @@ impl SourceDriver {
             vm: self.parts.vm.clone(),
             recipe: self.parts.recipe.clone(),
             blocks: self.parts.memory.blocks().iter().map(block).collect(),
-            streams: self.options.streams,
+            streams: *self.options.streams.end(),
             post_copy: self.options.post_copy(),
             verify: self.options.verify,
             epoch: self.parts.epoch.0,
@@ -317,6 +319,9 @@ impl SourceDriver {
     }
 
     fn hear(&mut self, said: Said) -> Option<SourceEvent> {
+        if let Some(streams) = &self.streams {
+            self.story.streams(streams.widest());
+        }
         match said {
             Said::RoundDone(round, shipped) => {
                 self.story.shipped(shipped);
@@ -624,8 +629,9 @@ impl SourceDriver {
 
     fn open_streams(&mut self) -> io::Result<()> {
         let dial = |kind| self.parts.dial.dial(kind);
-        let conns =
-            (0..self.options.streams).map(|i| dial(Kind::Data(i as u16))).collect::<io::Result<Vec<_>>>()?;
+        let conns = (0..*self.options.streams.end())
+            .map(|i| dial(Kind::Data(i as u16)))
+            .collect::<io::Result<Vec<_>>>()?;
         let (tell, generation) = (self.tell.clone(), self.generation);
         let say = move |said| drop(tell.send(Signal::Said(generation, said)));
         // A queue of this generation's own: what a thread of a lost connection still takes from its queue is lost.
@@ -644,7 +650,9 @@ impl SourceDriver {
         // What was sent over these connections, and over no others.
         let sent = self.secrets.nothing_sent(&self.shape.0, self.dirty.len());
         let packing = Packing::new(&self.options, &self.shape.0);
-        let shared = Shared { memory: self.parts.memory.clone(), pacer: self.pacer.clone(), sent, packing };
+        let gate = Arc::new(Gate::new(self.options.streams.clone()));
+        let (memory, pacer) = (self.parts.memory.clone(), self.pacer.clone());
+        let shared = Shared { memory, pacer, sent, packing, gate };
         self.streams = Some(Streams::start(conns, shared, say)?);
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use crate::{
     beside::Beside,
-    conn::{Conn, Heard, Speaker, listen, now_ns},
+    conn::{Conn, Heard, SILENCE, Speaker, listen, now_ns},
     faults::Faults,
     land::{Landing, Stage, receive},
     ports::{Block, Claim, Claimed, DeviceState, Host, Machine, Request, TargetJournal, Waiting},
@@ -16,7 +16,7 @@ use std::{
         mpsc::{Receiver, Sender, channel},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use units::{BlockId, Epoch, MemorySet, MigrationId, PAGE_SIZE};
 
@@ -570,10 +570,14 @@ impl TargetDriver {
         }
     }
 
+    /// Until it hangs up or, not having heard the last word, connects again: then whoever asks after us is answered.
     fn wait_for_the_other_side(&self) {
-        while let Ok(signal) = self.signals.recv_timeout(crate::conn::SILENCE) {
-            if matches!(signal, Signal::Lost(generation, _) if generation == self.generation) {
-                return;
+        let end = Instant::now() + SILENCE;
+        while let Ok(signal) = self.signals.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            match signal {
+                Signal::Lost(generation, _) if generation == self.generation => return,
+                Signal::Attach(..) => return,
+                _ => {}
             }
         }
     }

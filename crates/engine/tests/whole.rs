@@ -117,7 +117,7 @@ fn options(mode: Mode) -> Options {
         allow_post_copy: false,
         max_downtime: Duration::from_millis(20),
         bandwidth: None,
-        streams: 2,
+        streams: 2..=2,
         verify: true,
         compress: Compression::Auto,
         cores: 1,
@@ -273,6 +273,25 @@ fn i1_i2_i3_a_link_cut_at_any_point_leaves_one_guest_with_all_its_memory() {
 }
 
 #[test]
+fn a_link_lost_before_the_last_page_is_placed_is_not_waited_for_in_vain() {
+    let (source, inn) = (Source::new(), Inn::new(&PAGES));
+    let cable = Cable::to(listen(&inn));
+    let all = source.ram.content().iter().map(|block| block.len()).sum();
+    let while_it_lands = cable.clone();
+    let lose_the_link = move || {
+        while_it_lands.cut();
+        // The source has tried to connect again, and again after a while: by now the target knows, too.
+        wait_until("two attempts", || while_it_lands.refused.load(SeqCst) >= 2);
+        while_it_lands.mend();
+    };
+    *inn.ram.on_the_way.lock().unwrap() = Some((all, Box::new(lose_the_link)));
+    let (report, _) = source.migrate(cable.address, options(Mode::PostCopy), |_| {});
+    assert_eq!(report.outcome, Outcome::Completed, "{:?}", report.error);
+    assert!(cable.refused.load(SeqCst) >= 2, "the link was lost on the way");
+    assert_eq!(inn.ram.content(), source.ram.content());
+}
+
+#[test]
 fn a_target_that_is_not_there_is_named() {
     let source = Source::new();
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -310,7 +329,7 @@ fn a_source_whose_frames_are_wrong_is_told_so() {
         let (source, inn) = (Source::new(), Inn::new(&PAGES));
         let cable = Cable::to(listen(&inn));
         cable.lie(lie);
-        let options = Options { streams: 1, ..options(Mode::PreCopy) };
+        let options = Options { streams: 1..=1, ..options(Mode::PreCopy) };
         let (report, _) = source.migrate(cable.address, options, |_| {});
         let error = report.error.unwrap();
         assert!(error.why.contains(words), "{error:?}");
@@ -402,6 +421,22 @@ fn i7_pages_travel_as_little_as_they_can_and_arrive_as_they_are() {
             Compression::Lz4 | Compression::Zstd => assert!(pages.packed > pages.plain, "{pages:?}"),
             Compression::Auto => {}
         }
+    }
+}
+
+#[test]
+fn as_many_streams_are_used_as_move_more() {
+    for (each, few) in [(u64::MAX, true), (3 << 20, false)] {
+        let (source, inn) = (Source::new(), Inn::new(&PAGES));
+        let cable = Cable::to(listen(&inn));
+        cable.each.store(each, SeqCst);
+        let mut wish = Options { streams: 1..=4, compress: Compression::None, ..options(Mode::PreCopy) };
+        // Where all connections together are held to this much, more of them move no more.
+        wish.bandwidth = few.then_some(units::Rate(12 << 20));
+        let (report, _) = source.migrate(cable.address, wish, |_| {});
+        assert_eq!((report.outcome, report.verified), (Outcome::Completed, Some(true)), "{:?}", report.error);
+        assert_eq!(inn.ram.content(), source.ram.content());
+        assert!(if few { report.streams <= 2 } else { report.streams > 2 }, "{} of {each}", report.streams);
     }
 }
 

@@ -1,5 +1,5 @@
-//! When to go another round, when to stop the guest, what to compress with, and how fast to send. Pure functions of what
-//! was observed.
+//! When to go another round, when to stop the guest, what to compress with, how fast to send and over how many streams. Pure
+//! functions of what was observed.
 
 /// How to compress the next batch.
 mod compress;
@@ -9,8 +9,11 @@ mod pace;
 mod regions;
 /// Another round, the switchover, or post-copy?
 mod rounds;
+/// Over how many streams to send.
+mod width;
 
 pub use compress::{Codec, Compressor, Spent};
 pub use pace::Pace;
 pub use regions::Regions;
 pub use rounds::{Budget, Next, Seen, next, predicted_downtime};
+pub use width::Width;

@@ -2,8 +2,8 @@ use std::time::Duration;
 use units::{Bytes, Rate};
 
 /// A sender that overslept may catch up with this much of its rate at once. Sleeping threads of a busy machine wake up
-/// some milliseconds late; without credit each time would be lost, with this much no second holds over 2 % too much.
-const CREDIT: Duration = Duration::from_millis(20);
+/// some milliseconds late; without credit each time would be lost, with this much no second holds over 3.5 % too much.
+const CREDIT: Duration = Duration::from_millis(30);
 
 /// One write holds this much of the rate, so that neither a slow rate nor large batches make bursts.
 const QUANTUM: Duration = Duration::from_millis(5);
@@ -93,9 +93,9 @@ mod tests {
         let mut pace = Pace::new(Rate(1_000_000));
         assert_eq!(pace.take(Duration::ZERO, 500_000), Duration::ZERO);
         assert_eq!(pace.take(Duration::ZERO, 1), SECOND / 2);
-        // A minute later there is credit for 20 ms, not for a minute.
+        // A minute later there is credit for 30 ms, not for a minute.
         let later = SECOND * 60;
-        assert_eq!(pace.take(later, 20_000), Duration::ZERO);
+        assert_eq!(pace.take(later, 30_000), Duration::ZERO);
         assert_eq!(pace.take(later, 10_000), Duration::ZERO);
         assert_eq!(pace.take(later, 1), Duration::from_millis(10));
     }
@@ -104,7 +104,7 @@ mod tests {
     fn what_cannot_wait_is_made_up_for_by_what_can() {
         let mut pace = Pace::new(Rate(1_000_000));
         let now = SECOND;
-        pace.take(now, 20_000 + 100_000);
+        pace.take(now, 30_000 + 100_000);
         assert_eq!(pace.take(now, 1), Duration::from_millis(100));
     }
 }

@@ -44,7 +44,7 @@ pub struct MigrateRequest {
     pub max_downtime: Duration,
     /// The most that may be put on the wire; `None`: as much as it takes.
     pub bandwidth: Option<Rate>,
-    /// How many data connections; `None`: as many as were found to be best.
+    /// How many data connections; `None`: as many as it pays to use.
     pub streams: Option<u16>,
     /// Whether both sides' memory is to be compared.
     pub verify: bool,
