@@ -7,6 +7,8 @@
 mod beside;
 /// Connections: handshake, counting, control messages.
 mod conn;
+/// TLS over a connection.
+mod channel;
 /// What a migration asks of the world.
 pub mod ports;
 /// What a migration says of itself.
