@@ -27,6 +27,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) streams: Option<u16>,
 
+    /// Whimbrel's connections are protected by TLS, as they are by default. Without this they are in plaintext, as QEMU's are
+    /// unless it is set up otherwise: like is compared with like.
+    #[arg(long)]
+    pub(crate) tls: bool,
+
     /// What the guest does, in the words of its kernel command line.
     #[arg(long, value_name = "WORDS", default_value = crate::guest::WORK)]
     pub(crate) work: String,

@@ -2,8 +2,8 @@
 
 use crate::{
     conn::{Conn, Dial, GREETING, invalid, read_control, welcome},
-    secrets::draw_token,
     ports::{Claim, Claimed, Host, Ownership, OwnershipRecord, Request, Waiting},
+    secrets::draw_token,
     target::{TargetDriver, ToTarget},
 };
 use pki::Security;
@@ -153,7 +153,10 @@ impl Acceptor {
             return Err(invalid("only claims are expected here"));
         };
         if !conn.is_of(&claim.claimer) {
-            return Err(invalid(format!("a claim for {}, which is not the host that makes it", claim.claimer)));
+            return Err(invalid(format!(
+                "a claim for {}, which is not the host that makes it",
+                claim.claimer
+            )));
         }
         let claim =
             Claim { vm: claim.vm, migration, expected: Epoch(claim.expected), claimer: claim.claimer };

@@ -112,7 +112,12 @@ impl Channel {
     }
 
     /// Reads what there is, and waits if there is nothing.
-    pub(crate) fn read(&self, mut stream: &TcpStream, traffic: &Traffic, into: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn read(
+        &self,
+        mut stream: &TcpStream,
+        traffic: &Traffic,
+        into: &mut [u8],
+    ) -> io::Result<usize> {
         let mut inbox = lock(&self.inbox);
         loop {
             if let Some(n) = self.decipher(&mut inbox, into)? {

@@ -261,10 +261,7 @@ impl Dial for TcpDial {
 const TLS: u8 = 22;
 
 /// What this side reads as the peer's words goes through here, so that its first bytes are checked once.
-pub(crate) fn welcome(
-    stream: TcpStream,
-    security: &Security,
-) -> io::Result<(Conn, Preamble, Option<Token>)> {
+pub(crate) fn welcome(stream: TcpStream, security: &Security) -> io::Result<(Conn, Preamble, Option<Token>)> {
     let mut conn = Conn::new(stream, Arc::default())?;
     conn.silence(Some(GREETING))?;
     let mut first = [0];

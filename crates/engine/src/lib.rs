@@ -5,10 +5,10 @@
 
 /// Ports that a thread uses while the driver goes on.
 mod beside;
-/// Connections: handshake, counting, control messages.
-mod conn;
 /// TLS over a connection.
 mod channel;
+/// Connections: handshake, counting, control messages.
+mod conn;
 /// What a migration asks of the world.
 pub mod ports;
 /// What a migration says of itself.

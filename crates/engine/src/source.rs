@@ -13,7 +13,7 @@ use crate::{
     ship::{Job, Pacer, Said, Shared, Streams, serve_faults},
     verify,
 };
-use proto::{Brief, Kind, Shape, Token, Source, SourceAct, SourceEnd, SourceEvent, Step, control};
+use proto::{Brief, Kind, Shape, Source, SourceAct, SourceEnd, SourceEvent, Step, Token, control};
 use std::{
     collections::VecDeque,
     io,

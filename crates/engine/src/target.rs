@@ -7,7 +7,7 @@ use crate::{
     land::{Landing, Stage, receive},
     ports::{Block, Claim, Claimed, DeviceState, Host, Machine, Request, TargetJournal, Waiting},
 };
-use proto::{Brief, Kind, Reply, Status, Target, Token, TargetAct, TargetEnd, TargetEvent, control};
+use proto::{Brief, Kind, Reply, Status, Target, TargetAct, TargetEnd, TargetEvent, Token, control};
 use std::{
     collections::{HashSet, VecDeque},
     io::{self, Write},
@@ -408,7 +408,10 @@ impl TargetDriver {
             }
             TargetAct::SendStillOwed => {
                 let blocks = proto::bitmaps(&self.taken()?.landing.owed());
-                self.say(control::Kind::StillOwed(control::StillOwed { blocks, token: self.token.0.to_vec() }));
+                self.say(control::Kind::StillOwed(control::StillOwed {
+                    blocks,
+                    token: self.token.0.to_vec(),
+                }));
                 Ok(None)
             }
             TargetAct::Settle => {

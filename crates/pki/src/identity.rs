@@ -1,5 +1,8 @@
 use crate::{
-    Files, PkiError, clock::Instant, files::{read, read_key, wrong}, show::Card,
+    Files, PkiError,
+    clock::Instant,
+    files::{read, read_key, wrong},
+    show::Card,
 };
 use rustls::{
     CertificateError, ClientConfig, InconsistentKeys, RootCertStore, ServerConfig,
@@ -49,10 +52,16 @@ impl Identity {
         let key = read_key(&files.key)?;
         let card = Card::of(&files.cert, &cert)?;
         if card.authority {
-            return Err(wrong(&files.cert, "this is a CA's certificate, not a host's; make one: whimbrel pki issue"));
+            return Err(wrong(
+                &files.cert,
+                "this is a CA's certificate, not a host's; make one: whimbrel pki issue",
+            ));
         }
         if dns_names(&card).next().is_none() {
-            return Err(wrong(&files.cert, "it names no host (no DNS name among its subject alternative names)"));
+            return Err(wrong(
+                &files.cert,
+                "it names no host (no DNS name among its subject alternative names)",
+            ));
         }
         let chain = certificates(&files.cert, &cert)?;
         let roots = roots(&files.ca, &ca)?;
@@ -107,7 +116,10 @@ impl Identity {
         let left = self.card.until.days_since(now);
         let soon = || format!("it expires in {left} days, at {}", self.card.until);
         let why = self.card.complaint(now).or_else(|| (left < SOON).then(soon))?;
-        Some(format!("the certificate {}: {why}; issue a new one with whimbrel pki issue", self.card.path.display()))
+        Some(format!(
+            "the certificate {}: {why}; issue a new one with whimbrel pki issue",
+            self.card.path.display()
+        ))
     }
 }
 
@@ -125,7 +137,8 @@ pub fn names_of(certificate: &CertificateDer<'_>) -> Vec<String> {
 /// What the certificate of a host must name when it is called so: `hostb`, `10.0.0.2`, `[fe80::1]`.
 pub fn server_name(host: &str) -> Result<ServerName<'static>, String> {
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    ServerName::try_from(bare.to_owned()).map_err(|_| format!("no certificate can be for {host:?}; call it by a name"))
+    ServerName::try_from(bare.to_owned())
+        .map_err(|_| format!("no certificate can be for {host:?}; call it by a name"))
 }
 
 /// Which algorithms are offered, the best first. AES-128-GCM is twice as fast as AES-256-GCM's rounds would make it and
@@ -184,7 +197,10 @@ fn check_issued(
         )) => Ok(()),
         Err(rustls::Error::InvalidCertificate(E::UnknownIssuer | E::BadSignature)) => {
             let ca = files.ca.display();
-            Err(wrong(&files.cert, format!("it was not issued by the CA of {ca}: they are of different workgroups")))
+            Err(wrong(
+                &files.cert,
+                format!("it was not issued by the CA of {ca}: they are of different workgroups"),
+            ))
         }
         Err(error) => Err(wrong(&files.cert, format!("it is not fit for a host of the workgroup: {error}"))),
     }

@@ -58,7 +58,10 @@ impl Authority {
     /// A new one, for a workgroup of this name.
     pub fn make(workgroup: &str, valid: Validity) -> Result<(Self, Pair), PkiError> {
         let good = |c: char| c.is_ascii_alphanumeric() || "-_. ".contains(c);
-        if workgroup.trim() != workgroup || !(1..=63).contains(&workgroup.len()) || !workgroup.chars().all(good) {
+        if workgroup.trim() != workgroup
+            || !(1..=63).contains(&workgroup.len())
+            || !workgroup.chars().all(good)
+        {
             let rule = "1 to 63 letters, digits, '-', '_', '.' or blanks";
             return Err(PkiError::Unfit(format!("{workgroup:?} is no name for a workgroup; write {rule}")));
         }
@@ -69,7 +72,9 @@ impl Authority {
         let mut unique = [0; 8];
         SystemRandom::new().fill(&mut unique).map_err(|_| unfit("no random numbers are to be had"))?;
         let unique: String = unique.iter().map(|byte| format!("{byte:02x}")).collect();
-        params.distinguished_name.push(DnType::OrganizationalUnitName, format!("whimbrel workgroup {unique}"));
+        params
+            .distinguished_name
+            .push(DnType::OrganizationalUnitName, format!("whimbrel workgroup {unique}"));
         // It issues certificates of hosts, and no further CAs.
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -105,7 +110,9 @@ impl Authority {
     pub fn issue(&self, host: &str, addresses: &[String], valid: Validity) -> Result<Pair, PkiError> {
         if !matches!(ServerName::try_from(host), Ok(ServerName::DnsName(_))) {
             let rule = "letters, digits, '-', '_' and '.', its last part not a number";
-            return Err(PkiError::Unfit(format!("{host:?} cannot be a host's name in a certificate; write {rule}")));
+            return Err(PkiError::Unfit(format!(
+                "{host:?} cannot be a host's name in a certificate; write {rule}"
+            )));
         }
         if let Some(bad) = addresses.iter().find(|address| ServerName::try_from(address.as_str()).is_err()) {
             return Err(PkiError::Unfit(format!("{bad:?} is neither an IP address nor a name")));
@@ -161,6 +168,10 @@ pub fn issue(dir: &Path, host: &str, addresses: &[String], days: u32, out: &Path
     let pair = ca.issue(host, addresses, valid)?;
     make_dir(out)?;
     let files = Files::within(out);
-    write_new(&[(&files.ca, 0o644, ca.cert()), (&files.cert, 0o644, &pair.cert), (&files.key, 0o600, &pair.key)])?;
+    write_new(&[
+        (&files.ca, 0o644, ca.cert()),
+        (&files.cert, 0o644, &pair.cert),
+        (&files.key, 0o600, &pair.key),
+    ])?;
     Ok(Made { card: Card::of(&files.cert, &pair.cert)?, files: vec![files.ca, files.cert, files.key] })
 }

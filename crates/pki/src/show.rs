@@ -1,5 +1,8 @@
 use crate::{
-    Files, PkiError, clock::Instant, files::{read, read_key, wrong}, identity::{certificates, issued_by},
+    Files, PkiError,
+    clock::Instant,
+    files::{read, read_key, wrong},
+    identity::{certificates, issued_by},
 };
 use rcgen::{KeyPair, PublicKeyData};
 use ring::digest::{SHA256, digest};
@@ -34,7 +37,8 @@ impl Card {
     pub(crate) fn of(path: &Path, pem: &str) -> Result<Self, PkiError> {
         let chain = certificates(path, pem)?;
         let der = chain.first().ok_or_else(|| wrong(path, "there is no certificate in it"))?;
-        let unreadable = |e: &dyn std::fmt::Display| wrong(path, format!("this certificate cannot be read: {e}"));
+        let unreadable =
+            |e: &dyn std::fmt::Display| wrong(path, format!("this certificate cannot be read: {e}"));
         let (_, cert) = x509_parser::parse_x509_certificate(der).map_err(|e| unreadable(&e))?;
         let seconds = |time: x509_parser::time::ASN1Time| Instant(time.timestamp());
         let authority = cert.is_ca();
@@ -104,7 +108,8 @@ pub fn show(path: &Path) -> Result<Shown, PkiError> {
         shown.cards.push(Card::of(path, &read(path)?)?);
     } else {
         let files = Files::within(path);
-        let found: Vec<&PathBuf> = [&files.ca, &files.cert].into_iter().filter(|file| file.exists()).collect();
+        let found: Vec<&PathBuf> =
+            [&files.ca, &files.cert].into_iter().filter(|file| file.exists()).collect();
         if found.is_empty() {
             return Err(wrong(path, "there is neither ca.crt nor host.crt in it"));
         }

@@ -5,11 +5,15 @@ use rustls::{AlertDescription as Alert, CertificateError as Certificate, Error};
 pub fn why(error: &Error, here: &Identity) -> String {
     match error {
         Error::InvalidCertificate(error) => of_peers_certificate(error, here),
-        Error::NoCertificatesPresented => "the other side showed no certificate; only hosts of the workgroup are \
+        Error::NoCertificatesPresented => {
+            "the other side showed no certificate; only hosts of the workgroup are \
              let in: issue it one with whimbrel pki issue"
-            .to_owned(),
+                .to_owned()
+        }
         Error::AlertReceived(alert) => of_ours(*alert, here),
-        Error::PeerIncompatible(why) => format!("the other side cannot do TLS 1.3 as it is needed here: {why:?}"),
+        Error::PeerIncompatible(why) => {
+            format!("the other side cannot do TLS 1.3 as it is needed here: {why:?}")
+        }
         Error::NoApplicationProtocol => "the other side speaks TLS, but is no Whimbrel agent".to_owned(),
         Error::InvalidMessage(_) => "the other side speaks no TLS; is a Whimbrel agent there?".to_owned(),
         error => format!("TLS failed: {error}"),
@@ -72,9 +76,11 @@ fn of_ours(alert: Alert, here: &Identity) -> String {
             card.names.join(", ")
         ),
         Alert::CertificateRequired => "the other side wants a certificate and got none".to_owned(),
-        Alert::UnsupportedCertificate => "the other side finds this host's certificate not meant for this: it needs the \
+        Alert::UnsupportedCertificate => {
+            "the other side finds this host's certificate not meant for this: it needs the \
              extended key usages serverAuth and clientAuth"
-            .to_owned(),
+                .to_owned()
+        }
         Alert::NoApplicationProtocol => "the other side speaks TLS, but is no Whimbrel agent".to_owned(),
         Alert::ProtocolVersion | Alert::HandshakeFailure => {
             "the other side cannot do TLS 1.3 as it is needed here".to_owned()
