@@ -76,6 +76,9 @@ fn compare(
     results: &mut Results,
 ) -> Result<()> {
     let (here, there) = (Lab::new(&["a", "b"])?, Lab::new(&["a", "b"])?);
+    for host in [&here, &there].into_iter().flat_map(Lab::hosts) {
+        host.shape(options.link)?;
+    }
     let start = || guest::start(&options.work);
     let (mut ours, mut theirs) = (None, None);
     if contenders.iter().any(|c| c.is_whimbrel()) {

@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::{path::PathBuf, time::Duration};
+use units::Rate;
 
 /// Moves the same guest by whimbrel and by QEMU's own migration, in turns, and compares.
 #[derive(clap::Parser, Debug)]
@@ -31,6 +32,11 @@ pub(crate) struct Options {
     /// unless it is set up otherwise: like is compared with like.
     #[arg(long)]
     pub(crate) tls: bool,
+
+    /// How fast the hosts' link is, like 1Gbit, kept to by a token bucket on both hosts' network cards; without it, as fast as it
+    /// goes.
+    #[arg(long, value_name = "RATE")]
+    pub(crate) link: Option<Rate>,
 
     /// What the guest does, in the words of its kernel command line.
     #[arg(long, value_name = "WORDS", default_value = crate::guest::WORK)]

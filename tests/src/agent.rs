@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Oddity {
     /// Further lines at the top of its configuration.
     pub lines: String,
+    /// What VMs of other hosts may use there: the lines of `[allow]`. None: all that the laboratory's VMs are made of.
+    pub allow: Option<String>,
     /// Its connections are not protected.
     pub plaintext: bool,
     /// Shell commands run before it, in a mount namespace of its own: to hide a file, or to show it another one.
@@ -47,7 +49,7 @@ impl Agent {
 
     /// The same, with something odd about it.
     pub fn start_odd(host: &Host, peers: &[Host], tools: &Tools, odd: Oddity) -> Result<Self> {
-        let Oddity { lines, plaintext, prelude } = odd;
+        let Oddity { lines, allow, plaintext, prelude } = odd;
         let config = host.dir.join("agent.toml");
         let (dir, name) = (host.dir.display(), &host.name);
         let mut text = format!(
@@ -62,8 +64,8 @@ impl Agent {
         // What the laboratory's VMs are made of.
         let above = |path: &Path| path.parent().map(Path::to_owned).unwrap_or_default();
         let (all, kernel, initrd) = (above(&host.dir), above(&tools.kernel), above(&tools.initrd));
-        let _ =
-            writeln!(text, "[allow]\ndisks = [{all:?}]\nboot = [{all:?}, {kernel:?}, {initrd:?}]\n[peers]");
+        let usual = || format!("disks = [{all:?}]\nboot = [{all:?}, {kernel:?}, {initrd:?}]");
+        let _ = writeln!(text, "[allow]\n{}\n[peers]", allow.unwrap_or_else(usual));
         for peer in peers.iter().filter(|peer| peer.name != host.name) {
             let _ = writeln!(text, "{} = \"{}:{PORT}\"", peer.name, peer.address);
         }

@@ -196,7 +196,9 @@ impl TcpDial {
         let mut conn = Conn::new(stream, self.traffic.clone())?;
         conn.silence(Some(GREETING))?;
         if let Security::Tls(identity) = &self.security {
-            let channel = channel::call(&conn.stream, &conn.traffic, identity, &self.host)?;
+            let channel = channel::call(&conn.stream, &conn.traffic, identity, &self.host);
+            // The alert that says why not must not be lost in a reset.
+            let channel = channel.inspect_err(|_| drain(&conn.stream))?;
             conn.channel = Some(Arc::new(channel));
         }
         let mut first = Preamble::new(kind, self.migration).to_bytes().to_vec();
