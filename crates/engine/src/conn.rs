@@ -360,9 +360,11 @@ impl Speaker {
         Self(Arc::new(Mutex::new(conn)))
     }
 
-    pub(crate) fn say(&self, kind: control::Kind) -> io::Result<()> {
+    /// How many bytes that was.
+    pub(crate) fn say(&self, kind: control::Kind) -> io::Result<usize> {
         let bytes = proto::encode(kind);
-        self.0.lock().expect("no one panics while speaking").write_all(&bytes)
+        self.0.lock().expect("no one panics while speaking").write_all(&bytes)?;
+        Ok(bytes.len())
     }
 }
 

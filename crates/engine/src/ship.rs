@@ -7,6 +7,7 @@ use crate::{
     queue::{Owing, Round, SHARE},
 };
 use page::{Batch, Counts, Encoder, References, Sent};
+use policy::Pace;
 use proto::{BATCH_PAGES, Frame, HEADER, MAX_PAYLOAD, Shape, write_batch};
 use std::{
     collections::HashSet,
@@ -18,7 +19,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use units::{BlockId, Bytes, PageIndex, PageRange, Rate};
+use units::{BlockId, PageIndex, PageRange, Rate};
 
 /// What a stream's thread is told to do.
 #[derive(Clone)]
@@ -40,28 +41,49 @@ pub(crate) enum Said {
     Lost(io::Error),
 }
 
-/// All streams of a migration together keep to one rate.
+/// All connections of a migration together keep to one rate.
 #[derive(Debug)]
 pub(crate) struct Pacer {
-    limit: Option<Rate>,
-    free_at: Mutex<Instant>,
+    pace: Option<Mutex<Pace>>,
+    start: Instant,
 }
 
 impl Pacer {
     pub(crate) fn new(limit: Option<Rate>) -> Self {
-        Self { limit, free_at: Mutex::new(Instant::now()) }
+        Self { pace: limit.map(|rate| Mutex::new(Pace::new(rate))), start: Instant::now() }
     }
 
-    /// Waits until this much may be sent.
-    fn wait(&self, bytes: usize) {
-        let Some(cost) = self.limit.and_then(|rate| Bytes(bytes as u64).time_at(rate)) else { return };
-        let start = {
-            let mut free_at = self.free_at.lock().expect("no one panics here");
-            let start = (*free_at).max(Instant::now());
-            *free_at = start + cost;
-            start
-        };
-        thread::sleep(start.saturating_duration_since(Instant::now()));
+    /// Counts what is sent at once, because a guest waits for it.
+    pub(crate) fn charge(&self, bytes: usize) {
+        if let Some(pace) = &self.pace {
+            pace.lock().expect("no one panics here").take(self.start.elapsed(), bytes as u64);
+        }
+    }
+
+    /// Writes all parts as fast as the limit allows.
+    fn write(&self, conn: &mut Conn, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+        let Some(pace) = &self.pace else { return conn.write_parts(parts) };
+        while !parts.is_empty() {
+            let (wait, quantum) = {
+                let mut pace = pace.lock().expect("no one panics here");
+                let rest: usize = parts.iter().map(|part| part.len()).sum();
+                let quantum = rest.min(pace.quantum() as usize);
+                (pace.take(self.start.elapsed(), quantum as u64), quantum)
+            };
+            thread::sleep(wait);
+            let (mut piece, mut left) = (Vec::new(), quantum);
+            for part in parts.iter() {
+                if left == 0 {
+                    break;
+                }
+                let some = left.min(part.len());
+                piece.push(IoSlice::new(&part[..some]));
+                left -= some;
+            }
+            conn.write_parts(&mut piece)?;
+            IoSlice::advance_slices(&mut parts, quantum);
+        }
+        Ok(())
     }
 }
 
@@ -277,11 +299,16 @@ impl Shipper {
             parts.extend(self.batch.parts().map(IoSlice::new));
             let wire = parts.iter().map(|p| p.len()).sum();
             let begin = Instant::now();
-            // A limit that the user set is as good as a slower link.
-            self.pacer.wait(wire);
-            self.conn.write_parts(&mut parts)?;
-            if let Some((packing, packed)) = packed {
-                packing.observe(&packed.written(wire, refining, begin.elapsed()));
+            match packed {
+                Some((packing, packed)) => {
+                    // A limit that the user set is as good as a slower link.
+                    self.pacer.write(&mut self.conn, &mut parts)?;
+                    packing.observe(&packed.written(wire, refining, begin.elapsed()));
+                }
+                None => {
+                    self.pacer.charge(wire);
+                    self.conn.write_parts(&mut parts)?;
+                }
             }
         }
         self.batch.clear();
@@ -294,11 +321,12 @@ impl Shipper {
 pub(crate) fn serve_faults(
     mut conn: Conn,
     memory: Arc<dyn GuestMemory>,
+    pacer: Arc<Pacer>,
     shape: &Shape,
     answered: impl Fn(Fault),
 ) -> io::Result<()> {
-    // Neither compressed nor as a reference: the guest waits, and it writes to what could be referred to.
-    let mut shipper = Shipper::new(conn.another()?, memory, Arc::new(Pacer::new(None)), None);
+    // Neither compressed nor as a reference nor later: the guest waits, and it writes to what could be referred to.
+    let mut shipper = Shipper::new(conn.another()?, memory, pacer, None);
     loop {
         let mut header = [0; HEADER];
         conn.read_exact(&mut header)?;

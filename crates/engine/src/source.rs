@@ -478,8 +478,10 @@ impl SourceDriver {
         let speaker =
             self.speaker.clone().ok_or(("send the device state".to_owned(), "not connected".to_owned()))?;
         if self.options.verify {
-            verify::hash_all(&*self.parts.memory, |hashes| speaker.say(control::Kind::Hashes(hashes)))
-                .map_err(why("send the hashes of the guest's memory"))?;
+            verify::hash_all(&*self.parts.memory, |hashes| {
+                speaker.say(control::Kind::Hashes(hashes)).map(drop)
+            })
+            .map_err(why("send the hashes of the guest's memory"))?;
         }
         let state = self.state.take().unwrap_or_default();
         let private = |(name, content): &(String, Vec<u8>)| control::PrivateBlock {
@@ -649,9 +651,9 @@ impl SourceDriver {
             let conn = dial(Kind::Fault)?;
             self.answering = Some(conn.another()?);
             let (memory, shape) = (self.parts.memory.clone(), self.shape.clone());
-            let (say, owing) = (say.clone(), self.owing.clone());
+            let (say, owing, pacer) = (say.clone(), self.owing.clone(), self.pacer.clone());
             thread::Builder::new().name("answer".into()).spawn(move || {
-                if let Err(e) = serve_faults(conn, memory, &shape, |fault| owing.asked(fault)) {
+                if let Err(e) = serve_faults(conn, memory, pacer, &shape, |fault| owing.asked(fault)) {
                     say(Said::Lost(e));
                 }
             })?;
@@ -666,8 +668,8 @@ impl SourceDriver {
 
     fn say(&mut self, kind: control::Kind) {
         // If it cannot be said, the listener of the same connection reports why.
-        if let Some(speaker) = &self.speaker {
-            let _ = speaker.say(kind);
+        if let Some(Ok(bytes)) = self.speaker.as_ref().map(|speaker| speaker.say(kind)) {
+            self.pacer.charge(bytes);
         }
     }
 
