@@ -54,7 +54,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     }
     if memory {
         eprintln!("agents' memory with a guest of 5 GiB …");
-        match footprint::measure(&tools) {
+        match footprint::measure(&tools, options.tls) {
             Ok(found) => results.footprints = found,
             Err(why) => failed("memory", why, &mut results),
         }
@@ -76,11 +76,14 @@ fn compare(
     results: &mut Results,
 ) -> Result<()> {
     let (here, there) = (Lab::new(&["a", "b"])?, Lab::new(&["a", "b"])?);
+    for host in [&here, &there].into_iter().flat_map(Lab::hosts) {
+        host.shape(options.link)?;
+    }
     let start = || guest::start(&options.work);
     let (mut ours, mut theirs) = (None, None);
     if contenders.iter().any(|c| c.is_whimbrel()) {
         eprintln!("booting the guest that whimbrel moves …");
-        match whimbrel::stage(&here, tools)
+        match whimbrel::stage(&here, tools, options.tls)
             .and_then(|stage| whimbrel::Moved::boot(stage, start(), options.streams))
         {
             Ok(moved) => ours = Some(moved),

@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::{path::PathBuf, time::Duration};
+use units::Rate;
 
 /// Moves the same guest by whimbrel and by QEMU's own migration, in turns, and compares.
 #[derive(clap::Parser, Debug)]
@@ -26,6 +27,16 @@ pub(crate) struct Options {
     /// Over how many streams whimbrel sends; without it, over as many as it takes by itself.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) streams: Option<u16>,
+
+    /// Whimbrel's connections are protected by TLS, as they are by default. Without this they are in plaintext, as QEMU's are
+    /// unless it is set up otherwise: like is compared with like.
+    #[arg(long)]
+    pub(crate) tls: bool,
+
+    /// How fast the hosts' link is, like 1Gbit, kept to by a token bucket on both hosts' network cards; without it, as fast as it
+    /// goes.
+    #[arg(long, value_name = "RATE")]
+    pub(crate) link: Option<Rate>,
 
     /// What the guest does, in the words of its kernel command line.
     #[arg(long, value_name = "WORDS", default_value = crate::guest::WORK)]

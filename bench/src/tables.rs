@@ -120,12 +120,12 @@ fn preface(options: &Options, results: &Results) -> String {
          emulation of the guest's CPU. Both hosts, the guest's vCPUs and the bench itself share these processors, and \
          the machine's load was {load:.1} before anything began: take the ratios, not the absolutes.\n\n\
          The guest is a `q35` with 1 GiB and two vCPUs, doing `{work}`. It is booted twice from one command line, each time \
-         on two hosts of its own (network namespaces, an unshaped veth between them). Whimbrel moves one of the two, QEMU \
+         on two hosts of its own (network namespaces, {link} between them). Whimbrel moves one of the two, QEMU \
          the other, there and back on the same boot; the contenders take turns, and the guest that is not being measured \
          is frozen. After every run the guest verifies all of its memory.\n\n\
          QEMU's bandwidth is uncapped and its downtime limit is 20 ms; `qemu-default` is otherwise as it comes, \
          `qemu-multifd` has two channels. Its target is started before its clock is: the second line of the table takes \
-         that time away from whimbrel too.\n\n",
+         that time away from whimbrel too. {protection}\n\n",
         runs = options.runs,
         date = or(said("date", &["-u", "+%Y-%m-%d %H:%M UTC"])),
         processors = available_parallelism().map_or(0, |n| n.get()),
@@ -134,6 +134,13 @@ fn preface(options: &Options, results: &Results) -> String {
         qemu = or(said(lab::QEMU, &["--version"])),
         load = results.load,
         work = options.work,
+        link = options.link.map_or("an unshaped veth".to_owned(), |rate| format!("a link of {rate}")),
+        protection = if options.tls {
+            "Whimbrel's connections are protected by TLS, QEMU's are in plaintext."
+        } else {
+            "All connections are in plaintext: QEMU's are unless its TLS is set up, whimbrel's only for this comparison \
+             (`--tls` protects them)."
+        },
     )
 }
 

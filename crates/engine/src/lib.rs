@@ -5,6 +5,8 @@
 
 /// Ports that a thread uses while the driver goes on.
 mod beside;
+/// TLS over a connection.
+mod channel;
 /// Connections: handshake, counting, control messages.
 mod conn;
 /// What a migration asks of the world.

@@ -14,7 +14,7 @@ use crate::{
     ship::{Job, Pacer, Said, Shared, Streams, serve_faults},
     verify,
 };
-use proto::{Brief, Kind, Shape, Source, SourceAct, SourceEnd, SourceEvent, Step, control};
+use proto::{Brief, Kind, Shape, Source, SourceAct, SourceEnd, SourceEvent, Step, Token, control};
 use std::{
     collections::VecDeque,
     io,
@@ -43,6 +43,10 @@ const TICK: Duration = Duration::from_millis(250);
 
 /// After so long without an answer about who owns the VM, the user is told that it is in doubt; asking goes on.
 const DOUBT: Duration = Duration::from_secs(30);
+
+/// Said of each migration to which it applies.
+const NOT_PROTECTED: &str = "NOT PROTECTED (--insecure-plaintext): whoever is on the network can read and change the \
+     guest's memory on its way";
 
 /// What the user wants.
 #[derive(Clone, Debug)]
@@ -143,6 +147,8 @@ pub struct SourceDriver {
     dirty: MemorySet,
     owed: MemorySet,
     secrets: Secrets,
+    /// What the target said that connections with pages must say.
+    token: Option<Token>,
     round_parts: u32,
     state: Option<DeviceState>,
     speaker: Option<Speaker>,
@@ -175,6 +181,7 @@ impl SourceDriver {
             dirty: MemorySet::empty(shape.0.iter().copied()),
             owed: MemorySet::empty(shape.0.iter().copied()),
             secrets: Secrets::default(),
+            token: None,
             round_parts: 0,
             state: None,
             speaker: None,
@@ -208,6 +215,9 @@ impl SourceDriver {
     /// Migrates. Every way out leaves the VM running on exactly one side, or says that nobody can know yet.
     pub fn run(mut self) -> Report {
         self.story.phase(Phase::Preflight);
+        if self.parts.dial.is_plaintext() {
+            self.story.note(NOT_PROTECTED.to_owned());
+        }
         match Secrets::draw() {
             Ok(secrets) => self.secrets = secrets,
             Err(e) => {
@@ -297,12 +307,19 @@ impl SourceDriver {
     /// What the driver itself learns from an event on its way to the machine.
     fn look_at(&mut self, event: SourceEvent, cancellable: bool) -> Option<SourceEvent> {
         match &event {
+            SourceEvent::Message(control::Kind::Hello(hello)) => {
+                if let Some(why) = self.control.as_ref().and_then(|conn| conn.belies(&hello.host)) {
+                    return Some(SourceEvent::Broke { what: "believe the target".into(), why });
+                }
+            }
+            SourceEvent::Message(control::Kind::Ready(ready)) => self.token = Token::read(&ready.token),
             SourceEvent::Message(control::Kind::Committed(committed)) => {
                 let resumed = self.heard.to_here(committed.resumed_ns);
                 self.story.committed(committed, resumed);
             }
             SourceEvent::Message(control::Kind::Settled(settled)) => self.story.settled(settled),
             SourceEvent::Message(control::Kind::StillOwed(still)) => {
+                self.token = Token::read(&still.token);
                 match proto::page_sets(&still.blocks, &self.shape) {
                     Ok(owed) => self.owed = owed,
                     Err(e) => {
@@ -609,7 +626,7 @@ impl SourceDriver {
     fn connect(&mut self, kind: Kind) -> io::Result<()> {
         self.generation += 1;
         let generation = self.generation;
-        let conn = self.parts.dial.dial(kind)?;
+        let conn = self.parts.dial.dial(kind, None)?;
         let speaker = Speaker::new(conn.another()?);
         self.control = Some(conn.another()?);
         self.speaker = Some(speaker.clone());
@@ -628,7 +645,7 @@ impl SourceDriver {
     }
 
     fn open_streams(&mut self) -> io::Result<()> {
-        let dial = |kind| self.parts.dial.dial(kind);
+        let dial = |kind| self.parts.dial.dial(kind, self.token.as_ref());
         let conns = (0..*self.options.streams.end())
             .map(|i| dial(Kind::Data(i as u16)))
             .collect::<io::Result<Vec<_>>>()?;

@@ -7,7 +7,7 @@ use crate::{
     land::{Landing, Stage, receive},
     ports::{Block, Claim, Claimed, DeviceState, Host, Machine, Request, TargetJournal, Waiting},
 };
-use proto::{Brief, Kind, Reply, Status, Target, TargetAct, TargetEnd, TargetEvent, control};
+use proto::{Brief, Kind, Reply, Status, Target, TargetAct, TargetEnd, TargetEvent, Token, control};
 use std::{
     collections::{HashSet, VecDeque},
     io::{self, Write},
@@ -88,6 +88,7 @@ impl Taken {
 pub(crate) struct TargetDriver {
     host: Arc<dyn Host>,
     migration: MigrationId,
+    token: Token,
     tell: Sender<Signal>,
     signals: Receiver<Signal>,
     source: String,
@@ -105,8 +106,8 @@ pub(crate) struct TargetDriver {
 }
 
 impl TargetDriver {
-    /// With the sender by which further connections reach it.
-    pub(crate) fn new(host: Arc<dyn Host>, migration: MigrationId) -> (Self, Sender<ToTarget>) {
+    /// With the sender by which further connections reach it. `token`: what those that carry pages have to say.
+    pub(crate) fn new(host: Arc<dyn Host>, migration: MigrationId, token: Token) -> (Self, Sender<ToTarget>) {
         let (tell, signals) = channel();
         let (outside, told) = channel();
         let forward = tell.clone();
@@ -125,6 +126,7 @@ impl TargetDriver {
         let driver = Self {
             host,
             migration,
+            token,
             tell,
             signals,
             source: String::new(),
@@ -212,6 +214,9 @@ impl TargetDriver {
     fn look_at(&mut self, signal: Signal) -> Option<TargetEvent> {
         match signal {
             Signal::Event(TargetEvent::Message(control::Kind::Hello(hello))) => {
+                if let Some(why) = self.control.as_ref().and_then(|(conn, _)| conn.belies(&hello.host)) {
+                    return Some(TargetEvent::Broke { what: "believe the source".to_owned(), why });
+                }
                 self.source = hello.host.clone();
                 Some(TargetEvent::Message(control::Kind::Hello(hello)))
             }
@@ -342,7 +347,10 @@ impl TargetDriver {
 
     fn act(&mut self, act: TargetAct) -> Result<Option<TargetEvent>, (String, String)> {
         match act {
-            TargetAct::Send(kind) => {
+            TargetAct::Send(mut kind) => {
+                if let control::Kind::Ready(ready) = &mut kind {
+                    ready.token = self.token.0.to_vec();
+                }
                 self.gave_reasons |= matches!(kind, control::Kind::Failed(_) | control::Kind::Refused(_));
                 self.say(kind);
                 Ok(None)
@@ -400,7 +408,10 @@ impl TargetDriver {
             }
             TargetAct::SendStillOwed => {
                 let blocks = proto::bitmaps(&self.taken()?.landing.owed());
-                self.say(control::Kind::StillOwed(control::StillOwed { blocks }));
+                self.say(control::Kind::StillOwed(control::StillOwed {
+                    blocks,
+                    token: self.token.0.to_vec(),
+                }));
                 Ok(None)
             }
             TargetAct::Settle => {

@@ -2,12 +2,14 @@
 
 mod doubt;
 mod model;
+mod trust;
 
 use engine::{
-    Acceptor, Beside, Handle, Options, RemoteRecord, SourceDriver, SourceParts, TcpDial,
+    Acceptor, Beside, Dial, Handle, Options, RemoteRecord, SourceDriver, SourceParts, TcpDial,
     report::{Compression, Event, Mode, Outcome, Report},
 };
 use model::{cable::*, *};
+use pki::Security;
 use std::{
     io::Write,
     net::{SocketAddr, TcpListener},
@@ -17,12 +19,17 @@ use std::{
 };
 use units::{Epoch, MigrationId};
 
+const MIGRATION: MigrationId = MigrationId(42);
 const PAGES: [u64; 2] = [6000, 300];
 
 fn listen(inn: &Arc<Inn>) -> SocketAddr {
+    listen_as(inn, Security::Plaintext)
+}
+
+fn listen_as(inn: &Arc<Inn>, security: Security) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let acceptor = Acceptor::new(inn.clone());
+    let acceptor = Acceptor::new(inn.clone(), security);
     thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
             let acceptor = acceptor.clone();
@@ -78,8 +85,17 @@ impl Source {
         options: Options,
         run: impl FnOnce(Handle),
     ) -> (Report, Vec<Event>) {
-        let migration = MigrationId(42);
-        let dial = Arc::new(TcpDial::new(vec![address], migration));
+        let dial = TcpDial::new(vec![address], "here", MIGRATION, Security::Plaintext);
+        self.migrate_by(Arc::new(dial), options, run)
+    }
+
+    fn migrate_by(
+        &self,
+        dial: Arc<dyn Dial>,
+        options: Options,
+        run: impl FnOnce(Handle),
+    ) -> (Report, Vec<Event>) {
+        let migration = MIGRATION;
         let parts = SourceParts {
             vm: "vm".into(),
             from: "source".into(),
@@ -319,7 +335,7 @@ fn a_peer_that_sends_garbage_is_no_whimbrel() {
 
 #[test]
 fn a_source_whose_frames_are_wrong_is_told_so() {
-    let frame = proto::Preamble::SIZE;
+    let frame = proto::Preamble::SIZE + proto::Token::SIZE;
     // The kind of the first frame, and the first page of the first run in its table.
     let lies = [
         (Lie { at: frame, byte: 255 }, "frame kind 255 is not known"),

@@ -17,6 +17,7 @@ use engine::{
     },
     report::{Compression, Failure, Mode, Outcome, Report},
 };
+use pki::Security;
 use qemu::{Vm, attach};
 use std::{
     io,
@@ -46,14 +47,15 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub struct Mover {
     store: Store,
     acceptor: Acceptor,
+    security: Security,
 }
 
 impl Mover {
-    /// For the host of this context.
-    pub fn new(context: &Context, qemu: QemuHost) -> Self {
+    /// For the host of this context, whose connections are protected so.
+    pub fn new(context: &Context, qemu: QemuHost, security: Security) -> Self {
         let store = context.registry.store().clone();
         let incoming = Incoming { qemu, store: store.clone() };
-        Self { store, acceptor: Acceptor::new(Arc::new(incoming)) }
+        Self { store, acceptor: Acceptor::new(Arc::new(incoming), security.clone()), security }
     }
 
     /// Takes the watch for missing pages up again, where an agent before us had to leave it.
@@ -109,7 +111,7 @@ impl Mover {
         let source = attach::Source::open(open.process().pid(), open.ram_blocks()).map_err(|e| one(&e))?;
         let tracker: Box<dyn Tracker> = Box::new(source.tracker().map_err(|e| one(&e))?);
         let address = request.address.to_string();
-        let dial = dial(&address, request.id).map_err(|e| one(&e))?;
+        let dial = self.dial(&request.to, &address, request.id).map_err(|e| one(&e))?;
         let owner = self.store.owner(&vm.name).map_err(|e| one(&e))?;
         let parts = SourceParts {
             vm: vm.name.clone(),
@@ -126,6 +128,17 @@ impl Mover {
             dial,
         };
         Ok((parts, vcpus))
+    }
+
+    /// How the host that the user called `to` is reached. Its certificate must be for what it was called: its name, or, where
+    /// that was an address, the address.
+    fn dial(&self, to: &str, address: &str, migration: MigrationId) -> io::Result<Arc<dyn Dial>> {
+        let addresses: Vec<SocketAddr> = address
+            .to_socket_addrs()
+            .map_err(|e| io::Error::new(e.kind(), format!("cannot look up {address}: {e}")))?
+            .collect();
+        let called = if to == address { address.rsplit_once(':').map_or(to, |(host, _)| host) } else { to };
+        Ok(Arc::new(TcpDial::new(addresses, called, migration, self.security.clone())))
     }
 }
 
@@ -183,14 +196,6 @@ impl Machine for Later {
     }
 }
 
-fn dial(address: &str, migration: MigrationId) -> io::Result<Arc<dyn Dial>> {
-    let addresses: Vec<SocketAddr> = address
-        .to_socket_addrs()
-        .map_err(|e| io::Error::new(e.kind(), format!("cannot look up {address}: {e}")))?
-        .collect();
-    Ok(Arc::new(TcpDial::new(addresses, migration)))
-}
-
 impl Migrator for Mover {
     fn migrate(&self, request: &MigrateRequest, events: Events, wishes: &Wishes) -> Report {
         let (parts, vcpus) = match self.parts(request) {
@@ -230,8 +235,8 @@ impl Migrator for Mover {
         }
     }
 
-    fn ask(&self, address: &str, claim: &Claim) -> io::Result<Claimed> {
-        RemoteRecord(dial(address, claim.migration)?).claim(claim)
+    fn ask(&self, to: &str, address: &str, claim: &Claim) -> io::Result<Claimed> {
+        RemoteRecord(self.dial(to, address, claim.migration)?).claim(claim)
     }
 
     fn serve_gone(&self, vm: &VmRecord, departure: &DepartureRecord) {
@@ -240,7 +245,9 @@ impl Migrator for Mover {
             let vcpus = open.recipe().vcpus();
             let source =
                 attach::Source::open(open.process().pid(), open.ram_blocks()).map_err(|e| e.to_string())?;
-            let dial = dial(&departure.address, departure.migration).map_err(|e| e.to_string())?;
+            let dial = self
+                .dial(&departure.to, &departure.address, departure.migration)
+                .map_err(|e| e.to_string())?;
             let parts = SourceParts {
                 vm: vm.name.clone(),
                 from: self.store.host().to_owned(),

@@ -73,8 +73,9 @@ pub trait Migrator: Send + Sync {
     /// Serves a connection that another agent has made.
     fn serve(&self, connection: TcpStream, from: SocketAddr);
 
-    /// Asks the ownership record that the target at `address` keeps. An error: not known, ask again.
-    fn ask(&self, address: &str, claim: &Claim) -> io::Result<Claimed>;
+    /// Asks the ownership record that the target keeps, which is called `to` and listens at `address`. An error: not known,
+    /// ask again.
+    fn ask(&self, to: &str, address: &str, claim: &Claim) -> io::Result<Claimed>;
 
     /// After a restart: this VM belongs to the target, which may still want pages of the copy here. Serves them until
     /// the target has settled, and ends the copy.

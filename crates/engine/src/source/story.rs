@@ -63,6 +63,7 @@ impl Story {
             guest_bytes: total * PAGE_SIZE as u64,
             wire_bytes: 0,
             streams: 0,
+            protected: !parts.dial.is_plaintext(),
             faults: FaultCounts::default(),
             throttle: Throttle::default(),
             verified: None,
