@@ -1,7 +1,9 @@
 use std::{ops::RangeInclusive, time::Duration};
 
-/// What moved is looked at over windows of this length: shorter ones see batches, longer ones use up a short migration.
+/// What moved is looked at over windows of this length, in which each stream moves so many batches: shorter ones see single
+/// batches, longer ones use up a short migration.
 const WINDOW: Duration = Duration::from_millis(40);
+const BATCHES: u32 = 4;
 
 /// So many windows are compared, by their medians; the first one after a change is not among them.
 const WINDOWS: usize = 3;
@@ -23,6 +25,7 @@ pub struct Width {
     patience: u32,
     began: Duration,
     moved: u64,
+    batches: u32,
     /// Bytes a second in each window since the last decision; `None` for the one to be left out.
     windows: Vec<Option<f64>>,
 }
@@ -39,6 +42,7 @@ impl Width {
             patience: REST,
             began: Duration::ZERO,
             moved: 0,
+            batches: 0,
             windows: Vec::new(),
         }
     }
@@ -50,14 +54,16 @@ impl Width {
 
     /// Nothing was asked for until `now`: a window begins.
     pub fn begin(&mut self, now: Duration) {
-        (self.began, self.moved) = (now, 0);
+        (self.began, self.moved, self.batches) = (now, 0, 0);
     }
 
-    /// Some stream moved `bytes` of guest memory. Returns how many streams it should be from now on, if that changes.
+    /// Some stream moved a batch of `bytes` of guest memory. Returns how many streams it should be from now on, if that changes.
     pub fn observe(&mut self, now: Duration, bytes: u64) -> Option<u32> {
         self.moved += bytes;
+        self.batches += 1;
         let took = now.saturating_sub(self.began);
-        if took < WINDOW || self.now == self.most && self.before.is_none() {
+        let short = took < WINDOW || self.batches < BATCHES * self.now;
+        if short || self.now == self.most && self.before.is_none() {
             return None;
         }
         let rate = self.moved as f64 / took.as_secs_f64();
@@ -156,7 +162,7 @@ mod tests {
             let mut changes = Vec::new();
             for _ in 0..WINDOWS + 1 {
                 now += WINDOW;
-                changes.extend(width.observe(now, bytes));
+                changes.extend((0..BATCHES * 3).filter_map(|_| width.observe(now, bytes)));
             }
             now += Duration::from_secs(60);
             width.begin(now);
