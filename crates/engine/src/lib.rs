@@ -42,3 +42,8 @@ pub use accept::{Acceptor, RemoteRecord};
 pub use beside::Beside;
 pub use conn::{Conn, Dial, TcpDial, Traffic};
 pub use source::{Handle, Options, SourceDriver, SourceParts};
+
+/// What the machines are told of a failure: what was tried, and why it came to nothing.
+fn why(what: &str) -> impl FnOnce(std::io::Error) -> (String, String) {
+    move |e| (what.to_owned(), e.to_string())
+}
