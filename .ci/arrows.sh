@@ -11,16 +11,17 @@ breach() { echo "arrows: $*" >&2; breaches=$((breaches + 1)); }
 may_use() {
     case $1 in
         units) ;;
+        pki) ;;
         sys | page | policy) echo units ;;
         proto) echo units page ;;
-        engine) echo units sys page policy proto ;;
+        engine) echo units sys page policy proto pki ;;
         qemu) echo units sys page policy proto engine ;;
         doctor) echo units sys engine qemu ;;
-        agent) echo units engine ;;
-        host) echo units engine qemu agent ;;
-        whimbrel) echo units sys engine doctor agent host ;;
+        agent) echo units pki engine ;;
+        host) echo units pki engine qemu agent ;;
+        whimbrel) echo units sys pki engine doctor agent host ;;
         guest) echo units ;;
-        lab | bench) echo units sys page policy proto engine qemu doctor agent host whimbrel lab ;;
+        lab | bench) echo units sys page policy proto pki engine qemu doctor agent host whimbrel lab ;;
         *) echo "?" ;;
     esac
 }

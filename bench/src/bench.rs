@@ -44,7 +44,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or_default();
     let mut bench = Bench { options, tools: Tools::find()?, clock: Instant::now(), unshaped: None };
-    let mut results = Results::open(options.out.as_deref())?;
+    let mut results = Results::open(options.out.as_deref(), options.tls)?;
     let mut well = true;
     warm_up()?;
     for workload in Workload::ALL.iter().filter(|workload| options.wants(workload)) {
@@ -63,7 +63,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let mut footprints: Vec<Footprint> = Vec::new();
     if options.wants_memory() && !bench.is_over() {
         eprintln!("agents' memory with a guest of 5 GiB …");
-        match footprint::measure(&bench.tools) {
+        match footprint::measure(&bench.tools, options.tls) {
             Ok(found) => footprints = found,
             Err(why) => {
                 well = false;
@@ -71,7 +71,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
             }
         }
     }
-    let text = tables::all(&results, &footprints, load);
+    let text = tables::all(&results, &footprints, load, options.tls);
     std::io::stdout().write_all(text.as_bytes()).doing("print")?;
     Ok(well)
 }
@@ -107,7 +107,7 @@ impl Bench<'_> {
         let (here, there) = (Lab::new(&["a", "b"])?, Lab::new(&["a", "b"])?);
         let (start, tools) = self.prepare(workload, self.options.words(workload, links[0]), here.dir())?;
         let mut pair = Pair { here: &here, there: &there, ours: None, theirs: None };
-        pair.boot(&start, &tools, self.options.streams, &needed)?;
+        pair.boot(&start, &tools, self.options, &needed)?;
         for (link, turns) in all {
             link.shape(&here)?;
             link.shape(&there)?;
@@ -201,18 +201,18 @@ impl<'a> Pair<'a> {
         &mut self,
         start: &HandStart,
         tools: &'a Tools,
-        streams: Option<u16>,
+        options: &Options,
         needed: &[Contender],
     ) -> Result<()> {
         if needed.iter().any(|c| !c.is_qemu()) {
-            let booted = whimbrel::stage(self.here, tools)
-                .and_then(|stage| whimbrel::Moved::boot(stage, start.clone(), streams));
+            let booted = whimbrel::stage(self.here, tools, options.tls)
+                .and_then(|stage| whimbrel::Moved::boot(stage, start.clone(), options.streams));
             self.ours = Some(booted.inspect_err(|_| self.here.print_logs(LINES))?);
         }
         if needed.iter().any(|c| c.is_qemu()) {
             let ours = self.ours.as_ref().map(whimbrel::Moved::pid).transpose()?;
             ours.map(guest::freeze).transpose()?;
-            self.theirs = Some(qemu::Moved::boot(self.there, tools, start.clone())?);
+            self.theirs = Some(qemu::Moved::boot(self.there, tools, start.clone(), options.tls)?);
             ours.map(guest::thaw).transpose()?;
         }
         Ok(())

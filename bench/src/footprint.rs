@@ -48,10 +48,10 @@ pub(crate) struct Footprint {
 }
 
 /// Moves a guest of 5 GiB there by pre-copy and back by post-copy.
-pub(crate) fn measure(tools: &Tools) -> Result<Vec<Footprint>> {
+pub(crate) fn measure(tools: &Tools, tls: bool) -> Result<Vec<Footprint>> {
     let lab = Lab::new(&["a", "b"])?;
     let start = HandStart { memory: GUEST, vcpus: 2, ..HandStart::new(guest::spec(WORK)) };
-    let moved = whimbrel::Moved::boot(whimbrel::stage(&lab, tools)?, start, None)?;
+    let moved = whimbrel::Moved::boot(whimbrel::stage(&lab, tools, tls)?, start, None)?;
     let mut found = Vec::new();
     for (mode, source) in [("pre-copy", 0), ("post-copy", 1)] {
         let agents = moved.agents();

@@ -40,6 +40,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) streams: Option<u16>,
 
+    /// Everybody's connections are protected by TLS, whimbrel's and QEMU's. Without this everybody's are in plaintext.
+    #[arg(long)]
+    pub(crate) tls: bool,
+
     /// What the guest does instead, in the words of its kernel command line.
     #[arg(long, value_name = "WORDS")]
     pub(crate) work: Option<String>,

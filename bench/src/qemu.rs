@@ -6,12 +6,18 @@ use crate::{
     guest::Feelings,
     run::{Run, Terms},
 };
-use lab::{Console, Doing, Error, Guest, HandStart, HandStarted, Lab, Namespace, Qmp, Result, Tools};
+use lab::{Console, Doing, Error, Guest, HandStart, HandStarted, Host, Lab, Namespace, Qmp, Result, Tools};
 use serde_json::{Value, json};
-use std::time::{Duration, SystemTime};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 /// Where the target's QEMU listens.
 const PORT: u16 = 4444;
+/// The name of QEMU's credentials, and of a host's directory with them.
+const TLS: &str = "qemu-tls";
 /// What is decided already comes so soon, or something is broken: a cancelled migration's end, the guest's first instruction.
 const SOON: Duration = Duration::from_secs(10);
 /// Lines of a console that show why a guest died.
@@ -22,6 +28,7 @@ pub(crate) struct Moved<'a> {
     lab: &'a Lab,
     tools: &'a Tools,
     start: HandStart,
+    tls: bool,
     client: Namespace,
     guest: Guest,
     here: usize,
@@ -51,8 +58,15 @@ impl Machine {
         cpu::beside_vcpus(self.started.pid(), &self.vcpus)
     }
 
-    /// What both sides of a migration must be told alike.
-    fn prepare(&mut self, qemu: Qemu, downtime_ms: u64) -> Result<()> {
+    /// What both sides of a migration must be told alike, and who each is if connections are protected.
+    fn prepare(&mut self, qemu: Qemu, downtime_ms: u64, tls: Option<(&str, &Path)>) -> Result<()> {
+        if let Some((end, dir)) = tls {
+            // It may have been the other end of an earlier migration.
+            let _ = self.monitor.execute("object-del", json!({"id": TLS}));
+            let creds = json!({"qom-type": "tls-creds-x509", "id": TLS, "endpoint": end, "dir": dir, "verify-peer": true});
+            self.monitor.execute("object-add", creds)?;
+            self.monitor.execute("migrate-set-parameters", json!({"tls-creds": TLS}))?;
+        }
         self.monitor.execute("migrate-set-capabilities", json!({"capabilities": qemu.capabilities()}))?;
         self.monitor.execute("migrate-set-parameters", qemu.parameters(downtime_ms)).map(drop)
     }
@@ -90,11 +104,14 @@ impl Machine {
 
 impl<'a> Moved<'a> {
     /// Boots the guest on the first host.
-    pub(crate) fn boot(lab: &'a Lab, tools: &'a Tools, start: HandStart) -> Result<Self> {
+    pub(crate) fn boot(lab: &'a Lab, tools: &'a Tools, start: HandStart, tls: bool) -> Result<Self> {
+        for host in lab.hosts().iter().filter(|_| tls) {
+            credentials(host)?;
+        }
         let machine = Machine::start(&start, lab, 0, tools, "q0".to_owned())?;
         let client = lab.client()?;
         let guest = Guest::reach(&client, &start.guest)?;
-        Ok(Self { lab, tools, start, client, guest, here: 0, machine, machines: 0 })
+        Ok(Self { lab, tools, start, tls, client, guest, here: 0, machine, machines: 0 })
     }
 
     /// The process that runs it now.
@@ -115,8 +132,9 @@ impl<'a> Moved<'a> {
         let (sent, began) = (from.traffic()?.sent, SystemTime::now());
 
         let mut target = Machine::start(&incoming, self.lab, there, self.tools, name)?;
-        target.prepare(qemu, terms.downtime_ms)?;
-        self.machine.prepare(qemu, terms.downtime_ms)?;
+        let [mine, its] = [from, to].map(|host| host.dir.join(TLS));
+        target.prepare(qemu, terms.downtime_ms, self.tls.then_some(("server", &its)))?;
+        self.machine.prepare(qemu, terms.downtime_ms, self.tls.then_some(("client", &mine)))?;
         let uri = json!({"uri": format!("tcp:{}:{PORT}", to.address)});
         target.monitor.execute("migrate-incoming", uri.clone())?;
         self.machine.monitor.forget();
@@ -203,6 +221,22 @@ impl<'a> Moved<'a> {
         drop(machine);
         self.lab.hosts()[host].namespace.ip(&tap).map(drop)
     }
+}
+
+/// A host's certificate and key, under the names by which QEMU looks for them.
+fn credentials(host: &Host) -> Result<()> {
+    let (dir, files) = (host.dir.join(TLS), pki::Files::within(&host.dir.join("tls")));
+    fs::create_dir_all(&dir).doing(format!("make {}", dir.display()))?;
+    for (file, names) in [
+        (&files.ca, &["ca-cert.pem"][..]),
+        (&files.cert, &["server-cert.pem", "client-cert.pem"]),
+        (&files.key, &["server-key.pem", "client-key.pem"]),
+    ] {
+        for name in names {
+            fs::copy(file, dir.join(name)).doing(format!("copy {}", file.display()))?;
+        }
+    }
+    Ok(())
 }
 
 fn is(name: &str) -> impl Fn(&Value) -> Result<bool> {

@@ -12,12 +12,14 @@ use std::{
 pub(crate) struct Results {
     pub(crate) runs: Vec<Run>,
     path: Option<PathBuf>,
+    /// Which of them are looked at: those with TLS, or those without.
+    tls: bool,
 }
 
 impl Results {
     /// Those of an earlier bench, if there is such a file.
-    pub(crate) fn open(path: Option<&Path>) -> Result<Self> {
-        let mut results = Self { path: path.map(Path::to_owned), ..Self::default() };
+    pub(crate) fn open(path: Option<&Path>, tls: bool) -> Result<Self> {
+        let mut results = Self { path: path.map(Path::to_owned), tls, ..Self::default() };
         let Some(path) = path else { return Ok(results) };
         match fs::read(path) {
             Ok(text) => {
@@ -34,16 +36,17 @@ impl Results {
         self.of(workload, link, contender).any(|run| run.run == n)
     }
 
-    /// The runs of a contender.
+    /// The runs of a contender, with TLS or without.
     pub(crate) fn of(&self, workload: &str, link: &str, contender: &str) -> impl Iterator<Item = &Run> {
         self.runs
             .iter()
+            .filter(|run| run.tls == self.tls)
             .filter(move |run| run.workload == workload && run.link == link && run.contender == contender)
     }
 
     /// Adds a run. The file has it when this returns, or is as it was.
     pub(crate) fn add(&mut self, run: Run) -> Result<()> {
-        self.runs.push(run);
+        self.runs.push(Run { tls: self.tls, ..run });
         let Some(path) = &self.path else { return Ok(()) };
         let mut new = path.clone().into_os_string();
         new.push(".new");
@@ -67,14 +70,15 @@ mod tests {
             run: n,
             ..Run::default()
         };
-        let mut results = Results::open(Some(&path)).unwrap();
+        let mut results = Results::open(Some(&path), false).unwrap();
         results.add(run(1)).unwrap();
         results.add(run(3)).unwrap();
-        let again = Results::open(Some(&path));
+        let again = Results::open(Some(&path), false);
+        let protected = Results::open(Some(&path), true);
         fs::remove_file(&path).unwrap();
         let again = again.unwrap();
         assert_eq!(again.runs, [run(1), run(3)]);
-        assert!(again.has("idle", "1gbit", "c", 3));
+        assert!(again.has("idle", "1gbit", "c", 3) && !protected.unwrap().has("idle", "1gbit", "c", 3));
         for (workload, link, contender, n) in [
             ("idle", "1gbit", "c", 2),
             ("idle", "1gbit", "d", 1),

@@ -23,6 +23,8 @@ pub(crate) struct Run {
     pub(crate) workload: String,
     /// What the bytes travelled over.
     pub(crate) link: String,
+    /// Whether they were protected.
+    pub(crate) tls: bool,
     /// Who.
     pub(crate) contender: String,
     /// Which of its runs, from 1 on.

@@ -78,9 +78,9 @@ pub(crate) fn line(run: &Run) -> String {
 }
 
 /// The whole document.
-pub(crate) fn all(results: &Results, memory: &[Footprint], load: f64) -> String {
+pub(crate) fn all(results: &Results, memory: &[Footprint], load: f64, tls: bool) -> String {
     let mut text = String::from("# Whimbrel beside QEMU's own migration\n\n");
-    text += &preface(load);
+    text += &preface(load, tls);
     for workload in Workload::ALL {
         for link in Link::ALL {
             text += &compared(results, &workload, link);
@@ -156,7 +156,7 @@ fn reached(figures: &[Figure]) -> String {
 }
 
 /// Where and of what, so that nobody takes the figures for another machine's.
-fn preface(load: f64) -> String {
+fn preface(load: f64, tls: bool) -> String {
     let said = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).args(arguments).output().ok()?;
         Some(String::from_utf8_lossy(&output.stdout).lines().next()?.trim().to_owned())
@@ -172,7 +172,12 @@ fn preface(load: f64) -> String {
          Each guest is a `q35` with 1 GiB and two vCPUs. It is booted twice from one command line, each time on two hosts of \
          its own (network namespaces, veth between them). Whimbrel moves one of the two, QEMU the other, there and back on the \
          same boot; the contenders take turns, and the guest that is not being measured is frozen. Figures are medians of \
-         the runs that came to their end.\n\n",
+         the runs that came to their end. {protection}\n\n",
+        protection = if tls {
+            "Everybody's connections are protected by TLS."
+        } else {
+            "Everybody's connections are in plaintext (`--tls` protects them all)."
+        },
         date = or(said("date", &["-u", "+%Y-%m-%d %H:%M UTC"])),
         processors = available_parallelism().map_or(0, |n| n.get()),
         model = or(model),

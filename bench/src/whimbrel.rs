@@ -29,10 +29,10 @@ pub(crate) const VM: &str = "bench";
 const GLANCE: Duration = Duration::from_millis(5);
 
 /// Hosts with agents that log as they would for a user (the stories' agents say all that they do), or as WHIMBREL_LOG says.
-pub(crate) fn stage<'a>(lab: &'a Lab, tools: &'a Tools) -> Result<Stage<'a>> {
+pub(crate) fn stage<'a>(lab: &'a Lab, tools: &'a Tools, tls: bool) -> Result<Stage<'a>> {
     let level = std::env::var("WHIMBREL_LOG").unwrap_or_else(|_| "info".to_owned());
     let prelude = format!("export WHIMBREL_LOG='{level}'");
-    Stage::with(lab, tools, |_| Oddity { prelude: prelude.clone(), ..Oddity::default() })
+    Stage::with(lab, tools, |_| Oddity { plaintext: !tls, prelude: prelude.clone(), ..Oddity::default() })
 }
 
 /// A guest in whimbrel's care.

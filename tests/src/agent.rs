@@ -23,6 +23,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Oddity {
     /// Further lines at the top of its configuration.
     pub lines: String,
+    /// What VMs of other hosts may use there: the lines of `[allow]`. None: all that the laboratory's VMs are made of.
+    pub allow: Option<String>,
+    /// Its connections are not protected.
+    pub plaintext: bool,
     /// Shell commands run before it, in a mount namespace of its own: to hide a file, or to show it another one.
     pub prelude: String,
 }
@@ -45,16 +49,24 @@ impl Agent {
 
     /// The same, with something odd about it.
     pub fn start_odd(host: &Host, peers: &[Host], tools: &Tools, odd: Oddity) -> Result<Self> {
-        let Oddity { lines, prelude } = odd;
+        let Oddity { lines, allow, plaintext, prelude } = odd;
         let config = host.dir.join("agent.toml");
         let (dir, name) = (host.dir.display(), &host.name);
         let mut text = format!(
             "name = {name:?}\nstate-dir = \"{dir}/state\"\nruntime-dir = \"{dir}/run\"\n\
-             listen = \"{}:{PORT}\"\n{lines}\n[peers]\n",
-            host.address
+             listen = \"{}:{PORT}\"\n{}\n{lines}\n",
+            host.address,
+            if plaintext { "insecure-plaintext = true" } else { "" },
         );
+        let files = pki::Files::within(&host.dir.join("tls"));
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "[tls]\nca = {:?}\ncert = {:?}\nkey = {:?}", files.ca, files.cert, files.key);
+        // What the laboratory's VMs are made of.
+        let above = |path: &Path| path.parent().map(Path::to_owned).unwrap_or_default();
+        let (all, kernel, initrd) = (above(&host.dir), above(&tools.kernel), above(&tools.initrd));
+        let usual = || format!("disks = [{all:?}]\nboot = [{all:?}, {kernel:?}, {initrd:?}]");
+        let _ = writeln!(text, "[allow]\n{}\n[peers]", allow.unwrap_or_else(usual));
         for peer in peers.iter().filter(|peer| peer.name != host.name) {
-            // Writing to a string cannot fail.
             let _ = writeln!(text, "{} = \"{}:{PORT}\"", peer.name, peer.address);
         }
         // Where a peer should be and nobody is.

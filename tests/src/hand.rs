@@ -2,6 +2,7 @@
 
 use crate::{Console, Doing, Host, Process, QEMU, Qmp, Result, Spec, Tools, wait_for};
 use std::{
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -100,7 +101,8 @@ impl HandStart {
         let socket = started.qmp_socket();
         wait_for("QEMU's monitor", Duration::from_secs(20), || {
             started.process.must_live()?;
-            Ok(socket.exists().then_some(()))
+            // One that is there may not be listened to yet.
+            Ok(UnixStream::connect(&socket).is_ok().then_some(()))
         })?;
         Ok(started)
     }

@@ -44,7 +44,7 @@ pub struct Host {
     pub namespace: Namespace,
     /// Where its agent listens for other agents.
     pub address: Ipv4Addr,
-    /// A directory of its own.
+    /// A directory of its own; its certificate and key are in `tls` there.
     pub dir: PathBuf,
     switch: Namespace,
     port: String,
@@ -58,6 +58,9 @@ pub struct Traffic {
     /// From the host.
     pub sent: u64,
 }
+
+/// No laboratory lasts longer.
+const DAYS: u32 = 2;
 
 static LABS: AtomicU32 = AtomicU32::new(0);
 
@@ -74,6 +77,7 @@ impl Lab {
         for bridge in ["mgmt", "guests"] {
             add_bridge(&switch, bridge)?;
         }
+        pki::init(&dir.join("ca"), "laboratory").doing("make a CA")?;
         let mut lab = Self { prefix, dir, switch, hosts: Vec::new(), clients: Cell::new(0), _reaper };
         for (i, name) in hosts.iter().enumerate() {
             let host = lab.add_host(name, i as u8)?;
@@ -92,6 +96,9 @@ impl Lab {
         namespace.ip("link set uplink master br0")?;
         let dir = self.dir.join(name);
         fs::create_dir_all(&dir).doing(format!("make {}", dir.display()))?;
+        let tls = dir.join("tls");
+        let issued = pki::issue(&self.dir.join("ca"), name, &[address.to_string()], DAYS, &tls);
+        issued.doing(format!("issue a certificate for {name}"))?;
         Ok(Host { name: name.to_owned(), namespace, address, dir, switch: self.switch.clone(), port })
     }
 

@@ -73,10 +73,11 @@ fn archive(program: &Path, arguments: &[&str], also: &[&str]) -> Result<Vec<u8>>
     archive.file("program", &content);
     let (sh, mount) = (in_path("sh")?, in_path("mount")?);
     let words: Vec<_> = arguments.iter().map(|word| format!("'{}'", word.replace('\'', "'\\''"))).collect();
+    // A terminal's last close waits until all is sent: what the kernel says at the end does not get in between.
     let init = format!(
         "#!{sh}\nPATH=/usr/bin:/bin\nexport PATH\n{mount} -t devtmpfs none /dev\n{mount} -t proc none /proc\n\
          {mount} -t sysfs none /sys\n{mount} -t tmpfs none /tmp\nexec >/dev/ttyS0 2>/dev/null </dev/null\n\
-         echo {BEGIN}\n/program {words}\nstatus=$?\necho {END} $status\necho o >/proc/sysrq-trigger\n\
+         echo {BEGIN}\n/program {words}\nstatus=$?\necho {END} $status\nexec >/dev/null\necho o >/proc/sysrq-trigger\n\
          while :; do read -r _ </dev/zero; done\n",
         sh = real(&sh)?.display(),
         mount = real(&mount)?.display(),

@@ -5,8 +5,9 @@ use lab::{Guest, Lab, Migration, Result, Spec, Stage, TcpClient, Tools, Traces, 
 use std::time::Duration;
 use units::Rate;
 
-/// Enough memory to keep a slow link busy for several seconds, and some of it always changing.
-const WORK: &str = "whimbrel.fill=96M whimbrel.check=32M,rate=8M";
+/// Enough memory to keep a slow link busy for several seconds, and some of it always changing, to what can neither be
+/// compressed nor sent as a difference: what is left for the switchover is several times what the sockets hold.
+const WORK: &str = "whimbrel.fill=80M whimbrel.check=16M,rate=4M whimbrel.dirty=40M,rate=24M";
 /// About four seconds for one round.
 const SLOW: Rate = Rate(32 << 20);
 /// Several seconds for what one round of [`SLOW`] leaves.

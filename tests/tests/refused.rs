@@ -67,7 +67,7 @@ fn a_target_that_cannot_take_the_vm_says_every_reason_at_once() {
             lab.host("b"),
             lab.hosts(),
             tools,
-            Oddity { prelude: swap, lines: "qemu = \"/bin/false\"".to_owned() },
+            Oddity { prelude: swap, lines: "qemu = \"/bin/false\"".to_owned(), ..Oddity::default() },
         )?;
         let error = stage.start_migration("web", "a", "b", &[])?.ended("failed", 1)?.error();
         for reason in ["web.img", "/bin/false"] {

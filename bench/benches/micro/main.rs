@@ -6,6 +6,7 @@ mod frames; // headers and tables of batches
 mod land; // from messages to pages
 mod pages; // what a page is sent as
 mod sets; // sets of pages
+mod tls; // what protecting pages costs
 
 fn main() {
     divan::main();

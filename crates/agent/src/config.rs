@@ -1,6 +1,7 @@
 //! What an agent is told when it starts: a file, and flags that win over the file.
 
 use crate::name;
+use pki::Files;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use std::{
     collections::BTreeMap,
@@ -14,6 +15,8 @@ use std::{
 pub const PORT: u16 = 7471;
 /// Where the command line looks for the agent unless told otherwise.
 pub const SOCKET: &str = "/run/whimbrel/agent.sock";
+/// Where this host's certificate and key are unless told otherwise.
+pub const TLS: &str = "/etc/whimbrel/tls";
 
 /// Where another agent listens: `host:port`, `[v6]:port`. Names are looked up when it is called.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -77,7 +80,49 @@ struct File {
     socket: Option<PathBuf>,
     listen: Option<SocketAddr>,
     qemu: Option<PathBuf>,
+    insecure_plaintext: bool,
+    tls: Tls,
+    allow: Allow,
     peers: BTreeMap<Name, Address>,
+}
+
+/// Where this host's certificate and key are.
+#[derive(Clone, Default, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct Tls {
+    ca: Option<PathBuf>,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+}
+
+/// What the VMs of other hosts may use here. Another host of the workgroup says what a VM that it sends needs; whether it
+/// gets that is decided here.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Allow {
+    /// Directories with disks, at whatever depth.
+    pub disks: Vec<PathBuf>,
+    /// Directories with kernels and initial RAM disks.
+    pub boot: Vec<PathBuf>,
+    /// Bridges; `None`: whichever there are.
+    pub bridges: Option<Vec<String>>,
+    /// Options of QEMU, such as `-device`; `None`: all that are known to be harmless. No others can be allowed.
+    pub options: Option<Vec<String>>,
+    /// Devices, such as `virtio-*`; `None`: all that are known to be harmless. No others can be allowed.
+    pub devices: Option<Vec<String>>,
+}
+
+impl Default for Allow {
+    fn default() -> Self {
+        let all = |dirs: &[&str]| dirs.iter().map(PathBuf::from).collect();
+        Self {
+            disks: all(&["/shared", "/var/lib/whimbrel/disks", "/var/lib/libvirt/images"]),
+            boot: all(&["/boot", "/shared", "/var/lib/whimbrel/boot"]),
+            bridges: None,
+            options: None,
+            devices: None,
+        }
+    }
 }
 
 /// What the command line says; all of it wins over the file.
@@ -95,6 +140,10 @@ pub struct Flags {
     pub listen: Option<SocketAddr>,
     /// The QEMU binary.
     pub qemu: Option<PathBuf>,
+    /// Where this host's certificate and key are: a directory.
+    pub tls: Option<PathBuf>,
+    /// Without any protection.
+    pub insecure_plaintext: bool,
     /// Other hosts, in addition to those of the file.
     pub peers: Vec<(String, Address)>,
 }
@@ -114,6 +163,10 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The QEMU binary, a path or a name to be found in `PATH`.
     pub qemu: PathBuf,
+    /// This host's certificate and key; `None`: its connections are not protected, and anybody is believed.
+    pub tls: Option<Files>,
+    /// What the VMs of other hosts may use here.
+    pub allow: Allow,
     /// Other hosts by name.
     pub peers: BTreeMap<String, Address>,
 }
@@ -168,6 +221,19 @@ impl Config {
         let mut peers: BTreeMap<String, Address> =
             file.peers.into_iter().map(|(name, address)| (name.0, address)).collect();
         peers.extend(flags.peers);
+        // A flag that names a directory wins over all three of the file.
+        let named = if flags.tls.is_some() { Tls::default() } else { file.tls };
+        let usual = Files::within(flags.tls.as_deref().unwrap_or(Path::new(TLS)));
+        let tls = Files {
+            ca: named.ca.unwrap_or(usual.ca),
+            cert: named.cert.unwrap_or(usual.cert),
+            key: named.key.unwrap_or(usual.key),
+        };
+        let plaintext = flags.insecure_plaintext || file.insecure_plaintext;
+        if let Some(dir) = file.allow.disks.iter().chain(&file.allow.boot).find(|dir| !dir.is_absolute()) {
+            let why = format!("[allow] directory {} must be an absolute path", dir.display());
+            return Err(ConfigError::Flag(why));
+        }
         let runtime_dir =
             flags.runtime_dir.or(file.runtime_dir).unwrap_or_else(|| PathBuf::from("/run/whimbrel"));
         Ok(Self {
@@ -177,6 +243,8 @@ impl Config {
             runtime_dir,
             listen: flags.listen.or(file.listen).unwrap_or_else(|| ([0, 0, 0, 0], PORT).into()),
             qemu: flags.qemu.or(file.qemu).unwrap_or_else(|| "qemu-system-x86_64".into()),
+            tls: (!plaintext).then_some(tls),
+            allow: file.allow,
             peers,
         })
     }
@@ -223,6 +291,27 @@ mod tests {
         assert_eq!(config.listen, ([127, 0, 0, 1], 7).into());
         assert_eq!(config.state_dir, Path::new("/var/lib/whimbrel"));
         assert_eq!(config.peers["b"].as_str(), "10.0.0.2:7471");
+        assert_eq!(config.tls, Some(Files::within(Path::new("/etc/whimbrel/tls"))));
+    }
+
+    #[test]
+    fn certificates_are_where_the_file_or_the_flag_says_and_only_an_explicit_word_does_without() {
+        let text = "[tls]\nkey = \"/k\"\n";
+        let files = Files { key: "/k".into(), ..Files::within(Path::new(TLS)) };
+        assert_eq!(load(text, Flags::default()).unwrap().tls, Some(files));
+        let flags = Flags { tls: Some("/t".into()), ..Flags::default() };
+        assert_eq!(load(text, flags).unwrap().tls, Some(Files::within(Path::new("/t"))));
+        assert_eq!(load("insecure-plaintext = true", Flags::default()).unwrap().tls, None);
+        let flags = Flags { insecure_plaintext: true, ..Flags::default() };
+        assert_eq!(load(text, flags).unwrap().tls, None);
+    }
+
+    #[test]
+    fn directories_for_foreign_vms_are_absolute() {
+        let allow = load("[allow]\ndisks = [\"/srv\"]\n", Flags::default()).unwrap().allow;
+        assert_eq!(allow, Allow { disks: vec!["/srv".into()], ..Allow::default() });
+        let error = load("[allow]\nboot = [\"images\"]\n", Flags::default()).unwrap_err().to_string();
+        assert!(error.contains("images") && error.contains("absolute"), "{error}");
     }
 
     #[test]

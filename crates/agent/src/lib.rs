@@ -23,6 +23,8 @@ pub mod recovery;
 pub mod refusal;
 /// The VMs of this host.
 pub mod registry;
+/// How connections are protected.
+pub mod security;
 /// What must survive a crash: VMs, ownership, journals.
 pub mod store;
 

@@ -180,7 +180,7 @@ impl Recovery {
             expected,
             claimer: self.registry.host().to_owned(),
         };
-        let claimed = self.migrator.ask(&entry.address, &claim)?;
+        let claimed = self.migrator.ask(&entry.to, &entry.address, &claim)?;
         let _settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.registry.store().departure_of(&vm.name)?;
         if now.as_ref() != Some(entry) {

@@ -3,9 +3,11 @@
 use crate::{
     conn::{Conn, Dial, GREETING, invalid, read_control, welcome},
     ports::{Claim, Claimed, Host, Ownership, OwnershipRecord, Request, Waiting},
+    secrets::draw_token,
     target::{TargetDriver, ToTarget},
 };
-use proto::{Kind, Reply, Status, control};
+use pki::Security;
+use proto::{Kind, Reply, Status, Token, control};
 use std::{
     collections::HashMap,
     io::{self, Write},
@@ -19,25 +21,45 @@ use units::{Epoch, MemorySet, MigrationId};
 /// Migrations that may come in at once. More would starve one another; a hostile peer could exhaust the host.
 const MAX_SESSIONS: usize = 64;
 
-type Sessions = Arc<Mutex<HashMap<MigrationId, Sender<ToTarget>>>>;
+type Sessions = Arc<Mutex<HashMap<MigrationId, Session>>>;
+
+/// A migration that comes in.
+#[derive(Clone)]
+struct Session {
+    driver: Sender<ToTarget>,
+    /// What its data connections must say.
+    token: Token,
+    /// Who its source is: each of its connections must be of a host that has one of these names in its certificate.
+    /// None where there are no certificates.
+    source: Option<Vec<String>>,
+}
+
+impl Session {
+    /// Whether a connection is one of this migration's.
+    fn owns(&self, conn: &Conn, kind: Kind, token: Option<&Token>) -> bool {
+        let from_source = self.source.as_ref().is_none_or(|names| names.iter().any(|name| conn.is_of(name)));
+        from_source && (!kind.needs_token() || token.is_some_and(|token| token.is(&self.token)))
+    }
+}
 
 /// The door of a host.
 #[derive(Clone)]
 pub struct Acceptor {
     host: Arc<dyn Host>,
+    security: Security,
     sessions: Sessions,
 }
 
 impl Acceptor {
     /// For this host.
-    pub fn new(host: Arc<dyn Host>) -> Self {
-        Self { host, sessions: Arc::default() }
+    pub fn new(host: Arc<dyn Host>, security: Security) -> Self {
+        Self { host, security, sessions: Arc::default() }
     }
 
     /// Serves one connection; returns when it has been handed over, or is over. Call it on a thread of its own: the peer
     /// may be slow, and may be hostile.
     pub fn serve(&self, stream: TcpStream) -> io::Result<()> {
-        let (mut conn, preamble) = welcome(stream)?;
+        let (mut conn, preamble, token) = welcome(stream, &self.security)?;
         let id = preamble.migration;
         match preamble.kind {
             Kind::Control => self.begin(conn, id),
@@ -45,7 +67,12 @@ impl Acceptor {
             Kind::Data(_) | Kind::Fault | Kind::Resume => {
                 let session = self.sessions.lock().expect("no one panics here").get(&id).cloned();
                 match session {
-                    Some(session) => {
+                    Some(session) if !session.owns(&conn, preamble.kind, token.as_ref()) => {
+                        conn.write_all(&Reply::new(Status::Stranger).to_bytes())?;
+                        let who = conn.peer().map_or_else(|| "somebody".to_owned(), |names| names.join(", "));
+                        Err(invalid(format!("{who} wants to be part of migration {id}, which is not theirs")))
+                    }
+                    Some(Session { driver: session, .. }) => {
                         // It may have ended in this very moment: then the connection ends with it.
                         let _ = session.send(ToTarget::Attach(preamble.kind, conn));
                         Ok(())
@@ -65,7 +92,7 @@ impl Acceptor {
     pub fn give_up(&self, time: Duration) {
         let end = Instant::now() + time;
         for session in self.sessions.lock().expect("no one panics here").values() {
-            let _ = session.send(ToTarget::GiveUp);
+            let _ = session.driver.send(ToTarget::GiveUp);
         }
         // There is no event for it: each session ends on a thread of its own, and a later start cleans up what stays.
         while Instant::now() < end && !self.sessions.lock().expect("no one panics here").is_empty() {
@@ -77,8 +104,9 @@ impl Acceptor {
     /// once the guest has all its memory.
     pub fn go_on(&self, request: Request, waiting: Waiting, owed: MemorySet) -> io::Result<()> {
         let id = request.migration;
-        let (driver, outside) = TargetDriver::new(self.host.clone(), id);
-        if !self.enter(id, outside) {
+        let token = draw_token()?;
+        let (driver, outside) = TargetDriver::new(self.host.clone(), id, token);
+        if !self.enter(id, Session { driver: outside, token, source: Some(vec![request.from.clone()]) }) {
             return Err(io::Error::other("this migration is being served already"));
         }
         let result = driver.run_after_claim(request, waiting, owed);
@@ -87,8 +115,10 @@ impl Acceptor {
     }
 
     fn begin(&self, mut conn: Conn, id: MigrationId) -> io::Result<()> {
-        let (driver, outside) = TargetDriver::new(self.host.clone(), id);
-        if !self.enter(id, outside) {
+        let token = draw_token()?;
+        let (driver, outside) = TargetDriver::new(self.host.clone(), id, token);
+        let source = conn.peer().map(<[String]>::to_vec);
+        if !self.enter(id, Session { driver: outside, token, source }) {
             return conn.write_all(&Reply::new(Status::Busy).to_bytes());
         }
         let this = self.clone();
@@ -103,12 +133,12 @@ impl Acceptor {
     }
 
     /// Whether there was room for another migration.
-    fn enter(&self, id: MigrationId, outside: Sender<ToTarget>) -> bool {
+    fn enter(&self, id: MigrationId, session: Session) -> bool {
         let mut sessions = self.sessions.lock().expect("no one panics here");
         if sessions.len() >= MAX_SESSIONS || sessions.contains_key(&id) {
             return false;
         }
-        sessions.insert(id, outside);
+        sessions.insert(id, session);
         true
     }
 
@@ -122,6 +152,12 @@ impl Acceptor {
         let control::Kind::Claim(claim) = read_control(&mut conn)? else {
             return Err(invalid("only claims are expected here"));
         };
+        if !conn.is_of(&claim.claimer) {
+            return Err(invalid(format!(
+                "a claim for {}, which is not the host that makes it",
+                claim.claimer
+            )));
+        }
         let claim =
             Claim { vm: claim.vm, migration, expected: Epoch(claim.expected), claimer: claim.claimer };
         let claimed = match self.host.record().claim(&claim)? {
@@ -139,7 +175,7 @@ pub struct RemoteRecord(pub Arc<dyn Dial>);
 
 impl Ownership for RemoteRecord {
     fn claim(&self, claim: &Claim) -> io::Result<Claimed> {
-        let mut conn = self.0.dial(Kind::Record)?;
+        let mut conn = self.0.dial(Kind::Record, None)?;
         conn.silence(Some(GREETING))?;
         conn.write_all(&proto::encode(control::Kind::Claim(control::Claim {
             vm: claim.vm.clone(),

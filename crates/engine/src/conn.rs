@@ -1,6 +1,8 @@
 //! Connections between the two sides.
 
-use proto::{Kind, MAX_CONTROL, Preamble, REPLY, Reply, Status, control};
+use crate::channel::{self, Channel};
+use pki::Security;
+use proto::{Kind, MAX_CONTROL, Preamble, REPLY, Reply, Status, Token, control};
 use socket2::{SockRef, TcpKeepalive};
 use std::{
     io::{self, IoSlice, Read, Write},
@@ -26,8 +28,8 @@ pub(crate) const GREETING: Duration = Duration::from_secs(5);
 /// Bytes that went over a migration's connections, as this side's sockets saw them.
 #[derive(Debug, Default)]
 pub struct Traffic {
-    sent: AtomicU64,
-    received: AtomicU64,
+    pub(crate) sent: AtomicU64,
+    pub(crate) received: AtomicU64,
 }
 
 impl Traffic {
@@ -47,20 +49,39 @@ impl Traffic {
 pub struct Conn {
     stream: TcpStream,
     traffic: Arc<Traffic>,
+    /// None where it is not protected.
+    channel: Option<Arc<Channel>>,
 }
 
 impl Conn {
-    pub(crate) fn new(stream: TcpStream, traffic: Arc<Traffic>) -> io::Result<Self> {
+    fn new(stream: TcpStream, traffic: Arc<Traffic>) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         let socket = SockRef::from(&stream);
         socket.set_tcp_user_timeout(Some(SILENCE))?;
         socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(SILENCE).with_interval(SILENCE / 5))?;
-        Ok(Self { stream, traffic })
+        Ok(Self { stream, traffic, channel: None })
+    }
+
+    /// Whether the peer's certificate is for a host of this name. Where there are no certificates, anybody is anybody.
+    pub(crate) fn is_of(&self, host: &str) -> bool {
+        self.peer().is_none_or(|names| names.iter().any(|name| name == host))
+    }
+
+    /// What is wrong if the peer calls itself so.
+    pub(crate) fn belies(&self, host: &str) -> Option<String> {
+        let names = self.peer().filter(|_| !self.is_of(host))?.join(", ");
+        Some(format!("the other side calls itself {host}, but its certificate is for {names}"))
+    }
+
+    /// The names that the peer's certificate is for; none where there are no certificates.
+    pub(crate) fn peer(&self) -> Option<&[String]> {
+        self.channel.as_deref().map(Channel::peer)
     }
 
     /// Another handle of the same connection.
     pub(crate) fn another(&self) -> io::Result<Self> {
-        Ok(Self { stream: self.stream.try_clone()?, traffic: self.traffic.clone() })
+        let (traffic, channel) = (self.traffic.clone(), self.channel.clone());
+        Ok(Self { stream: self.stream.try_clone()?, traffic, channel })
     }
 
     /// Ends the connection for all its handles; whoever is blocked on it comes back.
@@ -92,6 +113,9 @@ impl Conn {
 
 impl Read for Conn {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if let Some(channel) = &self.channel {
+            return channel.read(&self.stream, &self.traffic, buf);
+        }
         let n = self.stream.read(buf)?;
         self.traffic.received.fetch_add(n as u64, Relaxed);
         Ok(n)
@@ -122,6 +146,9 @@ impl Write for Conn {
     }
 
     fn write_vectored(&mut self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+        if let Some(channel) = &self.channel {
+            return channel.write(&self.stream, &self.traffic, bufs);
+        }
         let n = self.stream.write_vectored(bufs)?;
         self.traffic.sent.fetch_add(n as u64, Relaxed);
         Ok(n)
@@ -134,8 +161,11 @@ impl Write for Conn {
 
 /// How the source reaches the target.
 pub trait Dial: Send + Sync {
-    /// A new connection of this migration.
-    fn dial(&self, kind: Kind) -> io::Result<Conn>;
+    /// A new connection of this migration. `token`: where the kind needs one.
+    fn dial(&self, kind: Kind, token: Option<&Token>) -> io::Result<Conn>;
+
+    /// Whether what is said can be read and changed on the way.
+    fn is_plaintext(&self) -> bool;
 
     /// What went over all of them.
     fn traffic(&self) -> &Arc<Traffic>;
@@ -145,23 +175,73 @@ pub trait Dial: Send + Sync {
 #[derive(Debug)]
 pub struct TcpDial {
     to: Vec<SocketAddr>,
+    host: String,
     migration: MigrationId,
+    security: Security,
     traffic: Arc<Traffic>,
 }
 
 impl TcpDial {
-    /// To a host that has these addresses.
-    pub fn new(to: Vec<SocketAddr>, migration: MigrationId) -> Self {
-        Self { to, migration, traffic: Arc::default() }
+    /// To a host that has these addresses, and whose certificate must be for `host`: a name or an address.
+    pub fn new(
+        to: Vec<SocketAddr>,
+        host: impl Into<String>,
+        migration: MigrationId,
+        security: Security,
+    ) -> Self {
+        Self { to, host: host.into(), migration, security, traffic: Arc::default() }
+    }
+
+    fn greet(&self, stream: TcpStream, kind: Kind, token: Option<&Token>) -> io::Result<Conn> {
+        let mut conn = Conn::new(stream, self.traffic.clone())?;
+        conn.silence(Some(GREETING))?;
+        if let Security::Tls(identity) = &self.security {
+            let channel = channel::call(&conn.stream, &conn.traffic, identity, &self.host);
+            // The alert that says why not must not be lost in a reset.
+            let channel = channel.inspect_err(|_| drain(&conn.stream))?;
+            conn.channel = Some(Arc::new(channel));
+        }
+        let mut first = Preamble::new(kind, self.migration).to_bytes().to_vec();
+        first.extend(token.filter(|_| kind.needs_token()).iter().flat_map(|token| token.0));
+        conn.write_all(&first)?;
+        let mut reply = [0; REPLY];
+        conn.read_exact(&mut reply).map_err(|e| match e.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+                invalid("the peer hung up instead of answering; is a Whimbrel agent there?")
+            }
+            _ => timed_out(e, "the peer does not answer; is a Whimbrel agent there?"),
+        })?;
+        let refused = match Reply::parse(&reply).map_err(|e| invalid(e.to_string()))?.status {
+            Status::Welcome => {
+                conn.silence(None)?;
+                return Ok(conn);
+            }
+            Status::Unknown => {
+                return Err(io::Error::new(io::ErrorKind::NotFound, "the peer knows no such migration"));
+            }
+            Status::Busy | Status::Version => "the peer takes nothing in just now",
+            Status::Stranger => "the peer does not take this connection for one of this migration's",
+            Status::Secured => SPEAKS_TLS,
+            Status::Unsecured => SPEAKS_PLAINTEXT,
+        };
+        Err(invalid(refused))
     }
 }
 
+/// Said by a side without certificates.
+const SPEAKS_TLS: &str = "the other side speaks TLS, and this side plaintext (--insecure-plaintext): start both with \
+     certificates, or both without";
+
+/// Said by a side with certificates.
+pub(crate) const SPEAKS_PLAINTEXT: &str = "the other side speaks plaintext (--insecure-plaintext), and this side TLS: \
+     start both with certificates, or both without";
+
 impl Dial for TcpDial {
-    fn dial(&self, kind: Kind) -> io::Result<Conn> {
+    fn dial(&self, kind: Kind, token: Option<&Token>) -> io::Result<Conn> {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
         for address in &self.to {
             let connected = TcpStream::connect_timeout(address, GREETING)
-                .and_then(|stream| greet(stream, kind, self.migration, &self.traffic));
+                .and_then(|stream| self.greet(stream, kind, token));
             match connected {
                 Ok(conn) => return Ok(conn),
                 Err(e) => last = io::Error::new(e.kind(), format!("{address}: {e}")),
@@ -170,49 +250,73 @@ impl Dial for TcpDial {
         Err(last)
     }
 
+    fn is_plaintext(&self) -> bool {
+        matches!(self.security, Security::Plaintext)
+    }
+
     fn traffic(&self) -> &Arc<Traffic> {
         &self.traffic
     }
 }
 
-fn greet(stream: TcpStream, kind: Kind, migration: MigrationId, traffic: &Arc<Traffic>) -> io::Result<Conn> {
-    let mut conn = Conn::new(stream, traffic.clone())?;
-    conn.silence(Some(GREETING))?;
-    conn.write_all(&Preamble::new(kind, migration).to_bytes())?;
-    let mut reply = [0; REPLY];
-    conn.read_exact(&mut reply).map_err(|e| match e.kind() {
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
-            invalid("the peer hung up instead of answering; is a Whimbrel agent there?")
-        }
-        _ => timed_out(e, "the peer does not answer; is a Whimbrel agent there?"),
-    })?;
-    match Reply::parse(&reply).map_err(|e| invalid(e.to_string()))?.status {
-        Status::Welcome => {}
-        Status::Unknown => {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "the peer knows no such migration"));
-        }
-        Status::Busy | Status::Version => return Err(invalid("the peer takes nothing in just now")),
-    }
-    conn.silence(None)?;
-    Ok(conn)
-}
+/// The first byte of a TLS connection: a handshake record.
+const TLS: u8 = 22;
 
 /// What this side reads as the peer's words goes through here, so that its first bytes are checked once.
-pub(crate) fn welcome(stream: TcpStream) -> io::Result<(Conn, Preamble)> {
+pub(crate) fn welcome(stream: TcpStream, security: &Security) -> io::Result<(Conn, Preamble, Option<Token>)> {
     let mut conn = Conn::new(stream, Arc::default())?;
     conn.silence(Some(GREETING))?;
+    let mut first = [0];
+    let speaks_tls = conn.stream.peek(&mut first)? == 1 && first[0] == TLS;
+    match security {
+        Security::Plaintext if speaks_tls => return turn_away(conn, Status::Unsecured, SPEAKS_TLS),
+        Security::Tls(_) if !speaks_tls => {
+            let why = if first[0] == proto::MAGIC[0] { SPEAKS_PLAINTEXT } else { "the peer speaks no TLS" };
+            return turn_away(conn, Status::Secured, why);
+        }
+        Security::Plaintext => {}
+        Security::Tls(identity) => match channel::answer(&conn.stream, &conn.traffic, identity) {
+            Ok(channel) => conn.channel = Some(Arc::new(channel)),
+            Err(e) => {
+                // The alert that says why must not be lost in a reset.
+                drain(&conn.stream);
+                return Err(e);
+            }
+        },
+    }
     let mut bytes = [0; Preamble::SIZE];
     conn.read_exact(&mut bytes)?;
-    match Preamble::parse(&bytes) {
-        Ok(preamble) => {
-            conn.silence(None)?;
-            Ok((conn, preamble))
-        }
+    let preamble = match Preamble::parse(&bytes) {
+        Ok(preamble) => preamble,
         Err(e) => {
             let _ = conn.write_all(&Reply::new(Status::Version).to_bytes());
-            Err(invalid(e.to_string()))
+            return Err(invalid(e.to_string()));
         }
+    };
+    let mut token = None;
+    if preamble.kind.needs_token() {
+        let mut bytes = [0; Token::SIZE];
+        conn.read_exact(&mut bytes)?;
+        token = Some(Token(bytes));
     }
+    conn.silence(None)?;
+    Ok((conn, preamble, token))
+}
+
+/// Says in plaintext why nothing comes of it.
+fn turn_away<T>(mut conn: Conn, status: Status, why: &str) -> io::Result<T> {
+    let _ = conn.write_all(&Reply::new(status).to_bytes());
+    drain(&conn.stream);
+    Err(invalid(why))
+}
+
+/// Hangs up, but so that what was said last arrives: bytes that nobody read would turn it into a reset.
+fn drain(mut stream: &TcpStream) {
+    /// More than a peer says before it listens.
+    const ENOUGH: u64 = 64 << 10;
+    let _ = stream.shutdown(Shutdown::Write);
+    let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));
+    let _ = io::copy(&mut Read::take(&mut stream, ENOUGH), &mut io::sink());
 }
 
 pub(crate) fn invalid(why: impl Into<String>) -> io::Error {
@@ -256,9 +360,11 @@ impl Speaker {
         Self(Arc::new(Mutex::new(conn)))
     }
 
-    pub(crate) fn say(&self, kind: control::Kind) -> io::Result<()> {
+    /// How many bytes that was.
+    pub(crate) fn say(&self, kind: control::Kind) -> io::Result<usize> {
         let bytes = proto::encode(kind);
-        self.0.lock().expect("no one panics while speaking").write_all(&bytes)
+        self.0.lock().expect("no one panics while speaking").write_all(&bytes)?;
+        Ok(bytes.len())
     }
 }
 

@@ -5,6 +5,8 @@
 
 /// Ports that a thread uses while the driver goes on.
 mod beside;
+/// TLS over a connection.
+mod channel;
 /// Connections: handshake, counting, control messages.
 mod conn;
 /// What a migration asks of the world.
@@ -12,6 +14,8 @@ pub mod ports;
 /// What a migration says of itself.
 pub mod report;
 
+/// Source: how many streams are in use.
+mod gate;
 /// Source: what compresses the next batch, and who may.
 mod packing;
 /// Source: which pages next.
@@ -38,3 +42,8 @@ pub use accept::{Acceptor, RemoteRecord};
 pub use beside::Beside;
 pub use conn::{Conn, Dial, TcpDial, Traffic};
 pub use source::{Handle, Options, SourceDriver, SourceParts};
+
+/// What the machines are told of a failure: what was tried, and why it came to nothing.
+fn why(what: &str) -> impl FnOnce(std::io::Error) -> (String, String) {
+    move |e| (what.to_owned(), e.to_string())
+}

@@ -32,7 +32,7 @@ impl Packing {
         };
         let cores = options.cores.max(1);
         let state = State {
-            compressor: Compressor::new(options.streams, cores, allowed),
+            compressor: Compressor::new(*options.streams.start(), cores, allowed),
             regions: Regions::new(pages),
         };
         Arc::new(Self { state: Mutex::new(state), free: Mutex::new(cores), freed: Condvar::new() })
@@ -45,6 +45,11 @@ impl Packing {
     /// A round begins.
     pub(crate) fn turn(&self, round: u32) {
         self.state().regions.turn(round);
+    }
+
+    /// So many streams are in use now.
+    pub(crate) fn spread(&self, streams: u32) {
+        self.state().compressor.spread(streams);
     }
 
     /// Compresses what is best compressed of a batch.

@@ -35,9 +35,12 @@ impl Round {
     pub(crate) fn take(&self) -> Option<(BlockId, PageRange)> {
         self.shares.get(self.taken.fetch_add(1, Relaxed)).copied()
     }
-}
 
-impl Round {
+    /// Whether every share was taken.
+    pub(crate) fn all_taken(&self) -> bool {
+        self.taken.load(Relaxed) >= self.shares.len()
+    }
+
     /// How many pages no stream has taken yet, to within a share.
     pub(crate) fn left(&self) -> u64 {
         let taken = self.taken.load(Relaxed).min(self.shares.len());

@@ -202,8 +202,11 @@ pub struct Report {
     pub guest_bytes: u64,
     /// Bytes written to sockets, both ways.
     pub wire_bytes: u64,
-    /// Data connections.
+    /// The most data connections that were in use at a time.
     pub streams: u32,
+    /// Whether all went over TLS between two hosts that had shown who they are.
+    #[serde(default)]
+    pub protected: bool,
     /// Faults after a post-copy switchover.
     pub faults: FaultCounts,
     /// What slowing the guest's writes cost it.
@@ -231,6 +234,7 @@ impl Report {
             guest_bytes: 0,
             wire_bytes: 0,
             streams: 0,
+            protected: false,
             faults: FaultCounts::default(),
             throttle: Throttle::default(),
             verified: None,

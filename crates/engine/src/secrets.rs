@@ -1,7 +1,15 @@
 //! Random numbers of one migration.
 
 use page::{Sealer, Sent};
+use proto::Token;
 use std::{fs::File, io, io::Read, sync::Arc};
+
+/// A token for the connections of one migration.
+pub(crate) fn draw_token() -> io::Result<Token> {
+    let mut token = [0; Token::SIZE];
+    File::open("/dev/urandom")?.read_exact(&mut token)?;
+    Ok(Token(token))
+}
 
 /// Drawn anew for each migration.
 #[derive(Default)]

@@ -2,11 +2,13 @@
 
 use crate::{
     conn::Conn,
+    gate::Gate,
     packing::Packing,
     ports::{Fault, GuestMemory},
     queue::{Owing, Round, SHARE},
 };
 use page::{Batch, Counts, Encoder, References, Sent};
+use policy::Pace;
 use proto::{BATCH_PAGES, Frame, HEADER, MAX_PAYLOAD, Shape, write_batch};
 use std::{
     collections::HashSet,
@@ -18,7 +20,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use units::{BlockId, Bytes, PageIndex, PageRange, Rate};
+use units::{BlockId, PageIndex, PageRange, Rate};
 
 /// What a stream's thread is told to do.
 #[derive(Clone)]
@@ -40,28 +42,49 @@ pub(crate) enum Said {
     Lost(io::Error),
 }
 
-/// All streams of a migration together keep to one rate.
+/// All connections of a migration together keep to one rate.
 #[derive(Debug)]
 pub(crate) struct Pacer {
-    limit: Option<Rate>,
-    free_at: Mutex<Instant>,
+    pace: Option<Mutex<Pace>>,
+    start: Instant,
 }
 
 impl Pacer {
     pub(crate) fn new(limit: Option<Rate>) -> Self {
-        Self { limit, free_at: Mutex::new(Instant::now()) }
+        Self { pace: limit.map(|rate| Mutex::new(Pace::new(rate))), start: Instant::now() }
     }
 
-    /// Waits until this much may be sent.
-    fn wait(&self, bytes: usize) {
-        let Some(cost) = self.limit.and_then(|rate| Bytes(bytes as u64).time_at(rate)) else { return };
-        let start = {
-            let mut free_at = self.free_at.lock().expect("no one panics here");
-            let start = (*free_at).max(Instant::now());
-            *free_at = start + cost;
-            start
-        };
-        thread::sleep(start.saturating_duration_since(Instant::now()));
+    /// Counts what is sent at once, because a guest waits for it.
+    pub(crate) fn charge(&self, bytes: usize) {
+        if let Some(pace) = &self.pace {
+            pace.lock().expect("no one panics here").take(self.start.elapsed(), bytes as u64);
+        }
+    }
+
+    /// Writes all parts as fast as the limit allows.
+    fn write(&self, conn: &mut Conn, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+        let Some(pace) = &self.pace else { return conn.write_parts(parts) };
+        while !parts.is_empty() {
+            let (wait, quantum) = {
+                let mut pace = pace.lock().expect("no one panics here");
+                let rest: usize = parts.iter().map(|part| part.len()).sum();
+                let quantum = rest.min(pace.quantum() as usize);
+                (pace.take(self.start.elapsed(), quantum as u64), quantum)
+            };
+            thread::sleep(wait);
+            let (mut piece, mut left) = (Vec::new(), quantum);
+            for part in parts.iter() {
+                if left == 0 {
+                    break;
+                }
+                let some = left.min(part.len());
+                piece.push(IoSlice::new(&part[..some]));
+                left -= some;
+            }
+            conn.write_parts(&mut piece)?;
+            IoSlice::advance_slices(&mut parts, quantum);
+        }
+        Ok(())
     }
 }
 
@@ -72,6 +95,7 @@ pub(crate) struct Shared {
     pub(crate) pacer: Arc<Pacer>,
     pub(crate) sent: Arc<Sent>,
     pub(crate) packing: Arc<Packing>,
+    pub(crate) gate: Arc<Gate>,
 }
 
 /// The streams of one migration. Dropping them ends their threads and connections.
@@ -89,14 +113,15 @@ impl Streams {
         say: impl Fn(Said) + Clone + Send + 'static,
     ) -> io::Result<Self> {
         let mut streams = Self { jobs: Vec::new(), conns: Vec::new(), shared };
-        for (i, conn) in conns.into_iter().enumerate() {
+        for (i, conn) in (0..).zip(conns) {
             streams.conns.push(conn.another()?);
             let (jobs, todo) = channel();
             streams.jobs.push(jobs);
             let (shared, say) = (streams.shared.clone(), say.clone());
             thread::Builder::new().name(format!("ship-{i}")).spawn(move || {
-                let mut shipper = Shipper::new(conn, shared.memory, shared.pacer, Some(shared.packing));
-                if let Err(e) = work(&todo, &mut shipper, &shared.sent, &say) {
+                let Shared { memory, pacer, sent, packing, gate } = shared;
+                let mut shipper = Shipper::new(conn, memory, pacer, Some((packing, gate.clone())));
+                if let Err(e) = work(i, &todo, &mut shipper, &sent, &gate, &say) {
                     say(Said::Lost(e));
                 }
             })?;
@@ -108,12 +133,18 @@ impl Streams {
         self.jobs.len() as u32
     }
 
+    /// The most that were in use at a time.
+    pub(crate) fn widest(&self) -> u32 {
+        self.shared.gate.widest()
+    }
+
     pub(crate) fn give(&self, job: &Job) {
         if let Job::Round(round) = job {
             // No stream sends anything now: the barrier of the round before was acknowledged.
             self.shared.sent.turn(round.number);
             self.shared.packing.turn(round.number);
         }
+        self.shared.gate.begin();
         for stream in &self.jobs {
             // A stream that is gone has said so.
             let _ = stream.send(job.clone());
@@ -123,33 +154,51 @@ impl Streams {
 
 impl Drop for Streams {
     fn drop(&mut self) {
+        self.shared.gate.close();
         self.conns.iter().for_each(Conn::shut);
     }
 }
 
-fn work(todo: &Receiver<Job>, shipper: &mut Shipper, sent: &Sent, say: &impl Fn(Said)) -> io::Result<()> {
+fn work(
+    stream: u32,
+    todo: &Receiver<Job>,
+    shipper: &mut Shipper,
+    sent: &Sent,
+    gate: &Gate,
+    say: &impl Fn(Said),
+) -> io::Result<()> {
     while let Ok(job) = todo.recv() {
         match job {
             Job::Round(round) => {
                 let mut mine = Mine::new(&round);
-                while let Some((block, share)) = round.take() {
+                let take = || {
+                    gate.wait(stream, || round.all_taken());
+                    round.take()
+                };
+                while let Some((block, share)) = take() {
                     mine.begin(block, share);
                     for run in round.set.block(block).runs_within(share) {
                         shipper.add(block, run, Some((sent, &mut mine)))?;
                     }
                 }
+                gate.all_taken();
                 shipper.flush(Some(sent))?;
                 shipper.conn.write_all(&Frame::RoundEnd(round.number).header())?;
                 say(Said::RoundDone(round.number, shipper.batch.take_counts()));
             }
             Job::Push(owing) => {
-                while let Some((block, runs)) = owing.take(BATCH_PAGES) {
+                let take = || {
+                    gate.wait(stream, || owing.left() == 0);
+                    owing.take(BATCH_PAGES)
+                };
+                while let Some((block, runs)) = take() {
                     for run in runs {
                         shipper.add(block, run, None)?;
                     }
                     // What waits in a buffer, a guest waits for.
                     shipper.flush(None)?;
                 }
+                gate.all_taken();
                 say(Said::PushDone(shipper.batch.take_counts()));
             }
         }
@@ -193,13 +242,14 @@ struct Shipper {
     memory: Arc<dyn GuestMemory>,
     pacer: Arc<Pacer>,
     /// None where a guest waits for each page.
-    packing: Option<Arc<Packing>>,
+    bulk: Option<(Arc<Packing>, Arc<Gate>)>,
     encoder: Encoder,
     block: BlockId,
     batch: Batch,
     head: Vec<u8>,
-    /// What reading and refining this batch took so far.
+    /// What reading and refining this batch took so far, and how many bytes of the guest's memory that were.
     refining: Duration,
+    read: u64,
 }
 
 impl Shipper {
@@ -207,18 +257,19 @@ impl Shipper {
         conn: Conn,
         memory: Arc<dyn GuestMemory>,
         pacer: Arc<Pacer>,
-        packing: Option<Arc<Packing>>,
+        bulk: Option<(Arc<Packing>, Arc<Gate>)>,
     ) -> Self {
         Self {
             conn,
             memory,
             pacer,
-            packing,
+            bulk,
             encoder: Encoder::default(),
             block: BlockId(0),
             batch: Batch::new(MAX_PAYLOAD),
             head: Vec::new(),
             refining: Duration::ZERO,
+            read: 0,
         }
     }
 
@@ -257,6 +308,7 @@ impl Shipper {
                 )?,
             }
             self.refining += begin.elapsed();
+            self.read += piece.bytes().0;
         }
         Ok(())
     }
@@ -267,8 +319,7 @@ impl Shipper {
             self.batch.seal(sent);
         }
         let refining = std::mem::take(&mut self.refining) + begin.elapsed();
-        let packed =
-            self.packing.as_ref().map(|p| (p, p.pack(self.block, &mut self.batch, &mut self.encoder)));
+        let packed = self.bulk.as_ref().map(|(p, _)| p.pack(self.block, &mut self.batch, &mut self.encoder));
         let (runs, codec, bytes) = self.batch.runs();
         if !runs.is_empty() {
             self.head.clear();
@@ -277,12 +328,23 @@ impl Shipper {
             parts.extend(self.batch.parts().map(IoSlice::new));
             let wire = parts.iter().map(|p| p.len()).sum();
             let begin = Instant::now();
-            // A limit that the user set is as good as a slower link.
-            self.pacer.wait(wire);
-            self.conn.write_parts(&mut parts)?;
-            if let Some((packing, packed)) = packed {
-                packing.observe(&packed.written(wire, refining, begin.elapsed()));
+            match (packed, &self.bulk) {
+                (Some(packed), Some((packing, _))) => {
+                    // A limit that the user set is as good as a slower link.
+                    self.pacer.write(&mut self.conn, &mut parts)?;
+                    packing.observe(&packed.written(wire, refining, begin.elapsed()));
+                }
+                _ => {
+                    self.pacer.charge(wire);
+                    self.conn.write_parts(&mut parts)?;
+                }
             }
+        }
+        let read = std::mem::take(&mut self.read);
+        if let Some((packing, gate)) = &self.bulk
+            && let Some(streams) = gate.moved(read)
+        {
+            packing.spread(streams);
         }
         self.batch.clear();
         Ok(())
@@ -294,11 +356,12 @@ impl Shipper {
 pub(crate) fn serve_faults(
     mut conn: Conn,
     memory: Arc<dyn GuestMemory>,
+    pacer: Arc<Pacer>,
     shape: &Shape,
     answered: impl Fn(Fault),
 ) -> io::Result<()> {
-    // Neither compressed nor as a reference: the guest waits, and it writes to what could be referred to.
-    let mut shipper = Shipper::new(conn.another()?, memory, Arc::new(Pacer::new(None)), None);
+    // Neither compressed nor as a reference nor later: the guest waits, and it writes to what could be referred to.
+    let mut shipper = Shipper::new(conn.another()?, memory, pacer, None);
     loop {
         let mut header = [0; HEADER];
         conn.read_exact(&mut header)?;

@@ -1,19 +1,15 @@
 //! The source's driver: does what `proto::Source` says, and tells it what came of it.
 
 use crate::{
-    beside::Beside,
-    conn::{Conn, Dial, Heard, PING, SILENCE, Speaker, listen, now_ns},
-    packing::Packing,
-    ports::{
-        Claim, Claimed, DeviceState, GuestMemory, Machine, MachineError, Ownership, SourceJournal, Tracker,
-    },
+    conn::{Conn, Heard, Speaker, now_ns},
+    ports::{Claim, Claimed, DeviceState, MachineError},
     queue::{Owing, Round},
-    report::{Compression, Event, Mode, Phase, Report},
+    report::{Event, Mode, Phase, Report},
     secrets::Secrets,
-    ship::{Job, Pacer, Said, Shared, Streams, serve_faults},
-    verify,
+    ship::{Job, Pacer, Said, Streams},
+    verify, why,
 };
-use proto::{Brief, Kind, Shape, Source, SourceAct, SourceEnd, SourceEvent, Step, control};
+use proto::{Brief, Kind, Shape, Source, SourceAct, SourceEnd, SourceEvent, Step, Token, control};
 use std::{
     collections::VecDeque,
     io,
@@ -24,13 +20,17 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use units::{BlockId, Epoch, MemorySet, MigrationId, Rate};
+use units::{BlockId, Epoch, MemorySet};
 
-mod story;
+mod link; // its connections: opened, lost, opened again
+mod parts; // what it is given
+mod story; // what the user is told
+pub use parts::{Options, SourceParts};
 use story::Story;
 
 /// What a switchover costs besides moving dirty memory: stop, device state, claim, start. An estimate for a guest with KVM;
-/// under emulation `./dev bench` (`downtime`) shows 10 to 20 ms. Too low, and the pause is longer than promised; too high, and rounds go on for nothing.
+/// under emulation `./dev bench` (`downtime`) shows 10 to 20 ms. Too low, and the pause is longer than promised; too high,
+/// and rounds go on for nothing.
 const FIXED: Duration = Duration::from_millis(8);
 
 /// How long to wait before asking the record or the target again.
@@ -42,64 +42,9 @@ const TICK: Duration = Duration::from_millis(250);
 /// After so long without an answer about who owns the VM, the user is told that it is in doubt; asking goes on.
 const DOUBT: Duration = Duration::from_secs(30);
 
-/// What the user wants.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// How memory travels.
-    pub mode: Mode,
-    /// Whether `auto` may end in post-copy.
-    pub allow_post_copy: bool,
-    /// The longest acceptable downtime.
-    pub max_downtime: Duration,
-    /// What all streams together may send.
-    pub bandwidth: Option<Rate>,
-    /// How many streams.
-    pub streams: u32,
-    /// Whether both sides' memory is compared.
-    pub verify: bool,
-    /// What pages may be compressed with.
-    pub compress: Compression,
-    /// How many cores may compress at a time, at most.
-    pub cores: u32,
-}
-
-impl Options {
-    fn post_copy(&self) -> bool {
-        match self.mode {
-            Mode::Auto => self.allow_post_copy,
-            Mode::PreCopy => false,
-            Mode::PostCopy | Mode::Hybrid => true,
-        }
-    }
-}
-
-/// All that a migration needs at its source.
-pub struct SourceParts {
-    /// The VM's name.
-    pub vm: String,
-    /// This host.
-    pub from: String,
-    /// The target host.
-    pub to: String,
-    /// This attempt.
-    pub migration: MigrationId,
-    /// The ownership that this host holds.
-    pub epoch: Epoch,
-    /// How the target starts a QEMU for it, as JSON.
-    pub recipe: Vec<u8>,
-    /// The guest's RAM.
-    pub memory: Arc<dyn GuestMemory>,
-    /// What the guest writes. `None` for a guest that is stopped already, after a restart of the agent.
-    pub tracker: Option<Box<dyn Tracker>>,
-    /// The QEMU process.
-    pub machine: Beside<dyn Machine>,
-    /// What this side promises.
-    pub journal: Box<dyn SourceJournal>,
-    /// Who owns the VM.
-    pub record: Arc<dyn Ownership>,
-    /// How to reach the target.
-    pub dial: Arc<dyn Dial>,
-}
+/// Said of each migration to which it applies.
+const NOT_PROTECTED: &str = "NOT PROTECTED (--insecure-plaintext): whoever is on the network can read and change the \
+     guest's memory on its way";
 
 /// Lets others speak to a running migration.
 #[derive(Clone, Debug)]
@@ -141,6 +86,8 @@ pub struct SourceDriver {
     dirty: MemorySet,
     owed: MemorySet,
     secrets: Secrets,
+    /// What the target said that connections with pages must say.
+    token: Option<Token>,
     round_parts: u32,
     state: Option<DeviceState>,
     speaker: Option<Speaker>,
@@ -173,6 +120,7 @@ impl SourceDriver {
             dirty: MemorySet::empty(shape.0.iter().copied()),
             owed: MemorySet::empty(shape.0.iter().copied()),
             secrets: Secrets::default(),
+            token: None,
             round_parts: 0,
             state: None,
             speaker: None,
@@ -206,6 +154,9 @@ impl SourceDriver {
     /// Migrates. Every way out leaves the VM running on exactly one side, or says that nobody can know yet.
     pub fn run(mut self) -> Report {
         self.story.phase(Phase::Preflight);
+        if self.parts.dial.is_plaintext() {
+            self.story.note(NOT_PROTECTED.to_owned());
+        }
         match Secrets::draw() {
             Ok(secrets) => self.secrets = secrets,
             Err(e) => {
@@ -240,7 +191,7 @@ impl SourceDriver {
             vm: self.parts.vm.clone(),
             recipe: self.parts.recipe.clone(),
             blocks: self.parts.memory.blocks().iter().map(block).collect(),
-            streams: self.options.streams,
+            streams: *self.options.streams.end(),
             post_copy: self.options.post_copy(),
             verify: self.options.verify,
             epoch: self.parts.epoch.0,
@@ -295,12 +246,19 @@ impl SourceDriver {
     /// What the driver itself learns from an event on its way to the machine.
     fn look_at(&mut self, event: SourceEvent, cancellable: bool) -> Option<SourceEvent> {
         match &event {
+            SourceEvent::Message(control::Kind::Hello(hello)) => {
+                if let Some(why) = self.control.as_ref().and_then(|conn| conn.belies(&hello.host)) {
+                    return Some(SourceEvent::Broke { what: "believe the target".into(), why });
+                }
+            }
+            SourceEvent::Message(control::Kind::Ready(ready)) => self.token = Token::read(&ready.token),
             SourceEvent::Message(control::Kind::Committed(committed)) => {
                 let resumed = self.heard.to_here(committed.resumed_ns);
                 self.story.committed(committed, resumed);
             }
             SourceEvent::Message(control::Kind::Settled(settled)) => self.story.settled(settled),
             SourceEvent::Message(control::Kind::StillOwed(still)) => {
+                self.token = Token::read(&still.token);
                 match proto::page_sets(&still.blocks, &self.shape) {
                     Ok(owed) => self.owed = owed,
                     Err(e) => {
@@ -317,6 +275,9 @@ impl SourceDriver {
     }
 
     fn hear(&mut self, said: Said) -> Option<SourceEvent> {
+        if let Some(streams) = &self.streams {
+            self.story.streams(streams.widest());
+        }
         match said {
             Said::RoundDone(round, shipped) => {
                 self.story.shipped(shipped);
@@ -461,8 +422,10 @@ impl SourceDriver {
         let speaker =
             self.speaker.clone().ok_or(("send the device state".to_owned(), "not connected".to_owned()))?;
         if self.options.verify {
-            verify::hash_all(&*self.parts.memory, |hashes| speaker.say(control::Kind::Hashes(hashes)))
-                .map_err(why("send the hashes of the guest's memory"))?;
+            verify::hash_all(&*self.parts.memory, |hashes| {
+                speaker.say(control::Kind::Hashes(hashes)).map(drop)
+            })
+            .map_err(why("send the hashes of the guest's memory"))?;
         }
         let state = self.state.take().unwrap_or_default();
         let private = |(name, content): &(String, Vec<u8>)| control::PrivateBlock {
@@ -554,119 +517,6 @@ impl SourceDriver {
         }
     }
 
-    /// Connects again, until it works: the target's guest waits for its pages, and nobody else has them.
-    fn reconnect(&mut self) {
-        self.hang_up();
-        self.story.note(format!(
-            "the connection to {} was lost; its guest waits for pages, reconnecting",
-            self.parts.to
-        ));
-        loop {
-            match self.resume() {
-                Ok(()) => return self.story.note(format!("connected to {} again", self.parts.to)),
-                Err(e) => {
-                    tracing::debug!(%e, "not yet");
-                    self.hang_up();
-                    self.wait_for_resolution(AGAIN);
-                }
-            }
-        }
-    }
-
-    /// One attempt. The target's first word says whether it lacks anything at all: if not, it takes no more streams.
-    fn resume(&mut self) -> io::Result<()> {
-        self.connect(Kind::Resume)?;
-        let end = Instant::now() + SILENCE;
-        while let Ok(signal) = self.signals.recv_timeout(end.saturating_duration_since(Instant::now())) {
-            let (settled, lacking, lost) = match &signal {
-                Signal::Event(SourceEvent::Message(control::Kind::Settled(_))) => (true, false, false),
-                Signal::Event(SourceEvent::Message(control::Kind::StillOwed(_))) => (false, true, false),
-                Signal::Silent(generation, _) => (false, false, *generation == self.generation),
-                _ => (false, false, false),
-            };
-            self.later.push_back(signal);
-            if lost {
-                return Err(io::Error::other("the connection was lost again"));
-            }
-            if settled {
-                return Ok(());
-            }
-            if lacking {
-                return self.open_streams();
-            }
-        }
-        Err(io::Error::new(io::ErrorKind::TimedOut, "the target does not say what it lacks"))
-    }
-
-    /// Opens a control connection, with a thread that listens and one that pings.
-    fn connect(&mut self, kind: Kind) -> io::Result<()> {
-        self.generation += 1;
-        let generation = self.generation;
-        let conn = self.parts.dial.dial(kind)?;
-        let speaker = Speaker::new(conn.another()?);
-        self.control = Some(conn.another()?);
-        self.speaker = Some(speaker.clone());
-        let (pinger, tell, heard) = (speaker.clone(), self.tell.clone(), self.heard.clone());
-        thread::Builder::new().name("listen".into()).spawn(move || {
-            let hear = |kind| drop(tell.send(Signal::Event(SourceEvent::Message(kind))));
-            let end = listen(conn, &speaker, &heard, hear);
-            let _ = tell.send(Signal::Silent(generation, end));
-        })?;
-        thread::Builder::new().name("ping".into()).spawn(move || {
-            while pinger.say(control::Kind::Ping(control::Ping { sent_ns: now_ns() })).is_ok() {
-                thread::sleep(PING);
-            }
-        })?;
-        Ok(())
-    }
-
-    fn open_streams(&mut self) -> io::Result<()> {
-        let dial = |kind| self.parts.dial.dial(kind);
-        let conns =
-            (0..self.options.streams).map(|i| dial(Kind::Data(i as u16))).collect::<io::Result<Vec<_>>>()?;
-        let (tell, generation) = (self.tell.clone(), self.generation);
-        let say = move |said| drop(tell.send(Signal::Said(generation, said)));
-        // A queue of this generation's own: what a thread of a lost connection still takes from its queue is lost.
-        self.owing = Arc::new(Owing::new(MemorySet::empty(self.shape.0.iter().copied())));
-        if self.options.post_copy() {
-            let conn = dial(Kind::Fault)?;
-            self.answering = Some(conn.another()?);
-            let (memory, shape) = (self.parts.memory.clone(), self.shape.clone());
-            let (say, owing) = (say.clone(), self.owing.clone());
-            thread::Builder::new().name("answer".into()).spawn(move || {
-                if let Err(e) = serve_faults(conn, memory, &shape, |fault| owing.asked(fault)) {
-                    say(Said::Lost(e));
-                }
-            })?;
-        }
-        // What was sent over these connections, and over no others.
-        let sent = self.secrets.nothing_sent(&self.shape.0, self.dirty.len());
-        let packing = Packing::new(&self.options, &self.shape.0);
-        let shared = Shared { memory: self.parts.memory.clone(), pacer: self.pacer.clone(), sent, packing };
-        self.streams = Some(Streams::start(conns, shared, say)?);
-        Ok(())
-    }
-
-    fn say(&mut self, kind: control::Kind) {
-        // If it cannot be said, the listener of the same connection reports why.
-        if let Some(speaker) = &self.speaker {
-            let _ = speaker.say(kind);
-        }
-    }
-
-    /// Ends all connections; whatever they still report is of an older generation.
-    fn hang_up(&mut self) {
-        self.generation += 1;
-        self.streams = None;
-        if let Some(conn) = self.answering.take() {
-            conn.shut();
-        }
-        self.speaker = None;
-        if let Some(conn) = self.control.take() {
-            conn.shut();
-        }
-    }
-
     /// A promise must reach the disk, or what follows from it must wait.
     fn insist(&mut self, what: &str, attempt: impl Fn(&mut Self) -> io::Result<()>) {
         let mut told = false;
@@ -690,8 +540,4 @@ impl SourceDriver {
         self.hang_up();
         self.story.finish(end, !self.stopped)
     }
-}
-
-fn why(what: &str) -> impl FnOnce(io::Error) -> (String, String) {
-    move |e| (what.to_owned(), e.to_string())
 }

@@ -2,15 +2,16 @@
 
 use crate::{
     beside::Beside,
-    conn::{Conn, Heard, Speaker, listen, now_ns},
+    conn::{Conn, Speaker, now_ns},
     faults::Faults,
-    land::{Landing, Stage, receive},
+    land::{Landing, Stage},
     ports::{Block, Claim, Claimed, DeviceState, Host, Machine, Request, TargetJournal, Waiting},
+    why,
 };
-use proto::{Brief, Kind, Reply, Status, Target, TargetAct, TargetEnd, TargetEvent, control};
+use proto::{Brief, Kind, Target, TargetAct, TargetEnd, TargetEvent, Token, control};
 use std::{
     collections::{HashSet, VecDeque},
-    io::{self, Write},
+    io::{self},
     sync::{
         Arc,
         mpsc::{Receiver, Sender, channel},
@@ -19,6 +20,8 @@ use std::{
     time::Duration,
 };
 use units::{BlockId, Epoch, MemorySet, MigrationId, PAGE_SIZE};
+
+mod link; // its connections: welcomed, heard, lost
 
 /// Streams of one migration, at most: each costs a thread and a batch of memory.
 const MAX_STREAMS: u32 = 64;
@@ -88,6 +91,7 @@ impl Taken {
 pub(crate) struct TargetDriver {
     host: Arc<dyn Host>,
     migration: MigrationId,
+    token: Token,
     tell: Sender<Signal>,
     signals: Receiver<Signal>,
     source: String,
@@ -105,8 +109,8 @@ pub(crate) struct TargetDriver {
 }
 
 impl TargetDriver {
-    /// With the sender by which further connections reach it.
-    pub(crate) fn new(host: Arc<dyn Host>, migration: MigrationId) -> (Self, Sender<ToTarget>) {
+    /// With the sender by which further connections reach it. `token`: what those that carry pages have to say.
+    pub(crate) fn new(host: Arc<dyn Host>, migration: MigrationId, token: Token) -> (Self, Sender<ToTarget>) {
         let (tell, signals) = channel();
         let (outside, told) = channel();
         let forward = tell.clone();
@@ -125,6 +129,7 @@ impl TargetDriver {
         let driver = Self {
             host,
             migration,
+            token,
             tell,
             signals,
             source: String::new(),
@@ -212,6 +217,9 @@ impl TargetDriver {
     fn look_at(&mut self, signal: Signal) -> Option<TargetEvent> {
         match signal {
             Signal::Event(TargetEvent::Message(control::Kind::Hello(hello))) => {
+                if let Some(why) = self.control.as_ref().and_then(|(conn, _)| conn.belies(&hello.host)) {
+                    return Some(TargetEvent::Broke { what: "believe the source".to_owned(), why });
+                }
                 self.source = hello.host.clone();
                 Some(TargetEvent::Message(control::Kind::Hello(hello)))
             }
@@ -253,96 +261,16 @@ impl TargetDriver {
         }
     }
 
-    /// A further connection of this migration. The source is welcomed only here: what it says once all its connections are
-    /// welcome finds them in use, so that the faults of a device state that is being loaded are answered.
-    fn attach(&mut self, kind: Kind, mut conn: Conn) -> Option<TargetEvent> {
-        if kind == Kind::Resume {
-            self.hang_up();
-        }
-        let attached = conn.write_all(&Reply::new(Status::Welcome).to_bytes()).and_then(|()| match kind {
-            Kind::Data(stream) => self.take_stream(stream, conn),
-            Kind::Fault => self.take_faults(conn),
-            Kind::Resume => self.hear(conn),
-            Kind::Control | Kind::Record => Ok(()),
-        });
-        match attached {
-            Ok(()) => (kind == Kind::Resume).then_some(TargetEvent::Reconnected),
-            Err(e) => Some(TargetEvent::LinkLost(e.to_string())),
-        }
-    }
-
-    fn take_stream(&mut self, stream: u16, conn: Conn) -> io::Result<()> {
-        let Some(taken) = self.taken.as_ref().filter(|t| u32::from(stream) < t.streams) else {
-            return Ok(());
-        };
-        self.conns.push(conn.another()?);
-        let (landing, tell, generation) = (taken.landing.clone(), self.tell.clone(), self.generation);
-        thread::Builder::new().name(format!("land-{stream}")).spawn(move || {
-            let round_end = |round| drop(tell.send(Signal::RoundEnd { generation, stream, round }));
-            let end = receive(conn, &landing, round_end);
-            report_loss(&tell, generation, end);
-        })?;
-        Ok(())
-    }
-
-    fn take_faults(&mut self, conn: Conn) -> io::Result<()> {
-        let Some(taken) = self.taken.as_ref() else { return Ok(()) };
-        let Some(faults) = &taken.faults else { return Ok(()) };
-        self.conns.push(conn.another()?);
-        faults.ask_on(conn.another()?);
-        let (landing, tell, generation) = (taken.landing.clone(), self.tell.clone(), self.generation);
-        thread::Builder::new().name("land-faults".into()).spawn(move || {
-            let end = receive(conn, &landing, |_| {});
-            report_loss(&tell, generation, end);
-        })?;
-        Ok(())
-    }
-
-    /// Listens on a control connection from now on.
-    fn hear(&mut self, conn: Conn) -> io::Result<()> {
-        let speaker = Speaker::new(conn.another()?);
-        self.control = Some((conn.another()?, speaker.clone()));
-        let mut rest = conn.another()?;
-        let (tell, generation) = (self.tell.clone(), self.generation);
-        thread::Builder::new().name("listen".into()).spawn(move || {
-            let hear = |kind| drop(tell.send(Signal::Event(TargetEvent::Message(kind))));
-            let end = listen(conn, &speaker, &Heard::default(), hear);
-            let wrong = end.kind() == io::ErrorKind::InvalidData;
-            let _ = tell.send(Signal::Lost(generation, end));
-            if wrong {
-                // Nothing of it is understood any more, but when it ends is heard: unread bytes would turn what is said
-                // last into a reset.
-                let end = io::copy(&mut rest, &mut io::sink()).err();
-                let end = end.unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into());
-                let _ = tell.send(Signal::Lost(generation, end));
-            }
-        })?;
-        Ok(())
-    }
-
-    fn hang_up(&mut self) {
-        self.generation += 1;
-        self.ended_streams.clear();
-        if let Some((conn, _)) = self.control.take() {
-            conn.shut();
-        }
-        self.conns.drain(..).for_each(|conn| conn.shut());
-    }
-
-    fn say(&self, kind: control::Kind) {
-        // If it cannot be said, the listener of the same connection reports why.
-        if let Some((_, speaker)) = &self.control {
-            let _ = speaker.say(kind);
-        }
-    }
-
     fn taken(&mut self) -> Result<&mut Taken, (String, String)> {
         self.taken.as_mut().ok_or_else(|| ("the protocol".into(), "nothing was prepared".into()))
     }
 
     fn act(&mut self, act: TargetAct) -> Result<Option<TargetEvent>, (String, String)> {
         match act {
-            TargetAct::Send(kind) => {
+            TargetAct::Send(mut kind) => {
+                if let control::Kind::Ready(ready) = &mut kind {
+                    ready.token = self.token.0.to_vec();
+                }
                 self.gave_reasons |= matches!(kind, control::Kind::Failed(_) | control::Kind::Refused(_));
                 self.say(kind);
                 Ok(None)
@@ -400,7 +328,10 @@ impl TargetDriver {
             }
             TargetAct::SendStillOwed => {
                 let blocks = proto::bitmaps(&self.taken()?.landing.owed());
-                self.say(control::Kind::StillOwed(control::StillOwed { blocks }));
+                self.say(control::Kind::StillOwed(control::StillOwed {
+                    blocks,
+                    token: self.token.0.to_vec(),
+                }));
                 Ok(None)
             }
             TargetAct::Settle => {
@@ -569,21 +500,6 @@ impl TargetDriver {
             TargetEnd::Failed { what, why } => Err(io::Error::other(format!("{what}: {why}"))),
         }
     }
-
-    fn wait_for_the_other_side(&self) {
-        while let Ok(signal) = self.signals.recv_timeout(crate::conn::SILENCE) {
-            if matches!(signal, Signal::Lost(generation, _) if generation == self.generation) {
-                return;
-            }
-        }
-    }
-}
-
-/// A data connection that the source closed is no news: it says why on the control connection, or loses that too.
-fn report_loss(tell: &Sender<Signal>, generation: u32, end: io::Error) {
-    if end.kind() != io::ErrorKind::UnexpectedEof {
-        let _ = tell.send(Signal::Lost(generation, end));
-    }
 }
 
 fn unpack(state: &control::State) -> Result<DeviceState, String> {
@@ -597,8 +513,4 @@ fn unpack(state: &control::State) -> Result<DeviceState, String> {
         .map(|b| Ok((b.name.clone(), raw(&b.content)?)))
         .collect::<Result<_, String>>()?;
     Ok(DeviceState { stream: raw(&state.stream)?, private })
-}
-
-fn why(what: &str) -> impl FnOnce(io::Error) -> (String, String) {
-    move |e| (what.to_owned(), e.to_string())
 }

@@ -2,12 +2,14 @@
 
 mod doubt;
 mod model;
+mod trust;
 
 use engine::{
-    Acceptor, Beside, Handle, Options, RemoteRecord, SourceDriver, SourceParts, TcpDial,
+    Acceptor, Beside, Dial, Handle, Options, RemoteRecord, SourceDriver, SourceParts, TcpDial,
     report::{Compression, Event, Mode, Outcome, Report},
 };
 use model::{cable::*, *};
+use pki::Security;
 use std::{
     io::Write,
     net::{SocketAddr, TcpListener},
@@ -17,12 +19,17 @@ use std::{
 };
 use units::{Epoch, MigrationId};
 
+const MIGRATION: MigrationId = MigrationId(42);
 const PAGES: [u64; 2] = [6000, 300];
 
 fn listen(inn: &Arc<Inn>) -> SocketAddr {
+    listen_as(inn, Security::Plaintext)
+}
+
+fn listen_as(inn: &Arc<Inn>, security: Security) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let acceptor = Acceptor::new(inn.clone());
+    let acceptor = Acceptor::new(inn.clone(), security);
     thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
             let acceptor = acceptor.clone();
@@ -42,11 +49,15 @@ struct Source {
 
 impl Source {
     fn new() -> Self {
-        let ram = Ram::new(&PAGES);
-        for page in 0..4000 {
+        Self::with(&PAGES)
+    }
+
+    fn with(pages: &[u64; 2]) -> Self {
+        let ram = Ram::new(pages);
+        for page in 0..pages[0] * 2 / 3 {
             ram.guest_writes(0, page, page * 1000 + 1);
         }
-        for page in 0..300 {
+        for page in 0..pages[1] {
             ram.guest_writes(1, page, if page % 3 == 0 { 0 } else { page + 5 });
         }
         Self { cpu: Cpu::new(&ram, true), ram, journal: Journal::default(), doubt: None }
@@ -78,8 +89,17 @@ impl Source {
         options: Options,
         run: impl FnOnce(Handle),
     ) -> (Report, Vec<Event>) {
-        let migration = MigrationId(42);
-        let dial = Arc::new(TcpDial::new(vec![address], migration));
+        let dial = TcpDial::new(vec![address], "here", MIGRATION, Security::Plaintext);
+        self.migrate_by(Arc::new(dial), options, run)
+    }
+
+    fn migrate_by(
+        &self,
+        dial: Arc<dyn Dial>,
+        options: Options,
+        run: impl FnOnce(Handle),
+    ) -> (Report, Vec<Event>) {
+        let migration = MIGRATION;
         let parts = SourceParts {
             vm: "vm".into(),
             from: "source".into(),
@@ -117,7 +137,7 @@ fn options(mode: Mode) -> Options {
         allow_post_copy: false,
         max_downtime: Duration::from_millis(20),
         bandwidth: None,
-        streams: 2,
+        streams: 2..=2,
         verify: true,
         compress: Compression::Auto,
         cores: 1,
@@ -273,6 +293,25 @@ fn i1_i2_i3_a_link_cut_at_any_point_leaves_one_guest_with_all_its_memory() {
 }
 
 #[test]
+fn a_link_lost_before_the_last_page_is_placed_is_not_waited_for_in_vain() {
+    let (source, inn) = (Source::new(), Inn::new(&PAGES));
+    let cable = Cable::to(listen(&inn));
+    let all = source.ram.content().iter().map(|block| block.len()).sum();
+    let while_it_lands = cable.clone();
+    let lose_the_link = move || {
+        while_it_lands.cut();
+        // The source has tried to connect again, and again after a while: by now the target knows, too.
+        wait_until("two attempts", || while_it_lands.refused.load(SeqCst) >= 2);
+        while_it_lands.mend();
+    };
+    *inn.ram.on_the_way.lock().unwrap() = Some((all, Box::new(lose_the_link)));
+    let (report, _) = source.migrate(cable.address, options(Mode::PostCopy), |_| {});
+    assert_eq!(report.outcome, Outcome::Completed, "{:?}", report.error);
+    assert!(cable.refused.load(SeqCst) >= 2, "the link was lost on the way");
+    assert_eq!(inn.ram.content(), source.ram.content());
+}
+
+#[test]
 fn a_target_that_is_not_there_is_named() {
     let source = Source::new();
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -300,7 +339,7 @@ fn a_peer_that_sends_garbage_is_no_whimbrel() {
 
 #[test]
 fn a_source_whose_frames_are_wrong_is_told_so() {
-    let frame = proto::Preamble::SIZE;
+    let frame = proto::Preamble::SIZE + proto::Token::SIZE;
     // The kind of the first frame, and the first page of the first run in its table.
     let lies = [
         (Lie { at: frame, byte: 255 }, "frame kind 255 is not known"),
@@ -310,7 +349,7 @@ fn a_source_whose_frames_are_wrong_is_told_so() {
         let (source, inn) = (Source::new(), Inn::new(&PAGES));
         let cable = Cable::to(listen(&inn));
         cable.lie(lie);
-        let options = Options { streams: 1, ..options(Mode::PreCopy) };
+        let options = Options { streams: 1..=1, ..options(Mode::PreCopy) };
         let (report, _) = source.migrate(cable.address, options, |_| {});
         let error = report.error.unwrap();
         assert!(error.why.contains(words), "{error:?}");
@@ -403,6 +442,20 @@ fn i7_pages_travel_as_little_as_they_can_and_arrive_as_they_are() {
             Compression::Auto => {}
         }
     }
+}
+
+#[test]
+fn more_streams_are_used_where_they_move_more() {
+    // So much that there is time to find out.
+    let pages = [24_000, 1];
+    let (source, inn) = (Source::with(&pages), Inn::new(&pages));
+    let cable = Cable::to(listen(&inn));
+    cable.each.store(8 << 20, SeqCst);
+    let wish = Options { streams: 1..=4, compress: Compression::None, ..options(Mode::PreCopy) };
+    let (report, _) = source.migrate(cable.address, wish, |_| {});
+    assert_eq!((report.outcome, report.verified), (Outcome::Completed, Some(true)), "{:?}", report.error);
+    assert_eq!(inn.ram.content(), source.ram.content());
+    assert!((2..=4).contains(&report.streams), "{} streams", report.streams);
 }
 
 #[test]

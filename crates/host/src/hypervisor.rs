@@ -7,7 +7,7 @@ use agent::{
 };
 use engine::ports::Machine;
 use qemu::{
-    Handle, Host, OpenError, Recipe, Vm, VmFile,
+    Handle, Host, Limits, OpenError, Recipe, Vm, VmFile,
     attach::RamBlock,
     launch::{self, Belongings},
 };
@@ -28,6 +28,8 @@ impl QemuHost {
     pub fn new(config: &Config, kvm: bool) -> Self {
         let mut host = Host::new(&config.runtime_dir);
         host.kvm = kvm;
+        let agent::config::Allow { disks, boot, bridges, options, devices } = config.allow.clone();
+        host.limits = Limits { disks, boot, bridges, options, devices };
         // A bare name is looked for in PATH, which is also what happens without one.
         host.qemu = Some(config.qemu.clone()).filter(|path| path.components().count() > 1);
         Self { host }

@@ -17,20 +17,25 @@ use engine::{
     },
     report::{Compression, Failure, Mode, Outcome, Report},
 };
+use pki::Security;
 use qemu::{Vm, attach};
 use std::{
     io,
     net::{SocketAddr, TcpStream, ToSocketAddrs},
+    ops::RangeInclusive,
     sync::Arc,
     thread,
     time::Duration,
 };
 use units::{Epoch, MigrationId};
 
-/// Data connections unless the user says otherwise. With one, its two threads are the limit before a fast link is; beyond the
-/// number of cores more only take turns. Two is right for hosts with two cores, on which it was tried; no benchmark has
-/// chosen it for larger ones yet.
-const STREAMS: u16 = 2;
+/// How many data connections a migration begins with: with one, its two threads are the limit before a fast link is
+/// (`./dev bench --streams`). More are used where that moves more.
+const STREAMS: u32 = 2;
+
+/// The most unless the user says otherwise; each takes a thread and a few MiB on both sides. Eight fill 100 Gbit/s (Cloud
+/// Hypervisor, pull request 7669).
+const MOST_STREAMS: u32 = 8;
 
 /// How long incoming migrations have to end when the agent does.
 const GIVE_UP: Duration = Duration::from_secs(3);
@@ -42,14 +47,15 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub struct Mover {
     store: Store,
     acceptor: Acceptor,
+    security: Security,
 }
 
 impl Mover {
-    /// For the host of this context.
-    pub fn new(context: &Context, qemu: QemuHost) -> Self {
+    /// For the host of this context, whose connections are protected so.
+    pub fn new(context: &Context, qemu: QemuHost, security: Security) -> Self {
         let store = context.registry.store().clone();
         let incoming = Incoming { qemu, store: store.clone() };
-        Self { store, acceptor: Acceptor::new(Arc::new(incoming)) }
+        Self { store, acceptor: Acceptor::new(Arc::new(incoming), security.clone()), security }
     }
 
     /// Takes the watch for missing pages up again, where an agent before us had to leave it.
@@ -105,7 +111,7 @@ impl Mover {
         let source = attach::Source::open(open.process().pid(), open.ram_blocks()).map_err(|e| one(&e))?;
         let tracker: Box<dyn Tracker> = Box::new(source.tracker().map_err(|e| one(&e))?);
         let address = request.address.to_string();
-        let dial = dial(&address, request.id).map_err(|e| one(&e))?;
+        let dial = self.dial(&request.to, &address, request.id).map_err(|e| one(&e))?;
         let owner = self.store.owner(&vm.name).map_err(|e| one(&e))?;
         let parts = SourceParts {
             vm: vm.name.clone(),
@@ -123,6 +129,23 @@ impl Mover {
         };
         Ok((parts, vcpus))
     }
+
+    /// How the host that the user called `to` is reached. Its certificate must be for what it was called: its name, or, where
+    /// that was an address, the address.
+    fn dial(&self, to: &str, address: &str, migration: MigrationId) -> io::Result<Arc<dyn Dial>> {
+        let addresses: Vec<SocketAddr> = address
+            .to_socket_addrs()
+            .map_err(|e| io::Error::new(e.kind(), format!("cannot look up {address}: {e}")))?
+            .collect();
+        let called = if to == address { address.rsplit_once(':').map_or(to, |(host, _)| host) } else { to };
+        Ok(Arc::new(TcpDial::new(addresses, called, migration, self.security.clone())))
+    }
+}
+
+/// As many data connections as it pays to use, of a few more than there are cores: they also wait for the link.
+fn streams() -> RangeInclusive<u32> {
+    let cores = thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+    STREAMS..=(2 * cores).clamp(STREAMS, MOST_STREAMS)
 }
 
 /// The cores that a guest leaves when all its vCPUs are busy, but one at least.
@@ -173,14 +196,6 @@ impl Machine for Later {
     }
 }
 
-fn dial(address: &str, migration: MigrationId) -> io::Result<Arc<dyn Dial>> {
-    let addresses: Vec<SocketAddr> = address
-        .to_socket_addrs()
-        .map_err(|e| io::Error::new(e.kind(), format!("cannot look up {address}: {e}")))?
-        .collect();
-    Ok(Arc::new(TcpDial::new(addresses, migration)))
-}
-
 impl Migrator for Mover {
     fn migrate(&self, request: &MigrateRequest, events: Events, wishes: &Wishes) -> Report {
         let (parts, vcpus) = match self.parts(request) {
@@ -202,7 +217,7 @@ impl Migrator for Mover {
             allow_post_copy: request.allow_post_copy,
             max_downtime: request.max_downtime,
             bandwidth: request.bandwidth,
-            streams: u32::from(request.streams.unwrap_or(STREAMS)),
+            streams: request.streams.map_or_else(streams, |n| u32::from(n)..=u32::from(n)),
             verify: request.verify,
             compress: request.compress,
             cores: request.cores.unwrap_or_else(|| spare_cores(vcpus)),
@@ -220,8 +235,8 @@ impl Migrator for Mover {
         }
     }
 
-    fn ask(&self, address: &str, claim: &Claim) -> io::Result<Claimed> {
-        RemoteRecord(dial(address, claim.migration)?).claim(claim)
+    fn ask(&self, to: &str, address: &str, claim: &Claim) -> io::Result<Claimed> {
+        RemoteRecord(self.dial(to, address, claim.migration)?).claim(claim)
     }
 
     fn serve_gone(&self, vm: &VmRecord, departure: &DepartureRecord) {
@@ -230,7 +245,9 @@ impl Migrator for Mover {
             let vcpus = open.recipe().vcpus();
             let source =
                 attach::Source::open(open.process().pid(), open.ram_blocks()).map_err(|e| e.to_string())?;
-            let dial = dial(&departure.address, departure.migration).map_err(|e| e.to_string())?;
+            let dial = self
+                .dial(&departure.to, &departure.address, departure.migration)
+                .map_err(|e| e.to_string())?;
             let parts = SourceParts {
                 vm: vm.name.clone(),
                 from: self.store.host().to_owned(),
@@ -255,7 +272,7 @@ impl Migrator for Mover {
                 allow_post_copy: true,
                 max_downtime: Duration::ZERO,
                 bandwidth: None,
-                streams: u32::from(STREAMS),
+                streams: streams(),
                 verify: false,
                 compress: Compression::Auto,
                 cores: spare_cores(vcpus),

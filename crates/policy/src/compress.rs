@@ -138,7 +138,7 @@ impl Compressor {
             current: rungs[0],
             allowed: rungs,
             streams: f64::from(streams.max(1)),
-            cores: f64::from(cores.max(1).min(streams.max(1))),
+            cores: f64::from(cores.max(1)),
             ease: 2f64.ln(),
             cost: [None; RUNGS],
             power: LADDER.map(|(_, _, power)| power),
@@ -156,6 +156,16 @@ impl Compressor {
             seen: 0,
             trial: None,
         }
+    }
+
+    /// There are so many streams from now on.
+    pub fn spread(&mut self, streams: u32) {
+        self.streams = f64::from(streams.max(1));
+    }
+
+    /// How many cores there are to compress with at a time.
+    fn cores(&self) -> f64 {
+        self.cores.min(self.streams)
     }
 
     /// What to compress the next batch with.
@@ -254,7 +264,7 @@ impl Compressor {
             self.trial = match self.up {
                 // Only one that keeps the link busy can be better.
                 true => self.allowed.get(at + 1).copied().filter(|up| {
-                    self.cores / self.cost(*up) > self.rate(self.current)
+                    self.cores() / self.cost(*up) > self.rate(self.current)
                         && self.streams / (self.refine + self.cost(*up)) > self.rate(self.current)
                 }),
                 false => at.checked_sub(1).map(|below| self.allowed[below]),
@@ -275,7 +285,7 @@ impl Compressor {
         let ratio = (self.ease * self.power[rung]).exp();
         let cost = self.cost(rung);
         let threads = self.streams / (self.refine + cost + self.copy / ratio);
-        let cores = if cost > 0.0 { self.cores / cost } else { f64::INFINITY };
+        let cores = if cost > 0.0 { self.cores() / cost } else { f64::INFINITY };
         let link = self.link.unwrap_or(f64::INFINITY) * ratio;
         threads.min(cores).min(link) * self.truth[rung]
     }

@@ -18,7 +18,7 @@ pub use frame::{
     write_batch,
 };
 pub use page::Run;
-pub use preamble::{Kind, Preamble, PreambleError, REPLY, Reply, Status, VERSION};
+pub use preamble::{Kind, MAGIC, Preamble, PreambleError, REPLY, Reply, Status, Token, VERSION};
 pub use source::{Source, SourceAct, SourceEnd, SourceEvent, Step};
 pub use target::{Target, TargetAct, TargetEnd, TargetEvent};
 

@@ -1,14 +1,17 @@
 //! The first bytes of every connection: who speaks, which versions, for which migration.
 
+use std::fmt;
+use subtle::ConstantTimeEq;
 use units::MigrationId;
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian::U16, little_endian::U128,
 };
 
-/// The newest version that this side speaks. Version 1 knew neither packed pages nor references.
-pub const VERSION: u16 = 2;
+/// The newest version that this side speaks. Version 1 knew neither packed pages nor references, version 2 no tokens.
+pub const VERSION: u16 = 3;
 
-const MAGIC: [u8; 8] = *b"WHIMBREL";
+/// How every first message begins.
+pub const MAGIC: [u8; 8] = *b"WHIMBREL";
 
 /// What a connection is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,6 +29,11 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Whether a [`Token`] follows the preamble: on all connections that pages travel on.
+    pub fn needs_token(self) -> bool {
+        matches!(self, Self::Data(_) | Self::Fault)
+    }
+
     fn to_wire(self) -> (u16, u16) {
         match self {
             Kind::Control => (0, 0),
@@ -45,6 +53,31 @@ impl Kind {
             4 => Kind::Record,
             _ => return None,
         })
+    }
+}
+
+/// What makes a connection one of a migration's: random, and told on the migration's control connection only.
+#[derive(Clone, Copy)]
+pub struct Token(pub [u8; Self::SIZE]);
+
+impl Token {
+    /// Its length on the wire: nobody guesses it.
+    pub const SIZE: usize = 32;
+
+    /// From a message; `None` where it has another length.
+    pub fn read(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    /// Whether two are the same, in a time that does not tell how much of them is.
+    pub fn is(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
     }
 }
 
@@ -145,6 +178,12 @@ pub enum Status {
     Unknown,
     /// It takes nothing in just now.
     Busy,
+    /// It does not take this connection for one of the migration's: another token, or from another host.
+    Stranger,
+    /// It speaks TLS only. Said in plaintext.
+    Secured,
+    /// It speaks plaintext only. Said in plaintext.
+    Unsecured,
 }
 
 /// What the accepting side answers to a preamble.
@@ -177,6 +216,9 @@ impl Reply {
             Status::Version => 1,
             Status::Unknown => 2,
             Status::Busy => 3,
+            Status::Stranger => 4,
+            Status::Secured => 5,
+            Status::Unsecured => 6,
         };
         zerocopy::transmute!(WireReply { magic: MAGIC, version: self.version.into(), status: status.into() })
     }
@@ -196,6 +238,9 @@ impl Reply {
             // A peer of our version that refuses it is none; an echo looks like that.
             1 => return Err(PreambleError::NotWhimbrel),
             2 => Status::Unknown,
+            4 => Status::Stranger,
+            5 => Status::Secured,
+            6 => Status::Unsecured,
             _ => Status::Busy,
         };
         Ok(Self { version, status })

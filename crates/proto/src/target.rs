@@ -198,7 +198,7 @@ impl Target {
             }
             (State::Preparing, E::Prepared(Ok(()))) => {
                 self.state = State::Receiving;
-                vec![A::Send(Kind::Ready(control::Ready {}))]
+                vec![A::Send(Kind::Ready(control::Ready::default()))]
             }
             (State::Preparing, E::Prepared(Err(reasons))) => {
                 let why = reasons.join("\n");

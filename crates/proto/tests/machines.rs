@@ -358,7 +358,7 @@ fn message() -> impl Strategy<Value = Kind> {
         Just(Kind::Owed(control::Owed::default())),
         Just(Kind::State(control::State::default())),
         Just(Kind::Permit(control::Permit {})),
-        Just(Kind::Ready(control::Ready {})),
+        Just(Kind::Ready(control::Ready::default())),
         Just(Kind::Refused(control::Refused::default())),
         (0u32..4).prop_map(|round| Kind::RoundLanded(control::RoundLanded { round })),
         Just(Kind::Committed(control::Committed::default())),

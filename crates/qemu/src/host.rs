@@ -1,6 +1,6 @@
 //! The host that a VM is started on.
 
-use crate::recipe::Accel;
+use crate::{limits::Limits, recipe::Accel};
 use std::{
     collections::BTreeMap,
     env,
@@ -21,6 +21,8 @@ pub struct Host {
     pub shared_memory: BTreeMap<String, PathBuf>,
     /// Whether KVM is usable here. The caller finds out by timing a guest; a device file proves nothing.
     pub kvm: bool,
+    /// What the VMs of other hosts may use here: at first nothing.
+    pub limits: Limits,
 }
 
 impl Host {
@@ -32,6 +34,7 @@ impl Host {
             memory: PathBuf::from("/dev/shm"),
             shared_memory: BTreeMap::new(),
             kvm: false,
+            limits: Limits::default(),
         }
     }
 

@@ -9,6 +9,9 @@ pub mod recipe;
 /// The host that a VM is started on.
 pub mod host;
 
+/// What the VMs of other hosts may use here.
+pub mod limits;
+
 /// Starting a QEMU process, and taking away what belonged to it.
 pub mod launch;
 
@@ -43,6 +46,7 @@ mod state;
 
 pub use adopt::Adopted;
 pub use host::Host;
+pub use limits::Limits;
 pub use recipe::Recipe;
 pub use vm::{Handle, OpenError, Vm};
 pub use vmfile::VmFile;

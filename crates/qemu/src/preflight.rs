@@ -33,15 +33,19 @@ pub fn check(recipe: &Recipe, host: &Host) -> Vec<String> {
     if recipe.accel == Accel::Kvm && !host.kvm {
         reasons.push("the VM runs with KVM, which is not usable here".to_owned());
     }
+    reasons.extend(host.limits.check(recipe));
     for net in &recipe.nets {
-        if !tap::is_bridge(&net.bridge) {
+        if let Err(why) = host.limits.check_bridge(&net.bridge) {
+            reasons.push(why);
+        } else if !tap::is_bridge(&net.bridge) {
             let bridge = &net.bridge;
             reasons.push(format!(
                 "there is no bridge {bridge} here; make it with: ip link add {bridge} type bridge"
             ));
         }
     }
-    reasons.extend(recipe.files.iter().filter_map(|file| files::compare(file).err()));
+    let usable = |file| host.limits.check_file(file).and_then(|()| files::compare(file));
+    reasons.extend(recipe.files.iter().filter_map(|file| usable(file).err()));
     check_memory(recipe, host, &mut reasons);
     // The tag is as long as the one that is drawn later.
     if !fits_socket(&host.in_runtime(&format!("{}-00000000", recipe.name), "qmp")) {

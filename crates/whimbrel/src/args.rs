@@ -1,6 +1,6 @@
 //! What may be said on the command line. The help teaches: what a command does, and how it is used.
 
-use crate::doctor::Doctor;
+use crate::{doctor::Doctor, pki_command::Pki};
 use agent::{config::Address, log::Format};
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use engine::report::{Compression, Mode};
@@ -18,6 +18,7 @@ use units::Rate;
     after_help = "\
 Examples:
   whimbrel doctor                          can this host do it?
+  whimbrel pki init                        make certificates, so that hosts know each other
   whimbrel agent --config agent.toml       be this host's agent
   whimbrel run web1.toml                   start a VM
   whimbrel migrate web1 --to hostb         move it to another host
@@ -38,6 +39,7 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Say whether this host can migrate VMs, and how to mend what is missing.
     Doctor(Doctor),
+    Pki(Pki),
     Agent(Agent),
     Run(Run),
     Adopt(Adopt),
@@ -58,6 +60,7 @@ impl Command {
     pub(crate) fn json(&self) -> bool {
         match self {
             Self::Doctor(doctor) => doctor.json,
+            Self::Pki(pki) => pki.json(),
             Self::Agent(_) => false,
             Self::Run(Run { json, .. })
             | Self::Adopt(Adopt { json, .. })
@@ -86,8 +89,18 @@ A configuration file; every line may be left out, flags win over it:
   runtime-dir = \"/run/whimbrel\"
   listen = \"0.0.0.0:7471\"
   qemu = \"qemu-system-x86_64\"
+  [tls]                               # this host's certificate; `whimbrel pki` makes them
+  ca = \"/etc/whimbrel/tls/ca.crt\"
+  cert = \"/etc/whimbrel/tls/host.crt\"
+  key = \"/etc/whimbrel/tls/host.key\"
   [peers]                             # hosts that `migrate --to` knows by name
   hostb = \"10.0.0.2:7471\"
+  [allow]                             # what VMs that other hosts send may use here
+  disks = [\"/shared\", \"/var/lib/whimbrel/disks\", \"/var/lib/libvirt/images\"]
+  boot = [\"/boot\", \"/shared\", \"/var/lib/whimbrel/boot\"]
+  bridges = [\"br0\"]                   # default: whichever there are
+  devices = [\"virtio-*\"]              # default: all that are known to be harmless
+  options = [\"-device\", \"-kernel\"]    # the same, of QEMU's options
 
 Examples:
   whimbrel agent --config /etc/whimbrel/agent.toml
@@ -109,6 +122,13 @@ pub(crate) struct Agent {
     /// Where other agents find this one.
     #[arg(long, value_name = "ADDR:PORT")]
     pub(crate) listen: Option<SocketAddr>,
+    /// Where ca.crt, host.crt and host.key are [default: /etc/whimbrel/tls].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) tls: Option<PathBuf>,
+    /// Neither encrypt connections nor check who is at their other end. All hosts must do the same. Only for a network that
+    /// nobody else can reach.
+    #[arg(long, conflicts_with = "tls")]
+    pub(crate) insecure_plaintext: bool,
     /// The QEMU binary.
     #[arg(long, value_name = "PATH")]
     pub(crate) qemu: Option<PathBuf>,
@@ -273,7 +293,7 @@ pub(crate) struct Migrate {
     /// The most that may be put on the wire, like 1Gbit or 50MiB/s.
     #[arg(long, value_name = "RATE", value_parser = rate)]
     pub(crate) bandwidth: Option<Rate>,
-    /// How many data connections.
+    /// How many data connections [default: 2 to 8, as many as it pays to use].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) streams: Option<u16>,
     /// What pages may be compressed with. `auto` finds out what moves most over this link.

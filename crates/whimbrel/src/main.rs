@@ -5,6 +5,7 @@ mod args;
 mod client;
 mod doctor;
 mod migrate;
+mod pki_command;
 mod progress;
 mod report;
 mod trouble;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
 fn run(args: Args) -> Result<ExitCode, Trouble> {
     let client = Client::new(args.socket.clone().unwrap_or_else(|| SOCKET.into()));
     match args.command {
+        Command::Pki(pki) => pki_command::pki(&pki),
         Command::Doctor(doctor) => Ok(doctor::doctor(&doctor)?),
         Command::Agent(agent) => agent_command::agent(agent, args.socket),
         Command::Run(run) => vms::run(&client, &run),

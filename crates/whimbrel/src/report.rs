@@ -38,6 +38,9 @@ pub(crate) fn render(report: &Report, when: When) -> String {
         };
     }
     words += "\n\n";
+    if !report.protected && !report.rounds.is_empty() {
+        words += "  NOT PROTECTED: its memory went over the network in plaintext (--insecure-plaintext).\n\n";
+    }
     if let Some(error) = &report.error {
         let mut rows = vec![row("what", error.what.clone())];
         rows.extend(

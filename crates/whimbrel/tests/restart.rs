@@ -52,11 +52,19 @@ impl Drop for Host {
 
 /// An agent that answers.
 fn spawn(dir: &Path) -> Child {
+    if !dir.join("tls").exists() {
+        for line in ["pki init --dir ca", "pki issue hosta --dir ca --out tls"] {
+            let made = Command::new(WHIMBREL).args(line.split(' ')).current_dir(dir).output().unwrap();
+            assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        }
+    }
     let agent = Command::new(WHIMBREL)
         .args(["agent", "--name", "hosta", "--listen", "127.0.0.1:0", "--state-dir"])
         .arg(dir.join("state"))
         .arg("--runtime-dir")
         .arg(dir.join("run"))
+        .arg("--tls")
+        .arg(dir.join("tls"))
         .env_remove("WHIMBREL_SOCKET")
         .stdin(Stdio::null())
         .stdout(Stdio::null())

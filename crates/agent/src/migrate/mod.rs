@@ -44,7 +44,7 @@ pub struct MigrateRequest {
     pub max_downtime: Duration,
     /// The most that may be put on the wire; `None`: as much as it takes.
     pub bandwidth: Option<Rate>,
-    /// How many data connections; `None`: as many as were found to be best.
+    /// How many data connections; `None`: as many as it pays to use.
     pub streams: Option<u16>,
     /// Whether both sides' memory is to be compared.
     pub verify: bool,
@@ -73,8 +73,9 @@ pub trait Migrator: Send + Sync {
     /// Serves a connection that another agent has made.
     fn serve(&self, connection: TcpStream, from: SocketAddr);
 
-    /// Asks the ownership record that the target at `address` keeps. An error: not known, ask again.
-    fn ask(&self, address: &str, claim: &Claim) -> io::Result<Claimed>;
+    /// Asks the ownership record that the target keeps, which is called `to` and listens at `address`. An error: not known,
+    /// ask again.
+    fn ask(&self, to: &str, address: &str, claim: &Claim) -> io::Result<Claimed>;
 
     /// After a restart: this VM belongs to the target, which may still want pages of the copy here. Serves them until
     /// the target has settled, and ends the copy.

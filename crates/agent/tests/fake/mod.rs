@@ -213,7 +213,7 @@ impl Migrator for Script {
         let _ = connection.write_all(b"served");
     }
 
-    fn ask(&self, _: &str, claim: &Claim) -> io::Result<Claimed> {
+    fn ask(&self, _: &str, _: &str, claim: &Claim) -> io::Result<Claimed> {
         *self.asked.lock().unwrap() += 1;
         let _ = claim;
         self.answer.lock().unwrap().clone().ok_or_else(|| io::Error::other("no route to host"))

@@ -62,7 +62,8 @@ impl Story {
             pages: PageCounts { total, ..Default::default() },
             guest_bytes: total * PAGE_SIZE as u64,
             wire_bytes: 0,
-            streams: options.streams,
+            streams: 0,
+            protected: !parts.dial.is_plaintext(),
             faults: FaultCounts::default(),
             throttle: Throttle::default(),
             verified: None,
@@ -129,6 +130,10 @@ impl Story {
     fn moved_pages(&self) -> u64 {
         let pages = &self.report.pages;
         pages.known + pages.delta + pages.packed + pages.plain
+    }
+
+    pub(super) fn streams(&mut self, widest: u32) {
+        self.report.streams = self.report.streams.max(widest);
     }
 
     pub(super) fn shipped(&mut self, shipped: Counts) {

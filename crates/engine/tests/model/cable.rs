@@ -1,6 +1,7 @@
 //! What connects the two sides, and what can happen to it.
 
 use proto::{Kind, Preamble};
+use socket2::SockRef;
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -9,7 +10,10 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     thread,
+    time::Duration,
 };
+
+const BUFFER: usize = 64 << 10;
 
 /// A cable that can be cut and mended.
 #[derive(Clone)]
@@ -22,6 +26,8 @@ pub(crate) struct Cable {
     /// Connections that came while it was cut.
     pub(crate) refused: Arc<AtomicU64>,
     lie: Arc<Mutex<Option<Lie>>>,
+    /// What each connection carries in a second, as after a long way.
+    pub(crate) each: Arc<AtomicU64>,
 }
 
 /// A byte that arrives at the target as another one, counted from the beginning of each data connection.
@@ -34,6 +40,8 @@ pub(crate) struct Lie {
 impl Cable {
     pub(crate) fn to(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        // It is no store of what it carries.
+        SockRef::from(&listener).set_recv_buffer_size(BUFFER).unwrap();
         let cable = Self {
             address: listener.local_addr().unwrap(),
             ends: Arc::default(),
@@ -42,6 +50,7 @@ impl Cable {
             cut_after: Arc::new(AtomicU64::new(u64::MAX)),
             refused: Arc::default(),
             lie: Arc::default(),
+            each: Arc::new(AtomicU64::new(u64::MAX)),
         };
         let this = cable.clone();
         thread::spawn(move || {
@@ -51,6 +60,7 @@ impl Cable {
                     continue;
                 }
                 let to = TcpStream::connect(target).unwrap();
+                SockRef::from(&to).set_send_buffer_size(BUFFER).unwrap();
                 let (a, b) = (from.try_clone().unwrap(), to.try_clone().unwrap());
                 this.ends.lock().unwrap().extend([a.try_clone().unwrap(), b.try_clone().unwrap()]);
                 let lie = *this.lie.lock().unwrap();
@@ -76,6 +86,7 @@ impl Cable {
                     buffer[at - before] = byte;
                 }
                 before += n;
+                thread::sleep(Duration::from_secs_f64(n as f64 / this.each.load(SeqCst) as f64));
                 if this.passed.fetch_add(n as u64, SeqCst) + n as u64 > this.cut_after.load(SeqCst) {
                     this.cut_after.store(u64::MAX, SeqCst);
                     this.cut();

@@ -19,7 +19,11 @@ pub(crate) struct Ram {
     blocks: Vec<Block>,
     inner: Mutex<Inner>,
     changed: Condvar,
+    /// What happens just before the guest, which runs already, has this many pages.
+    pub(crate) on_the_way: Mutex<Option<(usize, OnTheWay)>>,
 }
+
+type OnTheWay = Box<dyn FnOnce() + Send>;
 
 struct Inner {
     content: Vec<HashMap<u64, Vec<u8>>>,
@@ -43,7 +47,12 @@ impl Ram {
             overwritten: 0,
             runs: false,
         };
-        Arc::new(Self { blocks, inner: Mutex::new(inner), changed: Condvar::new() })
+        Arc::new(Self {
+            blocks,
+            inner: Mutex::new(inner),
+            changed: Condvar::new(),
+            on_the_way: Mutex::default(),
+        })
     }
 
     /// The guest writes a page.
@@ -166,6 +175,11 @@ impl MissingPages for Ram {
     }
 
     fn place(&self, block: BlockId, range: PageRange, from: &[u8]) -> io::Result<u64> {
+        let there: usize = self.inner.lock().unwrap().content.iter().map(HashMap::len).sum();
+        let now = self.on_the_way.lock().unwrap().take_if(|(n, _)| there + range.count as usize >= *n);
+        if let Some((_, happens)) = now {
+            happens();
+        }
         let mut inner = self.inner.lock().unwrap();
         let mut new = 0;
         for (page, from) in (range.start.0..range.end().0).zip(from.chunks_exact(PAGE_SIZE)) {

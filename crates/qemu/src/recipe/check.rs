@@ -164,7 +164,7 @@ pub fn check(recipe: &Recipe) -> Vec<String> {
     for file in &recipe.files {
         let path = file.path.to_string_lossy();
         let plain = file.path.is_absolute() && path.len() < LONGEST_VALUE && !path.contains('\0');
-        let forbidden = ["/proc/", "/sys/", "/dev/fd"].iter().any(|prefix| path.starts_with(prefix));
+        let forbidden = ["/proc", "/sys", "/dev/fd"].iter().any(|dir| file.path.starts_with(dir));
         let climbs = file.path.components().any(|part| part == std::path::Component::ParentDir);
         must(plain && !forbidden && !climbs, format!("file {:?} is no plain absolute path", shown(&path)));
     }
@@ -220,7 +220,10 @@ pub fn check_argument(argument: &Argument, files: &[SeenFile]) -> Result<(), Str
     let parsed = options::parse(value, "");
     let has = |key: &str| options::get(&parsed, key);
     match option {
-        "-uuid" | "-k" | "-rtc" | "-boot" | "-numa" if is_plain(value) => Ok(()),
+        "-uuid" | "-k" | "-rtc" | "-numa" if is_plain(value) => Ok(()),
+        "-boot" if is_plain(value) && options::parse(value, "order").iter().all(|(key, _)| boots(key)) => {
+            Ok(())
+        }
         "-vga" if matches!(value, "none" | "std") => Ok(()),
         "-display" | "-monitor" | "-serial" | "-parallel" | "-nic" | "-net" if value == "none" => Ok(()),
         "-serial" if value == "null" => Ok(()),
@@ -228,7 +231,7 @@ pub fn check_argument(argument: &Argument, files: &[SeenFile]) -> Result<(), Str
         "-kernel" | "-initrd" if file_of(Role::Boot, value) => Ok(()),
         "-kernel" | "-initrd" => refuse("the file is not among the recipe's boot files".to_owned()),
         "-smbios" if has("file").is_none() && has("path").is_none() => Ok(()),
-        "-global" if is_plain(value) && !value.starts_with("migration.") => Ok(()),
+        "-global" => global(value).or_else(refuse),
         "-overcommit" if has("mem-lock").is_none() => Ok(()),
         "-object" => match options::get(&options::parse(value, "qom-type"), "qom-type") {
             Some("iothread") => Ok(()),
@@ -251,27 +254,58 @@ pub fn check_argument(argument: &Argument, files: &[SeenFile]) -> Result<(), Str
     }
 }
 
-fn device(value: &str) -> Result<(), String> {
-    let parsed = options::parse(value, "driver");
-    let driver = options::get(&parsed, "driver").unwrap_or_default();
-    let allowed = |pattern: &&str| match pattern.strip_suffix('*') {
-        Some(stem) => driver.starts_with(stem),
-        None => driver == *pattern,
-    };
-    if !DEVICES.iter().any(allowed) {
-        return Err(format!("device {} is not allowed", shown(driver)));
+/// Whether a pattern of an allow-list is meant: a trailing `*` stands for any ending.
+pub(crate) fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(stem) => name.starts_with(stem),
+        None => name == pattern,
     }
-    for (key, value) in parsed.iter().skip(1) {
-        let opens = match key.as_str() {
-            "romfile" => !value.is_empty(),
-            "host" | "hostdev" | "path" | "filename" | "fd" | "vhostfd" | "sysfsdev" => true,
-            _ => !is_word_or_empty(key) || value.contains('\0'),
-        };
-        if opens {
-            return Err(format!("property {}={} is not allowed", shown(key), shown(value)));
+}
+
+/// Which device a `-device` makes.
+pub(crate) fn device_driver(value: &str) -> String {
+    options::get(&options::parse(value, "driver"), "driver").unwrap_or_default().to_owned()
+}
+
+fn device(value: &str) -> Result<(), String> {
+    let driver = device_driver(value);
+    if !DEVICES.iter().any(|pattern| matches(pattern, &driver)) {
+        return Err(format!("device {} is not allowed", shown(&driver)));
+    }
+    // All of them: QEMU finds the driver wherever it stands.
+    for (key, value) in options::parse(value, "driver") {
+        if opens(&key, &value) {
+            return Err(format!("property {}={} is not allowed", shown(&key), shown(&value)));
         }
     }
     Ok(())
+}
+
+/// Whether a device's property makes QEMU open something, or cannot be one.
+fn opens(property: &str, value: &str) -> bool {
+    match property {
+        "romfile" => !value.is_empty(),
+        "host" | "hostdev" | "path" | "filename" | "fd" | "vhostfd" | "sysfsdev" => true,
+        _ => !is_word_or_empty(property) || value.contains('\0'),
+    }
+}
+
+/// `driver.property=value` only: the longer form would say the same in words that are not looked at here.
+fn global(value: &str) -> Result<(), String> {
+    let parts = value.split_once('=').and_then(|(name, value)| Some((name.split_once('.')?, value)));
+    let Some(((driver, property), set)) = parts.filter(|_| is_plain(value)) else {
+        return Err("only driver.property=value is allowed".to_owned());
+    };
+    // How it migrates is ours to say.
+    if !is_word(driver) || driver == "migration" || opens(property, set) {
+        return Err(format!("{}.{} is not allowed", shown(driver), shown(property)));
+    }
+    Ok(())
+}
+
+/// What `-boot` may say: nothing that names a file.
+fn boots(key: &str) -> bool {
+    matches!(key, "order" | "once" | "menu" | "strict" | "splash-time" | "reboot-timeout")
 }
 
 /// Properties of a block node that open nothing.

@@ -15,7 +15,7 @@ pub mod options;
 
 pub use argv::Paths;
 pub use backing::backing_files;
-pub(crate) use check::{NAME_RULE, is_interface, is_name};
+pub(crate) use check::{NAME_RULE, device_driver, is_interface, is_name, matches};
 pub use check::{check, check_argument};
 
 use crate::qmp::Version;

@@ -2,6 +2,7 @@
 
 use qemu::{OpenError, Vm, qmp::Qmp};
 use std::{
+    os::unix::net::UnixStream,
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -31,7 +32,8 @@ impl ByHand {
             .spawn()
             .unwrap();
         let end = Instant::now() + Duration::from_secs(60);
-        while !qmp.exists() {
+        // A socket that is there may not be listened to yet.
+        while UnixStream::connect(&qmp).is_err() {
             assert!(child.try_wait().unwrap().is_none() && Instant::now() < end, "QEMU does not start");
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -4,7 +4,7 @@
 
 pub(crate) mod hand;
 
-use qemu::{Host, Recipe, VmFile};
+use qemu::{Host, Limits, Recipe, VmFile};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -51,7 +51,9 @@ pub(crate) fn command_line(machine: &str) -> String {
 
 /// A host whose sockets are in `folder`.
 pub(crate) fn host(folder: &Path, name: &str, qemu: Option<PathBuf>) -> Host {
-    Host { qemu, ..Host::new(folder.join(name)) }
+    // Whatever these tests use.
+    let limits = Limits { disks: vec!["/".into()], boot: vec!["/".into()], ..Limits::default() };
+    Host { qemu, limits, ..Host::new(folder.join(name)) }
 }
 
 /// The recipe of a VM file's text, on `host`.

@@ -1,0 +1,69 @@
+//! What a migration is given at its source.
+
+use crate::{
+    beside::Beside,
+    conn::Dial,
+    ports::{GuestMemory, Machine, Ownership, SourceJournal, Tracker},
+    report::{Compression, Mode},
+};
+use std::{ops::RangeInclusive, sync::Arc, time::Duration};
+use units::{Epoch, MigrationId, Rate};
+
+/// What the user wants.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How memory travels.
+    pub mode: Mode,
+    /// Whether `auto` may end in post-copy.
+    pub allow_post_copy: bool,
+    /// The longest acceptable downtime.
+    pub max_downtime: Duration,
+    /// What all streams together may send.
+    pub bandwidth: Option<Rate>,
+    /// How many streams: as many of these as it pays to use.
+    pub streams: RangeInclusive<u32>,
+    /// Whether both sides' memory is compared.
+    pub verify: bool,
+    /// What pages may be compressed with.
+    pub compress: Compression,
+    /// How many cores may compress at a time, at most.
+    pub cores: u32,
+}
+
+impl Options {
+    pub(super) fn post_copy(&self) -> bool {
+        match self.mode {
+            Mode::Auto => self.allow_post_copy,
+            Mode::PreCopy => false,
+            Mode::PostCopy | Mode::Hybrid => true,
+        }
+    }
+}
+
+/// All that a migration needs at its source.
+pub struct SourceParts {
+    /// The VM's name.
+    pub vm: String,
+    /// This host.
+    pub from: String,
+    /// The target host.
+    pub to: String,
+    /// This attempt.
+    pub migration: MigrationId,
+    /// The ownership that this host holds.
+    pub epoch: Epoch,
+    /// How the target starts a QEMU for it, as JSON.
+    pub recipe: Vec<u8>,
+    /// The guest's RAM.
+    pub memory: Arc<dyn GuestMemory>,
+    /// What the guest writes. `None` for a guest that is stopped already, after a restart of the agent.
+    pub tracker: Option<Box<dyn Tracker>>,
+    /// The QEMU process.
+    pub machine: Beside<dyn Machine>,
+    /// What this side promises.
+    pub journal: Box<dyn SourceJournal>,
+    /// Who owns the VM.
+    pub record: Arc<dyn Ownership>,
+    /// How to reach the target.
+    pub dial: Arc<dyn Dial>,
+}

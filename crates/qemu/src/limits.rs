@@ -1,0 +1,87 @@
+//! What the VMs of other hosts may use here. The host that sends a VM says what it needs; this host's own configuration says
+//! whether it gets that.
+
+use crate::recipe::{Recipe, Role, SeenFile, backing_files, device_driver, matches};
+use std::path::{Path, PathBuf};
+
+/// What a host grants to VMs that other hosts send. Beyond it, only what [`crate::recipe::check()`] finds harmless is taken at
+/// all.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Limits {
+    /// Directories with disks, at whatever depth.
+    pub disks: Vec<PathBuf>,
+    /// Directories with kernels and initial RAM disks.
+    pub boot: Vec<PathBuf>,
+    /// Bridges; `None`: whichever there are.
+    pub bridges: Option<Vec<String>>,
+    /// Options of QEMU such as `-device`; `None`: all of the allow-list.
+    pub options: Option<Vec<String>>,
+    /// Devices such as `virtio-*`; `None`: all of the allow-list.
+    pub devices: Option<Vec<String>>,
+}
+
+impl Limits {
+    /// What of a recipe is not granted, files and bridges apart.
+    pub(crate) fn check(&self, recipe: &Recipe) -> Vec<String> {
+        let mut reasons = Vec::new();
+        for argument in &recipe.arguments {
+            let option = &argument.option;
+            if self.options.as_ref().is_some_and(|options| !options.contains(option)) {
+                reasons.push(not_granted(&format!("QEMU's option {option}"), "options"));
+            }
+            let device = argument.value.as_deref().filter(|_| option == "-device").map(device_driver);
+            let Some((device, devices)) = device.zip(self.devices.as_ref()) else { continue };
+            if !devices.iter().any(|pattern| matches(pattern, &device)) {
+                reasons.push(not_granted(&format!("the device {device}"), "devices"));
+            }
+        }
+        reasons
+    }
+
+    /// Whether a VM may be plugged into this bridge.
+    pub(crate) fn check_bridge(&self, bridge: &str) -> Result<(), String> {
+        match &self.bridges {
+            Some(bridges) if !bridges.iter().any(|name| name == bridge) => {
+                Err(not_granted(&format!("the bridge {bridge}"), "bridges"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a VM may use this file, and whatever QEMU would open because of it. Where it may not, nothing is told of it:
+    /// neither whether it exists nor what is in it.
+    pub(crate) fn check_file(&self, file: &SeenFile) -> Result<(), String> {
+        self.check_path(&file.path, file.role)?;
+        if file.role == Role::Disk {
+            // What the image itself says, not what its sender says of it.
+            for backing in backing_files(&file.path)? {
+                self.check_path(&backing.path, Role::Backing)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_path(&self, path: &Path, role: Role) -> Result<(), String> {
+        let (word, setting, dirs) = match role {
+            Role::Disk => ("the disk", "disks", &self.disks),
+            Role::Backing => ("the backing file", "disks", &self.disks),
+            Role::Boot => ("the boot file", "boot", &self.boot),
+        };
+        let what = format!("{word} {}", path.display());
+        if !dirs.iter().any(|dir| path.starts_with(dir)) {
+            return Err(not_granted(&what, setting));
+        }
+        // A file that is not there is told of when it is compared.
+        let Ok(real) = path.canonicalize() else { return Ok(()) };
+        let inside = |dir: &PathBuf| dir.canonicalize().is_ok_and(|dir| real.starts_with(dir));
+        if dirs.iter().any(inside) {
+            Ok(())
+        } else {
+            Err(not_granted(&format!("{what}, by where it leads,"), setting))
+        }
+    }
+}
+
+fn not_granted(what: &str, setting: &str) -> String {
+    format!("{what} is not among what this host grants to VMs of other hosts ({setting} in its [allow])")
+}

@@ -1,0 +1,323 @@
+//! A host of the workgroup that is hostile sends a VM: whatever it asks for, this host gives it what its own configuration
+//! grants, and tells it nothing of the rest.
+
+mod common;
+
+use common::{hand::has, host, recipe};
+use qemu::{
+    Host, Limits, Recipe, preflight,
+    recipe::{Argument, Net, Role, files},
+};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// A host with something to protect, and a VM that is all right.
+struct Bed {
+    folder: tempfile::TempDir,
+    host: Host,
+    recipe: Recipe,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = |name: &str| folder.path().join(name);
+        for name in ["disks", "boot", "secret", "disks-of-others"] {
+            fs::create_dir(dir(name)).unwrap();
+        }
+        let (disk, kernel) = (dir("disks/web.img"), dir("boot/vmlinuz"));
+        fs::write(&disk, vec![0; 1 << 20]).unwrap();
+        fs::write(&kernel, "a kernel").unwrap();
+        fs::write(dir("secret/key"), "a secret").unwrap();
+        fs::write(dir("disks-of-others/web.img"), "another's").unwrap();
+        let mut host = host(folder.path(), "run", None);
+        let text = format!(
+            "name = \"web\"\nmemory = \"64MiB\"\nkernel = {kernel:?}\n[[disk]]\npath = {disk:?}\nformat = \"raw\"\n"
+        );
+        let recipe = recipe(&text, &host);
+        host.limits = Limits { disks: vec![dir("disks")], boot: vec![dir("boot")], ..Limits::default() };
+        Self { folder, host, recipe }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// What this host says to the VM after `change`.
+    fn reasons(&self, change: impl FnOnce(&mut Recipe)) -> Vec<String> {
+        let mut recipe = self.recipe.clone();
+        change(&mut recipe);
+        preflight::check(&recipe, &self.host)
+    }
+
+    /// The same VM with one file more, as a hostile host would describe it: nothing that it says of it is wrong.
+    fn with_file(&self, path: &Path, role: Role) -> Vec<String> {
+        self.reasons(|recipe| {
+            let mut file = files::look(path, role).unwrap();
+            file.path = path.to_owned();
+            recipe.files.push(file);
+        })
+    }
+
+    fn with(&self, option: &str, value: &str) -> Vec<String> {
+        self.reasons(|recipe| recipe.arguments.push(Argument::new(option, value)))
+    }
+}
+
+#[test]
+fn a_vm_that_stays_within_what_is_granted_is_taken() {
+    let bed = Bed::new();
+    assert_eq!(bed.reasons(|_| ()), Vec::<String>::new());
+    let inner = bed.path("disks/inner");
+    symlink(bed.path("disks"), &inner).unwrap();
+    assert_eq!(
+        bed.with_file(&inner.join("web.img"), Role::Disk),
+        Vec::<String>::new(),
+        "links within are fine"
+    );
+}
+
+#[test]
+fn files_elsewhere_are_neither_opened_nor_told_of() {
+    let bed = Bed::new();
+    let secret = bed.path("secret/key");
+    for (path, role) in [
+        (secret.clone(), Role::Boot),
+        (secret.clone(), Role::Disk),
+        (secret.clone(), Role::Backing),
+        // Each directory is for its own kind.
+        (bed.path("boot/vmlinuz"), Role::Disk),
+        (bed.path("disks/web.img"), Role::Boot),
+        // It begins like an allowed one.
+        (bed.path("disks-of-others/web.img"), Role::Disk),
+        ("/etc/passwd".into(), Role::Boot),
+        ("//etc/passwd".into(), Role::Boot),
+        ("/etc/./passwd".into(), Role::Boot),
+    ] {
+        let reasons = bed.with_file(&path, role);
+        assert_eq!(reasons.len(), 1, "{path:?}: {reasons:#?}");
+        has(&reasons, "is not among what this host grants");
+    }
+    // Whether there is such a file, and what is in it, makes no difference to the answer.
+    let guess = |path: &Path, digest: &str| {
+        let reasons = bed.reasons(|recipe| {
+            let mut file = files::look(&secret, Role::Boot).unwrap();
+            (file.path, file.digest) = (path.to_owned(), Some(digest.to_owned()));
+            recipe.files.push(file);
+        });
+        reasons[0].replace(&path.display().to_string(), "FILE")
+    };
+    let digest = files::look(&secret, Role::Boot).unwrap().digest.unwrap();
+    assert_eq!(guess(&secret, &digest), guess(&secret, "0"));
+    assert_eq!(guess(&secret, &digest), guess(&bed.path("secret/no such file"), "0"));
+}
+
+#[test]
+fn paths_that_climb_or_lead_out_are_refused() {
+    let bed = Bed::new();
+    let climbing = bed.path("disks/../secret/key");
+    has(&bed.with_file(&climbing, Role::Disk), "no plain absolute path");
+    symlink(bed.path("secret/key"), bed.path("disks/link.img")).unwrap();
+    symlink(bed.path("secret"), bed.path("disks/dir")).unwrap();
+    symlink("disks/dir/key", bed.path("hop")).unwrap();
+    symlink(bed.path("hop"), bed.path("disks/twice")).unwrap();
+    for link in ["disks/link.img", "disks/dir/key", "disks/twice"] {
+        has(
+            &bed.with_file(&bed.path(link), Role::Disk),
+            "by where it leads, is not among what this host grants",
+        );
+    }
+    for path in ["/proc/self/environ", "//proc/self/environ", "/dev/fd/0", "/sys/kernel/notes", "relative"] {
+        let reasons = bed.reasons(|recipe| recipe.files[0].path = path.into());
+        has(&reasons, "no plain absolute path");
+    }
+}
+
+#[test]
+fn what_an_image_reads_behind_itself_is_granted_too_or_the_image_is_refused() {
+    let bed = Bed::new();
+    let image = |name: &str, backing: &str| {
+        let path = bed.path(name);
+        let mut make = Command::new("qemu-img");
+        make.args(["create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", backing]).arg(&path).arg("1M");
+        assert!(make.status().unwrap().success());
+        path
+    };
+    let within = image("disks/within.qcow2", "web.img");
+    assert_eq!(bed.with_file(&within, Role::Disk), Vec::<String>::new());
+    let secret = bed.path("secret/key").display().to_string();
+    // The sender does not mention what is behind them.
+    for backing in [&secret[..], "../secret/key"] {
+        let reasons = bed.with_file(&image("disks/out.qcow2", backing), Role::Disk);
+        has(&reasons, "the backing file");
+        has(&reasons, "is not among what this host grants");
+    }
+    image("disks/chain.qcow2", "out.qcow2");
+    has(&bed.with_file(&bed.path("disks/chain.qcow2"), Role::Disk), "the backing file");
+    for backing in
+        ["nbd://127.0.0.1/x", "file:/etc/passwd", "json:{\"driver\":\"file\",\"filename\":\"/etc/passwd\"}"]
+    {
+        has(&bed.with_file(&image("disks/out.qcow2", backing), Role::Disk), "no plain file");
+    }
+}
+
+#[test]
+fn options_that_would_open_or_execute_something_are_refused_however_they_are_written() {
+    let bed = Bed::new();
+    let (disk, secret) = (bed.path("disks/web.img"), bed.path("secret/key"));
+    let (disk, secret) = (disk.display(), secret.display());
+    let refused = [
+        // Another file than the VM's, in an option that names one.
+        ("-kernel", format!("{secret}")),
+        ("-initrd", format!("{disk}")),
+        ("-drive", format!("file={secret},format=raw,if=none,id=x")),
+        ("-drive", format!("file={disk},format=raw,if=none,id=x,file={secret}")),
+        ("-drive", format!("file={disk},,{secret},format=raw,if=none,id=x")),
+        ("-drive", format!("file={disk},format=raw,if=none,id=x,file.filename={secret}")),
+        ("-drive", format!("file={disk},format=raw,if=none,id=x,backing.file.filename={secret}")),
+        ("-drive", format!("file={disk},if=none,id=x")),
+        ("-drive", format!("file={disk},format=vmdk,if=none,id=x")),
+        ("-blockdev", format!("driver=file,node-name=x,filename={secret}")),
+        ("-blockdev", format!("driver=file,node-name=x,filename={disk},filename={secret}")),
+        (
+            "-blockdev",
+            format!("driver=qcow2,node-name=x,file=file0,backing.driver=file,backing.filename={secret}"),
+        ),
+        ("-blockdev", format!("driver=qcow2,node-name=x,file=file0,data-file.filename={secret}")),
+        ("-blockdev", "driver=host_device,node-name=x,filename=/dev/sda".to_owned()),
+        ("-blockdev", format!("{{\"driver\":\"file\",\"node-name\":\"x\",\"filename\":\"{secret}\"}}")),
+        // Protocols.
+        ("-drive", format!("file=file:{secret},format=raw")),
+        ("-drive", "file=nbd://127.0.0.1/x,format=raw".to_owned()),
+        ("-drive", "file=json:{\"driver\":\"file\"},format=raw".to_owned()),
+        ("-drive", "file=fat:rw:/etc,format=raw".to_owned()),
+        ("-blockdev", "driver=nbd,node-name=x,server.type=inet,server.host=a,server.port=1".to_owned()),
+        ("-blockdev", "driver=ssh,node-name=x,server.host=a,path=/".to_owned()),
+        // A device's own files, wherever the driver's name stands.
+        ("-device", format!("virtio-net-pci,romfile={secret}")),
+        ("-device", format!("romfile={secret},driver=virtio-net-pci")),
+        ("-device", format!("driver=virtio-net-pci,romfile={secret},romfile=")),
+        ("-device", "vfio-pci,host=01:00.0".to_owned()),
+        ("-device", "virtio-9p-pci,fsdev=f,mount_tag=x".to_owned()),
+        ("-device", "loader,file=/etc/passwd".to_owned()),
+        ("-device", "virtio-net-pcix,vhostfd=3".to_owned()),
+        ("-device", "usb-host,hostdevice=/dev/bus/usb/001/001".to_owned()),
+        ("-device", "{\"driver\":\"VGA\",\"romfile\":\"/etc/passwd\"}".to_owned()),
+        ("-global", "VGA.romfile=passwd".to_owned()),
+        ("-global", "driver=VGA,property=romfile,value=passwd".to_owned()),
+        ("-global", "driver=migration,property=send-configuration,value=on".to_owned()),
+        ("-boot", "splash=passwd".to_owned()),
+        ("-smbios", "file=/etc/passwd".to_owned()),
+        ("-smbios", "type=11,path=/etc/passwd".to_owned()),
+        ("-object", "rng-random,id=r,filename=/etc/passwd".to_owned()),
+        ("-object", "rng-random,filename=/dev/urandom,id=r,filename=/etc/passwd".to_owned()),
+        ("-object", "iothread,id=i,qom-type=memory-backend-file,mem-path=/etc/passwd".to_owned()),
+        ("-object", "secret,id=s,file=/etc/passwd".to_owned()),
+        // Character devices.
+        ("-chardev", "file,id=c,path=/tmp/x".to_owned()),
+        ("-chardev", "null,id=c,logfile=/tmp/x".to_owned()),
+        ("-chardev", "null,id=c,backend=pipe,path=/tmp/x".to_owned()),
+        ("-chardev", "socket,id=c,host=1.2.3.4,port=1".to_owned()),
+        ("-serial", "file:/tmp/x".to_owned()),
+        ("-serial", "tcp:1.2.3.4:1".to_owned()),
+        ("-monitor", "unix:/tmp/x,server".to_owned()),
+        // Options that are not for the sender to give, and some that look like those that are.
+        ("-incoming", "exec:sh".to_owned()),
+        ("-netdev", "tap,id=t,script=/tmp/x".to_owned()),
+        ("-nic", "user,smb=/etc".to_owned()),
+        ("-fsdev", "local,id=f,path=/,security_model=none".to_owned()),
+        ("-virtfs", "local,path=/,mount_tag=x,security_model=none".to_owned()),
+        ("-bios", "/etc/passwd".to_owned()),
+        ("-pflash", "/etc/passwd".to_owned()),
+        ("-dtb", "/etc/passwd".to_owned()),
+        ("-L", "/tmp".to_owned()),
+        ("-D", "/tmp/x".to_owned()),
+        ("-pidfile", "/tmp/x".to_owned()),
+        ("-readconfig", "/tmp/x".to_owned()),
+        ("-plugin", "/tmp/x.so".to_owned()),
+        ("-gdb", "tcp::1234".to_owned()),
+        ("-qmp", "tcp:0.0.0.0:1".to_owned()),
+        ("-runas", "root".to_owned()),
+        ("-chroot", "/tmp".to_owned()),
+        ("-tpmdev", "passthrough,id=t,path=/dev/tpm0".to_owned()),
+        ("--kernel", format!("{}", bed.path("boot/vmlinuz").display())),
+        ("-kernel ", format!("{}", bed.path("boot/vmlinuz").display())),
+        ("-Device", "VGA".to_owned()),
+        ("-device\n-bios", "/etc/passwd".to_owned()),
+        ("", "x".to_owned()),
+    ];
+    for (option, value) in refused {
+        let reasons = bed.with(option, &value);
+        assert_eq!(reasons.len(), 1, "{option} {value}: {reasons:#?}");
+    }
+    // The same list lets what is harmless pass.
+    for (option, value) in [
+        ("-device", "virtio-rng-pci,id=r".to_owned()),
+        ("-boot", "order=c,strict=on".to_owned()),
+        ("-global", "virtio-net-pci.mq=on".to_owned()),
+        ("-object", "rng-random,id=r,filename=/dev/urandom".to_owned()),
+        ("-drive", format!("file={disk},format=raw,if=none,id=x")),
+    ] {
+        assert_eq!(bed.with(option, &value), Vec::<String>::new(), "{option} {value}");
+    }
+}
+
+#[test]
+fn what_else_a_recipe_names_cannot_become_an_option_or_a_path() {
+    let bed = Bed::new();
+    for name in ["../web", "a/b", "web\n-bios", "web,process=x", "", "-S", "web\0", "..", &"x".repeat(64)] {
+        has(&bed.reasons(|recipe| recipe.name = name.to_owned()), "the VM's name");
+    }
+    type Change = fn(&mut Recipe);
+    let changes: [(Change, &str); 9] = [
+        (|r| r.machine = "pc-q35-7.2,firmware=/etc/passwd".to_owned(), "firmware"),
+        (|r| r.machine = "kernel=/etc/passwd,type=q35".to_owned(), "no machine's name"),
+        (|r| r.machine.push_str(",memory-backend=x"), "memory-backend"),
+        (|r| r.cpu = "qemu64 -bios /etc/passwd".to_owned(), "-cpu"),
+        (|r| r.smp = "1\n".to_owned(), "-smp"),
+        (|r| r.memory[0].id = "ram0,mem-path=/etc/passwd".to_owned(), "memory block id"),
+        (|r| r.memory[0].id = "../ram0".to_owned(), "memory block id"),
+        (|r| r.nets.push(Net { id: "n0,script=/tmp/x".to_owned(), bridge: "br0".to_owned() }), "network id"),
+        (
+            |r| r.nets.push(Net { id: "n0".to_owned(), bridge: "br0 master x".to_owned() }),
+            "no name of a bridge",
+        ),
+    ];
+    for (change, says) in changes {
+        has(&bed.reasons(change), says);
+    }
+}
+
+#[test]
+fn the_sender_cannot_choose_the_program() {
+    let recipe = Bed::new().recipe;
+    let mut value = serde_json::to_value(&recipe).unwrap();
+    for field in ["qemu_path", "program", "emulator", "env"] {
+        value[field] = "/tmp/evil".into();
+        serde_json::from_value::<Recipe>(value.clone()).unwrap_err();
+        value.as_object_mut().unwrap().remove(field);
+    }
+    assert_eq!(serde_json::from_value::<Recipe>(value).unwrap(), recipe);
+}
+
+#[test]
+fn a_host_can_grant_less_than_what_is_harmless() {
+    let mut bed = Bed::new();
+    bed.host.limits.devices = Some(vec!["virtio-blk-*".to_owned(), "virtio-net-pci".to_owned()]);
+    assert_eq!(bed.reasons(|_| ()), Vec::<String>::new());
+    has(&bed.with("-device", "VGA"), "the device VGA is not among what this host grants");
+    has(&bed.with("-device", "id=x,driver=VGA"), "the device VGA is not among what this host grants");
+    bed.host.limits.options = Some(["-kernel", "-vga", "-blockdev", "-device"].map(str::to_owned).to_vec());
+    assert_eq!(bed.reasons(|_| ()), Vec::<String>::new());
+    has(&bed.with("-append", "quiet"), "-append is not among what this host grants");
+    bed.host.limits.bridges = Some(vec!["guests".to_owned()]);
+    let plugged = |r: &mut Recipe| r.nets.push(Net { id: "n0".to_owned(), bridge: "mgmt".to_owned() });
+    has(&bed.reasons(plugged), "the bridge mgmt is not among what this host grants");
+    bed.host.limits = Limits::default();
+    has(&bed.reasons(|_| ()), "the disk");
+    has(&bed.reasons(|_| ()), "the boot file");
+}
