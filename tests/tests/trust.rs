@@ -122,7 +122,7 @@ fn an_agent_without_usable_certificates_does_not_start_and_says_what_to_do() {
         agent("c")?.exited(1)?.says(&["open to others", &format!("chmod 600 {}", key.display())])?;
         lab::run(std::process::Command::new("chmod").arg("600").arg(&key))?;
         fs::copy(lab.host("a").dir.join("tls/host.key"), &key).doing("put another key there")?;
-        agent("c")?.exited(1)?.says(&["not the key of"])
+        agent("c")?.exited(1)?.says(&["not the key of"]).map(drop)
     })
 }
 
