@@ -149,7 +149,7 @@ fn what_is_not_valid_now_is_told_with_both_times() {
     let files = Files::within(dir.path());
     fs::write(&files.ca, ca.cert()).unwrap();
     fs::write(&files.cert, &pair.cert).unwrap();
-    fs::OpenOptions::new().write(true).create(true).mode(0o600).open(&files.key).unwrap();
+    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&files.key).unwrap();
     fs::write(&files.key, &pair.key).unwrap();
     let bad = show(dir.path()).unwrap().bad.join("\n");
     has(&bad, &format!("expired at {}", past.until));
