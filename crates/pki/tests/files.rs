@@ -105,7 +105,7 @@ fn a_certificate_says_whose_it_is_and_for_how_long() {
         identity.is("a") && identity.is("a.example.org") && !identity.is("10.0.0.1") && !identity.is("b")
     );
     assert_eq!(identity.warning(now), None);
-    has(identity.warning(now.plus_days(80)).unwrap(), "expires in 9 days");
+    has(identity.warning(Instant(until.0 - 10 * 86_400)).unwrap(), "expires in 10 days");
     has(identity.warning(now.plus_days(91)).unwrap(), "expired");
     // Never longer than its CA.
     let long = issue(&ca, "b", &[], 36500, &dir.path().join("b")).unwrap();
@@ -149,7 +149,7 @@ fn what_is_not_valid_now_is_told_with_both_times() {
     let files = Files::within(dir.path());
     fs::write(&files.ca, ca.cert()).unwrap();
     fs::write(&files.cert, &pair.cert).unwrap();
-    fs::OpenOptions::new().write(true).create(true).mode(0o600).open(&files.key).unwrap();
+    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&files.key).unwrap();
     fs::write(&files.key, &pair.key).unwrap();
     let bad = show(dir.path()).unwrap().bad.join("\n");
     has(&bad, &format!("expired at {}", past.until));

@@ -61,7 +61,7 @@ struct Init {
 
 /// Make a host's certificate and key.
 ///
-/// The certificate is for the host's name, as its agent's configuration and the other hosts' [peers] call it, and for each
+/// The certificate is for the host's name, as its agent's configuration and the other hosts' `[peers]` call it, and for each
 /// --address. A host that is called by its address (`migrate --to 10.0.0.2:7471`) needs that address in it. To renew one, issue
 /// another into a new directory, put its files in the place of the old ones, and start the agent again: VMs run on meanwhile.
 #[derive(clap::Args, Debug)]

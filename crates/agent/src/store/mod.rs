@@ -20,7 +20,10 @@ pub use records::{ArrivalRecord, DepartureRecord, DepartureState, Origin, Proces
 pub use source::Departure;
 pub use target::Arrival;
 
-use redb::{Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, WriteTransaction};
+use redb::{
+    Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
+    WriteTransaction,
+};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -163,6 +166,20 @@ impl<E: Into<redb::Error>> From<E> for Trouble {
     fn from(error: E) -> Self {
         Self::Database(error.into())
     }
+}
+
+/// All entries of a table, by name.
+fn entries<T: serde::de::DeserializeOwned>(
+    look: &ReadTransaction,
+    table: TableDefinition<'_, &str, &[u8]>,
+) -> Result<Vec<(String, T)>, Trouble> {
+    let rows = look.open_table(table)?;
+    rows.iter()?
+        .map(|row| {
+            let (name, entry) = row?;
+            Ok((name.value().to_owned(), decode(entry.value())?))
+        })
+        .collect()
 }
 
 fn encode<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, Trouble> {

@@ -27,19 +27,19 @@ struct Offer {
     vm: String,
     #[serde(flatten)]
     owner: Owner,
-    /// Whether somebody else than the owner may claim.
+    /// Whether this host may claim it from the owner. Nobody else ever may.
     open: bool,
 }
 
 impl Offer {
-    /// What `claim` comes to, and whether that changes the record.
-    fn decide(&self, claim: &Claim) -> (Claimed, bool) {
+    /// What `claim` comes to on the host `here`, and whether that changes the record.
+    fn decide(&self, claim: &Claim, here: &str) -> (Claimed, bool) {
         let epoch = claim.expected.next();
         let decided = self.owner.migration == Some(claim.migration);
         if decided && self.owner.owner == claim.claimer && self.owner.epoch == epoch {
             return (Claimed::Yours(epoch), false);
         }
-        let may = self.open || self.owner.owner == claim.claimer;
+        let may = (self.open && claim.claimer == here) || self.owner.owner == claim.claimer;
         if !decided && self.owner.epoch == claim.expected && may {
             return (Claimed::Yours(epoch), true);
         }
@@ -155,7 +155,7 @@ impl Store {
             let Some(mut offer) = row.filter(|offer| offer.vm == claim.vm) else {
                 return Ok(None);
             };
-            let (claimed, swap) = offer.decide(claim);
+            let (claimed, swap) = offer.decide(claim, self.host());
             if swap {
                 let record = OwnershipRecord {
                     owner: claim.claimer.clone(),

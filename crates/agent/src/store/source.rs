@@ -1,6 +1,8 @@
 //! The source's journal: what this host may do with the guest after a crash in the middle of a migration.
 
-use super::{DepartureRecord, DepartureState, Store, StoreError, Trouble, decode, encode, ownership, vms};
+use super::{
+    DepartureRecord, DepartureState, Store, StoreError, Trouble, decode, encode, entries, ownership, vms,
+};
 use engine::ports::{OwnershipRecord, SourceJournal};
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use std::io;
@@ -47,16 +49,7 @@ impl Store {
 
     /// All VMs with an entry in the source's journal.
     pub fn departures(&self) -> Result<Vec<(String, DepartureRecord)>, StoreError> {
-        self.look("read the journal of migrations from here", |look| {
-            let rows = look.open_table(DEPARTURES)?;
-            rows.iter()?
-                .map(|row| row.map_err(Trouble::from))
-                .map(|row| {
-                    let (name, entry) = row?;
-                    Ok((name.value().to_owned(), decode(entry.value())?))
-                })
-                .collect()
-        })
+        self.look("read the journal of migrations from here", |look| entries(look, DEPARTURES))
     }
 
     /// The entry of one VM.

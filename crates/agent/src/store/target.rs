@@ -1,6 +1,6 @@
 //! The target's journal: what this host must do with an arriving guest after a crash.
 
-use super::{ArrivalRecord, Store, StoreError, Trouble, decode, encode, owed, ownership, vms};
+use super::{ArrivalRecord, Store, StoreError, Trouble, decode, encode, entries, owed, ownership, vms};
 use engine::ports::{Claim, TargetJournal};
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 use std::io;
@@ -65,16 +65,7 @@ pub struct Arrival {
 impl Store {
     /// All VMs with an entry in the target's journal.
     pub fn arrivals(&self) -> Result<Vec<(String, ArrivalRecord)>, StoreError> {
-        self.look("read the journal of migrations to here", |look| {
-            let rows = look.open_table(ARRIVALS)?;
-            rows.iter()?
-                .map(|row| row.map_err(Trouble::from))
-                .map(|row| {
-                    let (name, entry) = row?;
-                    Ok((name.value().to_owned(), decode(entry.value())?))
-                })
-                .collect()
-        })
+        self.look("read the journal of migrations to here", |look| entries(look, ARRIVALS))
     }
 
     /// The journal of an arrival that was recorded before the agent was started again.

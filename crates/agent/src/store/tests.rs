@@ -96,6 +96,14 @@ fn a_claim_at_a_stale_or_future_epoch_loses() {
 }
 
 #[test]
+fn a_third_host_never_gets_what_two_others_pass_on() {
+    let (_dir, store, _) = offered();
+    assert_eq!(store.claim(&claim("elsewhere", FIRST, 4)).unwrap(), Claimed::Lost(record("here", 4)));
+    assert_eq!(store.claim(&claim("there", FIRST, 4)).unwrap(), Claimed::Yours(Epoch(5)));
+    assert_eq!(store.claim(&claim("elsewhere", FIRST, 5)).unwrap(), lost_to("there", 5));
+}
+
+#[test]
 fn a_claim_for_an_unknown_migration_is_not_known_rather_than_lost() {
     let (_dir, store, _) = offered();
     let unknown = store.claim(&claim("here", MigrationId(7), 4)).unwrap_err();
