@@ -317,7 +317,6 @@ impl SourceDriver {
             }
             SourceEvent::Message(control::Kind::Settled(settled)) => self.story.settled(settled),
             SourceEvent::Message(control::Kind::StillOwed(still)) => {
-                self.token = Token::read(&still.token);
                 match proto::page_sets(&still.blocks, &self.shape) {
                     Ok(owed) => self.owed = owed,
                     Err(e) => {
@@ -603,6 +602,10 @@ impl SourceDriver {
                 Signal::Silent(generation, _) => (false, false, *generation == self.generation),
                 _ => (false, false, false),
             };
+            if let Signal::Event(SourceEvent::Message(control::Kind::StillOwed(still))) = &signal {
+                // A target that was restarted has another one.
+                self.token = Token::read(&still.token);
+            }
             self.later.push_back(signal);
             if lost {
                 return Err(io::Error::other("the connection was lost again"));
