@@ -1,207 +1,272 @@
 //! Who runs when, and for how long.
 
 use crate::{
-    contender::Contender,
+    contender::{Contender, Way},
+    files,
     footprint::{self, Footprint},
-    guest::{self, Feelings, Felt, Gaps},
+    guest, limit,
+    link::{Link, patience},
     options::Options,
     qemu,
-    run::{Quiet, Run},
+    results::Results,
+    run::{Run, Terms},
     tables, whimbrel,
+    workload::{FILES, MEMORY, With, Workload},
 };
-use lab::{Doing, Error, Lab, Result, Tools};
-use serde_json::{Value, json};
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::Write,
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use lab::{Doing, Error, HandStart, Lab, Result, Tools, other_kernel::with_program};
+use std::{fs, io::Write, os::unix::fs::FileExt, path::Path, time::Instant};
+use units::{Bytes, Rate};
 
-/// How often a contender may fail in a row before it is left out.
-const FAILURES: u32 = 3;
-/// As long as a migration lasts, about.
-const QUIET: Duration = Duration::from_millis(700);
 /// How long each logs' end is that a failure shows.
 const LINES: usize = 15;
+/// What a plain copy moves: about what the incompressible guest has in use.
+const COPIED: Bytes = Bytes(640 << 20);
+/// Over so many connections, as long as nobody knows how many whimbrel takes.
+const STREAMS: u64 = 2;
+/// What both guests and the copies that move hold at the same time.
+const TOUCHED: u64 = 4 * MEMORY.0;
+/// The files that a page cache is filled with.
+const USR: &str = "/usr";
+/// Debian's package redis-tools has the server under the name of a program that checks its files; it is whatever it is called.
+const REDIS: [&str; 2] = ["/usr/bin/redis-check-rdb", "/usr/bin/redis-server"];
 
-/// Everything that was measured.
-#[derive(Default)]
-pub(crate) struct Results {
-    pub(crate) runs: Vec<Run>,
-    pub(crate) quiet: Vec<Quiet>,
-    pub(crate) footprints: Vec<Footprint>,
-    pub(crate) failures: Vec<(String, Error)>,
-    /// Processes that wanted a processor before anything began: the load average of the last minute.
-    pub(crate) load: f64,
+/// What a bench knows besides its results.
+struct Bench<'a> {
+    options: &'a Options,
+    tools: Tools,
+    clock: Instant,
+    /// What the unshaped link carries, once that was measured.
+    unshaped: Option<Rate>,
 }
 
 /// Measures what `options` wants and prints it. Whether everything worked.
 pub(crate) fn run(options: &Options) -> Result<bool> {
-    let tools = Tools::find()?;
-    let contenders: Vec<_> = Contender::ALL.into_iter().filter(|c| options.wants(c.name())).collect();
-    let memory = options.wants("memory");
-    if contenders.is_empty() && !memory {
-        return Err(Error::new("--only", "no contender has such a name; --help lists them"));
-    }
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load = load.split_whitespace().next().and_then(|word| word.parse().ok());
-    let mut results = Results { load: load.unwrap_or_default(), ..Results::default() };
-    let clock = Instant::now();
-    if !contenders.is_empty() {
-        compare(options, &tools, &contenders, clock, &mut results)?;
-    }
-    if memory {
-        eprintln!("agents' memory with a guest of 5 GiB …");
-        match footprint::measure(&tools, options.tls) {
-            Ok(found) => results.footprints = found,
-            Err(why) => failed("memory", why, &mut results),
+    let load = load.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or_default();
+    let mut bench = Bench { options, tools: Tools::find()?, clock: Instant::now(), unshaped: None };
+    let mut results = Results::open(options.out.as_deref(), options.tls)?;
+    let mut well = true;
+    warm_up()?;
+    for workload in Workload::ALL.iter().filter(|workload| options.wants(workload)) {
+        // One boot serves both links where the guest does the same on both.
+        let mut links = options.links();
+        while let Some(first) = links.first().copied() {
+            let words = options.words(workload, first);
+            let (same, others) = links.into_iter().partition(|link| options.words(workload, *link) == words);
+            links = others;
+            if let Err(why) = bench.measure(workload, &same, &mut results) {
+                well = false;
+                eprintln!("FAILED {}: {why}", workload.name);
+            }
         }
     }
-    if let Some(path) = &options.out {
-        fs::write(path, format!("{:#}\n", results.json())).doing(format!("write {}", path.display()))?;
+    let mut footprints: Vec<Footprint> = Vec::new();
+    if options.wants_memory() && !bench.is_over() {
+        eprintln!("agents' memory with a guest of 5 GiB …");
+        match footprint::measure(&bench.tools, options.tls) {
+            Ok(found) => footprints = found,
+            Err(why) => {
+                well = false;
+                eprintln!("FAILED memory: {why}");
+            }
+        }
     }
-    let text = tables::all(options, &results);
+    let text = tables::all(&results, &footprints, load, options.tls);
     std::io::stdout().write_all(text.as_bytes()).doing("print")?;
-    Ok(results.failures.is_empty())
+    Ok(well)
+}
+
+/// Touches as much memory as will be used. Where the machine is itself a guest, its host backs memory when it is first
+/// touched, which takes ten times as long as touching it; whoever ran first would pay for all.
+fn warm_up() -> Result<()> {
+    let memory =
+        rustix::fs::memfd_create("bench", rustix::fs::MemfdFlags::CLOEXEC).doing("make a memory file")?;
+    let (memory, piece) = (fs::File::from(memory), vec![1; 1 << 20]);
+    (0..TOUCHED >> 20).try_for_each(|n| memory.write_all_at(&piece, n << 20)).doing("touch memory")
+}
+
+impl Bench<'_> {
+    fn is_over(&self) -> bool {
+        self.clock.elapsed() > self.options.limit()
+    }
+
+    /// All runs of a workload on links for which it is the same.
+    fn measure(&mut self, workload: &Workload, links: &[Link], results: &mut Results) -> Result<()> {
+        let movers = self.options.movers(workload);
+        let missing = |link: &Link, results: &Results| -> Vec<(u32, Contender)> {
+            let turns =
+                (1..=self.options.runs).flat_map(|n| turns(&movers, n).into_iter().map(move |c| (n, c)));
+            turns.filter(|(n, c)| !results.has(workload.name, link.name(), c.name, *n)).collect()
+        };
+        let all: Vec<_> = links.iter().map(|link| (*link, missing(link, results))).collect();
+        let needed: Vec<Contender> =
+            all.iter().flat_map(|(_, turns)| turns.iter().map(|(_, c)| *c)).collect();
+        if needed.is_empty() || self.is_over() {
+            return Ok(());
+        }
+        let (here, there) = (Lab::new(&["a", "b"])?, Lab::new(&["a", "b"])?);
+        let (start, tools) = self.prepare(workload, self.options.words(workload, links[0]), here.dir())?;
+        let mut pair = Pair { here: &here, there: &there, ours: None, theirs: None };
+        pair.boot(&start, &tools, self.options, &needed)?;
+        for (link, turns) in all {
+            link.shape(&here)?;
+            link.shape(&there)?;
+            let patience = patience(MEMORY, self.rate(link, &pair)?);
+            for (n, contender) in turns {
+                if self.is_over() {
+                    eprintln!("{} minutes are over: no further runs", self.options.minutes);
+                    return Ok(());
+                }
+                if pair.lacks(contender) {
+                    continue;
+                }
+                let verify = n == self.options.runs || workload.downtime_ms < 100;
+                let terms = Terms { downtime_ms: workload.downtime_ms, patience, verify };
+                let streams = results.runs.iter().rev().find(|run| run.contender == "whimbrel-uncompressed");
+                let streams = streams.and_then(|run| run.streams).unwrap_or(STREAMS);
+                let run = match pair.turn(contender, n, &terms, streams) {
+                    Ok(run) => run,
+                    Err(why) => {
+                        pair.lab(contender).print_logs(LINES);
+                        Run {
+                            trouble: Some(why.to_string()),
+                            contender: contender.name.to_owned(),
+                            ..Run::default()
+                        }
+                    }
+                };
+                let run =
+                    Run { workload: workload.name.to_owned(), link: link.name().to_owned(), run: n, ..run };
+                let at = self.clock.elapsed().as_secs();
+                eprintln!("[{}:{:02}] {}", at / 60, at % 60, tables::line(&run));
+                let gone = run.harmed || !run.finished && run.total_ms == 0.0;
+                results.add(run)?;
+                if gone {
+                    pair.mend(contender);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What a link carries: as it is shaped, or as one copy shows.
+    fn rate(&mut self, link: Link, pair: &Pair<'_>) -> Result<Rate> {
+        if let Some(rate) = link.rate().or(self.unshaped) {
+            return Ok(rate);
+        }
+        let copy = pair.turn_of_nobody(1, STREAMS)?;
+        Ok(*self.unshaped.insert(limit::rate(&copy)))
+    }
+
+    /// How a workload's guest is started, and with what.
+    fn prepare(&self, workload: &Workload, words: &str, dir: &Path) -> Result<(HandStart, Tools)> {
+        eprintln!("{}: {} …", workload.name, workload.what);
+        let (mut start, mut tools) = (guest::start(words), self.tools.clone());
+        match workload.with {
+            With::Nothing => {}
+            With::Files => {
+                let disk = dir.join("files.img");
+                files::write(Path::new(USR), FILES, &disk)?;
+                start = start.disk(&disk, "readonly=on");
+            }
+            With::Redis => {
+                let initrd = dir.join("redis.cpio");
+                with_program(&tools.initrd, Path::new(REDIS[0]), REDIS[1], &initrd)?;
+                tools.initrd = initrd;
+            }
+        }
+        Ok((start, tools))
+    }
+}
+
+/// In the order of their turns: the other way round every other time, so that nobody always goes the same way.
+fn turns(movers: &[Contender], n: u32) -> Vec<Contender> {
+    let mut turns = movers.to_vec();
+    if n.is_multiple_of(2) {
+        turns.reverse();
+    }
+    turns
 }
 
 /// Both guests, and only one of them running at a time.
-fn compare(
-    options: &Options,
-    tools: &Tools,
-    contenders: &[Contender],
-    clock: Instant,
-    results: &mut Results,
-) -> Result<()> {
-    let (here, there) = (Lab::new(&["a", "b"])?, Lab::new(&["a", "b"])?);
-    for host in [&here, &there].into_iter().flat_map(Lab::hosts) {
-        host.shape(options.link)?;
-    }
-    let start = || guest::start(&options.work);
-    let (mut ours, mut theirs) = (None, None);
-    if contenders.iter().any(|c| c.is_whimbrel()) {
-        eprintln!("booting the guest that whimbrel moves …");
-        match whimbrel::stage(&here, tools, options.tls)
-            .and_then(|stage| whimbrel::Moved::boot(stage, start(), options.streams))
-        {
-            Ok(moved) => ours = Some(moved),
-            Err(why) => {
-                here.print_logs(LINES);
-                failed("whimbrel", why, results);
-            }
-        }
-    }
-    if contenders.iter().any(|c| !c.is_whimbrel()) {
-        if let Some(ours) = &ours {
-            guest::freeze(ours.pid()?)?;
-        }
-        eprintln!("booting the guest that QEMU moves …");
-        theirs = Some(qemu::Moved::boot(&there, tools, start())?);
-        if let Some(ours) = &ours {
-            guest::thaw(ours.pid()?)?;
-        }
-    }
-
-    let mut wrong: BTreeMap<&str, u32> = BTreeMap::new();
-    for n in 1..=options.runs {
-        for contender in contenders {
-            let name = contender.name();
-            let absent = if contender.is_whimbrel() { ours.is_none() } else { theirs.is_none() };
-            if absent || wrong.get(name) >= Some(&FAILURES) {
-                continue;
-            }
-            if clock.elapsed() > options.limit() {
-                eprintln!("{} minutes are over: no further runs", options.minutes);
-                return Ok(());
-            }
-            let hop = turn(*contender, ours.as_ref(), theirs.as_mut());
-            let at = clock.elapsed().as_secs();
-            match hop {
-                Ok((quiet, run)) => {
-                    let run = Run { n, ..run };
-                    eprintln!("[{}:{:02}] {n}/{} {}", at / 60, at % 60, options.runs, tables::line(&run));
-                    wrong.remove(name);
-                    results.quiet.push(quiet);
-                    if let Some(harm) = run.harm.as_ref() {
-                        eprintln!("HARMED the guest: {harm}");
-                        if contender.is_whimbrel() {
-                            failed(name, Error::new("it harmed the guest", harm), results);
-                            ours = None;
-                        }
-                    }
-                    results.runs.push(run);
-                }
-                Err(why) => {
-                    *wrong.entry(name).or_default() += 1;
-                    let lab = if contender.is_whimbrel() { &here } else { &there };
-                    lab.print_logs(LINES);
-                    failed(name, why, results);
-                    if !contender.is_whimbrel() {
-                        theirs = None; // nobody knows where its guest is now
-                    }
-                }
-            }
-        }
-    }
-    Ok(())
+struct Pair<'a> {
+    here: &'a Lab,
+    there: &'a Lab,
+    ours: Option<whimbrel::Moved<'a>>,
+    theirs: Option<qemu::Moved<'a>>,
 }
 
-/// One run of one contender, while the other's guest is frozen.
-fn turn(
-    contender: Contender,
-    ours: Option<&whimbrel::Moved>,
-    theirs: Option<&mut qemu::Moved>,
-) -> Result<(Quiet, Run)> {
-    let other = match contender.is_whimbrel() {
-        true => theirs.as_ref().map(|moved| moved.pid()),
-        // A VM that is nowhere needs no freezing.
-        false => ours.as_ref().and_then(|moved| moved.pid().ok()),
-    };
-    let frozen = other.map(guest::freeze).transpose();
-    let done = frozen.and_then(|_| match (contender.is_whimbrel(), ours, theirs) {
-        (true, Some(moved), _) => Ok((quiet(moved.guest())?, moved.hop(contender)?)),
-        (false, _, Some(moved)) => {
-            let (quiet, run) = (quiet(moved.guest())?, moved.hop(contender)?);
-            if run.harm.is_some() {
-                eprintln!("{}", moved.last_words());
-                moved.reboot()?;
-            }
-            Ok((quiet, run))
+impl<'a> Pair<'a> {
+    fn boot(
+        &mut self,
+        start: &HandStart,
+        tools: &'a Tools,
+        options: &Options,
+        needed: &[Contender],
+    ) -> Result<()> {
+        if needed.iter().any(|c| !c.is_qemu()) {
+            let booted = whimbrel::stage(self.here, tools, options.tls)
+                .and_then(|stage| whimbrel::Moved::boot(stage, start.clone(), options.streams));
+            self.ours = Some(booted.inspect_err(|_| self.here.print_logs(LINES))?);
         }
-        _ => Err(Error::new(contender.name(), "has no guest")),
-    });
-    other.map(guest::thaw).transpose()?;
-    done
-}
-
-/// What the guest and its client feel when nothing moves.
-fn quiet(guest: &lab::Guest) -> Result<Quiet> {
-    let feelings = Feelings::begin(guest)?;
-    sleep(QUIET);
-    match feelings.end() {
-        Felt::Fine(Gaps { client, guest }) => {
-            Ok(Quiet { contender: "none", client_gap_ms: client, guest_gap_ms: guest })
+        if needed.iter().any(|c| c.is_qemu()) {
+            let ours = self.ours.as_ref().map(whimbrel::Moved::pid).transpose()?;
+            ours.map(guest::freeze).transpose()?;
+            self.theirs = Some(qemu::Moved::boot(self.there, tools, start.clone(), options.tls)?);
+            ours.map(guest::thaw).transpose()?;
         }
-        Felt::Harmed(why) => Err(why),
+        Ok(())
     }
-}
 
-fn failed(name: &str, why: Error, results: &mut Results) {
-    eprintln!("FAILED {name}: {why}");
-    results.failures.push((name.to_owned(), why));
-}
+    fn lacks(&self, contender: Contender) -> bool {
+        if contender.is_qemu() { self.theirs.is_none() } else { self.ours.is_none() }
+    }
 
-impl Results {
-    /// All runs, one array.
-    fn json(&self) -> Value {
-        let mut all: Vec<Value> = self.runs.iter().map(|run| json!(run)).collect();
-        all.extend(self.quiet.iter().map(|quiet| json!(quiet)));
-        all.extend(self.footprints.iter().map(|footprint| json!(footprint)));
-        let failure =
-            |(name, error): &(String, Error)| json!({"contender": name, "failed": error.to_string()});
-        all.extend(self.failures.iter().map(failure));
-        Value::Array(all)
+    fn lab(&self, contender: Contender) -> &'a Lab {
+        if contender.is_qemu() { self.there } else { self.here }
+    }
+
+    /// One run, while the other's guest is frozen.
+    fn turn(&mut self, contender: Contender, n: u32, terms: &Terms, streams: u64) -> Result<Run> {
+        let other = match contender.is_qemu() {
+            // A VM that is nowhere needs no freezing.
+            true => self.ours.as_ref().and_then(|moved| moved.pid().ok()),
+            false => self.theirs.as_ref().map(qemu::Moved::pid),
+        };
+        other.map(guest::freeze).transpose()?;
+        let nobody = || Error::new(contender.name, "has no guest any more");
+        let done = match contender.way {
+            Way::Whimbrel { .. } => {
+                self.ours.as_ref().ok_or_else(nobody).and_then(|moved| moved.hop(contender, terms))
+            }
+            Way::Qemu(_) => {
+                self.theirs.as_mut().ok_or_else(nobody).and_then(|moved| moved.hop(contender, terms))
+            }
+            Way::Copy => self.turn_of_nobody(n, streams),
+        };
+        other.map(guest::thaw).transpose()?;
+        done
+    }
+
+    /// A plain copy, there or back.
+    fn turn_of_nobody(&self, n: u32, streams: u64) -> Result<Run> {
+        let hosts = self.here.hosts();
+        let (from, to) = if n.is_multiple_of(2) { (&hosts[1], &hosts[0]) } else { (&hosts[0], &hosts[1]) };
+        limit::copy(from, to, COPIED, streams)
+    }
+
+    /// After a run that the guest did not survive, or of which nobody knows how it went.
+    fn mend(&mut self, contender: Contender) {
+        if !contender.is_qemu() {
+            // Its agents and journals know more than a fresh boot would: what follows shows whether it can still be moved.
+            return;
+        }
+        if let Some(theirs) = &mut self.theirs {
+            eprintln!("{}", theirs.last_words());
+            if let Err(why) = theirs.reboot() {
+                eprintln!("the guest that QEMU moves is gone: {why}");
+                self.theirs = None;
+            }
+        }
     }
 }

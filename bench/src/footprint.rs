@@ -2,7 +2,6 @@
 
 use crate::{guest, whimbrel};
 use lab::{Doing, HandStart, Lab, Result, Tools};
-use serde::Serialize;
 use std::{
     fs,
     sync::atomic::{AtomicBool, Ordering},
@@ -21,7 +20,7 @@ const WORK: &str =
 const GLANCE: Duration = Duration::from_millis(5);
 
 /// What one agent held, in bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Held {
     /// All that is resident.
     pub(crate) all: u64,
@@ -34,16 +33,12 @@ pub(crate) struct Held {
 }
 
 /// One agent in one migration.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Footprint {
-    /// Always `memory`.
-    pub(crate) contender: &'static str,
     /// The mode.
     pub(crate) mode: &'static str,
     /// `source` or `target`.
     pub(crate) side: &'static str,
-    /// The guest's RAM.
-    pub(crate) guest_bytes: u64,
     /// Before.
     pub(crate) idle: Held,
     /// The most of each during the migration.
@@ -81,8 +76,7 @@ pub(crate) fn measure(tools: &Tools, tls: bool) -> Result<Vec<Footprint>> {
         let total_ms = report?.number("total_ms")?;
         for (side, i) in [("source", source), ("target", 1 - source)] {
             let (idle, peak) = (idle[i], peak[i]);
-            let guest_bytes = GUEST.0;
-            found.push(Footprint { contender: "memory", mode, side, guest_bytes, idle, peak, total_ms });
+            found.push(Footprint { mode, side, idle, peak, total_ms });
         }
     }
     lab::ensure!(moved.guest().verify()? > 0, "the guest checked its memory");

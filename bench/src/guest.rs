@@ -1,27 +1,26 @@
 //! What is moved, and what it feels.
 
-use lab::{Doing, Error, Guest, HandStart, Result, Spec, TcpClient};
+use crate::workload::MEMORY;
+use lab::{Doing, Error, Guest, HandStart, Heard, Result, Spec, TcpClient, Ticks};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use std::{thread::sleep, time::Duration};
-use units::Bytes;
-
-/// Memory to carry (700 MiB of 1 GiB is in use), self-checking records, and 40 MiB of writes a second: a tenth of what the
-/// link carries while two emulated vCPUs take their share of two processors.
-pub(crate) const WORK: &str =
-    "whimbrel.fill=300M,content=40% whimbrel.check=96M,rate=8M whimbrel.dirty=256M,rate=32M";
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 /// A client's message every so often; what it sees is no finer.
 const EVERY: Duration = Duration::from_millis(2);
-/// So long before and after a migration the client listens: the guest is at its steady pace, and what the migration
-/// still does to it is seen.
-const MARGIN: Duration = Duration::from_millis(300);
+/// So long before a migration the guest is watched: its pace, undisturbed.
+const BEFORE: Duration = Duration::from_millis(500);
+/// And so long after it: what the migration still does to it is seen.
+const AFTER: Duration = Duration::from_millis(300);
 
-/// The command line of both sides' guest: a `q35` with 1 GiB and two vCPUs.
+/// The command line of both sides' guest: a `q35` with two vCPUs.
 pub(crate) fn start(work: &str) -> HandStart {
-    HandStart { memory: Bytes(1 << 30), vcpus: 2, ..HandStart::new(spec(work)) }
+    HandStart { memory: MEMORY, vcpus: 2, ..HandStart::new(spec(work)) }
 }
 
 /// The guest, with what makes Linux boot quickly and keep its clock under emulation.
@@ -42,6 +41,10 @@ const SILENCE: Duration = Duration::from_secs(5);
 pub(crate) struct Feelings<'a> {
     guest: &'a Guest,
     client: TcpClient,
+    ticks: Ticks,
+    before: Heard,
+    /// Pages that its workloads do in a second while nothing moves.
+    pub(crate) work_per_s: f64,
 }
 
 /// How a guest is after it was moved.
@@ -54,6 +57,7 @@ pub(crate) enum Felt {
 
 /// The longest gaps, in milliseconds.
 pub(crate) struct Gaps {
+    pub(crate) ticks: f64,
     pub(crate) client: f64,
     pub(crate) guest: f64,
 }
@@ -61,22 +65,41 @@ pub(crate) struct Gaps {
 impl<'a> Feelings<'a> {
     /// Begins to watch.
     pub(crate) fn begin(guest: &'a Guest) -> Result<Self> {
-        let client = guest.echo(EVERY)?;
-        sleep(MARGIN);
+        let (client, ticks) = (guest.echo(EVERY)?, guest.ticks()?);
+        let heard = || {
+            let first = || Ok(Some(ticks.heard()).filter(|heard| heard.longest_gap > Duration::ZERO));
+            lab::wait_for("the guest's ticks", SILENCE, first)
+        };
+        let (first, since) = (heard()?, Instant::now());
+        sleep(BEFORE);
+        let before = ticks.heard();
+        let work_per_s = (before.work - first.work) as f64 / since.elapsed().as_secs_f64();
         guest.order("forget")?;
         client.forget_gap();
-        Ok(Self { guest, client })
+        ticks.forget_gap();
+        Ok(Self { guest, client, ticks, before, work_per_s })
     }
 
-    /// What was felt. The guest's memory is verified, all that it can check.
-    pub(crate) fn end(self) -> Felt {
-        sleep(MARGIN);
+    /// Pages that its workloads have done since.
+    pub(crate) fn work(&self) -> u64 {
+        self.ticks.heard().work.saturating_sub(self.before.work)
+    }
+
+    /// What was felt. The guest's memory is right as far as it has looked; it looks at all of it if told to.
+    pub(crate) fn end(self, verify: bool) -> Felt {
+        sleep(AFTER);
         let gaps = || {
             let seen = self.client.finish(SILENCE)?;
+            let ticks = self.ticks.heard().longest_gap;
             let status = self.guest.status()?;
             let gap = status["gap_ms_ever"].as_f64().doing(format!("read the guest's gaps in {status}"))?;
-            self.guest.verify()?;
-            Ok(Gaps { client: seen.longest_gap.as_secs_f64() * 1000.0, guest: gap })
+            lab::ensure!(status["corrupt"] == 0, "the guest's memory is right: {status}");
+            self.guest.order("ticks")?;
+            if verify {
+                self.guest.verify()?;
+            }
+            let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+            Ok(Gaps { ticks: ms(ticks), client: ms(seen.longest_gap), guest: gap })
         };
         match gaps() {
             Ok(gaps) => Felt::Fine(gaps),

@@ -1,53 +1,81 @@
 //! What one run came to.
 
 use crate::guest::{Felt, Gaps};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// What everybody who moves a guest is held to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    /// The longest pause that may be planned.
+    pub(crate) downtime_ms: u64,
+    /// When it is ended.
+    pub(crate) patience: Duration,
+    /// Whether the guest then looks at all its memory.
+    pub(crate) verify: bool,
+}
 
 /// One migration. `None` is what this contender does not have or say.
-#[derive(Clone, PartialEq, Debug, Default, Serialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Run {
+    /// What the guest did.
+    pub(crate) workload: String,
+    /// What the bytes travelled over.
+    pub(crate) link: String,
+    /// Whether they were protected.
+    pub(crate) tls: bool,
     /// Who.
-    pub(crate) contender: &'static str,
+    pub(crate) contender: String,
     /// Which of its runs, from 1 on.
-    pub(crate) n: u32,
+    pub(crate) run: u32,
     /// When it began, in seconds since 1970.
     pub(crate) began: u64,
     /// From where.
     pub(crate) from: String,
-    /// To where.
-    pub(crate) to: String,
-    /// From the request until everything is on the target and the guest runs there.
+    /// From the request, the start of the target's QEMU included, until everything is on the target and the guest runs there;
+    /// or until it was ended.
     pub(crate) total_ms: f64,
-    /// The part of `total_ms` in which whimbrel starts the target's QEMU; QEMU's own migration finds it started.
-    pub(crate) preflight_ms: f64,
-    /// From the guest's last instruction on the source to its first on the target.
-    pub(crate) downtime_ms: f64,
-    /// What QEMU says of it: the source's view, which ends before the target runs.
-    pub(crate) qemu_says_downtime_ms: Option<f64>,
+    /// The part of it in which the target's QEMU was started and both sides made ready.
+    pub(crate) start_ms: f64,
+    /// The longest time in which the guest did not tick, by a clock that does not stop with it.
+    pub(crate) guest_downtime_ms: Option<f64>,
+    /// From the guest's last instruction on the source to its first on the target, as the programs tell.
+    pub(crate) downtime_ms: Option<f64>,
     /// The longest silence that a client of the guest's echo port saw during it.
     pub(crate) client_gap_ms: Option<f64>,
     /// The longest gap that the guest's own clock saw. That clock stands still while the guest is stopped.
     pub(crate) guest_gap_ms: Option<f64>,
-    /// What the source host's network card counted, both ways.
+    /// What the source host's network card sent.
     pub(crate) wire_bytes: u64,
-    /// Processor seconds on the source, vCPUs apart.
+    /// Pages (of Redis: commands) that the guest's workloads did meanwhile.
+    pub(crate) guest_work: u64,
+    /// The same in a second, just before.
+    pub(crate) work_per_s: f64,
+    /// Processor seconds on both sides, vCPUs apart.
+    pub(crate) cpu_s: f64,
+    /// Those of the source.
     pub(crate) source_cpu_s: f64,
-    /// Processor seconds on the target, vCPUs apart.
-    pub(crate) target_cpu_s: f64,
+    /// Whether it came to its end by itself, the guest unharmed.
+    pub(crate) finished: bool,
+    /// Connections that carried memory.
+    pub(crate) streams: Option<u64>,
+    /// Bytes a second while nothing but memory was moved: of a first round, or of a plain copy.
+    pub(crate) bytes_per_s: Option<f64>,
     /// Passes over dirty memory.
     pub(crate) rounds: Option<u64>,
     /// Faults of the guest after a post-copy switchover.
     pub(crate) faults: Option<Faults>,
     /// Pages a second that the target took in after the switchover.
     pub(crate) pages_per_s: Option<f64>,
-    /// The guest died of it, or its memory was not right afterwards: what it said.
-    pub(crate) harm: Option<String>,
-    /// The program's own report.
-    pub(crate) report: serde_json::Value,
+    /// Why it is not finished; what became of the guest, if it was harmed.
+    pub(crate) trouble: Option<String>,
+    /// Whether the guest died of it, or its memory was not right afterwards.
+    pub(crate) harmed: bool,
 }
 
 /// Pages that the guest waited for, and how long.
-#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Faults {
     /// How many.
     pub(crate) count: f64,
@@ -59,36 +87,26 @@ pub(crate) struct Faults {
     pub(crate) max_us: f64,
 }
 
-/// A stretch in which nothing moves: what a gap is when nobody migrates.
-#[derive(Clone, PartialEq, Debug, Default, Serialize)]
-pub(crate) struct Quiet {
-    /// Always `none`.
-    pub(crate) contender: &'static str,
-    /// The longest silence that a client saw.
-    pub(crate) client_gap_ms: f64,
-    /// The longest gap that the guest's own clock saw.
-    pub(crate) guest_gap_ms: f64,
-}
-
 impl Run {
     /// With what the guest felt.
     pub(crate) fn felt(mut self, felt: Felt) -> Self {
         match felt {
-            Felt::Fine(Gaps { client, guest }) => {
+            Felt::Fine(Gaps { ticks, client, guest }) => {
+                self.guest_downtime_ms = Some(ticks);
                 (self.client_gap_ms, self.guest_gap_ms) = (Some(client), Some(guest));
             }
-            Felt::Harmed(why) => self.harm = Some(why.to_string()),
+            Felt::Harmed(why) => {
+                self.harmed = true;
+                self.finished = false;
+                self.trouble = Some(why.to_string());
+            }
         }
         self
     }
 
-    /// The total time without what QEMU's own migration finds done.
-    pub(crate) fn moving_ms(&self) -> f64 {
-        self.total_ms - self.preflight_ms
-    }
-
-    /// What crossed the wire, in GiB.
-    pub(crate) fn wire_gib(&self) -> f64 {
-        self.wire_bytes as f64 / f64::from(1 << 30)
+    /// What the guest got done, of what it would have done undisturbed.
+    pub(crate) fn work_share(&self) -> Option<f64> {
+        let undisturbed = self.work_per_s * self.total_ms / 1000.0;
+        (undisturbed > 0.0).then(|| self.guest_work as f64 / undisturbed)
     }
 }

@@ -12,11 +12,6 @@ pub(crate) fn median(numbers: impl IntoIterator<Item = f64>) -> Option<f64> {
     }
 }
 
-/// The largest; `None` of nothing.
-pub(crate) fn largest(numbers: impl IntoIterator<Item = f64>) -> Option<f64> {
-    numbers.into_iter().max_by(f64::total_cmp)
-}
-
 /// `ours` as a multiple of `theirs`.
 pub(crate) fn ratio(ours: Option<f64>, theirs: Option<f64>) -> Option<f64> {
     ours.zip(theirs).filter(|(_, theirs)| *theirs > 0.0).map(|(ours, theirs)| ours / theirs)

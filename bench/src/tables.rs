@@ -1,112 +1,162 @@
 //! What people read.
 
 use crate::{
-    bench::Results,
     contender::Contender,
+    figures::{self, Figure, Wanted, Who, best, middle},
     footprint::Footprint,
-    options::Options,
+    link::Link,
+    results::Results,
     run::Run,
-    stats::{largest, median, ratio},
+    stats::ratio,
+    workload::Workload,
 };
 use std::{fmt::Write, fs, process::Command, thread::available_parallelism};
 
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// What a run's figure is called, how it is read, and with how many decimals it is shown.
-struct Figure {
+struct Column {
     name: &'static str,
     of: fn(&Run) -> Option<f64>,
     decimals: usize,
 }
 
-const fn figure(name: &'static str, decimals: usize, of: fn(&Run) -> Option<f64>) -> Figure {
-    Figure { name, of, decimals }
+const fn column(name: &'static str, decimals: usize, of: fn(&Run) -> Option<f64>) -> Column {
+    Column { name, of, decimals }
 }
 
-/// The figures in which every contender has a value; less is better in all of them.
-const FIGURES: [Figure; 10] = [
-    figure("total time, ms", 0, |run| Some(run.total_ms)),
-    figure("total without the start of the target's QEMU, ms", 0, |run| Some(run.moving_ms())),
-    figure("downtime (stop to resume), ms", 1, |run| Some(run.downtime_ms)),
-    figure("longest silence seen by the guest's client, ms", 1, |run| run.client_gap_ms),
-    figure("longest gap on the guest's own clock, ms", 1, |run| run.guest_gap_ms),
-    figure("on the wire, MiB", 1, |run| Some(run.wire_bytes as f64 / MIB)),
-    figure("processor of the source, s", 2, |run| Some(run.source_cpu_s)),
-    figure("processor of the target, s", 2, |run| Some(run.target_cpu_s)),
-    figure("processor of the source, s/GiB on the wire", 2, |run| Some(run.source_cpu_s / run.wire_gib())),
-    figure("processor of the target, s/GiB on the wire", 2, |run| Some(run.target_cpu_s / run.wire_gib())),
+/// In all of them, but for the guest's work, less is better.
+const COLUMNS: [Column; 6] = [
+    column("total, ms", 0, |run| Some(run.total_ms)),
+    column("without the target's start, ms", 0, |run| Some(run.total_ms - run.start_ms)),
+    column("guest's downtime, ms", 1, |run| run.guest_downtime_ms),
+    column("on the wire, MiB", 1, |run| Some(run.wire_bytes as f64 / MIB)),
+    column("processor, s", 2, |run| Some(run.cpu_s)),
+    column(WORK, 0, |run| run.work_share().map(|share| share * 100.0)),
 ];
+const WORK: &str = "guest's work, %";
 
-/// What only a migration has whose guest starts before its memory is there.
-const AFTERWARDS: [Figure; 5] = [
-    figure("faults that waited for the source", 0, |run| Some(run.faults?.count)),
-    figure("fault latency p50, µs", 0, |run| Some(run.faults?.p50_us)),
-    figure("fault latency p99, µs", 0, |run| Some(run.faults?.p99_us)),
-    figure("fault latency, worst, µs", 0, |run| Some(run.faults?.max_us)),
-    figure("pages/s taken in by the target", 0, |run| run.pages_per_s),
+/// What explains the others, for the workload that is about it.
+const DETAILS: [Column; 9] = [
+    column("stop to resume, ms", 1, |run| run.downtime_ms),
+    column("client's longest silence, ms", 1, |run| run.client_gap_ms),
+    column("longest gap on the guest's own clock, ms", 1, |run| run.guest_gap_ms),
+    column("processor of the source, s", 2, |run| Some(run.source_cpu_s)),
+    column("faults", 0, |run| Some(run.faults?.count)),
+    column("fault p50, µs", 0, |run| Some(run.faults?.p50_us)),
+    column("fault p99, µs", 0, |run| Some(run.faults?.p99_us)),
+    column("fault, worst, µs", 0, |run| Some(run.faults?.max_us)),
+    column("pages/s after the switchover", 0, |run| run.pages_per_s),
 ];
+const DETAILED: &str = "steady";
 
 /// One run in one line, for the progress display.
 pub(crate) fn line(run: &Run) -> String {
     let mut text = format!(
-        "{} {} → {}: {:.0} ms, down {:.1} ms, client {} ms, {:.0} MiB, CPU {:.2} + {:.2} s",
+        "{} {} {}/{}: {:.0} ms, down {} ms, {:.1} MiB, CPU {:.2} s",
+        run.workload,
+        run.link,
         run.contender,
-        run.from,
-        run.to,
+        run.run,
         run.total_ms,
-        run.downtime_ms,
-        number(run.client_gap_ms, 1),
+        number(run.guest_downtime_ms, 1),
         run.wire_bytes as f64 / MIB,
-        run.source_cpu_s,
-        run.target_cpu_s
+        run.cpu_s,
     );
-    if run.preflight_ms > 0.0 {
-        let _ = write!(text, " (preflight {:.0} ms)", run.preflight_ms);
+    if let Some(share) = run.work_share() {
+        let _ = write!(text, ", work {:.0} %", share * 100.0);
     }
-    if let Some(faults) = run.faults {
-        let _ = write!(text, ", {:.0} faults, p99 {:.0} µs", faults.count, faults.p99_us);
+    if let Some(trouble) = &run.trouble {
+        let _ = write!(
+            text,
+            "{} ({})",
+            if run.harmed { ", HARMED" } else { ", not finished" },
+            trouble.replace('\n', "; ")
+        );
     }
     text
 }
 
 /// The whole document.
-pub(crate) fn all(options: &Options, results: &Results) -> String {
+pub(crate) fn all(results: &Results, memory: &[Footprint], load: f64, tls: bool) -> String {
     let mut text = String::from("# Whimbrel beside QEMU's own migration\n\n");
-    text += &preface(options, results);
-    let present: Vec<_> = Contender::ALL.iter().filter(|c| !of(results, **c).is_empty()).copied().collect();
-    let ours: Vec<_> = present.iter().filter(|c| c.is_whimbrel()).copied().collect();
-    let theirs: Vec<_> = present.iter().filter(|c| !c.is_whimbrel()).copied().collect();
-    if !present.is_empty() {
-        text += "## Medians\n\n";
-        text += &medians(results, &present, &FIGURES);
-        text += &quiet(results);
-    }
-    if !ours.is_empty() && !theirs.is_empty() {
-        text += "## Whimbrel as a multiple of QEMU\n\nBelow 1 whimbrel needs less.\n\n";
-        text += &ratios(results, &ours, &theirs);
-    }
-    let late: Vec<_> =
-        ours.iter().filter(|c| of(results, **c).iter().any(|r| r.faults.is_some())).copied().collect();
-    if !late.is_empty() {
-        text += "## After the switchover\n\n";
-        text += &medians(results, &late, &AFTERWARDS);
-    }
-    if !results.footprints.is_empty() {
-        text += "## Memory of an agent that moves a guest of 5 GiB\n\n";
-        text += &footprints(&results.footprints);
-    }
-    if !results.failures.is_empty() {
-        text += "## Failed\n\n";
-        for (name, why) in &results.failures {
-            let _ = writeln!(text, "- {name}: {}", why.to_string().replace('\n', "; "));
+    text += &preface(load, tls);
+    for workload in Workload::ALL {
+        for link in Link::ALL {
+            text += &compared(results, &workload, link);
         }
-        text.push('\n');
+    }
+    if !memory.is_empty() {
+        text += "## Memory of an agent that moves a guest of 5 GiB\n\n";
+        text += &footprints(memory);
+    }
+    let figures = figures::all(results);
+    if !figures.is_empty() {
+        text += "## What was to be reached\n\n";
+        text += &reached(&figures);
     }
     text + MEANING
 }
 
+/// A row for each contender, and what the first of whimbrel's is of QEMU's best in each column.
+fn compared(results: &Results, workload: &Workload, link: Link) -> String {
+    let runs = |name: &'static str| results.of(workload.name, link.name(), name);
+    let present: Vec<_> =
+        Contender::ALL.iter().map(|c| c.name).filter(|name| runs(name).next().is_some()).collect();
+    if present.is_empty() {
+        return String::new();
+    }
+    let mut text = format!("## {}, {}\n\nThe guest: {}.\n\n", workload.name, link.name(), workload.what);
+    let middle = |name, column: &Column| middle(results, workload.name, link, name, column.of);
+    let mut table = |columns: &[Column]| {
+        text += &header(
+            ["finished"].into_iter().chain(columns.iter().map(|column| column.name)).map(str::to_owned),
+        );
+        for name in &present {
+            let finished = runs(name).filter(|run| run.finished).count();
+            let harmed = runs(name).filter(|run| run.harmed).count();
+            let harmed = if harmed > 0 { format!(", {harmed} harmed") } else { String::new() };
+            let finished = format!("{finished} of {}{harmed}", runs(name).count());
+            let cells = columns.iter().map(|column| number(middle(name, column), column.decimals));
+            text += &row(name, [finished].into_iter().chain(cells));
+        }
+    };
+    table(&COLUMNS);
+    if workload.name == DETAILED {
+        table(&DETAILS);
+    }
+    let ours = present.iter().find(|name| name.starts_with("whimbrel"));
+    let theirs = COLUMNS.iter().map(|column| match column.name {
+        // A share of work is best where it is greatest.
+        WORK => None,
+        _ => best(results, workload.name, link, Who::Any, column.of),
+    });
+    if let Some(name) = ours {
+        let cells =
+            COLUMNS.iter().zip(theirs).map(|(column, best)| number(ratio(middle(name, column), best), 2));
+        let last = row(&format!("{name} / QEMU's best"), ["".to_owned()].into_iter().chain(cells));
+        text += &last;
+    }
+    text.push('\n');
+    text
+}
+
+fn reached(figures: &[Figure]) -> String {
+    let mut text = header(["reached", "wanted", ""].map(str::to_owned).into_iter());
+    for figure in figures {
+        let wanted = match figure.wanted {
+            Wanted::AtLeast(least) => format!("≥ {least:.2}"),
+            Wanted::AtMost(most) => format!("≤ {most:.2}"),
+        };
+        let mark = if figure.is_reached() { "✓" } else { "✗" };
+        text += &row(&figure.what, [format!("{:.2}", figure.reached), wanted, mark.to_owned()].into_iter());
+    }
+    text.push('\n');
+    text
+}
+
 /// Where and of what, so that nobody takes the figures for another machine's.
-fn preface(options: &Options, results: &Results) -> String {
+fn preface(load: f64, tls: bool) -> String {
     let said = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).args(arguments).output().ok()?;
         Some(String::from_utf8_lossy(&output.stdout).lines().next()?.trim().to_owned())
@@ -116,113 +166,24 @@ fn preface(options: &Options, results: &Results) -> String {
     let model =
         info.lines().find_map(|line| Some(line.strip_prefix("model name")?.split_once(": ")?.1.to_owned()));
     format!(
-        "Made by `./dev bench --runs {runs}` on {date}: {processors} processors ({model}), Linux {linux}, {qemu}, software \
-         emulation of the guest's CPU. Both hosts, the guest's vCPUs and the bench itself share these processors, and \
-         the machine's load was {load:.1} before anything began: take the ratios, not the absolutes.\n\n\
-         The guest is a `q35` with 1 GiB and two vCPUs, doing `{work}`. It is booted twice from one command line, each time \
-         on two hosts of its own (network namespaces, {link} between them). Whimbrel moves one of the two, QEMU \
-         the other, there and back on the same boot; the contenders take turns, and the guest that is not being measured \
-         is frozen. After every run the guest verifies all of its memory.\n\n\
-         QEMU's bandwidth is uncapped and its downtime limit is 20 ms; `qemu-default` is otherwise as it comes, \
-         `qemu-multifd` has two channels. Its target is started before its clock is: the second line of the table takes \
-         that time away from whimbrel too. {protection}\n\n",
-        runs = options.runs,
+        "Made by `./dev bench` on {date}: {processors} processors ({model}), Linux {linux}, {qemu}, software emulation of the \
+         guest's CPU. Both hosts, the guest's vCPUs and the bench itself share these processors, and the machine's load was \
+         {load:.1} before anything began: take the ratios, not the absolutes.\n\n\
+         Each guest is a `q35` with 1 GiB and two vCPUs. It is booted twice from one command line, each time on two hosts of \
+         its own (network namespaces, veth between them). Whimbrel moves one of the two, QEMU the other, there and back on the \
+         same boot; the contenders take turns, and the guest that is not being measured is frozen. Figures are medians of \
+         the runs that came to their end. {protection}\n\n",
+        protection = if tls {
+            "Everybody's connections are protected by TLS."
+        } else {
+            "Everybody's connections are in plaintext (`--tls` protects them all)."
+        },
         date = or(said("date", &["-u", "+%Y-%m-%d %H:%M UTC"])),
         processors = available_parallelism().map_or(0, |n| n.get()),
         model = or(model),
         linux = or(said("uname", &["-r"])),
         qemu = or(said(lab::QEMU, &["--version"])),
-        load = results.load,
-        work = options.work,
-        link = options.link.map_or("an unshaped veth".to_owned(), |rate| format!("a link of {rate}")),
-        protection = if options.tls {
-            "Whimbrel's connections are protected by TLS, QEMU's are in plaintext."
-        } else {
-            "All connections are in plaintext: QEMU's are unless its TLS is set up, whimbrel's only for this comparison \
-             (`--tls` protects them)."
-        },
     )
-}
-
-/// What a reader could take for something else.
-const MEANING: &str = "\
-## What the figures mean
-
-- **Total time**: whimbrel's from the request to the report, the end of the source's QEMU included; QEMU's from the `migrate`
-  command until the source says `completed` and the target says `RESUME`.
-- **Downtime**: whimbrel's from just before `stop` on the source to the target's `RESUME` event. QEMU's from its `STOP` event, which
-  comes once the vCPUs have paused, to the target's `RESUME` event, by the stamps of the events. So QEMU's lacks the few
-  milliseconds that pausing takes.
-- **The client** sends the guest's echo port a message every 2 ms and notes the longest silence. It contains lost packets' retransmission
-  (200 ms at the earliest, once a pause has used the connection's window up).
-- **The guest's own clock** stands still while the guest is stopped: its gaps are what page faults, trackers and crowded processors
-  cost a thread that sleeps 1 ms at a time.
-- **On the wire**: what the source host's network card counted, both ways, headers included.
-- **Processor time** leaves vCPUs out. Whimbrel's is that of the agents and of their QEMUs' main threads (the target's from the end
-  of its start on); QEMU's is that of all its other threads.
-- **Faults** are those that waited for the source; pages that the guest never wrote are answered at once and not counted.
-- **Pages/s** of a post-copy: what was still to be moved at the switchover, by the time until it was there.
-- **Memory**: the largest of each kind, looked at every 5 ms, less what the idle agent held before that migration.
-
-The guest boots with `pti=on` because QEMU 7.2's own migration otherwise loses writes of this emulated guest, which is dead or silent
-afterwards (each of the 8 times that it was tried; `--work` with `pti=off` among its words shows it). Whimbrel moved the same guest
-without it 9 times out of 9.
-
-The small parts have benches of their own: `cargo bench -p bench --bench micro`.
-";
-
-fn of(results: &Results, contender: Contender) -> Vec<&Run> {
-    results.runs.iter().filter(|run| run.contender == contender.name()).collect()
-}
-
-fn middle(results: &Results, contender: Contender, figure: &Figure) -> Option<f64> {
-    median(of(results, contender).into_iter().filter_map(figure.of))
-}
-
-fn medians(results: &Results, contenders: &[Contender], figures: &[Figure]) -> String {
-    let names = contenders.iter().map(|c| c.name().to_owned());
-    let mut text = header(names);
-    let counts = contenders.iter().map(|c| of(results, *c).len().to_string());
-    text += &row("runs", counts);
-    let harmed = |c: &Contender| of(results, *c).iter().filter(|run| run.harm.is_some()).count();
-    text += &row(
-        "of them left the guest dead or its memory wrong",
-        contenders.iter().map(|c| harmed(c).to_string()),
-    );
-    for figure in figures {
-        let cells = contenders.iter().map(|c| number(middle(results, *c, figure), figure.decimals));
-        text += &row(figure.name, cells);
-    }
-    text.push('\n');
-    text
-}
-
-fn quiet(results: &Results) -> String {
-    let client = || results.quiet.iter().map(|quiet| quiet.client_gap_ms);
-    let guest = || results.quiet.iter().map(|quiet| quiet.guest_gap_ms);
-    format!(
-        "While nothing migrates, the client's longest silence is {} ms (worst {}), the longest gap on the guest's own \
-         clock {} ms (worst {}).\n\n",
-        number(median(client()), 1),
-        number(largest(client()), 1),
-        number(median(guest()), 1),
-        number(largest(guest()), 1),
-    )
-}
-
-fn ratios(results: &Results, ours: &[Contender], theirs: &[Contender]) -> String {
-    let pairs: Vec<_> = theirs.iter().flat_map(|b| ours.iter().map(move |a| (*a, *b))).collect();
-    let short = |name: &'static str| name.split_once('-').map_or(name, |(_, rest)| rest);
-    let mut text = header(pairs.iter().map(|(a, b)| format!("{} / {}", short(a.name()), b.name())));
-    for figure in &FIGURES {
-        let cells = pairs.iter().map(|(a, b)| {
-            let (a, b) = (middle(results, *a, figure), middle(results, *b, figure));
-            number(ratio(a, b), 2)
-        });
-        text += &row(figure.name, cells);
-    }
-    text.push('\n');
-    text
 }
 
 fn footprints(all: &[Footprint]) -> String {
@@ -263,3 +224,36 @@ fn row(name: &str, cells: impl Iterator<Item = String>) -> String {
 fn number(number: Option<f64>, decimals: usize) -> String {
     number.map_or_else(|| "–".to_owned(), |number| format!("{number:.decimals$}"))
 }
+
+/// What a reader could take for something else.
+const MEANING: &str = "\
+## What the figures mean
+
+- **Total**: from the request, the start of the target's QEMU included for everybody, until all memory is on the target, the
+  guest runs there, and (whimbrel's) the source's QEMU has ended or (QEMU's) the source says `completed`. The second column
+  leaves the start of the target's QEMU out, and with it all that whimbrel does before it moves memory.
+- **Guest's downtime**: the guest's highest-priority thread sends a datagram every 2 ms; this is the longest time without one. A
+  clock outside measures it, because the guest's own stands still while the guest is stopped.
+- **On the wire**: what the source host's network card sent, headers and retransmissions included.
+- **Processor**: of both sides, vCPUs apart. Whimbrel's is that of the agents and of their QEMUs' main threads (the target's
+  from the end of its start on); QEMU's is that of all its other threads.
+- **Guest's work**: what its workloads got done meanwhile, as a share of what they do undisturbed, seen just before.
+- **Finished**: a run that takes three times as long as a copy of all memory at the link's speed (and 10 s at least) is ended. A
+  guest is harmed if it is dead or silent afterwards, or if its memory is not what it should be; it is then booted anew.
+- **Best of QEMU**: in each column the best median that any of its modes has in the same bench. Its bandwidth is not capped, its
+  downtime limit is whimbrel's (300 ms; 20 ms in `steady`), multifd has a channel a processor, zstd its level 1, xbzrle a cache of
+  512 MiB, post-copy begins after the first round.
+- **plain-copy** moves 640 MiB from one memory file into another by `pread`, a socket and `pwrite`, with as many threads and
+  connections as whimbrel: what nobody can beat who sends memory as it is. Compared with it is whimbrel's first round.
+- **Stop to resume** (`steady`): whimbrel's from just before `stop` on the source to the target's `RESUME` event; QEMU's from its
+  `STOP` event, which comes once the vCPUs have paused. **The client** sends the guest's echo port a message every 2 ms; its
+  silence contains the retransmission of lost packets. **Faults** are those that waited for the source; **pages/s**: what was
+  still to be moved at the switchover, by the time until it was there.
+- **Memory**: the largest of each kind, looked at every 5 ms, less what the idle agent held before that migration.
+
+The guest boots with `pti=on` because QEMU 7.2's own migration otherwise loses writes of this emulated guest, which is dead or silent
+afterwards (each of the 8 times that it was tried; `--work` with `pti=off` among its words shows it). Whimbrel moved the same guest
+without it 9 times out of 9.
+
+The small parts have benches of their own: `cargo bench -p bench --bench micro`.
+";

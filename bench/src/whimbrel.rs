@@ -1,13 +1,13 @@
 //! A guest that whimbrel moves.
 
 use crate::{
-    contender::Contender,
+    contender::{Contender, Way},
     cpu,
     guest::Feelings,
-    run::{Faults, Run},
+    run::{Faults, Run, Terms},
 };
 use lab::{
-    Doing, Error, Guest, HandStart, HandStarted, Lab, Migration, Oddity, Report, Result, Stage, Tools,
+    Doing, Error, Guest, HandStart, HandStarted, Lab, Migration, Oddity, Report, Result, Stage, Tools, ensure,
 };
 use serde_json::Value;
 use std::{
@@ -19,7 +19,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 use units::PAGE_SIZE;
 
@@ -90,68 +90,87 @@ impl<'a> Moved<'a> {
     pub(crate) fn move_over(&self, mode: &str) -> Result<Report> {
         let (hosts, (here, _)) = (self.stage.lab.hosts(), self.find()?);
         let (from, to) = (&hosts[here].name, &hosts[1 - here].name);
-        self.start(from, to, mode)?.completed()
+        self.start(from, to, &["--mode", mode])?.completed()
     }
 
-    fn start(&self, from: &str, to: &str, mode: &str) -> Result<Migration> {
-        let options: Vec<&str> =
-            ["--mode", mode].into_iter().chain(self.options.iter().map(String::as_str)).collect();
+    fn start(&self, from: &str, to: &str, options: &[&str]) -> Result<Migration> {
+        let always = self.options.iter().map(String::as_str);
+        let options: Vec<&str> = options.iter().copied().chain(always).collect();
         self.stage.start_migration(VM, from, to, &options)
     }
 
-    /// Moves it to the other host.
-    pub(crate) fn hop(&self, contender: Contender) -> Result<Run> {
-        let Contender::Whimbrel(mode) = contender else {
-            return Err(Error::new(contender.name(), "is not whimbrel's"));
+    /// Moves it to the other host, unless that takes too long.
+    pub(crate) fn hop(&self, contender: Contender, terms: &Terms) -> Result<Run> {
+        let Way::Whimbrel { mode, compress } = contender.way else {
+            return Err(Error::new(contender.name, "is not whimbrel's"));
         };
+        let downtime = format!("{}ms", terms.downtime_ms);
+        let options = ["--mode", mode, "--compress", compress, "--max-downtime", &downtime];
         let (here, source) = self.find()?;
         let (from, to) = (&self.stage.lab.hosts()[here], &self.stage.lab.hosts()[1 - here]);
         let (agent_here, agent_there) = (self.agents[here], self.agents[1 - here]);
 
         let feelings = Feelings::begin(&self.guest)?;
-        let traffic = from.traffic()?;
+        let sent = from.traffic()?.sent;
         let agents = (cpu::process(agent_here)?, cpu::process(agent_there)?);
-        let began = SystemTime::now();
-        let mut migration = self.start(&from.name, &to.name, mode)?;
-        let (qemus, events) = Glances::during(source, |glances| {
+        let (stamp, began) = (SystemTime::now(), Instant::now());
+        let mut migration = self.start(&from.name, &to.name, &options)?;
+        let (qemus, ended) = Glances::during(source, |glances| {
             migration.until("the end of preflight", |event| {
                 event["outcome"].is_string() || event["event"] == "phase" && event["phase"] != "preflight"
             })?;
             if let Some(target) = machines_in(to.namespace.name())?.first() {
                 glances.add(*target);
             }
-            // The report itself comes with the end of the command, which is waited for below.
-            migration.until("its end", |event| event["event"] == "phase" && event["phase"] == "done")?;
-            Ok(migration.events())
+            migration.ends_within(terms.patience.saturating_sub(began.elapsed()))
         })?;
+        let took = began.elapsed();
+        let work = feelings.work();
         let agents = (cpu::process(agent_here)? - agents.0, cpu::process(agent_there)? - agents.1);
-        let wire = {
-            let after = from.traffic()?;
-            after.sent - traffic.sent + after.received - traffic.received
-        };
-        let report = migration.completed()?;
-        let (from, to) = (from.name.clone(), to.name.clone());
-        let felt = feelings.end();
-        let used = |n: usize| qemus.get(n).copied().unwrap_or_default();
-        Ok(Run {
-            contender: contender.name(),
-            began: began.duration_since(SystemTime::UNIX_EPOCH).doing("read the clock")?.as_secs(),
-            from,
-            to,
-            total_ms: report.number("total_ms")?,
-            preflight_ms: report.number("preflight_ms")?,
-            downtime_ms: report.number("downtime_ms")?,
-            wire_bytes: wire,
-            source_cpu_s: (agents.0 + used(0)).as_secs_f64(),
-            target_cpu_s: (agents.1 + used(1)).as_secs_f64(),
-            rounds: report.0["rounds"].as_array().map(|rounds| rounds.len() as u64),
-            faults: (mode != "pre-copy").then(|| faults(&report)).transpose()?,
-            pages_per_s: pages_per_second(&events),
-            report: report.0,
-            ..Run::default()
+        let wire_bytes = from.traffic()?.sent - sent;
+        if !ended {
+            migration.interrupt()?;
         }
-        .felt(felt))
+        let events = migration.events();
+        let (status, report) = migration.end()?;
+        let completed = report.outcome() == "completed";
+        ensure!(completed || !ended, "whimbrel's migration is completed: exit status {status}, {}", report.0);
+        let used = |n: usize| qemus.get(n).copied().unwrap_or_default();
+        let (source, target) = (agents.0 + used(0), agents.1 + used(1));
+        let work_per_s = feelings.work_per_s;
+        let mut run = Run {
+            contender: contender.name.to_owned(),
+            began: stamp.duration_since(SystemTime::UNIX_EPOCH).doing("read the clock")?.as_secs(),
+            from: from.name.clone(),
+            total_ms: took.as_secs_f64() * 1000.0,
+            wire_bytes,
+            guest_work: work,
+            work_per_s,
+            cpu_s: (source + target).as_secs_f64(),
+            source_cpu_s: source.as_secs_f64(),
+            finished: ended,
+            rounds: report.0["rounds"].as_array().map(|rounds| rounds.len() as u64),
+            streams: report.0["streams"].as_u64(),
+            trouble: (!ended).then(|| format!("ended after {:.1} s", took.as_secs_f64())),
+            ..Run::default()
+        };
+        if completed {
+            run.total_ms = if ended { report.number("total_ms")? } else { run.total_ms };
+            run.start_ms = report.number("preflight_ms")?;
+            run.downtime_ms = Some(report.number("downtime_ms")?);
+            run.faults = (mode != "pre-copy").then(|| faults(&report)).transpose()?;
+            run.pages_per_s = pages_per_second(&events);
+            run.bytes_per_s = first_round(&report);
+        }
+        Ok(run.felt(feelings.end(terms.verify)))
     }
+}
+
+/// Bytes a second on the wire in the first round.
+fn first_round(report: &Report) -> Option<f64> {
+    let round = &report.0["rounds"][0];
+    let (bytes, ms) = (round["wire_bytes"].as_f64()?, round["ms"].as_f64()?);
+    (ms > 0.0).then(|| bytes / ms * 1000.0)
 }
 
 fn faults(report: &Report) -> Result<Faults> {

@@ -8,6 +8,8 @@
 //! pause [NAME]    ok    once the workload (all of them) stands still
 //! go [NAME]       ok
 //! findings        {"corrupt":["page 7 version 3: all zeros", …]}
+//! ticks IP:PORT   ok    a datagram every other millisecond, for somebody whose clock does not stop; its 8 bytes count the
+//!                       pages that all workloads have done
 //! forget          ok    the longest gap ever is counted anew
 //! off             ok    and the machine is switched off
 //! ```
@@ -138,8 +140,15 @@ fn answer(line: &str, jobs: &Jobs, work: &Work) -> String {
             beat::forget_gaps();
             "ok".to_owned()
         }
+        "ticks" => match beat::tell(name) {
+            Ok(()) => "ok".to_owned(),
+            Err(why) => format!("error {why}"),
+        },
         "off" => "ok".to_owned(),
-        _ => "error there are status, verify, findings, pause [NAME], go [NAME], forget, off".to_owned(),
+        _ => {
+            "error there are status, verify, findings, pause [NAME], go [NAME], ticks [IP:PORT], forget, off"
+                .to_owned()
+        }
     }
 }
 

@@ -4,12 +4,17 @@
 //! guest would have waited. While the guest is stopped its clocks stand still with it, under emulation at least: the
 //! pause of a switchover shows outside (and in the wall time of a host), the pauses of page faults show here.
 
-use crate::{job::Jobs, say, words::Wish};
+use crate::{
+    job::{Jobs, locked},
+    say,
+    words::Wish,
+};
 use rustix::time::{ClockId, clock_gettime};
 use std::{
     fmt::Write as _,
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     thread,
@@ -21,6 +26,9 @@ static GAP: AtomicU64 = AtomicU64::new(0);
 static GAP_EVER: AtomicU64 = AtomicU64::new(0);
 static BEATS: AtomicU64 = AtomicU64::new(0);
 
+/// Who is told of every other tick.
+static LISTENER: Mutex<Option<UdpSocket>> = Mutex::new(None);
+
 /// What a timer of the guest is asked for; fine enough to see pauses that a person or a TCP connection would.
 const TICK: Duration = Duration::from_millis(1);
 /// Ahead of every workload, so that a gap is the machine's and not the scheduler's.
@@ -28,7 +36,8 @@ const FIRST: i32 = -20;
 
 /// Starts the ticks and the heartbeat.
 pub(crate) fn start(wish: &Wish, jobs: &Arc<Jobs>) {
-    thread::spawn(tick);
+    let ticking = jobs.clone();
+    thread::spawn(move || tick(&ticking));
     let (jobs, every) = (jobs.clone(), wish.beat);
     thread::spawn(move || {
         hurry();
@@ -47,9 +56,9 @@ pub(crate) fn hurry() {
     }
 }
 
-fn tick() {
+fn tick(jobs: &Jobs) {
     hurry();
-    let mut before = Instant::now();
+    let (mut before, mut odd) = (Instant::now(), false);
     loop {
         thread::sleep(TICK);
         let now = Instant::now();
@@ -57,7 +66,26 @@ fn tick() {
         GAP.fetch_max(gap, Relaxed);
         GAP_EVER.fetch_max(gap, Relaxed);
         before = now;
+        odd = !odd;
+        if let (true, Some(socket)) = (odd, locked(&LISTENER).as_ref()) {
+            // Nobody may be listening any more: that is no error of ours.
+            let done: u64 = jobs.list().iter().map(|job| job.pages.load(Relaxed)).sum();
+            let _ = socket.send(&done.to_be_bytes());
+        }
     }
+}
+
+/// Sends a datagram at every other tick to this address, with the pages that all workloads have done; to nobody, if none
+/// is given.
+pub(crate) fn tell(address: Option<&str>) -> Result<(), String> {
+    let open = |address: &str| {
+        let address: SocketAddr = address.parse().map_err(|_| format!("\"{address}\" is not IP:PORT"))?;
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).map_err(|e| e.to_string())?;
+        socket.set_nonblocking(true).and_then(|()| socket.connect(address)).map_err(|e| e.to_string())?;
+        Ok::<_, String>(socket)
+    };
+    *locked(&LISTENER) = address.map(open).transpose()?;
+    Ok(())
 }
 
 /// The guest's monotonic time.

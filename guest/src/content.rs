@@ -13,6 +13,9 @@ impl Page {
     pub(crate) const ZERO: Page = Page([0; PAGE_SIZE]);
 }
 
+/// So many different pages there are where pages repeat.
+const DIFFERENT: u64 = 64;
+
 /// How compressible.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Content {
@@ -24,6 +27,8 @@ pub(crate) enum Content {
     Zero,
     /// One word of what was there before changes.
     Word,
+    /// One of a few pages of random numbers.
+    Repeat,
     /// Some of each page random, the rest text.
     Mixed {
         /// How much, in percent.
@@ -32,16 +37,17 @@ pub(crate) enum Content {
 }
 
 impl Content {
-    /// `random`, `text`, `zero`, `word` or `40%`.
+    /// `random`, `text`, `zero`, `word`, `repeat` or `40%`.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         match text {
             "random" => Ok(Self::Random),
             "text" => Ok(Self::Text),
             "zero" => Ok(Self::Zero),
             "word" => Ok(Self::Word),
+            "repeat" => Ok(Self::Repeat),
             _ => match text.strip_suffix('%').and_then(|n| n.parse().ok()) {
                 Some(random_percent @ 0..=100) => Ok(Self::Mixed { random_percent }),
-                _ => Err("there are random, text, zero, word, or a percentage like 40%".to_owned()),
+                _ => Err("there are random, text, zero, word, repeat, or a percentage like 40%".to_owned()),
             },
         }
     }
@@ -56,6 +62,7 @@ impl Content {
                 let at = (mix(seed) as usize % (PAGE_SIZE / 8)) * 8;
                 page.0[at..at + 8].copy_from_slice(&seed.to_le_bytes());
             }
+            Self::Repeat => random(seed % DIFFERENT, &mut page.0),
             Self::Mixed { random_percent } => {
                 let words = PAGE_SIZE / 8 * usize::from(random_percent) / 100;
                 let (noise, rest) = page.0.split_at_mut(words * 8);

@@ -31,6 +31,16 @@ macro_rules! say {
 }
 
 fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((work::compile::UNIT, rest)) =
+        arguments.split_first().map(|(word, rest)| (word.as_str(), rest))
+    {
+        if let Err(e) = work::compile::unit(rest) {
+            say!("WHIMBREL error compiling: {e}");
+            std::process::exit(1);
+        }
+        return;
+    }
     if std::process::id() != 1 {
         eprintln!(
             "this is the init of a test guest: it runs as process 1 of a virtual machine, nowhere else"

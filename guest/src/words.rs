@@ -3,16 +3,20 @@
 //! ```text
 //! whimbrel.idle                             nothing but the heartbeat (the default)
 //! whimbrel.check=SIZE[,rate=R][,threads=N]  self-checking records, rewritten (32 MiB/s if not said) and verified
-//! whimbrel.dirty=SIZE[,rate=R][,pattern=sequential|random|hot-cold][,content=C][,threads=N]
+//! whimbrel.dirty=SIZE[,rate=R][,pattern=sequential|random|hot-cold][,content=C][,rewrite=new|same][,threads=N]
 //! whimbrel.fill=SIZE[,content=C]            filled once, and verified when asked
 //! whimbrel.disk=NAME[,set=SIZE][,rate=R][,direct=on|off|both]
+//! whimbrel.page-cache=NAME,set=SIZE         a disk read through the page cache, and verified when asked
+//! whimbrel.redis=SIZE                       a Redis server with so many bytes of records, and a client
+//! whimbrel.compile=SIZE                     processes and files as of a compiler, with so many bytes of sources
 //! whimbrel.echo=PORT  whimbrel.control=PORT
 //! whimbrel.ip=A.B.C.D/LEN  whimbrel.gw=A.B.C.D
 //! whimbrel.beat=1000ms
 //!
 //! SIZE  64M, 1GiB …   (set=SIZE says the same)
 //! R     20M (bytes/s), 5000p (pages/s) or max
-//! C     random, text, zero, word (one changed word a page) or 40% (so much of each page random, the rest text)
+//! C     random, text, zero, word (one changed word a page), repeat (one of 64 pages of random numbers)
+//!       or 40% (so much of each page random, the rest text)
 //! ```
 
 use crate::content::Content;
@@ -30,6 +34,9 @@ pub(crate) struct Wish {
     pub(crate) dirty: Option<Dirty>,
     pub(crate) fill: Option<Fill>,
     pub(crate) disk: Option<Disk>,
+    pub(crate) page_cache: Option<PageCache>,
+    pub(crate) redis: Option<Redis>,
+    pub(crate) compile: Option<Compile>,
     pub(crate) echo: Option<u16>,
     pub(crate) control: Option<u16>,
     pub(crate) ip: Option<(Ipv4Addr, u8)>,
@@ -44,6 +51,9 @@ impl Default for Wish {
             dirty: None,
             fill: None,
             disk: None,
+            page_cache: None,
+            redis: None,
+            compile: None,
             echo: None,
             control: None,
             ip: None,
@@ -70,6 +80,8 @@ pub(crate) struct Dirty {
     pub(crate) rate: PageRate,
     pub(crate) pattern: Pattern,
     pub(crate) content: Content,
+    /// Whether a page is written with what is in it already.
+    pub(crate) same: bool,
     pub(crate) threads: usize,
 }
 
@@ -85,6 +97,23 @@ pub(crate) enum Pattern {
 pub(crate) struct Fill {
     pub(crate) set: Bytes,
     pub(crate) content: Content,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct PageCache {
+    /// The block device's name under `/dev`.
+    pub(crate) name: String,
+    pub(crate) set: Bytes,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Redis {
+    pub(crate) set: Bytes,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Compile {
+    pub(crate) set: Bytes,
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -144,12 +173,13 @@ impl Wish {
                 });
             }
             "dirty" => {
-                let mut o = Options::of(value, "set", &["rate", "pattern", "content", "threads"])?;
+                let mut o = Options::of(value, "set", &["rate", "pattern", "content", "rewrite", "threads"])?;
                 self.dirty = Some(Dirty {
                     set: o.need("set", size)?,
                     rate: o.take("rate", rate)?.unwrap_or(None),
                     pattern: o.take("pattern", pattern)?.unwrap_or(Pattern::Random),
                     content: o.take("content", Content::parse)?.unwrap_or(Content::Random),
+                    same: o.take("rewrite", same)?.unwrap_or(false),
                     threads: o.take("threads", threads)?.unwrap_or(1),
                 });
             }
@@ -172,6 +202,15 @@ impl Wish {
                     through: o.take("direct", through)?.unwrap_or(Through::Both),
                 });
             }
+            "page-cache" => {
+                let mut o = Options::of(value, "name", &["set"])?;
+                self.page_cache =
+                    Some(PageCache { name: o.need("name", device)?, set: o.need("set", size)? });
+            }
+            "redis" => self.redis = Some(Redis { set: Options::of(value, "set", &[])?.need("set", size)? }),
+            "compile" => {
+                self.compile = Some(Compile { set: Options::of(value, "set", &[])?.need("set", size)? });
+            }
             "echo" => self.echo = Some(port(value)?),
             "control" => self.control = Some(port(value)?),
             "ip" => {
@@ -182,8 +221,11 @@ impl Wish {
             "gw" => self.gateway = Some(address(value)?),
             "beat" => self.beat = milliseconds(value)?,
             _ => {
-                return Err("unknown; there are idle, check, dirty, fill, disk, echo, control, ip, gw, beat"
-                    .to_owned());
+                return Err(
+                    "unknown; there are idle, check, dirty, fill, disk, page-cache, redis, compile, echo, \
+                     control, ip, gw, beat"
+                        .to_owned(),
+                );
             }
         }
         Ok(())
@@ -252,6 +294,14 @@ fn pattern(text: &str) -> Result<Pattern, String> {
     }
 }
 
+fn same(text: &str) -> Result<bool, String> {
+    match text {
+        "new" => Ok(false),
+        "same" => Ok(true),
+        _ => Err("there are new, same".to_owned()),
+    }
+}
+
 fn through(text: &str) -> Result<Through, String> {
     match text {
         "off" => Ok(Through::Cache),
@@ -297,7 +347,7 @@ mod tests {
     #[test]
     fn workloads_combine() {
         let wish = Wish::from_command_line(
-            "whimbrel.check=64M whimbrel.dirty=set=32M,rate=20M,pattern=hot-cold,content=text,threads=2 \
+            "whimbrel.check=64M whimbrel.dirty=set=32M,rate=20M,pattern=hot-cold,content=text,rewrite=same,threads=2 \
              whimbrel.fill=8MiB,content=40% whimbrel.disk=vda,direct=on whimbrel.echo=7 whimbrel.control=8 \
              whimbrel.ip=10.0.0.5/24 whimbrel.gw=10.0.0.1 whimbrel.beat=200ms",
         )
@@ -306,7 +356,7 @@ mod tests {
         assert_eq!((check.set, check.rate, check.threads), (Bytes(64 << 20), Some(8192), None));
         let dirty = wish.dirty.unwrap();
         assert_eq!((dirty.set, dirty.rate, dirty.threads), (Bytes(32 << 20), Some(5120), 2));
-        assert_eq!((dirty.pattern, dirty.content), (Pattern::HotCold, Content::Text));
+        assert_eq!((dirty.pattern, dirty.content, dirty.same), (Pattern::HotCold, Content::Text, true));
         assert_eq!(wish.fill.unwrap().content, Content::Mixed { random_percent: 40 });
         assert_eq!(wish.disk.unwrap().through, Through::Direct);
         assert_eq!((wish.echo, wish.control), (Some(7), Some(8)));
@@ -327,6 +377,8 @@ mod tests {
             "whimbrel.chekc=64M",
             "whimbrel.check",
             "whimbrel.dirty=64M,speed=3",
+            "whimbrel.page-cache=vda",
+            "whimbrel.redis=64M,rate=3",
             "whimbrel.fill=64M,content=word",
             "whimbrel.disk=../etc",
             "whimbrel.ip=10.0.0.5",

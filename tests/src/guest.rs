@@ -1,6 +1,6 @@
 //! A guest of the laboratory: who it is, what it was asked to do, and how it is talked to wherever it runs.
 
-use crate::{Doing, Error, Namespace, Result, TcpClient, connect};
+use crate::{Doing, Error, Namespace, Result, TcpClient, Ticks, connect};
 use serde_json::Value;
 use std::{
     io::{BufRead, BufReader, Write},
@@ -130,6 +130,17 @@ impl Guest {
             every,
             Duration::from_secs(10),
         )
+    }
+
+    /// Listens to its ticks from now on.
+    pub fn ticks(&self) -> Result<Ticks> {
+        let ticks = Ticks::listen(&self.client)?;
+        let me = {
+            let control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+            control.get_ref().local_addr().doing("name the client's address")?.ip()
+        };
+        self.order(&format!("ticks {me}:{}", ticks.port))?;
+        Ok(ticks)
     }
 
     /// Who it is.

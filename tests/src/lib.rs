@@ -21,6 +21,7 @@ mod reaper; // takes a laboratory down, whatever became of its owner
 mod slow_disk; // a disk whose direct reads land when the story says so
 mod stage; // hosts with agents, ready for stories about VMs
 mod story; // the frame around every story
+mod ticks; // a guest's ticks, heard outside
 mod tools; // what is needed of the machine and the build
 mod vm_file; // the file that describes a VM to `whimbrel run`
 
@@ -39,5 +40,6 @@ pub use qmp::Qmp;
 pub use slow_disk::SlowDisk;
 pub use stage::{Stage, Traces};
 pub use story::story;
+pub use ticks::{Heard, Ticks};
 pub use tools::{QEMU, Tools, machine_lacks, skip};
 pub use vm_file::VmFile;

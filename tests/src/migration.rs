@@ -7,7 +7,7 @@ use std::{
     process::{Child, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// No migration of the laboratory takes longer.
@@ -97,6 +97,18 @@ impl Migration {
         let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
         let pid = pid.doing("name a process")?;
         rustix::process::kill_process(pid, rustix::process::Signal::INT).doing("interrupt the command")
+    }
+
+    /// Waits for its end, but not longer. Whether it has come.
+    pub fn ends_within(&mut self, within: Duration) -> Result<bool> {
+        let end = Instant::now() + within;
+        while self.child.try_wait().doing(&self.name)?.is_none() {
+            if Instant::now() > end {
+                return Ok(false);
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        Ok(true)
     }
 
     /// Waits for its end; its exit status and its report.

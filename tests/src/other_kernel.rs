@@ -61,18 +61,13 @@ fn archive(program: &Path, arguments: &[&str], also: &[&str]) -> Result<Vec<u8>>
     for directory in ["proc", "sys", "dev", "tmp", "run"] {
         archive.directory(directory);
     }
-    // Where /lib is a link to /usr/lib, interpreters are named by the short path.
-    for link in ["lib", "lib64", "bin", "sbin"] {
-        if let Ok(to) = fs::read_link(Path::new("/").join(link)) {
-            archive.link(link, &to.to_string_lossy());
-        }
-    }
+    short_paths(&mut archive);
     let called = ["sh", "mount"].iter().chain(also).map(|name| in_path(name)).collect::<Result<Vec<_>>>()?;
     for path in &called {
         archive.copy(&real(path)?)?;
     }
-    for library in called.iter().map(PathBuf::as_path).chain([program]).flat_map(libraries) {
-        archive.copy(&real(&library)?)?;
+    for program in called.iter().map(PathBuf::as_path).chain([program]) {
+        take_libraries(&mut archive, program)?;
     }
     let content = fs::read(program).doing(format!("read {}", program.display()))?;
     archive.file("program", &content);
@@ -90,6 +85,32 @@ fn archive(program: &Path, arguments: &[&str], also: &[&str]) -> Result<Vec<u8>>
     );
     archive.file("init", init.as_bytes());
     Ok(archive.finish())
+}
+
+/// Writes an initramfs that has all of another one, and a program with its shared libraries at this path.
+pub fn with_program(initrd: &Path, program: &Path, at: &str, out: &Path) -> Result<()> {
+    let mut archive = Cpio::default();
+    short_paths(&mut archive);
+    archive.file(at, &fs::read(program).doing(format!("read {}", program.display()))?);
+    take_libraries(&mut archive, program)?;
+    // The kernel unpacks one archive after the other.
+    let mut both = fs::read(initrd).doing(format!("read {}", initrd.display()))?;
+    both.resize(both.len().next_multiple_of(4), 0);
+    both.extend(archive.finish());
+    fs::write(out, both).doing(format!("write {}", out.display()))
+}
+
+/// Where /lib is a link to /usr/lib, interpreters are named by the short path.
+fn short_paths(archive: &mut Cpio) {
+    for link in ["lib", "lib64", "bin", "sbin"] {
+        if let Ok(to) = fs::read_link(Path::new("/").join(link)) {
+            archive.link(link, &to.to_string_lossy());
+        }
+    }
+}
+
+fn take_libraries(archive: &mut Cpio, program: &Path) -> Result<()> {
+    libraries(program).iter().try_for_each(|library| archive.copy(&real(library)?))
 }
 
 /// A path without links: a link in an archive of few files leads nowhere.

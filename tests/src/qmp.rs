@@ -4,10 +4,10 @@
 use crate::{Doing, Error, Result};
 use serde_json::{Value, json};
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, ErrorKind, Write},
     os::unix::net::UnixStream,
     path::Path,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// No answer and no event takes longer; a busy monitor accepts nobody and says nothing, which must end as an error.
@@ -18,6 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Qmp {
     stream: BufReader<UnixStream>,
+    /// A line that has not come to its end yet.
+    begun: Vec<u8>,
     events: Vec<Value>,
 }
 
@@ -26,7 +28,7 @@ impl Qmp {
     pub fn connect(socket: &Path) -> Result<Self> {
         let stream = UnixStream::connect(socket).doing(format!("connect to {}", socket.display()))?;
         stream.set_read_timeout(Some(PATIENCE)).doing("set a timeout")?;
-        let mut qmp = Self { stream: BufReader::new(stream), events: Vec::new() };
+        let mut qmp = Self { stream: BufReader::new(stream), begun: Vec::new(), events: Vec::new() };
         qmp.line().doing("read QEMU's greeting")?;
         qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)
@@ -55,16 +57,29 @@ impl Qmp {
 
     /// Waits for an event and says when it happened, by QEMU's clock. Those that have come already count.
     pub fn event(&mut self, what: &str, wanted: impl Fn(&Value) -> Result<bool>) -> Result<SystemTime> {
-        let mut looked_at = 0;
+        let found = self.event_within(what, PATIENCE, wanted)?;
+        found.ok_or_else(|| Error::new(format!("wait for {what}"), format!("in vain, for {PATIENCE:?}")))
+    }
+
+    /// The same; `None` when the time is over.
+    pub fn event_within(
+        &mut self,
+        what: &str,
+        within: Duration,
+        wanted: impl Fn(&Value) -> Result<bool>,
+    ) -> Result<Option<SystemTime>> {
+        let (end, mut looked_at) = (Instant::now() + within, 0);
         loop {
             for event in &self.events[looked_at..] {
                 if wanted(event)? {
-                    return stamp(event);
+                    return stamp(event).map(Some);
                 }
             }
             looked_at = self.events.len();
-            let event = self.line().map_err(|why| Error::new(format!("wait for {what}"), why))?;
-            self.events.push(event);
+            match self.line_by(end).map_err(|why| Error::new(format!("wait for {what}"), why))? {
+                Some(event) => self.events.push(event),
+                None => return Ok(None),
+            }
         }
     }
 
@@ -81,13 +96,22 @@ impl Qmp {
     }
 
     fn line(&mut self) -> Result<Value> {
-        let mut line = String::new();
-        let n = self.stream.read_line(&mut line).doing("read from QEMU")?;
-        if n == 0 {
-            Err(Error::new("read from QEMU", "it hung up"))
-        } else {
-            serde_json::from_str(&line).doing(line)
+        let line = self.line_by(Instant::now() + PATIENCE)?;
+        line.ok_or_else(|| Error::new("read from QEMU", format!("it has said nothing for {PATIENCE:?}")))
+    }
+
+    /// The next line; `None` when the time is over.
+    fn line_by(&mut self, end: Instant) -> Result<Option<Value>> {
+        let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        self.stream.get_ref().set_read_timeout(Some(left)).doing("set a timeout")?;
+        match self.stream.read_until(b'\n', &mut self.begun) {
+            Ok(0) => return Err(Error::new("read from QEMU", "it hung up")),
+            Ok(_) => {}
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return Ok(None),
+            Err(e) => return Err(Error::new("read from QEMU", e)),
         }
+        let line = std::mem::take(&mut self.begun);
+        serde_json::from_slice(&line).doing(String::from_utf8_lossy(&line)).map(Some)
     }
 }
 

@@ -13,26 +13,37 @@ use std::{
 };
 use units::PAGE_SIZE;
 
-/// Starts the writers; the pages of each are its own.
+/// Starts the writers; the pages of each are its own. What is to be the same again, or is mostly cold, is written once when
+/// this returns: it would take long to become so.
 pub(crate) fn start(wish: &Dirty, job: &Arc<Job>) {
     let pages = wish.set.0 / PAGE_SIZE as u64;
     let threads = (wish.threads as u64).min(pages);
     for mine in 0..threads {
         let count = pages / threads + u64::from(mine < pages % threads);
+        let mut pages = vec![Page::ZERO; count as usize];
+        if wish.same || wish.pattern == Pattern::HotCold {
+            pages.iter_mut().zip(0..).for_each(|(page, place)| wish.content.write(own(mine, place), page));
+        }
         let (wish, job, pace) = (wish.clone(), job.clone(), Pace::new(wish.rate, threads as usize));
-        thread::spawn(move || write(&wish, &job, pace, mine, count));
+        thread::spawn(move || write(&wish, &job, pace, mine, pages));
     }
 }
 
-fn write(wish: &Dirty, job: &Job, pace: Pace, mine: u64, count: u64) -> ! {
-    let mut pages = vec![Page::ZERO; count as usize];
+/// The content that belongs to a place.
+fn own(mine: u64, place: u64) -> u64 {
+    mix(mine + 1) ^ place
+}
+
+fn write(wish: &Dirty, job: &Job, pace: Pace, mine: u64, mut pages: Vec<Page>) -> ! {
+    let count = pages.len() as u64;
     let mut seed = mix(mine + 1) | 1;
     let mut order = Order { pattern: wish.pattern, count, at: 0 };
     let mut done = 0;
     job.run(pace, |batch| {
         for _ in 0..batch {
             let place = order.next(&mut seed);
-            wish.content.write(next(&mut seed), &mut pages[place as usize]);
+            let content = if wish.same { own(mine, place) } else { next(&mut seed) };
+            wish.content.write(content, &mut pages[place as usize]);
         }
         done += batch;
         if done >= count {

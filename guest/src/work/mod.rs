@@ -1,9 +1,12 @@
 //! The workloads.
 
 mod check;
+pub(crate) mod compile;
 mod dirty;
 mod disk;
 mod fill;
+mod page_cache;
+mod redis;
 
 use crate::{job::Jobs, setup, words::Wish};
 use std::{fs, sync::Arc};
@@ -14,6 +17,7 @@ use units::Bytes;
 pub(crate) struct Work {
     check: Option<Arc<check::Area>>,
     fill: Option<fill::Filled>,
+    cached: Option<Arc<page_cache::Cached>>,
 }
 
 impl Work {
@@ -22,13 +26,14 @@ impl Work {
     pub(crate) fn verify(&self, jobs: &Jobs) -> u64 {
         self.check.as_ref().map_or(0, |area| area.verify(jobs))
             + self.fill.as_ref().map_or(0, |f| f.verify(jobs))
+            + self.cached.as_ref().map_or(0, |c| c.verify(jobs))
     }
 }
 
 /// Starts what was asked for. Memory is filled when this returns.
 pub(crate) fn start(wish: &Wish, jobs: &Arc<Jobs>) -> Result<Work, String> {
     let fill = wish.fill.as_ref().map(|f| fill::fill(f, &jobs.add("fill")));
-    let mut work = Work { check: None, fill };
+    let mut work = Work { check: None, fill, cached: None };
     if let Some(w) = &wish.check {
         work.check = Some(check::start(w, w.threads.unwrap_or_else(setup::cpus), jobs));
     }
@@ -37,6 +42,15 @@ pub(crate) fn start(wish: &Wish, jobs: &Arc<Jobs>) -> Result<Work, String> {
     }
     if let Some(w) = &wish.disk {
         disk::start(w, jobs)?;
+    }
+    if let Some(w) = &wish.page_cache {
+        work.cached = Some(page_cache::start(w, jobs)?);
+    }
+    if let Some(w) = &wish.redis {
+        redis::start(w, jobs)?;
+    }
+    if let Some(w) = &wish.compile {
+        compile::start(w, setup::cpus(), jobs)?;
     }
     Ok(work)
 }
@@ -50,6 +64,9 @@ pub(crate) fn fits(wish: &Wish) -> Result<(), String> {
         wish.check.as_ref().map(|w| w.set),
         wish.dirty.as_ref().map(|w| w.set),
         wish.fill.as_ref().map(|w| w.set),
+        wish.page_cache.as_ref().map(|w| w.set),
+        wish.redis.as_ref().map(|w| w.set),
+        wish.compile.as_ref().map(|w| w.set),
     ];
     let wanted: Bytes = sets.into_iter().flatten().sum();
     let text = fs::read_to_string("/proc/meminfo").map_err(|e| format!("/proc/meminfo: {e}"))?;

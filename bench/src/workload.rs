@@ -1,0 +1,204 @@
+//! What guests do while they are moved, and who is to move them.
+
+use crate::link::Link;
+use units::Bytes;
+
+/// A guest's RAM.
+pub(crate) const MEMORY: Bytes = Bytes(1 << 30);
+/// How much of this machine's own files a guest reads into its page cache.
+pub(crate) const FILES: Bytes = Bytes(640 << 20);
+
+/// Something that a guest does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Workload {
+    /// Its name in options, tables and files.
+    pub(crate) name: &'static str,
+    /// What it is, for people.
+    pub(crate) what: &'static str,
+    /// The words of the guest's kernel command line, where the link is 1 Gbit/s and where it is not shaped.
+    words: [&'static str; 2],
+    /// What the guest has beside its RAM.
+    pub(crate) with: With,
+    /// The longest pause that anybody may plan.
+    pub(crate) downtime_ms: u64,
+    /// Who moves it.
+    usually: &'static [&'static str],
+    /// Who does so too, with `--all`.
+    also: &'static [&'static str],
+}
+
+/// What a guest has beside its RAM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum With {
+    Nothing,
+    /// A disk full of files.
+    Files,
+    /// A Redis server in its initramfs.
+    Redis,
+}
+
+/// QEMU's limit where nobody says another.
+const DOWNTIME_MS: u64 = 300;
+
+const SIMPLE: &[&str] = &["whimbrel-pre-copy", "qemu-pre-copy", "qemu-multifd", "qemu-multifd-zstd"];
+const REST: &[&str] = &["whimbrel-hybrid", "whimbrel-post-copy", "qemu-xbzrle", "qemu-post-copy"];
+
+const PLAIN: Workload = Workload {
+    name: "",
+    what: "",
+    words: [""; 2],
+    with: With::Nothing,
+    downtime_ms: DOWNTIME_MS,
+    usually: SIMPLE,
+    also: REST,
+};
+
+impl Workload {
+    /// All, in the order in which they are measured.
+    pub(crate) const ALL: [Self; 11] = [
+        Self { name: "idle", what: "freshly booted, and nothing else", words: ["whimbrel.idle"; 2], ..PLAIN },
+        Self {
+            name: "page-cache",
+            what: "640 MiB of this machine's /usr in the page cache, 16 MiB/s of them read again",
+            words: ["whimbrel.page-cache=vda,set=640M"; 2],
+            with: With::Files,
+            ..PLAIN
+        },
+        Self {
+            name: "compressible",
+            what: "512 MiB like log files",
+            words: ["whimbrel.fill=512M,content=text"; 2],
+            ..PLAIN
+        },
+        Self {
+            name: "incompressible",
+            what: "512 MiB of random numbers",
+            words: ["whimbrel.fill=512M,content=random"; 2],
+            usually: &[
+                "whimbrel-pre-copy",
+                "whimbrel-uncompressed",
+                "plain-copy",
+                "qemu-pre-copy",
+                "qemu-multifd",
+            ],
+            also: &["whimbrel-hybrid", "whimbrel-post-copy", "qemu-multifd-zstd", "qemu-post-copy"],
+            ..PLAIN
+        },
+        Self {
+            name: "duplicate",
+            what: "512 MiB of 64 different pages of random numbers, over and over",
+            words: ["whimbrel.fill=512M,content=repeat"; 2],
+            ..PLAIN
+        },
+        Self {
+            name: "rewritten",
+            what: "192 MiB, 40 % of it random, written again and again with what is there",
+            words: [
+                "whimbrel.dirty=192M,content=40%,pattern=sequential,rewrite=same,rate=96M",
+                "whimbrel.dirty=192M,content=40%,pattern=sequential,rewrite=same,rate=max",
+            ],
+            usually: &["whimbrel-pre-copy", "qemu-pre-copy", "qemu-xbzrle", "qemu-multifd-zstd"],
+            also: &["whimbrel-hybrid", "qemu-multifd", "qemu-auto-converge", "qemu-post-copy"],
+            ..PLAIN
+        },
+        Self {
+            name: "redis",
+            what: "Debian's Redis with 128 MiB of session records, a client that reads four and replaces one of each five",
+            words: ["whimbrel.redis=128M"; 2],
+            with: With::Redis,
+            also: &["whimbrel-hybrid", "qemu-xbzrle", "qemu-auto-converge", "qemu-post-copy"],
+            ..PLAIN
+        },
+        Self {
+            name: "compile",
+            what: "compilers on both vCPUs: short processes, small objects in large heaps, files written and thrown away",
+            words: ["whimbrel.compile=64M"; 2],
+            also: &["whimbrel-hybrid", "qemu-xbzrle", "qemu-auto-converge", "qemu-post-copy"],
+            ..PLAIN
+        },
+        Self {
+            name: "hot-under",
+            what: "400 MiB, a tenth of them hot, written at a third of the link's rate (unshaped: at 100 MiB/s)",
+            words: [
+                "whimbrel.dirty=400M,content=40%,pattern=hot-cold,rate=40M",
+                "whimbrel.dirty=400M,content=40%,pattern=hot-cold,rate=100M",
+            ],
+            usually: &["whimbrel-pre-copy", "qemu-pre-copy", "qemu-multifd-zstd", "qemu-post-copy"],
+            also: &[
+                "whimbrel-hybrid",
+                "whimbrel-post-copy",
+                "qemu-multifd",
+                "qemu-xbzrle",
+                "qemu-auto-converge",
+            ],
+            ..PLAIN
+        },
+        Self {
+            name: "hot-over",
+            what: "600 MiB, a tenth of them hot, written at nearly twice the link's rate (unshaped: as fast as two vCPUs can)",
+            words: [
+                "whimbrel.dirty=600M,content=random,pattern=hot-cold,rate=200M,threads=2",
+                "whimbrel.dirty=600M,content=random,pattern=hot-cold,rate=max,threads=2",
+            ],
+            usually: &["whimbrel-hybrid", "qemu-auto-converge", "qemu-post-copy"],
+            also: &[
+                "whimbrel-pre-copy",
+                "whimbrel-post-copy",
+                "qemu-pre-copy",
+                "qemu-multifd-zstd",
+                "qemu-xbzrle",
+            ],
+            ..PLAIN
+        },
+        Self {
+            name: "steady",
+            what: "memory to carry, self-checking records, 40 MiB/s of writes; nobody may plan a pause above 20 ms",
+            words: ["whimbrel.fill=300M,content=40% whimbrel.check=96M,rate=8M whimbrel.dirty=256M,rate=32M";
+                2],
+            downtime_ms: 20,
+            usually: &[],
+            also: &[
+                "whimbrel-pre-copy",
+                "whimbrel-post-copy",
+                "whimbrel-hybrid",
+                "qemu-pre-copy",
+                "qemu-multifd",
+            ],
+            ..PLAIN
+        },
+    ];
+
+    /// The words of the guest's kernel command line.
+    pub(crate) fn words(&self, link: Link) -> &'static str {
+        self.words[usize::from(link == Link::Unshaped)]
+    }
+
+    /// The names of those who move it.
+    pub(crate) fn movers(&self, all: bool) -> Vec<&'static str> {
+        let also = if all { self.also } else { &[] };
+        self.usually.iter().chain(also).copied().collect()
+    }
+
+    /// Whether it is measured where nothing else is asked for.
+    pub(crate) fn is_usual(&self) -> bool {
+        !self.usually.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contender::Contender;
+
+    #[test]
+    fn every_mover_exists_once() {
+        for workload in Workload::ALL {
+            let names = workload.movers(true);
+            for (i, name) in names.iter().enumerate() {
+                assert!(Contender::ALL.iter().any(|c| c.name == *name), "{}: {name}", workload.name);
+                assert!(!names[..i].contains(name), "{}: {name} twice", workload.name);
+            }
+            assert!(!workload.what.is_empty() && !workload.words.contains(&""), "{}", workload.name);
+        }
+    }
+}
