@@ -1,5 +1,5 @@
 //! How much content one batch should carry: from a socket into fresh pages of a memfd, as on the target of a migration.
-//! It chose `proto::BATCH_PAGES`.
+//! It chose `proto::BATCH_PAGES`. And how they should get from the source's memory into the socket.
 
 use divan::{Bencher, counter::BytesCount};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
@@ -18,9 +18,19 @@ const KIB: usize = 1 << 10;
 
 #[divan::bench(args = [64, 128, 256, 512, 1024, 2048], sample_count = 10, sample_size = 1)]
 fn batch_size(bencher: Bencher, kib: usize) {
-    let size = kib * KIB;
+    move_all(bencher, kib * KIB, Way::Buffer);
+}
+
+/// Read into a buffer and written from there, as `engine/ship.rs` does it, which may look at pages while no guest changes
+/// them; and by the kernel alone, which would have to be asked to send pages that change meanwhile.
+#[divan::bench(args = [Way::Copied, Way::Sendfile], sample_count = 20, sample_size = 1)]
+fn ways(bencher: Bencher, way: Way) {
+    move_all(bencher, 512 * KIB, way);
+}
+
+fn move_all(bencher: Bencher, size: usize, way: Way) {
     let (target, mut buffer) = (Target::new(), vec![0; size]);
-    let sender = Sender::new(size, &target.listener);
+    let sender = Sender::new(size, way, &target.listener);
     let (mut stream, _) = target.listener.accept().expect("the sender connects");
     bencher.counter(BytesCount::new(TOTAL)).with_inputs(|| target.punch()).bench_local_values(|()| {
         sender.go();
@@ -31,6 +41,17 @@ fn batch_size(bencher: Bencher, kib: usize) {
     });
 }
 
+/// Where a batch comes from.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    /// A buffer that is filled already.
+    Buffer,
+    /// The source's memory, by way of a buffer.
+    Copied,
+    /// The source's memory, without one.
+    Sendfile,
+}
+
 /// A memfd of holes.
 struct Target {
     listener: TcpListener,
@@ -39,10 +60,8 @@ struct Target {
 
 impl Target {
     fn new() -> Self {
-        let memory = memfd_create("batch_size", MemfdFlags::CLOEXEC).expect("a memfd");
-        ftruncate(&memory, TOTAL as u64).expect("memory");
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-        Self { listener, memory: File::from(memory) }
+        Self { listener, memory: memory() }
     }
 
     /// All holes again, as the RAM of a QEMU that waits.
@@ -52,18 +71,40 @@ impl Target {
     }
 }
 
+fn memory() -> File {
+    let memory = memfd_create("batch_size", MemfdFlags::CLOEXEC).expect("a memfd");
+    ftruncate(&memory, TOTAL as u64).expect("memory");
+    File::from(memory)
+}
+
 /// Sends `TOTAL` bytes in batches whenever told to.
 struct Sender(mpsc::Sender<()>);
 
 impl Sender {
-    fn new(size: usize, to: &TcpListener) -> Self {
+    fn new(size: usize, way: Way, to: &TcpListener) -> Self {
         let address = to.local_addr().expect("an address");
         let (tell, told) = mpsc::channel();
         thread::spawn(move || {
             let mut stream = TcpStream::connect(address).expect("the target listens");
-            let batch = vec![0x5a; size];
+            let (mut batch, memory) = (vec![0x5a; size], memory());
+            for at in (0..TOTAL).step_by(size) {
+                memory.write_all_at(&batch, at as u64).expect("a memfd takes what fits");
+            }
             while told.recv().is_ok() {
-                for _ in 0..TOTAL / size {
+                for at in (0..TOTAL as u64).step_by(size) {
+                    match way {
+                        Way::Buffer => {}
+                        Way::Copied => memory.read_exact_at(&mut batch, at).expect("it was written"),
+                        Way::Sendfile => {
+                            let mut from = at;
+                            while from < at + size as u64 {
+                                let rest = (at + size as u64 - from) as usize;
+                                rustix::fs::sendfile(&stream, &memory, Some(&mut from), rest)
+                                    .expect("the target receives");
+                            }
+                            continue;
+                        }
+                    }
                     stream.write_all(&batch).expect("the target receives");
                 }
             }

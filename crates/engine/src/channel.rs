@@ -74,6 +74,8 @@ fn shake(
 ) -> io::Result<Channel> {
     let mut line = Line { stream, traffic, begun: Instant::now(), first: Vec::new() };
     if let Err(error) = session.complete_io(&mut line) {
+        // The alert that says why is behind what else was to be sent, and only the first of that was tried.
+        while session.wants_write() && session.write_tls(&mut line).is_ok_and(|n| n > 0) {}
         if line.first.starts_with(&proto::MAGIC) {
             return Err(invalid(SPEAKS_PLAINTEXT));
         }
@@ -198,7 +200,11 @@ impl Read for Line<'_> {
 
 impl Write for Line<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let n = self.stream.write(bytes)?;
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        let n = self.stream.write_vectored(parts)?;
         self.traffic.sent.fetch_add(n as u64, Relaxed);
         Ok(n)
     }

@@ -258,7 +258,6 @@ impl SourceDriver {
             }
             SourceEvent::Message(control::Kind::Settled(settled)) => self.story.settled(settled),
             SourceEvent::Message(control::Kind::StillOwed(still)) => {
-                self.token = Token::read(&still.token);
                 match proto::page_sets(&still.blocks, &self.shape) {
                     Ok(owed) => self.owed = owed,
                     Err(e) => {

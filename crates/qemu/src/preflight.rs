@@ -45,7 +45,12 @@ pub fn check(recipe: &Recipe, host: &Host) -> Vec<String> {
         }
     }
     let usable = |file| host.limits.check_file(file).and_then(|()| files::compare(file));
-    reasons.extend(recipe.files.iter().filter_map(|file| usable(file).err()));
+    for why in recipe.files.iter().filter_map(|file| usable(file).err()) {
+        // A backing file is looked at by itself, and as part of its image.
+        if !reasons.contains(&why) {
+            reasons.push(why);
+        }
+    }
     check_memory(recipe, host, &mut reasons);
     // The tag is as long as the one that is drawn later.
     if !fits_socket(&host.in_runtime(&format!("{}-00000000", recipe.name), "qmp")) {

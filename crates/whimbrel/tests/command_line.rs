@@ -104,6 +104,7 @@ fn programs_get_events_and_the_bare_report_as_the_last_line() {
         "outcome",
         "pages",
         "preflight_ms",
+        "protected",
         "rounds",
         "streams",
         "throttle",

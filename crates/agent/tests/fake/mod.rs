@@ -151,6 +151,7 @@ impl Migrator for Script {
         let here = "hosta".to_owned();
         let mut report = request.blank_report(&here, Outcome::Completed);
         report.error = None;
+        report.protected = true;
         let fail = |why: &str, runs: Option<&str>| {
             Some(Failure {
                 what: format!("migrate {} to {}", request.vm.name, request.to),

@@ -8,7 +8,7 @@ use crate::{
     queue::Owing,
     ship::{Said, Shared, Streams, serve_faults},
 };
-use proto::{Kind, SourceEvent, control};
+use proto::{Kind, SourceEvent, Token, control};
 use std::{io, sync::Arc, thread, time::Instant};
 use units::MemorySet;
 
@@ -43,6 +43,10 @@ impl SourceDriver {
                 Signal::Silent(generation, _) => (false, false, *generation == self.generation),
                 _ => (false, false, false),
             };
+            if let Signal::Event(SourceEvent::Message(control::Kind::StillOwed(still))) = &signal {
+                // A target that was restarted has another one.
+                self.token = Token::read(&still.token);
+            }
             self.later.push_back(signal);
             if lost {
                 return Err(io::Error::other("the connection was lost again"));

@@ -23,7 +23,7 @@ impl ByHand {
     pub(crate) fn start_with(qemu: PathBuf, arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let qmp = folder.path().join("qmp");
-        let mut child = Command::new(qemu)
+        let child = Command::new(qemu)
             .args(["-accel", "tcg", "-display", "none"])
             .args(arguments)
             .arg("-qmp")
@@ -31,15 +31,17 @@ impl ByHand {
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
+        // From here on it ends with us, whatever happens.
+        let mut hand = Self { child, qmp, folder };
         let end = Instant::now() + Duration::from_secs(60);
         // A socket that is there may not be listened to yet.
-        while UnixStream::connect(&qmp).is_err() {
-            assert!(child.try_wait().unwrap().is_none() && Instant::now() < end, "QEMU does not start");
+        while UnixStream::connect(&hand.qmp).is_err() {
+            assert!(hand.child.try_wait().unwrap().is_none() && Instant::now() < end, "QEMU does not start");
             std::thread::sleep(Duration::from_millis(5));
         }
         // Greeted only once QEMU is ready.
-        drop(Qmp::connect_within(&qmp, Duration::from_secs(60)).unwrap());
-        Self { child, qmp, folder }
+        drop(Qmp::connect_within(&hand.qmp, Duration::from_secs(60)).unwrap());
+        hand
     }
 
     pub(crate) fn refusal(&self) -> Vec<String> {
