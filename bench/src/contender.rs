@@ -80,9 +80,14 @@ impl Contender {
         matches!(self.way, Way::Qemu(_))
     }
 
-    /// One of QEMU's that sends pages as they are.
+    /// Multifd with zstd.
+    pub(crate) fn is_zstd_qemu(self) -> bool {
+        matches!(self.way, Way::Qemu(qemu) if qemu.zstd)
+    }
+
+    /// One of QEMU's that sends pages as they are: neither compressed nor as what differs.
     pub(crate) fn is_plain_qemu(self) -> bool {
-        matches!(self.way, Way::Qemu(qemu) if !qemu.zstd)
+        matches!(self.way, Way::Qemu(qemu) if !qemu.zstd && qemu.capability != Some("xbzrle"))
     }
 }
 

@@ -83,7 +83,7 @@ pub(crate) fn best(
     let theirs = Contender::ALL.into_iter().filter(|c| match who {
         Who::Any => c.is_qemu(),
         Who::Plain => c.is_plain_qemu(),
-        Who::Zstd => c.is_qemu() && !c.is_plain_qemu(),
+        Who::Zstd => c.is_zstd_qemu(),
     });
     theirs.filter_map(|c| middle(results, workload, link, c.name, of)).reduce(f64::min)
 }
