@@ -141,8 +141,8 @@ pub fn server_name(host: &str) -> Result<ServerName<'static>, String> {
         .map_err(|_| format!("no certificate can be for {host:?}; call it by a name"))
 }
 
-/// Which algorithms are offered, the best first. AES-128-GCM is twice as fast as AES-256-GCM's rounds would make it and
-/// beyond any attack; ChaCha20 is for processors without AES.
+/// Which algorithms are offered, the fastest first (`cargo bench -p bench --bench micro tls`: the first is up to 8 % ahead of the
+/// second and 1.6 to 2.3 times as fast as the third, which is for processors without AES).
 fn provider() -> Arc<CryptoProvider> {
     use ring::cipher_suite::{
         TLS13_AES_128_GCM_SHA256 as AES_128, TLS13_AES_256_GCM_SHA384 as AES_256,
