@@ -108,8 +108,8 @@ fn compared(results: &Results, workload: &Workload, link: Link) -> String {
     }
     let mut text = format!("## {}, {}\n\nThe guest: {}.\n\n", workload.name, link.name(), workload.what);
     let middle = |name, column: &Column| middle(results, workload.name, link, name, column.of);
-    let mut table = |columns: &[Column]| {
-        text += &header(
+    let table = |columns: &[Column]| {
+        let mut text = header(
             ["finished"].into_iter().chain(columns.iter().map(|column| column.name)).map(str::to_owned),
         );
         for name in &present {
@@ -120,11 +120,9 @@ fn compared(results: &Results, workload: &Workload, link: Link) -> String {
             let cells = columns.iter().map(|column| number(middle(name, column), column.decimals));
             text += &row(name, [finished].into_iter().chain(cells));
         }
+        text
     };
-    table(&COLUMNS);
-    if workload.name == DETAILED {
-        table(&DETAILS);
-    }
+    text += &table(&COLUMNS);
     let ours = present.iter().find(|name| name.starts_with("whimbrel"));
     let theirs = COLUMNS.iter().map(|column| match column.name {
         // A share of work is best where it is greatest.
@@ -138,6 +136,10 @@ fn compared(results: &Results, workload: &Workload, link: Link) -> String {
         text += &last;
     }
     text.push('\n');
+    if workload.name == DETAILED {
+        text += &table(&DETAILS);
+        text.push('\n');
+    }
     text
 }
 
