@@ -293,7 +293,7 @@ pub(crate) struct Migrate {
     /// The most that may be put on the wire, like 1Gbit or 50MiB/s.
     #[arg(long, value_name = "RATE", value_parser = rate)]
     pub(crate) bandwidth: Option<Rate>,
-    /// How many data connections [default: 2 to 8, as many as it pays to use].
+    /// How many data connections [default: from 2 to the number of cores, 8 at most: as many as it pays to use].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) streams: Option<u16>,
     /// What pages may be compressed with. `auto` finds out what moves most over this link.
