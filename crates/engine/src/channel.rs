@@ -3,7 +3,7 @@
 //! A connection's end without TLS's own word for it is not told from one with it: what is said over connections says itself
 //! when it is complete, and one that is cut off is a lost one.
 
-use crate::conn::{GREETING, SPEAKS_PLAINTEXT, Traffic, invalid};
+use crate::conn::{GREETING, SPEAKS_PLAINTEXT, Traffic, invalid, unanswered};
 use pki::Identity;
 use rustls::{ClientConnection, Connection, ServerConnection};
 use std::{
@@ -79,16 +79,9 @@ fn shake(
         if line.first.starts_with(&proto::MAGIC) {
             return Err(invalid(SPEAKS_PLAINTEXT));
         }
-        return Err(match (error.kind(), error.get_ref().and_then(|inner| inner.downcast_ref())) {
-            (_, Some(error)) => invalid(pki::why(error, identity)),
-            (io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset, None) => {
-                invalid("the peer hung up instead of answering; is a Whimbrel agent there?")
-            }
-            (io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut, None) => {
-                let words = "the peer does not answer; is a Whimbrel agent there?";
-                io::Error::new(io::ErrorKind::TimedOut, words)
-            }
-            (_, None) => error,
+        return Err(match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+            Some(error) => invalid(pki::why(error, identity)),
+            None => unanswered(error),
         });
     }
     session.set_buffer_limit(Some(OUTBOX));

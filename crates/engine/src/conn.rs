@@ -205,12 +205,7 @@ impl TcpDial {
         first.extend(token.filter(|_| kind.needs_token()).iter().flat_map(|token| token.0));
         conn.write_all(&first)?;
         let mut reply = [0; REPLY];
-        conn.read_exact(&mut reply).map_err(|e| match e.kind() {
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
-                invalid("the peer hung up instead of answering; is a Whimbrel agent there?")
-            }
-            _ => timed_out(e, "the peer does not answer; is a Whimbrel agent there?"),
-        })?;
+        conn.read_exact(&mut reply).map_err(unanswered)?;
         let refused = match Reply::parse(&reply).map_err(|e| invalid(e.to_string()))?.status {
             Status::Welcome => {
                 conn.silence(None)?;
@@ -327,6 +322,16 @@ fn timed_out(e: io::Error, words: &str) -> io::Error {
     match e.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => io::Error::new(io::ErrorKind::TimedOut, words),
         _ => e,
+    }
+}
+
+/// Why a greeting was not answered.
+pub(crate) fn unanswered(e: io::Error) -> io::Error {
+    match e.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+            invalid("the peer hung up instead of answering; is a Whimbrel agent there?")
+        }
+        _ => timed_out(e, "the peer does not answer; is a Whimbrel agent there?"),
     }
 }
 

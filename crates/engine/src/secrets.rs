@@ -6,9 +6,13 @@ use std::{fs::File, io, io::Read, sync::Arc};
 
 /// A token for the connections of one migration.
 pub(crate) fn draw_token() -> io::Result<Token> {
-    let mut token = [0; Token::SIZE];
-    File::open("/dev/urandom")?.read_exact(&mut token)?;
-    Ok(Token(token))
+    random().map(Token)
+}
+
+fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Drawn anew for each migration.
@@ -22,11 +26,7 @@ pub(crate) struct Secrets {
 
 impl Secrets {
     pub(crate) fn draw() -> io::Result<Self> {
-        let mut secrets = Self::default();
-        let mut random = File::open("/dev/urandom")?;
-        random.read_exact(&mut secrets.prints)?;
-        random.read_exact(&mut secrets.seals)?;
-        Ok(secrets)
+        Ok(Self { prints: random()?, seals: random()? })
     }
 
     /// What is known of a target to which nothing was sent yet.

@@ -119,9 +119,9 @@ impl Streams {
             streams.jobs.push(jobs);
             let (shared, say) = (streams.shared.clone(), say.clone());
             thread::Builder::new().name(format!("ship-{i}")).spawn(move || {
-                let Shared { memory, pacer, sent, packing, gate } = shared;
-                let mut shipper = Shipper::new(conn, memory, pacer, Some((packing, gate.clone())));
-                if let Err(e) = work(i, &todo, &mut shipper, &sent, &gate, &say) {
+                let bulk = Some((shared.packing.clone(), shared.gate.clone()));
+                let mut shipper = Shipper::new(conn, shared.memory.clone(), shared.pacer.clone(), bulk);
+                if let Err(e) = work(i, &todo, &mut shipper, &shared, &say) {
                     say(Said::Lost(e));
                 }
             })?;
@@ -163,8 +163,7 @@ fn work(
     stream: u32,
     todo: &Receiver<Job>,
     shipper: &mut Shipper,
-    sent: &Sent,
-    gate: &Gate,
+    Shared { sent, gate, .. }: &Shared,
     say: &impl Fn(Said),
 ) -> io::Result<()> {
     while let Ok(job) = todo.recv() {
@@ -319,7 +318,8 @@ impl Shipper {
             self.batch.seal(sent);
         }
         let refining = std::mem::take(&mut self.refining) + begin.elapsed();
-        let packed = self.bulk.as_ref().map(|(p, _)| p.pack(self.block, &mut self.batch, &mut self.encoder));
+        let packed =
+            self.bulk.as_ref().map(|(p, _)| (p, p.pack(self.block, &mut self.batch, &mut self.encoder)));
         let (runs, codec, bytes) = self.batch.runs();
         if !runs.is_empty() {
             self.head.clear();
@@ -328,13 +328,13 @@ impl Shipper {
             parts.extend(self.batch.parts().map(IoSlice::new));
             let wire = parts.iter().map(|p| p.len()).sum();
             let begin = Instant::now();
-            match (packed, &self.bulk) {
-                (Some(packed), Some((packing, _))) => {
+            match packed {
+                Some((packing, packed)) => {
                     // A limit that the user set is as good as a slower link.
                     self.pacer.write(&mut self.conn, &mut parts)?;
                     packing.observe(&packed.written(wire, refining, begin.elapsed()));
                 }
-                _ => {
+                None => {
                     self.pacer.charge(wire);
                     self.conn.write_parts(&mut parts)?;
                 }

@@ -44,6 +44,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const PAGE: u64 = units::PAGE_SIZE as u64;
     const SECOND: Duration = Duration::from_secs(1);
 
     proptest! {
@@ -61,8 +62,8 @@ mod tests {
                 turn += 1;
                 // One in so many writes is a fault's page.
                 if urgent[turn % urgent.len()] == 1 {
-                    pace.take(now, 4096);
-                    sent.push((now, 4096));
+                    pace.take(now, PAGE);
+                    sent.push((now, PAGE));
                 }
                 let wait = pace.take(now, quantum);
                 if wait > Duration::ZERO {
