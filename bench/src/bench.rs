@@ -121,7 +121,8 @@ impl Bench<'_> {
                     continue;
                 }
                 let verify = n == self.options.runs || workload.downtime_ms < 100;
-                let terms = Terms { downtime_ms: workload.downtime_ms, patience, verify };
+                let (downtime_ms, pulse) = (workload.downtime_ms, workload.pulse());
+                let terms = Terms { downtime_ms, patience, pulse, verify };
                 let streams = results.runs.iter().rev().find(|run| run.contender == "whimbrel-uncompressed");
                 let streams = streams.and_then(|run| run.streams).unwrap_or(STREAMS);
                 let run = match pair.turn(contender, n, &terms, streams) {
@@ -161,7 +162,8 @@ impl Bench<'_> {
     /// How a workload's guest is started, and with what.
     fn prepare(&self, workload: &Workload, words: &str, dir: &Path) -> Result<(HandStart, Tools)> {
         eprintln!("{}: {} …", workload.name, workload.what);
-        let (mut start, mut tools) = (guest::start(words), self.tools.clone());
+        let words = format!("{words} whimbrel.tick={}ms", workload.pulse().tick_ms);
+        let (mut start, mut tools) = (guest::start(&words), self.tools.clone());
         match workload.with {
             With::Nothing => {}
             With::Files => {

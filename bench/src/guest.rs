@@ -1,6 +1,6 @@
 //! What is moved, and what it feels.
 
-use crate::workload::MEMORY;
+use crate::{run::Terms, workload::MEMORY};
 use lab::{Doing, Error, Guest, HandStart, Heard, Result, Spec, TcpClient, Ticks};
 use nix::{
     sys::signal::{Signal, kill},
@@ -11,8 +11,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A client's message every so often; what it sees is no finer.
-const EVERY: Duration = Duration::from_millis(2);
 /// So long before a migration the guest is watched: its pace, undisturbed.
 const BEFORE: Duration = Duration::from_millis(500);
 /// And so long after it: what the migration still does to it is seen.
@@ -64,8 +62,9 @@ pub(crate) struct Gaps {
 
 impl<'a> Feelings<'a> {
     /// Begins to watch.
-    pub(crate) fn begin(guest: &'a Guest) -> Result<Self> {
-        let (client, ticks) = (guest.echo(EVERY)?, guest.ticks()?);
+    pub(crate) fn begin(guest: &'a Guest, terms: &Terms) -> Result<Self> {
+        let every = Duration::from_millis(terms.pulse.client_ms);
+        let (client, ticks) = (guest.echo(every)?, guest.ticks()?);
         let heard = || {
             let first = || Ok(Some(ticks.heard()).filter(|heard| heard.longest_gap > Duration::ZERO));
             lab::wait_for("the guest's ticks", SILENCE, first)

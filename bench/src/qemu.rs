@@ -128,7 +128,7 @@ impl<'a> Moved<'a> {
         let (from, to) = (&self.lab.hosts()[self.here], &self.lab.hosts()[there]);
         let incoming = HandStart { extra: self.incoming(), ..self.start.clone() };
         let name = self.next_name();
-        let feelings = Feelings::begin(&self.guest)?;
+        let feelings = Feelings::begin(&self.guest, terms)?;
         let (sent, began) = (from.traffic()?.sent, SystemTime::now());
 
         let mut target = Machine::start(&incoming, self.lab, there, self.tools, name)?;

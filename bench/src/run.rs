@@ -1,6 +1,9 @@
 //! What one run came to.
 
-use crate::guest::{Felt, Gaps};
+use crate::{
+    guest::{Felt, Gaps},
+    workload::Pulse,
+};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -11,6 +14,8 @@ pub(crate) struct Terms {
     pub(crate) downtime_ms: u64,
     /// When it is ended.
     pub(crate) patience: Duration,
+    /// How closely the guest is watched.
+    pub(crate) pulse: Pulse,
     /// Whether the guest then looks at all its memory.
     pub(crate) verify: bool,
 }

@@ -234,7 +234,7 @@ const MEANING: &str = "\
 - **Total**: from the request, the start of the target's QEMU included for everybody, until all memory is on the target, the
   guest runs there, and (whimbrel's) the source's QEMU has ended or (QEMU's) the source says `completed`. The second column
   leaves the start of the target's QEMU out, and with it all that whimbrel does before it moves memory.
-- **Guest's downtime**: the guest's highest-priority thread sends a datagram every 2 ms; this is the longest time without one. A
+- **Guest's downtime**: the guest's highest-priority thread sends a datagram every 8 ms (`steady`: 2 ms); this is the longest time without one. A
   clock outside measures it, because the guest's own stands still while the guest is stopped.
 - **On the wire**: what the source host's network card sent, headers and retransmissions included.
 - **Processor**: of both sides, vCPUs apart. Whimbrel's is that of the agents and of their QEMUs' main threads (the target's

@@ -110,7 +110,7 @@ impl<'a> Moved<'a> {
         let (from, to) = (&self.stage.lab.hosts()[here], &self.stage.lab.hosts()[1 - here]);
         let (agent_here, agent_there) = (self.agents[here], self.agents[1 - here]);
 
-        let feelings = Feelings::begin(&self.guest)?;
+        let feelings = Feelings::begin(&self.guest, terms)?;
         let sent = from.traffic()?.sent;
         let agents = (cpu::process(agent_here)?, cpu::process(agent_there)?);
         let (stamp, began) = (SystemTime::now(), Instant::now());

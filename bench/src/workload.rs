@@ -27,6 +27,15 @@ pub(crate) struct Workload {
     also: &'static [&'static str],
 }
 
+/// How closely a guest is watched.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pulse {
+    /// It sends a datagram at every other tick.
+    pub(crate) tick_ms: u64,
+    /// A client asks it so often; what that sees is no finer.
+    pub(crate) client_ms: u64,
+}
+
 /// What a guest has beside its RAM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum With {
@@ -171,6 +180,16 @@ impl Workload {
     /// The words of the guest's kernel command line.
     pub(crate) fn words(&self, link: Link) -> &'static str {
         self.words[usize::from(link == Link::Unshaped)]
+    }
+
+    /// How often the guest shows that it is alive, and its client asks, in milliseconds. To be seen so closely costs an emulated
+    /// guest a good part of a processor, so it is only where pauses are short.
+    pub(crate) fn pulse(&self) -> Pulse {
+        if self.downtime_ms < DOWNTIME_MS {
+            Pulse { tick_ms: 1, client_ms: 2 }
+        } else {
+            Pulse { tick_ms: 4, client_ms: 20 }
+        }
     }
 
     /// The names of those who move it.

@@ -8,7 +8,7 @@
 //! pause [NAME]    ok    once the workload (all of them) stands still
 //! go [NAME]       ok
 //! findings        {"corrupt":["page 7 version 3: all zeros", …]}
-//! ticks IP:PORT   ok    a datagram every other millisecond, for somebody whose clock does not stop; its 8 bytes count the
+//! ticks IP:PORT   ok    a datagram at every other tick, for somebody whose clock does not stop; its 8 bytes count the
 //!                       pages that all workloads have done
 //! forget          ok    the longest gap ever is counted anew
 //! off             ok    and the machine is switched off

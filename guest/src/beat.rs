@@ -1,6 +1,6 @@
 //! The heartbeat on the console, and the gaps a guest can feel.
 //!
-//! A thread sleeps a millisecond again and again; the longest time between two of its ticks is what a program in this
+//! A thread sleeps a short tick again and again; the longest time between two of its ticks is what a program in this
 //! guest would have waited. While the guest is stopped its clocks stand still with it, under emulation at least: the
 //! pause of a switchover shows outside (and in the wall time of a host), the pauses of page faults show here.
 
@@ -29,15 +29,13 @@ static BEATS: AtomicU64 = AtomicU64::new(0);
 /// Who is told of every other tick.
 static LISTENER: Mutex<Option<UdpSocket>> = Mutex::new(None);
 
-/// What a timer of the guest is asked for; fine enough to see pauses that a person or a TCP connection would.
-const TICK: Duration = Duration::from_millis(1);
 /// Ahead of every workload, so that a gap is the machine's and not the scheduler's.
 const FIRST: i32 = -20;
 
 /// Starts the ticks and the heartbeat.
 pub(crate) fn start(wish: &Wish, jobs: &Arc<Jobs>) {
-    let ticking = jobs.clone();
-    thread::spawn(move || tick(&ticking));
+    let (ticking, length) = (jobs.clone(), wish.tick);
+    thread::spawn(move || tick(&ticking, length));
     let (jobs, every) = (jobs.clone(), wish.beat);
     thread::spawn(move || {
         hurry();
@@ -56,11 +54,11 @@ pub(crate) fn hurry() {
     }
 }
 
-fn tick(jobs: &Jobs) {
+fn tick(jobs: &Jobs, length: Duration) {
     hurry();
     let (mut before, mut odd) = (Instant::now(), false);
     loop {
-        thread::sleep(TICK);
+        thread::sleep(length);
         let now = Instant::now();
         let gap = now.duration_since(before).as_micros() as u64;
         GAP.fetch_max(gap, Relaxed);

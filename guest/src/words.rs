@@ -11,7 +11,7 @@
 //! whimbrel.compile=SIZE                     processes and files as of a compiler, with so many bytes of sources
 //! whimbrel.echo=PORT  whimbrel.control=PORT
 //! whimbrel.ip=A.B.C.D/LEN  whimbrel.gw=A.B.C.D
-//! whimbrel.beat=1000ms
+//! whimbrel.beat=1000ms  whimbrel.tick=1ms
 //!
 //! SIZE  64M, 1GiB …   (set=SIZE says the same)
 //! R     20M (bytes/s), 5000p (pages/s) or max
@@ -42,6 +42,7 @@ pub(crate) struct Wish {
     pub(crate) ip: Option<(Ipv4Addr, u8)>,
     pub(crate) gateway: Option<Ipv4Addr>,
     pub(crate) beat: Duration,
+    pub(crate) tick: Duration,
 }
 
 impl Default for Wish {
@@ -59,6 +60,8 @@ impl Default for Wish {
             ip: None,
             gateway: None,
             beat: Duration::from_secs(1),
+            // Fine enough to see pauses that a person or a TCP connection would.
+            tick: Duration::from_millis(1),
         }
     }
 }
@@ -219,11 +222,12 @@ impl Wish {
                 self.ip = Some((address(ip)?, bits));
             }
             "gw" => self.gateway = Some(address(value)?),
-            "beat" => self.beat = milliseconds(value)?,
+            "beat" => self.beat = milliseconds(value, 10)?,
+            "tick" => self.tick = milliseconds(value, 1)?,
             _ => {
                 return Err(
                     "unknown; there are idle, check, dirty, fill, disk, page-cache, redis, compile, echo, \
-                     control, ip, gw, beat"
+                     control, ip, gw, beat, tick"
                         .to_owned(),
                 );
             }
@@ -328,10 +332,10 @@ fn address(text: &str) -> Result<Ipv4Addr, String> {
     text.parse().map_err(|_| format!("\"{text}\" is not an IPv4 address"))
 }
 
-fn milliseconds(text: &str) -> Result<Duration, String> {
+fn milliseconds(text: &str, least: u64) -> Result<Duration, String> {
     let number = text.strip_suffix("ms").unwrap_or(text);
-    let ms = number.parse().ok().filter(|ms| (10..=3_600_000).contains(ms));
-    ms.map(Duration::from_millis).ok_or_else(|| "10ms to an hour, in milliseconds".to_owned())
+    let ms = number.parse().ok().filter(|ms| (least..=3_600_000).contains(ms));
+    ms.map(Duration::from_millis).ok_or_else(|| format!("{least}ms to an hour, in milliseconds"))
 }
 
 #[cfg(test)]
@@ -349,7 +353,7 @@ mod tests {
         let wish = Wish::from_command_line(
             "whimbrel.check=64M whimbrel.dirty=set=32M,rate=20M,pattern=hot-cold,content=text,rewrite=same,threads=2 \
              whimbrel.fill=8MiB,content=40% whimbrel.disk=vda,direct=on whimbrel.echo=7 whimbrel.control=8 \
-             whimbrel.ip=10.0.0.5/24 whimbrel.gw=10.0.0.1 whimbrel.beat=200ms",
+             whimbrel.ip=10.0.0.5/24 whimbrel.gw=10.0.0.1 whimbrel.beat=200ms whimbrel.tick=4ms",
         )
         .unwrap();
         let check = wish.check.unwrap();
@@ -361,7 +365,7 @@ mod tests {
         assert_eq!(wish.disk.unwrap().through, Through::Direct);
         assert_eq!((wish.echo, wish.control), (Some(7), Some(8)));
         assert_eq!(wish.ip, Some((Ipv4Addr::new(10, 0, 0, 5), 24)));
-        assert_eq!(wish.beat, Duration::from_millis(200));
+        assert_eq!((wish.beat, wish.tick), (Duration::from_millis(200), Duration::from_millis(4)));
     }
 
     #[test]
@@ -384,6 +388,7 @@ mod tests {
             "whimbrel.ip=10.0.0.5",
             "whimbrel.echo=0",
             "whimbrel.beat=5ms",
+            "whimbrel.tick=0ms",
             "whimbrel.idle=1",
         ];
         let wrong = Wish::from_command_line(&bad.join(" ")).unwrap_err();

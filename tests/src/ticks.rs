@@ -21,7 +21,7 @@ pub struct Heard {
     pub work: u64,
 }
 
-/// Listens to the ticks of one guest, one each two milliseconds.
+/// Listens to the ticks of one guest.
 #[derive(Debug)]
 pub struct Ticks {
     heard: Arc<Mutex<Heard>>,
