@@ -13,6 +13,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
+use sys::socket::Queue;
 use units::MigrationId;
 
 /// A side that says nothing for this long is taken for lost. Both sides speak at least each [`PING`]. Shorter, and a
@@ -82,6 +83,11 @@ impl Conn {
     pub(crate) fn another(&self) -> io::Result<Self> {
         let (traffic, channel) = (self.traffic.clone(), self.channel.clone());
         Ok(Self { stream: self.stream.try_clone()?, traffic, channel })
+    }
+
+    /// What it was given and has not carried yet.
+    pub(crate) fn queue(&self) -> io::Result<Queue> {
+        sys::socket::queue(&self.stream)
     }
 
     /// Ends the connection for all its handles; whoever is blocked on it comes back.

@@ -12,9 +12,14 @@ use units::{BlockId, PageRange};
 /// What the streams of a migration share of compressing.
 pub(crate) struct Packing {
     state: Mutex<State>,
-    /// How many more threads may compress now.
-    free: Mutex<u32>,
+    cores: Mutex<Cores>,
     freed: Condvar,
+}
+
+struct Cores {
+    /// How many threads may compress at a time.
+    all: u32,
+    busy: u32,
 }
 
 struct State {
@@ -23,19 +28,23 @@ struct State {
 }
 
 impl Packing {
-    pub(crate) fn new(options: &Options, pages: &[u64]) -> Arc<Self> {
+    pub(crate) fn new(options: &Options, cores: u32, pages: &[u64]) -> Arc<Self> {
         let allowed = |codec| match options.compress {
             Compression::Auto => true,
             Compression::None => codec == policy::Codec::None,
             Compression::Lz4 => codec == policy::Codec::Lz4,
             Compression::Zstd => matches!(codec, policy::Codec::Zstd(_)),
         };
-        let cores = options.cores.max(1);
+        let cores = cores.max(1);
         let state = State {
             compressor: Compressor::new(*options.streams.start(), cores, allowed),
             regions: Regions::new(pages),
         };
-        Arc::new(Self { state: Mutex::new(state), free: Mutex::new(cores), freed: Condvar::new() })
+        Arc::new(Self {
+            state: Mutex::new(state),
+            cores: Mutex::new(Cores { all: cores, busy: 0 }),
+            freed: Condvar::new(),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -45,6 +54,17 @@ impl Packing {
     /// A round begins.
     pub(crate) fn turn(&self, round: u32) {
         self.state().regions.turn(round);
+    }
+
+    /// So many cores may compress from now on.
+    pub(crate) fn allow(&self, cores: u32) {
+        let cores = cores.max(1);
+        let before = std::mem::replace(&mut self.cores.lock().expect("no one panics here").all, cores);
+        if cores != before {
+            tracing::debug!(cores, "another number of cores may compress");
+            self.state().compressor.allow(cores);
+            self.freed.notify_all();
+        }
     }
 
     /// So many streams are in use now.
@@ -98,9 +118,10 @@ impl Packing {
 
     /// One of the cores that may compress, for as long as it is held.
     fn core(&self) -> Core<'_> {
-        let free = self.free.lock().expect("no one panics here");
-        let mut free = self.freed.wait_while(free, |free| *free == 0).expect("no one panics here");
-        *free -= 1;
+        let cores = self.cores.lock().expect("no one panics here");
+        let mut cores =
+            self.freed.wait_while(cores, |cores| cores.busy >= cores.all).expect("no one panics here");
+        cores.busy += 1;
         Core(self)
     }
 }
@@ -109,9 +130,20 @@ struct Core<'a>(&'a Packing);
 
 impl Drop for Core<'_> {
     fn drop(&mut self) {
-        *self.0.free.lock().expect("no one panics here") += 1;
+        self.0.cores.lock().expect("no one panics here").busy -= 1;
         self.0.freed.notify_one();
     }
+}
+
+/// What was seen of the link while a batch was made and written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seen {
+    /// Bytes that the target confirmed.
+    pub(crate) carried: u64,
+    /// Whether something still waited to be sent before it was written, so all the while before.
+    pub(crate) waited_before: bool,
+    /// The same after it was written.
+    pub(crate) waits_now: bool,
 }
 
 /// A batch ready to be written.
@@ -122,10 +154,16 @@ pub(crate) struct Packed {
 
 impl Packed {
     /// It was written.
-    pub(crate) fn written(mut self, wire: usize, refine: Duration, write: Duration) -> Self {
-        self.spent.wire = wire as u64;
+    pub(crate) fn written(mut self, refine: Duration, write: Duration, link: Seen) -> Self {
         self.spent.refine = refine;
         self.spent.write = write;
+        self.spent.carried = link.carried;
+        if link.waited_before {
+            self.spent.busy += refine + self.spent.queue + self.spent.encode;
+        }
+        if link.waits_now {
+            self.spent.busy += write;
+        }
         self
     }
 }

@@ -3,7 +3,7 @@
 use crate::{
     conn::Conn,
     gate::Gate,
-    packing::Packing,
+    packing::{Packing, Seen},
     ports::{Fault, GuestMemory},
     queue::{Owing, Round, SHARE},
 };
@@ -61,9 +61,10 @@ impl Pacer {
         }
     }
 
-    /// Writes all parts as fast as the limit allows.
-    fn write(&self, conn: &mut Conn, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
-        let Some(pace) = &self.pace else { return conn.write_parts(parts) };
+    /// Writes all parts as fast as the limit allows. Says whether it made them wait.
+    fn write(&self, conn: &mut Conn, mut parts: &mut [IoSlice<'_>]) -> io::Result<bool> {
+        let Some(pace) = &self.pace else { return conn.write_parts(parts).map(|()| false) };
+        let mut waited = false;
         while !parts.is_empty() {
             let (wait, quantum) = {
                 let mut pace = pace.lock().expect("no one panics here");
@@ -71,6 +72,7 @@ impl Pacer {
                 let quantum = rest.min(pace.quantum() as usize);
                 (pace.take(self.start.elapsed(), quantum as u64), quantum)
             };
+            waited |= !wait.is_zero();
             thread::sleep(wait);
             let (mut piece, mut left) = (Vec::new(), quantum);
             for part in parts.iter() {
@@ -84,7 +86,7 @@ impl Pacer {
             conn.write_parts(&mut piece)?;
             IoSlice::advance_slices(&mut parts, quantum);
         }
-        Ok(())
+        Ok(waited)
     }
 }
 
@@ -131,6 +133,11 @@ impl Streams {
 
     pub(crate) fn count(&self) -> u32 {
         self.jobs.len() as u32
+    }
+
+    /// So many cores may compress from now on.
+    pub(crate) fn allow(&self, cores: u32) {
+        self.shared.packing.allow(cores);
     }
 
     /// The most that were in use at a time.
@@ -249,6 +256,8 @@ struct Shipper {
     /// What reading and refining this batch took so far, and how many bytes of the guest's memory that were.
     refining: Duration,
     read: u64,
+    /// What the connection had not carried yet when this batch was begun.
+    queued: u64,
 }
 
 impl Shipper {
@@ -269,6 +278,7 @@ impl Shipper {
             head: Vec::new(),
             refining: Duration::ZERO,
             read: 0,
+            queued: 0,
         }
     }
 
@@ -290,6 +300,9 @@ impl Shipper {
             }
             let piece = PageRange::new(range.start, range.count.min(self.batch.room()));
             range = PageRange::new(piece.end(), range.count - piece.count);
+            if self.read == 0 && self.bulk.is_some() {
+                self.queued = self.conn.queue()?.unconfirmed;
+            }
             let begin = Instant::now();
             let read = |into: &mut [u8]| self.memory.read(block, piece, into);
             match &mut known {
@@ -326,13 +339,21 @@ impl Shipper {
             write_batch(self.block, runs, codec.map(|codec| (codec, bytes)), &mut self.head);
             let mut parts = vec![IoSlice::new(&self.head)];
             parts.extend(self.batch.parts().map(IoSlice::new));
-            let wire = parts.iter().map(|p| p.len()).sum();
-            let begin = Instant::now();
+            let wire: usize = parts.iter().map(|p| p.len()).sum();
             match packed {
                 Some((packing, packed)) => {
-                    // A limit that the user set is as good as a slower link.
-                    self.pacer.write(&mut self.conn, &mut parts)?;
-                    packing.observe(&packed.written(wire, refining, begin.elapsed()));
+                    let before = self.conn.queue()?;
+                    let begin = Instant::now();
+                    let waited = self.pacer.write(&mut self.conn, &mut parts)?;
+                    let write = begin.elapsed();
+                    let after = self.conn.queue()?;
+                    let link = Seen {
+                        carried: (self.queued + wire as u64).saturating_sub(after.unconfirmed),
+                        waited_before: before.unsent > 0,
+                        // A limit that the user set is as good as a slower link.
+                        waits_now: after.unsent > 0 || waited,
+                    };
+                    packing.observe(&packed.written(refining, write, link));
                 }
                 None => {
                     self.pacer.charge(wire);

@@ -528,6 +528,9 @@ impl SourceDriver {
     }
 
     fn tick(&mut self) {
+        if let Some(streams) = &self.streams {
+            streams.allow((self.parts.cores)());
+        }
         let left = match self.story.now() {
             Phase::PostCopy => self.owing.left(),
             _ => self.current.as_ref().map_or(0, |round| round.left()),

@@ -111,6 +111,7 @@ impl Source {
             tracker: Some(Box::new(Seen(self.ram.clone()))),
             machine: Beside::new(Box::new(self.cpu.clone())),
             journal: Box::new(self.journal.clone()),
+            cores: Box::new(|| 1),
             record: Arc::new(RemoteRecord(dial.clone())),
             dial,
         };
@@ -140,7 +141,6 @@ fn options(mode: Mode) -> Options {
         streams: 2..=2,
         verify: true,
         compress: Compression::Auto,
-        cores: 1,
     }
 }
 

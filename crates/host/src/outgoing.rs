@@ -18,7 +18,7 @@ use engine::{
     report::{Compression, Failure, Mode, Outcome, Report},
 };
 use pki::Security;
-use qemu::{Vm, attach};
+use qemu::{SpareCores, Vm, attach};
 use std::{
     io,
     net::{SocketAddr, TcpStream, ToSocketAddrs},
@@ -98,7 +98,7 @@ impl Mover {
         })
     }
 
-    fn parts(&self, request: &MigrateRequest) -> Result<(SourceParts, u32), Vec<String>> {
+    fn parts(&self, request: &MigrateRequest) -> Result<SourceParts, Vec<String>> {
         let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
         let vm = &request.vm;
         let mut open = open(vm).map_err(|e| one(&e))?;
@@ -106,7 +106,7 @@ impl Mover {
         if !hindrances.is_empty() {
             return Err(hindrances);
         }
-        let vcpus = open.recipe().vcpus();
+        let cores = cores(request.cores, &open);
         let recipe = serde_json::to_vec(open.recipe()).map_err(|e| one(&e))?;
         let source = attach::Source::open(open.process().pid(), open.ram_blocks()).map_err(|e| one(&e))?;
         let tracker: Box<dyn Tracker> = Box::new(source.tracker().map_err(|e| one(&e))?);
@@ -124,10 +124,11 @@ impl Mover {
             tracker: Some(tracker),
             machine: Beside::new(Box::new(open)),
             journal: Box::new(self.store.departure(&vm.name, request.id, &request.to, &address)),
+            cores,
             record: Arc::new(RemoteRecord(dial.clone())),
             dial,
         };
-        Ok((parts, vcpus))
+        Ok(parts)
     }
 
     /// How the host that the user called `to` is reached. Its certificate must be for what it was called: its name, or, where
@@ -150,10 +151,15 @@ fn streams() -> RangeInclusive<u32> {
     STREAMS..=cores.clamp(STREAMS, MOST_STREAMS)
 }
 
-/// The cores that a guest leaves when all its vCPUs are busy, but one at least.
-fn spare_cores(vcpus: u32) -> u32 {
-    let cores = thread::available_parallelism().map_or(1, |n| n.get() as u32);
-    cores.saturating_sub(vcpus).max(1)
+/// How many cores may compress: as many as the user said, or those that the guest leaves.
+fn cores(wanted: Option<u32>, vm: &Vm) -> Box<dyn FnMut() -> u32 + Send> {
+    match wanted {
+        Some(cores) => Box::new(move || cores),
+        None => {
+            let mut spare = SpareCores::beside(vm.process());
+            Box::new(move || spare.now())
+        }
+    }
 }
 
 /// Lets the guest of a claimed VM run, if it does not yet.
@@ -200,7 +206,7 @@ impl Machine for Later {
 
 impl Migrator for Mover {
     fn migrate(&self, request: &MigrateRequest, events: Events, wishes: &Wishes) -> Report {
-        let (parts, vcpus) = match self.parts(request) {
+        let parts = match self.parts(request) {
             Ok(parts) => parts,
             Err(reasons) => {
                 let here = self.store.host();
@@ -222,7 +228,6 @@ impl Migrator for Mover {
             streams: request.streams.map_or_else(streams, |n| u32::from(n)..=u32::from(n)),
             verify: request.verify,
             compress: request.compress,
-            cores: request.cores.unwrap_or_else(|| spare_cores(vcpus)),
         };
         let (driver, handle) = SourceDriver::new(parts, options, events);
         let (canceller, resolver) = (handle.clone(), handle);
@@ -244,7 +249,7 @@ impl Migrator for Mover {
     fn serve_gone(&self, vm: &VmRecord, departure: &DepartureRecord) {
         let served = (|| -> Result<Report, String> {
             let open = open(vm).map_err(|e| e.to_string())?;
-            let vcpus = open.recipe().vcpus();
+            let cores = cores(None, &open);
             let source =
                 attach::Source::open(open.process().pid(), open.ram_blocks()).map_err(|e| e.to_string())?;
             let dial = self
@@ -266,6 +271,7 @@ impl Migrator for Mover {
                     &departure.to,
                     &departure.address,
                 )),
+                cores,
                 record: Arc::new(RemoteRecord(dial.clone())),
                 dial,
             };
@@ -277,7 +283,6 @@ impl Migrator for Mover {
                 streams: streams(),
                 verify: false,
                 compress: Compression::Auto,
-                cores: spare_cores(vcpus),
             };
             let (driver, _handle) = SourceDriver::new(parts, options, Arc::new(|_| {}));
             Ok(driver.run_after_commit())

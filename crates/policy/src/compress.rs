@@ -9,6 +9,7 @@
 //! All of these are measured, except for what was not tried yet; that follows from how the tried codecs differ from what was
 //! expected of them. A codec that looks better is tried, and seen as it is.
 
+use crate::link::{Link, Seen};
 use std::time::Duration;
 
 /// What a batch's content is compressed with.
@@ -37,25 +38,49 @@ const LADDER: [(Codec, f64, f64); 6] = [
 ];
 const RUNGS: usize = LADDER.len();
 
+/// Where the search begins: zstd 1.
+const FIRST: usize = 3;
+
 /// How much of what was believed a new observation replaces, once there are many. Larger, and each unusual batch changes the
 /// codec; smaller, and new content is noticed late.
 const NEWS: f64 = 0.03;
 
-/// Windows over which the link is observed: shorter ones see the socket's buffer instead of the link, or one kind of content.
+/// Windows over which it is observed what moves: shorter ones see one kind of content only. The first one is the first batch, so
+/// that the link is known at once; each is twice as long as the one before it.
 const WINDOW: Duration = Duration::from_millis(20);
 const WINDOW_BATCHES: u32 = 16;
+/// The first window after another codec was chosen, and the least content in any.
+const SHORT: u32 = 2;
+const LEAST: u64 = 256 << 10;
 
-/// What the kernel takes to copy a byte into a socket, at most, in nanoseconds: a write slower than twice the quickest seen, or
-/// than twice this, waited for the link.
+/// What is believed before anything was seen counts as much as so many batches.
+const PRIOR: f64 = 0.3;
+/// How much of it if content begins to shrink again: then codecs cost so much more than before.
+const QUICKLY: f64 = 0.2;
+/// A batch that took longer than so many times what is usual was kept from a processor.
+const STALL: f64 = 2.0;
+/// That a codec took longer than usual is forgotten at this rate, a window, while another one is used.
+const FORGET: f64 = 0.05;
+/// A full batch.
+const BATCH: f64 = (512 << 10) as f64;
+
+/// What the kernel takes to copy a byte into a socket, at most, in nanoseconds.
 const COPY: f64 = 0.5;
 
 /// By how much another codec must look better before it is used: below, the estimates are noise.
 const CLEARLY: f64 = 1.03;
 
-/// While the link is not full nobody knows how fast it is: believed to be so much faster with each window.
-const HOPE: f64 = 1.02;
+/// What need not be sent is left to others: half the bytes are worth so much of the rate (as an exponent of the ratio).
+const THRIFT: f64 = 0.03;
 
-/// In every so many windows that wait for the link, another codec is used: in turn the next cheaper one, because what looks
+/// What is worth so much of the most is as good.
+const AS_GOOD: f64 = 0.98;
+
+/// The least that is expected of compression (logarithm of its ratio): where it costs nothing, because the link is slow, it is
+/// tried even if nothing shrank lately.
+const LEAST_EASE: f64 = 0.1;
+
+/// In every so many windows another codec is used: in turn the next cheaper one, because what looks
 /// like a slow link may be a target that is slow to unpack, and the next better one, which may shrink this content more
 /// than it does others.
 const DOUBT: u32 = 40;
@@ -72,8 +97,10 @@ pub struct Spent {
     pub raw: u64,
     /// Bytes that travelled for these.
     pub packed: u64,
-    /// Bytes written altogether.
-    pub wire: u64,
+    /// Bytes that the other side confirmed since the batch before.
+    pub carried: u64,
+    /// How long the link had something to carry meanwhile: all the time, if it is what limits.
+    pub busy: Duration,
     /// Time to read and refine.
     pub refine: Duration,
     /// Time spent compressing.
@@ -92,8 +119,10 @@ pub struct Compressor {
     cores: f64,
     /// Logarithm of the ratio that zstd 1 has on recent content.
     ease: f64,
-    /// Nanoseconds a byte, for each codec, once it was seen.
+    /// Nanoseconds a byte of content that shrinks, for each codec, once it was seen.
     cost: [Option<f64>; RUNGS],
+    /// The part of this that recent content took: what does not shrink is given up early.
+    toil: f64,
     /// How each shrinks this content compared with zstd 1.
     power: [f64; RUNGS],
     /// What of the predicted rate was reached with it.
@@ -102,17 +131,19 @@ pub struct Compressor {
     refine: f64,
     /// Nanoseconds a byte for the quickest writes.
     copy: f64,
-    /// Bytes a nanosecond; `None` before the first window.
-    link: Option<f64>,
+    link: Link,
     window: Window,
-    windows_full: u32,
+    /// How many batches make a window by now.
+    enough: u32,
+    /// Windows since the last trial.
+    certain: u32,
     idle: u32,
     /// After so many idle batches one is compressed anyhow.
     patience: u32,
     /// Whether the next trial is of a better codec, not of a cheaper one.
     up: bool,
-    /// Batches whose compression was observed.
-    seen: u32,
+    /// Batches' worth of content whose compression was observed.
+    seen: f64,
     current: usize,
     /// For one window, or one batch: instead of `current`.
     trial: Option<usize>,
@@ -135,27 +166,35 @@ impl Compressor {
             rungs.push(0);
         }
         Self {
-            current: rungs[0],
+            // Until the link is known: no bad choice anywhere. The first batch, as it is, shows the link.
+            current: rungs.iter().copied().rfind(|rung| *rung <= FIRST).unwrap_or(rungs[0]),
+            trial: Some(rungs[0]),
             allowed: rungs,
             streams: f64::from(streams.max(1)),
             cores: f64::from(cores.max(1)),
             ease: 2f64.ln(),
             cost: [None; RUNGS],
+            toil: 1.0,
             power: LADDER.map(|(_, _, power)| power),
             patience: LOOK_ANYHOW,
             up: true,
             truth: [1.0; RUNGS],
             refine: 0.3,
             copy: COPY,
-            link: None,
+            link: Link::new(),
             window: Window::default(),
+            enough: 1,
             // The first trial comes soon.
-            windows_full: DOUBT * 3 / 4,
+            certain: DOUBT - 8,
             // The first look comes soon.
             idle: LOOK_ANYHOW - LOOK_AGAIN / 2,
-            seen: 0,
-            trial: None,
+            seen: 0.0,
         }
+    }
+
+    /// So many cores may compress at a time from now on.
+    pub fn allow(&mut self, cores: u32) {
+        self.cores = f64::from(cores.max(1));
     }
 
     /// There are so many streams from now on.
@@ -200,12 +239,18 @@ impl Compressor {
             self.refine += NEWS * (nanos(spent.refine) / raw - self.refine);
         }
         if rung > 0 && raw > 0.0 {
-            self.seen = self.seen.saturating_add(1);
-            let news = NEWS.max(1.0 / f64::from(self.seen));
+            self.seen += raw / BATCH;
+            let news = NEWS.max(1.0 / (PRIOR + self.seen)) * (raw / BATCH).min(1.0);
             let cost = nanos(spent.encode) / raw;
-            let known = self.cost[rung].get_or_insert(cost);
-            *known += news.min(0.3) * (cost - *known);
             let shrunk = (raw / (spent.packed.max(1) as f64)).max(1.0).ln();
+            let believed = self.cost(rung);
+            if shrunk > LEAST_EASE {
+                let known = self.cost[rung].get_or_insert(believed);
+                *known += news * (cost.min(believed * STALL) - *known);
+            }
+            let toil = (cost / believed).min(1.0);
+            let news = if toil > self.toil { QUICKLY } else { news };
+            self.toil += news * (toil - self.toil);
             if self.trial == Some(rung) && self.ease > 0.05 {
                 let power = (shrunk / self.ease).clamp(0.7, 1.4);
                 self.power[rung] +=
@@ -217,7 +262,10 @@ impl Compressor {
         self.window.add(rung, spent);
         let Window { spent, .. } = &self.window;
         let took = spent.refine + spent.encode + spent.queue + spent.write;
-        if took >= WINDOW.mul_f64(self.streams) && self.window.batches >= WINDOW_BATCHES && spent.wire > 0 {
+        let enough = if self.link.rate().is_none() { 1 } else { self.enough.max(self.streams as u32) };
+        let part = f64::from(self.enough - 1) / f64::from(WINDOW_BATCHES - 1);
+        if took >= WINDOW.mul_f64(self.streams * part) && self.window.batches >= enough && spent.raw >= LEAST
+        {
             self.close(nanos(took));
         }
     }
@@ -225,22 +273,21 @@ impl Compressor {
     /// A window is over: what does it say of the link, and what is best now?
     fn close(&mut self, took: f64) {
         let window = std::mem::take(&mut self.window);
-        let Spent { raw, wire, write, .. } = window.spent;
-        let carried = self.streams * wire as f64 / took;
-        let slowness = nanos(write) / wire as f64;
-        let full = slowness > 2.0 * self.copy;
-        self.copy = self.copy.min(slowness).max(COPY / 4.0);
-        let predicted = window.pure.filter(|_| !window.mixed).map(|rung| (rung, self.rate(rung)));
+        self.enough = (self.enough * 2).min(WINDOW_BATCHES);
+        let Spent { raw, packed, carried, write, busy, .. } = window.spent;
+        let full = nanos(busy) > took / 2.0;
+        // At first the link had nothing to do while the batch was made.
+        let time = if self.link.rate().is_none() && full { nanos(busy) } else { took };
+        let carried = self.streams * carried as f64 / time;
+        if packed > 0 {
+            self.copy = self.copy.min(nanos(write) / packed as f64).max(COPY / 4.0);
+        }
+        // A short window shows what buffers do.
+        let pure = window.pure.filter(|_| !window.mixed && window.batches >= WINDOW_BATCHES);
+        let predicted = pure.map(|rung| (rung, self.rate(rung)));
         let trial = self.trial.take();
-        self.link = Some(match self.link {
-            None => carried,
-            // What came through is possible, whatever was believed.
-            Some(link) if carried > link => carried,
-            // A trial of something else only shows what is possible.
-            Some(link) if trial.is_some() => link,
-            Some(link) if full => link + 0.5 * (carried - link),
-            Some(link) => link * HOPE,
-        });
+        let usual = nanos(WINDOW) * self.streams;
+        self.link.see(&Seen { rate: carried, full, took, usual, trial: trial.is_some() });
         for (rung, truth) in self.truth.iter_mut().enumerate() {
             match predicted {
                 Some((seen, rate)) if seen == rung && rate.is_finite() && raw > 0 => {
@@ -250,43 +297,61 @@ impl Compressor {
                 _ => *truth += 0.005 * (1.0 - *truth),
             }
         }
+        let used = trial.unwrap_or(self.current);
+        for (rung, cost) in self.cost.iter_mut().enumerate().filter(|(rung, _)| *rung != used) {
+            if let Some(cost) = cost {
+                *cost -= FORGET * (*cost - LADDER[rung].1).max(0.0);
+            }
+        }
         let best = self.best();
-        if best != self.current && self.rate(best) > self.rate(self.current) * CLEARLY {
+        if best != self.current && self.worth(best) > self.worth(self.current) * CLEARLY {
             self.current = best;
             self.patience = LOOK_ANYHOW;
+            if best == 0 {
+                // If that is wrong, it shows at once.
+                self.enough = SHORT;
+            }
         }
-        if full {
-            self.windows_full += 1;
-        }
-        if self.windows_full >= DOUBT {
-            self.windows_full = 0;
+        self.certain += 1;
+        if self.certain >= DOUBT {
+            self.certain = 0;
             let at = self.allowed.iter().position(|rung| *rung == self.current).unwrap_or(0);
-            self.trial = match self.up {
-                // Only one that keeps the link busy can be better.
-                true => self.allowed.get(at + 1).copied().filter(|up| {
-                    self.cores() / self.cost(*up) > self.rate(self.current)
-                        && self.streams / (self.refine + self.cost(*up)) > self.rate(self.current)
-                }),
-                false => at.checked_sub(1).map(|below| self.allowed[below]),
-            };
+            // Does it shrink this content more than it does others? Only one that keeps the link busy can be better.
+            let better = self.allowed.get(at + 1).copied().filter(|up| {
+                let cost = self.cost(*up) * self.toil;
+                self.cores() / cost > self.rate(self.current)
+                    && self.streams / (self.refine + cost) > self.rate(self.current)
+            });
+            // Does it cost less than was thought? Or is it not the link, but the target that is slow to unpack?
+            let cheaper = at.checked_sub(1).map(|below| self.allowed[below]);
+            self.trial = if self.up { better.or(cheaper) } else { cheaper.or(better) };
             self.up = !self.up;
         }
     }
 
-    /// The cheapest of those that are about as good as the best.
+    /// The cheapest of those that are worth about the most.
     fn best(&self) -> usize {
-        let most = self.allowed.iter().map(|rung| self.rate(*rung)).fold(0.0, f64::max);
-        let good = self.allowed.iter().find(|rung| self.rate(**rung) * 1.01 >= most);
+        let most = self.allowed.iter().map(|rung| self.worth(*rung)).fold(0.0, f64::max);
+        let good = self.allowed.iter().find(|rung| self.worth(**rung) >= most * AS_GOOD);
         good.copied().unwrap_or(self.current)
+    }
+
+    /// What it is worth to use a codec: how fast memory moves, and how little is sent for it.
+    fn worth(&self, rung: usize) -> f64 {
+        self.rate(rung) * self.ratio(rung).powf(THRIFT)
+    }
+
+    fn ratio(&self, rung: usize) -> f64 {
+        (self.ease.max(LEAST_EASE) * self.power[rung]).exp()
     }
 
     /// Bytes of content that would move in a nanosecond.
     fn rate(&self, rung: usize) -> f64 {
-        let ratio = (self.ease * self.power[rung]).exp();
-        let cost = self.cost(rung);
+        let ratio = self.ratio(rung);
+        let cost = self.cost(rung) * self.toil;
         let threads = self.streams / (self.refine + cost + self.copy / ratio);
         let cores = if cost > 0.0 { self.cores() / cost } else { f64::INFINITY };
-        let link = self.link.unwrap_or(f64::INFINITY) * ratio;
+        let link = self.link.rate().unwrap_or(f64::INFINITY) * ratio;
         threads.min(cores).min(link) * self.truth[rung]
     }
 
@@ -306,7 +371,8 @@ impl Window {
         let all = &mut self.spent;
         all.raw += more.raw;
         all.packed += more.packed;
-        all.wire += more.wire;
+        all.carried += more.carried;
+        all.busy += more.busy;
         all.refine += more.refine;
         all.encode += more.encode;
         all.queue += more.queue;

@@ -3,6 +3,8 @@
 
 /// How to compress the next batch.
 mod compress;
+/// How fast the link is.
+mod link;
 /// How fast to send.
 mod pace;
 /// Where compressing is of no use.

@@ -42,11 +42,13 @@ pub mod preflight;
 mod cpu;
 mod private;
 mod random;
+mod spare;
 mod state;
 
 pub use adopt::Adopted;
 pub use host::Host;
 pub use limits::Limits;
 pub use recipe::Recipe;
+pub use spare::SpareCores;
 pub use vm::{Handle, OpenError, Vm};
 pub use vmfile::VmFile;

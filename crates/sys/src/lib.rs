@@ -21,6 +21,9 @@ pub mod uffd;
 /// Which pages of a process were written.
 pub mod pagemap;
 
+/// What connections were given and have not carried yet.
+pub mod socket;
+
 /// Whether the clock is synchronised.
 pub mod clock;
 

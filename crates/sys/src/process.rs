@@ -52,6 +52,20 @@ impl PidFd {
         readable_within(self.fd.as_fd(), timeout)
     }
 
+    /// The processor time that all its threads have used so far.
+    pub fn cpu_time(&self) -> io::Result<Duration> {
+        let clock = nix::time::clock_getcpuclockid(nix::unistd::Pid::from_raw(self.pid()))?;
+        Ok(nix::time::clock_gettime(clock)?.into())
+    }
+
+    /// The processor time that its first thread has used so far.
+    pub fn main_thread_cpu_time(&self) -> io::Result<Duration> {
+        let text = fs::read_to_string(self.proc_path("schedstat"))?;
+        let used = text.split_whitespace().next().and_then(|word| word.parse().ok());
+        let odd = || io::Error::new(io::ErrorKind::InvalidData, format!("odd content of schedstat: {text}"));
+        used.map(Duration::from_nanos).ok_or_else(odd)
+    }
+
     /// Copies from its memory. Fails unless all of `into` was filled.
     pub fn read_memory(&self, address: u64, into: &mut [u8]) -> io::Result<()> {
         let remote = [nix::sys::uio::RemoteIoVec { base: address as usize, len: into.len() }];

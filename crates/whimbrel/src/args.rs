@@ -299,7 +299,7 @@ pub(crate) struct Migrate {
     /// What pages may be compressed with. `auto` finds out what moves most over this link.
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) compress: CompressArg,
-    /// The most cores that may compress at a time [default: those beyond the VM's vCPUs, at least 1].
+    /// The most cores that may compress at a time [default: those that the VM leaves idle, at least 1].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) cpu: Option<u32>,
     /// Compare all memory of both sides while the VM is stopped: takes longer.

@@ -26,8 +26,6 @@ pub struct Options {
     pub verify: bool,
     /// What pages may be compressed with.
     pub compress: Compression,
-    /// How many cores may compress at a time, at most.
-    pub cores: u32,
 }
 
 impl Options {
@@ -62,6 +60,8 @@ pub struct SourceParts {
     pub machine: Beside<dyn Machine>,
     /// What this side promises.
     pub journal: Box<dyn SourceJournal>,
+    /// How many cores may compress at a time, at most. Asked now and then: what the guest needs itself changes.
+    pub cores: Box<dyn FnMut() -> u32 + Send>,
     /// Who owns the VM.
     pub record: Arc<dyn Ownership>,
     /// How to reach the target.

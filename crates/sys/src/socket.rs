@@ -1,0 +1,78 @@
+//! What a TCP connection was given and has not carried yet (`man 7 tcp`: SIOCOUTQ).
+
+use crate::ioctl;
+use nix::libc;
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd},
+};
+
+/// Bytes that wait in a connection's queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Queue {
+    /// Given to the connection and not confirmed by the other side.
+    pub unconfirmed: u64,
+    /// Of these, not even sent: the link, or the other side, takes no more just now.
+    pub unsent: u64,
+}
+
+/// What waits in the queue of a connected TCP socket.
+pub fn queue(socket: impl AsFd) -> io::Result<Queue> {
+    let bytes = |request| {
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: both requests fill an `int`.
+        unsafe { ioctl::run(socket.as_fd().as_raw_fd(), request, &mut bytes) }?;
+        Ok::<_, io::Error>(u64::try_from(bytes).unwrap_or(0))
+    };
+    // In this order what is confirmed in between cannot make more unsent than unconfirmed.
+    let unsent = bytes(ioctl::SIOCOUTQNSD)?;
+    Ok(Queue { unconfirmed: bytes(ioctl::SIOCOUTQ)?.max(unsent), unsent })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        io::{Read, Write},
+        net::{TcpListener, TcpStream},
+        time::{Duration, Instant},
+    };
+
+    #[test]
+    fn what_nobody_reads_waits_and_what_was_read_does_not() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut sender = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut reader, _) = listener.accept().unwrap();
+        assert_eq!(queue(&sender).unwrap(), Queue { unconfirmed: 0, unsent: 0 });
+        sender.set_nonblocking(true).unwrap();
+        let mut given = 0;
+        let block = [0; 1 << 20];
+        let since = Instant::now();
+        // Until nothing has been taken for a while: the windows have stopped growing.
+        while let Ok(n) = sender.write(&block) {
+            given += n;
+            assert!(since.elapsed() < Duration::from_secs(20), "somebody reads");
+        }
+        let full = queue(&sender).unwrap();
+        assert!(full.unsent > 0 && full.unconfirmed >= full.unsent, "{full:?}");
+        assert!(
+            full.unconfirmed < given as u64,
+            "what the other side holds is confirmed: {full:?} of {given}"
+        );
+        sender.set_nonblocking(false).unwrap();
+        drop(std::thread::spawn(move || {
+            let _ = reader.read_exact(&mut vec![0; given]);
+            // It stays open until the sender is gone.
+            let _ = reader.read(&mut [0]);
+        }));
+        while queue(&sender).unwrap().unconfirmed > 0 {
+            assert!(since.elapsed() < Duration::from_secs(20), "it does not arrive");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn only_a_socket_has_a_queue() {
+        assert!(queue(std::fs::File::open("/dev/null").unwrap()).is_err());
+    }
+}
