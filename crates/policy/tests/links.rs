@@ -58,8 +58,9 @@ impl Way {
 
     /// Bytes that are through by then, which is never earlier than the last time.
     fn through(&mut self, at: f64) -> f64 {
-        while let Some((.., bytes)) = self.batches.pop_front_if(|(_, end, _)| *end <= at) {
+        while let Some((.., bytes)) = self.batches.front().filter(|(_, end, _)| *end <= at) {
             self.through += bytes;
+            self.batches.pop_front();
         }
         let some = |(begin, end, bytes): &(f64, f64, f64)| bytes * ((at - begin) / (end - begin)).max(0.0);
         self.through + self.batches.iter().map(some).sum::<f64>()
