@@ -18,6 +18,8 @@ mod index;
 mod print;
 /// Source: the cheapest message for each page.
 mod refine;
+/// Content that comes again and again.
+mod repeats;
 /// Target: from messages to pages, nothing unverified.
 mod restore;
 /// What a run of pages is sent as.

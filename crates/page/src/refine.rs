@@ -5,6 +5,7 @@ use crate::{
     compress::{Codec, Encoder},
     delta,
     print::{Print, SEAL, is_zero},
+    repeats::Repeats,
     run::{Class, Run},
 };
 use std::ops::Range;
@@ -72,6 +73,8 @@ pub struct Batch {
     counts: Counts,
     /// Where the run of known pages goes on if the next page is known too.
     next: Option<(BlockId, PageIndex)>,
+    /// Of what is sealed, batch after batch.
+    repeats: Repeats,
 }
 
 /// A run and where what belongs to it is.
@@ -80,6 +83,8 @@ struct Piece {
     /// Where its content begins in `pages`.
     at: usize,
     side: Range<usize>,
+    /// For known pages: from their prints, to find their content again.
+    key: u128,
 }
 
 impl Batch {
@@ -95,6 +100,7 @@ impl Batch {
             codec: None,
             counts: Counts::default(),
             next: None,
+            repeats: Repeats::default(),
         }
     }
 
@@ -191,6 +197,9 @@ impl Batch {
                 } else {
                     self.push(index, Class::Known, at);
                 }
+                if let Some(piece) = self.pieces.last_mut() {
+                    piece.key = piece.key.rotate_left(1) ^ print.0;
+                }
                 self.next = Some((from, PageIndex(first.0 + 1)));
             } else {
                 used = *round > 1 && self.differ(index, at, |side| sent.versions.delta(number, page, side));
@@ -261,18 +270,27 @@ impl Batch {
     }
 
     fn begin(&mut self, index: PageIndex, class: Class, at: usize, side: Range<usize>) {
-        self.pieces.push(Piece { run: Run::new(PageRange::new(index, 1), class), at, side });
+        self.pieces.push(Piece { run: Run::new(PageRange::new(index, 1), class), at, side, key: 0 });
     }
 
     /// Seals what refers to the target's own memory; nothing can be added after that.
     pub fn seal(&mut self, sent: &Sent) {
-        for Piece { run, at, side } in &self.pieces {
-            let place = match run.class {
-                Class::Known => side.start + REFERENCE..side.end,
-                Class::Delta => side.start..side.start + SEAL,
+        for Piece { run, at, side, key } in &self.pieces {
+            let content = &self.pages[*at..*at + run.raw()];
+            let (place, seal) = match run.class {
+                Class::Known => {
+                    // Compared byte by byte: prints alone do not make two contents the same (I7).
+                    let sealed = self.repeats.get(*key).filter(|(same, _)| *same == content);
+                    let seal = sealed.map(|(_, seal)| *seal).unwrap_or_else(|| {
+                        let seal = sent.sealer.seal(content);
+                        self.repeats.came(*key, content, &seal);
+                        seal
+                    });
+                    (side.start + REFERENCE..side.end, seal)
+                }
+                Class::Delta => (side.start..side.start + SEAL, sent.sealer.seal(content)),
                 Class::Zero | Class::Packed | Class::Plain => continue,
             };
-            let seal = sent.sealer.seal(&self.pages[*at..*at + run.raw()]);
             self.side[place].copy_from_slice(&seal);
         }
     }
@@ -322,7 +340,7 @@ impl Batch {
 
     /// What travels behind the table of runs, in order.
     pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
-        let own = self.pieces.iter().filter_map(|Piece { run, at, side }| match run.class {
+        let own = self.pieces.iter().filter_map(|Piece { run, at, side, .. }| match run.class {
             Class::Zero | Class::Packed => None,
             Class::Known | Class::Delta => Some(&self.side[side.clone()]),
             Class::Plain => Some(&self.pages[*at..*at + run.raw()]),

@@ -5,6 +5,7 @@ use crate::{
     delta,
     print::{SEAL, Sealer},
     refine::REFERENCE,
+    repeats::Repeats,
     run::{Class, Run},
 };
 use units::{BlockId, PAGE_SIZE, PageIndex, PageRange};
@@ -58,13 +59,16 @@ pub struct Restorer {
     unpacked: Vec<u8>,
     taken: usize,
     scratch: Vec<u8>,
+    /// What was verified here, by its seal.
+    repeats: Repeats,
     capacity: usize,
 }
 
 impl Restorer {
     /// For batches of at most `capacity` bytes of pages. Without a sealer nothing may refer to memory here.
     pub fn new(sealer: Option<Sealer>, capacity: usize) -> Self {
-        Self { sealer, decoder: Decoder::default(), unpacked: vec![], taken: 0, scratch: vec![], capacity }
+        let (decoder, repeats) = (Decoder::default(), Repeats::default());
+        Self { sealer, decoder, unpacked: vec![], taken: 0, scratch: vec![], repeats, capacity }
     }
 
     /// Begins a batch: unpacks what its packed runs share. `raw`: how many bytes of pages these are.
@@ -110,11 +114,20 @@ impl Restorer {
                 let first = first.first_chunk::<8>().ok_or_else(malformed)?;
                 let from = BlockId(u16::from_le_bytes(*from));
                 let range = PageRange::new(PageIndex(u64::from_le_bytes(*first)), run.range.count);
+                let seal = seal.first_chunk::<SEAL>().ok_or_else(malformed)?;
+                let length = self.reach(from, range, memory)?;
+                // The same seal, the same content, and that was verified.
+                let key = u128::from_le_bytes(*seal);
+                if self.repeats.get(key).is_some_and(|(content, _)| content.len() == length) {
+                    return Ok(self.repeats.get(key).map(|(content, _)| content));
+                }
                 self.read(from, range, memory)?;
-                self.verified(run, seal)
+                self.verify(run, seal)?;
+                self.repeats.came(key, &self.scratch, seal);
+                Ok(Some(&self.scratch))
             }
             Class::Delta => {
-                let (seal, mut rest) = own.split_at(SEAL);
+                let (seal, mut rest) = own.split_first_chunk::<SEAL>().ok_or_else(malformed)?;
                 self.read(block, run.range, memory)?;
                 for page in self.scratch.chunks_exact_mut(PAGE_SIZE) {
                     let (length, after) = rest.split_first_chunk().ok_or_else(malformed)?;
@@ -126,17 +139,19 @@ impl Restorer {
                 if !rest.is_empty() {
                     return Err(malformed());
                 }
-                self.verified(run, seal)
+                self.verify(run, seal)?;
+                Ok(Some(&self.scratch))
             }
         }
     }
 
-    fn read<M: Landed>(
-        &mut self,
+    /// Whether pages can be referred to; how many bytes they are.
+    fn reach<M: Landed>(
+        &self,
         block: BlockId,
         range: PageRange,
         memory: &M,
-    ) -> Result<(), Unrestorable<M::Error>> {
+    ) -> Result<usize, Unrestorable<M::Error>> {
         if self.sealer.is_none() {
             return Err(Unrestorable::NoKey);
         }
@@ -145,16 +160,23 @@ impl Restorer {
             let (start, count) = (range.start.0, range.count);
             return Err(Unrestorable::Nowhere { block: block.0, start, count });
         }
+        Ok(length)
+    }
+
+    fn read<M: Landed>(
+        &mut self,
+        block: BlockId,
+        range: PageRange,
+        memory: &M,
+    ) -> Result<(), Unrestorable<M::Error>> {
+        let length = self.reach(block, range, memory)?;
         self.scratch.resize(length, 0);
         memory.read(block, range, &mut self.scratch).map_err(Unrestorable::Read)
     }
 
-    /// What was made of this side's memory, if it is what the source meant (I7).
-    fn verified<E>(&self, run: &Run, seal: &[u8]) -> Result<Option<&[u8]>, Unrestorable<E>> {
+    /// Whether what was made of this side's memory is what the source meant (I7).
+    fn verify<E>(&self, run: &Run, seal: &[u8; SEAL]) -> Result<(), Unrestorable<E>> {
         let sealer = self.sealer.as_ref().ok_or(Unrestorable::NoKey)?;
-        match seal.first_chunk() {
-            Some(seal) if sealer.holds(&self.scratch, seal) => Ok(Some(&self.scratch)),
-            _ => Err(Unrestorable::Seal(run.range)),
-        }
+        if sealer.holds(&self.scratch, seal) { Ok(()) } else { Err(Unrestorable::Seal(run.range)) }
     }
 }
