@@ -10,11 +10,13 @@ use qemu::{
     Handle, Host, Limits, OpenError, Recipe, Vm, VmFile,
     attach::RamBlock,
     launch::{self, Belongings},
+    preflight,
 };
 use serde::{Deserialize, Serialize};
 use std::{
     fmt::Display,
     path::{Path, PathBuf},
+    thread,
 };
 
 /// This host's QEMU.
@@ -24,7 +26,8 @@ pub struct QemuHost {
 }
 
 impl QemuHost {
-    /// As the agent's configuration says. `kvm`: whether guests can be run by the CPU here, found out by running one.
+    /// As the agent's configuration says. `kvm`: whether guests can be run by the CPU here, found out by running one. QEMU is
+    /// asked in the background what it is, so that the first VM to come does not wait for that.
     pub fn new(config: &Config, kvm: bool) -> Self {
         let mut host = Host::new(&config.runtime_dir);
         host.kvm = kvm;
@@ -32,6 +35,10 @@ impl QemuHost {
         host.limits = Limits { disks, boot, bridges, options, devices };
         // A bare name is looked for in PATH, which is also what happens without one.
         host.qemu = Some(config.qemu.clone()).filter(|path| path.components().count() > 1);
+        let program = host.program();
+        // Who cannot be asked now is asked when a VM comes, and then it is told why.
+        let _ =
+            thread::Builder::new().name("ask QEMU".into()).spawn(|| program.map(|p| preflight::learn(&p)));
         Self { host }
     }
 

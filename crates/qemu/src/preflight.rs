@@ -7,9 +7,12 @@ use crate::{
     tap,
 };
 use std::{
+    collections::HashMap,
     fs,
-    path::Path,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{LazyLock, Mutex, PoisonError},
 };
 use units::Bytes;
 
@@ -111,6 +114,14 @@ fn available(meminfo: &str) -> Option<u64> {
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1 << 10)
 }
 
+/// Asks a QEMU program ahead of time what [`check`] will want to know of it.
+pub fn learn(program: &Path) {
+    let asked = version(program).and_then(|_| machines(program));
+    if let Err(why) = asked {
+        tracing::debug!(why, "QEMU does not tell what it is");
+    }
+}
+
 /// The version of a QEMU program.
 pub fn version(program: &Path) -> Result<Version, String> {
     let text = ask(program, &["--version"])?;
@@ -128,7 +139,25 @@ pub fn machines(program: &Path) -> Result<Vec<String>, String> {
     Ok(text.lines().skip(1).filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
 }
 
+/// What a program answered, as long as its file is the same: starting a QEMU for each question takes 45 ms.
 fn ask(program: &Path, arguments: &[&str]) -> Result<String, String> {
+    type Answers = HashMap<(PathBuf, String), ((u64, u64, i64, i64), String)>;
+    static ANSWERS: LazyLock<Mutex<Answers>> = LazyLock::new(Mutex::default);
+    let answers = || ANSWERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let file = fs::metadata(program).map_err(|error| format!("{}: {error}", program.display()))?;
+    let file = (file.dev(), file.ino(), file.mtime(), file.mtime_nsec());
+    let question = (program.to_owned(), arguments.join(" "));
+    if let Some((of, answer)) = answers().get(&question)
+        && *of == file
+    {
+        return Ok(answer.clone());
+    }
+    let answer = run(program, arguments)?;
+    answers().insert(question, (file, answer.clone()));
+    Ok(answer)
+}
+
+fn run(program: &Path, arguments: &[&str]) -> Result<String, String> {
     let failed = |why: String| format!("{} {}: {why}", program.display(), arguments.join(" "));
     let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
     let output = output.map_err(|error| failed(error.to_string()))?;
@@ -141,6 +170,33 @@ fn ask(program: &Path, arguments: &[&str]) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_program_is_asked_once_until_another_takes_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("qemu");
+        let count = dir.path().join("asked");
+        let install = |version: &str| {
+            let new = dir.path().join("new");
+            let script =
+                format!("#!/bin/sh\necho x >> {}\necho QEMU emulator version {version}\n", count.display());
+            fs::write(&new, script).unwrap();
+            fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+            fs::rename(&new, &program).unwrap();
+        };
+        let asked = || fs::read_to_string(&count).unwrap_or_default().lines().count();
+        install("7.2.1");
+        for _ in 0..2 {
+            assert_eq!(version(&program).unwrap(), Version { major: 7, minor: 2, micro: 1 });
+        }
+        assert_eq!(asked(), 1);
+        install("10.0.3");
+        assert_eq!(version(&program).unwrap(), Version { major: 10, minor: 0, micro: 3 });
+        assert_eq!(asked(), 2);
+        fs::remove_file(&program).unwrap();
+        assert!(version(&program).is_err());
+    }
 
     #[test]
     fn free_memory_is_read_in_bytes() {
