@@ -44,6 +44,29 @@ pub trait Tracker: Send {
     /// Adds to `dirty` what was written since `begin` or the last `collect`, and protects these pages again in the
     /// same instant. Whoever clears a dirty bit here owes the page (I2).
     fn collect(&mut self, dirty: &mut MemorySet) -> io::Result<()>;
+
+    /// From now on the guest may begin to write to pages only at a share of this pace, in pages a second, at which pages are
+    /// sent; so that each round leaves less than the one before (`policy::Governor`). Said again whenever the pace changes.
+    fn govern(&mut self, sent_per_s: f64) -> io::Result<()> {
+        let _ = sent_per_s;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// How long the guest's writers waited because of that, so far.
+    fn stalls(&self) -> Stalls {
+        Stalls::default()
+    }
+}
+
+/// What it cost a guest's writers to be governed.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Stalls {
+    /// How often one waited.
+    pub count: u64,
+    /// How long all of them waited.
+    pub total: Duration,
+    /// The longest time that one waited.
+    pub longest: Duration,
 }
 
 /// A page that the guest waits for.

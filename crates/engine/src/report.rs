@@ -141,8 +141,11 @@ pub struct FaultCounts {
 /// What slowing the guest's writes cost it.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Throttle {
-    /// The strongest slowing.
+    /// The strongest slowing: of a second, how much writers waited altogether; one that waits all the time makes 100.
     pub max_percent: f64,
+    /// The longest time that one writer waited.
+    #[serde(default)]
+    pub longest_ms: f64,
     /// How long writers waited altogether.
     pub stalled_ms: f64,
 }

@@ -22,9 +22,11 @@ use std::{
 };
 use units::{BlockId, Epoch, MemorySet};
 
+mod governing; // when the guest's writes are slowed
 mod link; // its connections: opened, lost, opened again
 mod parts; // what it is given
 mod story; // what the user is told
+use governing::Governing;
 pub use parts::{Options, SourceParts};
 use story::Story;
 
@@ -102,6 +104,7 @@ pub struct SourceDriver {
     stopped: bool,
     doubt_since: Option<Instant>,
     doubt_after: Duration,
+    governing: Governing,
     story: Story,
 }
 
@@ -136,6 +139,7 @@ impl SourceDriver {
             stopped: false,
             doubt_since: None,
             doubt_after: DOUBT,
+            governing: Governing::default(),
             story,
             tell: tell.clone(),
             signals,
@@ -231,7 +235,7 @@ impl SourceDriver {
                 Ok(_) | Err(RecvTimeoutError::Disconnected) => None,
                 Err(RecvTimeoutError::Timeout) => {
                     self.tick();
-                    None
+                    self.watch().err().map(|(what, why)| SourceEvent::Broke { what, why })
                 }
             };
             if let Some(event) = event {
@@ -319,11 +323,15 @@ impl SourceDriver {
             SourceAct::Decide => {
                 self.collect()?;
                 let step = self.story.decide(&self.dirty);
+                if step == Step::Round {
+                    self.judge()?;
+                }
                 Ok(Some(SourceEvent::Decided(step)))
             }
             SourceAct::StopGuest => {
                 self.parts.machine.lock().get_ready().map_err(|e| (e.what, e.why))?;
                 self.parts.journal.pausing().map_err(why("journal the pause"))?;
+                self.count_stalls();
                 self.story.stopping(now_ns());
                 self.stopped = true;
                 self.parts.machine.lock().stop().map_err(|e| (e.what, e.why))?;
@@ -375,6 +383,8 @@ impl SourceDriver {
             }
             SourceAct::Forget => {
                 self.hang_up();
+                // Before QEMU ends, and its writes with it.
+                self.parts.tracker = None;
                 self.insist("journal that everything is there", |d| d.parts.journal.settled());
                 if let Err(e) = self.parts.machine.lock().destroy() {
                     self.story.note(format!("the empty QEMU on the source would not end: {e}"));

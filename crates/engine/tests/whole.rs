@@ -137,6 +137,7 @@ fn options(mode: Mode) -> Options {
         mode,
         allow_post_copy: false,
         max_downtime: Duration::from_millis(20),
+        govern: true,
         bandwidth: None,
         streams: 2..=2,
         verify: true,
@@ -378,6 +379,26 @@ fn a_guest_that_outruns_the_link_is_reported_not_hidden() {
     let notes =
         events.iter().filter(|e| matches!(e, Event::Note { text } if text.contains("does not converge")));
     assert_eq!(notes.count(), 1);
+}
+
+#[test]
+fn a_guest_that_outruns_the_link_is_slowed_until_it_fits() {
+    let (source, inn) = (Source::new(), Inn::new(&PAGES));
+    *source.ram.governor.lock().unwrap() = Some(policy::Governor::new(Duration::from_millis(5), 1));
+    source.guest(400);
+    let mut wish = options(Mode::PreCopy);
+    wish.bandwidth = Some(units::Rate(20 << 20));
+    wish.compress = Compression::None;
+    let (report, events) = source.migrate(listen(&inn), wish, |_| {});
+    assert_eq!((report.outcome, report.mode), (Outcome::Completed, Mode::PreCopy), "{:?}", report.error);
+    assert_eq!(report.verified, Some(true));
+    let notes: Vec<&Event> =
+        events.iter().filter(|e| matches!(e, Event::Note { text } if text.contains("slowed"))).collect();
+    assert_eq!(notes.len(), 1, "the user is told, once: {events:?}");
+    assert_eq!((report.throttle.stalled_ms, report.throttle.longest_ms), (30.0, 5.0));
+    // From the round on in which it began, each leaves less than the one before.
+    let dirtied: Vec<u64> = report.rounds.iter().map(|round| round.dirtied).filter(|n| *n > 100).collect();
+    assert!(dirtied.windows(2).all(|pair| pair[1] < pair[0]), "{:?}", report.rounds);
 }
 
 #[test]

@@ -109,7 +109,9 @@ impl Mover {
         let cores = cores(request.cores, &open);
         let recipe = serde_json::to_vec(open.recipe()).map_err(|e| one(&e))?;
         let source = attach::Source::open(open.process().pid(), open.ram_blocks()).map_err(|e| one(&e))?;
-        let tracker: Box<dyn Tracker> = Box::new(source.tracker().map_err(|e| one(&e))?);
+        let writers = open.recipe().vcpus();
+        let tracker = source.switching(writers, request.max_stall).map_err(|e| one(&e))?;
+        let tracker: Box<dyn Tracker> = Box::new(tracker);
         let address = request.address.to_string();
         let dial = self.dial(&request.to, &address, request.id).map_err(|e| one(&e))?;
         let owner = self.store.owner(&vm.name).map_err(|e| one(&e))?;
@@ -224,6 +226,7 @@ impl Migrator for Mover {
             mode: request.mode,
             allow_post_copy: request.allow_post_copy,
             max_downtime: request.max_downtime,
+            govern: true,
             bandwidth: request.bandwidth,
             streams: request.streams.map_or_else(streams, |n| u32::from(n)..=u32::from(n)),
             verify: request.verify,
@@ -279,6 +282,7 @@ impl Migrator for Mover {
                 mode: Mode::PostCopy,
                 allow_post_copy: true,
                 max_downtime: Duration::ZERO,
+                govern: false,
                 bandwidth: None,
                 streams: streams(),
                 verify: false,

@@ -3,6 +3,8 @@
 
 /// How to compress the next batch.
 mod compress;
+/// How fast the guest may write.
+mod governor;
 /// How fast the link is.
 mod link;
 /// How fast to send.
@@ -15,6 +17,7 @@ mod rounds;
 mod width;
 
 pub use compress::{Codec, Compressor, Spent};
+pub use governor::{Governor, Grant};
 pub use pace::Pace;
 pub use regions::Regions;
 pub use rounds::{Budget, Next, Seen, next, predicted_downtime};

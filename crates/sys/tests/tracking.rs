@@ -20,18 +20,27 @@ fn role() {
     let Ok(watched) = std::env::var("ROLE_TRACKS") else { return };
     let numbers: Vec<u64> = watched.split(' ').map(|word| word.parse().unwrap()).collect();
     let process = Arc::new(PidFd::open(numbers[0] as i32).unwrap());
-    let _uffd = track(&process, numbers[1]..numbers[2]);
+    let addresses = numbers[1]..numbers[2];
+    let _uffd = match std::env::var("ROLE_ANSWERS") {
+        Ok(_) => watch(&process, addresses, Features::WP | Features::WP_SHMEM),
+        Err(_) => track(&process, addresses),
+    };
     println!("\n@tracking");
     std::thread::sleep(common::SOON);
 }
 
 fn track(process: &Arc<PidFd>, addresses: std::ops::Range<u64>) -> Uffd {
+    let features = Features::WP | Features::WP_SHMEM | Features::WP_UNPOPULATED | Features::WP_ASYNC;
+    watch(process, addresses, features)
+}
+
+fn watch(process: &Arc<PidFd>, addresses: std::ops::Range<u64>, features: Features) -> Uffd {
     let borrowed = Borrowed::seize(process).unwrap();
     let n = borrowed.userfaultfd().unwrap();
     let uffd = Uffd::take(process, n).unwrap();
     borrowed.close(n).unwrap();
     drop(borrowed);
-    uffd.enable(Features::WP | Features::WP_SHMEM | Features::WP_UNPOPULATED | Features::WP_ASYNC).unwrap();
+    uffd.enable(features).unwrap();
     uffd.register(addresses.clone(), Watch::Writes).unwrap();
     uffd.protect(addresses).unwrap();
     uffd
@@ -95,20 +104,41 @@ fn every_way_of_writing_is_seen_and_nothing_else() {
     assert!(!guest.is_watched());
 }
 
-#[test]
-fn a_guest_whose_tracker_is_killed_runs_on_unwatched() {
+/// A process that tracks the guest; only such a one can be killed.
+fn tracker(guest: &Guest, more: &[(&str, &str)]) -> std::process::Child {
     use std::io::BufRead;
-    let mut guest = Guest::start(4096);
-    guest.ask("fill");
     let mut tracker = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "role", "--ignored", "--nocapture", "--test-threads=1"])
         .env("ROLE_TRACKS", format!("{} {} {}", guest.process.pid(), guest.base, guest.end()))
+        .envs(more.iter().copied())
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
     let output = std::io::BufReader::new(tracker.stdout.take().unwrap());
     assert!(output.lines().map_while(Result::ok).any(|line| line.contains("@tracking")));
     assert!(guest.is_watched());
+    tracker
+}
+
+#[test]
+fn a_writer_that_waits_for_a_tracker_goes_on_when_that_is_killed() {
+    let mut guest = Guest::start(4096);
+    guest.ask("write 7");
+    let mut tracker = tracker(&guest, &[("ROLE_ANSWERS", "never")]);
+    guest.order("write 7");
+    assert!(guest.is_silent(), "nobody answers it");
+    tracker.kill().unwrap();
+    tracker.wait().unwrap();
+    assert_eq!(guest.answer(), "done");
+    assert!(!guest.is_watched());
+    assert_eq!(guest.ask("fill"), "done");
+}
+
+#[test]
+fn a_guest_whose_tracker_is_killed_runs_on_unwatched() {
+    let mut guest = Guest::start(4096);
+    guest.ask("fill");
+    let mut tracker = tracker(&guest, &[]);
     tracker.kill().unwrap();
     tracker.wait().unwrap();
     assert!(!guest.is_watched());

@@ -290,6 +290,10 @@ pub(crate) struct Migrate {
     /// The pause that is acceptable, like 20ms [default: 20ms].
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) max_downtime: Option<Duration>,
+    /// A guest that writes faster than the link carries is slowed, so that pre-copy ends: whoever writes to one more page waits,
+    /// but never longer than this at a time, like 5ms [default: 5ms].
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) max_stall: Option<Duration>,
     /// The most that may be put on the wire, like 1Gbit or 50MiB/s.
     #[arg(long, value_name = "RATE", value_parser = rate)]
     pub(crate) bandwidth: Option<Rate>,

@@ -24,6 +24,7 @@ pub(crate) fn migrate(client: &Client, args: &Migrate) -> Result<ExitCode, Troub
         mode: args.mode.into(),
         allow_post_copy: args.allow_post_copy,
         max_downtime_ms: args.max_downtime.map(|time| time.as_secs_f64() * 1e3),
+        max_stall_ms: args.max_stall.map(|time| time.as_secs_f64() * 1e3),
         bandwidth: args.bandwidth.map(|rate| rate.0),
         streams: args.streams,
         verify: args.verify,

@@ -138,8 +138,11 @@ fn figures(report: &Report) -> Vec<Vec<String>> {
     }
     let throttle = &report.throttle;
     if throttle.max_percent > 0.0 {
-        let (most, stalled) = (throttle.max_percent, millis(throttle.stalled_ms));
-        rows.push(row("slowed", format!("the guest by at most {most:.0} %, its writers waited {stalled}")));
+        let (stalled, longest) = (millis(throttle.stalled_ms), millis(throttle.longest_ms));
+        rows.push(row(
+            "slowed",
+            format!("the guest's writers waited {stalled} altogether, at most {longest} at a time"),
+        ));
     }
     rows
 }

@@ -128,6 +128,9 @@ pub struct MigrateOptions {
     /// The pause that is acceptable, in milliseconds.
     #[serde(default)]
     pub max_downtime_ms: Option<f64>,
+    /// How long the guest's writers may be made to wait at a time so that pre-copy ends, in milliseconds.
+    #[serde(default)]
+    pub max_stall_ms: Option<f64>,
     /// The most that may be put on the wire, in bytes per second.
     #[serde(default)]
     pub bandwidth: Option<u64>,
@@ -140,8 +143,7 @@ pub struct MigrateOptions {
     /// What pages may be compressed with.
     #[serde(default)]
     pub compress: Compression,
-    /// How many cores may compress at a time, at most; if left out, as many as the host has beyond the VM's vCPUs, but one at
-    /// least.
+    /// How many cores may compress at a time, at most; if left out, as many as the VM leaves idle, but one at least.
     #[serde(default)]
     pub cpu: Option<u32>,
 }

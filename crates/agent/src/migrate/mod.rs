@@ -42,6 +42,8 @@ pub struct MigrateRequest {
     pub allow_post_copy: bool,
     /// The pause that is acceptable.
     pub max_downtime: Duration,
+    /// How long the guest's writers may be made to wait at a time so that pre-copy ends.
+    pub max_stall: Duration,
     /// The most that may be put on the wire; `None`: as much as it takes.
     pub bandwidth: Option<Rate>,
     /// How many data connections; `None`: as many as it pays to use.

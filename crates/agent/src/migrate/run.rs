@@ -26,6 +26,12 @@ use units::MigrationId;
 /// The pause that is acceptable unless the user says otherwise: what a TCP peer takes for a slow packet.
 const MAX_DOWNTIME: Duration = Duration::from_millis(20);
 
+/// How long a guest's writer may be made to wait unless the user says otherwise: less than a disk takes now and then.
+const MAX_STALL: Duration = Duration::from_millis(5);
+
+/// Longer and the guest's kernel complains of vCPUs that hang.
+const LONGEST_STALL: Duration = Duration::from_secs(1);
+
 /// The migrations from this host: those that run, and each VM's last one.
 pub struct Migrations {
     config: Arc<Config>,
@@ -131,12 +137,16 @@ impl Migrations {
         if options.bandwidth == Some(0) {
             return Err(bad("nothing moves with a bandwidth of 0"));
         }
+        let time = |ms: f64| Duration::try_from_secs_f64(ms / 1000.0).ok().filter(|time| !time.is_zero());
         let max_downtime = match options.max_downtime_ms {
             None => MAX_DOWNTIME,
-            Some(ms) => Duration::try_from_secs_f64(ms / 1000.0)
-                .ok()
-                .filter(|pause| !pause.is_zero())
-                .ok_or_else(|| bad("the acceptable downtime must be more than nothing"))?,
+            Some(ms) => time(ms).ok_or_else(|| bad("the acceptable downtime must be more than nothing"))?,
+        };
+        let max_stall = match options.max_stall_ms {
+            None => MAX_STALL,
+            Some(ms) => time(ms).filter(|stall| *stall <= LONGEST_STALL).ok_or_else(|| {
+                bad("writers may be made to wait for more than nothing and at most 1 s at a time")
+            })?,
         };
         let Some(lease) = self.registry.lease(&vm.name) else {
             return Err(conflict("it is being migrated, started or stopped already"));
@@ -173,6 +183,7 @@ impl Migrations {
             mode: options.mode,
             allow_post_copy: options.allow_post_copy,
             max_downtime,
+            max_stall,
             bandwidth: options.bandwidth.map(units::Rate),
             streams: options.streams,
             verify: options.verify,

@@ -3,7 +3,7 @@
 use super::{FIXED, Options, SourceParts};
 use crate::{
     conn::Traffic,
-    ports::MachineError,
+    ports::{MachineError, Stalls},
     report::{Event, Failure, FaultCounts, Mode, Outcome, PageCounts, Phase, Report, Round, Throttle},
 };
 use page::Counts;
@@ -36,6 +36,8 @@ pub(super) struct Story {
     last_tick: (Instant, u64),
     of: u64,
     hopeless: bool,
+    /// Pages that moved in a second, in the last round that was long enough to tell.
+    moved_per_s: Option<f64>,
     owed: bool,
     paused_because: Option<String>,
     not_back: Option<String>,
@@ -86,6 +88,7 @@ impl Story {
             last_tick: (now, 0),
             of: 0,
             hopeless: false,
+            moved_per_s: None,
             owed: false,
             paused_because: None,
             not_back: None,
@@ -156,7 +159,9 @@ impl Story {
         if took >= MEASURABLE || self.seen.rate == Rate(0) {
             // What is dirty is memory, and most of it travels as less; zeros and what has not changed are left out, which the
             // next round may have fewer of. The first round says nothing of that: it carries what the guest does not write.
-            let moved = if round.n > 1 { self.moved_pages() - moved } else { 0 };
+            let all_moved = self.moved_pages() - moved;
+            self.moved_per_s = Some(all_moved as f64 / took.as_secs_f64()).filter(|pages| *pages > 0.0);
+            let moved = if round.n > 1 { all_moved } else { 0 };
             self.seen.rate = Bytes((moved * PAGE_SIZE as u64).max(round.wire_bytes)).per(took);
         }
         (self.events)(Event::Round(round.clone()));
@@ -185,6 +190,40 @@ impl Story {
                 }
                 Step::Round
             }
+        }
+    }
+
+    /// How long the current round has lasted.
+    pub(super) fn round_lasts(&self) -> Option<Duration> {
+        self.round.as_ref().map(|(_, since, ..)| since.elapsed())
+    }
+
+    /// The pages of the last round, and how many moved in a second.
+    pub(super) fn last_round(&self) -> Option<(u64, f64)> {
+        Some((self.report.rounds.last()?.pages, self.moved_per_s?))
+    }
+
+    /// Whether the guest could be stopped with so much dirty.
+    pub(super) fn would_fit(&self, dirty: &MemorySet) -> bool {
+        let seen = Seen { dirtied: vec![dirty.bytes()], ..self.seen.clone() };
+        policy::predicted_downtime(&seen).is_some_and(|pause| pause <= self.budget.downtime)
+    }
+
+    /// The guest's writes are slowed from now on.
+    pub(super) fn governed(&self) {
+        self.note(
+            "the guest writes faster than the link carries: its writers are slowed, so that this ends".into(),
+        );
+    }
+
+    /// What that cost its writers so far, and how long they waited lately.
+    pub(super) fn stalled(&mut self, all: &Stalls, lately: Duration, passed: Duration) {
+        let throttle = &mut self.report.throttle;
+        throttle.stalled_ms = ms(all.total);
+        throttle.longest_ms = ms(all.longest);
+        if passed >= MEASURABLE {
+            let percent = lately.as_secs_f64() / passed.as_secs_f64() * 100.0;
+            throttle.max_percent = throttle.max_percent.max(percent.round());
         }
     }
 

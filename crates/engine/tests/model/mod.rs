@@ -3,6 +3,7 @@
 pub(crate) mod cable;
 
 use engine::ports::*;
+use policy::Governor;
 use std::{
     collections::HashMap,
     io,
@@ -10,7 +11,8 @@ use std::{
         Arc, Condvar, Mutex,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 use units::*;
 
@@ -21,6 +23,9 @@ pub(crate) struct Ram {
     changed: Condvar,
     /// What happens just before the guest, which runs already, has this many pages.
     pub(crate) on_the_way: Mutex<Option<(usize, OnTheWay)>>,
+    /// Who decides when a page that was collected may be written again, where somebody does.
+    pub(crate) governor: Mutex<Option<Governor>>,
+    start: Instant,
 }
 
 type OnTheWay = Box<dyn FnOnce() + Send>;
@@ -52,12 +57,20 @@ impl Ram {
             inner: Mutex::new(inner),
             changed: Condvar::new(),
             on_the_way: Mutex::default(),
+            governor: Mutex::default(),
+            start: Instant::now(),
         })
     }
 
     /// The guest writes a page.
     pub(crate) fn guest_writes(&self, block: u16, page: u64, seed: u64) {
         self.guest_reads(block, page);
+        if !self.inner.lock().unwrap().dirty.block(BlockId(block)).contains(PageIndex(page)) {
+            let mut governor = self.governor.lock().unwrap();
+            let grant = governor.as_mut().map(|governor| governor.ask(self.start.elapsed(), 1));
+            drop(governor);
+            thread::sleep(grant.map_or(Duration::ZERO, |grant| grant.wait));
+        }
         let mut content = vec![0; PAGE_SIZE];
         if seed != 0 {
             content.chunks_exact_mut(8).zip(seed..).for_each(|(c, v)| c.copy_from_slice(&v.to_le_bytes()));
@@ -219,6 +232,15 @@ impl Tracker for Seen {
         dirty.union(&inner.dirty);
         inner.dirty.clear();
         Ok(())
+    }
+
+    fn govern(&mut self, sent_per_s: f64) -> io::Result<()> {
+        let mut governor = self.0.governor.lock().unwrap();
+        governor.as_mut().map(|governor| governor.follow(sent_per_s)).ok_or(io::ErrorKind::Unsupported.into())
+    }
+
+    fn stalls(&self) -> Stalls {
+        Stalls { count: 1, total: Duration::from_millis(30), longest: Duration::from_millis(5) }
     }
 }
 

@@ -6,17 +6,21 @@
 //! Who holds the userfaultfd decides how a crash of ours ends. On the source only we do: the guest runs on. On the target
 //! QEMU does too: its guest waits for a restarted agent instead of reading zeros.
 
+mod governed;
 mod memory;
 mod missing;
 mod region;
 mod source;
+mod switching;
 mod target;
 mod tracker;
 
+pub use governed::GovernedTracker;
 pub use memory::Memory;
 pub use missing::Missing;
 pub use region::RamBlock;
 pub use source::Source;
+pub use switching::SwitchingTracker;
 pub use target::Target;
 pub use tracker::AsyncTracker;
 

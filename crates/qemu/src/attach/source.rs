@@ -1,7 +1,7 @@
 //! The QEMU process that a VM leaves.
 
-use super::{AsyncTracker, Error, Memory, RamBlock, region};
-use std::sync::Arc;
+use super::{AsyncTracker, Error, GovernedTracker, Memory, RamBlock, SwitchingTracker, region};
+use std::{sync::Arc, time::Duration};
 use sys::process::PidFd;
 
 /// A running QEMU whose RAM can be read and tracked. Opening it changes nothing in QEMU.
@@ -33,5 +33,16 @@ impl Source {
     /// has its RAM, `begin` fails.
     pub fn tracker(&self) -> Result<AsyncTracker, Error> {
         AsyncTracker::attach(&self.process, &self.memory)
+    }
+
+    /// One that can slow the guest's writes from the start: of at most so many threads at a time, none of them for longer than
+    /// `max_stall` at a time.
+    pub fn governed(&self, writers: u32, max_stall: Duration) -> Result<GovernedTracker, Error> {
+        GovernedTracker::attach(&self.process, &self.memory, writers, max_stall)
+    }
+
+    /// One that begins to do so when it is asked to, and costs the guest little before.
+    pub fn switching(&self, writers: u32, max_stall: Duration) -> Result<SwitchingTracker, Error> {
+        SwitchingTracker::attach(&self.process, &self.memory, writers, max_stall)
     }
 }

@@ -45,8 +45,17 @@ impl AsyncTracker {
     }
 }
 
+impl AsyncTracker {
+    /// Watches a slice no more; what was written there and not collected is forgotten. All slices are to follow.
+    pub(super) fn let_go(&mut self, slice: Range<u64>) -> io::Result<()> {
+        // The kernel would lift a protection for whoever asks, be it another's by then.
+        self.watching = false;
+        self.uffd.unregister(slice)
+    }
+}
+
 /// Makes a userfaultfd in QEMU, takes it, and closes it there before anything can be registered with it.
-fn take_userfaultfd(process: &Arc<PidFd>) -> io::Result<Uffd> {
+pub(super) fn take_userfaultfd(process: &Arc<PidFd>) -> io::Result<Uffd> {
     let borrowed = Borrowed::seize(process)?;
     let n = borrowed.userfaultfd()?;
     let taken = Uffd::take(process, n);
@@ -89,7 +98,7 @@ impl Drop for AsyncTracker {
     }
 }
 
-fn slices(regions: &[Region]) -> impl Iterator<Item = Range<u64>> {
+pub(super) fn slices(regions: &[Region]) -> impl Iterator<Item = Range<u64>> {
     regions.iter().flat_map(|region| {
         let Range { start, end } = region.addresses;
         (start..end).step_by(SLICE as usize).map(move |at| at..end.min(at + SLICE))

@@ -25,6 +25,18 @@ pub struct Qemu {
     sockets: PathBuf,
 }
 
+/// A kernel that a guest can boot: the one of the laboratory, or this machine's own. Without one, a test that needs it is void.
+pub fn kernel() -> Option<PathBuf> {
+    let own = || Some(std::fs::read_dir("/boot").ok()?.filter_map(|entry| Some(entry.ok()?.path())));
+    let is_kernel = |path: &PathBuf| path.to_string_lossy().contains("/vmlinuz-");
+    let found = std::env::var_os("WHIMBREL_GUEST_KERNEL").map(PathBuf::from).filter(|path| path.is_file());
+    let found = found.or_else(|| own()?.find(is_kernel));
+    if found.is_none() {
+        eprintln!("no kernel for a guest (WHIMBREL_GUEST_KERNEL, /boot): skipped");
+    }
+    found
+}
+
 impl Qemu {
     /// Starts a q35 with `memory` as the memory backend (an `-object`) and further arguments, its guest stopped.
     pub fn start(memory: &str, more: &[&str]) -> Self {

@@ -1,0 +1,95 @@
+//! When the guest's writes are slowed, and to which pace.
+
+use super::SourceDriver;
+use crate::{ports::Stalls, report::Phase, why};
+use std::time::{Duration, Instant};
+
+/// A round that leaves more than this share of its own pages is outrun by the guest: the next one would hardly be shorter.
+const OUTRUN: f64 = 0.6;
+
+/// So long a round must have lasted before it is judged: less shows how its first pages were sent.
+const JUDGED: Duration = Duration::from_millis(200);
+
+/// What the source knows of governing its guest.
+#[derive(Debug, Default)]
+pub(super) struct Governing {
+    /// Pages a second that the guest's writes follow now; none: they are free.
+    pace: Option<f64>,
+    /// When it was looked last, and what the stalls came to by then.
+    looked: Option<(Instant, Stalls)>,
+}
+
+impl SourceDriver {
+    /// In the middle of a round: does the guest outrun it?
+    pub(super) fn watch(&mut self) -> Result<(), (String, String)> {
+        if !self.may_govern() || self.story.now() != Phase::PreCopy {
+            return Ok(());
+        }
+        let (Some(round), Some(lasted)) = (self.current.clone(), self.story.round_lasts()) else {
+            return Ok(());
+        };
+        self.count_stalls();
+        if lasted < JUDGED {
+            return Ok(());
+        }
+        let sent = round.set.len() - round.left();
+        if sent == 0 {
+            // A link that carries nothing is no reason to slow anybody.
+            return Ok(());
+        }
+        let sent_per_s = sent as f64 / lasted.as_secs_f64();
+        match self.governing.pace {
+            // A link that got slower; one that seems faster may only have less to carry.
+            Some(pace) if sent_per_s < pace => self.govern(sent_per_s),
+            Some(_) => Ok(()),
+            None => {
+                self.collect()?;
+                let outrun = self.dirty.len() as f64 > OUTRUN * sent as f64;
+                if outrun && !self.story.would_fit(&self.dirty) { self.govern(sent_per_s) } else { Ok(()) }
+            }
+        }
+    }
+
+    /// At the end of a round that was not the last, when it is known what was dirtied meanwhile.
+    pub(super) fn judge(&mut self) -> Result<(), (String, String)> {
+        if !self.may_govern() {
+            return Ok(());
+        }
+        self.count_stalls();
+        let Some((pages, moved_per_s)) = self.story.last_round() else { return Ok(()) };
+        if self.governing.pace.is_some() || self.dirty.len() as f64 > OUTRUN * pages as f64 {
+            return self.govern(moved_per_s);
+        }
+        Ok(())
+    }
+
+    fn may_govern(&self) -> bool {
+        self.options.governs() && !self.stopped && self.parts.tracker.is_some()
+    }
+
+    fn govern(&mut self, sent_per_s: f64) -> Result<(), (String, String)> {
+        let Some(tracker) = &mut self.parts.tracker else { return Ok(()) };
+        match tracker.govern(sent_per_s) {
+            Ok(()) => {
+                if self.governing.pace.replace(sent_per_s).is_none() {
+                    self.story.governed();
+                }
+                Ok(())
+            }
+            // Then it goes on as it did, and ends if it can.
+            Err(e) if e.kind() == std::io::ErrorKind::Unsupported => {
+                self.options.govern = false;
+                Ok(())
+            }
+            Err(e) => Err(why("slow the guest's writes")(e)),
+        }
+    }
+
+    pub(super) fn count_stalls(&mut self) {
+        let Some(tracker) = &self.parts.tracker else { return };
+        let (now, stalls) = (Instant::now(), tracker.stalls());
+        if let Some((then, before)) = self.governing.looked.replace((now, stalls)) {
+            self.story.stalled(&stalls, stalls.total.saturating_sub(before.total), now - then);
+        }
+    }
+}

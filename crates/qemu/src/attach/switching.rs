@@ -1,0 +1,101 @@
+//! The asynchronous tracker, where the kernel has it, as long as nobody has to be slowed; then the governed one.
+
+use super::{AsyncTracker, Error, GovernedTracker, Memory, tracker::slices};
+use engine::ports::{GuestMemory, Stalls, Tracker};
+use std::{io, sync::Arc, time::Duration};
+use sys::process::PidFd;
+use units::{BlockId, MemorySet};
+
+/// Tracks a guest's writes, and changes its way when they have to be governed.
+#[derive(Debug)]
+pub struct SwitchingTracker {
+    process: Arc<PidFd>,
+    memory: Arc<Memory>,
+    writers: u32,
+    max_stall: Duration,
+    now: Now,
+    /// Nobody knows what was written during a change: all of it counts as written, once.
+    unsure: bool,
+}
+
+#[derive(Debug)]
+enum Now {
+    Free(AsyncTracker),
+    Governed(GovernedTracker),
+}
+
+impl SwitchingTracker {
+    pub(super) fn attach(
+        process: &Arc<PidFd>,
+        memory: &Arc<Memory>,
+        writers: u32,
+        max_stall: Duration,
+    ) -> Result<Self, Error> {
+        let now = match AsyncTracker::attach(process, memory) {
+            // Linux 5.19 to 6.6.
+            Err(Error::Kernel { .. }) => {
+                Now::Governed(GovernedTracker::attach(process, memory, writers, max_stall)?)
+            }
+            attached => Now::Free(attached?),
+        };
+        let (process, memory) = (Arc::clone(process), Arc::clone(memory));
+        Ok(Self { process, memory, writers, max_stall, now, unsure: false })
+    }
+
+    /// One page has one watcher at a time, so between the two its writes are seen by nobody. They are not looked for: once
+    /// the new tracker sees everything, all that the guest ever wrote counts as written. What did not change since it was
+    /// sent is found out by its print and costs no bytes; so the guest need not be stopped for this.
+    fn change(&mut self) -> io::Result<()> {
+        let Now::Free(free) = &mut self.now else { return Ok(()) };
+        let governed = GovernedTracker::attach(&self.process, &self.memory, self.writers, self.max_stall)
+            .map_err(io::Error::other)?;
+        self.unsure = true;
+        for slice in slices(self.memory.regions()) {
+            free.let_go(slice.clone())?;
+            governed.take_over(slice)?;
+        }
+        self.now = Now::Governed(governed);
+        Ok(())
+    }
+}
+
+impl Tracker for SwitchingTracker {
+    fn begin(&mut self) -> io::Result<()> {
+        match &mut self.now {
+            Now::Free(tracker) => tracker.begin(),
+            Now::Governed(tracker) => tracker.begin(),
+        }
+    }
+
+    fn collect(&mut self, dirty: &mut MemorySet) -> io::Result<()> {
+        if self.unsure {
+            if matches!(self.now, Now::Free(_)) {
+                return Err(io::Error::other("the way of tracking writes was changed, but not to its end"));
+            }
+            // What the new tracker sees comes on top: it was there before this is read.
+            for id in (0..self.memory.blocks().len()).map(|id| BlockId(id as u16)) {
+                dirty.block_mut(id).union(&self.memory.present(id)?);
+            }
+            self.unsure = false;
+        }
+        match &mut self.now {
+            Now::Free(tracker) => tracker.collect(dirty),
+            Now::Governed(tracker) => tracker.collect(dirty),
+        }
+    }
+
+    fn govern(&mut self, sent_per_s: f64) -> io::Result<()> {
+        self.change()?;
+        match &mut self.now {
+            Now::Free(tracker) => tracker.govern(sent_per_s),
+            Now::Governed(tracker) => tracker.govern(sent_per_s),
+        }
+    }
+
+    fn stalls(&self) -> Stalls {
+        match &self.now {
+            Now::Free(tracker) => tracker.stalls(),
+            Now::Governed(tracker) => tracker.stalls(),
+        }
+    }
+}
