@@ -45,7 +45,8 @@ impl SourceDriver {
             None => {
                 self.collect()?;
                 let outrun = self.dirty.len() as f64 > OUTRUN * sent as f64;
-                if outrun && !self.story.would_fit(&self.dirty) { self.govern(sent_per_s) } else { Ok(()) }
+                let fits = self.story.would_fit(&self.dirty, sent_per_s);
+                if outrun && !fits { self.govern(sent_per_s) } else { Ok(()) }
             }
         }
     }

@@ -203,9 +203,10 @@ impl Story {
         Some((self.report.rounds.last()?.pages, self.moved_per_s?))
     }
 
-    /// Whether the guest could be stopped with so much dirty.
-    pub(super) fn would_fit(&self, dirty: &MemorySet) -> bool {
-        let seen = Seen { dirtied: vec![dirty.bytes()], ..self.seen.clone() };
+    /// Whether the guest could be stopped with so much dirty if so many pages are sent in a second.
+    pub(super) fn would_fit(&self, dirty: &MemorySet, sent_per_s: f64) -> bool {
+        let rate = Rate((sent_per_s * PAGE_SIZE as f64) as u64);
+        let seen = Seen { dirtied: vec![dirty.bytes()], rate, fixed: FIXED };
         policy::predicted_downtime(&seen).is_some_and(|pause| pause <= self.budget.downtime)
     }
 

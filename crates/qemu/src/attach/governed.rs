@@ -12,6 +12,7 @@ use super::{
 use engine::ports::{Stalls, Tracker};
 use policy::{Governor, Grant};
 use std::{
+    collections::VecDeque,
     io,
     ops::Range,
     sync::{
@@ -27,9 +28,15 @@ use sys::{
 };
 use units::{BlockId, MemorySet, PageIndex, PageRange};
 
-/// Pages that are opened at once while nobody is to be slowed. A native-speed writer over 512 MiB is back at full speed 0.25 s
-/// after everything was protected with 64, 0.13 s with 512; larger groups have more pages looked at that did not change.
+/// Pages that are opened at once, at least, while nobody is to be slowed. A native-speed writer over 512 MiB is back at full speed
+/// 0.25 s after everything was protected with 64, 0.13 s with 512; larger groups have more pages looked at that did not change.
 const GROUP: u64 = 64;
+
+/// Pages that are opened at once, at most.
+const LARGEST: u64 = 512;
+
+/// So many groups are remembered, of several writers that go upwards at a time.
+const GROUPS: usize = 64;
 
 /// How long a thread waits for a fault before it looks whether it is still wanted.
 const GLANCE: Duration = Duration::from_millis(50);
@@ -52,6 +59,7 @@ struct Shared {
     memory: Arc<Memory>,
     /// Pages that may be written. A page leaves it only in the moment in which it is protected again, and is owed from then on.
     open: Mutex<MemorySet>,
+    groups: Mutex<Groups>,
     governor: Mutex<Governor>,
     start: Instant,
     stalls: Mutex<Stalls>,
@@ -81,6 +89,7 @@ impl GovernedTracker {
             process: Arc::clone(process),
             memory: Arc::clone(memory),
             open: Mutex::new(MemorySet::empty(blocks)),
+            groups: Mutex::default(),
             governor: Mutex::new(Governor::new(max_stall, writers)),
             start: Instant::now(),
             stalls: Mutex::default(),
@@ -116,6 +125,8 @@ impl Tracker for GovernedTracker {
 
     fn govern(&mut self, sent_per_s: f64) -> io::Result<()> {
         locked(&self.shared.governor).follow(sent_per_s);
+        // What is opened is counted now: nothing beyond what somebody is sure to write.
+        locked(&self.shared.groups).least = 1;
         Ok(())
     }
 
@@ -152,9 +163,12 @@ impl Shared {
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         };
         let page = PageIndex::at_offset(address - region.addresses.start);
-        let Grant { pages, wait } = locked(&self.governor).ask(self.start.elapsed(), GROUP);
+        let wish = locked(&self.groups).wish(id, page);
+        let Grant { pages, wait } = locked(&self.governor).ask(self.start.elapsed(), wish);
         thread::sleep(wait);
-        self.open(id, region, group(page, pages, region.block.pages))?;
+        let group = PageRange::new(page, pages.min(region.block.pages - page.0));
+        locked(&self.groups).opened(id, group);
+        self.open(id, region, group)?;
         if !wait.is_zero() {
             let waited = asked.elapsed();
             let mut stalls = locked(&self.stalls);
@@ -215,11 +229,70 @@ impl Drop for GovernedTracker {
     }
 }
 
-/// The pages that are opened together: a writer that goes upwards meets its next group at the end of this one.
-fn group(page: PageIndex, pages: u64, all: u64) -> PageRange {
-    PageRange::new(page, pages.min(all - page.0))
+/// How many pages are opened together: twice as many each time for a writer that goes upwards, which meets its next group at
+/// the end of the last; few for one that writes here and there.
+#[derive(Debug)]
+struct Groups {
+    least: u64,
+    /// Where the last ones ended, and how long they were.
+    ends: VecDeque<(BlockId, PageIndex, u64)>,
+}
+
+impl Default for Groups {
+    fn default() -> Self {
+        Self { least: GROUP, ends: VecDeque::new() }
+    }
+}
+
+impl Groups {
+    /// How many pages are best opened for a write to this one.
+    fn wish(&mut self, block: BlockId, page: PageIndex) -> u64 {
+        let before = self.ends.iter().position(|(b, end, _)| (*b, *end) == (block, page));
+        let before = before.and_then(|at| self.ends.remove(at)).map_or(0, |(.., pages)| pages);
+        (before * 2).clamp(self.least, LARGEST)
+    }
+
+    fn opened(&mut self, block: BlockId, group: PageRange) {
+        if self.ends.len() == GROUPS {
+            self.ends.pop_front();
+        }
+        self.ends.push_back((block, group.end(), group.count));
+    }
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_grow_for_who_goes_upwards_and_for_nobody_else() {
+        let mut groups = Groups { least: 1, ..Groups::default() };
+        let mut write = |block, page| {
+            let pages = groups.wish(BlockId(block), PageIndex(page));
+            groups.opened(BlockId(block), PageRange::new(PageIndex(page), pages));
+            pages
+        };
+        let (mut up, mut grown) = (1000, vec![]);
+        for n in 0..12 {
+            let pages = write(0, up);
+            grown.push(pages);
+            up += pages;
+            // Somebody else writes here and there, and in another block.
+            assert_eq!(write(0, 100_000 + n * 7919), 1);
+            assert_eq!(write(1, up), 1);
+        }
+        assert_eq!(grown, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 512, 512]);
+    }
+
+    #[test]
+    fn where_nobody_is_slowed_groups_are_never_small() {
+        let mut groups = Groups::default();
+        assert_eq!(groups.wish(BlockId(0), PageIndex(7)), GROUP);
+        (0..1000).for_each(|page| groups.opened(BlockId(0), PageRange::new(PageIndex(page), 1)));
+        assert_eq!(groups.ends.len(), GROUPS, "it is bounded");
+    }
 }
