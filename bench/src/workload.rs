@@ -149,14 +149,8 @@ impl Workload {
                 "whimbrel.dirty=600M,content=random,pattern=hot-cold,rate=200M,threads=2",
                 "whimbrel.dirty=600M,content=random,pattern=hot-cold,rate=max,threads=2",
             ],
-            usually: &["whimbrel-hybrid", "qemu-auto-converge", "qemu-post-copy"],
-            also: &[
-                "whimbrel-pre-copy",
-                "whimbrel-post-copy",
-                "qemu-pre-copy",
-                "qemu-multifd-zstd",
-                "qemu-xbzrle",
-            ],
+            usually: &["whimbrel-pre-copy", "whimbrel-hybrid", "qemu-auto-converge", "qemu-post-copy"],
+            also: &["whimbrel-post-copy", "qemu-pre-copy", "qemu-multifd-zstd", "qemu-xbzrle"],
             ..PLAIN
         },
         Self {

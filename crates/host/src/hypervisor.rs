@@ -16,7 +16,6 @@ use serde::{Deserialize, Serialize};
 use std::{
     fmt::Display,
     path::{Path, PathBuf},
-    thread,
 };
 
 /// This host's QEMU.
@@ -27,7 +26,7 @@ pub struct QemuHost {
 
 impl QemuHost {
     /// As the agent's configuration says. `kvm`: whether guests can be run by the CPU here, found out by running one. QEMU is
-    /// asked in the background what it is, so that the first VM to come does not wait for that.
+    /// asked what it is, so that the first VM to come does not wait for that; if it cannot be asked now, that VM is told why.
     pub fn new(config: &Config, kvm: bool) -> Self {
         let mut host = Host::new(&config.runtime_dir);
         host.kvm = kvm;
@@ -35,10 +34,9 @@ impl QemuHost {
         host.limits = Limits { disks, boot, bridges, options, devices };
         // A bare name is looked for in PATH, which is also what happens without one.
         host.qemu = Some(config.qemu.clone()).filter(|path| path.components().count() > 1);
-        let program = host.program();
-        // Who cannot be asked now is asked when a VM comes, and then it is told why.
-        let _ =
-            thread::Builder::new().name("ask QEMU".into()).spawn(|| program.map(|p| preflight::learn(&p)));
+        if let Ok(program) = host.program() {
+            preflight::learn(&program);
+        }
         Self { host }
     }
 

@@ -163,6 +163,9 @@ impl Shared {
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         };
         let page = PageIndex::at_offset(address - region.addresses.start);
+        if self.is_open(id, region, page)? {
+            return Ok(());
+        }
         let wish = locked(&self.groups).wish(id, page);
         let Grant { pages, wait } = locked(&self.governor).ask(self.start.elapsed(), wish);
         thread::sleep(wait);
@@ -177,6 +180,17 @@ impl Shared {
             stalls.longest = stalls.longest.max(waited);
         }
         Ok(())
+    }
+
+    /// Whether somebody else opened it meanwhile; then nobody need pay for it again.
+    fn is_open(&self, id: BlockId, region: &Region, page: PageIndex) -> io::Result<bool> {
+        let open = locked(&self.open);
+        let is_open = open.block(id).contains(page);
+        if is_open {
+            // Under the lock: it cannot be protected again before whoever waits has been woken.
+            self.uffd.wake(region.addresses_of(PageRange::new(page, 1)))?;
+        }
+        Ok(is_open)
     }
 
     fn open(&self, id: BlockId, region: &Region, group: PageRange) -> io::Result<()> {
