@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 /// A round that leaves more than this share of its own pages is outrun by the guest: the next one would hardly be shorter.
 const OUTRUN: f64 = 0.6;
 
-/// So long a round must have lasted before it is judged: less shows how its first pages were sent.
+/// So long a round must have lasted before it is judged: less shows how its first pages were sent. Again after twice as long,
+/// and so on: each look protects anew what the guest writes, which costs it a fault a page.
 const JUDGED: Duration = Duration::from_millis(200);
 
 /// What the source knows of governing its guest.
@@ -17,6 +18,8 @@ pub(super) struct Governing {
     pace: Option<f64>,
     /// When it was looked last, and what the stalls came to by then.
     looked: Option<(Instant, Stalls)>,
+    /// The round that was judged last, and how long it must have lasted to be judged again.
+    judged: (u32, Duration),
 }
 
 impl SourceDriver {
@@ -43,6 +46,11 @@ impl SourceDriver {
             Some(pace) if sent_per_s < pace => self.govern(sent_per_s),
             Some(_) => Ok(()),
             None => {
+                let (judged, again) = self.governing.judged;
+                if judged == round.number && lasted < again {
+                    return Ok(());
+                }
+                self.governing.judged = (round.number, lasted * 2);
                 self.collect()?;
                 let outrun = self.dirty.len() as f64 > OUTRUN * sent as f64;
                 let fits = self.story.would_fit(&self.dirty, sent_per_s);
