@@ -137,7 +137,6 @@ fn options(mode: Mode) -> Options {
         mode,
         allow_post_copy: false,
         max_downtime: Duration::from_millis(20),
-        govern: true,
         bandwidth: None,
         streams: 2..=2,
         verify: true,

@@ -97,7 +97,7 @@ pub struct Spent {
     pub raw: u64,
     /// Bytes that travelled for these.
     pub packed: u64,
-    /// Bytes that the other side confirmed since the batch before.
+    /// Bytes that the other side confirmed while it was made and written.
     pub carried: u64,
     /// How long the link had something to carry meanwhile: all the time, if it is what limits.
     pub busy: Duration,

@@ -116,7 +116,7 @@ mod tests {
             writers in 1u32..17,
             wish in 1u64..1024,
         ) {
-            let sent_per_s = mbit * 1e6 / 8.0 / 4096.0;
+            let sent_per_s = mbit * 1e6 / 8.0 / units::PAGE_SIZE as f64;
             // Slower links than that cannot be kept to.
             prop_assume!(SHARE * sent_per_s * STALL.as_secs_f64() > f64::from(writers));
             let group = (SHARE * sent_per_s * STALL.as_secs_f64() / f64::from(writers)).max(1.0);

@@ -2,11 +2,11 @@
 
 mod attach_bed;
 
-use attach_bed::{MIB, Qemu, kernel, memfd};
+use attach_bed::{MIB, Qemu, booting, memfd, mirror};
 use engine::ports::{GuestMemory, Tracker};
 use qemu::attach::{Error, RamBlock, Source};
 use serde_json::json;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use units::{BlockId, MemorySet, PAGE_SIZE, PageIndex, PageRange};
 
 const RAM: BlockId = BlockId(0);
@@ -60,47 +60,13 @@ fn exactly_the_pages_that_qemu_wrote_are_dirty() {
 
 #[test]
 fn a_mirror_of_a_booting_guest_is_complete() {
-    let Some(kernel) = kernel() else { return };
-    let more = ["-kernel", kernel.to_str().unwrap(), "-append", "panic=0", "-smp", "2"];
-    let mut qemu = Qemu::start(&memfd(256), &more);
+    let Some(mut qemu) = booting() else { return };
     let block = qemu.block("mem", 256 * MIB, 0);
     let source = Source::open(qemu.pid(), &[block]).unwrap();
-    let memory = source.memory();
-    let pages = memory.blocks()[0].pages;
-    let mut mirror = vec![0_u8; pages as usize * PAGE_SIZE];
     let mut tracker = source.tracker().unwrap();
     qemu.qmp("cont", json!({}));
     std::thread::sleep(Duration::from_millis(500));
-    tracker.begin().unwrap();
-    let present = memory.present(RAM).unwrap();
-    let mut dirty = MemorySet::from_blocks(vec![present]);
-    let began = Instant::now();
-    let mut rounds = 0;
-    let mut last = false;
-    loop {
-        for run in dirty.block(RAM).runs() {
-            let at = run.start.offset() as usize;
-            memory.read(RAM, run, &mut mirror[at..at + run.bytes().0 as usize]).unwrap();
-        }
-        dirty.clear();
-        if last {
-            break;
-        }
-        if began.elapsed() > Duration::from_secs(4) {
-            qemu.qmp("stop", json!({}));
-            last = true;
-        }
-        tracker.collect(&mut dirty).unwrap();
-        rounds += 1;
-    }
-    assert!(rounds > 10, "{rounds}");
-    let mut all = vec![0_u8; mirror.len()];
-    memory.read(RAM, PageRange::new(PageIndex(0), pages), &mut all).unwrap();
-    let different = (0..pages as usize).find(|page| {
-        let bytes = page * PAGE_SIZE..(page + 1) * PAGE_SIZE;
-        mirror[bytes.clone()] != all[bytes]
-    });
-    assert_eq!(different, None, "a page was missed in {rounds} rounds");
+    mirror(&mut qemu, &source.memory(), &mut tracker, Duration::from_secs(4), |_, _| {});
 }
 
 #[test]

@@ -16,6 +16,8 @@ const JUDGED: Duration = Duration::from_millis(200);
 pub(super) struct Governing {
     /// Pages a second that the guest's writes follow now; none: they are free.
     pace: Option<f64>,
+    /// The tracker cannot slow anybody.
+    unsupported: bool,
     /// When it was looked last, and what the stalls came to by then.
     looked: Option<(Instant, Stalls)>,
     /// The round that was judged last, and how long it must have lasted to be judged again.
@@ -73,7 +75,9 @@ impl SourceDriver {
     }
 
     fn may_govern(&self) -> bool {
-        self.options.governs() && !self.stopped && self.parts.tracker.is_some()
+        // A guest that may end in post-copy need not be slowed.
+        let wanted = !self.options.post_copy() && !self.governing.unsupported;
+        wanted && !self.stopped && self.parts.tracker.is_some()
     }
 
     fn govern(&mut self, sent_per_s: f64) -> Result<(), (String, String)> {
@@ -87,7 +91,7 @@ impl SourceDriver {
             }
             // Then it goes on as it did, and ends if it can.
             Err(e) if e.kind() == std::io::ErrorKind::Unsupported => {
-                self.options.govern = false;
+                self.governing.unsupported = true;
                 Ok(())
             }
             Err(e) => Err(why("slow the guest's writes")(e)),

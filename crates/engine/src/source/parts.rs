@@ -18,8 +18,6 @@ pub struct Options {
     pub allow_post_copy: bool,
     /// The longest acceptable downtime.
     pub max_downtime: Duration,
-    /// Whether a guest that outruns the link may be slowed, where it cannot end in post-copy.
-    pub govern: bool,
     /// What all streams together may send.
     pub bandwidth: Option<Rate>,
     /// How many streams: as many of these as it pays to use.
@@ -31,11 +29,6 @@ pub struct Options {
 }
 
 impl Options {
-    /// Whether the guest's writes are slowed if that is what it takes to end.
-    pub(super) fn governs(&self) -> bool {
-        self.govern && !self.post_copy()
-    }
-
     pub(super) fn post_copy(&self) -> bool {
         match self.mode {
             Mode::Auto => self.allow_post_copy,

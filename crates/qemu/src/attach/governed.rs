@@ -7,7 +7,7 @@
 use super::{
     Error, Memory,
     region::Region,
-    tracker::{slices, take_userfaultfd},
+    tracker::{SLICE, slices, take_userfaultfd},
 };
 use engine::ports::{Stalls, Tracker};
 use policy::{Governor, Grant};
@@ -26,7 +26,7 @@ use sys::{
     process::PidFd,
     uffd::{Features, Uffd, Watch},
 };
-use units::{BlockId, MemorySet, PageIndex, PageRange};
+use units::{BlockId, MemorySet, PAGE_SIZE, PageIndex, PageRange};
 
 /// Pages that are opened at once, at least, while nobody is to be slowed. A native-speed writer over 512 MiB is back at full speed
 /// 0.25 s after everything was protected with 64, 0.13 s with 512; larger groups have more pages looked at that did not change.
@@ -40,9 +40,6 @@ const GROUPS: usize = 64;
 
 /// How long a thread waits for a fault before it looks whether it is still wanted.
 const GLANCE: Duration = Duration::from_millis(50);
-
-/// Pages that are protected again while nobody may open any: a writer waits for one such slice at most.
-const SLICE: u64 = 16 << 10;
 
 /// The synchronous tracker (Linux 5.19), whose writers can be governed.
 #[derive(Debug)]
@@ -206,7 +203,8 @@ impl Shared {
         }
         for (id, region) in self.memory.regions().iter().enumerate() {
             let id = BlockId(id as u16);
-            for slice in PageRange::new(PageIndex(0), region.block.pages).pieces(SLICE) {
+            // Slice by slice, because nobody may open a page meanwhile.
+            for slice in PageRange::new(PageIndex(0), region.block.pages).pieces(SLICE / PAGE_SIZE as u64) {
                 let mut open = locked(&self.open);
                 let runs: Vec<PageRange> = open.block(id).runs_within(slice).collect();
                 for run in runs {

@@ -17,7 +17,7 @@ use sys::{
 use units::{BlockId, MemorySet};
 
 /// How much is protected at once. The guest's page faults wait for one slice at most: 64 MiB take about a millisecond.
-const SLICE: u64 = 64 << 20;
+pub(super) const SLICE: u64 = 64 << 20;
 
 /// The asynchronous tracker (Linux 6.7).
 #[derive(Debug)]

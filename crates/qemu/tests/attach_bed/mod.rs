@@ -1,7 +1,8 @@
 //! A real QEMU to attach to, its monitor, and its gdb stub: with the latter QEMU itself reads and writes guest RAM.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its own part of this")]
 
-use qemu::attach::RamBlock;
+use engine::ports::{GuestMemory, Tracker};
+use qemu::attach::{Memory, RamBlock};
 use serde_json::{Value, json};
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -9,9 +10,9 @@ use std::{
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
-use units::PAGE_SIZE;
+use units::{BlockId, MemorySet, PAGE_SIZE, PageIndex, PageRange};
 
 /// Longer than any answer takes, unless nothing answers.
 pub const SOON: Duration = Duration::from_secs(30);
@@ -26,7 +27,7 @@ pub struct Qemu {
 }
 
 /// A kernel that a guest can boot: the one of the laboratory, or this machine's own. Without one, a test that needs it is void.
-pub fn kernel() -> Option<PathBuf> {
+fn kernel() -> Option<PathBuf> {
     let own = || Some(std::fs::read_dir("/boot").ok()?.filter_map(|entry| Some(entry.ok()?.path())));
     let is_kernel = |path: &PathBuf| path.to_string_lossy().contains("/vmlinuz-");
     let found = std::env::var_os("WHIMBREL_GUEST_KERNEL").map(PathBuf::from).filter(|path| path.is_file());
@@ -35,6 +36,56 @@ pub fn kernel() -> Option<PathBuf> {
         eprintln!("no kernel for a guest (WHIMBREL_GUEST_KERNEL, /boot): skipped");
     }
     found
+}
+
+/// A QEMU whose guest is about to boot a kernel, which writes all it can.
+pub fn booting() -> Option<Qemu> {
+    let kernel = kernel()?;
+    let more = ["-kernel", kernel.to_str().unwrap(), "-append", "panic=0", "-smp", "2"];
+    Some(Qemu::start(&memfd(256), &more))
+}
+
+/// Mirrors the first RAM block of a running guest by what its tracker says, for so long and until it is stopped; then no page may
+/// differ. `during` may do something in each round.
+pub fn mirror<T: Tracker>(
+    qemu: &mut Qemu,
+    memory: &Memory,
+    tracker: &mut T,
+    time: Duration,
+    mut during: impl FnMut(Duration, &mut T),
+) {
+    const RAM: BlockId = BlockId(0);
+    let pages = memory.blocks()[0].pages;
+    let mut mirror = vec![0_u8; pages as usize * PAGE_SIZE];
+    tracker.begin().unwrap();
+    let mut dirty = MemorySet::from_blocks(vec![memory.present(RAM).unwrap()]);
+    let began = Instant::now();
+    let (mut rounds, mut last) = (0, false);
+    loop {
+        for run in dirty.block(RAM).runs() {
+            let at = run.start.offset() as usize;
+            memory.read(RAM, run, &mut mirror[at..at + run.bytes().0 as usize]).unwrap();
+        }
+        dirty.clear();
+        if last {
+            break;
+        }
+        during(began.elapsed(), tracker);
+        if began.elapsed() > time {
+            qemu.qmp("stop", json!({}));
+            last = true;
+        }
+        tracker.collect(&mut dirty).unwrap();
+        rounds += 1;
+    }
+    assert!(rounds > 10, "{rounds}");
+    let mut all = vec![0_u8; mirror.len()];
+    memory.read(RAM, PageRange::new(PageIndex(0), pages), &mut all).unwrap();
+    let different = (0..pages as usize).filter(|page| {
+        let bytes = page * PAGE_SIZE..(page + 1) * PAGE_SIZE;
+        mirror[bytes.clone()] != all[bytes]
+    });
+    assert_eq!(different.count(), 0, "pages were missed in {rounds} rounds");
 }
 
 impl Qemu {
