@@ -4,6 +4,7 @@ use crate::{
     conn::{Conn, Dial, GREETING, invalid, read_control, welcome},
     ports::{Claim, Claimed, Host, Ownership, OwnershipRecord, Request, Waiting},
     secrets::draw_token,
+    survey,
     target::{TargetDriver, ToTarget},
 };
 use pki::Security;
@@ -64,6 +65,10 @@ impl Acceptor {
         match preamble.kind {
             Kind::Control => self.begin(conn, id),
             Kind::Record => self.answer_record(conn, id),
+            Kind::Probe => {
+                conn.write_all(&Reply::new(Status::Welcome).to_bytes())?;
+                survey::swallow(conn)
+            }
             Kind::Data(_) | Kind::Fault | Kind::Resume => {
                 let session = self.sessions.lock().expect("no one panics here").get(&id).cloned();
                 match session {

@@ -26,6 +26,8 @@ mod secrets;
 mod ship;
 /// Source: the driver.
 mod source;
+/// Source: what can be known before anything moves.
+mod survey;
 
 /// Target: takes connections in.
 mod accept;
@@ -41,7 +43,7 @@ mod verify;
 pub use accept::{Acceptor, RemoteRecord};
 pub use beside::Beside;
 pub use conn::{Conn, Dial, TcpDial, Traffic};
-pub use source::{Handle, Options, SourceDriver, SourceParts};
+pub use source::{Handle, Options, Road, SourceDriver, SourceParts, plan};
 
 /// What the machines are told of a failure: what was tried, and why it came to nothing.
 fn why(what: &str) -> impl FnOnce(std::io::Error) -> (String, String) {

@@ -9,6 +9,16 @@ use std::{
 };
 use units::{BlockId, PageRange};
 
+/// Whether the user allows this.
+pub(crate) fn allowed(compress: Compression, codec: policy::Codec) -> bool {
+    match compress {
+        Compression::Auto => true,
+        Compression::None => codec == policy::Codec::None,
+        Compression::Lz4 => codec == policy::Codec::Lz4,
+        Compression::Zstd => matches!(codec, policy::Codec::Zstd(_)),
+    }
+}
+
 /// What the streams of a migration share of compressing.
 pub(crate) struct Packing {
     state: Mutex<State>,
@@ -29,15 +39,11 @@ struct State {
 
 impl Packing {
     pub(crate) fn new(options: &Options, cores: u32, pages: &[u64]) -> Arc<Self> {
-        let allowed = |codec| match options.compress {
-            Compression::Auto => true,
-            Compression::None => codec == policy::Codec::None,
-            Compression::Lz4 => codec == policy::Codec::Lz4,
-            Compression::Zstd => matches!(codec, policy::Codec::Zstd(_)),
-        };
         let cores = cores.max(1);
         let state = State {
-            compressor: Compressor::new(*options.streams.start(), cores, allowed),
+            compressor: Compressor::new(*options.streams.start(), cores, |codec| {
+                allowed(options.compress, codec)
+            }),
             regions: Regions::new(pages),
         };
         Arc::new(Self {
@@ -65,6 +71,11 @@ impl Packing {
             self.state().compressor.allow(cores);
             self.freed.notify_all();
         }
+    }
+
+    /// What the link carries, as far as was seen, in bytes a second.
+    pub(crate) fn link(&self) -> Option<f64> {
+        self.state().compressor.link()
     }
 
     /// So many streams are in use now.

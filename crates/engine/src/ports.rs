@@ -235,6 +235,8 @@ pub struct Request {
     pub blocks: Vec<Block>,
     /// Whether the guest may start before all its memory is there.
     pub post_copy: bool,
+    /// How the VM's migrations went so far, by the source's word; comes with the device state.
+    pub history: Vec<u8>,
 }
 
 /// A QEMU on the target that waits for a VM, with all that belongs to it.

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use policy::{Course, Plan, Promise, Span, Way};
+
 /// How memory travels relative to the switchover.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -75,9 +77,14 @@ pub enum Event {
         predicted_downtime_ms: Option<f64>,
         /// Time until this phase ends at this rate.
         left_ms: Option<u64>,
+        /// Time until the whole migration ends, by what is known by now.
+        #[serde(default)]
+        ends_in_ms: Option<u64>,
         /// Milliseconds since the migration began.
         at_ms: u64,
     },
+    /// What is expected, before anything moves.
+    Forecast(Box<Forecast>),
     /// A round is over.
     Round(Round),
     /// Something the user should know, such as that rounds have stopped paying.
@@ -102,6 +109,100 @@ pub struct Round {
     pub ms: f64,
     /// Pages that the guest wrote meanwhile.
     pub dirtied: u64,
+}
+
+/// What a migration is expected to take, said before anything moves.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Forecast {
+    /// Memory that the guest ever wrote.
+    pub memory_bytes: u64,
+    /// Different memory that it wrote in a second, while it was watched for this.
+    pub written_per_s: u64,
+    /// For how long that was.
+    pub watched_ms: f64,
+    /// Bytes on the wire for each byte of memory, in the first round.
+    pub shrinks_to: f64,
+    /// What the link carries, in bytes a second.
+    pub link: u64,
+    /// How long it took, or is expected to take, before memory begins to move.
+    pub preflight_ms: f64,
+    /// What is done, and what is expected of it.
+    #[serde(flatten)]
+    pub plan: Plan,
+}
+
+impl Forecast {
+    /// From the request to the end, of the way that is taken; none where no end is in sight.
+    pub fn total_ms(&self) -> Option<Span> {
+        let Span { low, likely, high } = self.plan.expected().filter(|course| course.ends)?.total_ms;
+        let all = |ms| ms + self.preflight_ms;
+        Some(Span { low: all(low), likely: all(likely), high: all(high) })
+    }
+}
+
+/// What is kept of a migration for the next one of the same VM, wherever that begins.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Past {
+    /// The target host.
+    pub to: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The way that it went.
+    pub mode: Mode,
+    /// From the first page on, in milliseconds.
+    pub moving_ms: f64,
+    /// The same as it had been expected.
+    pub expected_ms: Option<f64>,
+    /// Different memory that the guest wrote in a second before it began, in bytes.
+    pub written_per_s: u64,
+    /// Whether its writers had to be governed.
+    pub governed: bool,
+    /// How long they waited altogether.
+    pub stalled_ms: f64,
+    /// The most connections in use.
+    pub streams: u32,
+    /// The first round.
+    pub first: Round,
+    /// All further rounds together.
+    pub later: Round,
+}
+
+impl Past {
+    /// How many are kept of a VM.
+    pub const KEPT: usize = 8;
+
+    /// What is worth knowing of a migration; none if it moved nothing.
+    pub fn of(report: &Report) -> Option<Self> {
+        let (first, later) = report.rounds.split_first()?;
+        let forecast = report.forecast.as_deref();
+        Some(Self {
+            to: report.to.clone(),
+            outcome: report.outcome,
+            mode: report.mode,
+            moving_ms: report.rounds.iter().map(|round| round.ms).sum(),
+            expected_ms: forecast
+                .and_then(|forecast| forecast.plan.expected())
+                .map(|course| course.total_ms.likely),
+            written_per_s: forecast.map_or(0, |forecast| forecast.written_per_s),
+            governed: report.throttle.governed,
+            stalled_ms: report.throttle.stalled_ms,
+            streams: report.streams,
+            first: first.clone(),
+            later: later.iter().fold(Round::default(), |sum, round| Round {
+                n: round.n,
+                pages: sum.pages + round.pages,
+                wire_bytes: sum.wire_bytes + round.wire_bytes,
+                ms: sum.ms + round.ms,
+                dirtied: sum.dirtied + round.dirtied,
+            }),
+        })
+    }
+
+    /// Adds the latest, and forgets the oldest.
+    pub fn add(history: &mut Vec<Self>, latest: Self) {
+        history.push(latest);
+        history.drain(..history.len().saturating_sub(Self::KEPT));
+    }
 }
 
 /// How pages travelled.
@@ -141,6 +242,9 @@ pub struct FaultCounts {
 /// What slowing the guest's writes cost it.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Throttle {
+    /// Whether writers were slowed at all.
+    #[serde(default)]
+    pub governed: bool,
     /// The strongest slowing: of a second, how much writers waited altogether; one that waits all the time makes 100.
     pub max_percent: f64,
     /// The longest time that one writer waited.
@@ -210,6 +314,15 @@ pub struct Report {
     /// Whether all went over TLS between two hosts that had shown who they are.
     #[serde(default)]
     pub protected: bool,
+    /// What was expected before anything moved.
+    #[serde(default)]
+    pub forecast: Option<Box<Forecast>>,
+    /// By how much `total_ms` is more than what was expected, in percent; less is negative.
+    #[serde(default)]
+    pub forecast_off_percent: Option<f64>,
+    /// What the link was seen to carry, in bytes a second.
+    #[serde(default)]
+    pub link: Option<u64>,
     /// Faults after a post-copy switchover.
     pub faults: FaultCounts,
     /// What slowing the guest's writes cost it.
@@ -238,6 +351,9 @@ impl Report {
             wire_bytes: 0,
             streams: 0,
             protected: false,
+            forecast: None,
+            forecast_off_percent: None,
+            link: None,
             faults: FaultCounts::default(),
             throttle: Throttle::default(),
             verified: None,

@@ -22,24 +22,25 @@ use std::{
 };
 use units::{BlockId, Epoch, MemorySet};
 
+mod foresight; // what is expected
 mod governing; // when the guest's writes are slowed
 mod link; // its connections: opened, lost, opened again
 mod parts; // what it is given
 mod story; // what the user is told
+use foresight::Foresight;
+pub use foresight::plan;
 use governing::Governing;
-pub use parts::{Options, SourceParts};
+pub use parts::{Options, Road, SourceParts};
 use story::Story;
-
-/// What a switchover costs besides moving dirty memory: stop, device state, claim, start. An estimate for a guest with KVM;
-/// under emulation `./dev bench` (`downtime`) shows 10 to 20 ms. Too low, and the pause is longer than promised; too high,
-/// and rounds go on for nothing.
-const FIXED: Duration = Duration::from_millis(8);
 
 /// How long to wait before asking the record or the target again.
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// How often the display is told how it goes.
 const TICK: Duration = Duration::from_millis(250);
+
+/// How often the guest's writes are looked at while the target prepares.
+const LOOK: Duration = Duration::from_millis(40);
 
 /// After so long without an answer about who owns the VM, the user is told that it is in doubt; asking goes on.
 const DOUBT: Duration = Duration::from_secs(30);
@@ -105,6 +106,7 @@ pub struct SourceDriver {
     doubt_since: Option<Instant>,
     doubt_after: Duration,
     governing: Governing,
+    foresight: Foresight,
     story: Story,
 }
 
@@ -140,6 +142,7 @@ impl SourceDriver {
             doubt_since: None,
             doubt_after: DOUBT,
             governing: Governing::default(),
+            foresight: Foresight::default(),
             story,
             tell: tell.clone(),
             signals,
@@ -172,6 +175,9 @@ impl SourceDriver {
             return self
                 .finish(SourceEnd::Failed { what: format!("reach {}", self.parts.to), why: e.to_string() });
         }
+        if let Err((what, why)) = self.look_ahead() {
+            return self.finish(SourceEnd::Failed { what, why });
+        }
         let hello = control::Hello {
             host: self.parts.from.clone(),
             software: concat!("whimbrel ", env!("CARGO_PKG_VERSION")).into(),
@@ -185,6 +191,7 @@ impl SourceDriver {
     /// once the target has everything and the copy is destroyed.
     pub fn run_after_commit(mut self) -> Report {
         self.stopped = true;
+        self.story.phase(Phase::PostCopy);
         let (mut machine, acts) = Source::after_commit();
         self.drive(&mut machine, acts)
     }
@@ -222,6 +229,7 @@ impl SourceDriver {
             }
             let signal = match self.later.pop_front() {
                 Some(signal) => Ok(signal),
+                None if self.story.now() == Phase::Preflight => self.signals.recv_timeout(LOOK),
                 None => self.signals.recv_timeout(TICK),
             };
             let event = match signal {
@@ -234,8 +242,13 @@ impl SourceDriver {
                 }
                 Ok(_) | Err(RecvTimeoutError::Disconnected) => None,
                 Err(RecvTimeoutError::Timeout) => {
-                    self.tick();
-                    self.watch().err().map(|(what, why)| SourceEvent::Broke { what, why })
+                    let watched = if self.story.now() == Phase::Preflight {
+                        self.look_at_writes()
+                    } else {
+                        self.tick();
+                        self.watch()
+                    };
+                    watched.err().map(|(what, why)| SourceEvent::Broke { what, why })
                 }
             };
             if let Some(event) = event {
@@ -307,16 +320,15 @@ impl SourceDriver {
                 Ok(None)
             }
             SourceAct::OpenStreams => {
-                if let Some(tracker) = &mut self.parts.tracker {
-                    tracker.begin().map_err(why("begin tracking"))?;
-                }
+                self.look_at_writes()?;
                 for i in 0..self.shape.0.len() {
                     let id = BlockId(i as u16);
                     let present = self.parts.memory.present(id).map_err(why("look for the guest's pages"))?;
                     *self.dirty.block_mut(id) = present;
                 }
-                self.open_streams().map_err(why("open the streams"))?;
                 self.story.begun(&self.dirty);
+                self.foresee()?;
+                self.open_streams().map_err(why("open the streams"))?;
                 Ok(Some(SourceEvent::StreamsOpen))
             }
             SourceAct::Ship(round) => self.ship(round),
@@ -445,6 +457,7 @@ impl SourceDriver {
             after_round,
             stream: Some(proto::packed(&state.stream)),
             private: state.private.iter().map(private).collect(),
+            history: self.story.history(&self.parts.history),
         }));
         Ok(())
     }
@@ -545,7 +558,8 @@ impl SourceDriver {
             Phase::PostCopy => self.owing.left(),
             _ => self.current.as_ref().map_or(0, |round| round.left()),
         };
-        self.story.tick(left, &self.dirty);
+        let ends_in = self.ends_in(left);
+        self.story.tick(left, &self.dirty, ends_in);
     }
 
     fn finish(&mut self, end: SourceEnd) -> Report {

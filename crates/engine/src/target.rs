@@ -300,7 +300,8 @@ impl TargetDriver {
                 Ok(None)
             }
             TargetAct::Compare => Ok(Some(TargetEvent::Compared(self.compare()?))),
-            TargetAct::Load(state) => {
+            TargetAct::Load(mut state) => {
+                self.taken()?.request.history = std::mem::take(&mut state.history);
                 let state = unpack(&state).map_err(|e| ("unpack the device state".to_owned(), e))?;
                 let taken = self.taken()?;
                 if taken.landing.owed().is_empty() {
@@ -373,6 +374,7 @@ impl TargetDriver {
             recipe: prepare.recipe,
             blocks,
             post_copy: prepare.post_copy,
+            history: vec![],
         };
         let waiting = self.host.prepare(&request)?;
         let tell = self.tell.clone();

@@ -5,8 +5,8 @@ mod model;
 mod trust;
 
 use engine::{
-    Acceptor, Beside, Dial, Handle, Options, RemoteRecord, SourceDriver, SourceParts, TcpDial,
-    report::{Compression, Event, Mode, Outcome, Report},
+    Acceptor, Beside, Dial, Handle, Options, RemoteRecord, Road, SourceDriver, SourceParts, TcpDial,
+    report::{Compression, Event, Mode, Outcome, Past, Promise, Report},
 };
 use model::{cable::*, *};
 use pki::Security;
@@ -17,7 +17,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use units::{Epoch, MigrationId};
+use units::{Epoch, MigrationId, Rate};
 
 const MIGRATION: MigrationId = MigrationId(42);
 const PAGES: [u64; 2] = [6000, 300];
@@ -45,6 +45,8 @@ struct Source {
     journal: Journal,
     /// After how long in doubt it says so; none means: as always.
     doubt: Option<Duration>,
+    /// How earlier migrations went.
+    history: Vec<Past>,
 }
 
 impl Source {
@@ -60,7 +62,7 @@ impl Source {
         for page in 0..pages[1] {
             ram.guest_writes(1, page, if page % 3 == 0 { 0 } else { page + 5 });
         }
-        Self { cpu: Cpu::new(&ram, true), ram, journal: Journal::default(), doubt: None }
+        Self { cpu: Cpu::new(&ram, true), ram, journal: Journal::default(), doubt: None, history: vec![] }
     }
 
     /// A guest that writes wherever it runs, `rate` pages a round of its loop.
@@ -112,6 +114,9 @@ impl Source {
             machine: Beside::new(Box::new(self.cpu.clone())),
             journal: Box::new(self.journal.clone()),
             cores: Box::new(|| 1),
+            history: self.history.clone(),
+            road: Road { link: Some(Rate(1 << 30)), switchover: Duration::from_millis(8) },
+            writers: 1,
             record: Arc::new(RemoteRecord(dial.clone())),
             dial,
         };
@@ -137,6 +142,9 @@ fn options(mode: Mode) -> Options {
         mode,
         allow_post_copy: false,
         max_downtime: Duration::from_millis(20),
+        max_time: None,
+        max_stall: Duration::from_millis(5),
+        keep: [Promise::Downtime, Promise::Time, Promise::Stall],
         bandwidth: None,
         streams: 2..=2,
         verify: true,

@@ -125,6 +125,10 @@ impl Host for Incoming {
     }
 
     fn ended(&self, request: &Request, arrived: bool) {
+        let kept = if arrived { self.store.keep_history(&request.vm, &request.history) } else { Ok(()) };
+        if let Err(error) = kept {
+            tracing::error!(vm = request.vm, %error, "its next migration will not know how this one went");
+        }
         tracing::info!(vm = request.vm, from = request.from, arrived, "an incoming migration is over");
     }
 }

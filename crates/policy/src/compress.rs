@@ -192,6 +192,17 @@ impl Compressor {
         }
     }
 
+    /// Over a link of so many bytes a second, with content that zstd 1 shrinks to this part in so many nanoseconds a byte: how many
+    /// bytes of content will move in a second, and how many bytes travel for each.
+    pub fn foresee(mut self, link: f64, shrinks_to: f64, cost: f64) -> (f64, f64) {
+        self.link.see(&Seen { rate: link / 1e9, full: true, took: 1.0, usual: 1.0, trial: false });
+        self.ease = -shrinks_to.clamp(1e-3, 1.0).ln();
+        self.cost[FIRST] = Some(cost);
+        let best = self.best();
+        let wire = if best == 0 { 1.0 } else { 1.0 / self.ratio(best) };
+        (self.rate(best) * 1e9, wire.min(1.0))
+    }
+
     /// So many cores may compress at a time from now on.
     pub fn allow(&mut self, cores: u32) {
         self.cores = f64::from(cores.max(1));
@@ -200,6 +211,11 @@ impl Compressor {
     /// There are so many streams from now on.
     pub fn spread(&mut self, streams: u32) {
         self.streams = f64::from(streams.max(1));
+    }
+
+    /// What the link carries, as far as was seen, in bytes a second.
+    pub fn link(&self) -> Option<f64> {
+        self.link.rate().map(|rate| rate * 1e9)
     }
 
     /// How many cores there are to compress with at a time.

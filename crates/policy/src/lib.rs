@@ -3,6 +3,8 @@
 
 /// How to compress the next batch.
 mod compress;
+/// What it will take.
+mod forecast;
 /// How fast the guest may write.
 mod governor;
 /// How fast the link is.
@@ -17,8 +19,9 @@ mod rounds;
 mod width;
 
 pub use compress::{Codec, Compressor, Spent};
-pub use governor::{Governor, Grant};
+pub use forecast::{Course, Measured, Plan, Promise, Span, Standing, Terms, Way, WorkingSet, plan};
+pub use governor::{Governor, Grant, OUTRUN};
 pub use pace::Pace;
 pub use regions::Regions;
-pub use rounds::{Budget, Next, Seen, next, predicted_downtime};
+pub use rounds::{Budget, Next, Seen, must_stop, next, predicted_downtime};
 pub use width::Width;

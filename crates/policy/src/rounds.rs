@@ -50,6 +50,12 @@ pub fn predicted_downtime(seen: &Seen) -> Option<Duration> {
     Some(moving + seen.fixed)
 }
 
+/// With so much time left until a promised end: whether the guest has to be stopped now, for this pause. Another round takes as
+/// long as it moves, and leaves something for another pause.
+pub fn must_stop(left: Duration, pause: Option<Duration>) -> bool {
+    pause.is_some_and(|pause| pause + pause / 2 >= left)
+}
+
 /// What to do after a round.
 pub fn next(seen: &Seen, want: &Budget) -> Next {
     let fits = predicted_downtime(seen).is_some_and(|pause| pause <= want.downtime);

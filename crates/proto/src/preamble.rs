@@ -26,6 +26,8 @@ pub enum Kind {
     Resume,
     /// Asks the ownership record.
     Record,
+    /// Bytes that mean nothing: how fast is the link?
+    Probe,
 }
 
 impl Kind {
@@ -41,6 +43,7 @@ impl Kind {
             Kind::Fault => (2, 0),
             Kind::Resume => (3, 0),
             Kind::Record => (4, 0),
+            Kind::Probe => (5, 0),
         }
     }
 
@@ -51,6 +54,7 @@ impl Kind {
             2 => Kind::Fault,
             3 => Kind::Resume,
             4 => Kind::Record,
+            5 => Kind::Probe,
             _ => return None,
         })
     }

@@ -48,7 +48,7 @@ mod state;
 pub use adopt::Adopted;
 pub use host::Host;
 pub use limits::Limits;
-pub use recipe::Recipe;
+pub use recipe::{Accel, Recipe};
 pub use spare::SpareCores;
 pub use vm::{Handle, OpenError, Vm};
 pub use vmfile::VmFile;

@@ -3,7 +3,7 @@
 use crate::{doctor::Doctor, pki_command::Pki};
 use agent::{config::Address, log::Format};
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
-use engine::report::{Compression, Mode};
+use engine::report::{Compression, Mode, Promise};
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use units::Rate;
 
@@ -21,6 +21,7 @@ Examples:
   whimbrel pki init                        make certificates, so that hosts know each other
   whimbrel agent --config agent.toml       be this host's agent
   whimbrel run web1.toml                   start a VM
+  whimbrel plan web1 --to hostb            what would moving it take?
   whimbrel migrate web1 --to hostb         move it to another host
   whimbrel list                            what runs here
 
@@ -48,6 +49,7 @@ pub(crate) enum Command {
     /// Show one VM.
     Show(Show),
     Stop(Stop),
+    Plan(Plan),
     Migrate(Migrate),
     /// Show where a VM's migration stands, or how its last one ended.
     Status(Status),
@@ -67,6 +69,7 @@ impl Command {
             | Self::List(List { json })
             | Self::Show(Show { json, .. })
             | Self::Stop(Stop { json, .. })
+            | Self::Plan(Plan { json, .. })
             | Self::Migrate(Migrate { json, .. })
             | Self::Status(Status { json, .. })
             | Self::Cancel(Cancel { json, .. })
@@ -261,6 +264,93 @@ impl From<CompressArg> for Compression {
     }
 }
 
+/// What the user is promised.
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+pub(crate) enum PromiseArg {
+    /// The pause.
+    Downtime,
+    /// The end.
+    Time,
+    /// The wait of a writer.
+    Stall,
+}
+
+impl From<PromiseArg> for Promise {
+    fn from(promise: PromiseArg) -> Self {
+        match promise {
+            PromiseArg::Downtime => Self::Downtime,
+            PromiseArg::Time => Self::Time,
+            PromiseArg::Stall => Self::Stall,
+        }
+    }
+}
+
+/// What a migration is to be like.
+#[derive(clap::Args, Debug)]
+pub(crate) struct How {
+    /// The VM.
+    pub(crate) vm: String,
+    /// The host to move it to: a name from the agent's `[peers]`, or ADDR:PORT.
+    #[arg(long, value_name = "HOST")]
+    pub(crate) to: String,
+    /// How memory travels.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) mode: ModeArg,
+    /// Let `auto` end in post-copy when pre-copy does not get there.
+    #[arg(long)]
+    pub(crate) allow_post_copy: bool,
+    /// The pause that is acceptable, like 20ms [default: 20ms].
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) max_downtime: Option<Duration>,
+    /// How long all of it may take, like 60s.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) max_time: Option<Duration>,
+    /// A guest that writes faster than the link carries is slowed, so that pre-copy ends: whoever writes to one more page waits,
+    /// but never longer than this at a time, like 5ms [default: 5ms].
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) max_stall: Option<Duration>,
+    /// Where not all of --max-downtime, --max-time and --max-stall can hold: which is kept first. The last one gives way first, and
+    /// that is said before anything moves.
+    #[arg(
+        long,
+        value_name = "PROMISES",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "downtime,time,stall"
+    )]
+    pub(crate) keep: Vec<PromiseArg>,
+    /// The most that may be put on the wire, like 1Gbit or 50MiB/s.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    pub(crate) bandwidth: Option<Rate>,
+    /// How many data connections [default: from 2 to the number of cores, 8 at most: as many as it pays to use].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) streams: Option<u16>,
+    /// What pages may be compressed with. `auto` finds out what moves most over this link.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) compress: CompressArg,
+    /// The most cores that may compress at a time [default: those that the VM leaves idle, at least 1].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) cpu: Option<u32>,
+}
+
+/// Say what a migration would take: how long, how much traffic, which pause, what the guest would feel.
+///
+/// Watches what the guest writes for a second, looks at some of its memory, and sends the target as much as the link carries in
+/// a sixth of a second. Moves nothing and does not disturb the guest. Takes the options of `migrate`.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Examples:
+  whimbrel plan web1 --to hostb
+  whimbrel plan web1 --to hostb --allow-post-copy --max-time 30s
+  whimbrel plan web1 --to hostb --json | jq .takes")]
+pub(crate) struct Plan {
+    #[command(flatten)]
+    pub(crate) how: How,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Move a running VM to another host.
 ///
 /// Shows what happens while it happens, and ends with a report. Until the VM has switched over, whatever goes wrong
@@ -276,36 +366,8 @@ Examples:
 
 With --json every line is an event (it has \"event\"), except the last one: the report.")]
 pub(crate) struct Migrate {
-    /// The VM.
-    pub(crate) vm: String,
-    /// The host to move it to: a name from the agent's `[peers]`, or ADDR:PORT.
-    #[arg(long, value_name = "HOST")]
-    pub(crate) to: String,
-    /// How memory travels.
-    #[arg(long, value_enum, default_value = "auto")]
-    pub(crate) mode: ModeArg,
-    /// Let `auto` end in post-copy when pre-copy does not get there.
-    #[arg(long)]
-    pub(crate) allow_post_copy: bool,
-    /// The pause that is acceptable, like 20ms [default: 20ms].
-    #[arg(long, value_name = "TIME", value_parser = duration)]
-    pub(crate) max_downtime: Option<Duration>,
-    /// A guest that writes faster than the link carries is slowed, so that pre-copy ends: whoever writes to one more page waits,
-    /// but never longer than this at a time, like 5ms [default: 5ms].
-    #[arg(long, value_name = "TIME", value_parser = duration)]
-    pub(crate) max_stall: Option<Duration>,
-    /// The most that may be put on the wire, like 1Gbit or 50MiB/s.
-    #[arg(long, value_name = "RATE", value_parser = rate)]
-    pub(crate) bandwidth: Option<Rate>,
-    /// How many data connections [default: from 2 to the number of cores, 8 at most: as many as it pays to use].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub(crate) streams: Option<u16>,
-    /// What pages may be compressed with. `auto` finds out what moves most over this link.
-    #[arg(long, value_enum, default_value = "auto")]
-    pub(crate) compress: CompressArg,
-    /// The most cores that may compress at a time [default: those that the VM leaves idle, at least 1].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub(crate) cpu: Option<u32>,
+    #[command(flatten)]
+    pub(crate) how: How,
     /// Compare all memory of both sides while the VM is stopped: takes longer.
     #[arg(long)]
     pub(crate) verify: bool,

@@ -4,6 +4,7 @@ mod agent_command;
 mod args;
 mod client;
 mod doctor;
+mod forecast;
 mod migrate;
 mod pki_command;
 mod progress;
@@ -39,6 +40,7 @@ fn run(args: Args) -> Result<ExitCode, Trouble> {
         Command::List(list) => vms::list(&client, &list),
         Command::Show(show) => vms::show(&client, &show),
         Command::Stop(stop) => vms::stop(&client, &stop),
+        Command::Plan(plan) => migrate::plan(&client, &plan),
         Command::Migrate(migrate) => migrate::migrate(&client, &migrate),
         Command::Status(status) => migrate::status(&client, &status),
         Command::Cancel(cancel) => migrate::cancel(&client, &cancel),

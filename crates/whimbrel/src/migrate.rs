@@ -1,54 +1,74 @@
 //! Migrations: start and watch, come back to, cancel.
 
 use crate::{
-    args::{Cancel, Migrate, Status},
+    args::{Cancel, How, Migrate, Plan, Status},
     client::{Client, Lines, vm_path},
+    forecast,
     progress::Display,
     report::{When, next_step, render},
     trouble::{CANCELLED, DONE, FAILED, IN_DOUBT, Trouble, status_of},
     words,
 };
 use agent::api::{MigrateOptions, Started};
-use engine::report::{Event, Outcome, Report};
+use engine::report::{Event, Forecast, Outcome, Promise, Report};
 use hyper::Method;
 use serde_json::json;
 use std::{
     io::{self, Write},
     process::ExitCode,
+    time::Duration,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-pub(crate) fn migrate(client: &Client, args: &Migrate) -> Result<ExitCode, Trouble> {
-    let options = MigrateOptions {
-        to: args.to.clone(),
-        mode: args.mode.into(),
-        allow_post_copy: args.allow_post_copy,
-        max_downtime_ms: args.max_downtime.map(|time| time.as_secs_f64() * 1e3),
-        max_stall_ms: args.max_stall.map(|time| time.as_secs_f64() * 1e3),
-        bandwidth: args.bandwidth.map(|rate| rate.0),
-        streams: args.streams,
-        verify: args.verify,
-        compress: args.compress.into(),
-        cpu: args.cpu,
+/// What is asked of the agent.
+fn options(how: &How, verify: bool) -> MigrateOptions {
+    let ms = |time: Option<Duration>| time.map(|time| time.as_secs_f64() * 1e3);
+    MigrateOptions {
+        to: how.to.clone(),
+        mode: how.mode.into(),
+        allow_post_copy: how.allow_post_copy,
+        max_downtime_ms: ms(how.max_downtime),
+        max_time_ms: ms(how.max_time),
+        max_stall_ms: ms(how.max_stall),
+        keep: how.keep.iter().copied().map(Promise::from).collect(),
+        bandwidth: how.bandwidth.map(|rate| rate.0),
+        streams: how.streams,
+        verify,
+        compress: how.compress.into(),
+        cpu: how.cpu,
+    }
+}
+
+pub(crate) fn plan(client: &Client, args: &Plan) -> Result<ExitCode, Trouble> {
+    let path = vm_path(&args.how.vm, "/plan")?;
+    let asked = options(&args.how, false);
+    let forecast: Forecast = Client::runtime()?.block_on(client.post(&path, &asked))?;
+    let words = if args.json {
+        words::json(&forecast)
+    } else {
+        forecast::render(&args.how.vm, &args.how.to, &forecast)
     };
+    writeln!(io::stdout(), "{}", words.trim_end())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn migrate(client: &Client, args: &Migrate) -> Result<ExitCode, Trouble> {
+    let options = options(&args.how, args.verify);
+    let vm = &args.how.vm;
     Client::runtime()?.block_on(async {
         // Before anything begins: an interrupt from here on is a cancel.
         let interrupt = signal(SignalKind::interrupt())?;
-        let started: Started = client.post(&vm_path(&args.vm, "/migrate")?, &options).await?;
+        let started: Started = client.post(&vm_path(vm, "/migrate")?, &options).await?;
         if args.detach {
             let mut out = io::stdout().lock();
             if args.json {
-                writeln!(out, "{}", json!({ "vm": args.vm, "migration": started.migration }))?;
+                writeln!(out, "{}", json!({ "vm": vm, "migration": started.migration }))?;
             } else {
-                writeln!(
-                    out,
-                    "the migration of {0} has begun; `whimbrel status {0} --follow` watches it",
-                    args.vm
-                )?;
+                writeln!(out, "the migration of {vm} has begun; `whimbrel status {vm} --follow` watches it")?;
             }
             return Ok(ExitCode::SUCCESS);
         }
-        watch(client, &args.vm, args.json, interrupt, OnInterrupt::Cancel).await.map(|report| end(&report))
+        watch(client, vm, args.json, interrupt, OnInterrupt::Cancel).await.map(|report| end(&report))
     })
 }
 

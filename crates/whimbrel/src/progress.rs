@@ -1,6 +1,7 @@
 //! A migration while it happens: a live line on a terminal, one line for each thing that is over, JSON for programs.
 
 use crate::{
+    forecast,
     report::{When, next_step, render},
     words::{count, counted, json, left, millis},
 };
@@ -136,6 +137,7 @@ pub(crate) fn line(event: &Event) -> Option<String> {
                 count(round.dirtied),
             ))
         }
+        Event::Forecast(forecast) => Some(forecast::line(forecast)),
         Event::Note { text } => Some(format!("           note: {text}")),
     }
 }
@@ -152,7 +154,9 @@ fn begins(phase: Phase) -> &'static str {
 
 /// What is going on just now.
 pub(crate) fn now(event: &Event) -> Option<String> {
-    let Event::Tick { phase, round, left_bytes, rate, predicted_downtime_ms, left_ms, .. } = event else {
+    let Event::Tick { phase, round, left_bytes, rate, predicted_downtime_ms, left_ms, ends_in_ms, .. } =
+        event
+    else {
         return None;
     };
     let mut parts = Vec::new();
@@ -165,8 +169,8 @@ pub(crate) fn now(event: &Event) -> Option<String> {
     if let (Phase::PreCopy, Some(pause)) = (phase, predicted_downtime_ms) {
         parts.push(format!("pause if stopped now {}", millis(*pause)));
     }
-    if let Some(ms) = left_ms {
-        parts.push(left(Duration::from_millis(*ms)));
+    if let Some(ms) = ends_in_ms.or(*left_ms) {
+        parts.push(left(Duration::from_millis(ms)));
     }
     Some(parts.join(" · "))
 }
@@ -197,11 +201,12 @@ mod tests {
             rate: 118 << 20,
             predicted_downtime_ms: Some(12.3),
             left_ms: Some(3500),
+            ends_in_ms: Some(5200),
             at_ms: 1,
         };
         assert_eq!(
             now(&tick).unwrap(),
-            "round 2 · 105,472 pages (412.0 MiB) left · 118.0 MiB/s · pause if stopped now 12.3 ms · 3 s left"
+            "round 2 · 105,472 pages (412.0 MiB) left · 118.0 MiB/s · pause if stopped now 12.3 ms · 5 s left"
         );
         assert_eq!(line(&tick), None);
     }

@@ -1,6 +1,9 @@
 //! The report on a migration, for people.
 
-use crate::words::{count, counted, micros, millis, table};
+use crate::{
+    forecast,
+    words::{count, counted, micros, millis, table},
+};
 use engine::report::{Mode, Outcome, Report};
 use units::Bytes;
 
@@ -96,6 +99,10 @@ fn figures(report: &Report) -> Vec<Vec<String>> {
         row("mode", mode),
         row("total", format!("{} (preflight {})", millis(report.total_ms), millis(report.preflight_ms))),
     ];
+    let expected = report.forecast.as_deref().zip(report.forecast_off_percent);
+    if let Some(words) = expected.and_then(|(forecast, percent)| forecast::off(forecast, percent)) {
+        rows.push(row("forecast", words));
+    }
     if let Some(ms) = report.downtime_ms {
         rows.push(row("downtime", millis(ms)));
     }
@@ -137,7 +144,7 @@ fn figures(report: &Report) -> Vec<Vec<String>> {
         ));
     }
     let throttle = &report.throttle;
-    if throttle.max_percent > 0.0 {
+    if throttle.stalled_ms > 0.0 {
         let (stalled, longest) = (millis(throttle.stalled_ms), millis(throttle.longest_ms));
         rows.push(row(
             "slowed",

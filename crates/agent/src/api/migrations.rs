@@ -12,7 +12,7 @@ use axum::{
     http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
-use engine::report::{Event, Phase};
+use engine::report::{Event, Forecast, Phase};
 use futures_core::Stream;
 use std::{
     convert::Infallible,
@@ -32,6 +32,16 @@ pub(super) async fn start(
     let options: MigrateOptions = read(&api, &format!("migrate {name}"), &body)?;
     let migration = blocking(&api, move |api| api.migrations.start(&name, &options)).await?;
     Ok((StatusCode::ACCEPTED, Json(Started { migration: migration.request.id.to_string() })))
+}
+
+/// What a migration would take; takes a second, and moves nothing.
+pub(super) async fn plan(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    body: Bytes,
+) -> Result<Json<Forecast>, Refused> {
+    let options: MigrateOptions = read(&api, &format!("plan the migration of {name}"), &body)?;
+    blocking(&api, move |api| api.migrations.plan(&name, &options)).await.map(Json)
 }
 
 /// Events as lines of JSON, from the beginning of the VM's latest migration; with `?follow=true` until its end.

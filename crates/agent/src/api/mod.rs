@@ -42,6 +42,7 @@ pub fn router(api: Api) -> Router {
         .route("/v1/vms/{name}", get(vms::show).delete(vms::stop))
         .route("/v1/vms/{name}/adopt", post(vms::adopt))
         .route("/v1/vms/{name}/migrate", post(migrations::start))
+        .route("/v1/vms/{name}/plan", post(migrations::plan))
         .route("/v1/vms/{name}/migration", get(migrations::watch))
         .route("/v1/vms/{name}/cancel", post(migrations::cancel))
         .route("/v1/vms/{name}/resolve", post(migrations::resolve))

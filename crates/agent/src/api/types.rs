@@ -1,7 +1,7 @@
 //! What goes over the API. Events and reports of migrations are those of `engine::report`, refusals its `Failure`.
 
 use crate::store::Origin;
-use engine::report::{Compression, Mode, Phase};
+use engine::report::{Compression, Mode, Phase, Promise};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -128,6 +128,12 @@ pub struct MigrateOptions {
     /// The pause that is acceptable, in milliseconds.
     #[serde(default)]
     pub max_downtime_ms: Option<f64>,
+    /// How long all of it may take, in milliseconds.
+    #[serde(default)]
+    pub max_time_ms: Option<f64>,
+    /// Which of these promises is kept first, where not all can be; those that are left out come after.
+    #[serde(default)]
+    pub keep: Vec<Promise>,
     /// How long the guest's writers may be made to wait at a time so that pre-copy ends, in milliseconds.
     #[serde(default)]
     pub max_stall_ms: Option<f64>,

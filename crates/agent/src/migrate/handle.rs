@@ -44,7 +44,7 @@ impl MigrationHandle {
                 story.phase = Some(Phase::Done);
                 story.report = Some((**report).clone());
             }
-            Event::Round(_) | Event::Note { .. } => {}
+            Event::Forecast(_) | Event::Round(_) | Event::Note { .. } => {}
         }
         let is_tick = |event: &Event| matches!(event, Event::Tick { .. });
         if is_tick(&event) && story.events.last().is_some_and(|(_, last)| is_tick(last)) {

@@ -14,7 +14,7 @@ use crate::{
 };
 use engine::{
     ports::{Claim, Claimed},
-    report::{Compression, Event, Mode, Outcome, Report},
+    report::{Compression, Event, Forecast, Mode, Outcome, Promise, Report},
 };
 use std::{
     io,
@@ -42,8 +42,12 @@ pub struct MigrateRequest {
     pub allow_post_copy: bool,
     /// The pause that is acceptable.
     pub max_downtime: Duration,
+    /// How long all of it may take, if that matters.
+    pub max_time: Option<Duration>,
     /// How long the guest's writers may be made to wait at a time so that pre-copy ends.
     pub max_stall: Duration,
+    /// Which of these three is kept first, where not all can be.
+    pub keep: [Promise; 3],
     /// The most that may be put on the wire; `None`: as much as it takes.
     pub bandwidth: Option<Rate>,
     /// How many data connections; `None`: as many as it pays to use.
@@ -71,6 +75,9 @@ pub trait Migrator: Send + Sync {
     /// Runs one migration from here to its end, and says how it ended. `events` is for everything but
     /// `Event::Done`. A cancel before the commit is rolled back before this returns.
     fn migrate(&self, request: &MigrateRequest, events: Events, wishes: &Wishes) -> Report;
+
+    /// What a migration would take, or why there can be none. Moves nothing.
+    fn plan(&self, request: &MigrateRequest) -> Result<Forecast, String>;
 
     /// Serves a connection that another agent has made.
     fn serve(&self, connection: TcpStream, from: SocketAddr);

@@ -10,7 +10,7 @@ use crate::{
     registry::{Lease, Registry},
     store::{Standing, VmRecord},
 };
-use engine::report::{Event, Failure, Outcome, Phase, Report};
+use engine::report::{Event, Failure, Forecast, Outcome, Phase, Promise, Report};
 use std::{
     collections::HashMap,
     fs::File,
@@ -21,13 +21,16 @@ use std::{
     time::{Duration, Instant},
 };
 use tracing::{error, info};
-use units::MigrationId;
+use units::{MigrationId, Rate};
 
 /// The pause that is acceptable unless the user says otherwise: what a TCP peer takes for a slow packet.
 const MAX_DOWNTIME: Duration = Duration::from_millis(20);
 
 /// How long a guest's writer may be made to wait unless the user says otherwise: less than a disk takes now and then.
 const MAX_STALL: Duration = Duration::from_millis(5);
+
+/// What is kept first, where not all can be: the pause, because peers of the guest notice it; then the end.
+const KEEP: [Promise; 3] = [Promise::Downtime, Promise::Time, Promise::Stall];
 
 /// Longer and the guest's kernel complains of vCPUs that hang.
 const LONGEST_STALL: Duration = Duration::from_secs(1);
@@ -86,6 +89,26 @@ impl Migrations {
         Ok(handle)
     }
 
+    /// What a migration would take.
+    pub fn plan(&self, vm: &str, options: &MigrateOptions) -> Result<Forecast, Refusal> {
+        let record = self.registry.find(vm)?;
+        // Nobody else may track its writes meanwhile.
+        let (_lease, request) = self.prepare(record, options)?;
+        let refused = |why: &str| {
+            Refusal::new(Kind::Failed, format!("cannot plan a migration of {vm}"), self.registry.host(), why)
+                .vm_runs_on(self.registry.host())
+        };
+        let planned = catch_unwind(AssertUnwindSafe(|| self.migrator.plan(&request)));
+        let forecast = planned
+            .unwrap_or_else(|_| Err("an error of Whimbrel itself; the agent's log has the details".into()));
+        let forecast = forecast.map_err(|why| refused(&why))?;
+        if options.bandwidth.is_none() {
+            let kept = self.registry.store().keep_link(&request.to, Rate(forecast.link));
+            kept.map_err(|error| Refusal::store(error, self.registry.host()))?;
+        }
+        Ok(forecast)
+    }
+
     /// The VM's running migration, or its last one since the agent was started.
     pub fn of(&self, vm: &str) -> Option<Arc<MigrationHandle>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).by_vm.get(vm).cloned()
@@ -142,6 +165,10 @@ impl Migrations {
             None => MAX_DOWNTIME,
             Some(ms) => time(ms).ok_or_else(|| bad("the acceptable downtime must be more than nothing"))?,
         };
+        let max_time = match options.max_time_ms {
+            None => None,
+            Some(ms) => Some(time(ms).ok_or_else(|| bad("a migration takes more than no time"))?),
+        };
         let max_stall = match options.max_stall_ms {
             None => MAX_STALL,
             Some(ms) => time(ms).filter(|stall| *stall <= LONGEST_STALL).ok_or_else(|| {
@@ -183,8 +210,10 @@ impl Migrations {
             mode: options.mode,
             allow_post_copy: options.allow_post_copy,
             max_downtime,
+            max_time,
             max_stall,
-            bandwidth: options.bandwidth.map(units::Rate),
+            keep: keep(&options.keep),
+            bandwidth: options.bandwidth.map(Rate),
             streams: options.streams,
             verify: options.verify,
             compress: options.compress,
@@ -244,6 +273,9 @@ impl Job {
             self.lost(began.elapsed(), "an error of Whimbrel itself; the agent's log has the details")
         });
         self.keep(&report);
+        if let Err(error) = self.registry.store().learn(&report, request.bandwidth.is_some()) {
+            error!(vm, %error, "the next migration will not know how this one went");
+        }
         let why = report.error.as_ref().map(|failure| failure.why.as_str());
         info!(vm, to, outcome = ?report.outcome, downtime_ms = report.downtime_ms, why, "migration over");
         drop(self.lease);
@@ -276,6 +308,13 @@ impl Job {
         });
         report
     }
+}
+
+/// What the user named first comes first.
+fn keep(named: &[Promise]) -> [Promise; 3] {
+    let mut kept = KEEP;
+    kept.sort_by_key(|promise| named.iter().position(|first| first == promise).unwrap_or(named.len()));
+    kept
 }
 
 /// Not to be guessed: whoever knows the id may join the migration's connections.

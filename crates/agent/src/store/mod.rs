@@ -4,6 +4,7 @@
 //! when the method returns, so that nothing here is ever half true: a claim, the owed set that goes with it and the
 //! VM's new standing become visible together or not at all.
 
+mod experience;
 mod owed;
 mod ownership;
 mod records;
@@ -15,6 +16,7 @@ mod vms;
 #[cfg(test)]
 mod tests;
 
+pub use experience::Known;
 pub use ownership::OfferError;
 pub use records::{ArrivalRecord, DepartureRecord, DepartureState, Origin, Process, Standing, VmRecord};
 pub use source::Departure;
@@ -109,7 +111,8 @@ impl Store {
             ownership::prepare(change)?;
             source::prepare(change)?;
             target::prepare(change)?;
-            reports::prepare(change)
+            reports::prepare(change)?;
+            experience::prepare(change)
         })?;
         Ok(store)
     }

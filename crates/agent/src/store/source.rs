@@ -1,7 +1,8 @@
 //! The source's journal: what this host may do with the guest after a crash in the middle of a migration.
 
 use super::{
-    DepartureRecord, DepartureState, Store, StoreError, Trouble, decode, encode, entries, ownership, vms,
+    DepartureRecord, DepartureState, Store, StoreError, Trouble, decode, encode, entries, experience,
+    ownership, vms,
 };
 use engine::ports::{OwnershipRecord, SourceJournal};
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
@@ -163,6 +164,7 @@ impl SourceJournal for Departure {
         self.step("is complete at the target", next, |change, before| {
             if before.is_some() {
                 change.open_table(vms::VMS)?.remove(self.vm.as_str())?;
+                experience::forget(change, &self.vm)?;
             }
             Ok(())
         })

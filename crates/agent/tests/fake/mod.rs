@@ -210,6 +210,10 @@ impl Migrator for Script {
         report
     }
 
+    fn plan(&self, _: &MigrateRequest) -> Result<Forecast, String> {
+        Err("the script has no plan".into())
+    }
+
     fn serve(&self, mut connection: TcpStream, _: SocketAddr) {
         let _ = connection.write_all(b"served");
     }
@@ -234,6 +238,7 @@ fn tick(phase: Phase, left_bytes: u64) -> Event {
         rate: 118 << 20,
         predicted_downtime_ms: Some(12.0),
         left_ms: Some(3500),
+        ends_in_ms: Some(4200),
         at_ms: 500,
     }
 }

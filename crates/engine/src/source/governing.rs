@@ -2,10 +2,8 @@
 
 use super::SourceDriver;
 use crate::{ports::Stalls, report::Phase, why};
+use policy::OUTRUN;
 use std::time::{Duration, Instant};
-
-/// A round that leaves more than this share of its own pages is outrun by the guest: the next one would hardly be shorter.
-const OUTRUN: f64 = 0.6;
 
 /// So long a round must have lasted before it is judged: less shows how its first pages were sent. Again after twice as long,
 /// and so on: each look protects anew what the guest writes, which costs it a fault a page.
@@ -75,12 +73,16 @@ impl SourceDriver {
     }
 
     fn may_govern(&self) -> bool {
-        // A guest that may end in post-copy need not be slowed.
-        let wanted = !self.options.post_copy() && !self.governing.unsupported;
+        // A guest that may end in post-copy need not be slowed, unless that is kinder.
+        let wanted = (!self.options.post_copy() || self.governing_is_kinder()) && !self.governing.unsupported;
         wanted && !self.stopped && self.parts.tracker.is_some()
     }
 
-    fn govern(&mut self, sent_per_s: f64) -> Result<(), (String, String)> {
+    pub(super) fn is_governed(&self) -> bool {
+        self.governing.pace.is_some()
+    }
+
+    pub(super) fn govern(&mut self, sent_per_s: f64) -> Result<(), (String, String)> {
         let Some(tracker) = &mut self.parts.tracker else { return Ok(()) };
         match tracker.govern(sent_per_s) {
             Ok(()) => {

@@ -4,7 +4,7 @@ use crate::{
     beside::Beside,
     conn::Dial,
     ports::{GuestMemory, Machine, Ownership, SourceJournal, Tracker},
-    report::{Compression, Mode},
+    report::{Compression, Mode, Past, Promise},
 };
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 use units::{Epoch, MigrationId, Rate};
@@ -18,6 +18,12 @@ pub struct Options {
     pub allow_post_copy: bool,
     /// The longest acceptable downtime.
     pub max_downtime: Duration,
+    /// The longest acceptable migration, if that matters.
+    pub max_time: Option<Duration>,
+    /// How long the guest's writers may be made to wait at a time.
+    pub max_stall: Duration,
+    /// Which of these three is kept first, where not all can be.
+    pub keep: [Promise; 3],
     /// What all streams together may send.
     pub bandwidth: Option<Rate>,
     /// How many streams: as many of these as it pays to use.
@@ -36,6 +42,15 @@ impl Options {
             Mode::PostCopy | Mode::Hybrid => true,
         }
     }
+}
+
+/// What is known of the way from this host to another.
+#[derive(Clone, Copy, Debug)]
+pub struct Road {
+    /// What the link carries; none: it has to be found out.
+    pub link: Option<Rate>,
+    /// What a switchover costs besides moving memory: stop, device state, claim, start.
+    pub switchover: Duration,
 }
 
 /// All that a migration needs at its source.
@@ -62,6 +77,12 @@ pub struct SourceParts {
     pub journal: Box<dyn SourceJournal>,
     /// How many cores may compress at a time, at most. Asked now and then: what the guest needs itself changes.
     pub cores: Box<dyn FnMut() -> u32 + Send>,
+    /// How the VM's migrations went before, oldest first.
+    pub history: Vec<Past>,
+    /// What is known of the way to this target.
+    pub road: Road,
+    /// How many threads of the guest may write at a time.
+    pub writers: u32,
     /// Who owns the VM.
     pub record: Arc<dyn Ownership>,
     /// How to reach the target.

@@ -1,10 +1,10 @@
 //! What the source tells of a migration: events on the way, and the report.
 
-use super::{FIXED, Options, SourceParts};
+use super::{Options, SourceParts};
 use crate::{
     conn::Traffic,
     ports::{MachineError, Stalls},
-    report::{Event, Failure, FaultCounts, Mode, Outcome, PageCounts, Phase, Report, Round, Throttle},
+    report::{Event, Failure, FaultCounts, Forecast, Mode, Outcome, Past, Phase, Report, Round, Way},
 };
 use page::Counts;
 use policy::{Budget, Next, Seen};
@@ -39,6 +39,10 @@ pub(super) struct Story {
     /// Pages that moved in a second, in the last round that was long enough to tell.
     moved_per_s: Option<f64>,
     owed: bool,
+    /// The way that was planned.
+    takes: Option<Way>,
+    /// Then the guest is stopped whatever that costs.
+    stop_after: Option<Instant>,
     paused_because: Option<String>,
     not_back: Option<String>,
     verify: bool,
@@ -51,26 +55,10 @@ impl Story {
         events: Arc<dyn Fn(Event) + Send + Sync>,
     ) -> Self {
         let total: u64 = parts.memory.blocks().iter().map(|b| b.pages).sum();
-        let report = Report {
-            vm: parts.vm.clone(),
-            from: parts.from.clone(),
-            to: parts.to.clone(),
-            outcome: Outcome::Failed,
-            mode: options.mode,
-            total_ms: 0.0,
-            preflight_ms: 0.0,
-            downtime_ms: None,
-            rounds: vec![],
-            pages: PageCounts { total, ..Default::default() },
-            guest_bytes: total * PAGE_SIZE as u64,
-            wire_bytes: 0,
-            streams: 0,
-            protected: !parts.dial.is_plaintext(),
-            faults: FaultCounts::default(),
-            throttle: Throttle::default(),
-            verified: None,
-            error: None,
-        };
+        let mut report = Report::blank(&parts.vm, &parts.from, &parts.to, options.mode, Outcome::Failed);
+        report.pages.total = total;
+        report.guest_bytes = total * PAGE_SIZE as u64;
+        report.protected = !parts.dial.is_plaintext();
         let now = Instant::now();
         Self {
             events,
@@ -79,7 +67,7 @@ impl Story {
             begun: now,
             over: None,
             phase: Phase::Preflight,
-            seen: Seen { fixed: FIXED, ..Default::default() },
+            seen: Seen { fixed: parts.road.switchover, ..Default::default() },
             budget: Budget { downtime: options.max_downtime, post_copy: options.post_copy() },
             mode: options.mode,
             present: 0,
@@ -90,6 +78,8 @@ impl Story {
             hopeless: false,
             moved_per_s: None,
             owed: false,
+            takes: None,
+            stop_after: None,
             paused_because: None,
             not_back: None,
             verify: options.verify,
@@ -117,6 +107,41 @@ impl Story {
         self.report.preflight_ms = ms(self.begun.elapsed());
         self.present = present.len();
         self.report.pages.hole = self.report.pages.total - self.present;
+    }
+
+    /// What is expected, before anything moves.
+    pub(super) fn foreseen(&mut self, forecast: Forecast) {
+        let plan = &forecast.plan;
+        self.takes = Some(plan.takes);
+        self.stop_after = plan.stop_after_ms.map(|ms| Instant::now() + Duration::from_secs_f64(ms / 1e3));
+        self.budget.downtime = Duration::from_secs_f64(plan.downtime_ms / 1e3);
+        let forecast = Box::new(forecast);
+        self.report.forecast = Some(forecast.clone());
+        (self.events)(Event::Forecast(forecast));
+    }
+
+    /// How long it has taken so far.
+    pub(super) fn lasted(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// What the link carries, as far as was seen.
+    pub(super) fn link(&mut self, bytes_per_s: Option<f64>) {
+        if let Some(rate) = bytes_per_s {
+            self.report.link = Some(rate as u64);
+        }
+    }
+
+    /// How this VM's migrations went, this one included; for the target, as JSON.
+    pub(super) fn history(&self, before: &[Past]) -> Vec<u8> {
+        let mut history = before.to_vec();
+        let mut report = Report { outcome: Outcome::Completed, ..self.report.clone() };
+        report.mode = self.ends_in_mode();
+        if let Some(past) = Past::of(&report) {
+            Past::add(&mut history, past);
+        }
+        // Plain data: it can be written. If not, the next migration does without.
+        serde_json::to_vec(&history).unwrap_or_default()
     }
 
     pub(super) fn round(&mut self, n: u32, set: &MemorySet) {
@@ -175,6 +200,16 @@ impl Story {
         if self.mode == Mode::Hybrid {
             return Step::PostCopy;
         }
+        let pause = policy::predicted_downtime(&self.seen);
+        if self
+            .stop_after
+            .is_some_and(|end| policy::must_stop(end.saturating_duration_since(Instant::now()), pause))
+        {
+            return Step::Switchover;
+        }
+        if self.takes == Some(Way::Hybrid) && pause.is_none_or(|pause| pause > self.budget.downtime) {
+            return Step::PostCopy;
+        }
         match policy::next(&self.seen, &self.budget) {
             Next::Switchover => Step::Switchover,
             Next::PostCopy => Step::PostCopy,
@@ -206,12 +241,13 @@ impl Story {
     /// Whether the guest could be stopped with so much dirty if so many pages are sent in a second.
     pub(super) fn would_fit(&self, dirty: &MemorySet, sent_per_s: f64) -> bool {
         let rate = Rate((sent_per_s * PAGE_SIZE as f64) as u64);
-        let seen = Seen { dirtied: vec![dirty.bytes()], rate, fixed: FIXED };
+        let seen = Seen { dirtied: vec![dirty.bytes()], rate, fixed: self.seen.fixed };
         policy::predicted_downtime(&seen).is_some_and(|pause| pause <= self.budget.downtime)
     }
 
     /// The guest's writes are slowed from now on.
-    pub(super) fn governed(&self) {
+    pub(super) fn governed(&mut self) {
+        self.report.throttle.governed = true;
         self.note(
             "the guest writes faster than the link carries: its writers are slowed, so that this ends".into(),
         );
@@ -269,14 +305,14 @@ impl Story {
         self.not_back = Some(why.to_string());
     }
 
-    pub(super) fn tick(&mut self, left_pages: u64, dirty: &MemorySet) {
+    pub(super) fn tick(&mut self, left_pages: u64, dirty: &MemorySet, ends_in: Option<Duration>) {
         let (since, sent) = self.last_tick;
         let now_sent = self.traffic.sent();
         let rate = Bytes(now_sent - sent).per(since.elapsed());
         self.last_tick = (Instant::now(), now_sent);
         let left = Bytes(left_pages * PAGE_SIZE as u64);
         let known = !self.seen.dirtied.is_empty() && self.stop_ns.is_none();
-        let seen = Seen { dirtied: vec![dirty.bytes() + left], rate, fixed: FIXED };
+        let seen = Seen { dirtied: vec![dirty.bytes() + left], rate, fixed: self.seen.fixed };
         let predicted = known.then(|| policy::predicted_downtime(&seen)).flatten();
         (self.events)(Event::Tick {
             phase: self.phase,
@@ -286,6 +322,7 @@ impl Story {
             rate: rate.0,
             predicted_downtime_ms: predicted.map(ms),
             left_ms: left.time_at(rate).map(|t| t.as_millis() as u64),
+            ends_in_ms: ends_in.map(|time| time.as_millis() as u64),
             at_ms: self.at_ms(),
         });
     }
@@ -344,17 +381,26 @@ impl Story {
     fn close(&mut self) -> Report {
         self.phase(Phase::Done);
         if self.report.outcome == Outcome::Completed {
-            self.report.mode = match (self.mode, self.owed) {
-                (Mode::PostCopy, _) => Mode::PostCopy,
-                (_, true) => Mode::Hybrid,
-                (_, false) => Mode::PreCopy,
-            };
+            self.report.mode = self.ends_in_mode();
         }
         // The empty QEMU that is left on the source may take a while to end: nobody waits for it.
         self.report.total_ms = ms(self.over.unwrap_or_else(Instant::now) - self.begun);
         self.report.wire_bytes = self.traffic.both();
+        if self.report.outcome == Outcome::Completed {
+            let expected = self.report.forecast.as_ref().and_then(|forecast| forecast.total_ms());
+            let off = |likely: f64| ((self.report.total_ms / likely.max(1.0) - 1.0) * 1e3).round() / 10.0;
+            self.report.forecast_off_percent = expected.map(|total| off(total.likely));
+        }
         (self.events)(Event::Done(Box::new(self.report.clone())));
         self.report.clone()
+    }
+
+    fn ends_in_mode(&self) -> Mode {
+        match (self.mode, self.owed) {
+            (Mode::PostCopy, _) => Mode::PostCopy,
+            (_, true) => Mode::Hybrid,
+            (_, false) => Mode::PreCopy,
+        }
     }
 
     fn at_ms(&self) -> u64 {

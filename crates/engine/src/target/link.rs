@@ -24,7 +24,7 @@ impl TargetDriver {
             Kind::Data(stream) => self.take_stream(stream, conn),
             Kind::Fault => self.take_faults(conn),
             Kind::Resume => self.hear(conn),
-            Kind::Control | Kind::Record => Ok(()),
+            Kind::Control | Kind::Record | Kind::Probe => Ok(()),
         });
         match attached {
             Ok(()) => (kind == Kind::Resume).then_some(TargetEvent::Reconnected),

@@ -1,0 +1,142 @@
+//! What earlier migrations taught: of each VM, wherever it was moved before, and of the way to each host.
+//!
+//! It is advice only: whatever of it is lost or unreadable costs no VM anything, so nothing here is an error for its reader.
+
+use super::{Store, StoreError, Trouble, decode, encode};
+use engine::report::{Outcome, Past, Report};
+use redb::{TableDefinition, WriteTransaction};
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+use units::Rate;
+
+/// VM name → [`Past`]s, oldest first.
+const HISTORY: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("history");
+
+/// Host name → [`Known`].
+const ROADS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("roads");
+
+/// What may come from a peer for one VM, in bytes: twenty times what is usual.
+const MOST: usize = 64 << 10;
+
+/// A migration that moved less than this saw little of the link.
+const TELLING: u64 = 8 << 20;
+
+/// So many switchovers are remembered; the quickest of them is what one costs: the others were disturbed.
+const SWITCHOVERS: usize = 3;
+
+/// What is known of the way to a host.
+#[derive(Clone, PartialEq, Default, Debug, Serialize, Deserialize)]
+pub struct Known {
+    /// What the link carries, in bytes a second.
+    pub link: Option<u64>,
+    /// What the last switchovers cost besides memory, in milliseconds.
+    #[serde(default)]
+    pub switchovers_ms: Vec<f64>,
+}
+
+impl Known {
+    /// What the link carries.
+    pub fn link(&self) -> Option<Rate> {
+        self.link.filter(|rate| *rate > 0).map(Rate)
+    }
+
+    /// What a switchover costs besides memory.
+    pub fn switchover(&self) -> Option<Duration> {
+        let quickest = self.switchovers_ms.iter().copied().min_by(f64::total_cmp)?;
+        Duration::try_from_secs_f64(quickest / 1e3).ok()
+    }
+
+    fn learn(&mut self, report: &Report) {
+        if report.wire_bytes >= TELLING {
+            self.link = report.link.or(self.link);
+        }
+        if let (Some(pause), Some(last)) = (report.downtime_ms, report.rounds.last()) {
+            self.switchovers_ms.push((pause - last.ms).max(0.1));
+            self.switchovers_ms.drain(..self.switchovers_ms.len().saturating_sub(SWITCHOVERS));
+        }
+    }
+}
+
+pub(super) fn prepare(change: &WriteTransaction) -> Result<(), Trouble> {
+    change.open_table(HISTORY)?;
+    change.open_table(ROADS)?;
+    Ok(())
+}
+
+pub(super) fn forget(change: &WriteTransaction, vm: &str) -> Result<(), Trouble> {
+    change.open_table(HISTORY)?.remove(vm)?;
+    Ok(())
+}
+
+impl Store {
+    /// How this VM's migrations went, oldest first.
+    pub fn history(&self, vm: &str) -> Vec<Past> {
+        self.advice(HISTORY, vm)
+    }
+
+    /// Keeps what came with a VM; what cannot be understood is left out.
+    pub fn keep_history(&self, vm: &str, json: &[u8]) -> Result<(), StoreError> {
+        if json.is_empty() {
+            return Ok(());
+        }
+        let all: Vec<Past> =
+            if json.len() > MOST { vec![] } else { serde_json::from_slice(json).unwrap_or_default() };
+        let latest = &all[all.len().saturating_sub(Past::KEPT)..];
+        self.put(HISTORY, vm, &latest)
+    }
+
+    /// What is known of the way to a host.
+    pub fn road(&self, to: &str) -> Known {
+        self.advice(ROADS, to)
+    }
+
+    /// Its link carries so much.
+    pub fn keep_link(&self, to: &str, rate: Rate) -> Result<(), StoreError> {
+        self.put(ROADS, to, &Known { link: Some(rate.0), ..self.road(to) })
+    }
+
+    /// Learns from a migration that is over. Of a VM that moved on, the history went with it.
+    pub fn learn(&self, report: &Report, limited: bool) -> Result<(), StoreError> {
+        if report.outcome == Outcome::Completed && !limited {
+            let mut known = self.road(&report.to);
+            known.learn(report);
+            return self.put(ROADS, &report.to, &known);
+        }
+        match Past::of(report) {
+            Some(past) if report.outcome != Outcome::Completed => {
+                let mut history = self.history(&report.vm);
+                Past::add(&mut history, past);
+                self.put(HISTORY, &report.vm, &history)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn advice<T: serde::de::DeserializeOwned + Default>(
+        &self,
+        table: TableDefinition<'_, &str, &[u8]>,
+        of: &str,
+    ) -> T {
+        let found = self.look(&format!("look up what is known of {of}"), |look| {
+            look.open_table(table)?.get(of)?.map(|row| decode(row.value())).transpose()
+        });
+        found
+            .unwrap_or_else(|error| {
+                tracing::warn!(%error, "going on without");
+                None
+            })
+            .unwrap_or_default()
+    }
+
+    fn put<T: Serialize>(
+        &self,
+        table: TableDefinition<'_, &str, &[u8]>,
+        of: &str,
+        what: &T,
+    ) -> Result<(), StoreError> {
+        self.change(&format!("keep what was learned of {of}"), |change| {
+            change.open_table(table)?.insert(of, encode(what)?.as_slice())?;
+            Ok(())
+        })
+    }
+}

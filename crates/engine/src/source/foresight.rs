@@ -1,0 +1,276 @@
+//! What is expected of a migration: before anything moves, and while it does.
+
+use super::{Options, SourceDriver, SourceParts};
+use crate::{
+    conn::Dial,
+    packing,
+    ports::GuestMemory,
+    report::{Forecast, Mode, Outcome, Past, Phase, Way},
+    survey::{self, Sample},
+    why,
+};
+use policy::{Compressor, Measured, Plan, Standing, Terms, WorkingSet};
+use std::{
+    io,
+    sync::mpsc::{Receiver, channel},
+    thread,
+    time::{Duration, Instant},
+};
+use units::{BlockId, MemorySet, PAGE_SIZE, Rate};
+
+/// For so long the link is probed where nobody knows how fast it is: on a link with a bucket of 10 ms, long enough to get beyond it.
+const PROBE: Duration = Duration::from_millis(30);
+
+/// The same for `whimbrel plan`, which nobody waits for with a VM.
+const LONG_PROBE: Duration = Duration::from_millis(150);
+
+/// For so long, and so often, `whimbrel plan` watches a guest.
+const WATCH: Duration = Duration::from_millis(1000);
+const LOOKS: u32 = 4;
+
+/// What a migration does before memory moves, where that was not seen: mostly QEMU's start on the target.
+const PREFLIGHT: Duration = Duration::from_millis(150);
+
+/// Bytes that can be looked at in a second by each stream: `cargo bench -p bench --bench micro pages`.
+const LOOK: f64 = 2e9;
+
+/// A guest that writes less than this part of what it wrote when it was hard to move is not the same guest.
+const AS_HARD: f64 = 0.5;
+
+/// What earlier migrations said of the pace is believed within these bounds.
+const BELIEVED: (f64, f64) = (0.6, 1.5);
+
+/// So much of a round must have been sent before its pace is believed.
+const TELLING: f64 = 0.05;
+
+/// What the source knows of what is to come.
+#[derive(Default)]
+pub(super) struct Foresight {
+    begun: Option<Instant>,
+    written: WorkingSet,
+    watched: Duration,
+    surveyed: Option<Receiver<Surveyed>>,
+    measured: Option<Measured>,
+    plan: Option<Plan>,
+}
+
+/// What was found beside the driver.
+struct Surveyed {
+    sample: io::Result<Sample>,
+    link: io::Result<Rate>,
+}
+
+impl SourceDriver {
+    /// Begins to look at the guest and at the link, while the target prepares.
+    pub(super) fn look_ahead(&mut self) -> Result<(), (String, String)> {
+        let Some(tracker) = &mut self.parts.tracker else { return Ok(()) };
+        tracker.begin().map_err(why("begin tracking"))?;
+        let foresight = &mut self.foresight;
+        foresight.begun = Some(Instant::now());
+        foresight.written = WorkingSet::of(self.shape.0.iter().sum());
+        let (tell, told) = channel();
+        let (memory, dial, known) =
+            (self.parts.memory.clone(), self.parts.dial.clone(), self.parts.road.link);
+        let survey = move || {
+            // A receiver that is gone no longer wants to know.
+            let _ = tell.send(look(&*memory, &*dial, known, PROBE));
+        };
+        thread::Builder::new().name("survey".into()).spawn(survey).map_err(why("start a thread"))?;
+        foresight.surveyed = Some(told);
+        Ok(())
+    }
+
+    /// What the guest wrote since.
+    pub(super) fn look_at_writes(&mut self) -> Result<(), (String, String)> {
+        self.collect()?;
+        let Some(begun) = self.foresight.begun else { return Ok(()) };
+        self.foresight.watched = begun.elapsed();
+        self.foresight.written.see(self.foresight.watched, self.dirty.len());
+        Ok(())
+    }
+
+    /// Says what is to be expected. `self.dirty` is all that the guest ever wrote.
+    pub(super) fn foresee(&mut self) -> Result<(), (String, String)> {
+        let Some(surveyed) = self.foresight.surveyed.take() else { return Ok(()) };
+        let Ok(Surveyed { sample, link }) = surveyed.recv() else { return Ok(()) };
+        let sample = sample.map_err(why("look at the guest's memory"))?;
+        let link = match link {
+            Ok(link) => link,
+            Err(e) => {
+                tracing::info!(%e, "the link could not be probed: nothing is foretold");
+                return Ok(());
+            }
+        };
+        let seen = Seen { present: self.dirty.len(), written: &self.foresight.written, sample, link };
+        let measured = seen.measured(&mut self.parts, &self.options);
+        let plan = policy::plan(&measured, &terms(&self.options, self.story.lasted()));
+        for promise in &plan.gives_way {
+            self.story.note(format!(
+                "not all promises can be kept; what gives way: {promise} (--keep says which goes first)"
+            ));
+        }
+        self.story.foreseen(forecast(
+            &measured,
+            plan.clone(),
+            link,
+            self.foresight.watched,
+            self.story.lasted(),
+        ));
+        if plan.takes == Way::PreCopy && measured.known_hard {
+            // Before anything was sent: the change of trackers costs nothing yet.
+            self.govern(measured.pace / PAGE_SIZE as f64 / measured.again.max(0.1))?;
+        }
+        self.foresight.measured = Some(measured);
+        self.foresight.plan = Some(plan);
+        Ok(())
+    }
+
+    /// Whether the forecast says that governing the guest is kinder than post-copy.
+    pub(super) fn governing_is_kinder(&self) -> bool {
+        let expected = self.foresight.plan.as_ref().and_then(Plan::expected);
+        expected.is_some_and(|course| course.way == Way::PreCopy && course.governed)
+    }
+
+    /// How much longer all of it will take, by what is known by now.
+    pub(super) fn ends_in(&self, left: u64) -> Option<Duration> {
+        let (plan, measured) = (self.foresight.plan.as_ref()?, self.foresight.measured.as_ref()?);
+        if self.story.now() != Phase::PreCopy {
+            return None;
+        }
+        let (round, lasted) = (self.current.as_ref()?, self.story.round_lasts()?);
+        let mut measured = measured.clone();
+        let (all, first) = (round.set.len(), round.number == 1);
+        let sent = all.saturating_sub(left) as f64;
+        if sent > TELLING * all as f64 && first {
+            let per_s = sent * PAGE_SIZE as f64 / lasted.as_secs_f64();
+            measured.pace = per_s * measured.travels;
+            measured.look = measured.look.max(per_s);
+        }
+        let standing = Standing { left, lasted, first, governed: self.is_governed() };
+        measured.remaining(plan.takes, &standing, plan).map(Duration::from_secs_f64)
+    }
+}
+
+/// A plan for a migration that is not begun: watches the guest for a second, and the link for less.
+pub fn plan(mut parts: SourceParts, options: &Options) -> Result<Forecast, String> {
+    let text = |what: &str, e: io::Error| format!("cannot {what}: {e}");
+    let begin = Instant::now();
+    let mut tracker = parts.tracker.take().ok_or("its writes cannot be followed")?;
+    tracker.begin().map_err(|e| text("follow its writes", e))?;
+    let begun = Instant::now();
+    let pages: Vec<u64> = parts.memory.blocks().iter().map(|block| block.pages).collect();
+    let (mut written, mut dirty) =
+        (WorkingSet::of(pages.iter().sum()), MemorySet::empty(pages.iter().copied()));
+    let (memory, dial) = (parts.memory.clone(), parts.dial.clone());
+    let surveyor = thread::spawn(move || look(&*memory, &*dial, None, LONG_PROBE));
+    for look in 1..=LOOKS {
+        // Twice as late each time: what is written soon and what is written late.
+        let due = WATCH / 2u32.pow(LOOKS - look);
+        thread::sleep(due.saturating_sub(begun.elapsed()));
+        tracker.collect(&mut dirty).map_err(|e| text("follow its writes", e))?;
+        written.see(begun.elapsed(), dirty.len());
+    }
+    let watched = begun.elapsed();
+    drop(tracker);
+    let Surveyed { sample, link } = surveyor.join().map_err(|_| "the survey ended in a panic".to_owned())?;
+    let link = link.map_err(|e| format!("cannot reach {}: {e}", parts.to))?;
+    let sample = sample.map_err(|e| text("look at its memory", e))?;
+    let present = present(&*parts.memory).map_err(|e| text("look for its pages", e))?.len();
+    let measured = Seen { present, written: &written, sample, link }.measured(&mut parts, options);
+    tracing::debug!(?measured, took = ?begin.elapsed(), "a plan");
+    let plan = policy::plan(&measured, &terms(options, PREFLIGHT));
+    Ok(forecast(&measured, plan, link, watched, PREFLIGHT))
+}
+
+fn look(memory: &dyn GuestMemory, dial: &dyn Dial, known: Option<Rate>, time: Duration) -> Surveyed {
+    let link = known.map_or_else(|| survey::probe(dial, time), Ok);
+    Surveyed { sample: present(memory).and_then(|present| survey::sample(memory, &present)), link }
+}
+
+fn present(memory: &dyn GuestMemory) -> io::Result<MemorySet> {
+    let sets = (0..memory.blocks().len()).map(|id| memory.present(BlockId(id as u16)));
+    Ok(MemorySet::from_blocks(sets.collect::<io::Result<_>>()?))
+}
+
+fn terms(options: &Options, passed: Duration) -> Terms {
+    Terms {
+        downtime: options.max_downtime,
+        time: options.max_time.map(|time| time.saturating_sub(passed)),
+        stall: options.max_stall,
+        keep: options.keep,
+        way: match options.mode {
+            Mode::Auto => None,
+            Mode::PreCopy => Some(Way::PreCopy),
+            Mode::Hybrid => Some(Way::Hybrid),
+            Mode::PostCopy => Some(Way::PostCopy),
+        },
+        post_copy: options.post_copy(),
+    }
+}
+
+fn forecast(measured: &Measured, plan: Plan, link: Rate, watched: Duration, preflight: Duration) -> Forecast {
+    let bytes = |pages: f64| (pages * PAGE_SIZE as f64) as u64;
+    Forecast {
+        memory_bytes: bytes(measured.present as f64),
+        written_per_s: bytes(measured.written.per_s()),
+        watched_ms: watched.as_secs_f64() * 1e3,
+        shrinks_to: measured.travels * measured.wire,
+        link: link.0,
+        preflight_ms: preflight.as_secs_f64() * 1e3,
+        plan,
+    }
+}
+
+/// What was found out about this migration.
+struct Seen<'a> {
+    present: u64,
+    written: &'a WorkingSet,
+    sample: Sample,
+    link: Rate,
+}
+
+impl Seen<'_> {
+    /// Together with what earlier migrations of this VM taught.
+    fn measured(&self, parts: &mut SourceParts, options: &Options) -> Measured {
+        let Sample { travels, shrinks_to, cost } = self.sample;
+        let link = options.bandwidth.map_or(self.link, |limit| limit.min(self.link));
+        let streams = *options.streams.start();
+        let compressor =
+            Compressor::new(streams, (parts.cores)(), |codec| packing::allowed(options.compress, codec));
+        let (pace, wire) = compressor.foresee(link.0 as f64, shrinks_to, cost);
+        let per_s = self.written.per_s() * PAGE_SIZE as f64;
+        let past = parts
+            .history
+            .iter()
+            .rfind(|past| past.outcome == Outcome::Completed && past.mode == Mode::PreCopy);
+        let hard = past.is_some_and(|past| past.governed && per_s >= AS_HARD * past.written_per_s as f64);
+        Measured {
+            present: self.present,
+            written: self.written.clone(),
+            travels,
+            again: past.map_or(1.0, |past| again(past, wire)),
+            pace: pace * past.map_or(1.0, |past| believed(past, &parts.to)),
+            wire,
+            look: LOOK * f64::from(streams),
+            fixed: parts.road.switchover.as_secs_f64(),
+            writers: parts.writers,
+            known_hard: hard,
+        }
+    }
+}
+
+/// Which part of what is written again travels: what was sent for it, of what it would have been.
+fn again(past: &Past, wire: f64) -> f64 {
+    let full = past.later.pages as f64 * PAGE_SIZE as f64 * wire;
+    if past.later.pages < 1000 { 1.0 } else { (past.later.wire_bytes as f64 / full).clamp(0.05, 1.0) }
+}
+
+/// How much faster it went than it was expected to, on the same way.
+fn believed(past: &Past, to: &str) -> f64 {
+    match past.expected_ms {
+        Some(expected) if past.to == to && past.moving_ms > 0.0 => {
+            (expected / past.moving_ms).clamp(BELIEVED.0, BELIEVED.1)
+        }
+        _ => 1.0,
+    }
+}

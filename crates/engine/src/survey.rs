@@ -1,0 +1,104 @@
+//! Source: what can be known of a guest and of the way to its target before anything moves.
+
+use crate::{
+    conn::{Conn, Dial, GREETING},
+    ports::GuestMemory,
+};
+use page::{Codec, Encoder};
+use proto::Kind;
+use std::{
+    collections::HashSet,
+    io::{self, Read, Write},
+    time::{Duration, Instant},
+};
+use units::{MemorySet, PAGE_SIZE, PageRange, Rate};
+
+/// So many runs of so many pages are looked at, evenly spread: 4 MiB, in 20 ms. Pages are compressed with their neighbours.
+const RUNS: u64 = 32;
+const RUN: u64 = 32;
+
+/// Bytes that one probe sends, at most: what a link of 10 Gbit/s carries in 25 ms.
+const MOST_PROBED: u64 = 32 << 20;
+
+/// A part of a probe.
+const PART: usize = 64 << 10;
+
+/// What a guest's memory is like.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) struct Sample {
+    /// Which part of its pages travels: not the zeros, nor what the target has by then.
+    pub(crate) travels: f64,
+    /// To which part zstd 1 shrinks the rest, and what it takes for a byte, in nanoseconds.
+    pub(crate) shrinks_to: f64,
+    pub(crate) cost: f64,
+}
+
+/// Looks at some of the pages in `present`.
+pub(crate) fn sample(memory: &dyn GuestMemory, present: &MemorySet) -> io::Result<Sample> {
+    let runs: Vec<_> = present
+        .blocks()
+        .flat_map(|(id, set)| set.runs().flat_map(|run| run.pieces(RUN)).map(move |run| (id, run)))
+        .collect();
+    let step = (runs.len() as u64 / RUNS).max(1) as usize;
+    let (mut looked, mut seen, mut raw, mut packed) = (0u64, HashSet::new(), 0, 0);
+    let (mut encoder, mut out, mut spent) = (Encoder::default(), vec![], Duration::ZERO);
+    // From the middle of each part: the first pages of a guest are like no others.
+    for (id, run) in runs.iter().skip(step / 2).step_by(step).map(|(id, run)| (*id, *run)) {
+        let mut content = vec![0; run.bytes().0 as usize];
+        memory.read(id, PageRange::new(run.start, run.count), &mut content)?;
+        looked += run.count;
+        let new: Vec<&[u8]> = content
+            .chunks_exact(PAGE_SIZE)
+            .filter(|page| !page::is_zero(page) && seen.insert(page::fingerprint(page)))
+            .collect();
+        if new.is_empty() {
+            continue;
+        }
+        let begin = Instant::now();
+        encoder.encode(Codec::Zstd(1), &new, &mut out);
+        spent += begin.elapsed();
+        raw += new.len() * PAGE_SIZE;
+        packed += out.len();
+    }
+    let bytes = raw.max(1) as f64;
+    Ok(Sample {
+        travels: bytes / (looked.max(1) * PAGE_SIZE as u64) as f64,
+        shrinks_to: if raw == 0 { 1.0 } else { packed as f64 / bytes },
+        cost: spent.as_secs_f64() * 1e9 / bytes,
+    })
+}
+
+/// Sends zeros for so long, and says how fast they went: by what the target's kernel confirmed, once what a bucket on the way had
+/// saved up is used.
+pub(crate) fn probe(dial: &dyn Dial, time: Duration) -> io::Result<Rate> {
+    let mut conn = dial.dial(Kind::Probe, None)?;
+    let (begin, part) = (Instant::now(), vec![0; PART]);
+    let (mut given, mut marks) = (0, vec![]);
+    while begin.elapsed() < time && given < MOST_PROBED {
+        conn.write_all(&part)?;
+        given += PART as u64;
+        marks.push((begin.elapsed(), given.saturating_sub(conn.queue()?.unconfirmed)));
+    }
+    let (end, carried) = marks.last().copied().unwrap_or_default();
+    let from = marks.iter().copied().find(|(at, _)| *at >= end / 2).unwrap_or_default();
+    let rate = |(since, before): (Duration, u64)| {
+        (carried - before.min(carried)) as f64 / (end.saturating_sub(since)).as_secs_f64().max(1e-6)
+    };
+    // Fewer than two marks in the second half: it went so fast that the whole says more.
+    let rate = if from.0 < end { rate(from) } else { rate((Duration::ZERO, 0)) };
+    Ok(Rate(rate.max(1.0) as u64))
+}
+
+/// Target: takes in what a probe sends, and forgets it.
+pub(crate) fn swallow(mut conn: Conn) -> io::Result<()> {
+    conn.silence(Some(GREETING))?;
+    let mut buffer = vec![0; PART];
+    let mut left = MOST_PROBED * 2;
+    while left > 0 {
+        match conn.read(&mut buffer)? {
+            0 => return Ok(()),
+            n => left = left.saturating_sub(n as u64),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,150 @@
+//! What a migration is expected to take, for people.
+
+use crate::words::{count, millis, table};
+use engine::report::{Course, Forecast, Span, Way};
+use units::{Bytes, PAGE_SIZE, Rate};
+
+/// The name of a way, as `--mode` has it.
+fn name(way: Way) -> &'static str {
+    match way {
+        Way::PreCopy => "pre-copy",
+        Way::Hybrid => "hybrid",
+        Way::PostCopy => "post-copy",
+    }
+}
+
+/// All ways, and the one that is taken.
+pub(crate) fn render(vm: &str, to: &str, forecast: &Forecast) -> String {
+    let mut rows = vec![
+        ["  mode", "time", "pause", "traffic", "writers wait", "lacks memory"].map(str::to_owned).to_vec(),
+    ];
+    rows.extend(forecast.plan.courses.iter().map(|course| row(course, forecast.preflight_ms)));
+    let mut words = format!("Moving {vm} to {to} would take:\n\n{}\n", table(&rows));
+    words += &format!(
+        "  {} of memory, {} written a second; it travels as {:.0} % of its size over {}.\n",
+        Bytes(forecast.memory_bytes),
+        Bytes(forecast.written_per_s),
+        forecast.shrinks_to * 100.0,
+        Rate(forecast.link),
+    );
+    words += &format!("  It would go by {}: {}.\n", name(forecast.plan.takes), forecast.plan.because);
+    for promise in &forecast.plan.gives_way {
+        words += &format!("  Cannot be kept: {promise}.\n");
+    }
+    words
+}
+
+/// In one line, when a migration begins.
+pub(crate) fn line(forecast: &Forecast) -> String {
+    let plan = &forecast.plan;
+    let Some((course, total)) = plan.expected().zip(forecast.total_ms()) else {
+        return format!(
+            "           forecast: no end in sight; the guest writes {} a second over {}",
+            Bytes(forecast.written_per_s),
+            Rate(forecast.link)
+        );
+    };
+    let slowed = if course.governed { ", with its writers slowed" } else { "" };
+    format!(
+        "           forecast: {} in {}, pause {}, {} on the wire{slowed}; {} of memory, {} written a second, {}",
+        name(course.way),
+        span(&total, millis),
+        millis(course.downtime_ms.likely),
+        Bytes(course.wire_bytes.likely as u64),
+        Bytes(forecast.memory_bytes),
+        Bytes(forecast.written_per_s),
+        Rate(forecast.link),
+    )
+}
+
+fn row(course: &Course, preflight_ms: f64) -> Vec<String> {
+    let Span { low, likely, high } = course.total_ms;
+    let total = Span { low: low + preflight_ms, likely: likely + preflight_ms, high: high + preflight_ms };
+    let nothing = |span: &Span| if span.likely < 0.5 { "-".to_owned() } else { millis(span.likely) };
+    let pages = |bytes: f64| Bytes((bytes as u64).next_multiple_of(PAGE_SIZE as u64)).to_string();
+    vec![
+        format!("  {}", name(course.way)),
+        if course.ends { span(&total, millis) } else { "no end in sight".to_owned() },
+        if course.ends { millis(course.downtime_ms.likely) } else { "-".to_owned() },
+        span(&course.wire_bytes, pages),
+        nothing(&course.stalled_ms),
+        nothing(&course.lacking_ms),
+    ]
+}
+
+/// What is likely, and between what it may be.
+fn span(span: &Span, words: impl Fn(f64) -> String) -> String {
+    format!("{} ({} to {})", words(span.likely), words(span.low), words(span.high))
+}
+
+/// How far the outcome was from what had been expected.
+pub(crate) fn off(forecast: &Forecast, percent: f64) -> Option<String> {
+    let likely = forecast.total_ms()?.likely;
+    let words = match percent {
+        off if off.abs() < 0.5 => "that".to_owned(),
+        off if off > 0.0 => format!("{} % longer", count(off.round() as u64)),
+        off => format!("{} % sooner", count(-off.round() as u64)),
+    };
+    Some(format!("{} were expected; it took {words}", millis(likely)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use engine::report::Plan;
+
+    fn forecast(ends: bool) -> Forecast {
+        let one = |likely: f64| Span { low: likely * 0.9, likely, high: likely * 1.2 };
+        let course = |way| Course {
+            way,
+            total_ms: one(2000.0),
+            downtime_ms: one(12.0),
+            wire_bytes: one(300e6),
+            stalled_ms: Span::default(),
+            lacking_ms: if way == Way::PreCopy { Span::default() } else { one(800.0) },
+            governed: false,
+            ends: ends || way != Way::PreCopy,
+        };
+        Forecast {
+            memory_bytes: 512 << 20,
+            written_per_s: 40 << 20,
+            watched_ms: 1000.0,
+            shrinks_to: 0.5,
+            link: 118 << 20,
+            preflight_ms: 150.0,
+            plan: Plan {
+                courses: [Way::PreCopy, Way::Hybrid, Way::PostCopy].map(course).to_vec(),
+                takes: Way::PreCopy,
+                because: "the guest writes less than the link carries".into(),
+                share: 0.45,
+                stall_ms: 5.0,
+                downtime_ms: 20.0,
+                stop_after_ms: None,
+                gives_way: vec!["--max-time 1 s: it will take about 2 s".into()],
+            },
+        }
+    }
+
+    #[test]
+    fn a_plan_is_a_table_and_a_choice() {
+        let words = render("web1", "hostb", &forecast(true));
+        let lines: Vec<&str> = words.lines().collect();
+        assert_eq!(
+            lines[3],
+            "  pre-copy   2.15 s (1.95 s to 2.55 s)  12.0 ms  286.1 MiB (257.5 MiB to 343.3 MiB)  -             -"
+        );
+        assert!(lines[4].starts_with("  hybrid") && lines[4].ends_with("800.0 ms"), "{}", lines[4]);
+        assert!(words.contains("go by pre-copy: the guest writes less"), "{words}");
+        assert!(words.contains("Cannot be kept: --max-time 1 s: it will take about 2 s."), "{words}");
+        assert!(render("web1", "hostb", &forecast(false)).contains("  pre-copy   no end in sight"));
+    }
+
+    #[test]
+    fn it_is_said_how_far_off_it_was() {
+        let said = |percent| off(&forecast(true), percent).unwrap();
+        assert_eq!(said(12.3), "2.15 s were expected; it took 12 % longer");
+        assert_eq!(said(-20.0), "2.15 s were expected; it took 20 % sooner");
+        assert_eq!(said(0.2), "2.15 s were expected; it took that");
+        assert_eq!(off(&forecast(false), 3.0), None);
+    }
+}
