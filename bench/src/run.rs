@@ -69,6 +69,8 @@ pub(crate) struct Run {
     pub(crate) bytes_per_s: Option<f64>,
     /// Passes over dirty memory.
     pub(crate) rounds: Option<u64>,
+    /// What had been expected instead of `total_ms`, before anything moved.
+    pub(crate) expected_ms: Option<f64>,
     /// Faults of the guest after a post-copy switchover.
     pub(crate) faults: Option<Faults>,
     /// Pages a second that the target took in after the switchover.

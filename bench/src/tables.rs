@@ -77,6 +77,9 @@ pub(crate) fn line(run: &Run) -> String {
     text
 }
 
+/// A forecast is good that is no farther off.
+const FORECAST: f64 = 0.25;
+
 /// The whole document.
 pub(crate) fn all(results: &Results, memory: &[Footprint], load: f64, tls: bool) -> String {
     let mut text = String::from("# Whimbrel beside QEMU's own migration\n\n");
@@ -86,6 +89,7 @@ pub(crate) fn all(results: &Results, memory: &[Footprint], load: f64, tls: bool)
             text += &compared(results, &workload, link);
         }
     }
+    text += &forecasts(results);
     if !memory.is_empty() {
         text += "## Memory of an agent that moves a guest of 5 GiB\n\n";
         text += &footprints(memory);
@@ -141,6 +145,44 @@ fn compared(results: &Results, workload: &Workload, link: Link) -> String {
         text.push('\n');
     }
     text
+}
+
+/// What was expected beside what came.
+fn forecasts(results: &Results) -> String {
+    let mut rows = String::new();
+    let (mut all, mut near) = (0, 0);
+    for (workload, link) in Workload::ALL.iter().flat_map(|workload| Link::ALL.map(|link| (workload, link))) {
+        for contender in Contender::ALL.iter().filter(|contender| contender.name.starts_with("whimbrel")) {
+            let middle = |of| middle(results, workload.name, link, contender.name, of);
+            let (Some(expected), Some(total)) =
+                (middle(|run| run.expected_ms), middle(|run| Some(run.total_ms)))
+            else {
+                continue;
+            };
+            let runs = results.of(workload.name, link.name(), contender.name).filter(|run| run.finished);
+            let off = |run: &Run| run.expected_ms.map(|expected| run.total_ms / expected - 1.0);
+            let offs: Vec<f64> = runs.filter_map(off).collect();
+            let within = offs.iter().filter(|off| off.abs() <= FORECAST).count();
+            (all, near) = (all + 1, near + usize::from((total / expected - 1.0).abs() <= FORECAST));
+            let cells = [
+                number(Some(expected), 0),
+                number(Some(total), 0),
+                format!("{:+.0} %", (total / expected - 1.0) * 100.0),
+                format!("{within} of {}", offs.len()),
+            ];
+            rows +=
+                &row(&format!("{}, {}, {}", workload.name, link.name(), contender.name), cells.into_iter());
+        }
+    }
+    if rows.is_empty() {
+        return rows;
+    }
+    let names = ["expected, ms", "took, ms", "off", "runs within 25 %"].map(str::to_owned);
+    format!(
+        "## What whimbrel had expected\n\nThe forecast that each migration gives before anything moves. {near} of {all} medians are \
+         within 25 %.\n\n{}{rows}\n",
+        header(names.into_iter())
+    )
 }
 
 fn reached(figures: &[Figure]) -> String {

@@ -161,9 +161,18 @@ impl<'a> Moved<'a> {
             run.faults = (mode != "pre-copy").then(|| faults(&report)).transpose()?;
             run.pages_per_s = pages_per_second(&events);
             run.bytes_per_s = first_round(&report);
+            run.expected_ms = expected(&report);
         }
         Ok(run.felt(feelings.end(terms.verify)))
     }
+}
+
+/// The forecast of the whole time.
+fn expected(report: &Report) -> Option<f64> {
+    let forecast = &report.0["forecast"];
+    let courses = forecast["courses"].as_array()?;
+    let course = courses.iter().find(|course| course["way"] == forecast["takes"])?;
+    Some(course["total_ms"]["likely"].as_f64()? + forecast["preflight_ms"].as_f64()?)
 }
 
 /// Bytes a second on the wire in the first round.

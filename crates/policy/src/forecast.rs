@@ -20,6 +20,9 @@ const PUSHED: f64 = 1.1;
 /// Rounds after which there is no end in sight.
 const MANY: u32 = 40;
 
+/// Who writes so many times what the link carries is governed from the start, without being watched in the first round.
+pub const HARD: f64 = 2.0;
+
 /// Writers that are seen to outrun a round are governed after so long, in the first round (`engine`'s `JUDGED`).
 const NOTICED: f64 = 0.3;
 
@@ -60,6 +63,11 @@ impl WorkingSet {
     /// Pages a second at the end of the watch, counted from its beginning.
     pub fn per_s(&self) -> f64 {
         self.seen.last().map_or(0.0, |(at, pages)| pages / at)
+    }
+
+    /// Pages a second that had not been written before, in the second half of the watch.
+    pub fn new_per_s(&self) -> f64 {
+        self.seen.last().map_or(0.0, |(end, all)| (all - self.within(end / 2.0, Tail::Likely)) / (end / 2.0))
     }
 
     /// Distinct pages that are written within so many seconds.
@@ -118,8 +126,8 @@ pub struct Measured {
     pub fixed: f64,
     /// How many threads of the guest may write at a time.
     pub writers: u32,
-    /// Whether earlier migrations say that its writers have to be governed from the start.
-    pub known_hard: bool,
+    /// Whether its writers are governed from the start: because they had to be before, or write far more than the link carries.
+    pub hard: bool,
 }
 
 /// How memory travels relative to the switchover.
@@ -271,7 +279,7 @@ impl Measured {
     }
 
     fn beginning(&self) -> Standing {
-        Standing { left: self.present, first: true, governed: self.known_hard, ..Standing::default() }
+        Standing { left: self.present, first: true, governed: self.hard, ..Standing::default() }
     }
 
     fn play(&self, way: Way, from: &Standing, rules: &Rules) -> Played {
@@ -378,8 +386,13 @@ pub fn plan(measured: &Measured, want: &Terms) -> Plan {
         tail: Tail::Likely,
         pace: 1.0,
     };
-    // What is left in the end when writers are governed, and little more than nothing where they need not be.
-    let least = measured.fixed + 0.001;
+    let mut least = measured.fixed + 0.001;
+    let play = |rules: &Rules| measured.play(Way::PreCopy, &measured.beginning(), rules);
+    let mut pre = play(&Rules { downtime: rules.downtime.max(least), ..rules });
+    if pre.governed && !pre.ends {
+        // What governed writers leave in the end: what they may have saved up, again and again.
+        least += CREDIT.as_secs_f64() * rules.share / (1.0 - rules.share);
+    }
     if rules.downtime < least {
         gives_way.push(format!(
             "--max-downtime {}: stopping the guest, its devices' state and starting it there take about {} by themselves",
@@ -388,8 +401,7 @@ pub fn plan(measured: &Measured, want: &Terms) -> Plan {
         ));
         rules.downtime = least;
     }
-    let play = |rules: &Rules| measured.play(Way::PreCopy, &measured.beginning(), rules);
-    let mut pre = play(&rules);
+    pre = play(&rules);
     if let Some(limit) = want.time.map(|time| time.as_secs_f64()) {
         let other = want.way.is_some_and(|way| way != Way::PreCopy) || want.post_copy;
         let late = |played: &Played| !played.ends || played.total > limit;
@@ -517,4 +529,199 @@ fn choose(courses: &[Course; 3], want: &Terms) -> (Way, String) {
 /// In words that a person would use.
 fn millis(seconds: f64) -> String {
     if seconds >= 1.0 { format!("{seconds:.1} s") } else { format!("{:.1} ms", seconds * 1e3) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MIB: f64 = (1 << 20) as f64;
+    /// Of a GiB.
+    const PAGES: u64 = 1 << 18;
+
+    /// A GiB of which all travels as it is, over a link of so many MiB a second; the guest writes so many MiB a second in new
+    /// places of so many MiB.
+    fn guest(link: f64, rate: f64, set: f64) -> Measured {
+        let mut written = WorkingSet::of(PAGES);
+        for ms in [125, 250, 500, 1000] {
+            let pages = (rate * f64::from(ms) / 1e3).min(set) * MIB / PAGE_SIZE as f64;
+            written.see(Duration::from_millis(ms.try_into().unwrap()), pages as u64);
+        }
+        let hard = written.new_per_s() * PAGE_SIZE as f64 >= HARD * link * MIB;
+        Measured {
+            present: PAGES,
+            written,
+            travels: 1.0,
+            again: 1.0,
+            pace: link * MIB,
+            wire: 1.0,
+            look: 4e9,
+            fixed: 0.008,
+            writers: 2,
+            hard,
+        }
+    }
+
+    fn terms() -> Terms {
+        Terms {
+            downtime: Duration::from_millis(20),
+            time: None,
+            stall: Duration::from_millis(5),
+            keep: [Promise::Downtime, Promise::Time, Promise::Stall],
+            way: None,
+            post_copy: false,
+        }
+    }
+
+    fn seconds(course: &Course) -> f64 {
+        course.total_ms.likely / 1e3
+    }
+
+    #[test]
+    fn a_quiet_guest_takes_one_copy() {
+        let plan = plan(&guest(100.0, 0.1, 1.0), &terms());
+        let course = plan.expected().unwrap();
+        assert!(!course.governed && course.ends && plan.gives_way.is_empty(), "{plan:?}");
+        assert!((10.2..10.6).contains(&seconds(course)), "1024 MiB at 100: {course:?}");
+        assert!((1024.0..1040.0).contains(&(course.wire_bytes.likely / MIB)), "{course:?}");
+        assert!(course.downtime_ms.likely <= 20.0 && course.stalled_ms.likely == 0.0, "{course:?}");
+        assert!(
+            course.total_ms.low < course.total_ms.likely && course.total_ms.likely < course.total_ms.high
+        );
+    }
+
+    #[test]
+    fn a_small_working_set_converges_whatever_its_rate() {
+        // 300 MiB/s within 1 MiB: each round leaves no more than that, which is 10 ms.
+        let plan = plan(&guest(100.0, 300.0, 1.0), &terms());
+        assert!(!plan.expected().unwrap().governed, "{plan:?}");
+    }
+
+    #[test]
+    fn a_guest_that_outruns_the_link_is_governed_and_ends() {
+        for rate in [120.0, 200.0, 500.0] {
+            let plan = plan(&guest(100.0, rate, 900.0), &terms());
+            let course = plan.expected().unwrap();
+            assert!(course.governed && course.ends && course.downtime_ms.likely <= 20.0, "{course:?}");
+            assert!(seconds(course) < 2.0 * 10.24, "within twice a copy: {course:?}");
+            assert!(course.stalled_ms.likely > 1000.0, "{course:?}");
+        }
+    }
+
+    #[test]
+    fn the_way_that_is_kinder_is_taken_where_it_is_allowed() {
+        let free = Terms { post_copy: true, ..terms() };
+        let hard = plan(&guest(100.0, 500.0, 200.0), &free);
+        assert_eq!(hard.takes, Way::Hybrid, "2 s of lacking memory or many of waiting: {hard:?}");
+        assert!(hard.because.contains("kinder"));
+        assert_eq!(plan(&guest(100.0, 1.0, 50.0), &free).takes, Way::PreCopy);
+        let asked = Terms { way: Some(Way::PostCopy), ..free };
+        assert_eq!(plan(&guest(100.0, 500.0, 200.0), &asked).takes, Way::PostCopy);
+    }
+
+    #[test]
+    fn promises_that_cannot_all_be_kept_give_way_in_their_order() {
+        let limit = |time, keep| {
+            plan(
+                &guest(100.0, 300.0, 900.0),
+                &Terms { time: Some(Duration::from_secs(time)), keep, ..terms() },
+            )
+        };
+        let usual = [Promise::Downtime, Promise::Time, Promise::Stall];
+        // Enough: slowing more is all that it takes.
+        let plan_15 = limit(15, usual);
+        assert!(plan_15.gives_way.is_empty() && plan_15.share < SHARE, "{plan_15:?}");
+        assert!(seconds(plan_15.expected().unwrap()) <= 15.0);
+        // Less than a copy takes: the time gives way, or the pause.
+        let late = limit(8, usual);
+        assert!(late.gives_way[0].starts_with("--max-time 8.0 s: it will take about"), "{late:?}");
+        assert_eq!(late.stop_after_ms, None);
+        let paused = limit(11, [Promise::Time, Promise::Downtime, Promise::Stall]);
+        assert!(
+            paused.gives_way[0].starts_with("--max-downtime 20.0 ms: to end within --max-time 11.0 s"),
+            "{paused:?}"
+        );
+        assert_eq!(paused.stop_after_ms, Some(11_000.0));
+        // A pause that no switchover fits into.
+        let tight = plan(&guest(100.0, 1.0, 1.0), &Terms { downtime: Duration::from_millis(2), ..terms() });
+        assert!(tight.gives_way[0].starts_with("--max-downtime 2.0 ms: stopping the guest"), "{tight:?}");
+        assert!(tight.expected().unwrap().ends);
+        // A link so slow that a page for each writer and stall is too much.
+        let slow = guest(1.0, 50.0, 900.0);
+        let stall = plan(&slow, &terms());
+        assert!(stall.stall_ms > 5.0 && stall.gives_way[0].starts_with("--max-stall 5.0 ms"), "{stall:?}");
+        let kept =
+            plan(&slow, &Terms { keep: [Promise::Stall, Promise::Downtime, Promise::Time], ..terms() });
+        assert!(kept.stall_ms == 5.0 && kept.gives_way[0].contains("--max-stall 5.0 ms is kept"), "{kept:?}");
+    }
+
+    #[test]
+    fn what_was_seen_goes_on_between_its_two_ends() {
+        let mut random = WorkingSet::of(PAGES);
+        // Random writes to 50,000 pages, 50,000 a second.
+        let truth = |s: f64| 50_000.0 * (1.0 - (-s).exp());
+        for ms in [125u64, 250, 500, 1000] {
+            random.see(Duration::from_millis(ms), truth(ms as f64 / 1e3) as u64);
+        }
+        for later in [2.0, 4.0, 20.0] {
+            let (ends, goes_on) = (random.within(later, Tail::Ends), random.within(later, Tail::GoesOn));
+            assert!(
+                ends <= goes_on && (ends / truth(later) - 1.0).abs() < 0.1,
+                "{later}: {ends} of {}",
+                truth(later)
+            );
+        }
+        assert!((random.within(0.3, Tail::Likely) / truth(0.3) - 1.0).abs() < 0.1);
+        assert_eq!(random.within(1e9, Tail::GoesOn), PAGES as f64, "no more than there is");
+        assert_eq!(WorkingSet::of(9).within(1.0, Tail::Likely), 0.0);
+    }
+
+    #[test]
+    fn what_remains_shrinks_as_it_goes() {
+        let measured = guest(100.0, 20.0, 900.0);
+        let plan = plan(&measured, &terms());
+        let at = |left, ms, first| {
+            let standing = Standing { left, lasted: Duration::from_millis(ms), first, governed: false };
+            measured.remaining(Way::PreCopy, &standing, &plan).unwrap()
+        };
+        let begin = at(PAGES, 0, true);
+        assert!((begin * 1e3 / plan.expected().unwrap().total_ms.likely - 1.0).abs() < 0.01);
+        let later = at(PAGES / 2, 5120, true);
+        assert!((begin - 5.12 - later).abs() < 0.3, "half of the first round: {begin} and {later}");
+        assert!(at(1000, 100, false) < 1.0);
+    }
+
+    proptest! {
+        #[test]
+        fn no_promise_is_broken_without_a_word(
+            link in 1.0f64..5000.0,
+            rate in 0.0f64..2000.0,
+            set in 1.0f64..1024.0,
+            downtime_ms in 1u64..200,
+            time_s in proptest::option::of(1u64..100),
+            keep in Just([Promise::Downtime, Promise::Time, Promise::Stall]).prop_shuffle(),
+        ) {
+            let want = Terms {
+                downtime: Duration::from_millis(downtime_ms),
+                time: time_s.map(Duration::from_secs),
+                keep,
+                ..terms()
+            };
+            let plan = plan(&guest(link, rate, set), &want);
+            let course = plan.expected().unwrap();
+            let said = |word: &str| plan.gives_way.iter().any(|text| text.starts_with(word));
+            prop_assert!(course.ends || said("--max-time"), "{plan:?}");
+            if let (true, Some(limit)) = (course.ends, time_s) {
+                prop_assert!(seconds(course) <= limit as f64 * 1.001 || said("--max-time") || said("--max-downtime"), "{plan:?}");
+            }
+            prop_assert!(!course.ends || course.downtime_ms.likely <= downtime_ms as f64 + 0.01 || said("--max-downtime"), "{plan:?}");
+            prop_assert!(plan.stall_ms <= 5.0 || said("--max-stall"), "{plan:?}");
+            for way in &plan.courses {
+                for span in [way.total_ms, way.downtime_ms, way.wire_bytes, way.stalled_ms, way.lacking_ms] {
+                    prop_assert!(span.low <= span.likely && span.likely <= span.high && span.low >= 0.0 && span.high.is_finite());
+                }
+            }
+        }
+    }
 }

@@ -19,7 +19,7 @@ mod rounds;
 mod width;
 
 pub use compress::{Codec, Compressor, Spent};
-pub use forecast::{Course, Measured, Plan, Promise, Span, Standing, Terms, Way, WorkingSet, plan};
+pub use forecast::{Course, HARD, Measured, Plan, Promise, Span, Standing, Terms, Way, WorkingSet, plan};
 pub use governor::{Governor, Grant, OUTRUN};
 pub use pace::Pace;
 pub use regions::Regions;

@@ -133,7 +133,7 @@ mod tests {
             lines[3],
             "  pre-copy   2.15 s (1.95 s to 2.55 s)  12.0 ms  286.1 MiB (257.5 MiB to 343.3 MiB)  -             -"
         );
-        assert!(lines[4].starts_with("  hybrid") && lines[4].ends_with("800.0 ms"), "{}", lines[4]);
+        assert!(lines[4].starts_with("  hybrid") && lines[4].ends_with("800 ms"), "{}", lines[4]);
         assert!(words.contains("go by pre-copy: the guest writes less"), "{words}");
         assert!(words.contains("Cannot be kept: --max-time 1 s: it will take about 2 s."), "{words}");
         assert!(render("web1", "hostb", &forecast(false)).contains("  pre-copy   no end in sight"));

@@ -1,9 +1,12 @@
 //! The promises of the store: what `Ownership` owes to every migration, and what a crash leaves.
 
 use super::*;
-use engine::ports::{Claim, Claimed, Ownership, OwnershipRecord, SourceJournal, TargetJournal};
-use std::{env, process::Command, sync::Barrier, thread};
-use units::{BlockId, Epoch, MemorySet, MigrationId, PageIndex};
+use engine::{
+    ports::{Claim, Claimed, Ownership, OwnershipRecord, SourceJournal, TargetJournal},
+    report::{Mode, Outcome, Past, Report},
+};
+use std::{env, process::Command, sync::Barrier, thread, time::Duration};
+use units::{BlockId, Epoch, MemorySet, MigrationId, PageIndex, Rate};
 
 const FIRST: MigrationId = MigrationId(0x1111);
 
@@ -265,4 +268,63 @@ fn what_was_claimed_survives_a_kill() {
     assert_eq!(store.claim(&claim("here", FIRST, 4)).unwrap(), lost_to("there", 5));
     assert_eq!(store.owed("web1").unwrap().map(|set| set.len()), Some(1));
     assert_eq!(store.vm("web1").unwrap().unwrap().standing, Standing::Here);
+}
+
+fn report(total_ms: f64, outcome: Outcome) -> Report {
+    let mut report = Report::blank("web1", "here", "there", Mode::PreCopy, outcome);
+    let round = |n, pages| engine::report::Round {
+        n,
+        pages,
+        wire_bytes: pages * 4096,
+        ms: total_ms,
+        dirtied: pages / 2,
+    };
+    report.rounds = vec![round(1, 8000), round(2, 100)];
+    report.wire_bytes = 32 << 20;
+    report.link = Some(120_000_000);
+    report.downtime_ms = Some(total_ms + 9.0);
+    report
+}
+
+#[test]
+fn what_migrations_taught_survives_and_is_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), "here").unwrap();
+    assert_eq!((store.history("web1"), store.road("there")), (vec![], Known::default()));
+    for n in 0..20 {
+        store.learn(&report(f64::from(n), Outcome::Cancelled), false).unwrap();
+    }
+    drop(store);
+    let store = Store::open(dir.path(), "here").unwrap();
+    let history = store.history("web1");
+    assert_eq!(history.len(), Past::KEPT);
+    assert_eq!(history.last().unwrap().moving_ms, 38.0, "the latest is last");
+    // What was cut short says nothing of the way; what was limited by the user neither.
+    assert_eq!(store.road("there"), Known::default());
+    store.learn(&report(5.0, Outcome::Completed), true).unwrap();
+    assert_eq!(store.road("there"), Known::default());
+    store.learn(&report(5.0, Outcome::Completed), false).unwrap();
+    assert_eq!(store.road("there").link(), Some(Rate(120_000_000)));
+    assert_eq!(store.road("there").switchover(), Some(Duration::from_millis(9)));
+    store.keep_link("there", Rate(7)).unwrap();
+    assert_eq!(store.road("there").switchover(), Some(Duration::from_millis(9)));
+    // A VM that is gone takes it along.
+    store.remove_vm("web1").unwrap();
+    assert_eq!(store.history("web1"), vec![]);
+}
+
+#[test]
+fn a_history_from_a_peer_is_taken_with_care() {
+    let (_dir, store) = store();
+    let all: Vec<Past> =
+        (0..30).filter_map(|n| Past::of(&report(f64::from(n), Outcome::Completed))).collect();
+    store.keep_history("web1", &serde_json::to_vec(&all).unwrap()).unwrap();
+    assert_eq!(store.history("web1"), all[30 - Past::KEPT..]);
+    store.keep_history("web1", b"").unwrap();
+    assert_eq!(store.history("web1").len(), Past::KEPT, "nothing came");
+    let endless = format!("[{}]", " ".repeat(1 << 20));
+    for bad in ["[{\"to\":7}]", "\u{0}", "{}", &endless] {
+        store.keep_history("web1", bad.as_bytes()).unwrap();
+        assert_eq!(store.history("web1"), vec![], "{}", &bad[..2]);
+    }
 }

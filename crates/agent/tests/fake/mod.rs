@@ -12,7 +12,7 @@ use agent::{
 };
 use engine::{
     ports::{Claim, Claimed},
-    report::{Event, Failure, Mode, Outcome, PageCounts, Phase, Report, Round},
+    report::{Event, Failure, Forecast, Mode, Outcome, PageCounts, Phase, Report, Round},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};

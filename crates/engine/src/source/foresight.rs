@@ -9,7 +9,7 @@ use crate::{
     survey::{self, Sample},
     why,
 };
-use policy::{Compressor, Measured, Plan, Standing, Terms, WorkingSet};
+use policy::{Compressor, HARD, Measured, Plan, Standing, Terms, WorkingSet};
 use std::{
     io,
     sync::mpsc::{Receiver, channel},
@@ -116,7 +116,7 @@ impl SourceDriver {
             self.foresight.watched,
             self.story.lasted(),
         ));
-        if plan.takes == Way::PreCopy && measured.known_hard {
+        if plan.takes == Way::PreCopy && measured.hard {
             // Before anything was sent: the change of trackers costs nothing yet.
             self.govern(measured.pace / PAGE_SIZE as f64 / measured.again.max(0.1))?;
         }
@@ -243,18 +243,20 @@ impl Seen<'_> {
             .history
             .iter()
             .rfind(|past| past.outcome == Outcome::Completed && past.mode == Mode::PreCopy);
-        let hard = past.is_some_and(|past| past.governed && per_s >= AS_HARD * past.written_per_s as f64);
+        let as_before =
+            past.is_some_and(|past| past.governed && per_s >= AS_HARD * past.written_per_s as f64);
+        let again = past.map_or(1.0, |past| again(past, wire));
         Measured {
             present: self.present,
             written: self.written.clone(),
             travels,
-            again: past.map_or(1.0, |past| again(past, wire)),
+            again,
             pace: pace * past.map_or(1.0, |past| believed(past, &parts.to)),
             wire,
             look: LOOK * f64::from(streams),
             fixed: parts.road.switchover.as_secs_f64(),
             writers: parts.writers,
-            known_hard: hard,
+            hard: as_before || self.written.new_per_s() * PAGE_SIZE as f64 * again >= HARD * pace,
         }
     }
 }
