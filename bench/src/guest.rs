@@ -1,7 +1,7 @@
 //! What is moved, and what it feels.
 
-use crate::{run::Terms, workload::MEMORY};
-use lab::{Doing, Error, Guest, HandStart, Heard, Result, Spec, TcpClient, Ticks};
+use crate::run::{Outran, Terms};
+use lab::{Doing, Error, Guest, HandStart, Heard, Progress, Result, Spec, TcpClient, Ticks};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -10,6 +10,7 @@ use std::{
     thread::sleep,
     time::{Duration, Instant},
 };
+use units::{Bytes, PAGE_SIZE, Rate};
 
 /// So long before a migration the guest is watched: its pace, undisturbed.
 const BEFORE: Duration = Duration::from_millis(500);
@@ -17,8 +18,8 @@ const BEFORE: Duration = Duration::from_millis(500);
 const AFTER: Duration = Duration::from_millis(300);
 
 /// The command line of both sides' guest: a `q35` with two vCPUs.
-pub(crate) fn start(work: &str) -> HandStart {
-    HandStart { memory: MEMORY, vcpus: 2, ..HandStart::new(spec(work)) }
+pub(crate) fn start(work: &str, memory: Bytes) -> HandStart {
+    HandStart { memory, vcpus: 2, ..HandStart::new(spec(work)) }
 }
 
 /// The guest, with what makes Linux boot quickly and keep its clock under emulation.
@@ -41,8 +42,18 @@ pub(crate) struct Feelings<'a> {
     client: TcpClient,
     ticks: Ticks,
     before: Heard,
+    /// What one that outruns the link does undisturbed, and how far it was when it began.
+    paces: Option<Paces>,
     /// Pages that its workloads do in a second while nothing moves.
     pub(crate) work_per_s: f64,
+}
+
+/// What a guest that outruns the link got done in a second.
+struct Paces {
+    link: Rate,
+    writes: f64,
+    computes: f64,
+    since: Progress,
 }
 
 /// How a guest is after it was moved.
@@ -70,13 +81,38 @@ impl<'a> Feelings<'a> {
             lab::wait_for("the guest's ticks", SILENCE, first)
         };
         let (first, since) = (heard()?, Instant::now());
+        let progress = terms.outruns.map(|link| guest.progress().map(|first| (link, first))).transpose()?;
         sleep(BEFORE);
+        let paces = |(link, first): (Rate, Progress)| {
+            let since = guest.progress()?;
+            let (writes, computes) = (since.writes_per_s(&first), since.computes_per_s(&first));
+            Ok::<_, Error>(Paces { link, writes, computes, since })
+        };
+        let paces = progress.map(paces).transpose()?;
         let before = ticks.heard();
         let work_per_s = (before.work - first.work) as f64 / since.elapsed().as_secs_f64();
         guest.order("forget")?;
         client.forget_gap();
         ticks.forget_gap();
-        Ok(Self { guest, client, ticks, before, work_per_s })
+        Ok(Self { guest, client, ticks, before, paces, work_per_s })
+    }
+
+    /// What became of one that outruns the link, if it can still say so.
+    pub(crate) fn outran(&self) -> Option<Outran> {
+        let paces = self.paces.as_ref()?;
+        let (now, probed) = (self.guest.progress().ok()?, self.guest.probe().ok()?);
+        let links = |pages_per_s: f64| pages_per_s * PAGE_SIZE as f64 / paces.link.0 as f64;
+        let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+        Some(Outran {
+            computing: now.computes_per_s(&paces.since) / paces.computes,
+            writing_before: links(paces.writes),
+            writing: links(now.writes_per_s(&paces.since)),
+            write_p99_ms: ms(probed.write.p99),
+            write_max_ms: ms(probed.write.max),
+            late_p99_ms: ms(probed.late.p99),
+            late_max_ms: ms(probed.late.max),
+            ..Outran::default()
+        })
     }
 
     /// Pages that its workloads have done since.

@@ -146,7 +146,7 @@ impl<'a> Moved<'a> {
             Some(_) => target.monitor.event_within("the guest's start", SOON, is("RESUME"))?,
             None => None,
         };
-        let work = feelings.work();
+        let (work, outran) = (feelings.work(), feelings.outran());
         let cpu = (self.machine.cpu()? - cpu.0, target.cpu()? - cpu.1);
         let wire_bytes = from.traffic()?.sent - sent;
         let report = self.machine.monitor.execute("query-migrate", json!({}))?;
@@ -172,6 +172,7 @@ impl<'a> Moved<'a> {
             source_cpu_s: cpu.0.as_secs_f64(),
             finished: finish.is_some(),
             streams: Some(u64::from(qemu.channels.max(1))),
+            outran,
             rounds: report["ram"]["dirty-sync-count"].as_u64(),
             trouble: finish.is_none().then(|| format!("ended after {:?}", terms.patience)),
             ..Run::default()

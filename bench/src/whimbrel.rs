@@ -4,7 +4,7 @@ use crate::{
     contender::{Contender, Way},
     cpu,
     guest::Feelings,
-    run::{Faults, Run, Terms},
+    run::{Faults, Outran, Run, Terms},
 };
 use lab::{
     Doing, Error, Guest, HandStart, HandStarted, Lab, Migration, Oddity, Report, Result, Stage, Tools, ensure,
@@ -125,7 +125,7 @@ impl<'a> Moved<'a> {
             migration.ends_within(terms.patience.saturating_sub(began.elapsed()))
         })?;
         let took = began.elapsed();
-        let work = feelings.work();
+        let (work, outran) = (feelings.work(), feelings.outran());
         let agents = (cpu::process(agent_here)? - agents.0, cpu::process(agent_there)? - agents.1);
         let wire_bytes = from.traffic()?.sent - sent;
         if !ended {
@@ -152,6 +152,7 @@ impl<'a> Moved<'a> {
             rounds: report.0["rounds"].as_array().map(|rounds| rounds.len() as u64),
             streams: report.0["streams"].as_u64(),
             trouble: (!ended).then(|| format!("ended after {:.1} s", took.as_secs_f64())),
+            outran,
             ..Run::default()
         };
         if completed {
@@ -161,6 +162,15 @@ impl<'a> Moved<'a> {
             run.faults = (mode != "pre-copy").then(|| faults(&report)).transpose()?;
             run.pages_per_s = pages_per_second(&events);
             run.bytes_per_s = first_round(&report);
+            let fresh = terms.outruns.and_then(|link| fresh(&report).map(|fresh| fresh / link.0 as f64));
+            let (stalled, longest) =
+                (report.number("throttle.stalled_ms")?, report.number("throttle.longest_ms")?);
+            run.outran = outran.map(|outran| Outran {
+                fresh,
+                stalled_ms: Some(stalled),
+                longest_stall_ms: Some(longest),
+                ..outran
+            });
         }
         Ok(run.felt(feelings.end(terms.verify)))
     }
@@ -171,6 +181,14 @@ fn first_round(report: &Report) -> Option<f64> {
     let round = &report.0["rounds"][0];
     let (bytes, ms) = (round["wire_bytes"].as_f64()?, round["ms"].as_f64()?);
     (ms > 0.0).then(|| bytes / ms * 1000.0)
+}
+
+/// Bytes a second that the guest made new after they were sent, over all rounds but the last, in which it stood still.
+fn fresh(report: &Report) -> Option<f64> {
+    let (_, rounds) = report.0["rounds"].as_array()?.split_last()?;
+    let sum = |name: &str| rounds.iter().map(|round| round[name].as_f64()).sum::<Option<f64>>();
+    let (pages, ms) = (sum("dirtied")?, sum("ms")?);
+    (ms > 0.0).then(|| pages * PAGE_SIZE as f64 / ms * 1000.0)
 }
 
 fn faults(report: &Report) -> Result<Faults> {
