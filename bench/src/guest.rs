@@ -1,14 +1,15 @@
 //! What is moved, and what it feels.
 
 use crate::run::{Outran, Terms};
-use lab::{Doing, Error, Guest, HandStart, Heard, Progress, Result, Spec, TcpClient, Ticks};
+use lab::{Doing, Error, Guest, HandStart, Heard, Progress, Result, Spec, TcpClient, Ticks, Vcpu};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use std::{
-    thread::sleep,
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, PoisonError},
+    thread::{self, sleep},
+    time::{Duration, Instant, SystemTime},
 };
 use units::{Bytes, PAGE_SIZE, Rate};
 
@@ -44,6 +45,7 @@ pub(crate) struct Feelings<'a> {
     before: Heard,
     /// What one that outruns the link does undisturbed, and how far it was when it began.
     paces: Option<Paces>,
+    ready: Option<Readiness>,
     /// Pages that its workloads do in a second while nothing moves.
     pub(crate) work_per_s: f64,
 }
@@ -54,6 +56,34 @@ struct Paces {
     writes: f64,
     computes: f64,
     since: Progress,
+}
+
+/// How long the second vCPU of a guest, which computes, was not held up: ran, or waited for a processor only. Looked at again and
+/// again, because the thread ends with its process.
+struct Readiness(Arc<Mutex<Vec<(SystemTime, Duration)>>>);
+
+impl Readiness {
+    fn watch(pid: u32) -> Result<Self> {
+        const GLANCE: Duration = Duration::from_millis(10);
+        let (vcpu, seen) = (Vcpu::find(pid, 1, 2)?, Arc::new(Mutex::new(Vec::new())));
+        let told = Arc::downgrade(&seen);
+        thread::spawn(move || {
+            while let (Some(seen), Ok(ready)) = (told.upgrade(), vcpu.ready()) {
+                seen.lock().unwrap_or_else(PoisonError::into_inner).push((SystemTime::now(), ready));
+                drop(seen);
+                sleep(GLANCE);
+            }
+        });
+        Ok(Self(seen))
+    }
+
+    /// As a share of the time until then.
+    fn share(&self, until: SystemTime) -> Option<f64> {
+        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let ((began, before), (ended, after)) = (seen.first()?, seen.iter().rfind(|(at, _)| *at <= until)?);
+        let time = ended.duration_since(*began).ok().filter(|time| !time.is_zero())?;
+        Some((*after - *before).as_secs_f64() / time.as_secs_f64())
+    }
 }
 
 /// How a guest is after it was moved.
@@ -72,8 +102,8 @@ pub(crate) struct Gaps {
 }
 
 impl<'a> Feelings<'a> {
-    /// Begins to watch.
-    pub(crate) fn begin(guest: &'a Guest, terms: &Terms) -> Result<Self> {
+    /// Begins to watch a guest that this QEMU process runs.
+    pub(crate) fn begin(guest: &'a Guest, pid: u32, terms: &Terms) -> Result<Self> {
         let every = Duration::from_millis(terms.pulse.client_ms);
         let (client, ticks) = (guest.echo(every)?, guest.ticks()?);
         let heard = || {
@@ -94,7 +124,13 @@ impl<'a> Feelings<'a> {
         guest.order("forget")?;
         client.forget_gap();
         ticks.forget_gap();
-        Ok(Self { guest, client, ticks, before, paces, work_per_s })
+        let ready = terms.outruns.map(|_| Readiness::watch(pid)).transpose()?;
+        Ok(Self { guest, client, ticks, before, paces, ready, work_per_s })
+    }
+
+    /// Of the time until then, when the guest was stopped or the migration ended, how much its computing vCPU was not held up.
+    pub(crate) fn not_held_up(&self, until: SystemTime) -> Option<f64> {
+        self.ready.as_ref()?.share(until)
     }
 
     /// What became of one that outruns the link, if it can still say so.

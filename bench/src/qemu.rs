@@ -4,7 +4,7 @@ use crate::{
     contender::{Contender, Qemu, Way},
     cpu,
     guest::Feelings,
-    run::{Run, Terms},
+    run::{Outran, Run, Terms},
 };
 use lab::{Console, Doing, Error, Guest, HandStart, HandStarted, Host, Lab, Namespace, Qmp, Result, Tools};
 use serde_json::{Value, json};
@@ -128,7 +128,7 @@ impl<'a> Moved<'a> {
         let (from, to) = (&self.lab.hosts()[self.here], &self.lab.hosts()[there]);
         let incoming = HandStart { extra: self.incoming(), ..self.start.clone() };
         let name = self.next_name();
-        let feelings = Feelings::begin(&self.guest, terms)?;
+        let feelings = Feelings::begin(&self.guest, self.pid(), terms)?;
         let (sent, began) = (from.traffic()?.sent, SystemTime::now());
 
         let mut target = Machine::start(&incoming, self.lab, there, self.tools, name)?;
@@ -154,6 +154,8 @@ impl<'a> Moved<'a> {
         if ended.is_none() {
             self.machine.cancel(qemu)?;
         }
+        let not_held_up = feelings.not_held_up(stopped.unwrap_or_else(SystemTime::now));
+        let outran = outran.map(|outran| Outran { not_held_up, ..outran });
         let work_per_s = feelings.work_per_s;
         let felt = feelings.end(terms.verify);
 

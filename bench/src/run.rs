@@ -106,6 +106,8 @@ pub(crate) struct Outran {
     pub(crate) copies: f64,
     /// The speed of the vCPU that computes, of what it was just before.
     pub(crate) computing: f64,
+    /// Of the time before the switchover, how much that vCPU was not held up: it ran, or waited for a processor of the machine only.
+    pub(crate) not_held_up: Option<f64>,
     /// What the writer wrote just before, of what the link carries.
     pub(crate) writing_before: f64,
     /// What it wrote meanwhile.

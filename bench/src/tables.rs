@@ -51,10 +51,11 @@ const DETAILS: [Column; 9] = [
 const DETAILED: &str = "steady";
 
 /// The same, where a guest outruns the link.
-const OUTRUN: [Column; 12] = [
+const OUTRUN: [Column; 13] = [
     column("time, in RAM ÷ link", 2, |run| Some(run.outran?.copies)),
     column("stop to resume, ms", 1, |run| run.downtime_ms),
     column("computing, %", 0, |run| Some(run.outran?.computing * 100.0)),
+    column("not held up, %", 0, |run| run.outran?.not_held_up.map(|share| share * 100.0)),
     column("written before, of the link", 2, |run| Some(run.outran?.writing_before)),
     column("written meanwhile, of the link", 2, |run| Some(run.outran?.writing)),
     column("fresh, of the link", 2, |run| run.outran?.fresh),
@@ -281,7 +282,8 @@ const MEANING: &str = "\
 - **Where a guest outruns the link** one vCPU writes random numbers, the other computes without writing, and writes one page a
   millisecond, none that it wrote in the last eight seconds (the probe). *RAM ÷ link*: what all RAM takes over the link as it is.
   *Computing*: its speed until the migration's end, of what it was just before, by the guest's own clock: the pause of the switchover is
-  not in it, what both hosts' programs take of the same processors is. *Written*: what the writer wrote; *fresh*: what of it had been
+  not in it, what both hosts' programs take of the same processors is. *Not held up*: of the time before the switchover, how much that
+  vCPU ran or waited for nothing but a processor of this machine; stalls and throttling are the rest. *Written*: what the writer wrote; *fresh*: what of it had been
   sent already, as whimbrel's rounds tell. *Probe*: how long its writes took, and how late they began; those that it missed meanwhile count
   as late. *Stalled*: how long whimbrel made writers wait.
 - **Memory**: the largest of each kind, looked at every 5 ms, less what the idle agent held before that migration.

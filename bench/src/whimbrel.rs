@@ -110,7 +110,7 @@ impl<'a> Moved<'a> {
         let (from, to) = (&self.stage.lab.hosts()[here], &self.stage.lab.hosts()[1 - here]);
         let (agent_here, agent_there) = (self.agents[here], self.agents[1 - here]);
 
-        let feelings = Feelings::begin(&self.guest, terms)?;
+        let feelings = Feelings::begin(&self.guest, source, terms)?;
         let sent = from.traffic()?.sent;
         let agents = (cpu::process(agent_here)?, cpu::process(agent_there)?);
         let (stamp, began) = (SystemTime::now(), Instant::now());
@@ -137,6 +137,9 @@ impl<'a> Moved<'a> {
         ensure!(completed || !ended, "whimbrel's migration is completed: exit status {status}, {}", report.0);
         let used = |n: usize| qemus.get(n).copied().unwrap_or_default();
         let (source, target) = (agents.0 + used(0), agents.1 + used(1));
+        let switchover = phase(&events, "switchover").map(|ms| stamp + Duration::from_secs_f64(ms / 1000.0));
+        let not_held_up = feelings.not_held_up(switchover.unwrap_or_else(SystemTime::now));
+        let outran = outran.map(|outran| Outran { not_held_up, ..outran });
         let work_per_s = feelings.work_per_s;
         let mut run = Run {
             contender: contender.name.to_owned(),
@@ -202,11 +205,7 @@ fn faults(report: &Report) -> Result<Faults> {
 
 /// How fast the target took pages in while the guest ran there: what the phase had to move, by how long it lasted.
 fn pages_per_second(events: &[Value]) -> Option<f64> {
-    let phase = |name: &str| {
-        let found = events.iter().find(|event| event["event"] == "phase" && event["phase"] == name)?;
-        found["at_ms"].as_f64()
-    };
-    let (began, ended) = (phase("post-copy")?, phase("done")?);
+    let (began, ended) = (phase(events, "post-copy")?, phase(events, "done")?);
     let ticks = events.iter().filter(|event| event["event"] == "tick" && event["phase"] == "post-copy");
     let told = ticks.filter_map(|tick| tick["of_bytes"].as_f64()).reduce(f64::max);
     // A short phase may end before it says anything: it moves what the last round left.
@@ -214,6 +213,12 @@ fn pages_per_second(events: &[Value]) -> Option<f64> {
     let pages = told.map(|bytes| bytes / PAGE_SIZE as f64).or_else(|| left?["dirtied"].as_f64())?;
     let seconds = (ended - began) / 1000.0;
     (pages > 0.0 && seconds > 0.0).then(|| pages / seconds)
+}
+
+/// When a phase began, in milliseconds since the migration did.
+fn phase(events: &[Value], name: &str) -> Option<f64> {
+    let found = events.iter().find(|event| event["event"] == "phase" && event["phase"] == name)?;
+    found["at_ms"].as_f64()
 }
 
 /// The QEMU processes of a host.
