@@ -15,6 +15,8 @@ use units::{Bytes, PAGE_SIZE, Rate};
 
 /// So long before a migration the guest is watched: its pace, undisturbed.
 const BEFORE: Duration = Duration::from_millis(500);
+/// So long if its pace is what everything is compared with: on shared processors half a second says little.
+const BEFORE_LONG: Duration = Duration::from_secs(2);
 /// And so long after it: what the migration still does to it is seen.
 const AFTER: Duration = Duration::from_millis(300);
 
@@ -112,7 +114,7 @@ impl<'a> Feelings<'a> {
         };
         let (first, since) = (heard()?, Instant::now());
         let progress = terms.outruns.map(|link| guest.progress().map(|first| (link, first))).transpose()?;
-        sleep(BEFORE);
+        sleep(if progress.is_some() { BEFORE_LONG } else { BEFORE });
         let paces = |(link, first): (Rate, Progress)| {
             let since = guest.progress()?;
             let (writes, computes) = (since.writes_per_s(&first), since.computes_per_s(&first));

@@ -112,7 +112,7 @@ pub(crate) struct Outran {
     pub(crate) writing_before: f64,
     /// What it wrote meanwhile.
     pub(crate) writing: f64,
-    /// Pages of it that were sent before and had to be sent again, as whimbrel's rounds tell.
+    /// Pages that were sent before and had to be sent again, as whimbrel's rounds tell.
     pub(crate) fresh: Option<f64>,
     /// What a write of one page a millisecond took, in milliseconds: 99 in 100 of them less.
     pub(crate) write_p99_ms: f64,

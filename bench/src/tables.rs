@@ -283,8 +283,8 @@ const MEANING: &str = "\
   millisecond, none that it wrote in the last eight seconds (the probe). *RAM ÷ link*: what all RAM takes over the link as it is.
   *Computing*: its speed until the migration's end, of what it was just before, by the guest's own clock: the pause of the switchover is
   not in it, what both hosts' programs take of the same processors is. *Not held up*: of the time before the switchover, how much that
-  vCPU ran or waited for nothing but a processor of this machine; stalls and throttling are the rest. *Written*: what the writer wrote; *fresh*: what of it had been
-  sent already, as whimbrel's rounds tell. *Probe*: how long its writes took, and how late they began; those that it missed meanwhile count
+  vCPU ran or waited for nothing but a processor of this machine; stalls and throttling are the rest. *Written*: what the writer wrote; *fresh*: what was sent
+  already and had to be sent again, as whimbrel's rounds tell: pages that were opened ahead of a write are among it. *Probe*: how long its writes took, and how late they began; those that it missed meanwhile count
   as late. *Stalled*: how long whimbrel made writers wait.
 - **Memory**: the largest of each kind, looked at every 5 ms, less what the idle agent held before that migration.
 
