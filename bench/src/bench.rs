@@ -11,7 +11,7 @@ use crate::{
     results::Results,
     run::{Run, Terms},
     tables, whimbrel,
-    workload::{FILES, MEMORY, With, Workload},
+    workload::{FILES, With, Workload},
 };
 use lab::{Doing, Error, HandStart, Lab, Result, Tools, other_kernel::with_program};
 use std::{fs, io::Write, os::unix::fs::FileExt, path::Path, time::Instant};
@@ -23,8 +23,8 @@ const LINES: usize = 15;
 const COPIED: Bytes = Bytes(640 << 20);
 /// Over so many connections, as long as nobody knows how many whimbrel takes.
 const STREAMS: u64 = 2;
-/// What both guests and the copies that move hold at the same time.
-const TOUCHED: u64 = 4 * MEMORY.0;
+/// How often both guests and the copies that move hold a guest's memory at the same time.
+const TOUCHED: u64 = 4;
 /// The files that a page cache is filled with.
 const USR: &str = "/usr";
 /// Debian's package redis-tools has the server under the name of a program that checks its files; it is whatever it is called.
@@ -46,10 +46,12 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let mut bench = Bench { options, tools: Tools::find()?, clock: Instant::now(), unshaped: None };
     let mut results = Results::open(options.out.as_deref(), options.tls)?;
     let mut well = true;
-    warm_up()?;
-    for workload in Workload::ALL.iter().filter(|workload| options.wants(workload)) {
+    let wanted: Vec<_> = Workload::ALL.iter().filter(|workload| options.wants(workload)).collect();
+    warm_up(wanted.iter().map(|workload| TOUCHED * workload.memory.0).max().unwrap_or_default())?;
+    for workload in wanted {
         // One boot serves both links where the guest does the same on both.
         let mut links = options.links();
+        links.retain(|link| !workload.outruns || link.rate().is_some());
         while let Some(first) = links.first().copied() {
             let words = options.words(workload, first);
             let (same, others) = links.into_iter().partition(|link| options.words(workload, *link) == words);
@@ -78,11 +80,11 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
 
 /// Touches as much memory as will be used. Where the machine is itself a guest, its host backs memory when it is first
 /// touched, which takes ten times as long as touching it; whoever ran first would pay for all.
-fn warm_up() -> Result<()> {
+fn warm_up(bytes: u64) -> Result<()> {
     let memory =
         rustix::fs::memfd_create("bench", rustix::fs::MemfdFlags::CLOEXEC).doing("make a memory file")?;
     let (memory, piece) = (fs::File::from(memory), vec![1; 1 << 20]);
-    (0..TOUCHED >> 20).try_for_each(|n| memory.write_all_at(&piece, n << 20)).doing("touch memory")
+    (0..bytes >> 20).try_for_each(|n| memory.write_all_at(&piece, n << 20)).doing("touch memory")
 }
 
 impl Bench<'_> {
@@ -111,7 +113,7 @@ impl Bench<'_> {
         for (link, turns) in all {
             link.shape(&here)?;
             link.shape(&there)?;
-            let patience = patience(MEMORY, self.rate(link, &pair)?);
+            let patience = patience(workload.memory, self.rate(link, &pair)?);
             for (n, contender) in turns {
                 if self.is_over() {
                     eprintln!("{} minutes are over: no further runs", self.options.minutes);
@@ -122,7 +124,8 @@ impl Bench<'_> {
                 }
                 let verify = n == self.options.runs || workload.downtime_ms < 100;
                 let (downtime_ms, pulse) = (workload.downtime_ms, workload.pulse());
-                let terms = Terms { downtime_ms, patience, pulse, verify };
+                let outruns = link.rate().filter(|_| workload.outruns);
+                let terms = Terms { downtime_ms, patience, outruns, pulse, verify };
                 let streams = results.runs.iter().rev().find(|run| run.contender == "whimbrel-uncompressed");
                 let streams = streams.and_then(|run| run.streams).unwrap_or(STREAMS);
                 let run = match pair.turn(contender, n, &terms, streams) {
@@ -136,8 +139,11 @@ impl Bench<'_> {
                         }
                     }
                 };
-                let run =
+                let mut run =
                     Run { workload: workload.name.to_owned(), link: link.name().to_owned(), run: n, ..run };
+                if let (Some(outran), Some(rate)) = (&mut run.outran, outruns) {
+                    outran.copies = run.total_ms / 1000.0 * rate.0 as f64 / workload.memory.0 as f64;
+                }
                 let at = self.clock.elapsed().as_secs();
                 eprintln!("[{}:{:02}] {}", at / 60, at % 60, tables::line(&run));
                 let gone = run.harmed || !run.finished && run.total_ms == 0.0;
@@ -163,7 +169,7 @@ impl Bench<'_> {
     fn prepare(&self, workload: &Workload, words: &str, dir: &Path) -> Result<(HandStart, Tools)> {
         eprintln!("{}: {} …", workload.name, workload.what);
         let words = format!("{words} whimbrel.tick={}ms", workload.pulse().tick_ms);
-        let (mut start, mut tools) = (guest::start(&words), self.tools.clone());
+        let (mut start, mut tools) = (guest::start(&words, workload.memory), self.tools.clone());
         match workload.with {
             With::Nothing => {}
             With::Files => {

@@ -1,24 +1,28 @@
 //! What is moved, and what it feels.
 
-use crate::{run::Terms, workload::MEMORY};
-use lab::{Doing, Error, Guest, HandStart, Heard, Result, Spec, TcpClient, Ticks};
+use crate::run::{Outran, Terms};
+use lab::{Doing, Error, Guest, HandStart, Heard, Progress, Result, Spec, TcpClient, Ticks, Vcpu};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use std::{
-    thread::sleep,
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, PoisonError},
+    thread::{self, sleep},
+    time::{Duration, Instant, SystemTime},
 };
+use units::{Bytes, PAGE_SIZE, Rate};
 
 /// So long before a migration the guest is watched: its pace, undisturbed.
 const BEFORE: Duration = Duration::from_millis(500);
+/// So long if its pace is what everything is compared with: on shared processors half a second says little.
+const BEFORE_LONG: Duration = Duration::from_secs(2);
 /// And so long after it: what the migration still does to it is seen.
 const AFTER: Duration = Duration::from_millis(300);
 
 /// The command line of both sides' guest: a `q35` with two vCPUs.
-pub(crate) fn start(work: &str) -> HandStart {
-    HandStart { memory: MEMORY, vcpus: 2, ..HandStart::new(spec(work)) }
+pub(crate) fn start(work: &str, memory: Bytes) -> HandStart {
+    HandStart { memory, vcpus: 2, ..HandStart::new(spec(work)) }
 }
 
 /// The guest, with what makes Linux boot quickly and keep its clock under emulation.
@@ -41,8 +45,47 @@ pub(crate) struct Feelings<'a> {
     client: TcpClient,
     ticks: Ticks,
     before: Heard,
+    /// What one that outruns the link does undisturbed, and how far it was when it began.
+    paces: Option<Paces>,
+    ready: Option<Readiness>,
     /// Pages that its workloads do in a second while nothing moves.
     pub(crate) work_per_s: f64,
+}
+
+/// What a guest that outruns the link got done in a second.
+struct Paces {
+    link: Rate,
+    writes: f64,
+    computes: f64,
+    since: Progress,
+}
+
+/// How long the second vCPU of a guest, which computes, was not held up: ran, or waited for a processor only. Looked at again and
+/// again, because the thread ends with its process.
+struct Readiness(Arc<Mutex<Vec<(SystemTime, Duration)>>>);
+
+impl Readiness {
+    fn watch(pid: u32) -> Result<Self> {
+        const GLANCE: Duration = Duration::from_millis(10);
+        let (vcpu, seen) = (Vcpu::find(pid, 1, 2)?, Arc::new(Mutex::new(Vec::new())));
+        let told = Arc::downgrade(&seen);
+        thread::spawn(move || {
+            while let (Some(seen), Ok(ready)) = (told.upgrade(), vcpu.ready()) {
+                seen.lock().unwrap_or_else(PoisonError::into_inner).push((SystemTime::now(), ready));
+                drop(seen);
+                sleep(GLANCE);
+            }
+        });
+        Ok(Self(seen))
+    }
+
+    /// As a share of the time until then.
+    fn share(&self, until: SystemTime) -> Option<f64> {
+        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let ((began, before), (ended, after)) = (seen.first()?, seen.iter().rfind(|(at, _)| *at <= until)?);
+        let time = ended.duration_since(*began).ok().filter(|time| !time.is_zero())?;
+        Some((*after - *before).as_secs_f64() / time.as_secs_f64())
+    }
 }
 
 /// How a guest is after it was moved.
@@ -61,8 +104,8 @@ pub(crate) struct Gaps {
 }
 
 impl<'a> Feelings<'a> {
-    /// Begins to watch.
-    pub(crate) fn begin(guest: &'a Guest, terms: &Terms) -> Result<Self> {
+    /// Begins to watch a guest that this QEMU process runs.
+    pub(crate) fn begin(guest: &'a Guest, pid: u32, terms: &Terms) -> Result<Self> {
         let every = Duration::from_millis(terms.pulse.client_ms);
         let (client, ticks) = (guest.echo(every)?, guest.ticks()?);
         let heard = || {
@@ -70,13 +113,44 @@ impl<'a> Feelings<'a> {
             lab::wait_for("the guest's ticks", SILENCE, first)
         };
         let (first, since) = (heard()?, Instant::now());
-        sleep(BEFORE);
+        let progress = terms.outruns.map(|link| guest.progress().map(|first| (link, first))).transpose()?;
+        sleep(if progress.is_some() { BEFORE_LONG } else { BEFORE });
+        let paces = |(link, first): (Rate, Progress)| {
+            let since = guest.progress()?;
+            let (writes, computes) = (since.writes_per_s(&first), since.computes_per_s(&first));
+            Ok::<_, Error>(Paces { link, writes, computes, since })
+        };
+        let paces = progress.map(paces).transpose()?;
         let before = ticks.heard();
         let work_per_s = (before.work - first.work) as f64 / since.elapsed().as_secs_f64();
         guest.order("forget")?;
         client.forget_gap();
         ticks.forget_gap();
-        Ok(Self { guest, client, ticks, before, work_per_s })
+        let ready = terms.outruns.map(|_| Readiness::watch(pid)).transpose()?;
+        Ok(Self { guest, client, ticks, before, paces, ready, work_per_s })
+    }
+
+    /// Of the time until then, when the guest was stopped or the migration ended, how much its computing vCPU was not held up.
+    pub(crate) fn not_held_up(&self, until: SystemTime) -> Option<f64> {
+        self.ready.as_ref()?.share(until)
+    }
+
+    /// What became of one that outruns the link, if it can still say so.
+    pub(crate) fn outran(&self) -> Option<Outran> {
+        let paces = self.paces.as_ref()?;
+        let (now, probed) = (self.guest.progress().ok()?, self.guest.probe().ok()?);
+        let links = |pages_per_s: f64| pages_per_s * PAGE_SIZE as f64 / paces.link.0 as f64;
+        let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+        Some(Outran {
+            computing: now.computes_per_s(&paces.since) / paces.computes,
+            writing_before: links(paces.writes),
+            writing: links(now.writes_per_s(&paces.since)),
+            write_p99_ms: ms(probed.write.p99),
+            write_max_ms: ms(probed.write.max),
+            late_p99_ms: ms(probed.late.p99),
+            late_max_ms: ms(probed.late.max),
+            ..Outran::default()
+        })
     }
 
     /// Pages that its workloads have done since.

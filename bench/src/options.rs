@@ -12,7 +12,8 @@ pub(crate) struct Options {
     pub(crate) runs: u32,
 
     /// Only this workload (may be given several times): idle, page-cache, compressible, incompressible, duplicate, rewritten,
-    /// redis, compile, hot-under, hot-over; steady (faults, small downtimes) and memory (of the agents).
+    /// redis, compile, hot-under, hot-over; steady (faults, small downtimes), over-1.2, over-2, over-5 (guests that outrun the
+    /// link; with -hot behind it most of it where they are hot, with -2g in 2 GiB) and memory (of the agents).
     #[arg(long, value_name = "WORKLOAD", value_parser = workload)]
     pub(crate) only: Vec<String>,
 

@@ -4,7 +4,7 @@ use crate::{
     contender::{Contender, Qemu, Way},
     cpu,
     guest::Feelings,
-    run::{Run, Terms},
+    run::{Outran, Run, Terms},
 };
 use lab::{Console, Doing, Error, Guest, HandStart, HandStarted, Host, Lab, Namespace, Qmp, Result, Tools};
 use serde_json::{Value, json};
@@ -128,7 +128,7 @@ impl<'a> Moved<'a> {
         let (from, to) = (&self.lab.hosts()[self.here], &self.lab.hosts()[there]);
         let incoming = HandStart { extra: self.incoming(), ..self.start.clone() };
         let name = self.next_name();
-        let feelings = Feelings::begin(&self.guest, terms)?;
+        let feelings = Feelings::begin(&self.guest, self.pid(), terms)?;
         let (sent, began) = (from.traffic()?.sent, SystemTime::now());
 
         let mut target = Machine::start(&incoming, self.lab, there, self.tools, name)?;
@@ -146,7 +146,7 @@ impl<'a> Moved<'a> {
             Some(_) => target.monitor.event_within("the guest's start", SOON, is("RESUME"))?,
             None => None,
         };
-        let work = feelings.work();
+        let (work, outran) = (feelings.work(), feelings.outran());
         let cpu = (self.machine.cpu()? - cpu.0, target.cpu()? - cpu.1);
         let wire_bytes = from.traffic()?.sent - sent;
         let report = self.machine.monitor.execute("query-migrate", json!({}))?;
@@ -154,6 +154,8 @@ impl<'a> Moved<'a> {
         if ended.is_none() {
             self.machine.cancel(qemu)?;
         }
+        let not_held_up = feelings.not_held_up(stopped.unwrap_or_else(SystemTime::now));
+        let outran = outran.map(|outran| Outran { not_held_up, ..outran });
         let work_per_s = feelings.work_per_s;
         let felt = feelings.end(terms.verify);
 
@@ -172,6 +174,7 @@ impl<'a> Moved<'a> {
             source_cpu_s: cpu.0.as_secs_f64(),
             finished: finish.is_some(),
             streams: Some(u64::from(qemu.channels.max(1))),
+            outran,
             rounds: report["ram"]["dirty-sync-count"].as_u64(),
             trouble: finish.is_none().then(|| format!("ended after {:?}", terms.patience)),
             ..Run::default()

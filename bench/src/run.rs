@@ -6,6 +6,7 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
+use units::Rate;
 
 /// What everybody who moves a guest is held to.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +15,8 @@ pub(crate) struct Terms {
     pub(crate) downtime_ms: u64,
     /// When it is ended.
     pub(crate) patience: Duration,
+    /// The link that the guest outruns, if it is about that.
+    pub(crate) outruns: Option<Rate>,
     /// How closely the guest is watched.
     pub(crate) pulse: Pulse,
     /// Whether the guest then looks at all its memory.
@@ -75,6 +78,8 @@ pub(crate) struct Run {
     pub(crate) faults: Option<Faults>,
     /// Pages a second that the target took in after the switchover.
     pub(crate) pages_per_s: Option<f64>,
+    /// Of a guest that outruns the link.
+    pub(crate) outran: Option<Outran>,
     /// Why it is not finished; what became of the guest, if it was harmed.
     pub(crate) trouble: Option<String>,
     /// Whether the guest died of it, or its memory was not right afterwards.
@@ -92,6 +97,37 @@ pub(crate) struct Faults {
     pub(crate) p99_us: f64,
     /// The longest.
     pub(crate) max_us: f64,
+}
+
+/// What a migration did to a guest that outruns the link, until its end. The guest's own clock measures: the pause of the
+/// switchover is not in it.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Outran {
+    /// The whole time, in times that all RAM takes over the link.
+    pub(crate) copies: f64,
+    /// The speed of the vCPU that computes, of what it was just before.
+    pub(crate) computing: f64,
+    /// Of the time before the switchover, how much that vCPU was not held up: it ran, or waited for a processor of the machine only.
+    pub(crate) not_held_up: Option<f64>,
+    /// What the writer wrote just before, of what the link carries.
+    pub(crate) writing_before: f64,
+    /// What it wrote meanwhile.
+    pub(crate) writing: f64,
+    /// Pages that were sent before and had to be sent again, as whimbrel's rounds tell.
+    pub(crate) fresh: Option<f64>,
+    /// What a write of one page a millisecond took, in milliseconds: 99 in 100 of them less.
+    pub(crate) write_p99_ms: f64,
+    /// The longest.
+    pub(crate) write_max_ms: f64,
+    /// How late those writes began: 99 in 100 of them less.
+    pub(crate) late_p99_ms: f64,
+    /// The latest.
+    pub(crate) late_max_ms: f64,
+    /// How long whimbrel made writers wait altogether.
+    pub(crate) stalled_ms: Option<f64>,
+    /// The longest of it.
+    pub(crate) longest_stall_ms: Option<f64>,
 }
 
 impl Run {

@@ -6,7 +6,7 @@ use crate::{
     footprint::Footprint,
     link::Link,
     results::Results,
-    run::Run,
+    run::{Outran, Run},
     stats::ratio,
     workload::Workload,
 };
@@ -50,6 +50,23 @@ const DETAILS: [Column; 9] = [
 ];
 const DETAILED: &str = "steady";
 
+/// The same, where a guest outruns the link.
+const OUTRUN: [Column; 13] = [
+    column("time, in RAM ÷ link", 2, |run| Some(run.outran?.copies)),
+    column("stop to resume, ms", 1, |run| run.downtime_ms),
+    column("computing, %", 0, |run| Some(run.outran?.computing * 100.0)),
+    column("not held up, %", 0, |run| run.outran?.not_held_up.map(|share| share * 100.0)),
+    column("written before, of the link", 2, |run| Some(run.outran?.writing_before)),
+    column("written meanwhile, of the link", 2, |run| Some(run.outran?.writing)),
+    column("fresh, of the link", 2, |run| run.outran?.fresh),
+    column("probe p99, ms", 2, |run| Some(run.outran?.write_p99_ms)),
+    column("probe, worst, ms", 1, |run| Some(run.outran?.write_max_ms)),
+    column("probe late p99, ms", 1, |run| Some(run.outran?.late_p99_ms)),
+    column("probe, latest, ms", 1, |run| Some(run.outran?.late_max_ms)),
+    column("writers stalled, ms", 0, |run| run.outran?.stalled_ms),
+    column("longest stall, ms", 1, |run| run.outran?.longest_stall_ms),
+];
+
 /// One run in one line, for the progress display.
 pub(crate) fn line(run: &Run) -> String {
     let mut text = format!(
@@ -65,6 +82,13 @@ pub(crate) fn line(run: &Run) -> String {
     );
     if let Some(share) = run.work_share() {
         let _ = write!(text, ", work {:.0} %", share * 100.0);
+    }
+    if let Some(Outran { copies, computing, write_p99_ms, .. }) = run.outran {
+        let computing = computing * 100.0;
+        let _ = write!(
+            text,
+            ", {copies:.2} RAM ÷ link, computing {computing:.0} %, probe p99 {write_p99_ms:.2} ms"
+        );
     }
     if let Some(trouble) = &run.trouble {
         let _ = write!(
@@ -144,6 +168,10 @@ fn compared(results: &Results, workload: &Workload, link: Link) -> String {
         text += &table(&DETAILS);
         text.push('\n');
     }
+    if workload.outruns {
+        text += &table(&OUTRUN);
+        text.push('\n');
+    }
     text
 }
 
@@ -213,7 +241,7 @@ fn preface(load: f64, tls: bool) -> String {
         "Made by `./dev bench` on {date}: {processors} processors ({model}), Linux {linux}, {qemu}, software emulation of the \
          guest's CPU. Both hosts, the guest's vCPUs and the bench itself share these processors, and the machine's load was \
          {load:.1} before anything began: take the ratios, not the absolutes.\n\n\
-         Each guest is a `q35` with 1 GiB and two vCPUs. It is booted twice from one command line, each time on two hosts of \
+         Each guest is a `q35` with 1 GiB (where it says so, 2 GiB) and two vCPUs. It is booted twice from one command line, each time on two hosts of \
          its own (network namespaces, veth between them). Whimbrel moves one of the two, QEMU the other, there and back on the \
          same boot; the contenders take turns, and the guest that is not being measured is frozen. Figures are medians of \
          the runs that came to their end. {protection}\n\n",
@@ -285,7 +313,7 @@ const MEANING: &str = "\
 - **Finished**: a run that takes three times as long as a copy of all memory at the link's speed (and 10 s at least) is ended. A
   guest is harmed if it is dead or silent afterwards, or if its memory is not what it should be; it is then booted anew.
 - **Best of QEMU**: in each column the best median that any of its modes has in the same bench. Its bandwidth is not capped, its
-  downtime limit is whimbrel's (300 ms; 20 ms in `steady`), multifd has a channel a processor, zstd its level 1, xbzrle a cache of
+  downtime limit is whimbrel's (300 ms; 20 ms in `steady` and where a guest outruns the link), multifd has a channel a processor, zstd its level 1, xbzrle a cache of
   512 MiB, post-copy begins after the first round.
 - **plain-copy** moves 640 MiB from one memory file into another by `pread`, a socket and `pwrite`, with as many threads and
   connections as whimbrel: what nobody can beat who sends memory as it is. Compared with it is whimbrel's first round.
@@ -293,6 +321,13 @@ const MEANING: &str = "\
   `STOP` event, which comes once the vCPUs have paused. **The client** sends the guest's echo port a message every 2 ms; its
   silence contains the retransmission of lost packets. **Faults** are those that waited for the source; **pages/s**: what was
   still to be moved at the switchover, by the time until it was there.
+- **Where a guest outruns the link** one vCPU writes random numbers, the other computes without writing, and writes one page a
+  millisecond, none that it wrote in the last eight seconds (the probe). *RAM ÷ link*: what all RAM takes over the link as it is.
+  *Computing*: its speed until the migration's end, of what it was just before, by the guest's own clock: the pause of the switchover is
+  not in it, what both hosts' programs take of the same processors is. *Not held up*: of the time before the switchover, how much that
+  vCPU ran or waited for nothing but a processor of this machine; stalls and throttling are the rest. *Written*: what the writer wrote; *fresh*: what was sent
+  already and had to be sent again, as whimbrel's rounds tell: pages that were opened ahead of a write are among it. *Probe*: how long its writes took, and how late they began; those that it missed meanwhile count
+  as late. *Stalled*: how long whimbrel made writers wait.
 - **Memory**: the largest of each kind, looked at every 5 ms, less what the idle agent held before that migration.
 
 The guest boots with `pti=on` because QEMU 7.2's own migration otherwise loses writes of this emulated guest, which is dead or silent

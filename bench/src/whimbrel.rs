@@ -4,7 +4,7 @@ use crate::{
     contender::{Contender, Way},
     cpu,
     guest::Feelings,
-    run::{Faults, Run, Terms},
+    run::{Faults, Outran, Run, Terms},
 };
 use lab::{
     Doing, Error, Guest, HandStart, HandStarted, Lab, Migration, Oddity, Report, Result, Stage, Tools, ensure,
@@ -110,7 +110,7 @@ impl<'a> Moved<'a> {
         let (from, to) = (&self.stage.lab.hosts()[here], &self.stage.lab.hosts()[1 - here]);
         let (agent_here, agent_there) = (self.agents[here], self.agents[1 - here]);
 
-        let feelings = Feelings::begin(&self.guest, terms)?;
+        let feelings = Feelings::begin(&self.guest, source, terms)?;
         let sent = from.traffic()?.sent;
         let agents = (cpu::process(agent_here)?, cpu::process(agent_there)?);
         let (stamp, began) = (SystemTime::now(), Instant::now());
@@ -125,7 +125,7 @@ impl<'a> Moved<'a> {
             migration.ends_within(terms.patience.saturating_sub(began.elapsed()))
         })?;
         let took = began.elapsed();
-        let work = feelings.work();
+        let (work, outran) = (feelings.work(), feelings.outran());
         let agents = (cpu::process(agent_here)? - agents.0, cpu::process(agent_there)? - agents.1);
         let wire_bytes = from.traffic()?.sent - sent;
         if !ended {
@@ -137,6 +137,9 @@ impl<'a> Moved<'a> {
         ensure!(completed || !ended, "whimbrel's migration is completed: exit status {status}, {}", report.0);
         let used = |n: usize| qemus.get(n).copied().unwrap_or_default();
         let (source, target) = (agents.0 + used(0), agents.1 + used(1));
+        let switchover = phase(&events, "switchover").map(|ms| stamp + Duration::from_secs_f64(ms / 1000.0));
+        let not_held_up = feelings.not_held_up(switchover.unwrap_or_else(SystemTime::now));
+        let outran = outran.map(|outran| Outran { not_held_up, ..outran });
         let work_per_s = feelings.work_per_s;
         let mut run = Run {
             contender: contender.name.to_owned(),
@@ -152,6 +155,7 @@ impl<'a> Moved<'a> {
             rounds: report.0["rounds"].as_array().map(|rounds| rounds.len() as u64),
             streams: report.0["streams"].as_u64(),
             trouble: (!ended).then(|| format!("ended after {:.1} s", took.as_secs_f64())),
+            outran,
             ..Run::default()
         };
         if completed {
@@ -162,6 +166,15 @@ impl<'a> Moved<'a> {
             run.pages_per_s = pages_per_second(&events);
             run.bytes_per_s = first_round(&report);
             run.expected_ms = expected(&report);
+            let fresh = terms.outruns.and_then(|link| fresh(&report).map(|fresh| fresh / link.0 as f64));
+            let (stalled, longest) =
+                (report.number("throttle.stalled_ms")?, report.number("throttle.longest_ms")?);
+            run.outran = outran.map(|outran| Outran {
+                fresh,
+                stalled_ms: Some(stalled),
+                longest_stall_ms: Some(longest),
+                ..outran
+            });
         }
         Ok(run.felt(feelings.end(terms.verify)))
     }
@@ -182,6 +195,14 @@ fn first_round(report: &Report) -> Option<f64> {
     (ms > 0.0).then(|| bytes / ms * 1000.0)
 }
 
+/// Bytes a second that the guest made new after they were sent, over all rounds but the last, in which it stood still.
+fn fresh(report: &Report) -> Option<f64> {
+    let (_, rounds) = report.0["rounds"].as_array()?.split_last()?;
+    let sum = |name: &str| rounds.iter().map(|round| round[name].as_f64()).sum::<Option<f64>>();
+    let (pages, ms) = (sum("dirtied")?, sum("ms")?);
+    (ms > 0.0).then(|| pages * PAGE_SIZE as f64 / ms * 1000.0)
+}
+
 fn faults(report: &Report) -> Result<Faults> {
     Ok(Faults {
         count: report.number("faults.count")?,
@@ -193,11 +214,7 @@ fn faults(report: &Report) -> Result<Faults> {
 
 /// How fast the target took pages in while the guest ran there: what the phase had to move, by how long it lasted.
 fn pages_per_second(events: &[Value]) -> Option<f64> {
-    let phase = |name: &str| {
-        let found = events.iter().find(|event| event["event"] == "phase" && event["phase"] == name)?;
-        found["at_ms"].as_f64()
-    };
-    let (began, ended) = (phase("post-copy")?, phase("done")?);
+    let (began, ended) = (phase(events, "post-copy")?, phase(events, "done")?);
     let ticks = events.iter().filter(|event| event["event"] == "tick" && event["phase"] == "post-copy");
     let told = ticks.filter_map(|tick| tick["of_bytes"].as_f64()).reduce(f64::max);
     // A short phase may end before it says anything: it moves what the last round left.
@@ -205,6 +222,12 @@ fn pages_per_second(events: &[Value]) -> Option<f64> {
     let pages = told.map(|bytes| bytes / PAGE_SIZE as f64).or_else(|| left?["dirtied"].as_f64())?;
     let seconds = (ended - began) / 1000.0;
     (pages > 0.0 && seconds > 0.0).then(|| pages / seconds)
+}
+
+/// When a phase began, in milliseconds since the migration did.
+fn phase(events: &[Value], name: &str) -> Option<f64> {
+    let found = events.iter().find(|event| event["event"] == "phase" && event["phase"] == name)?;
+    found["at_ms"].as_f64()
 }
 
 /// The QEMU processes of a host.

@@ -3,8 +3,10 @@
 use crate::link::Link;
 use units::Bytes;
 
-/// A guest's RAM.
+/// A guest's RAM where its workload needs no more.
 pub(crate) const MEMORY: Bytes = Bytes(1 << 30);
+/// The RAM of a larger guest.
+const TWICE: Bytes = Bytes(2 << 30);
 /// How much of this machine's own files a guest reads into its page cache.
 pub(crate) const FILES: Bytes = Bytes(640 << 20);
 
@@ -17,8 +19,12 @@ pub(crate) struct Workload {
     pub(crate) what: &'static str,
     /// The words of the guest's kernel command line, where the link is 1 Gbit/s and where it is not shaped.
     words: [&'static str; 2],
-    /// What the guest has beside its RAM.
+    /// The guest's RAM.
+    pub(crate) memory: Bytes,
+    /// What it has beside that.
     pub(crate) with: With,
+    /// Whether it is about a guest that outruns the link, which is then a shaped one.
+    pub(crate) outruns: bool,
     /// The longest pause that anybody may plan.
     pub(crate) downtime_ms: u64,
     /// Who moves it.
@@ -52,19 +58,59 @@ const DOWNTIME_MS: u64 = 300;
 const SIMPLE: &[&str] = &["whimbrel-pre-copy", "qemu-pre-copy", "qemu-multifd", "qemu-multifd-zstd"];
 const REST: &[&str] = &["whimbrel-hybrid", "whimbrel-post-copy", "qemu-xbzrle", "qemu-post-copy"];
 
+/// What those are moved by whose guest outruns the link.
+const OUTRUN: &[&str] = &["whimbrel-pre-copy", "qemu-auto-converge", "qemu-post-copy"];
+/// What whimbrel plans where nobody says otherwise.
+const SHORT_MS: u64 = 20;
+
 const PLAIN: Workload = Workload {
     name: "",
     what: "",
     words: [""; 2],
+    memory: MEMORY,
     with: With::Nothing,
+    outruns: false,
     downtime_ms: DOWNTIME_MS,
     usually: SIMPLE,
     also: REST,
 };
 
+/// A guest whose first vCPU outruns the link, while its second computes and probes. Most of its memory is random numbers.
+const fn outruns(name: &'static str, what: &'static str, words: &'static str, memory: Bytes) -> Workload {
+    let words = [words; 2];
+    Workload {
+        name,
+        what,
+        words,
+        memory,
+        outruns: true,
+        downtime_ms: SHORT_MS,
+        usually: &[],
+        also: OUTRUN,
+        ..PLAIN
+    }
+}
+
+/// The words of such a guest: so many MiB filled, so many written, in this pattern, at so many million bytes a second.
+macro_rules! outrunning {
+    ($fill:literal, $set:literal, $pattern:literal, $rate:literal) => {
+        concat!(
+            "whimbrel.fill=",
+            $fill,
+            "M whimbrel.dirty=",
+            $set,
+            "M,content=random,pattern=",
+            $pattern,
+            ",rate=",
+            $rate,
+            "000000,cpu=0 whimbrel.compute=cpu=1 whimbrel.probe=32M,cpu=1"
+        )
+    };
+}
+
 impl Workload {
     /// All, in the order in which they are measured.
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 20] = [
         Self { name: "idle", what: "freshly booted, and nothing else", words: ["whimbrel.idle"; 2], ..PLAIN },
         Self {
             name: "page-cache",
@@ -158,7 +204,7 @@ impl Workload {
             what: "memory to carry, self-checking records, 40 MiB/s of writes; nobody may plan a pause above 20 ms",
             words: ["whimbrel.fill=300M,content=40% whimbrel.check=96M,rate=8M whimbrel.dirty=256M,rate=32M";
                 2],
-            downtime_ms: 20,
+            downtime_ms: SHORT_MS,
             usually: &[],
             also: &[
                 "whimbrel-pre-copy",
@@ -169,6 +215,60 @@ impl Workload {
             ],
             ..PLAIN
         },
+        outruns(
+            "over-1.2",
+            "640 MiB written in random order at 1.2 times the link's rate; another vCPU computes",
+            outrunning!(160, 640, "random", 150),
+            MEMORY,
+        ),
+        outruns(
+            "over-2",
+            "640 MiB written in random order at twice the link's rate; another vCPU computes",
+            outrunning!(160, 640, "random", 250),
+            MEMORY,
+        ),
+        outruns(
+            "over-5",
+            "640 MiB written in random order at five times the link's rate; another vCPU computes",
+            outrunning!(160, 640, "random", 625),
+            MEMORY,
+        ),
+        outruns(
+            "over-1.2-hot",
+            "640 MiB, a tenth of them hot, written at 1.2 times the link's rate; another vCPU computes",
+            outrunning!(160, 640, "hot-cold", 150),
+            MEMORY,
+        ),
+        outruns(
+            "over-2-hot",
+            "640 MiB, a tenth of them hot, written at twice the link's rate; another vCPU computes",
+            outrunning!(160, 640, "hot-cold", 250),
+            MEMORY,
+        ),
+        outruns(
+            "over-5-hot",
+            "640 MiB, a tenth of them hot, written at five times the link's rate; another vCPU computes",
+            outrunning!(160, 640, "hot-cold", 625),
+            MEMORY,
+        ),
+        outruns(
+            "over-1.2-2g",
+            "as over-1.2, with 2 GiB of RAM and 1400 MiB written",
+            outrunning!(320, 1400, "random", 150),
+            TWICE,
+        ),
+        outruns(
+            "over-2-2g",
+            "as over-2, with 2 GiB of RAM and 1400 MiB written",
+            outrunning!(320, 1400, "random", 250),
+            TWICE,
+        ),
+        outruns(
+            "over-5-2g",
+            "as over-5, with 2 GiB of RAM and 1400 MiB written",
+            outrunning!(320, 1400, "random", 625),
+            TWICE,
+        ),
     ];
 
     /// The words of the guest's kernel command line.
@@ -179,7 +279,10 @@ impl Workload {
     /// How often the guest shows that it is alive, and its client asks, in milliseconds. To be seen so closely costs an emulated
     /// guest a good part of a processor, so it is only where pauses are short.
     pub(crate) fn pulse(&self) -> Pulse {
-        if self.downtime_ms < DOWNTIME_MS {
+        if self.outruns {
+            // What its second vCPU computes is measured.
+            Pulse { tick_ms: 2, client_ms: 20 }
+        } else if self.downtime_ms < DOWNTIME_MS {
             Pulse { tick_ms: 1, client_ms: 2 }
         } else {
             Pulse { tick_ms: 4, client_ms: 20 }

@@ -10,7 +10,8 @@
 //! findings        {"corrupt":["page 7 version 3: all zeros", …]}
 //! ticks IP:PORT   ok    a datagram at every other tick, for somebody whose clock does not stop; its 8 bytes count the
 //!                       pages that all workloads have done
-//! forget          ok    the longest gap ever is counted anew
+//! probe           {"count":…,"missed":…,"write_us":{"p50":…,"p90":…,"p99":…,"max":…},"late_us":{…}}: see the workload
+//! forget          ok    the longest gap ever is counted anew, and the probe's times
 //! off             ok    and the machine is switched off
 //! ```
 
@@ -138,7 +139,13 @@ fn answer(line: &str, jobs: &Jobs, work: &Work) -> String {
         "go" => each(Job::go),
         "forget" => {
             beat::forget_gaps();
+            if let Some(probe) = work.probe() {
+                probe.forget();
+            }
             "ok".to_owned()
+        }
+        "probe" => {
+            work.probe().map_or_else(|| "error no probe runs here".to_owned(), |probe| probe.json())
         }
         "ticks" => match beat::tell(name) {
             Ok(()) => "ok".to_owned(),
@@ -146,7 +153,7 @@ fn answer(line: &str, jobs: &Jobs, work: &Work) -> String {
         },
         "off" => "ok".to_owned(),
         _ => {
-            "error there are status, verify, findings, pause [NAME], go [NAME], ticks [IP:PORT], forget, off"
+            "error there are status, verify, findings, pause [NAME], go [NAME], ticks [IP:PORT], probe, forget, off"
                 .to_owned()
         }
     }
@@ -165,6 +172,8 @@ mod tests {
         assert_eq!(answer("pause dirty", &jobs, &work), "ok");
         assert_eq!(answer("go", &jobs, &work), "ok");
         assert_eq!(answer("pause check", &jobs, &work), "error no workload \"check\" runs here");
+        assert_eq!(answer("forget", &jobs, &work), "ok");
+        assert_eq!(answer("probe", &jobs, &work), "error no probe runs here");
         assert!(answer("hello", &jobs, &work).starts_with("error there are"));
         assert!(answer("", &jobs, &work).starts_with("error"));
         jobs.corrupt("check page 7 version 3: all zeros");

@@ -81,13 +81,19 @@ impl Job {
             match pace.turn(start.elapsed()) {
                 Turn::Wait(time) => thread::sleep(time),
                 Turn::Pages(pages) => {
-                    self.enter();
-                    batch(pages);
-                    self.leave();
+                    self.once(|| batch(pages));
                     self.pages.fetch_add(pages, Relaxed);
                 }
             }
         }
+    }
+
+    /// Does `work` as soon as the job is not paused.
+    pub(crate) fn once<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.enter();
+        let done = work();
+        self.leave();
+        done
     }
 
     /// Returns once no thread of this job is at work.

@@ -3,17 +3,20 @@
 //! ```text
 //! whimbrel.idle                             nothing but the heartbeat (the default)
 //! whimbrel.check=SIZE[,rate=R][,threads=N]  self-checking records, rewritten (32 MiB/s if not said) and verified
-//! whimbrel.dirty=SIZE[,rate=R][,pattern=sequential|random|hot-cold][,content=C][,rewrite=new|same][,threads=N]
+//! whimbrel.dirty=SIZE[,rate=R][,pattern=sequential|random|hot-cold][,content=C][,rewrite=new|same][,threads=N][,cpu=N]
 //! whimbrel.fill=SIZE[,content=C]            filled once, and verified when asked
 //! whimbrel.disk=NAME[,set=SIZE][,rate=R][,direct=on|off|both]
 //! whimbrel.page-cache=NAME,set=SIZE         a disk read through the page cache, and verified when asked
 //! whimbrel.redis=SIZE                       a Redis server with so many bytes of records, and a client
 //! whimbrel.compile=SIZE                     processes and files as of a compiler, with so many bytes of sources
+//! whimbrel.compute[=THREADS][,cpu=N]        numbers and nothing else: no memory is written
+//! whimbrel.probe[=SIZE][,cpu=N]             a page not written lately each millisecond, and how long that took
 //! whimbrel.echo=PORT  whimbrel.control=PORT
 //! whimbrel.ip=A.B.C.D/LEN  whimbrel.gw=A.B.C.D
 //! whimbrel.beat=1000ms  whimbrel.tick=1ms
 //!
 //! SIZE  64M, 1GiB …   (set=SIZE says the same)
+//! cpu=N on this vCPU alone, from 0 on
 //! R     20M (bytes/s), 5000p (pages/s) or max
 //! C     random, text, zero, word (one changed word a page), repeat (one of 64 pages of random numbers)
 //!       or 40% (so much of each page random, the rest text)
@@ -27,6 +30,10 @@ use units::{Bytes, PAGE_SIZE};
 /// emulated guest converges on two cores. Chosen by hand in the demo.
 const CHECK_RATE: u64 = 32 << 20;
 
+/// What `probe` goes round when nothing is said: at a page a millisecond it comes back after eight seconds, when a migration
+/// has sent the page and watches it again.
+const PROBE_SET: Bytes = Bytes(32 << 20);
+
 /// All that a guest was asked to do.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Wish {
@@ -37,6 +44,8 @@ pub(crate) struct Wish {
     pub(crate) page_cache: Option<PageCache>,
     pub(crate) redis: Option<Redis>,
     pub(crate) compile: Option<Compile>,
+    pub(crate) compute: Option<Compute>,
+    pub(crate) probe: Option<Probe>,
     pub(crate) echo: Option<u16>,
     pub(crate) control: Option<u16>,
     pub(crate) ip: Option<(Ipv4Addr, u8)>,
@@ -55,6 +64,8 @@ impl Default for Wish {
             page_cache: None,
             redis: None,
             compile: None,
+            compute: None,
+            probe: None,
             echo: None,
             control: None,
             ip: None,
@@ -86,6 +97,7 @@ pub(crate) struct Dirty {
     /// Whether a page is written with what is in it already.
     pub(crate) same: bool,
     pub(crate) threads: usize,
+    pub(crate) cpu: Option<usize>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -117,6 +129,18 @@ pub(crate) struct Redis {
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Compile {
     pub(crate) set: Bytes,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Compute {
+    pub(crate) threads: usize,
+    pub(crate) cpu: Option<usize>,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Probe {
+    pub(crate) set: Bytes,
+    pub(crate) cpu: Option<usize>,
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -176,7 +200,8 @@ impl Wish {
                 });
             }
             "dirty" => {
-                let mut o = Options::of(value, "set", &["rate", "pattern", "content", "rewrite", "threads"])?;
+                let others = ["rate", "pattern", "content", "rewrite", "threads", "cpu"];
+                let mut o = Options::of(value, "set", &others)?;
                 self.dirty = Some(Dirty {
                     set: o.need("set", size)?,
                     rate: o.take("rate", rate)?.unwrap_or(None),
@@ -184,6 +209,7 @@ impl Wish {
                     content: o.take("content", Content::parse)?.unwrap_or(Content::Random),
                     same: o.take("rewrite", same)?.unwrap_or(false),
                     threads: o.take("threads", threads)?.unwrap_or(1),
+                    cpu: o.take("cpu", cpu)?,
                 });
             }
             "fill" => {
@@ -214,6 +240,16 @@ impl Wish {
             "compile" => {
                 self.compile = Some(Compile { set: Options::of(value, "set", &[])?.need("set", size)? });
             }
+            "compute" => {
+                let mut o = Options::of(value, "threads", &["cpu"])?;
+                let threads = o.take("threads", threads)?.unwrap_or(1);
+                self.compute = Some(Compute { threads, cpu: o.take("cpu", cpu)? });
+            }
+            "probe" => {
+                let mut o = Options::of(value, "set", &["cpu"])?;
+                let set = o.take("set", size)?.unwrap_or(PROBE_SET);
+                self.probe = Some(Probe { set, cpu: o.take("cpu", cpu)? });
+            }
             "echo" => self.echo = Some(port(value)?),
             "control" => self.control = Some(port(value)?),
             "ip" => {
@@ -226,8 +262,8 @@ impl Wish {
             "tick" => self.tick = milliseconds(value, 1)?,
             _ => {
                 return Err(
-                    "unknown; there are idle, check, dirty, fill, disk, page-cache, redis, compile, echo, \
-                     control, ip, gw, beat, tick"
+                    "unknown; there are idle, check, dirty, fill, disk, page-cache, redis, compile, compute, probe, \
+                     echo, control, ip, gw, beat, tick"
                         .to_owned(),
                 );
             }
@@ -236,13 +272,13 @@ impl Wish {
     }
 }
 
-/// `64M,rate=20M,threads=2`: what has no name is the `first`.
+/// `64M,rate=20M,threads=2`: what has no name is the `first`. Nothing at all is no options.
 struct Options<'a>(Vec<(&'a str, &'a str)>);
 
 impl<'a> Options<'a> {
     fn of(value: &'a str, first: &'a str, others: &[&str]) -> Result<Self, String> {
         let mut found: Vec<(&str, &str)> = Vec::new();
-        for (place, part) in value.split(',').enumerate() {
+        for (place, part) in value.split(',').filter(|_| !value.is_empty()).enumerate() {
             let (key, value) = match part.split_once('=') {
                 Some(pair) => pair,
                 None if place == 0 => (first, part),
@@ -319,6 +355,10 @@ fn threads(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|n| (1..=64).contains(n)).ok_or_else(|| "1 to 64 threads".to_owned())
 }
 
+fn cpu(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| *n < 64).ok_or_else(|| "a vCPU is 0 to 63".to_owned())
+}
+
 fn device(text: &str) -> Result<String, String> {
     let plain = !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric());
     if plain { Ok(text.to_owned()) } else { Err("a block device's name, like vda".to_owned()) }
@@ -351,18 +391,22 @@ mod tests {
     #[test]
     fn workloads_combine() {
         let wish = Wish::from_command_line(
-            "whimbrel.check=64M whimbrel.dirty=set=32M,rate=20M,pattern=hot-cold,content=text,rewrite=same,threads=2 \
-             whimbrel.fill=8MiB,content=40% whimbrel.disk=vda,direct=on whimbrel.echo=7 whimbrel.control=8 \
+            "whimbrel.check=64M whimbrel.dirty=set=32M,rate=20M,pattern=hot-cold,content=text,rewrite=same,threads=2,cpu=0 \
+             whimbrel.fill=8MiB,content=40% whimbrel.disk=vda,direct=on whimbrel.compute=2,cpu=1 whimbrel.probe \
+             whimbrel.echo=7 whimbrel.control=8 \
              whimbrel.ip=10.0.0.5/24 whimbrel.gw=10.0.0.1 whimbrel.beat=200ms whimbrel.tick=4ms",
         )
         .unwrap();
         let check = wish.check.unwrap();
         assert_eq!((check.set, check.rate, check.threads), (Bytes(64 << 20), Some(8192), None));
         let dirty = wish.dirty.unwrap();
-        assert_eq!((dirty.set, dirty.rate, dirty.threads), (Bytes(32 << 20), Some(5120), 2));
+        assert_eq!((dirty.set, dirty.rate), (Bytes(32 << 20), Some(5120)));
+        assert_eq!((dirty.threads, dirty.cpu), (2, Some(0)));
         assert_eq!((dirty.pattern, dirty.content, dirty.same), (Pattern::HotCold, Content::Text, true));
         assert_eq!(wish.fill.unwrap().content, Content::Mixed { random_percent: 40 });
         assert_eq!(wish.disk.unwrap().through, Through::Direct);
+        assert_eq!(wish.compute, Some(Compute { threads: 2, cpu: Some(1) }));
+        assert_eq!(wish.probe, Some(Probe { set: PROBE_SET, cpu: None }));
         assert_eq!((wish.echo, wish.control), (Some(7), Some(8)));
         assert_eq!(wish.ip, Some((Ipv4Addr::new(10, 0, 0, 5), 24)));
         assert_eq!((wish.beat, wish.tick), (Duration::from_millis(200), Duration::from_millis(4)));
@@ -385,6 +429,8 @@ mod tests {
             "whimbrel.redis=64M,rate=3",
             "whimbrel.fill=64M,content=word",
             "whimbrel.disk=../etc",
+            "whimbrel.compute=0",
+            "whimbrel.probe=32M,cpu=64",
             "whimbrel.ip=10.0.0.5",
             "whimbrel.echo=0",
             "whimbrel.beat=5ms",

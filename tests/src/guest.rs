@@ -60,6 +60,53 @@ fn clock() -> String {
     mhz.map(|mhz: f64| format!(" tsc_early_khz={:.0}", mhz * 1000.0)).unwrap_or_default()
 }
 
+/// What a guest's probe felt: it writes a page not written lately each millisecond.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Probed {
+    /// How many writes.
+    pub count: u64,
+    /// How long they took.
+    pub write: Times,
+    /// How late they began, those counted that it missed because it was held up.
+    pub late: Times,
+}
+
+/// Of many times, the greatest, and what so many in a hundred do not exceed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Times {
+    /// The median.
+    pub p50: Duration,
+    /// Of 90.
+    pub p90: Duration,
+    /// Of 99.
+    pub p99: Duration,
+    /// The greatest.
+    pub max: Duration,
+}
+
+/// How far a guest's workloads are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Progress {
+    /// By its own clock.
+    pub at: Duration,
+    /// Pages that `dirty` has written.
+    pub written: u64,
+    /// Loops that `compute` has done.
+    pub computed: u64,
+}
+
+impl Progress {
+    /// Pages written a second since then.
+    pub fn writes_per_s(&self, since: &Self) -> f64 {
+        (self.written - since.written) as f64 / (self.at - since.at).as_secs_f64()
+    }
+
+    /// Loops computed a second since then.
+    pub fn computes_per_s(&self, since: &Self) -> f64 {
+        (self.computed - since.computed) as f64 / (self.at - since.at).as_secs_f64()
+    }
+}
+
 /// A running guest, talked to over the network from a client's namespace.
 #[derive(Debug)]
 pub struct Guest {
@@ -98,6 +145,31 @@ impl Guest {
     /// One of its counters.
     pub fn count(&self, name: &str) -> Result<f64> {
         self.status()?[name].as_f64().doing(format!("read the guest's counter {name}"))
+    }
+
+    /// What its probe felt since it was told to `forget`.
+    pub fn probe(&self) -> Result<Probed> {
+        let answer = self.ask("probe")?;
+        let felt: Value =
+            serde_json::from_str(&answer).doing(format!("understand the guest's probe {answer}"))?;
+        let times = |kind: &str| {
+            let us = |name: &str| {
+                let us = felt[kind][name].as_u64().doing(format!("read {kind} {name} in {answer}"))?;
+                Ok::<_, Error>(Duration::from_micros(us))
+            };
+            Ok::<_, Error>(Times { p50: us("p50")?, p90: us("p90")?, p99: us("p99")?, max: us("max")? })
+        };
+        let count = felt["count"].as_u64().doing(format!("read the count in {answer}"))?;
+        Ok(Probed { count, write: times("write_us")?, late: times("late_us")? })
+    }
+
+    /// How far its workloads are, by its own clock. That stands still while the guest is stopped.
+    pub fn progress(&self) -> Result<Progress> {
+        let status = self.status()?;
+        let count = |name: &str| status[name].as_u64().unwrap_or_default();
+        let at = status["mono_ms"].as_u64().doing(format!("read the guest's clock in {status}"))?;
+        let (written, computed) = (count("dirty_pages"), count("compute_loops"));
+        Ok(Progress { at: Duration::from_millis(at), written, computed })
     }
 
     /// Lets it check everything that it can check. The number of pages; an error if any is not what was written.

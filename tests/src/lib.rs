@@ -23,6 +23,7 @@ mod stage; // hosts with agents, ready for stories about VMs
 mod story; // the frame around every story
 mod ticks; // a guest's ticks, heard outside
 mod tools; // what is needed of the machine and the build
+mod vcpu; // how long a vCPU was not held up
 mod vm_file; // the file that describes a VM to `whimbrel run`
 
 pub use agent::{Agent, Oddity, PORT, ask};
@@ -30,7 +31,7 @@ pub use cli::{Answer, Cli};
 pub use client::{Seen, TcpClient, connect};
 pub use console::Console;
 pub use error::{Doing, Error, Result};
-pub use guest::{Guest, Spec};
+pub use guest::{Guest, Probed, Progress, Spec, Times};
 pub use hand::{HandStart, HandStarted, Ram};
 pub use lab::{Host, Lab, Traffic};
 pub use migration::{Migration, Report};
@@ -42,4 +43,5 @@ pub use stage::{Stage, Traces};
 pub use story::story;
 pub use ticks::{Heard, Ticks};
 pub use tools::{QEMU, Tools, machine_lacks, skip};
+pub use vcpu::Vcpu;
 pub use vm_file::VmFile;

@@ -5,28 +5,29 @@ use crate::{
     job::Job,
     pace::Pace,
     words::{Dirty, Pattern},
+    work::spawn,
 };
 use std::{
     hint::black_box,
     sync::{Arc, atomic::Ordering::Relaxed},
-    thread,
 };
 use units::PAGE_SIZE;
 
-/// Starts the writers; the pages of each are its own. What is to be the same again, or is mostly cold, is written once when
-/// this returns: it would take long to become so.
-pub(crate) fn start(wish: &Dirty, job: &Arc<Job>) {
+/// Starts the writers; the pages of each are its own. What is to be the same again, or is not written in order, is written once
+/// when this returns: it would take long to become so.
+pub(crate) fn start(wish: &Dirty, job: &Arc<Job>) -> Result<(), String> {
     let pages = wish.set.0 / PAGE_SIZE as u64;
     let threads = (wish.threads as u64).min(pages);
     for mine in 0..threads {
         let count = pages / threads + u64::from(mine < pages % threads);
         let mut pages = vec![Page::ZERO; count as usize];
-        if wish.same || wish.pattern == Pattern::HotCold {
+        if wish.same || wish.pattern != Pattern::Sequential {
             pages.iter_mut().zip(0..).for_each(|(page, place)| wish.content.write(own(mine, place), page));
         }
         let (wish, job, pace) = (wish.clone(), job.clone(), Pace::new(wish.rate, threads as usize));
-        thread::spawn(move || write(&wish, &job, pace, mine, pages));
+        spawn(wish.cpu, move || write(&wish, &job, pace, mine, pages))?;
     }
+    Ok(())
 }
 
 /// The content that belongs to a place.

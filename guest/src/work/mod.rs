@@ -2,14 +2,17 @@
 
 mod check;
 pub(crate) mod compile;
+mod compute;
 mod dirty;
 mod disk;
 mod fill;
 mod page_cache;
+mod probe;
 mod redis;
 
-use crate::{job::Jobs, setup, words::Wish};
-use std::{fs, sync::Arc};
+use crate::{job::Jobs, say, setup, words::Wish};
+use rustix::thread::{CpuSet, sched_setaffinity};
+use std::{fs, sync::Arc, thread};
 use units::Bytes;
 
 /// What can be verified when asked.
@@ -18,6 +21,7 @@ pub(crate) struct Work {
     check: Option<Arc<check::Area>>,
     fill: Option<fill::Filled>,
     cached: Option<Arc<page_cache::Cached>>,
+    probe: Option<Arc<probe::Probe>>,
 }
 
 impl Work {
@@ -27,18 +31,24 @@ impl Work {
         self.check.as_ref().map_or(0, |area| area.verify(jobs))
             + self.fill.as_ref().map_or(0, |f| f.verify(jobs))
             + self.cached.as_ref().map_or(0, |c| c.verify(jobs))
+            + self.probe.as_ref().map_or(0, |p| p.verify(jobs))
+    }
+
+    /// The probe, if it was asked for.
+    pub(crate) fn probe(&self) -> Option<&probe::Probe> {
+        self.probe.as_deref()
     }
 }
 
 /// Starts what was asked for. Memory is filled when this returns.
 pub(crate) fn start(wish: &Wish, jobs: &Arc<Jobs>) -> Result<Work, String> {
     let fill = wish.fill.as_ref().map(|f| fill::fill(f, &jobs.add("fill")));
-    let mut work = Work { check: None, fill, cached: None };
+    let mut work = Work { fill, ..Work::default() };
     if let Some(w) = &wish.check {
         work.check = Some(check::start(w, w.threads.unwrap_or_else(setup::cpus), jobs));
     }
     if let Some(w) = &wish.dirty {
-        dirty::start(w, &jobs.add("dirty"));
+        dirty::start(w, &jobs.add("dirty"))?;
     }
     if let Some(w) = &wish.disk {
         disk::start(w, jobs)?;
@@ -52,7 +62,33 @@ pub(crate) fn start(wish: &Wish, jobs: &Arc<Jobs>) -> Result<Work, String> {
     if let Some(w) = &wish.compile {
         compile::start(w, setup::cpus(), jobs)?;
     }
+    if let Some(w) = &wish.compute {
+        compute::start(w, &jobs.add("compute"))?;
+    }
+    if let Some(w) = &wish.probe {
+        work.probe = Some(probe::start(w, jobs)?);
+    }
     Ok(work)
+}
+
+/// Starts a thread of a workload, on this vCPU alone if one is named.
+fn spawn(cpu: Option<usize>, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
+    let only = cpu.map(|cpu| match cpu < setup::cpus() {
+        true => {
+            let mut set = CpuSet::new();
+            set.set(cpu);
+            Ok(set)
+        }
+        false => Err(format!("there is no vCPU {cpu} here: there are {} from 0 on", setup::cpus())),
+    });
+    let only = only.transpose()?;
+    thread::spawn(move || {
+        if let Some(Err(e)) = only.map(|set| sched_setaffinity(None, &set)) {
+            say!("WHIMBREL warning: a thread is not tied to its vCPU: {e}");
+        }
+        work();
+    });
+    Ok(())
 }
 
 /// What the rest of the guest needs: page tables, sockets, stacks.
@@ -67,6 +103,7 @@ pub(crate) fn fits(wish: &Wish) -> Result<(), String> {
         wish.page_cache.as_ref().map(|w| w.set),
         wish.redis.as_ref().map(|w| w.set),
         wish.compile.as_ref().map(|w| w.set),
+        wish.probe.as_ref().map(|w| w.set),
     ];
     let wanted: Bytes = sets.into_iter().flatten().sum();
     let text = fs::read_to_string("/proc/meminfo").map_err(|e| format!("/proc/meminfo: {e}"))?;

@@ -166,7 +166,10 @@ impl Shared {
         let wish = locked(&self.groups).wish(id, page);
         let Grant { pages, wait } = locked(&self.governor).ask(self.start.elapsed(), wish);
         thread::sleep(wait);
-        let group = PageRange::new(page, pages.min(region.block.pages - page.0));
+        // No further than its slice: the next one may not have been taken over yet.
+        let slice = SLICE / PAGE_SIZE as u64;
+        let end = region.block.pages.min((page.0 / slice + 1) * slice);
+        let group = PageRange::new(page, pages.min(end - page.0));
         locked(&self.groups).opened(id, group);
         self.open(id, region, group)?;
         if !wait.is_zero() {
@@ -184,8 +187,9 @@ impl Shared {
         let open = locked(&self.open);
         let is_open = open.block(id).contains(page);
         if is_open {
-            // Under the lock: it cannot be protected again before whoever waits has been woken.
-            self.uffd.wake(region.addresses_of(PageRange::new(page, 1)))?;
+            // It may be protected all the same: where a slice is just taken over, that passes over pages that were opened ahead of
+            // it. Under the lock: it cannot be protected again before whoever waits has been woken.
+            self.uffd.unprotect(region.addresses_of(PageRange::new(page, 1)))?;
         }
         Ok(is_open)
     }
