@@ -2,10 +2,10 @@ use std::time::Duration;
 
 /// A guest may begin to write to pages at this share of the pace at which pages are sent. All rounds together then take at most
 /// `1 / (1 − SHARE)` of the first, which is less than twice; a smaller share would end sooner and slow writers more.
-const SHARE: f64 = 0.45;
+pub(crate) const SHARE: f64 = 0.45;
 
 /// What was not used is saved up for so long: enough for threads that wake up late, and little beside a downtime.
-const CREDIT: Duration = Duration::from_millis(5);
+pub(crate) const CREDIT: Duration = Duration::from_millis(5);
 
 /// Decides when a guest may go on that wants to write to a page which is protected since the round began.
 ///

@@ -13,6 +13,8 @@ mod pace;
 mod regions;
 /// Another round, the switchover, or post-copy?
 mod rounds;
+/// For which share of the time writers stand still.
+mod stuns;
 /// Over how many streams to send.
 mod width;
 
@@ -21,4 +23,5 @@ pub use governor::{Governor, Grant};
 pub use pace::Pace;
 pub use regions::Regions;
 pub use rounds::{Budget, Next, Seen, next, predicted_downtime};
+pub use stuns::Duty;
 pub use width::Width;
