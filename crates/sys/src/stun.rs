@@ -23,7 +23,7 @@ use std::{
 #[derive(Debug)]
 pub struct Stun {
     end: Option<Sender<()>>,
-    tracer: Option<JoinHandle<()>>,
+    tracer: Option<JoinHandle<Instant>>,
     tracer_tid: i32,
     began: Instant,
     stunned: usize,
@@ -42,6 +42,7 @@ impl Stun {
             let _ = tell.send((rustix::thread::gettid().as_raw_nonzero().get(), stunned));
             // Until then, or until the other end is dropped.
             let _ = ended.recv_timeout((began + time).saturating_duration_since(Instant::now()));
+            Instant::now()
         };
         let tracer = thread::Builder::new().name("stun".to_owned()).spawn(trace)?;
         let (tracer_tid, stunned) = told.recv().map_err(io::Error::other)?;
@@ -55,27 +56,27 @@ impl Stun {
 
     /// Waits until its time is over and all run again. Says how long they stood still, at most.
     pub fn wait(mut self) -> Duration {
-        self.release();
-        self.began.elapsed()
+        self.release() - self.began
     }
 
-    /// Waits until the tracer has ended, and the kernel has let go of those whom it traced.
-    fn release(&mut self) {
-        if let Some(tracer) = self.tracer.take() {
-            // Its panic was printed, and ended it as well.
-            let _ = tracer.join();
-            // A thread can be joined a little before that.
-            while is_thread(process::id() as i32, self.tracer_tid) {
-                thread::yield_now();
-            }
+    /// Waits until the tracer has ended, and the kernel has let go of those whom it traced. Says when that began.
+    fn release(&mut self) -> Instant {
+        // Its panic was printed, and ended it as well.
+        let ended = self.tracer.take().and_then(|tracer| tracer.join().ok());
+        // A thread can be joined a little before the kernel is done with it.
+        while is_thread(process::id() as i32, self.tracer_tid) {
+            thread::yield_now();
         }
+        ended.unwrap_or_else(Instant::now)
     }
 }
 
 impl Drop for Stun {
     fn drop(&mut self) {
         self.end = None;
-        self.release();
+        if self.tracer.is_some() {
+            self.release();
+        }
     }
 }
 
