@@ -34,7 +34,7 @@ impl Duty {
     pub fn after(&mut self, pages: u64, left: u64, sent_per_s: f64) -> f64 {
         let burst = SHARE * sent_per_s * CREDIT.as_secs_f64() + f64::from(self.writers);
         let share = (left as f64 - burst).max(0.0) / pages.max(1) as f64;
-        if share > MISSED || share < SHARE {
+        if !(SHARE..=MISSED).contains(&share) {
             let runs = (1.0 - self.duty) * SHARE / share;
             let duty = (1.0 - runs).clamp(0.0, MOST);
             self.duty = if duty < LEAST { 0.0 } else { duty };

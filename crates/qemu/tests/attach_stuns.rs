@@ -2,7 +2,7 @@
 
 mod attach_bed;
 
-use attach_bed::{MIB, Qemu, SOON, booting};
+use attach_bed::{MIB, Qemu, SOON, booting, memfd};
 use engine::ports::{Stalls, Stuns};
 use qemu::attach::Source;
 use serde_json::json;
@@ -111,4 +111,46 @@ fn who_does_not_write_is_left_alone() {
         assert!(since.elapsed() < SOON, "a guest that boots writes");
         std::thread::yield_now();
     }
+}
+
+/// What stuns of one vCPU cost another one: its processor time in 500 ms, in turns with and without.
+#[test]
+#[ignore = "prints figures; needs WHIMBREL_GUEST_KERNEL and WHIMBREL_GUEST_INITRD"]
+fn figures() {
+    let path = |name: &str| std::env::var(name).unwrap();
+    let words = "console=ttyS0 quiet panic=-1 cryptomgr.notests noreplace-smp nokaslr tsc=reliable \
+                 whimbrel.dirty=64M,rate=max,threads=2";
+    let (kernel, initrd) = (path("WHIMBREL_GUEST_KERNEL"), path("WHIMBREL_GUEST_INITRD"));
+    let guest = ["-kernel", &kernel, "-initrd", &initrd, "-append", words, "-smp", "2"];
+    let more = [&guest[..], &["-cpu", "max,-erms,-fsrm", "-serial", "null"]].concat();
+    let mut qemu = Qemu::start(&memfd(256), &more);
+    let block = qemu.block("mem", 256 * MIB, 0);
+    let source = Source::open(qemu.pid(), &[block]).unwrap();
+    let vcpus = vcpus(&mut qemu);
+    let mut stuns = source.stuns(vcpus.clone(), LONGEST).unwrap();
+    qemu.qmp("cont", json!({}));
+    let used = |qemu: &Qemu| [used(qemu, vcpus[0]), used(qemu, vcpus[1])];
+    let in_turn = |qemu: &Qemu| {
+        let before = used(qemu);
+        std::thread::sleep(Duration::from_millis(500));
+        let after = used(qemu);
+        [after[0] - before[0], after[1] - before[1]].map(|used| used.as_secs_f64())
+    };
+    let since = Instant::now();
+    while in_turn(&qemu)[1] < 0.2 {
+        assert!(since.elapsed() < SOON, "its second vCPU has nothing to do");
+    }
+    let (mut calm, mut stunned) = ([0.0; 2], [0.0; 2]);
+    for _ in 0..20 {
+        stuns.calm();
+        in_turn(&qemu).iter().zip(&mut calm).for_each(|(used, sum)| *sum += used);
+        stuns.stun(0.5, &vcpus[..1]).unwrap();
+        in_turn(&qemu).iter().zip(&mut stunned).for_each(|(used, sum)| *sum += used);
+    }
+    println!(
+        "of its processor time the stunned vCPU kept {:.2}, the other one {:.2}; {:?}",
+        stunned[0] / calm[0],
+        stunned[1] / calm[1],
+        stuns.stalls()
+    );
 }

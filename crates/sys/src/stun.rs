@@ -36,16 +36,16 @@ impl Stun {
         let (end, ended) = channel::<()>();
         let (tell, told) = channel();
         let (process, threads) = (Arc::clone(process), threads.to_vec());
-        let began = Instant::now();
         let trace = move || {
+            let began = Instant::now();
             let stunned = threads.iter().filter(|tid| interrupt(&process, **tid).is_ok()).count();
-            let _ = tell.send((rustix::thread::gettid().as_raw_nonzero().get(), stunned));
+            let _ = tell.send((rustix::thread::gettid().as_raw_nonzero().get(), began, stunned));
             // Until then, or until the other end is dropped.
             let _ = ended.recv_timeout((began + time).saturating_duration_since(Instant::now()));
             Instant::now()
         };
         let tracer = thread::Builder::new().name("stun".to_owned()).spawn(trace)?;
-        let (tracer_tid, stunned) = told.recv().map_err(io::Error::other)?;
+        let (tracer_tid, began, stunned) = told.recv().map_err(io::Error::other)?;
         Ok(Self { end: Some(end), tracer: Some(tracer), tracer_tid, began, stunned })
     }
 
