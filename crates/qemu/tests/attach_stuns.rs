@@ -71,9 +71,9 @@ fn a_guest_whose_vcpus_are_stunned_half_of_the_time_answers_and_runs_on() {
         (answers[answers.len() / 2], answers[answers.len() * 99 / 100], answers[answers.len() - 1]);
     println!("{stalls:?}, {share:.2} of the time; {} answers: {p50:?}, p99 {p99:?}, {most:?}", answers.len());
     assert!((0.35..0.65).contains(&share), "{share} of the time, {stalls:?}");
-    // A machine with something else to do may wake a thread late.
-    assert!(stalls.total / stalls.count as u32 <= LONGEST * 2 && stalls.longest < LONGEST * 20, "{stalls:?}");
-    assert!(most < Duration::from_millis(500), "{most:?}");
+    // A machine with something else to do may wake a thread late, now and then.
+    assert!(stalls.total / stalls.count as u32 <= LONGEST * 2, "{stalls:?}");
+    assert!(p99 < Duration::from_millis(100), "{p99:?} of {most:?}");
     // Nobody is traced any more, nor again.
     assert!(!vcpus.iter().any(|tid| is_traced(&qemu, *tid)));
     runs(&qemu, &vcpus);
