@@ -56,6 +56,28 @@ pub trait Tracker: Send {
     fn stalls(&self) -> Stalls {
         Stalls::default()
     }
+
+    /// The threads that opened pages for writing since this was asked last, with how many; nothing where that is not known.
+    fn writers(&mut self) -> Vec<(i32, u64)> {
+        vec![]
+    }
+}
+
+/// Has the guest's vCPUs stand still for moments, where it does not suffice that their writes wait. Only the vCPUs: QEMU itself goes
+/// on; and only for moments: a vCPU may hold a lock that QEMU needs. Whatever ends us ends that too. Dropping it does.
+pub trait Stuns: Send {
+    /// How many vCPUs there are.
+    fn vcpus(&self) -> u32;
+
+    /// From now on those of these threads that are vCPUs stand still for this share of the time, in moments of a few milliseconds;
+    /// if none are given, those that seem to write. Said again whenever something changes.
+    fn stun(&mut self, duty: f64, writers: &[i32]) -> io::Result<()>;
+
+    /// All run when this returns, and go on running.
+    fn calm(&mut self);
+
+    /// How long they stood still because of that, so far.
+    fn stalls(&self) -> Stalls;
 }
 
 /// What it cost a guest's writers to be governed.
@@ -67,6 +89,26 @@ pub struct Stalls {
     pub total: Duration,
     /// The longest time that one waited.
     pub longest: Duration,
+}
+
+impl Stalls {
+    /// One or several more, all of this length.
+    pub fn add(&mut self, count: u64, each: Duration) {
+        if count > 0 {
+            self.count += count;
+            self.total += each * count as u32;
+            self.longest = self.longest.max(each);
+        }
+    }
+
+    /// These and those.
+    pub fn and(self, others: Self) -> Self {
+        Self {
+            count: self.count + others.count,
+            total: self.total + others.total,
+            longest: self.longest.max(others.longest),
+        }
+    }
 }
 
 /// A page that the guest waits for.

@@ -23,7 +23,7 @@ use std::{
 use units::{BlockId, Epoch, MemorySet};
 
 mod foresight; // what is expected
-mod governing; // when the guest's writes are slowed
+mod governing; // when the guest is slowed
 mod link; // its connections: opened, lost, opened again
 mod parts; // what it is given
 mod story; // what the user is told
@@ -343,6 +343,7 @@ impl SourceDriver {
             SourceAct::StopGuest => {
                 self.parts.machine.lock().get_ready().map_err(|e| (e.what, e.why))?;
                 self.parts.journal.pausing().map_err(why("journal the pause"))?;
+                self.calm();
                 self.count_stalls();
                 self.story.stopping(now_ns());
                 self.stopped = true;
@@ -465,6 +466,7 @@ impl SourceDriver {
     /// The guest runs here again (I3). There is no other place left for it, so this is tried until it works or QEMU
     /// is gone.
     fn bring_back(&mut self) {
+        self.calm();
         if !self.stopped {
             return;
         }
@@ -563,6 +565,7 @@ impl SourceDriver {
     }
 
     fn finish(&mut self, end: SourceEnd) -> Report {
+        self.calm();
         self.hang_up();
         self.story.finish(end, !self.stopped)
     }

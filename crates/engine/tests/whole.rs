@@ -2,6 +2,7 @@
 
 mod doubt;
 mod model;
+mod stuns;
 mod trust;
 
 use engine::{
@@ -43,6 +44,7 @@ struct Source {
     ram: Arc<Ram>,
     cpu: Cpu,
     journal: Journal,
+    stuns: Option<Stunned>,
     /// After how long in doubt it says so; none means: as always.
     doubt: Option<Duration>,
     /// How earlier migrations went.
@@ -62,18 +64,19 @@ impl Source {
         for page in 0..pages[1] {
             ram.guest_writes(1, page, if page % 3 == 0 { 0 } else { page + 5 });
         }
-        Self { cpu: Cpu::new(&ram, true), ram, journal: Journal::default(), doubt: None, history: vec![] }
+        let cpu = Cpu::new(&ram, true);
+        Self { cpu, ram, journal: Journal::default(), stuns: None, doubt: None, history: vec![] }
     }
 
     /// A guest that writes wherever it runs, `rate` pages a round of its loop.
     fn guest(&self, rate: u64) {
-        let (cpu, ram) = (self.cpu.clone(), self.ram.clone());
+        let (cpu, ram, stuns) = (self.cpu.clone(), self.ram.clone(), self.stuns.clone().unwrap_or_default());
         thread::spawn(move || {
             let mut n = 1u64;
             while !cpu.destroyed.load(SeqCst) {
                 {
                     let _step = cpu.step.lock().unwrap();
-                    if cpu.running.load(SeqCst) {
+                    if cpu.running.load(SeqCst) && !stuns.stands_still() {
                         for _ in 0..rate {
                             n = n.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                             ram.guest_writes(0, (n >> 33) % 5000, n >> 20);
@@ -111,6 +114,7 @@ impl Source {
             recipe: b"{}".to_vec(),
             memory: self.ram.clone(),
             tracker: Some(Box::new(Seen(self.ram.clone()))),
+            stuns: self.stuns.clone().map(|stuns| Box::new(stuns) as Box<_>),
             machine: Beside::new(Box::new(self.cpu.clone())),
             journal: Box::new(self.journal.clone()),
             cores: Box::new(|| 1),

@@ -148,6 +148,8 @@ impl Mover {
         let writers = open.recipe().vcpus();
         let tracker = source.switching(writers, request.max_stall).map_err(|e| one(&e))?;
         let tracker: Box<dyn Tracker> = Box::new(tracker);
+        let vcpus = open.vcpu_threads().map_err(|e| one(&e))?;
+        let stuns = source.stuns(vcpus, request.max_stall).map_err(|e| one(&e))?;
         let address = request.address.to_string();
         let dial = self.dial(&request.to, &address, request.id).map_err(|e| one(&e))?;
         let owner = self.store.owner(&vm.name).map_err(|e| one(&e))?;
@@ -160,6 +162,7 @@ impl Mover {
             recipe,
             memory: source.memory(),
             tracker: Some(tracker),
+            stuns: Some(Box::new(stuns)),
             machine: Beside::new(Box::new(open)),
             journal: Box::new(self.store.departure(&vm.name, request.id, &request.to, &address)),
             cores,
@@ -304,6 +307,7 @@ impl Migrator for Mover {
                 recipe: vec![],
                 memory: source.memory(),
                 tracker: None,
+                stuns: None,
                 machine: Beside::new(Box::new(open)),
                 journal: Box::new(self.store.departure(
                     &vm.name,

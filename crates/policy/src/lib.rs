@@ -15,6 +15,8 @@ mod pace;
 mod regions;
 /// Another round, the switchover, or post-copy?
 mod rounds;
+/// For which share of the time writers stand still.
+mod stuns;
 /// Over how many streams to send.
 mod width;
 
@@ -24,4 +26,5 @@ pub use governor::{Governor, Grant, OUTRUN};
 pub use pace::Pace;
 pub use regions::Regions;
 pub use rounds::{Budget, Next, Seen, must_stop, next, predicted_downtime};
+pub use stuns::Duty;
 pub use width::Width;

@@ -72,7 +72,8 @@ pub fn command_line(process: &PidFd) -> io::Result<Vec<String>> {
     Ok(text.strip_suffix('\0').unwrap_or(&text).split('\0').map(str::to_owned).collect())
 }
 
-fn vcpu_threads(qmp: &mut Qmp) -> Result<Vec<i32>, QmpError> {
+/// The threads that run vCPUs; with some accelerators one runs them all.
+pub(crate) fn vcpu_threads(qmp: &mut Qmp) -> Result<Vec<i32>, QmpError> {
     let answer = qmp.execute("query-cpus-fast", json!({}))?;
     let cpus = answer.as_array().ok_or_else(|| qmp.strange("query-cpus-fast", &answer))?;
     let thread = |cpu: &serde_json::Value| cpu["thread-id"].as_i64().and_then(|id| i32::try_from(id).ok());

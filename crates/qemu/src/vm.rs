@@ -248,6 +248,11 @@ impl Vm {
         Ok(reasons)
     }
 
+    /// The threads that run its vCPUs.
+    pub fn vcpu_threads(&mut self) -> Result<Vec<i32>, QmpError> {
+        find::vcpu_threads(&mut self.qmp)
+    }
+
     /// When the last `stop` took effect, by QEMU's clock.
     pub fn stopped_at(&self) -> Option<SystemTime> {
         self.stopped_at

@@ -15,6 +15,9 @@ pub mod ram;
 /// System calls in the place of another process.
 pub mod inject;
 
+/// Threads of another process that stand still for a moment.
+pub mod stun;
+
 /// Write protection and missing pages of another process.
 pub mod uffd;
 

@@ -66,6 +66,16 @@ impl PidFd {
         used.map(Duration::from_nanos).ok_or_else(odd)
     }
 
+    /// How many page faults this thread of it has had that needed no disk.
+    pub fn thread_faults(&self, tid: i32) -> io::Result<u64> {
+        let text = fs::read_to_string(self.proc_path(format!("task/{tid}/stat")))?;
+        // The name in parentheses may hold anything; the 10th field is the 8th after it.
+        let fields = text.rsplit_once(')').map(|(_, rest)| rest.split_whitespace());
+        let faults = fields.and_then(|mut fields| fields.nth(7)).and_then(|field| field.parse().ok());
+        let odd = || io::Error::new(io::ErrorKind::InvalidData, format!("odd content of stat: {text}"));
+        faults.ok_or_else(odd)
+    }
+
     /// Copies from its memory. Fails unless all of `into` was filled.
     pub fn read_memory(&self, address: u64, into: &mut [u8]) -> io::Result<()> {
         let remote = [nix::sys::uio::RemoteIoVec { base: address as usize, len: into.len() }];

@@ -1,8 +1,8 @@
-//! When the guest's writes are slowed, and to which pace.
+//! When the guest's writes are slowed, and to which pace; and when its vCPUs are stunned, because that does not suffice.
 
 use super::SourceDriver;
 use crate::{ports::Stalls, report::Phase, why};
-use policy::OUTRUN;
+use policy::{Duty, OUTRUN};
 use std::time::{Duration, Instant};
 
 /// So long a round must have lasted before it is judged: less shows how its first pages were sent. Again after twice as long,
@@ -14,6 +14,12 @@ const JUDGED: Duration = Duration::from_millis(200);
 pub(super) struct Governing {
     /// Pages a second that the guest's writes follow now; none: they are free.
     pace: Option<f64>,
+    /// In which round that began.
+    since: Option<u32>,
+    /// How much of the time the vCPUs stand still; none before it was looked at.
+    duty: Option<Duty>,
+    /// The user knows of that.
+    told: bool,
     /// The tracker cannot slow anybody.
     unsupported: bool,
     /// When it was looked last, and what the stalls came to by then.
@@ -66,10 +72,41 @@ impl SourceDriver {
         }
         self.count_stalls();
         let Some((pages, moved_per_s)) = self.story.last_round() else { return Ok(()) };
+        self.stun(pages, moved_per_s);
         if self.governing.pace.is_some() || self.dirty.len() as f64 > OUTRUN * pages as f64 {
             return self.govern(moved_per_s);
         }
         Ok(())
+    }
+
+    /// At the end of a round: did it shrink as it should, having been governed from its beginning?
+    fn stun(&mut self, pages: u64, sent_per_s: f64) {
+        let ended = self.current.as_ref().map(|round| round.number);
+        let (Some(stuns), Some(tracker)) = (&mut self.parts.stuns, &mut self.parts.tracker) else { return };
+        if self.governing.since.is_none() || self.governing.since >= ended {
+            return;
+        }
+        let duty = self.governing.duty.get_or_insert_with(|| Duty::new(stuns.vcpus()));
+        let share = duty.after(pages, self.dirty.len(), sent_per_s);
+        let writers: Vec<i32> = tracker.writers().into_iter().map(|(tid, _)| tid).collect();
+        if share == 0.0 {
+            return stuns.calm();
+        }
+        let told = match stuns.stun(share, &writers) {
+            Ok(()) => "that does not suffice: its writing vCPUs stand still for moments".to_owned(),
+            // Then it goes on as it did, and ends if it can.
+            Err(e) => format!("that does not suffice, but its vCPUs cannot be made to stand still: {e}"),
+        };
+        if !std::mem::replace(&mut self.governing.told, true) {
+            self.story.note(told);
+        }
+    }
+
+    /// Nobody is stunned from now on.
+    pub(super) fn calm(&mut self) {
+        if let Some(stuns) = &mut self.parts.stuns {
+            stuns.calm();
+        }
     }
 
     fn may_govern(&self) -> bool {
@@ -87,6 +124,7 @@ impl SourceDriver {
         match tracker.govern(sent_per_s) {
             Ok(()) => {
                 if self.governing.pace.replace(sent_per_s).is_none() {
+                    self.governing.since = self.current.as_ref().map(|round| round.number);
                     self.story.governed();
                 }
                 Ok(())
@@ -102,7 +140,8 @@ impl SourceDriver {
 
     pub(super) fn count_stalls(&mut self) {
         let Some(tracker) = &self.parts.tracker else { return };
-        let (now, stalls) = (Instant::now(), tracker.stalls());
+        let stood = self.parts.stuns.as_ref().map(|stuns| stuns.stalls()).unwrap_or_default();
+        let (now, stalls) = (Instant::now(), tracker.stalls().and(stood));
         if let Some((then, before)) = self.governing.looked.replace((now, stalls)) {
             self.story.stalled(&stalls, stalls.total.saturating_sub(before.total), now - then);
         }

@@ -3,7 +3,7 @@
 use crate::{
     beside::Beside,
     conn::Dial,
-    ports::{GuestMemory, Machine, Ownership, SourceJournal, Tracker},
+    ports::{GuestMemory, Machine, Ownership, SourceJournal, Stuns, Tracker},
     report::{Compression, Mode, Past, Promise},
 };
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
@@ -71,6 +71,8 @@ pub struct SourceParts {
     pub memory: Arc<dyn GuestMemory>,
     /// What the guest writes. `None` for a guest that is stopped already, after a restart of the agent.
     pub tracker: Option<Box<dyn Tracker>>,
+    /// How its vCPUs are stunned, where that can be done.
+    pub stuns: Option<Box<dyn Stuns>>,
     /// The QEMU process.
     pub machine: Beside<dyn Machine>,
     /// What this side promises.

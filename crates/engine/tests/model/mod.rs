@@ -242,6 +242,48 @@ impl Tracker for Seen {
     fn stalls(&self) -> Stalls {
         Stalls { count: 1, total: Duration::from_millis(30), longest: Duration::from_millis(5) }
     }
+
+    fn writers(&mut self) -> Vec<(i32, u64)> {
+        vec![(7, 1)]
+    }
+}
+
+/// Stuns that have a guest stand still altogether, unless they have no effect on it.
+#[derive(Clone, Default)]
+pub(crate) struct Stunned {
+    pub(crate) duty: Arc<Mutex<f64>>,
+    pub(crate) in_vain: Arc<AtomicBool>,
+}
+
+impl Stunned {
+    pub(crate) fn is_stunned(&self) -> bool {
+        *self.duty.lock().unwrap() > 0.0
+    }
+
+    pub(crate) fn stands_still(&self) -> bool {
+        self.is_stunned() && !self.in_vain.load(SeqCst)
+    }
+}
+
+impl Stuns for Stunned {
+    fn vcpus(&self) -> u32 {
+        1
+    }
+
+    fn stun(&mut self, duty: f64, writers: &[i32]) -> io::Result<()> {
+        assert!(duty > 0.0 && duty <= 0.5, "{duty}");
+        assert_eq!(writers, [7], "the tracker's word is passed on");
+        *self.duty.lock().unwrap() = duty;
+        Ok(())
+    }
+
+    fn calm(&mut self) {
+        *self.duty.lock().unwrap() = 0.0;
+    }
+
+    fn stalls(&self) -> Stalls {
+        Stalls { count: 2, total: Duration::from_millis(12), longest: Duration::from_millis(6) }
+    }
 }
 
 /// vCPUs that can be stopped. The guest's own code runs while `running` is set.

@@ -1,6 +1,6 @@
 //! The QEMU process that a VM leaves.
 
-use super::{AsyncTracker, Error, GovernedTracker, Memory, RamBlock, SwitchingTracker, region};
+use super::{AsyncTracker, Error, GovernedTracker, Memory, RamBlock, SwitchingTracker, VcpuStuns, region};
 use std::{sync::Arc, time::Duration};
 use sys::process::PidFd;
 
@@ -44,5 +44,10 @@ impl Source {
     /// One that begins to do so when it is asked to, and costs the guest little before.
     pub fn switching(&self, writers: u32, max_stall: Duration) -> Result<SwitchingTracker, Error> {
         SwitchingTracker::attach(&self.process, &self.memory, writers, max_stall)
+    }
+
+    /// What stuns those of its vCPU threads that write, none of them for longer than `longest` at a time. Nobody is stunned yet.
+    pub fn stuns(&self, vcpus: Vec<i32>, longest: Duration) -> Result<VcpuStuns, Error> {
+        VcpuStuns::new(&self.process, vcpus, longest)
     }
 }

@@ -98,6 +98,25 @@ impl Guest {
         self.base + page * PAGE_SIZE as u64
     }
 
+    /// Starts so many threads that count in a page each, from page 0 on. Their numbers.
+    pub fn count(&mut self, threads: u64) -> Vec<i32> {
+        let answer = self.ask(&format!("count {threads}"));
+        answer.split(' ').map(|word| word.parse().unwrap()).collect()
+    }
+
+    /// What the thread has counted to that counts in this page.
+    pub fn counted(&self, page: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.process.read_memory(self.at(page), &mut bytes).unwrap();
+        u64::from_ne_bytes(bytes)
+    }
+
+    /// Whether this thread of it stands still for a tracer.
+    pub fn stands_still(&self, tid: i32) -> bool {
+        let stat = std::fs::read_to_string(self.process.proc_path(format!("task/{tid}/stat"))).unwrap();
+        stat.rsplit_once(") ").unwrap().1.starts_with('t')
+    }
+
     /// Its RAM, opened from outside.
     pub fn ram(&self) -> RamFile {
         let mappings = maps::read(&self.process).unwrap();
@@ -166,6 +185,17 @@ impl Ram {
         unsafe { self.byte(page).read_volatile() }
     }
 
+    /// Counts there, ten thousand times a second if nobody hinders it.
+    fn count(&self, page: u64) -> ! {
+        assert!(page as usize * PAGE_SIZE < self.bytes);
+        // SAFETY: aligned, within the mapping, which is never unmapped; we touch it as an atomic number only.
+        let number = unsafe { &*self.start.as_ptr().add(page as usize * PAGE_SIZE).cast::<AtomicU64>() };
+        loop {
+            number.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+
     /// Has the kernel write there.
     fn read_into(&self, page: u64, file: i32) -> isize {
         // SAFETY: one byte within the mapping.
@@ -232,6 +262,23 @@ pub fn play() {
                 println!("@{}", compute(Duration::from_millis(number())));
                 continue;
             }
+            "count" => {
+                let counter = |page| {
+                    let (ram, (tell, told)) = (Arc::clone(&ram), channel());
+                    std::thread::spawn(move || {
+                        tell.send(rustix::thread::gettid().as_raw_nonzero().to_string()).unwrap();
+                        ram.count(page)
+                    });
+                    told.recv().unwrap()
+                };
+                println!("@{}", (0..number()).map(counter).collect::<Vec<_>>().join(" "));
+                continue;
+            }
+            // Threads that end as soon as they began.
+            "threads" => (0..number()).for_each(|page| {
+                let ram = Arc::clone(&ram);
+                std::thread::spawn(move || ram.write(page % pages as u64, 8)).join().unwrap();
+            }),
             "signals" => {
                 println!("@{}", SIGNALS.load(Ordering::Relaxed));
                 continue;

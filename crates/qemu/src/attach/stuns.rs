@@ -1,0 +1,172 @@
+//! Has vCPUs stand still for moments, again and again.
+
+use super::Error;
+use engine::ports::{Stalls, Stuns};
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+use sys::{process::PidFd, stun::Stun};
+
+/// How often it is looked who writes, where nobody says so. A governed writer faults several times within it; a vCPU that stopped
+/// writing is stunned for so long in vain.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// The vCPU threads of a QEMU process, of which those that write are stunned when that is asked for.
+///
+/// A thread that writes is one that faults: its CPU time tells nothing, since who is governed waits most of the time, and who only
+/// computes is none of our business.
+#[derive(Debug)]
+pub struct VcpuStuns {
+    vcpus: u32,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    process: Arc<PidFd>,
+    threads: Vec<i32>,
+    longest: Duration,
+    wanted: Mutex<Wanted>,
+    changed: Condvar,
+    stalls: Mutex<Stalls>,
+}
+
+#[derive(Debug, Default)]
+struct Wanted {
+    /// The share of the time, and who; nobody: whoever seems to write.
+    stun: Option<(f64, Vec<i32>)>,
+    /// Somebody stands still just now, or is about to.
+    busy: bool,
+    over: bool,
+}
+
+impl VcpuStuns {
+    /// Of these threads; none of them stands still for longer than `longest` at a time.
+    pub(super) fn new(process: &Arc<PidFd>, mut threads: Vec<i32>, longest: Duration) -> Result<Self, Error> {
+        let pid = process.pid();
+        // QEMU can run all vCPUs on one thread.
+        threads.sort_unstable();
+        threads.dedup();
+        let vcpus = threads.len() as u32;
+        let (wanted, changed, stalls) = Default::default();
+        let shared =
+            Arc::new(Shared { process: Arc::clone(process), threads, longest, wanted, changed, stalls });
+        let of = Arc::clone(&shared);
+        let thread = thread::Builder::new().name("stuns".to_owned()).spawn(move || of.run());
+        let thread = thread.map_err(Error::step("start a thread to stun the vCPUs", pid))?;
+        Ok(Self { vcpus, shared, thread: Some(thread) })
+    }
+}
+
+impl Stuns for VcpuStuns {
+    fn vcpus(&self) -> u32 {
+        self.vcpus
+    }
+
+    fn stun(&mut self, duty: f64, writers: &[i32]) -> io::Result<()> {
+        locked(&self.shared.wanted).stun =
+            Some((duty.clamp(0.01, 1.0), writers.to_vec())).filter(|_| duty > 0.0);
+        self.shared.changed.notify_all();
+        Ok(())
+    }
+
+    fn calm(&mut self) {
+        let mut wanted = locked(&self.shared.wanted);
+        wanted.stun = None;
+        self.shared.changed.notify_all();
+        while wanted.busy {
+            wanted = self.shared.changed.wait(wanted).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn stalls(&self) -> Stalls {
+        *locked(&self.shared.stalls)
+    }
+}
+
+impl Drop for VcpuStuns {
+    fn drop(&mut self) {
+        locked(&self.shared.wanted).over = true;
+        self.calm();
+        if let Some(thread) = self.thread.take() {
+            // Its panic was printed.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        let mut seen = Seen::default();
+        let mut wanted = locked(&self.wanted);
+        while !wanted.over {
+            let Some((duty, writers)) = wanted.stun.clone() else {
+                wanted = self.changed.wait(wanted).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            wanted.busy = true;
+            drop(wanted);
+            let whom: Vec<i32> = match writers.is_empty() {
+                true => seen.writing(&self.process, &self.threads),
+                false => self.threads.iter().copied().filter(|tid| writers.contains(tid)).collect(),
+            };
+            let stood = self.stun(&whom).unwrap_or_else(|error| {
+                tracing::debug!(%error, "nobody could be stunned");
+                self.longest
+            });
+            wanted = locked(&self.wanted);
+            wanted.busy = false;
+            self.changed.notify_all();
+            // They run for the rest of the period, or until something else is wanted.
+            let runs = stood.mul_f64(1.0 / duty - 1.0);
+            let same = |wanted: &mut Wanted| wanted.stun.as_ref().is_some_and(|(now, _)| *now == duty);
+            let waited = self.changed.wait_timeout_while(wanted, runs, same);
+            wanted = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Has them stand still once; shorter when nobody is to be stunned any more. Says for how long.
+    fn stun(&self, whom: &[i32]) -> io::Result<Duration> {
+        if whom.is_empty() {
+            return Ok(self.longest);
+        }
+        let stun = Stun::begin(&self.process, whom, self.longest)?;
+        let count = stun.stunned() as u64;
+        let stood = stun.wait();
+        locked(&self.stalls).add(count, stood);
+        Ok(stood)
+    }
+}
+
+/// How often threads have faulted, and which of them did lately.
+#[derive(Default)]
+struct Seen {
+    looked: Option<Instant>,
+    faults: HashMap<i32, u64>,
+    writing: Vec<i32>,
+}
+
+impl Seen {
+    /// At first, all of them.
+    fn writing(&mut self, process: &PidFd, threads: &[i32]) -> Vec<i32> {
+        if self.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
+            self.looked = Some(Instant::now());
+            let faulted = |tid: &i32| {
+                // One that has ended did not.
+                let faults = process.thread_faults(*tid).unwrap_or(0);
+                self.faults.insert(*tid, faults).is_none_or(|before| faults > before)
+            };
+            self.writing = threads.iter().copied().filter(faulted).collect();
+        }
+        self.writing.clone()
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
