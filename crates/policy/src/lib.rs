@@ -5,6 +5,8 @@
 mod compress;
 /// How fast the guest may write.
 mod governor;
+/// How many pages one write opens.
+mod groups;
 /// How fast the link is.
 mod link;
 /// How fast to send.
@@ -17,7 +19,8 @@ mod rounds;
 mod width;
 
 pub use compress::{Codec, Compressor, Spent};
-pub use governor::{Governor, Grant};
+pub use governor::{Governor, Grant, Writer};
+pub use groups::Groups;
 pub use pace::Pace;
 pub use regions::Regions;
 pub use rounds::{Budget, Next, Seen, next, predicted_downtime};
