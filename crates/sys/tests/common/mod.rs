@@ -301,6 +301,8 @@ fn race(ram: &Arc<Ram>, pages: u64, order: &str) -> String {
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let probe = scope.spawn(|| {
+            // What it waits for is the tracker, not a processor. Without the right to it, it may wait for both.
+            let _ = rustix::process::setpriority_process(None, -20);
             let began = Instant::now();
             let mut took = Vec::new();
             for n in 1_u64.. {
