@@ -70,6 +70,66 @@ impl<'d> Deserialize<'d> for Name {
     }
 }
 
+/// How the writes of guests are seen that leave this host.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Tracker {
+    /// By the kernel alone, until a guest must be slowed; where the kernel cannot, as below.
+    #[default]
+    Auto,
+    /// By a thread of the agent that hears of them, from the start.
+    Synchronous,
+}
+
+impl FromStr for Tracker {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "synchronous" => Ok(Self::Synchronous),
+            _ => Err("a tracker is auto or synchronous".to_owned()),
+        }
+    }
+}
+
+impl<'d> Deserialize<'d> for Tracker {
+    fn deserialize<D: Deserializer<'d>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// How many pages one write opens that the agent hears of. `None`: what pays, region by region.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Group(pub Option<u64>);
+
+impl FromStr for Group {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(pages) if (1..=512_u64).contains(&pages) && pages.is_power_of_two() => Ok(Self(Some(pages))),
+            _ if text == "auto" => Ok(Self(None)),
+            _ => Err("a group is auto, or a power of two from 1 to 512".to_owned()),
+        }
+    }
+}
+
+impl<'d> Deserialize<'d> for Group {
+    fn deserialize<D: Deserializer<'d>>(from: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Number(u64),
+            Word(String),
+        }
+        let text = match Written::deserialize(from)? {
+            Written::Number(pages) => pages.to_string(),
+            Written::Word(word) => word,
+        };
+        text.parse().map_err(D::Error::custom)
+    }
+}
+
 /// What may be set, in the file or by flags.
 #[derive(Clone, Default, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -80,6 +140,8 @@ struct File {
     socket: Option<PathBuf>,
     listen: Option<SocketAddr>,
     qemu: Option<PathBuf>,
+    tracker: Option<Tracker>,
+    group: Option<Group>,
     insecure_plaintext: bool,
     tls: Tls,
     allow: Allow,
@@ -140,6 +202,10 @@ pub struct Flags {
     pub listen: Option<SocketAddr>,
     /// The QEMU binary.
     pub qemu: Option<PathBuf>,
+    /// How writes are seen.
+    pub tracker: Option<Tracker>,
+    /// How many pages one write opens.
+    pub group: Option<Group>,
     /// Where this host's certificate and key are: a directory.
     pub tls: Option<PathBuf>,
     /// Without any protection.
@@ -163,6 +229,10 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The QEMU binary, a path or a name to be found in `PATH`.
     pub qemu: PathBuf,
+    /// How the writes of guests are seen that leave this host.
+    pub tracker: Tracker,
+    /// How many pages one write opens, where the agent hears of it.
+    pub group: Group,
     /// This host's certificate and key; `None`: its connections are not protected, and anybody is believed.
     pub tls: Option<Files>,
     /// What the VMs of other hosts may use here.
@@ -243,6 +313,8 @@ impl Config {
             runtime_dir,
             listen: flags.listen.or(file.listen).unwrap_or_else(|| ([0, 0, 0, 0], PORT).into()),
             qemu: flags.qemu.or(file.qemu).unwrap_or_else(|| "qemu-system-x86_64".into()),
+            tracker: flags.tracker.or(file.tracker).unwrap_or_default(),
+            group: flags.group.or(file.group).unwrap_or_default(),
             tls: (!plaintext).then_some(tls),
             allow: file.allow,
             peers,
@@ -304,6 +376,20 @@ mod tests {
         assert_eq!(load("insecure-plaintext = true", Flags::default()).unwrap().tls, None);
         let flags = Flags { insecure_plaintext: true, ..Flags::default() };
         assert_eq!(load(text, flags).unwrap().tls, None);
+    }
+
+    #[test]
+    fn the_tracker_and_its_groups_are_chosen_in_the_file_or_by_flags() {
+        let config = load("", Flags::default()).unwrap();
+        assert_eq!((config.tracker, config.group), (Tracker::Auto, Group(None)));
+        let config = load("tracker = \"synchronous\"\ngroup = 64\n", Flags::default()).unwrap();
+        assert_eq!((config.tracker, config.group), (Tracker::Synchronous, Group(Some(64))));
+        let flags = Flags { tracker: Some(Tracker::Auto), group: Some(Group(Some(8))), ..Flags::default() };
+        let config = load("tracker = \"synchronous\"\ngroup = \"auto\"\n", flags).unwrap();
+        assert_eq!((config.tracker, config.group), (Tracker::Auto, Group(Some(8))));
+        for bad in ["group = 0", "group = 100", "group = 1024", "group = \"many\"", "tracker = \"fast\""] {
+            assert!(matches!(load(bad, Flags::default()), Err(ConfigError::Mistake { .. })), "{bad}");
+        }
     }
 
     #[test]

@@ -10,6 +10,8 @@ use units::Bytes;
 
 /// The first kernel with the asynchronous write tracker (`UFFD_FEATURE_WP_ASYNC`, `PAGEMAP_SCAN`).
 const ASYNC_TRACKING: (u32, u32) = (6, 7);
+/// The first with the synchronous one (`UFFD_FEATURE_WP_HUGETLBFS_SHMEM`).
+const TRACKING: (u32, u32) = (5, 19);
 /// Less than this free, and hardly any VM finds room.
 const LITTLE_MEMORY: Bytes = Bytes(1 << 30);
 /// What Linux gives by default. A migration needs a few descriptors for each stream and RAM block, an agent some for
@@ -31,12 +33,13 @@ fn judge_kernel(release: &str) -> Check {
     }
     // Only a warning: distributions port features back, and the checks that follow try them.
     let (major, minor) = ASYNC_TRACKING;
-    Check::warn(
-        "kernel",
-        PRE_COPY,
-        found,
-        format!("pre-copy wants Linux {major}.{minor} or newer: boot a newer kernel"),
-    )
+    let remedy = if version >= TRACKING {
+        format!("pre-copy slows guests less with Linux {major}.{minor} or newer: boot a newer kernel")
+    } else {
+        let (least, of_it) = TRACKING;
+        format!("pre-copy wants Linux {least}.{of_it}, better {major}.{minor} or newer: boot a newer kernel")
+    };
+    Check::warn("kernel", PRE_COPY, found, remedy)
 }
 
 /// Memory, huge pages, clock, open files.

@@ -52,6 +52,11 @@ pub trait Tracker: Send {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// A round has been sent, and these pages of it were the same as when they were sent before: they need not have been in it.
+    fn learn(&mut self, unchanged: &MemorySet) {
+        let _ = unchanged;
+    }
+
     /// How long the guest's writers waited because of that, so far.
     fn stalls(&self) -> Stalls {
         Stalls::default()

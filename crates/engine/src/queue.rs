@@ -2,7 +2,7 @@
 
 use crate::ports::Fault;
 use std::sync::{
-    Mutex,
+    Mutex, MutexGuard,
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 use units::{BlockId, MemorySet, PageIndex, PageRange};
@@ -18,6 +18,7 @@ pub(crate) struct Round {
     pub(crate) set: MemorySet,
     shares: Vec<(BlockId, PageRange)>,
     taken: AtomicUsize,
+    unchanged: Mutex<MemorySet>,
 }
 
 impl Round {
@@ -28,12 +29,24 @@ impl Round {
             .flat_map(|(id, pages)| whole(pages.capacity()).pieces(SHARE).map(move |share| (id, share)))
             .filter(|(id, share)| set.block(*id).runs_within(*share).next().is_some())
             .collect();
-        Self { number, set, shares, taken: AtomicUsize::new(0) }
+        let unchanged = MemorySet::empty(set.blocks().map(|(_, pages)| pages.capacity()));
+        Self { number, set, shares, taken: AtomicUsize::new(0), unchanged: Mutex::new(unchanged) }
     }
 
     /// The next share, for whichever stream asks first.
     pub(crate) fn take(&self) -> Option<(BlockId, PageRange)> {
         self.shares.get(self.taken.fetch_add(1, Relaxed)).copied()
+    }
+
+    /// These pages had not changed since they were sent. Told batch by batch: the lock is not felt.
+    pub(crate) fn had_not_changed(&self, block: BlockId, pages: &[PageRange]) {
+        let mut unchanged = self.unchanged();
+        pages.iter().for_each(|run| unchanged.block_mut(block).insert_range(*run));
+    }
+
+    /// All of which that was told.
+    pub(crate) fn unchanged(&self) -> MutexGuard<'_, MemorySet> {
+        self.unchanged.lock().expect("no one panics here")
     }
 
     /// Whether every share was taken.

@@ -193,7 +193,7 @@ fn work(
                     }
                 }
                 gate.all_taken();
-                shipper.flush(Some(sent))?;
+                shipper.flush(Some((sent, &round)))?;
                 shipper.conn.write_all(&Frame::RoundEnd(round.number).header())?;
                 say(Said::RoundDone(round.number, shipper.batch.take_counts()));
             }
@@ -295,13 +295,13 @@ impl Shipper {
         mut known: Option<(&Sent, &mut Mine<'_>)>,
     ) -> io::Result<()> {
         if block != self.block {
-            self.flush(known.as_ref().map(|(sent, _)| *sent))?;
+            self.flush(known.as_ref().map(|(sent, mine)| (*sent, mine.round)))?;
             self.block = block;
         }
         let mut range = range;
         while !range.is_empty() {
             if self.batch.room() == 0 {
-                self.flush(known.as_ref().map(|(sent, _)| *sent))?;
+                self.flush(known.as_ref().map(|(sent, mine)| (*sent, mine.round)))?;
             }
             let piece = PageRange::new(range.start, range.count.min(self.batch.room()));
             range = PageRange::new(piece.end(), range.count - piece.count);
@@ -330,10 +330,11 @@ impl Shipper {
         Ok(())
     }
 
-    fn flush(&mut self, sent: Option<&Sent>) -> io::Result<()> {
+    fn flush(&mut self, known: Option<(&Sent, &Round)>) -> io::Result<()> {
         let begin = Instant::now();
-        if let Some(sent) = sent {
+        if let Some((sent, round)) = known {
             self.batch.seal(sent);
+            round.had_not_changed(self.block, self.batch.unchanged());
         }
         let refining = std::mem::take(&mut self.refining) + begin.elapsed();
         let packed =

@@ -333,6 +333,9 @@ impl SourceDriver {
             }
             SourceAct::Ship(round) => self.ship(round),
             SourceAct::Decide => {
+                if let (Some(tracker), Some(round)) = (&mut self.parts.tracker, &self.current) {
+                    tracker.learn(&round.unchanged());
+                }
                 self.collect()?;
                 let step = self.story.decide(&self.dirty);
                 if step == Step::Round {

@@ -6,6 +6,7 @@ use crate::{
 };
 use agent::{
     Context,
+    config::{Config, Tracker as Kind},
     migrate::{Events, MigrateRequest, Migrator, Wishes},
     store::{Arrival, ArrivalRecord, DepartureRecord, Store, VmRecord},
 };
@@ -51,6 +52,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Moves this host's VMs, and takes others' in.
 pub struct Mover {
+    config: Arc<Config>,
     store: Store,
     acceptor: Acceptor,
     security: Security,
@@ -61,7 +63,8 @@ impl Mover {
     pub fn new(context: &Context, qemu: QemuHost, security: Security) -> Self {
         let store = context.registry.store().clone();
         let incoming = Incoming { qemu, store: store.clone() };
-        Self { store, acceptor: Acceptor::new(Arc::new(incoming), security.clone()), security }
+        let acceptor = Acceptor::new(Arc::new(incoming), security.clone());
+        Self { config: context.config.clone(), store, acceptor, security }
     }
 
     /// Takes the watch for missing pages up again, where an agent before us had to leave it.
@@ -146,7 +149,13 @@ impl Mover {
         let recipe = serde_json::to_vec(open.recipe()).map_err(|e| one(&e))?;
         let source = attach::Source::open(open.process().pid(), open.ram_blocks()).map_err(|e| one(&e))?;
         let writers = open.recipe().vcpus();
-        let tracker = source.switching(writers, request.max_stall).map_err(|e| one(&e))?;
+        let how = attach::Tracking {
+            writers,
+            max_stall: request.max_stall,
+            synchronous: self.config.tracker == Kind::Synchronous,
+            group: self.config.group.0,
+        };
+        let tracker = source.switching(how).map_err(|e| one(&e))?;
         let tracker: Box<dyn Tracker> = Box::new(tracker);
         let vcpus = open.vcpu_threads().map_err(|e| one(&e))?;
         let stuns = source.stuns(vcpus, request.max_stall).map_err(|e| one(&e))?;

@@ -71,6 +71,8 @@ pub struct Batch {
     packed: Vec<u8>,
     codec: Option<Codec>,
     counts: Counts,
+    /// What need not travel, because it has not changed.
+    unchanged: Vec<PageRange>,
     /// Where the run of known pages goes on if the next page is known too.
     next: Option<(BlockId, PageIndex)>,
     /// Of what is sealed, batch after batch.
@@ -99,6 +101,7 @@ impl Batch {
             packed: Vec::new(),
             codec: None,
             counts: Counts::default(),
+            unchanged: Vec::new(),
             next: None,
             repeats: Repeats::default(),
         }
@@ -163,17 +166,22 @@ impl Batch {
             let last = sent.last(block, index);
             let print = if is_zero(page) { Print::ZERO } else { sent.print(page) };
             let expected = self.next.take();
-            if print == Print::ZERO {
-                self.counts.zero += 1;
-                if last != print {
-                    sent.versions.forget(number);
-                    sent.set(block, index, print);
-                    self.push(index, Class::Zero, at);
+            if print == last {
+                match print {
+                    Print::ZERO => self.counts.zero += 1,
+                    _ => self.counts.unchanged += 1,
+                }
+                match self.unchanged.last_mut() {
+                    Some(run) if run.end() == index => run.count += 1,
+                    _ => self.unchanged.push(PageRange::new(index, 1)),
                 }
                 continue;
             }
-            if print == last {
-                self.counts.unchanged += 1;
+            if print == Print::ZERO {
+                self.counts.zero += 1;
+                sent.versions.forget(number);
+                sent.set(block, index, print);
+                self.push(index, Class::Zero, at);
                 continue;
             }
             // Of what is added now, the pages before this one go before it, too.
@@ -361,6 +369,12 @@ impl Batch {
         self.packed.clear();
         self.codec = None;
         self.next = None;
+        self.unchanged.clear();
+    }
+
+    /// The pages of this batch that had not changed since they were sent.
+    pub fn unchanged(&self) -> &[PageRange] {
+        &self.unchanged
     }
 
     /// How the pages travelled that were added since this was asked last.

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 /// A guest may begin to write to pages at this share of the pace at which pages are sent. All rounds together then take at most
 /// `1 / (1 − SHARE)` of the first, which is less than twice; a smaller share would end sooner and slow writers more.
@@ -10,17 +10,34 @@ pub const OUTRUN: f64 = 0.6;
 /// What was not used is saved up for so long: enough for threads that wake up late, and little beside a downtime.
 pub(crate) const CREDIT: Duration = Duration::from_millis(5);
 
+/// So many writers are told apart while they have something to pay; a further one pays together with other further ones. A guest
+/// has as many as it has vCPUs, and QEMU a few dozen of its own.
+const WRITERS: usize = 256;
+
+/// A thread of the process whose memory is written to.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Writer(pub u32);
+
+/// All whom the table has no place for.
+const OTHERS: Writer = Writer(0);
+
 /// Decides when a guest may go on that wants to write to a page which is protected since the round began.
 ///
 /// A round sends the pages that were opened for writing before it, while the guest opens others. Let `D(k)` be the pages of round
 /// `k`, `S` how many are sent in a second, and let the guest open at most `SHARE · S` in a second. The round takes `D(k) / S`, so
 ///
 /// ```text
-/// D(k+1) ≤ SHARE · D(k) + B        where B = SHARE · S · CREDIT + one group
+/// D(k+1) ≤ SHARE · D(k) + B        where B = SHARE · S · (CREDIT + 2 · max_stall)
 /// ```
 ///
 /// and rounds shrink until little more than `B / (1 − SHARE)` is left, which fits into a downtime of milliseconds. Pages that are
 /// open cost nothing more however often they are written: only who outruns the link by *new* pages waits.
+///
+/// Each writer has a share of the pace of its own, by start-time fair queueing. `paid` counts the pages that have been paid for
+/// *by each* writer that has something to pay; it grows by the pace, divided by their number. A writer's next pages are begun to be
+/// paid for when its last ones are, or now; and it may go on when that begins. So who takes less than its share never
+/// waits for somebody who takes more, and what it leaves is the others'. (Stiliadis and Varma, *Rate-proportional servers*;
+/// Goyal, Vin and Cheng, *Start-time fair queueing*, 1996.)
 ///
 /// Nobody waits longer than `max_stall` at a time: of `writers` that wait at once each is given as many pages as keep the pace when
 /// all of them come back at once. (Below `writers` pages each `max_stall` no pace can be kept that way; that is 1.6 MB/s for two
@@ -33,6 +50,11 @@ pub struct Governor {
     pace: Option<f64>,
     /// When all that was opened so far has been paid for.
     free_at: Duration,
+    /// Pages that each has paid who had to, and when that was reckoned.
+    paid: f64,
+    at: Duration,
+    /// Who has something to pay: until `paid` is so much.
+    debts: HashMap<Writer, f64>,
 }
 
 /// What a writer is given.
@@ -47,25 +69,72 @@ pub struct Grant {
 impl Governor {
     /// Lets everybody write as they like, until there is a pace.
     pub fn new(max_stall: Duration, writers: u32) -> Self {
-        Self { max_stall, writers: writers.max(1), pace: None, free_at: Duration::ZERO }
+        Self {
+            max_stall,
+            writers: writers.max(1),
+            pace: None,
+            free_at: Duration::ZERO,
+            paid: 0.0,
+            at: Duration::ZERO,
+            debts: HashMap::new(),
+        }
     }
 
-    /// So many pages are sent in a second: the guest keeps to its share of that from now on.
-    pub fn follow(&mut self, sent_per_s: f64) {
-        self.pace = Some((SHARE * sent_per_s).max(1.0));
+    /// So many pages are sent in a second: the guest keeps to its share of that from now on. Returns that, in pages a second.
+    pub fn follow(&mut self, sent_per_s: f64) -> f64 {
+        *self.pace.insert((SHARE * sent_per_s).max(1.0))
     }
 
     /// Somebody wants to write. `wish`: how many pages are best opened at once if nothing is to be slowed.
-    pub fn ask(&mut self, now: Duration, wish: u64) -> Grant {
+    pub fn ask(&mut self, now: Duration, writer: Writer, wish: u64) -> Grant {
         let Some(pace) = self.pace else { return Grant { pages: wish.max(1), wait: Duration::ZERO } };
-        let turn = self.max_stall.as_secs_f64() / f64::from(self.writers);
-        let pages = ((pace * turn) as u64).clamp(1, wish.max(1));
+        self.pay(now, pace);
+        let full = self.debts.len() >= WRITERS && !self.debts.contains_key(&writer);
+        let writer = if full { OTHERS } else { writer };
+        let wait = self.wait(now, writer, pace);
+        let begin = *self.debts.entry(writer).or_insert(self.paid);
+        let debtors = self.debts.len() as f64;
+        let turn = pace * self.max_stall.as_secs_f64() / debtors.max(f64::from(self.writers));
+        let pages = (turn as u64).clamp(1, wish.max(1));
+        // Where the pace cannot be kept, what is owed does not grow for ever.
+        self.debts
+            .insert(writer, (begin + pages as f64).min(self.paid + (2.0 * turn).max(1.0) + pages as f64));
         let start = self.free_at.max(now.saturating_sub(CREDIT));
-        let wait = start.saturating_sub(now).min(self.max_stall);
-        // Who need not wait any longer is let go, but what that brings forward is not forgotten beyond one stall.
-        let paid = start + Duration::from_secs_f64(pages as f64 / pace);
-        self.free_at = paid.min(now + self.max_stall * 2);
+        let free_at = start + Duration::from_secs_f64(pages as f64 / pace);
+        self.free_at = free_at.min(now + self.max_stall * 4);
         Grant { pages, wait }
+    }
+
+    /// Somebody wants to write where another waits already, who has paid: how long it would have to wait by itself.
+    pub fn join(&mut self, now: Duration, writer: Writer) -> Duration {
+        let Some(pace) = self.pace else { return Duration::ZERO };
+        self.pay(now, pace);
+        self.wait(now, writer, pace)
+    }
+
+    /// Until the writer's turn, or until nothing is owed by anybody.
+    fn wait(&self, now: Duration, writer: Writer, pace: f64) -> Duration {
+        let before = self.debts.get(&writer).map_or(0.0, |until| until - self.paid);
+        let turn = before * self.debts.len() as f64 / pace;
+        self.free_at.saturating_sub(now).min(Duration::from_secs_f64(turn)).min(self.max_stall)
+    }
+
+    /// All who have something to pay pay, each the same, until now.
+    fn pay(&mut self, now: Duration, pace: f64) {
+        let mut left = now.saturating_sub(self.at).as_secs_f64() * pace;
+        self.at = self.at.max(now);
+        while !self.debts.is_empty() {
+            let each = left / self.debts.len() as f64;
+            let least = self.debts.values().copied().fold(f64::INFINITY, f64::min) - self.paid;
+            if each < least {
+                self.paid += each;
+                return;
+            }
+            left -= least * self.debts.len() as f64;
+            self.paid += least;
+            let paid = self.paid;
+            self.debts.retain(|_, until| *until > paid);
+        }
     }
 }
 
@@ -76,39 +145,87 @@ mod tests {
 
     const STALL: Duration = Duration::from_millis(5);
 
-    /// A guest of so many pages whose writers all want to open a new page as soon as they may. Returns the pages of each round
-    /// until they fit into `enough`, the longest wait, and how long all took.
-    fn migrate(
-        pages: u64,
-        sent_per_s: f64,
-        writers: u32,
+    /// How a writer of a model guest behaves.
+    #[derive(Clone, Copy, Debug)]
+    struct Habit {
+        /// How long it does something else before it wants to write to the next page.
+        thinks: Duration,
+        /// It writes for so long, and then does nothing for as long.
+        spell: Duration,
         wish: u64,
-        enough: u64,
-    ) -> (Vec<u64>, Duration, Duration) {
-        let mut governor = Governor::new(STALL, writers);
-        governor.follow(sent_per_s);
-        let mut rounds = vec![pages];
-        let (mut now, mut longest) = (Duration::ZERO, Duration::ZERO);
-        // When each writer comes back.
-        let mut back = vec![Duration::ZERO; writers as usize];
-        while rounds.last().is_some_and(|left| *left > enough) && rounds.len() < 200 {
-            let end = now + Duration::from_secs_f64(rounds[rounds.len() - 1] as f64 / sent_per_s);
-            let mut opened = 0;
-            loop {
-                let (writer, at) = back.iter().copied().enumerate().min_by_key(|(_, at)| *at).unwrap();
-                if at >= end {
-                    break;
-                }
-                let grant = governor.ask(at, wish);
-                longest = longest.max(grant.wait);
-                opened += grant.pages;
-                // Writing a page takes a little while by itself.
-                back[writer] = at + grant.wait + Duration::from_micros(2 * grant.pages);
+    }
+
+    const GREEDY: Habit = Habit { thinks: Duration::ZERO, spell: Duration::MAX, wish: 512 };
+
+    /// A guest whose writers ask for pages from `from` to `to`. Says how many pages each opened, and the longest wait of each.
+    struct Guest {
+        governor: Governor,
+        habits: Vec<Habit>,
+        /// When each comes back.
+        back: Vec<Duration>,
+        opened: Vec<u64>,
+        longest: Vec<Duration>,
+    }
+
+    impl Guest {
+        fn new(sent_per_s: f64, habits: Vec<Habit>) -> Self {
+            let mut governor = Governor::new(STALL, habits.len() as u32);
+            governor.follow(sent_per_s);
+            let n = habits.len();
+            Self {
+                governor,
+                habits,
+                back: vec![Duration::ZERO; n],
+                opened: vec![0; n],
+                longest: vec![STALL * 0; n],
             }
-            now = end;
-            rounds.push(opened.min(pages));
         }
-        (rounds, longest, now)
+
+        /// Lets it write until then; returns how many pages it opened.
+        fn write(&mut self, until: Duration) -> u64 {
+            let mut all = 0;
+            loop {
+                let (writer, at) = self.back.iter().copied().enumerate().min_by_key(|(_, at)| *at).unwrap();
+                if at >= until {
+                    return all;
+                }
+                let habit = self.habits[writer];
+                let grant = self.governor.ask(at, Writer(100 + writer as u32), habit.wish);
+                self.longest[writer] = self.longest[writer].max(grant.wait);
+                self.opened[writer] += grant.pages;
+                all += grant.pages;
+                // Writing a page takes a little while by itself.
+                let mut next = at + grant.wait + habit.thinks + Duration::from_micros(2 * grant.pages);
+                if habit.spell < Duration::MAX && (next.as_micros() / habit.spell.as_micros()) % 2 == 1 {
+                    next = habit.spell * ((next.as_micros() / habit.spell.as_micros()) as u32 + 1);
+                }
+                self.back[writer] = next;
+            }
+        }
+    }
+
+    /// Rounds until they fit into `enough`: the pages of each, and how long all took.
+    fn migrate(guest: &mut Guest, pages: u64, sent_per_s: f64, enough: u64) -> (Vec<u64>, Duration) {
+        let mut rounds = vec![pages];
+        let mut now = Duration::ZERO;
+        while rounds.last().is_some_and(|left| *left > enough) && rounds.len() < 200 {
+            now += Duration::from_secs_f64(rounds[rounds.len() - 1] as f64 / sent_per_s);
+            rounds.push(guest.write(now).min(pages));
+        }
+        (rounds, now)
+    }
+
+    fn habits() -> impl Strategy<Value = Vec<Habit>> {
+        let micros = |from, to| (from..to).prop_map(Duration::from_micros);
+        let thinks = prop_oneof![Just(Duration::ZERO), micros(0u64, 20_000)];
+        let spell = prop_oneof![Just(Duration::MAX), micros(100u64, 100_000)];
+        let habit =
+            (thinks, spell, 1u64..1024).prop_map(|(thinks, spell, wish)| Habit { thinks, spell, wish });
+        // At least one that wants all that it can get.
+        proptest::collection::vec(habit, 0..16).prop_map(|mut all| {
+            all.push(GREEDY);
+            all
+        })
     }
 
     proptest! {
@@ -116,17 +233,16 @@ mod tests {
         fn rounds_shrink_and_nobody_waits_long(
             pages in 10_000u64..2_000_000,
             mbit in 50f64..40_000.0,
-            writers in 1u32..17,
-            wish in 1u64..1024,
+            habits in habits(),
         ) {
             let sent_per_s = mbit * 1e6 / 8.0 / units::PAGE_SIZE as f64;
             // Slower links than that cannot be kept to.
-            prop_assume!(SHARE * sent_per_s * STALL.as_secs_f64() > f64::from(writers));
-            let group = (SHARE * sent_per_s * STALL.as_secs_f64() / f64::from(writers)).max(1.0);
-            let burst = SHARE * sent_per_s * CREDIT.as_secs_f64() + group * f64::from(writers);
+            prop_assume!(SHARE * sent_per_s * STALL.as_secs_f64() > habits.len() as f64);
+            let burst = SHARE * sent_per_s * (CREDIT + 2 * STALL).as_secs_f64();
             let enough = (burst / (1.0 - SHARE) * 1.05) as u64 + 1;
-            let (rounds, longest, took) = migrate(pages, sent_per_s, writers, wish, enough);
-            prop_assert!(longest <= STALL);
+            let mut guest = Guest::new(sent_per_s, habits);
+            let (rounds, took) = migrate(&mut guest, pages, sent_per_s, enough);
+            prop_assert!(guest.longest.iter().all(|longest| *longest <= STALL));
             for pair in rounds.windows(2) {
                 prop_assert!(pair[1] as f64 <= SHARE * pair[0] as f64 + burst + 1.0, "{rounds:?}, burst {burst}");
             }
@@ -134,32 +250,74 @@ mod tests {
             let first = pages as f64 / sent_per_s;
             prop_assert!(took.as_secs_f64() <= first / (1.0 - SHARE) + 0.1 * rounds.len() as f64, "{took:?} of {first}");
         }
+
+        #[test]
+        fn who_takes_less_than_its_share_does_not_wait_for_who_takes_more(
+            greedy in 1usize..8,
+            thinks in 100u64..20_000,
+            // How much of its share the modest one wants.
+            part in 0.05f64..0.9,
+        ) {
+            let modest = Habit { thinks: Duration::from_micros(thinks), wish: 1, ..GREEDY };
+            let its_share = 1e6 / (thinks as f64 + 2.0) / part;
+            let sent_per_s = its_share * (greedy + 1) as f64 / SHARE;
+            // Slower links than that cannot be kept to.
+            prop_assume!(SHARE * sent_per_s * STALL.as_secs_f64() > greedy as f64 + 1.0);
+            let mut guest = Guest::new(sent_per_s, [vec![modest], vec![GREEDY; greedy]].concat());
+            let opened = guest.write(Duration::from_secs(2));
+            prop_assert!(guest.longest[0] < Duration::from_micros(1), "{:?}", guest.longest);
+            // It had all that it wanted, the others the rest.
+            prop_assert!(guest.opened[0] as f64 >= 1.99 * 1e6 / (thinks as f64 + 2.0) - 1.0, "{:?}", guest.opened);
+            let (all, burst) = (2.0 * SHARE * sent_per_s, SHARE * sent_per_s * (CREDIT + 2 * STALL).as_secs_f64() + 2.0);
+            prop_assert!((0.9 * all - 2.0..all + burst).contains(&(opened as f64)), "{all}, {:?}", guest.opened);
+        }
+    }
+
+    #[test]
+    fn writers_that_want_all_get_the_same() {
+        let modest = Habit { wish: 1, ..GREEDY };
+        let mut guest = Guest::new(100_000.0, vec![GREEDY, GREEDY, GREEDY]);
+        guest.write(Duration::from_secs(1));
+        let (least, most) = (guest.opened.iter().min().unwrap(), guest.opened.iter().max().unwrap());
+        assert!(*most as f64 <= *least as f64 * 1.02, "{:?}", guest.opened);
+        // Whoever takes small groups is let ask more often.
+        let mut guest = Guest::new(10_000.0, vec![GREEDY, modest]);
+        guest.write(Duration::from_secs(1));
+        assert!(guest.opened[0] as f64 <= guest.opened[1] as f64 * 1.05, "{:?}", guest.opened);
     }
 
     #[test]
     fn a_writer_gets_most_of_its_share() {
-        let sent_per_s = 30_000.0;
-        let mut governor = Governor::new(STALL, 2);
-        governor.follow(sent_per_s);
-        let (mut now, mut opened) = (Duration::ZERO, 0);
-        while now < Duration::from_secs(1) {
-            let grant = governor.ask(now, 512);
-            opened += grant.pages;
-            now += grant.wait + Duration::from_micros(1);
+        for idle in [0, 3] {
+            let sleeps = Habit { thinks: Duration::from_secs(10), ..GREEDY };
+            let mut guest = Guest::new(30_000.0, [vec![GREEDY], vec![sleeps; idle]].concat());
+            let share = guest.write(Duration::from_secs(1)) as f64 / 30_000.0;
+            assert!((0.42..0.48).contains(&share), "{share}");
         }
-        let share = opened as f64 / sent_per_s;
-        assert!((0.42..0.48).contains(&share), "{share}");
     }
 
     #[test]
     fn who_writes_little_never_waits() {
         let mut governor = Governor::new(STALL, 2);
-        assert_eq!(governor.ask(Duration::ZERO, 64), Grant { pages: 64, wait: Duration::ZERO });
+        assert_eq!(governor.ask(Duration::ZERO, Writer(7), 64), Grant { pages: 64, wait: Duration::ZERO });
         governor.follow(30_000.0);
         for n in 0..100u32 {
             // A third of its share.
-            let grant = governor.ask(Duration::from_millis(2) * n, 9);
+            let grant = governor.ask(Duration::from_millis(2) * n, Writer(7), 9);
             assert_eq!(grant.wait, Duration::ZERO);
+            assert_eq!(governor.join(Duration::from_millis(2) * n, Writer(8)), Duration::ZERO);
         }
+    }
+
+    #[test]
+    fn the_table_of_writers_is_bounded_and_forgets_who_has_paid() {
+        let mut governor = Governor::new(STALL, 2);
+        governor.follow(1e6);
+        for n in 0..100_000 {
+            governor.ask(Duration::from_nanos(n), Writer(n as u32 + 1), 8);
+        }
+        assert!(governor.debts.len() <= WRITERS + 1, "{}", governor.debts.len());
+        governor.join(Duration::from_secs(10), Writer(1));
+        assert!(governor.debts.is_empty());
     }
 }

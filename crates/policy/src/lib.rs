@@ -7,6 +7,8 @@ mod compress;
 mod forecast;
 /// How fast the guest may write.
 mod governor;
+/// How many pages one write opens.
+mod groups;
 /// How fast the link is.
 mod link;
 /// How fast to send.
@@ -22,7 +24,8 @@ mod width;
 
 pub use compress::{Codec, Compressor, Spent};
 pub use forecast::{Course, HARD, Measured, Plan, Promise, Span, Standing, Terms, Way, WorkingSet, plan};
-pub use governor::{Governor, Grant, OUTRUN};
+pub use governor::{Governor, Grant, OUTRUN, Writer};
+pub use groups::Groups;
 pub use pace::Pace;
 pub use regions::Regions;
 pub use rounds::{Budget, Next, Seen, must_stop, next, predicted_downtime};

@@ -28,6 +28,8 @@ impl Features {
     pub const NONE: Self = Self(0);
     /// Missing pages of shared memory (Linux 4.11).
     pub const MISSING_SHMEM: Self = Self(raw::UFFD_FEATURE_MISSING_SHMEM as u64);
+    /// Faults say which thread waits (Linux 4.14).
+    pub const THREAD_ID: Self = Self(raw::UFFD_FEATURE_THREAD_ID as u64);
     /// Write protection (Linux 5.7).
     pub const WP: Self = Self(raw::UFFD_FEATURE_PAGEFAULT_FLAG_WP as u64);
     /// Write protection of shared memory (Linux 5.19).
@@ -68,6 +70,8 @@ pub struct PageFault {
     pub write: bool,
     /// Whether it was a write to a protected page, not an access to a missing one.
     pub protected: bool,
+    /// The thread that waits, as its process' namespace numbers it; 0 unless `THREAD_ID` was asked for.
+    pub thread: u32,
 }
 
 /// How far placing a run of pages came, in bytes.
@@ -263,7 +267,7 @@ fn again(error: &io::Error) -> bool {
     error.raw_os_error() == Some(nix::libc::EAGAIN)
 }
 
-/// `struct uffd_msg`: the event's number, seven reserved bytes, flags, address.
+/// `struct uffd_msg`: the event's number, seven reserved bytes, flags, address, thread.
 fn fault(message: &[u8; MESSAGE]) -> Option<PageFault> {
     let word = |at: usize| {
         let mut word = [0; 8];
@@ -274,6 +278,8 @@ fn fault(message: &[u8; MESSAGE]) -> Option<PageFault> {
         address: word(16),
         write: word(8) & u64::from(raw::UFFD_PAGEFAULT_FLAG_WRITE) != 0,
         protected: word(8) & u64::from(raw::UFFD_PAGEFAULT_FLAG_WP) != 0,
+        // The lower half of the last word: this runs on x86-64.
+        thread: word(24) as u32,
     })
 }
 

@@ -17,6 +17,8 @@ pub(crate) fn agent(args: Agent, socket: Option<PathBuf>) -> Result<ExitCode, Tr
         socket,
         listen: args.listen,
         qemu: args.qemu,
+        tracker: args.tracker,
+        group: args.group,
         tls: args.tls,
         insecure_plaintext: args.insecure_plaintext,
         peers: args.peers,

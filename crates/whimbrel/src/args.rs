@@ -1,7 +1,10 @@
 //! What may be said on the command line. The help teaches: what a command does, and how it is used.
 
 use crate::{doctor::Doctor, pki_command::Pki};
-use agent::{config::Address, log::Format};
+use agent::{
+    config::{Address, Group, Tracker},
+    log::Format,
+};
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use engine::report::{Compression, Mode, Promise};
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -92,6 +95,8 @@ A configuration file; every line may be left out, flags win over it:
   runtime-dir = \"/run/whimbrel\"
   listen = \"0.0.0.0:7471\"
   qemu = \"qemu-system-x86_64\"
+  tracker = \"auto\"                    # or synchronous; see below
+  group = \"auto\"                      # or 1, 2, 4 … 512 pages
   [tls]                               # this host's certificate; `whimbrel pki` makes them
   ca = \"/etc/whimbrel/tls/ca.crt\"
   cert = \"/etc/whimbrel/tls/host.crt\"
@@ -135,6 +140,18 @@ pub(crate) struct Agent {
     /// The QEMU binary.
     #[arg(long, value_name = "PATH")]
     pub(crate) qemu: Option<PathBuf>,
+    /// How the writes of guests are seen that leave this host: auto, or synchronous [default: auto].
+    ///
+    /// auto lets the kernel keep book of them (Linux 6.7) until a guest writes faster than the link carries. From then on, and where
+    /// the kernel cannot (Linux 5.19 to 6.6), the agent hears of the first write to each group of pages, and so can make a
+    /// writer wait; that costs 17 to 42 µs a group. synchronous is like that from the start.
+    #[arg(long, value_name = "WHICH")]
+    pub(crate) tracker: Option<Tracker>,
+    /// How many pages are opened by one write that the agent hears of: auto, or a power of two up to 512 [default: auto].
+    ///
+    /// auto learns it, region by region: more where many writes are heard of, fewer where pages were sent that had not changed.
+    #[arg(long, value_name = "PAGES")]
+    pub(crate) group: Option<Group>,
     /// Another host and where its agent listens; may be given several times.
     #[arg(long = "peer", value_name = "NAME=ADDR:PORT", value_parser = peer)]
     pub(crate) peers: Vec<(String, Address)>,

@@ -3,7 +3,7 @@
 pub(crate) mod cable;
 
 use engine::ports::*;
-use policy::Governor;
+use policy::{Governor, Writer};
 use std::{
     collections::HashMap,
     io,
@@ -67,7 +67,7 @@ impl Ram {
         self.guest_reads(block, page);
         if !self.inner.lock().unwrap().dirty.block(BlockId(block)).contains(PageIndex(page)) {
             let mut governor = self.governor.lock().unwrap();
-            let grant = governor.as_mut().map(|governor| governor.ask(self.start.elapsed(), 1));
+            let grant = governor.as_mut().map(|governor| governor.ask(self.start.elapsed(), Writer(1), 1));
             drop(governor);
             thread::sleep(grant.map_or(Duration::ZERO, |grant| grant.wait));
         }
@@ -236,7 +236,10 @@ impl Tracker for Seen {
 
     fn govern(&mut self, sent_per_s: f64) -> io::Result<()> {
         let mut governor = self.0.governor.lock().unwrap();
-        governor.as_mut().map(|governor| governor.follow(sent_per_s)).ok_or(io::ErrorKind::Unsupported.into())
+        governor
+            .as_mut()
+            .map(|governor| drop(governor.follow(sent_per_s)))
+            .ok_or(io::ErrorKind::Unsupported.into())
     }
 
     fn stalls(&self) -> Stalls {

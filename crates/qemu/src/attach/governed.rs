@@ -5,47 +5,40 @@
 //! and it works from Linux 5.19 on. It costs 17 to 42 µs a group where the asynchronous tracker costs 1 to 2 µs a page.
 
 use super::{
-    Error, Memory,
+    Error, Memory, Tracking,
     region::Region,
     tracker::{SLICE, slices, take_userfaultfd},
 };
 use engine::ports::{Stalls, Tracker};
-use policy::{Governor, Grant};
+use policy::{Governor, Grant, Groups, Writer};
+use rustix::process::setpriority_process;
 use std::{
-    collections::VecDeque,
     io,
     ops::Range,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 use sys::{
     process::PidFd,
-    uffd::{Features, Uffd, Watch},
+    uffd::{Features, PageFault, Uffd, Watch},
 };
 use units::{BlockId, MemorySet, PAGE_SIZE, PageIndex, PageRange};
 
-/// Pages that are opened at once, at least, while nobody is to be slowed. A native-speed writer over 512 MiB is back at full speed
-/// 0.25 s after everything was protected with 64, 0.13 s with 512; larger groups have more pages looked at that did not change.
-const GROUP: u64 = 64;
-
-/// Pages that are opened at once, at most.
-const LARGEST: u64 = 512;
-
-/// So many groups are remembered, of several writers that go upwards at a time.
-const GROUPS: usize = 64;
-
-/// How long a thread waits for a fault before it looks whether it is still wanted.
+/// How long the thread waits for a fault before it looks whether it is still wanted.
 const GLANCE: Duration = Duration::from_millis(50);
 
 /// The synchronous tracker (Linux 5.19), whose writers can be governed.
 #[derive(Debug)]
 pub struct GovernedTracker {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
@@ -60,47 +53,51 @@ struct Shared {
     governor: Mutex<Governor>,
     start: Instant,
     stalls: Mutex<Stalls>,
+    heard: AtomicU64,
     over: AtomicBool,
     /// Why writes are no longer seen.
     failed: Mutex<Option<io::Error>>,
 }
 
+/// Pages that are opened later.
+struct Later {
+    due: Duration,
+    block: BlockId,
+    pages: PageRange,
+    /// Since when somebody waits for them, for each who does.
+    since: Vec<Duration>,
+}
+
 impl GovernedTracker {
-    /// For a guest of which so many threads may write at a time; nobody is made to wait longer than `max_stall` at a time.
-    pub(super) fn attach(
-        process: &Arc<PidFd>,
-        memory: &Arc<Memory>,
-        writers: u32,
-        max_stall: Duration,
-    ) -> Result<Self, Error> {
+    pub(super) fn attach(process: &Arc<PidFd>, memory: &Arc<Memory>, how: &Tracking) -> Result<Self, Error> {
         let pid = process.pid();
         let uffd = take_userfaultfd(process).map_err(Error::step("get a userfaultfd", pid))?;
-        uffd.enable(Features::WP | Features::WP_SHMEM).map_err(|cause| Error::Kernel {
-            what: "tell of writes",
-            needs: "write protection of shared memory came with Linux 5.19",
-            cause,
+        uffd.enable(Features::WP | Features::WP_SHMEM | Features::THREAD_ID).map_err(|cause| {
+            Error::Kernel {
+                what: "tell of writes",
+                needs: "write protection of shared memory came with Linux 5.19",
+                cause,
+            }
         })?;
-        let blocks = memory.regions().iter().map(|region| region.block.pages);
+        let blocks = || memory.regions().iter().map(|region| region.block.pages);
         let shared = Arc::new(Shared {
             uffd,
             process: Arc::clone(process),
             memory: Arc::clone(memory),
-            open: Mutex::new(MemorySet::empty(blocks)),
-            groups: Mutex::default(),
-            governor: Mutex::new(Governor::new(max_stall, writers)),
+            open: Mutex::new(MemorySet::empty(blocks())),
+            groups: Mutex::new(Groups::new(blocks(), how.group)),
+            governor: Mutex::new(Governor::new(how.max_stall, how.writers)),
             start: Instant::now(),
             stalls: Mutex::default(),
+            heard: AtomicU64::new(0),
             over: AtomicBool::new(false),
             failed: Mutex::default(),
         });
-        let mut tracker = Self { shared, threads: Vec::new() };
-        // One more than may write: QEMU's own threads write too.
-        for n in 0..=writers {
-            let shared = tracker.shared.clone();
-            let thread = thread::Builder::new().name(format!("govern-{n}")).spawn(move || shared.serve());
-            tracker.threads.push(thread.map_err(Error::step("start a thread for the writes", pid))?);
-        }
-        Ok(tracker)
+        let serving = Arc::clone(&shared);
+        // One is enough: it never waits for anything but faults and the time.
+        let thread = thread::Builder::new().name("govern".into()).spawn(move || serving.serve());
+        let thread = thread.map_err(Error::step("start a thread for the writes", pid))?;
+        Ok(Self { shared, thread: Some(thread) })
     }
 
     /// Takes a slice of addresses over from whoever watched it before: from when this returns all writes there are seen. What
@@ -108,6 +105,11 @@ impl GovernedTracker {
     pub(super) fn take_over(&self, slice: Range<u64>) -> io::Result<()> {
         self.shared.uffd.register(slice.clone(), Watch::Writes)?;
         self.shared.uffd.protect(slice)
+    }
+
+    /// How many writes were heard of so far.
+    pub fn heard(&self) -> u64 {
+        self.shared.heard.load(Relaxed)
     }
 }
 
@@ -121,10 +123,14 @@ impl Tracker for GovernedTracker {
     }
 
     fn govern(&mut self, sent_per_s: f64) -> io::Result<()> {
-        locked(&self.shared.governor).follow(sent_per_s);
-        // What is opened is counted now: nothing beyond what somebody is sure to write.
-        locked(&self.shared.groups).least = 1;
+        // First the groups, as everywhere.
+        let mut groups = locked(&self.shared.groups);
+        groups.govern(locked(&self.shared.governor).follow(sent_per_s));
         Ok(())
+    }
+
+    fn learn(&mut self, unchanged: &MemorySet) {
+        locked(&self.shared.groups).learn(self.shared.now(), unchanged);
     }
 
     fn stalls(&self) -> Stalls {
@@ -133,14 +139,18 @@ impl Tracker for GovernedTracker {
 }
 
 impl Shared {
+    /// Since it was attached.
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
     /// Answers writers until it is over.
     fn serve(&self) {
+        // Guests wait for it, and it takes little: ahead of others, where it has the right to that.
+        let _ = setpriority_process(None, -20);
+        let mut later = Vec::new();
         while !self.over.load(SeqCst) {
-            let served = self.uffd.next(GLANCE).and_then(|fault| match fault {
-                Some(fault) => self.answer(fault.address),
-                None => Ok(()),
-            });
-            if let Err(error) = served {
+            if let Err(error) = self.serve_next(&mut later) {
                 // Nobody may be left waiting for an answer that does not come.
                 tracing::error!(%error, "writes of the guest cannot be followed any more; it runs on, the migration will not");
                 locked(&self.failed).get_or_insert(error);
@@ -150,42 +160,58 @@ impl Shared {
         }
     }
 
+    fn serve_next(&self, later: &mut Vec<Later>) -> io::Result<()> {
+        let now = self.now();
+        let due = later.extract_if(.., |group| group.due <= now);
+        due.into_iter().try_for_each(|group| self.open_at_last(&group))?;
+        let next = later.iter().map(|group| group.due.saturating_sub(now)).min();
+        match self.uffd.next(next.map_or(GLANCE, |next| next.min(GLANCE)))? {
+            Some(fault) => self.answer(&fault, later),
+            None => Ok(()),
+        }
+    }
+
     /// Somebody wants to write there.
-    fn answer(&self, address: u64) -> io::Result<()> {
-        let asked = Instant::now();
+    fn answer(&self, fault: &PageFault, later: &mut Vec<Later>) -> io::Result<()> {
+        self.heard.fetch_add(1, Relaxed);
         let regions = self.memory.regions();
-        let at = regions.iter().position(|region| region.addresses.contains(&address));
-        let Some((id, region)) = at.map(|at| (BlockId(at as u16), &regions[at])) else {
-            let text = format!("a write to {address:#x}, where no guest memory is");
+        let at = regions.iter().position(|region| region.addresses.contains(&fault.address));
+        let Some((block, region)) = at.map(|at| (BlockId(at as u16), &regions[at])) else {
+            let text = format!("a write to {:#x}, where no guest memory is", fault.address);
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         };
-        let page = PageIndex::at_offset(address - region.addresses.start);
-        if self.is_open(id, region, page)? {
+        let page = PageIndex::at_offset(fault.address - region.addresses.start);
+        if self.is_open(block, region, page)? {
             return Ok(());
         }
-        let wish = locked(&self.groups).wish(id, page);
-        let Grant { pages, wait } = locked(&self.governor).ask(self.start.elapsed(), wish);
-        thread::sleep(wait);
+        let (now, writer) = (self.now(), Writer(fault.thread));
+        let holds = |group: &&mut Later| {
+            group.block == block && group.pages.start <= page && page < group.pages.end()
+        };
+        if let Some(group) = later.iter_mut().find(holds) {
+            // Somebody else has paid for it, and may have to wait for longer.
+            group.due = group.due.min(now + locked(&self.governor).join(now, writer));
+            group.since.push(now);
+            return Ok(());
+        }
+        let mut groups = locked(&self.groups);
+        let wish = groups.wish(block, page);
+        let Grant { pages, wait } = locked(&self.governor).ask(now, writer, wish);
         // No further than its slice: the next one may not have been taken over yet.
         let slice = SLICE / PAGE_SIZE as u64;
-        let end = region.block.pages.min((page.0 / slice + 1) * slice);
-        let group = PageRange::new(page, pages.min(end - page.0));
-        locked(&self.groups).opened(id, group);
-        self.open(id, region, group)?;
-        if !wait.is_zero() {
-            let waited = asked.elapsed();
-            let mut stalls = locked(&self.stalls);
-            stalls.count += 1;
-            stalls.total += waited;
-            stalls.longest = stalls.longest.max(waited);
+        let pages = groups.open(block, page, pages.min(slice - page.0 % slice));
+        drop(groups);
+        if wait.is_zero() {
+            return self.open(block, pages);
         }
+        later.push(Later { due: now + wait, block, pages, since: vec![now] });
         Ok(())
     }
 
     /// Whether somebody else opened it meanwhile; then nobody need pay for it again.
-    fn is_open(&self, id: BlockId, region: &Region, page: PageIndex) -> io::Result<bool> {
+    fn is_open(&self, block: BlockId, region: &Region, page: PageIndex) -> io::Result<bool> {
         let open = locked(&self.open);
-        let is_open = open.block(id).contains(page);
+        let is_open = open.block(block).contains(page);
         if is_open {
             // It may be protected all the same: where a slice is just taken over, that passes over pages that were opened ahead of
             // it. Under the lock: it cannot be protected again before whoever waits has been woken.
@@ -194,11 +220,24 @@ impl Shared {
         Ok(is_open)
     }
 
-    fn open(&self, id: BlockId, region: &Region, group: PageRange) -> io::Result<()> {
+    fn open(&self, block: BlockId, pages: PageRange) -> io::Result<()> {
         let mut open = locked(&self.open);
         // In this order: a page that can be written must be known as one (I2).
-        open.block_mut(id).insert_range(group);
-        self.uffd.unprotect(region.addresses_of(group))
+        open.block_mut(block).insert_range(pages);
+        self.uffd.unprotect(self.memory.regions()[usize::from(block.0)].addresses_of(pages))
+    }
+
+    /// Opens what somebody has waited for.
+    fn open_at_last(&self, group: &Later) -> io::Result<()> {
+        self.open(group.block, group.pages)?;
+        let now = self.now();
+        let mut stalls = locked(&self.stalls);
+        for waited in group.since.iter().map(|since| now - *since) {
+            stalls.count += 1;
+            stalls.total += waited;
+            stalls.longest = stalls.longest.max(waited);
+        }
+        Ok(())
     }
 
     fn collect(&self, dirty: &mut MemorySet) -> io::Result<()> {
@@ -237,7 +276,7 @@ impl Drop for GovernedTracker {
     fn drop(&mut self) {
         self.shared.over.store(true, SeqCst);
         self.shared.release();
-        for thread in self.threads.drain(..) {
+        if let Some(thread) = self.thread.take() {
             // Only its panic could be told here, and that was printed.
             let _ = thread.join();
         }
@@ -245,70 +284,6 @@ impl Drop for GovernedTracker {
     }
 }
 
-/// How many pages are opened together: twice as many each time for a writer that goes upwards, which meets its next group at
-/// the end of the last; few for one that writes here and there.
-#[derive(Debug)]
-struct Groups {
-    least: u64,
-    /// Where the last ones ended, and how long they were.
-    ends: VecDeque<(BlockId, PageIndex, u64)>,
-}
-
-impl Default for Groups {
-    fn default() -> Self {
-        Self { least: GROUP, ends: VecDeque::new() }
-    }
-}
-
-impl Groups {
-    /// How many pages are best opened for a write to this one.
-    fn wish(&mut self, block: BlockId, page: PageIndex) -> u64 {
-        let before = self.ends.iter().position(|(b, end, _)| (*b, *end) == (block, page));
-        let before = before.and_then(|at| self.ends.remove(at)).map_or(0, |(.., pages)| pages);
-        (before * 2).clamp(self.least, LARGEST)
-    }
-
-    fn opened(&mut self, block: BlockId, group: PageRange) {
-        if self.ends.len() == GROUPS {
-            self.ends.pop_front();
-        }
-        self.ends.push_back((block, group.end(), group.count));
-    }
-}
-
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn groups_grow_for_who_goes_upwards_and_for_nobody_else() {
-        let mut groups = Groups { least: 1, ..Groups::default() };
-        let mut write = |block, page| {
-            let pages = groups.wish(BlockId(block), PageIndex(page));
-            groups.opened(BlockId(block), PageRange::new(PageIndex(page), pages));
-            pages
-        };
-        let (mut up, mut grown) = (1000, vec![]);
-        for n in 0..12 {
-            let pages = write(0, up);
-            grown.push(pages);
-            up += pages;
-            // Somebody else writes here and there, and in another block.
-            assert_eq!(write(0, 100_000 + n * 7919), 1);
-            assert_eq!(write(1, up), 1);
-        }
-        assert_eq!(grown, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 512, 512]);
-    }
-
-    #[test]
-    fn where_nobody_is_slowed_groups_are_never_small() {
-        let mut groups = Groups::default();
-        assert_eq!(groups.wish(BlockId(0), PageIndex(7)), GROUP);
-        (0..1000).for_each(|page| groups.opened(BlockId(0), PageRange::new(PageIndex(page), 1)));
-        assert_eq!(groups.ends.len(), GROUPS, "it is bounded");
-    }
 }

@@ -20,7 +20,7 @@ pub use governed::GovernedTracker;
 pub use memory::Memory;
 pub use missing::Missing;
 pub use region::RamBlock;
-pub use source::Source;
+pub use source::{Source, Tracking};
 pub use stuns::VcpuStuns;
 pub use switching::SwitchingTracker;
 pub use target::Target;

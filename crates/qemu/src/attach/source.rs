@@ -35,19 +35,32 @@ impl Source {
         AsyncTracker::attach(&self.process, &self.memory)
     }
 
-    /// One that can slow the guest's writes from the start: of at most so many threads at a time, none of them for longer than
-    /// `max_stall` at a time.
-    pub fn governed(&self, writers: u32, max_stall: Duration) -> Result<GovernedTracker, Error> {
-        GovernedTracker::attach(&self.process, &self.memory, writers, max_stall)
+    /// One that can slow the guest's writes from the start.
+    pub fn governed(&self, how: &Tracking) -> Result<GovernedTracker, Error> {
+        GovernedTracker::attach(&self.process, &self.memory, how)
     }
 
-    /// One that begins to do so when it is asked to, and costs the guest little before.
-    pub fn switching(&self, writers: u32, max_stall: Duration) -> Result<SwitchingTracker, Error> {
-        SwitchingTracker::attach(&self.process, &self.memory, writers, max_stall)
+    /// One that begins to do so when it is asked to, and costs the guest little before; unless the kernel has nothing else, or it
+    /// is to be like that from the start.
+    pub fn switching(&self, how: Tracking) -> Result<SwitchingTracker, Error> {
+        SwitchingTracker::attach(&self.process, &self.memory, how)
     }
 
     /// What stuns those of its vCPU threads that write, none of them for longer than `longest` at a time. Nobody is stunned yet.
     pub fn stuns(&self, vcpus: Vec<i32>, longest: Duration) -> Result<VcpuStuns, Error> {
         VcpuStuns::new(&self.process, vcpus, longest)
     }
+}
+
+/// How a guest's writes are seen, and slowed if need be.
+#[derive(Clone, Debug)]
+pub struct Tracking {
+    /// So many threads of the guest write at a time, at most.
+    pub writers: u32,
+    /// None of them waits longer at a time.
+    pub max_stall: Duration,
+    /// By the synchronous tracker from the start, also where the kernel has the asynchronous one.
+    pub synchronous: bool,
+    /// How many pages one write opens there; `None`: as many as pays, region by region.
+    pub group: Option<u64>,
 }

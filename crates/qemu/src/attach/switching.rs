@@ -1,8 +1,8 @@
 //! The asynchronous tracker, where the kernel has it, as long as nobody has to be slowed; then the governed one.
 
-use super::{AsyncTracker, Error, GovernedTracker, Memory, tracker::slices};
+use super::{AsyncTracker, Error, GovernedTracker, Memory, Tracking, tracker::slices};
 use engine::ports::{GuestMemory, Stalls, Tracker};
-use std::{io, sync::Arc, time::Duration};
+use std::{io, sync::Arc};
 use sys::process::PidFd;
 use units::{BlockId, MemorySet};
 
@@ -11,8 +11,7 @@ use units::{BlockId, MemorySet};
 pub struct SwitchingTracker {
     process: Arc<PidFd>,
     memory: Arc<Memory>,
-    writers: u32,
-    max_stall: Duration,
+    how: Tracking,
     now: Now,
     /// Nobody knows what was written during a change: all of it counts as written, once.
     unsure: bool,
@@ -25,21 +24,19 @@ enum Now {
 }
 
 impl SwitchingTracker {
-    pub(super) fn attach(
-        process: &Arc<PidFd>,
-        memory: &Arc<Memory>,
-        writers: u32,
-        max_stall: Duration,
-    ) -> Result<Self, Error> {
-        let now = match AsyncTracker::attach(process, memory) {
-            // Linux 5.19 to 6.6.
-            Err(Error::Kernel { .. }) => {
-                Now::Governed(GovernedTracker::attach(process, memory, writers, max_stall)?)
+    pub(super) fn attach(process: &Arc<PidFd>, memory: &Arc<Memory>, how: Tracking) -> Result<Self, Error> {
+        let governed = || GovernedTracker::attach(process, memory, &how).map(Now::Governed);
+        let now = if how.synchronous {
+            governed()?
+        } else {
+            match AsyncTracker::attach(process, memory) {
+                // Linux 5.19 to 6.6.
+                Err(Error::Kernel { .. }) => governed()?,
+                attached => Now::Free(attached?),
             }
-            attached => Now::Free(attached?),
         };
         let (process, memory) = (Arc::clone(process), Arc::clone(memory));
-        Ok(Self { process, memory, writers, max_stall, now, unsure: false })
+        Ok(Self { process, memory, how, now, unsure: false })
     }
 
     /// One page has one watcher at a time, so between the two its writes are seen by nobody. They are not looked for: once
@@ -47,8 +44,8 @@ impl SwitchingTracker {
     /// sent is found out by its print and costs no bytes; so the guest need not be stopped for this.
     fn change(&mut self) -> io::Result<()> {
         let Now::Free(free) = &mut self.now else { return Ok(()) };
-        let governed = GovernedTracker::attach(&self.process, &self.memory, self.writers, self.max_stall)
-            .map_err(io::Error::other)?;
+        let governed =
+            GovernedTracker::attach(&self.process, &self.memory, &self.how).map_err(io::Error::other)?;
         self.unsure = true;
         for slice in slices(self.memory.regions()) {
             free.let_go(slice.clone())?;
@@ -89,6 +86,13 @@ impl Tracker for SwitchingTracker {
         match &mut self.now {
             Now::Free(tracker) => tracker.govern(sent_per_s),
             Now::Governed(tracker) => tracker.govern(sent_per_s),
+        }
+    }
+
+    fn learn(&mut self, unchanged: &MemorySet) {
+        match &mut self.now {
+            Now::Free(tracker) => tracker.learn(unchanged),
+            Now::Governed(tracker) => tracker.learn(unchanged),
         }
     }
 

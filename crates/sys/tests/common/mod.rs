@@ -13,7 +13,7 @@ use std::{
     ptr::NonNull,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{Receiver, RecvTimeoutError, channel},
     },
     time::{Duration, Instant},
@@ -215,6 +215,7 @@ pub fn play() {
     let pages: usize = pages.parse().unwrap();
     let ram = Arc::new(Ram::map(pages * PAGE_SIZE));
     let zero = File::open("/dev/zero").unwrap().into_raw_fd();
+    let mut storm: Option<Storm> = None;
     // SAFETY: a handler that only adds to an atomic number.
     unsafe { libc::signal(libc::SIGRTMIN(), count as *const () as usize) };
     println!("\n@{} {}", rustix::thread::gettid().as_raw_nonzero(), ram.start.as_ptr() as u64);
@@ -233,6 +234,12 @@ pub fn play() {
             }
             "kernel" => assert_eq!(ram.read_into(number(), zero), 1),
             "fill" => (0..pages as u64).for_each(|page| ram.write(page, 1)),
+            "storm" => storm = Some(Storm::begin(&ram, pages as u64, number())),
+            "calm" => storm = storm.take().and_then(Storm::end),
+            "race" => {
+                println!("@{}", race(&ram, pages as u64, rest));
+                continue;
+            }
             "poll" => {
                 let began = Instant::now();
                 // SAFETY: no descriptors at all.
@@ -287,6 +294,93 @@ pub fn play() {
         }
         println!("@done");
     }
+}
+
+/// Threads that write all the time, each page another value each time.
+struct Storm {
+    over: Arc<AtomicBool>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Storm {
+    fn begin(ram: &Arc<Ram>, pages: u64, threads: u64) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let write = |thread: u64| {
+            let (ram, over) = (Arc::clone(ram), Arc::clone(&over));
+            std::thread::spawn(move || {
+                let mut at = thread * 7919;
+                for n in (1_u64..).take_while(|_| !over.load(Ordering::Relaxed)) {
+                    // The first goes upwards, the others here and there.
+                    at = if thread == 0 { at + 1 } else { scatter(at) };
+                    // No two write to the same page: each knows what it wrote last.
+                    let page = at % (pages / threads) * threads + thread;
+                    ram.write(page, ram.read(page).wrapping_add(1 + (n % 7) as u8));
+                }
+            })
+        };
+        Self { threads: (0..threads).map(write).collect(), over }
+    }
+
+    fn end(self) -> Option<Self> {
+        self.over.store(true, Ordering::Relaxed);
+        self.threads.into_iter().for_each(|thread| thread.join().unwrap());
+        None
+    }
+}
+
+/// Somewhere else (splitmix64).
+fn scatter(at: u64) -> u64 {
+    let mut mixed = at.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+/// The last pages, which belong to the probe: 64 MiB.
+pub const PROBED: u64 = 16_384;
+
+/// `WAY MILLIS`: writes to all pages but the last as fast as it can, in this way (`sequential` or `random`), while somebody else
+/// writes to one of the last each millisecond. Answers how many pages were touched, and how long the other's writes took: the
+/// median, the 99th percentile, the longest, in µs.
+fn race(ram: &Arc<Ram>, pages: u64, order: &str) -> String {
+    let (way, millis) = order.split_once(' ').unwrap();
+    let (random, time) = (way == "random", Duration::from_millis(millis.parse().unwrap()));
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let probe = scope.spawn(|| {
+            // What it waits for is the tracker, not a processor. Without the right to it, it may wait for both.
+            let _ = rustix::process::setpriority_process(None, -20);
+            let began = Instant::now();
+            let mut took = Vec::new();
+            for n in 1_u64.. {
+                if over.load(Ordering::Relaxed) {
+                    break;
+                }
+                std::thread::sleep(
+                    (began + Duration::from_millis(n)).saturating_duration_since(Instant::now()),
+                );
+                let page = pages - 1 - scatter(n) % PROBED;
+                let begin = Instant::now();
+                ram.write(page, n as u8);
+                took.push(begin.elapsed().as_micros());
+            }
+            took.sort_unstable();
+            took
+        });
+        let (mut touched, mut at, pages, end) = (0_u64, 0, pages - PROBED, Instant::now() + time);
+        while Instant::now() < end {
+            for _ in 0..1024 {
+                let page = if random { scatter(touched) % pages } else { at };
+                ram.write(page, touched as u8 | 1);
+                at = if at + 1 == pages { 0 } else { at + 1 };
+                touched += 1;
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+        let took = probe.join().unwrap();
+        let at = |percent: usize| took[(took.len() - 1) * percent / 100];
+        format!("{touched} {} {} {}", at(50), at(99), at(100))
+    })
 }
 
 /// Integer and floating-point work whose every step must be right. Says how many were wrong.
