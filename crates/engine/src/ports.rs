@@ -52,6 +52,11 @@ pub trait Tracker: Send {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// Which share that is, and how long one writer may be made to wait, where it is not as usual. Said before `govern`.
+    fn agree(&mut self, share: f64, max_stall: Duration) {
+        let _ = (share, max_stall);
+    }
+
     /// A round has been sent, and these pages of it were the same as when they were sent before: they need not have been in it.
     fn learn(&mut self, unchanged: &MemorySet) {
         let _ = unchanged;

@@ -45,6 +45,7 @@ const OTHERS: Writer = Writer(0);
 #[derive(Clone, Debug)]
 pub struct Governor {
     max_stall: Duration,
+    share: f64,
     writers: u32,
     /// Pages a second; none: as they like.
     pace: Option<f64>,
@@ -71,6 +72,7 @@ impl Governor {
     pub fn new(max_stall: Duration, writers: u32) -> Self {
         Self {
             max_stall,
+            share: SHARE,
             writers: writers.max(1),
             pace: None,
             free_at: Duration::ZERO,
@@ -80,9 +82,14 @@ impl Governor {
         }
     }
 
+    /// What promises made of the share and of the longest wait, from the next pace on.
+    pub fn agree(&mut self, share: f64, max_stall: Duration) {
+        (self.share, self.max_stall) = (share.clamp(0.01, 1.0), max_stall);
+    }
+
     /// So many pages are sent in a second: the guest keeps to its share of that from now on. Returns that, in pages a second.
     pub fn follow(&mut self, sent_per_s: f64) -> f64 {
-        *self.pace.insert((SHARE * sent_per_s).max(1.0))
+        *self.pace.insert((self.share * sent_per_s).max(1.0))
     }
 
     /// Somebody wants to write. `wish`: how many pages are best opened at once if nothing is to be slowed.

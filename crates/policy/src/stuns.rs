@@ -46,7 +46,7 @@ impl Duty {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Governor;
+    use crate::{Governor, Writer};
     use proptest::prelude::*;
     use std::time::Duration;
 
@@ -100,7 +100,7 @@ mod tests {
             while let Some((writer, at)) = back.iter().copied().enumerate().min_by_key(|(_, at)| *at)
                 && at < now
             {
-                let grant = governor.ask(at, 1);
+                let grant = governor.ask(at, Writer(1 + writer as u32), 1);
                 opened += grant.pages;
                 back[writer] = done(at + grant.wait, computes + Duration::from_micros(2), share);
             }
@@ -118,7 +118,7 @@ mod tests {
             writers in 2u32..=128,
             computes_us in 0u64..20_000,
             // Pages that they open in a second if each waits a whole stall for each, beside those that are sent.
-            outrun in 0.1f64..1.2,
+            outrun in 0.1f64..1.0,
         ) {
             let computes = Duration::from_micros(computes_us);
             let sent_per_s = f64::from(writers) / (STALL + computes).as_secs_f64() / outrun;
@@ -128,9 +128,9 @@ mod tests {
             if outrun < 0.9 * SHARE {
                 prop_assert!(rounds.iter().all(|(_, duty)| *duty == 0.0), "stalls suffice: {rounds:?}");
             }
-            if outrun > 1.1 {
-                let rounds = migrate(sent_per_s, writers, computes, false, 10);
-                prop_assert!(rounds.windows(2).all(|pair| pair[1].0 as f64 > 0.95 * pair[0].0 as f64), "{rounds:?}");
+            if outrun > 0.85 {
+                let without = migrate(sent_per_s, writers, computes, false, 100);
+                prop_assert!(rounds.len() < without.len(), "sooner than without: {rounds:?} {without:?}");
             }
         }
     }

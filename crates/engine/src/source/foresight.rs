@@ -116,6 +116,9 @@ impl SourceDriver {
             self.foresight.watched,
             self.story.lasted(),
         ));
+        if let Some(tracker) = &mut self.parts.tracker {
+            tracker.agree(plan.share, Duration::from_secs_f64(plan.stall_ms / 1e3));
+        }
         if plan.takes == Way::PreCopy && measured.hard {
             // Before anything was sent: the change of trackers costs nothing yet.
             self.govern(measured.pace / PAGE_SIZE as f64 / measured.again.max(0.1))?;

@@ -129,6 +129,10 @@ impl Tracker for GovernedTracker {
         Ok(())
     }
 
+    fn agree(&mut self, share: f64, max_stall: Duration) {
+        locked(&self.shared.governor).agree(share, max_stall);
+    }
+
     fn learn(&mut self, unchanged: &MemorySet) {
         locked(&self.shared.groups).learn(self.shared.now(), unchanged);
     }

@@ -2,7 +2,7 @@
 
 use super::{AsyncTracker, Error, GovernedTracker, Memory, Tracking, tracker::slices};
 use engine::ports::{GuestMemory, Stalls, Tracker};
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 use sys::process::PidFd;
 use units::{BlockId, MemorySet};
 
@@ -12,6 +12,8 @@ pub struct SwitchingTracker {
     process: Arc<PidFd>,
     memory: Arc<Memory>,
     how: Tracking,
+    /// Another share and longest wait than usual.
+    agreed: Option<(f64, Duration)>,
     now: Now,
     /// Nobody knows what was written during a change: all of it counts as written, once.
     unsure: bool,
@@ -36,7 +38,7 @@ impl SwitchingTracker {
             }
         };
         let (process, memory) = (Arc::clone(process), Arc::clone(memory));
-        Ok(Self { process, memory, how, now, unsure: false })
+        Ok(Self { process, memory, how, agreed: None, now, unsure: false })
     }
 
     /// One page has one watcher at a time, so between the two its writes are seen by nobody. They are not looked for: once
@@ -44,8 +46,11 @@ impl SwitchingTracker {
     /// sent is found out by its print and costs no bytes; so the guest need not be stopped for this.
     fn change(&mut self) -> io::Result<()> {
         let Now::Free(free) = &mut self.now else { return Ok(()) };
-        let governed =
+        let mut governed =
             GovernedTracker::attach(&self.process, &self.memory, &self.how).map_err(io::Error::other)?;
+        if let Some((share, max_stall)) = self.agreed {
+            governed.agree(share, max_stall);
+        }
         self.unsure = true;
         for slice in slices(self.memory.regions()) {
             free.let_go(slice.clone())?;
@@ -86,6 +91,13 @@ impl Tracker for SwitchingTracker {
         match &mut self.now {
             Now::Free(tracker) => tracker.govern(sent_per_s),
             Now::Governed(tracker) => tracker.govern(sent_per_s),
+        }
+    }
+
+    fn agree(&mut self, share: f64, max_stall: Duration) {
+        self.agreed = Some((share, max_stall));
+        if let Now::Governed(tracker) = &mut self.now {
+            tracker.agree(share, max_stall);
         }
     }
 
