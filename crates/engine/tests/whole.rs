@@ -18,7 +18,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use units::{Epoch, MigrationId, Rate};
+use units::{BlockId, Epoch, MigrationId, PageIndex, Rate};
 
 const MIGRATION: MigrationId = MigrationId(42);
 const PAGES: [u64; 2] = [6000, 300];
@@ -468,6 +468,12 @@ fn i7_pages_travel_as_little_as_they_can_and_arrive_as_they_are() {
         if report.rounds.len() > 3 {
             assert!(pages.delta > 0, "{compress:?}: {pages:?}");
         }
+        // The tracker is told of each round before the last which pages need not have been in it.
+        let learnt = source.ram.learnt.lock().unwrap();
+        assert_eq!(learnt.len() + 1, report.rounds.len(), "{:?}", report.rounds);
+        let told = |page| learnt.iter().any(|round| round.block(BlockId(0)).contains(PageIndex(page)));
+        assert!((100..140).all(told), "what was written again as it was");
+        assert!(!learnt[0].block(BlockId(0)).contains(PageIndex(100)), "it was new in the first round");
         match compress {
             Compression::None => assert_eq!(pages.packed, 0),
             Compression::Lz4 | Compression::Zstd => assert!(pages.packed > pages.plain, "{pages:?}"),

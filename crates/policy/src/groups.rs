@@ -8,8 +8,8 @@ use units::{BlockId, MemorySet, PageIndex, PageRange};
 /// Smaller ones see too few writes in a round to learn from them; larger ones mix what programs keep apart.
 const REGION: u64 = 2048;
 
-/// Pages that are opened at once, at most: the kernel lifts the protection of 512 in about the time that it takes to wake a thread.
-/// A power of two that divides `REGION`.
+/// Pages that are opened at once, at most: with so many the kernel's own work for each page is ten times that of being asked
+/// (`sys/tests/tracker_figures.rs`). A power of two that divides `REGION`.
 const LARGEST: u64 = 512;
 
 /// A writer that goes upwards is given up to so many times its region's group.

@@ -25,6 +25,8 @@ pub(crate) struct Ram {
     pub(crate) on_the_way: Mutex<Option<(usize, OnTheWay)>>,
     /// Who decides when a page that was collected may be written again, where somebody does.
     pub(crate) governor: Mutex<Option<Governor>>,
+    /// What the tracker was told of each round: what need not have been in it.
+    pub(crate) learnt: Mutex<Vec<MemorySet>>,
     start: Instant,
 }
 
@@ -58,6 +60,7 @@ impl Ram {
             changed: Condvar::new(),
             on_the_way: Mutex::default(),
             governor: Mutex::default(),
+            learnt: Mutex::default(),
             start: Instant::now(),
         })
     }
@@ -242,6 +245,10 @@ impl Tracker for Seen {
                 governor.follow(sent_per_s);
             })
             .ok_or(io::ErrorKind::Unsupported.into())
+    }
+
+    fn learn(&mut self, unchanged: &MemorySet) {
+        self.0.learnt.lock().unwrap().push(unchanged.clone());
     }
 
     fn stalls(&self) -> Stalls {
