@@ -3,7 +3,7 @@
 //! A migration is played through with what was measured: the guest's working set, how its content shrinks, the link. It is played
 //! three times, because each of these is only known so well: as is likely, and with everything somewhat better or worse.
 
-use crate::governor::{CREDIT, OUTRUN, SHARE};
+use crate::governor::{CREDIT, OUTRUN, SHARE, share_of_round};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use units::PAGE_SIZE;
@@ -159,8 +159,10 @@ pub enum Promise {
 pub struct Terms {
     /// The longest pause.
     pub downtime: Duration,
-    /// The longest migration, if that matters.
+    /// The longest migration, if that matters, and how much of it has passed.
     pub time: Option<Duration>,
+    /// See `time`.
+    pub passed: Duration,
     /// The longest that a writer may be made to wait.
     pub stall: Duration,
     /// Which of these is kept first, where not all can be.
@@ -340,7 +342,9 @@ impl Measured {
             if played.governed {
                 let free = if changed { self.written.within(all.min(NOTICED), rules.tail) } else { 0.0 };
                 let slowed = if changed { (all - NOTICED).max(0.0) } else { all };
-                let opened = rules.share * pages_per_s * (slowed + CREDIT.as_secs_f64());
+                let fit = (rules.downtime - self.fixed).max(0.0) * pages_per_s;
+                let share = share_of_round(rules.share, moved, fit);
+                let opened = share * pages_per_s * (slowed + CREDIT.as_secs_f64());
                 dirty = wanted.min(free + opened);
                 let kept = if wanted > 0.0 { dirty / wanted } else { 1.0 };
                 played.stalled += slowed * (1.0 - kept);
@@ -402,7 +406,9 @@ pub fn plan(measured: &Measured, want: &Terms) -> Plan {
         rules.downtime = least;
     }
     pre = play(&rules);
-    if let Some(limit) = want.time.map(|time| time.as_secs_f64()) {
+    if let Some(time) = want.time {
+        let limit = time.saturating_sub(want.passed).as_secs_f64();
+        let time = time.as_secs_f64();
         let other = want.way.is_some_and(|way| way != Way::PreCopy) || want.post_copy;
         let late = |played: &Played| !played.ends || played.total > limit;
         for share in [0.35, 0.25, 0.15, 0.08] {
@@ -419,15 +425,12 @@ pub fn plan(measured: &Measured, want: &Terms) -> Plan {
                     "--max-downtime {}: to end within --max-time {} the guest has to be stopped with much left to send, \
                      for about {}",
                     millis(want.downtime.as_secs_f64()),
-                    millis(limit),
+                    millis(time),
                     millis(pre.downtime)
                 ));
             } else {
-                gives_way.push(format!(
-                    "--max-time {}: it will take about {}",
-                    millis(limit),
-                    millis(pre.total)
-                ));
+                let total = pre.total + want.passed.as_secs_f64();
+                gives_way.push(format!("--max-time {}: it will take about {}", millis(time), millis(total)));
             }
         }
     }
@@ -508,7 +511,10 @@ fn choose(courses: &[Course; 3], want: &Terms) -> (Way, String) {
     }
     let (slowed, lacking) = (pre.stalled_ms.likely, hybrid.lacking_ms.likely * LACKING);
     let in_time = |course: &Course| {
-        course.ends && want.time.is_none_or(|limit| course.total_ms.likely <= limit.as_secs_f64() * 1e3)
+        course.ends
+            && want.time.is_none_or(|time| {
+                course.total_ms.likely <= time.saturating_sub(want.passed).as_secs_f64() * 1e3
+            })
     };
     if in_time(pre) && (slowed < lacking || !in_time(hybrid)) {
         let why = format!(
@@ -567,6 +573,7 @@ mod tests {
         Terms {
             downtime: Duration::from_millis(20),
             time: None,
+            passed: Duration::ZERO,
             stall: Duration::from_millis(5),
             keep: [Promise::Downtime, Promise::Time, Promise::Stall],
             way: None,

@@ -2,13 +2,23 @@ use std::{collections::HashMap, time::Duration};
 
 /// A guest may begin to write to pages at this share of the pace at which pages are sent. All rounds together then take at most
 /// `1 / (1 − SHARE)` of the first, which is less than twice; a smaller share would end sooner and slow writers more.
-pub(crate) const SHARE: f64 = 0.45;
+pub const SHARE: f64 = 0.45;
 
 /// A round that leaves more than this share of its own pages is outrun by the guest: the next one would hardly be shorter.
 pub const OUTRUN: f64 = 0.6;
 
 /// What was not used is saved up for so long: enough for threads that wake up late, and little beside a downtime.
 pub(crate) const CREDIT: Duration = Duration::from_millis(5);
+
+/// The next round of so many pages is to be the last one, if it takes no more than this share.
+const LAST: f64 = 0.1;
+
+/// The share for a round of so many pages, where so many fit into the pause: a smaller one if that makes it the last round. Such
+/// rounds are short: at most eight times as long as a pause may be.
+pub fn share_of_round(usual: f64, pages: f64, fit: f64) -> f64 {
+    let enough = 0.8 * fit / pages.max(1.0);
+    if enough < LAST { usual } else { usual.min(enough) }
+}
 
 /// So many writers are told apart while they have something to pay; a further one pays together with other further ones. A guest
 /// has as many as it has vCPUs, and QEMU a few dozen of its own.

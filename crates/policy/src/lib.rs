@@ -24,7 +24,7 @@ mod width;
 
 pub use compress::{Codec, Compressor, Spent};
 pub use forecast::{Course, HARD, Measured, Plan, Promise, Span, Standing, Terms, Way, WorkingSet, plan};
-pub use governor::{Governor, Grant, OUTRUN, Writer};
+pub use governor::{Governor, Grant, OUTRUN, SHARE, Writer, share_of_round};
 pub use groups::Groups;
 pub use pace::Pace;
 pub use regions::Regions;

@@ -116,16 +116,30 @@ impl SourceDriver {
             self.foresight.watched,
             self.story.lasted(),
         ));
-        if let Some(tracker) = &mut self.parts.tracker {
-            tracker.agree(plan.share, Duration::from_secs_f64(plan.stall_ms / 1e3));
-        }
-        if plan.takes == Way::PreCopy && measured.hard {
+        let governs = plan.takes == Way::PreCopy && measured.hard;
+        let pace = measured.pace / PAGE_SIZE as f64 / measured.again.max(0.1);
+        (self.foresight.measured, self.foresight.plan) = (Some(measured), Some(plan));
+        self.agree(self.usual_share());
+        if governs {
             // Before anything was sent: the change of trackers costs nothing yet.
-            self.govern(measured.pace / PAGE_SIZE as f64 / measured.again.max(0.1))?;
+            self.govern(pace)?;
         }
-        self.foresight.measured = Some(measured);
-        self.foresight.plan = Some(plan);
         Ok(())
+    }
+
+    /// At which part of the pace of sending the guest may open pages.
+    pub(super) fn usual_share(&self) -> f64 {
+        self.foresight.plan.as_ref().map_or(policy::SHARE, |plan| plan.share)
+    }
+
+    /// The share from now on; how long a writer may wait is as it was planned.
+    pub(super) fn agree(&mut self, share: f64) {
+        let planned = self.foresight.plan.as_ref();
+        let stall =
+            planned.map_or(self.options.max_stall, |plan| Duration::from_secs_f64(plan.stall_ms / 1e3));
+        if let Some(tracker) = &mut self.parts.tracker {
+            tracker.agree(share, stall);
+        }
     }
 
     /// Whether the forecast says that governing the guest is kinder than post-copy.
@@ -198,7 +212,8 @@ fn present(memory: &dyn GuestMemory) -> io::Result<MemorySet> {
 fn terms(options: &Options, passed: Duration) -> Terms {
     Terms {
         downtime: options.max_downtime,
-        time: options.max_time.map(|time| time.saturating_sub(passed)),
+        time: options.max_time,
+        passed,
         stall: options.max_stall,
         keep: options.keep,
         way: match options.mode {

@@ -74,6 +74,12 @@ impl SourceDriver {
         let Some((pages, moved_per_s)) = self.story.last_round() else { return Ok(()) };
         self.stun(pages, moved_per_s);
         if self.governing.pace.is_some() || self.dirty.len() as f64 > OUTRUN * pages as f64 {
+            let share = policy::share_of_round(
+                self.usual_share(),
+                self.dirty.len() as f64,
+                self.story.fit(moved_per_s),
+            );
+            self.agree(share);
             return self.govern(moved_per_s);
         }
         Ok(())

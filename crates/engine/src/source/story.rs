@@ -238,6 +238,11 @@ impl Story {
         Some((self.report.rounds.last()?.pages, self.moved_per_s?))
     }
 
+    /// How many pages fit into the pause if so many are sent in a second.
+    pub(super) fn fit(&self, sent_per_s: f64) -> f64 {
+        self.budget.downtime.saturating_sub(self.seen.fixed).as_secs_f64() * sent_per_s
+    }
+
     /// Whether the guest could be stopped with so much dirty if so many pages are sent in a second.
     pub(super) fn would_fit(&self, dirty: &MemorySet, sent_per_s: f64) -> bool {
         let rate = Rate((sent_per_s * PAGE_SIZE as f64) as u64);
