@@ -212,7 +212,9 @@ mod tests {
                 asked += 1;
             }
         }
-        writes.iter().for_each(|page| drop(open.remove(PageIndex(*page))));
+        for page in writes {
+            open.remove(PageIndex(*page));
+        }
         (asked, open)
     }
 
@@ -345,7 +347,9 @@ mod tests {
             page = opened.end().0;
         }
         assert_eq!(grown, [64, 128, 256, 512, 512, 512]);
-        (0..1000).for_each(|page| drop(groups.open(RAM, PageIndex(page * 8), 1)));
+        for page in 0..1000 {
+            groups.open(RAM, PageIndex(page * 8), 1);
+        }
         assert_eq!(groups.ends.len(), ENDS);
     }
 

@@ -241,7 +241,9 @@ impl Tracker for Seen {
         let mut governor = self.0.governor.lock().unwrap();
         governor
             .as_mut()
-            .map(|governor| drop(governor.follow(sent_per_s)))
+            .map(|governor| {
+                governor.follow(sent_per_s);
+            })
             .ok_or(io::ErrorKind::Unsupported.into())
     }
 
