@@ -194,7 +194,7 @@ mod tests {
                 habits,
                 back: vec![Duration::ZERO; n],
                 opened: vec![0; n],
-                longest: vec![STALL * 0; n],
+                longest: vec![Duration::ZERO; n],
             }
         }
 

@@ -212,9 +212,9 @@ mod tests {
                 asked += 1;
             }
         }
-        writes.iter().for_each(|page| {
+        for page in writes {
             open.remove(PageIndex(*page));
-        });
+        }
         (asked, open)
     }
 
@@ -347,9 +347,9 @@ mod tests {
             page = opened.end().0;
         }
         assert_eq!(grown, [64, 128, 256, 512, 512, 512]);
-        (0..1000).for_each(|page| {
+        for page in 0..1000 {
             groups.open(RAM, PageIndex(page * 8), 1);
-        });
+        }
         assert_eq!(groups.ends.len(), ENDS);
     }
 
