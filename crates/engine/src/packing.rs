@@ -73,11 +73,6 @@ impl Packing {
         }
     }
 
-    /// What the link carries, as far as was seen, in bytes a second.
-    pub(crate) fn link(&self) -> Option<f64> {
-        self.state().compressor.link()
-    }
-
     /// So many streams are in use now.
     pub(crate) fn spread(&self, streams: u32) {
         self.state().compressor.spread(streams);

@@ -151,8 +151,6 @@ pub struct Past {
     pub mode: Mode,
     /// From the first page on, in milliseconds.
     pub moving_ms: f64,
-    /// The same as it had been expected.
-    pub expected_ms: Option<f64>,
     /// Different memory that the guest wrote in a second before it began, in bytes.
     pub written_per_s: u64,
     /// Whether its writers had to be governed.
@@ -180,9 +178,6 @@ impl Past {
             outcome: report.outcome,
             mode: report.mode,
             moving_ms: report.rounds.iter().map(|round| round.ms).sum(),
-            expected_ms: forecast
-                .and_then(|forecast| forecast.plan.expected())
-                .map(|course| course.total_ms.likely),
             written_per_s: forecast.map_or(0, |forecast| forecast.written_per_s),
             governed: report.throttle.governed,
             stalled_ms: report.throttle.stalled_ms,
@@ -320,9 +315,6 @@ pub struct Report {
     /// By how much `total_ms` is more than what was expected, in percent; less is negative.
     #[serde(default)]
     pub forecast_off_percent: Option<f64>,
-    /// What the link was seen to carry, in bytes a second.
-    #[serde(default)]
-    pub link: Option<u64>,
     /// Faults after a post-copy switchover.
     pub faults: FaultCounts,
     /// What slowing the guest's writes cost it.
@@ -353,7 +345,6 @@ impl Report {
             protected: false,
             forecast: None,
             forecast_off_percent: None,
-            link: None,
             faults: FaultCounts::default(),
             throttle: Throttle::default(),
             verified: None,

@@ -140,11 +140,6 @@ impl Streams {
         self.shared.packing.allow(cores);
     }
 
-    /// What the link carries, as far as was seen, in bytes a second.
-    pub(crate) fn link(&self) -> Option<f64> {
-        self.shared.packing.link()
-    }
-
     /// The most that were in use at a time.
     pub(crate) fn widest(&self) -> u32 {
         self.shared.gate.widest()

@@ -213,11 +213,6 @@ impl Compressor {
         self.streams = f64::from(streams.max(1));
     }
 
-    /// What the link carries, as far as was seen, in bytes a second.
-    pub fn link(&self) -> Option<f64> {
-        self.link.rate().map(|rate| rate * 1e9)
-    }
-
     /// How many cores there are to compress with at a time.
     fn cores(&self) -> f64 {
         self.cores.min(self.streams)

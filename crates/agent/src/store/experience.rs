@@ -6,7 +6,7 @@ use super::{Store, StoreError, Trouble, decode, encode};
 use engine::report::{Outcome, Past, Report};
 use redb::{TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use units::Rate;
 
 /// VM name → [`Past`]s, oldest first.
@@ -18,8 +18,8 @@ const ROADS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("roads");
 /// What may come from a peer for one VM, in bytes: twenty times what is usual.
 const MOST: usize = 64 << 10;
 
-/// A migration that moved less than this saw little of the link.
-const TELLING: u64 = 8 << 20;
+/// After so many seconds a link is probed again: it may be another one, or others may use it.
+const FRESH: u64 = 3600;
 
 /// So many switchovers are remembered; the quickest of them is what one costs: the others were disturbed.
 const SWITCHOVERS: usize = 3;
@@ -27,17 +27,19 @@ const SWITCHOVERS: usize = 3;
 /// What is known of the way to a host.
 #[derive(Clone, PartialEq, Default, Debug, Serialize, Deserialize)]
 pub struct Known {
-    /// What the link carries, in bytes a second.
-    pub link: Option<u64>,
+    /// What the link carried when it was probed, in bytes a second, and when that was, in seconds since 1970.
+    pub probed: Option<(u64, u64)>,
     /// What the last switchovers cost besides memory, in milliseconds.
     #[serde(default)]
     pub switchovers_ms: Vec<f64>,
 }
 
 impl Known {
-    /// What the link carries.
+    /// What the link carries, if that was seen lately.
     pub fn link(&self) -> Option<Rate> {
-        self.link.filter(|rate| *rate > 0).map(Rate)
+        let (rate, at) = self.probed?;
+        let fresh = now().checked_sub(at).is_some_and(|age| age < FRESH);
+        (rate > 0 && fresh).then_some(Rate(rate))
     }
 
     /// What a switchover costs besides memory.
@@ -47,14 +49,19 @@ impl Known {
     }
 
     fn learn(&mut self, report: &Report) {
-        if report.wire_bytes >= TELLING {
-            self.link = report.link.or(self.link);
+        if let Some(forecast) = &report.forecast {
+            let probed = self.link().is_none().then(|| (forecast.link, now()));
+            self.probed = probed.or(self.probed);
         }
         if let (Some(pause), Some(last)) = (report.downtime_ms, report.rounds.last()) {
             self.switchovers_ms.push((pause - last.ms).max(0.1));
             self.switchovers_ms.drain(..self.switchovers_ms.len().saturating_sub(SWITCHOVERS));
         }
     }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
 pub(super) fn prepare(change: &WriteTransaction) -> Result<(), Trouble> {
@@ -92,7 +99,7 @@ impl Store {
 
     /// Its link carries so much.
     pub fn keep_link(&self, to: &str, rate: Rate) -> Result<(), StoreError> {
-        self.put(ROADS, to, &Known { link: Some(rate.0), ..self.road(to) })
+        self.put(ROADS, to, &Known { probed: Some((rate.0, now())), ..self.road(to) })
     }
 
     /// Learns from a migration that is over. Of a VM that moved on, the history went with it.

@@ -5,7 +5,7 @@ use crate::{
     conn::Dial,
     packing,
     ports::GuestMemory,
-    report::{Forecast, Mode, Outcome, Past, Phase, Way},
+    report::{Forecast, Mode, Outcome, Past, Phase, Round, Way},
     survey::{self, Sample},
     why,
 };
@@ -39,6 +39,9 @@ const AS_HARD: f64 = 0.5;
 
 /// What earlier migrations said of the pace is believed within these bounds.
 const BELIEVED: (f64, f64) = (0.6, 1.5);
+
+/// A first round of fewer pages says little of the pace.
+const TELLING_PAGES: u64 = 10_000;
 
 /// So much of a round must have been sent before its pace is believed.
 const TELLING: f64 = 0.05;
@@ -269,7 +272,7 @@ impl Seen<'_> {
             written: self.written.clone(),
             travels,
             again,
-            pace: pace * past.map_or(1.0, |past| believed(past, &parts.to)),
+            pace: past.map_or(pace, |past| believed(past, &parts.to, travels, pace)),
             wire,
             look: LOOK * f64::from(streams),
             fixed: parts.road.switchover.as_secs_f64(),
@@ -285,12 +288,12 @@ fn again(past: &Past, wire: f64) -> f64 {
     if past.later.pages < 1000 { 1.0 } else { (past.later.wire_bytes as f64 / full).clamp(0.05, 1.0) }
 }
 
-/// How much faster it went than it was expected to, on the same way.
-fn believed(past: &Past, to: &str) -> f64 {
-    match past.expected_ms {
-        Some(expected) if past.to == to && past.moving_ms > 0.0 => {
-            (expected / past.moving_ms).clamp(BELIEVED.0, BELIEVED.1)
-        }
-        _ => 1.0,
+/// How fast content of which this part travels moves, by the first round of the last migration on the same way.
+fn believed(past: &Past, to: &str, travels: f64, expected: f64) -> f64 {
+    let Round { pages, ms, .. } = past.first;
+    if past.to != to || pages < TELLING_PAGES || ms <= 0.0 {
+        return expected;
     }
+    let seen = pages as f64 * PAGE_SIZE as f64 * travels / (ms / 1e3);
+    seen.clamp(expected * BELIEVED.0, expected * BELIEVED.1)
 }

@@ -124,7 +124,6 @@ impl SourceDriver {
     /// Ends all connections; whatever they still report is of an older generation.
     pub(super) fn hang_up(&mut self) {
         self.generation += 1;
-        self.story.link(self.streams.as_ref().and_then(Streams::link));
         self.streams = None;
         if let Some(conn) = self.answering.take() {
             conn.shut();

@@ -125,13 +125,6 @@ impl Story {
         self.begun.elapsed()
     }
 
-    /// What the link carries, as far as was seen.
-    pub(super) fn link(&mut self, bytes_per_s: Option<f64>) {
-        if let Some(rate) = bytes_per_s {
-            self.report.link = Some(rate as u64);
-        }
-    }
-
     /// How this VM's migrations went, this one included; for the target, as JSON.
     pub(super) fn history(&self, before: &[Past]) -> Vec<u8> {
         let mut history = before.to_vec();
