@@ -83,7 +83,7 @@ fn tracking_features(patient: &Patient) -> Check {
     if !wanted.is_empty() {
         let found = format!("missing: {wanted}; only the synchronous tracker works");
         let remedy = "boot Linux 6.7 or newer: until then each first write to a group of pages costs a guest that is \
-                      being migrated 17 to 42 µs, not 1 to 2 µs a page";
+                      being migrated 17 to 42 µs more";
         return Check::warn(name, PRE_COPY, found, remedy);
     }
     let all: Vec<_> = NEEDED.iter().chain(&FOR_ASYNCHRONOUS).map(|(what, ..)| *what).collect();

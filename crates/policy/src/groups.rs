@@ -35,7 +35,8 @@ const ENDS: usize = 64;
 /// is where they cost the same. While the guest is governed a page costs what its writer waits for it: groups are small then.
 ///
 /// Groups are aligned, so that writers who write all over a region meet it once for each group; but whoever comes to the end of a
-/// group goes upwards: its next group begins there and is twice as large as the last one, within [`UPWARDS`].
+/// group goes upwards: its next group begins there and is twice as large as the last one, within 8 times its
+/// region's size.
 #[derive(Clone, Debug)]
 pub struct Groups {
     fixed: Option<u64>,
