@@ -107,6 +107,7 @@ impl SourceDriver {
         let seen = Seen { present: self.dirty.len(), written: &self.foresight.written, sample, link };
         let measured = seen.measured(&mut self.parts, &self.options);
         let plan = policy::plan(&measured, &terms(&self.options, self.story.lasted()));
+        tracing::debug!(?measured, ?plan, "foreseen");
         for promise in &plan.gives_way {
             self.story.note(format!(
                 "not all promises can be kept; what gives way: {promise} (--keep says which goes first)"
