@@ -117,7 +117,8 @@ impl Groups {
             let start = page.0 / pages * pages;
             start..start + pages
         };
-        let range = range.start..range.end.min(known.pages);
+        // Never beyond what is aligned to the largest: so it stays within its region, and within what is protected at once.
+        let range = range.start..range.end.min(page.0 / LARGEST * LARGEST + LARGEST).min(known.pages);
         let count = range.end - range.start;
         let region = &mut known.regions[(page.0 / REGION) as usize];
         region.now.writes = region.now.writes.saturating_add(1);
@@ -324,7 +325,7 @@ mod tests {
             );
             pages
         };
-        let (mut up, mut grown) = (1000, vec![]);
+        let (mut up, mut grown) = (1024, vec![]);
         for n in 0..6 {
             let pages = write(0, up);
             grown.push(pages);

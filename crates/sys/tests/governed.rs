@@ -88,6 +88,19 @@ fn i2_no_write_of_several_threads_is_lost() {
 }
 
 #[test]
+fn a_tracker_that_begins_under_writers_leaves_none_of_them_waiting() {
+    let mut guest = Guest::start(65_536);
+    guest.ask("fill");
+    for _ in 0..60 {
+        guest.ask("storm 3");
+        let (_, mut tracker) = track(&guest);
+        tracker.begin().unwrap();
+        // Each writes on before it looks whether it is over.
+        guest.ask("calm");
+    }
+}
+
+#[test]
 fn writers_that_are_governed_go_on_when_their_tracker_is_killed() {
     let mut guest = Guest::start(8192);
     let mut tracker = Command::new(env::current_exe().unwrap())

@@ -103,7 +103,14 @@ impl GovernedTracker {
     /// Takes a slice of addresses over from whoever watched it before: from when this returns all writes there are seen. What
     /// was written before, nobody may know any more: all of it counts as written.
     pub(super) fn take_over(&self, slice: Range<u64>) -> io::Result<()> {
+        let Some((block, region)) = self.shared.find(slice.start) else {
+            let text = format!("no guest memory is at {:#x}", slice.start);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        };
+        // Nobody may open a page meanwhile: it would be taken for open, and protected behind that, and its writer never go on.
+        let mut open = locked(&self.shared.open);
         self.shared.uffd.register(slice.clone(), Watch::Writes)?;
+        open.block_mut(block).remove_range(region.pages_at(&slice));
         self.shared.uffd.protect(slice)
     }
 
@@ -178,9 +185,7 @@ impl Shared {
     /// Somebody wants to write there.
     fn answer(&self, fault: &PageFault, later: &mut Vec<Later>) -> io::Result<()> {
         self.heard.fetch_add(1, Relaxed);
-        let regions = self.memory.regions();
-        let at = regions.iter().position(|region| region.addresses.contains(&fault.address));
-        let Some((block, region)) = at.map(|at| (BlockId(at as u16), &regions[at])) else {
+        let Some((block, region)) = self.find(fault.address) else {
             let text = format!("a write to {:#x}, where no guest memory is", fault.address);
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         };
@@ -210,6 +215,12 @@ impl Shared {
         }
         later.push(Later { due: now + wait, block, pages, since: vec![now] });
         Ok(())
+    }
+
+    /// The block at an address.
+    fn find(&self, address: u64) -> Option<(BlockId, &Region)> {
+        let mut regions = (0..).map(BlockId).zip(self.memory.regions());
+        regions.find(|(_, region)| region.addresses.contains(&address))
     }
 
     /// Whether somebody else opened it meanwhile; then nobody need pay for it again.
