@@ -20,8 +20,9 @@ const RUN: u64 = 32;
 /// Bytes that one probe sends, at most: what a link of 10 Gbit/s carries in 25 ms.
 const MOST_PROBED: u64 = 32 << 20;
 
-/// A part of a probe.
+/// Bytes that one call sends, and into how many parts of time a probe is divided.
 const PART: usize = 64 << 10;
+const PARTS: u32 = 8;
 
 /// What a guest's memory is like.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -41,7 +42,7 @@ pub(crate) fn sample(memory: &dyn GuestMemory, present: &MemorySet) -> io::Resul
         .collect();
     let step = (runs.len() as u64 / RUNS).max(1) as usize;
     let (mut looked, mut seen, mut raw, mut packed) = (0u64, HashSet::new(), 0, 0);
-    let (mut encoder, mut out, mut spent) = (Encoder::default(), vec![], Duration::ZERO);
+    let (mut encoder, mut out, mut costs) = (Encoder::default(), vec![], vec![]);
     // From the middle of each part: the first pages of a guest are like no others.
     for (id, run) in runs.iter().skip(step / 2).step_by(step).map(|(id, run)| (*id, *run)) {
         let mut content = vec![0; run.bytes().0 as usize];
@@ -56,15 +57,17 @@ pub(crate) fn sample(memory: &dyn GuestMemory, present: &MemorySet) -> io::Resul
         }
         let begin = Instant::now();
         encoder.encode(Codec::Zstd(1), &new, &mut out);
-        spent += begin.elapsed();
+        costs.push(begin.elapsed().as_secs_f64() * 1e9 / (new.len() * PAGE_SIZE) as f64);
         raw += new.len() * PAGE_SIZE;
         packed += out.len();
     }
+    costs.sort_by(f64::total_cmp);
     let bytes = raw.max(1) as f64;
     Ok(Sample {
         travels: bytes / (looked.max(1) * PAGE_SIZE as u64) as f64,
         shrinks_to: if raw == 0 { 1.0 } else { packed as f64 / bytes },
-        cost: spent.as_secs_f64() * 1e9 / bytes,
+        // What it takes undisturbed, once the encoder is warm.
+        cost: costs.get(costs.len() / 4).copied().unwrap_or_default(),
     })
 }
 
@@ -77,15 +80,19 @@ pub(crate) fn probe(dial: &dyn Dial, time: Duration) -> io::Result<Rate> {
     while begin.elapsed() < time && given < MOST_PROBED {
         conn.write_all(&part)?;
         given += PART as u64;
-        marks.push((begin.elapsed(), given.saturating_sub(conn.queue()?.unconfirmed)));
+        let carried: u64 = given.saturating_sub(conn.queue()?.unconfirmed);
+        marks.push((begin.elapsed(), carried));
     }
-    let (end, carried) = marks.last().copied().unwrap_or_default();
-    let from = marks.iter().copied().find(|(at, _)| *at >= end / 2).unwrap_or_default();
-    let rate = |(since, before): (Duration, u64)| {
-        (carried - before.min(carried)) as f64 / (end.saturating_sub(since)).as_secs_f64().max(1e-6)
-    };
-    // Fewer than two marks in the second half: it went so fast that the whole says more.
-    let rate = if from.0 < end { rate(from) } else { rate((Duration::ZERO, 0)) };
+    let end = marks.last().map_or(Duration::ZERO, |(at, _)| *at);
+    let at = |part: u32| marks.iter().copied().find(|(at, _)| *at >= end * part / PARTS).unwrap_or_default();
+    // The second half, in parts: the quickest may have caught up after a stop of ours, the others may be disturbed.
+    let mut rates: Vec<f64> = (PARTS / 2..PARTS)
+        .map(|part| (at(part), at(part + 1)))
+        .filter(|((since, _), (until, _))| until > since)
+        .map(|((since, before), (until, after))| (after - before) as f64 / (until - since).as_secs_f64())
+        .collect();
+    rates.sort_by(f64::total_cmp);
+    let rate = rates.get(rates.len().saturating_sub(2)).copied().unwrap_or_default();
     Ok(Rate(rate.max(1.0) as u64))
 }
 

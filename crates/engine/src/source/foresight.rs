@@ -68,6 +68,8 @@ impl SourceDriver {
     pub(super) fn look_ahead(&mut self) -> Result<(), (String, String)> {
         let Some(tracker) = &mut self.parts.tracker else { return Ok(()) };
         tracker.begin().map_err(why("begin tracking"))?;
+        // What the guest uses from here to the forecast is what it leaves.
+        (self.parts.cores)();
         let foresight = &mut self.foresight;
         foresight.begun = Some(Instant::now());
         foresight.written = WorkingSet::of(self.shape.0.iter().sum());
@@ -178,6 +180,7 @@ pub fn plan(mut parts: SourceParts, options: &Options) -> Result<Forecast, Strin
     let begin = Instant::now();
     let mut tracker = parts.tracker.take().ok_or("its writes cannot be followed")?;
     tracker.begin().map_err(|e| text("follow its writes", e))?;
+    (parts.cores)();
     let begun = Instant::now();
     let pages: Vec<u64> = parts.memory.blocks().iter().map(|block| block.pages).collect();
     let (mut written, mut dirty) =

@@ -206,9 +206,7 @@ impl Shared {
         let mut groups = locked(&self.groups);
         let wish = groups.wish(block, page);
         let Grant { pages, wait } = locked(&self.governor).ask(now, writer, wish);
-        // No further than its slice: the next one may not have been taken over yet.
-        let slice = SLICE / PAGE_SIZE as u64;
-        let pages = groups.open(block, page, pages.min(slice - page.0 % slice));
+        let pages = groups.open(block, page, pages);
         drop(groups);
         if wait.is_zero() {
             return self.open(block, pages);
@@ -228,9 +226,8 @@ impl Shared {
         let open = locked(&self.open);
         let is_open = open.block(block).contains(page);
         if is_open {
-            // It may be protected all the same: where a slice is just taken over, that passes over pages that were opened ahead of
-            // it. Under the lock: it cannot be protected again before whoever waits has been woken.
-            self.uffd.unprotect(region.addresses_of(PageRange::new(page, 1)))?;
+            // Under the lock: it cannot be protected again before whoever waits has been woken.
+            self.uffd.wake(region.addresses_of(PageRange::new(page, 1)))?;
         }
         Ok(is_open)
     }
