@@ -57,6 +57,11 @@ pub trait Tracker: Send {
         let _ = (share, max_stall);
     }
 
+    /// The guest is about to be stopped: whoever is made to wait is let go at once, and nobody is made to from now on.
+    fn hurry(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// A round has been sent, and these pages of it were the same as when they were sent before: they need not have been in it.
     fn learn(&mut self, unchanged: &MemorySet) {
         let _ = unchanged;

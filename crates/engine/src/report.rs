@@ -153,6 +153,8 @@ pub struct Past {
     pub moving_ms: f64,
     /// Different memory that the guest wrote in a second before it began, in bytes.
     pub written_per_s: u64,
+    /// What the link was expected to carry, in bytes a second.
+    pub link: u64,
     /// Whether its writers had to be governed.
     pub governed: bool,
     /// How long they waited altogether.
@@ -179,6 +181,7 @@ impl Past {
             mode: report.mode,
             moving_ms: report.rounds.iter().map(|round| round.ms).sum(),
             written_per_s: forecast.map_or(0, |forecast| forecast.written_per_s),
+            link: forecast.map_or(0, |forecast| forecast.link),
             governed: report.throttle.governed,
             stalled_ms: report.throttle.stalled_ms,
             streams: report.streams,

@@ -347,6 +347,9 @@ impl SourceDriver {
                 self.parts.machine.lock().get_ready().map_err(|e| (e.what, e.why))?;
                 self.parts.journal.pausing().map_err(why("journal the pause"))?;
                 self.calm();
+                if let Some(tracker) = &mut self.parts.tracker {
+                    tracker.hurry().map_err(why("let the guest's writers go on"))?;
+                }
                 self.count_stalls();
                 self.story.stopping(now_ns());
                 self.stopped = true;

@@ -20,6 +20,9 @@ const RUN: u64 = 32;
 /// Bytes that one probe sends, at most: what a link of 10 Gbit/s carries in 25 ms.
 const MOST_PROBED: u64 = 32 << 20;
 
+/// A link that carries less than so many bytes a second was not seen, but disturbed.
+const LEAST: f64 = 1e5;
+
 /// Bytes that one call sends, and into how many parts of time a probe is divided.
 const PART: usize = 64 << 10;
 const PARTS: u32 = 8;
@@ -92,8 +95,10 @@ pub(crate) fn probe(dial: &dyn Dial, time: Duration) -> io::Result<Rate> {
         .map(|((since, before), (until, after))| (after - before) as f64 / (until - since).as_secs_f64())
         .collect();
     rates.sort_by(f64::total_cmp);
-    let rate = rates.get(rates.len().saturating_sub(2)).copied().unwrap_or_default();
-    Ok(Rate(rate.max(1.0) as u64))
+    match rates.get(rates.len().saturating_sub(2)) {
+        Some(rate) if *rate >= LEAST => Ok(Rate(*rate as u64)),
+        _ => Err(io::Error::new(io::ErrorKind::TimedOut, "the link carried next to nothing")),
+    }
 }
 
 /// Target: takes in what a probe sends, and forgets it.

@@ -120,7 +120,7 @@ pub struct Measured {
     pub pace: f64,
     /// Bytes on the wire for each byte of content.
     pub wire: f64,
-    /// How many bytes can be looked at in a second.
+    /// How many bytes that do not travel are dealt with in a second.
     pub look: f64,
     /// What a switchover costs besides memory, in seconds.
     pub fixed: f64,
@@ -273,7 +273,7 @@ impl Measured {
     /// Seconds for so many pages of which this part travels.
     fn time(&self, pages: f64, travels: f64, rules: &Rules) -> f64 {
         let bytes = pages * PAGE_SIZE as f64;
-        (bytes * travels / (self.pace * rules.pace).max(1.0)).max(bytes / self.look.max(1.0))
+        bytes * travels / (self.pace * rules.pace).max(1.0) + bytes * (1.0 - travels) / self.look.max(1.0)
     }
 
     fn wire(&self, pages: f64, travels: f64) -> f64 {

@@ -97,6 +97,11 @@ impl Governor {
         (self.share, self.max_stall) = (share.clamp(0.01, 1.0), max_stall);
     }
 
+    /// Nobody waits any more, and each is given a page at a time: the guest is about to be stopped, for which nobody may be waiting.
+    pub fn hurry(&mut self) {
+        self.max_stall = Duration::ZERO;
+    }
+
     /// So many pages are sent in a second: the guest keeps to its share of that from now on. Returns that, in pages a second.
     pub fn follow(&mut self, sent_per_s: f64) -> f64 {
         *self.pace.insert((self.share * sent_per_s).max(1.0))

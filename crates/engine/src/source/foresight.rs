@@ -31,14 +31,21 @@ const LOOKS: u32 = 4;
 /// What a migration does before memory moves, where that was not seen: mostly QEMU's start on the target.
 const PREFLIGHT: Duration = Duration::from_millis(150);
 
-/// Bytes that can be looked at in a second by each stream: `cargo bench -p bench --bench micro pages`.
-const LOOK: f64 = 2e9;
+/// Bytes that each stream deals with in a second where they do not travel (`./dev bench --only duplicate`: both ends on two cores).
+const LOOK: f64 = 0.5e9;
 
 /// A guest that writes less than this part of what it wrote when it was hard to move is not the same guest.
 const AS_HARD: f64 = 0.5;
 
 /// What earlier migrations said of the pace is believed within these bounds.
-const BELIEVED: (f64, f64) = (0.6, 1.5);
+const BELIEVED: (f64, f64) = (0.4, 2.0);
+
+/// A link is the same way as before if it carries as much within this factor, whichever it is.
+const ALIKE: f64 = 1.5;
+
+/// Beside sending, the target on the same processors, and the guest, compressing takes so many times what it takes alone: by the
+/// workloads of `./dev bench`.
+const BESIDE: f64 = 1.5;
 
 /// A first round of fewer pages says little of the pace.
 const TELLING_PAGES: u64 = 10_000;
@@ -125,10 +132,10 @@ impl SourceDriver {
         let governs = plan.takes == Way::PreCopy && measured.hard;
         let pace = measured.pace / PAGE_SIZE as f64 / measured.again.max(0.1);
         (self.foresight.measured, self.foresight.plan) = (Some(measured), Some(plan));
-        self.agree(self.usual_share());
+        self.agree(self.usual_share(), None);
         if governs {
             // Before anything was sent: the change of trackers costs nothing yet.
-            self.govern(pace)?;
+            self.govern_by_guess(pace)?;
         }
         Ok(())
     }
@@ -138,11 +145,14 @@ impl SourceDriver {
         self.foresight.plan.as_ref().map_or(policy::SHARE, |plan| plan.share)
     }
 
-    /// The share from now on; how long a writer may wait is as it was planned.
-    pub(super) fn agree(&mut self, share: f64) {
-        let planned = self.foresight.plan.as_ref();
-        let stall =
-            planned.map_or(self.options.max_stall, |plan| Duration::from_secs_f64(plan.stall_ms / 1e3));
+    /// The share from now on, where so many pages are sent in a second. How long a writer may wait gives way as it was planned, and no
+    /// further than it has to.
+    pub(super) fn agree(&mut self, share: f64, sent_per_s: Option<f64>) {
+        let planned = self.foresight.plan.as_ref().map_or(0.0, |plan| plan.stall_ms / 1e3);
+        // A page for each writer and stall, whatever had been expected of the pace.
+        let needed =
+            sent_per_s.map_or(0.0, |pages| f64::from(self.parts.writers) / (share * pages).max(1e-3));
+        let stall = self.options.max_stall.max(Duration::from_secs_f64(planned.min(needed)));
         if let Some(tracker) = &mut self.parts.tracker {
             tracker.agree(share, stall);
         }
@@ -167,7 +177,6 @@ impl SourceDriver {
         if sent > TELLING * all as f64 && first {
             let per_s = sent * PAGE_SIZE as f64 / lasted.as_secs_f64();
             measured.pace = per_s * measured.travels;
-            measured.look = measured.look.max(per_s);
         }
         let standing = Standing { left, lasted, first, governed: self.is_governed() };
         measured.remaining(plan.takes, &standing, plan).map(Duration::from_secs_f64)
@@ -262,7 +271,7 @@ impl Seen<'_> {
         let streams = *options.streams.start();
         let compressor =
             Compressor::new(streams, (parts.cores)(), |codec| packing::allowed(options.compress, codec));
-        let (pace, wire) = compressor.foresee(link.0 as f64, shrinks_to, cost);
+        let (pace, wire) = compressor.foresee(link.0 as f64, shrinks_to, cost * BESIDE);
         let per_s = self.written.per_s() * PAGE_SIZE as f64;
         let past = parts
             .history
@@ -270,15 +279,16 @@ impl Seen<'_> {
             .rfind(|past| past.outcome == Outcome::Completed && past.mode == Mode::PreCopy);
         let as_before =
             past.is_some_and(|past| past.governed && per_s >= AS_HARD * past.written_per_s as f64);
+        let look = LOOK * f64::from(streams);
         let again = past.map_or(1.0, |past| again(past, wire));
         Measured {
             present: self.present,
             written: self.written.clone(),
             travels,
             again,
-            pace: past.map_or(pace, |past| believed(past, &parts.to, travels, pace)),
+            pace: past.map_or(pace, |past| believed(past, self.link, travels, look, pace)),
             wire,
-            look: LOOK * f64::from(streams),
+            look,
             fixed: parts.road.switchover.as_secs_f64(),
             writers: parts.writers,
             hard: as_before || self.written.new_per_s() * PAGE_SIZE as f64 * again >= HARD * pace,
@@ -293,11 +303,15 @@ fn again(past: &Past, wire: f64) -> f64 {
 }
 
 /// How fast content of which this part travels moves, by the first round of the last migration on the same way.
-fn believed(past: &Past, to: &str, travels: f64, expected: f64) -> f64 {
+fn believed(past: &Past, link: Rate, travels: f64, look: f64, expected: f64) -> f64 {
     let Round { pages, ms, .. } = past.first;
-    if past.to != to || pages < TELLING_PAGES || ms <= 0.0 {
+    let alike = (link.0 as f64) < ALIKE * past.link as f64 && (past.link as f64) < ALIKE * link.0 as f64;
+    if !alike || pages < TELLING_PAGES || ms <= 0.0 {
         return expected;
     }
-    let seen = pages as f64 * PAGE_SIZE as f64 * travels / (ms / 1e3);
+    // What does not travel takes its time too.
+    let bytes = pages as f64 * PAGE_SIZE as f64;
+    let seconds = (ms / 1e3 - bytes * (1.0 - travels) / look).max(ms / 1e4);
+    let seen = bytes * travels / seconds;
     seen.clamp(expected * BELIEVED.0, expected * BELIEVED.1)
 }

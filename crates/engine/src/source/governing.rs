@@ -20,6 +20,8 @@ pub(super) struct Governing {
     duty: Option<Duty>,
     /// The user knows of that.
     told: bool,
+    /// The pace is a forecast.
+    guessed: bool,
     /// The tracker cannot slow anybody.
     unsupported: bool,
     /// When it was looked last, and what the stalls came to by then.
@@ -48,8 +50,10 @@ impl SourceDriver {
         }
         let sent_per_s = sent as f64 / lasted.as_secs_f64();
         match self.governing.pace {
-            // A link that got slower; one that seems faster may only have less to carry.
-            Some(pace) if sent_per_s < pace => self.govern(sent_per_s),
+            // A link that got slower, or was only guessed; one that seems faster may only have less to carry.
+            Some(pace) if sent_per_s < pace || std::mem::take(&mut self.governing.guessed) => {
+                self.govern(sent_per_s)
+            }
             Some(_) => Ok(()),
             None => {
                 let (judged, again) = self.governing.judged;
@@ -79,7 +83,7 @@ impl SourceDriver {
                 self.dirty.len() as f64,
                 self.story.fit(moved_per_s),
             );
-            self.agree(share);
+            self.agree(share, Some(moved_per_s));
             return self.govern(moved_per_s);
         }
         Ok(())
@@ -121,11 +125,17 @@ impl SourceDriver {
         wanted && !self.stopped && self.parts.tracker.is_some()
     }
 
+    /// Before anything was sent.
+    pub(super) fn govern_by_guess(&mut self, sent_per_s: f64) -> Result<(), (String, String)> {
+        self.governing.guessed = true;
+        self.govern(sent_per_s)
+    }
+
     pub(super) fn is_governed(&self) -> bool {
         self.governing.pace.is_some()
     }
 
-    pub(super) fn govern(&mut self, sent_per_s: f64) -> Result<(), (String, String)> {
+    fn govern(&mut self, sent_per_s: f64) -> Result<(), (String, String)> {
         let Some(tracker) = &mut self.parts.tracker else { return Ok(()) };
         match tracker.govern(sent_per_s) {
             Ok(()) => {

@@ -52,6 +52,8 @@ struct Shared {
     groups: Mutex<Groups>,
     governor: Mutex<Governor>,
     start: Instant,
+    /// What is opened after a while.
+    later: Mutex<Vec<Later>>,
     stalls: Mutex<Stalls>,
     heard: AtomicU64,
     over: AtomicBool,
@@ -60,6 +62,7 @@ struct Shared {
 }
 
 /// Pages that are opened later.
+#[derive(Debug)]
 struct Later {
     due: Duration,
     block: BlockId,
@@ -88,6 +91,7 @@ impl GovernedTracker {
             groups: Mutex::new(Groups::new(blocks(), how.group)),
             governor: Mutex::new(Governor::new(how.max_stall, how.writers)),
             start: Instant::now(),
+            later: Mutex::default(),
             stalls: Mutex::default(),
             heard: AtomicU64::new(0),
             over: AtomicBool::new(false),
@@ -140,6 +144,12 @@ impl Tracker for GovernedTracker {
         locked(&self.shared.governor).agree(share, max_stall);
     }
 
+    fn hurry(&mut self) -> io::Result<()> {
+        // In this order: whoever is not in the list yet is not made to wait any more.
+        locked(&self.shared.governor).hurry();
+        self.shared.open_due(Duration::MAX)
+    }
+
     fn learn(&mut self, unchanged: &MemorySet) {
         locked(&self.shared.groups).learn(self.shared.now(), unchanged);
     }
@@ -159,9 +169,8 @@ impl Shared {
     fn serve(&self) {
         // Guests wait for it, and it takes little: ahead of others, where it has the right to that.
         let _ = setpriority_process(None, -20);
-        let mut later = Vec::new();
         while !self.over.load(SeqCst) {
-            if let Err(error) = self.serve_next(&mut later) {
+            if let Err(error) = self.serve_next() {
                 // Nobody may be left waiting for an answer that does not come.
                 tracing::error!(%error, "writes of the guest cannot be followed any more; it runs on, the migration will not");
                 locked(&self.failed).get_or_insert(error);
@@ -171,19 +180,24 @@ impl Shared {
         }
     }
 
-    fn serve_next(&self, later: &mut Vec<Later>) -> io::Result<()> {
+    fn serve_next(&self) -> io::Result<()> {
         let now = self.now();
-        let due = later.extract_if(.., |group| group.due <= now);
-        due.into_iter().try_for_each(|group| self.open_at_last(&group))?;
-        let next = later.iter().map(|group| group.due.saturating_sub(now)).min();
+        self.open_due(now)?;
+        let next = locked(&self.later).iter().map(|group| group.due.saturating_sub(now)).min();
         match self.uffd.next(next.map_or(GLANCE, |next| next.min(GLANCE)))? {
-            Some(fault) => self.answer(&fault, later),
+            Some(fault) => self.answer(&fault),
             None => Ok(()),
         }
     }
 
+    /// Opens what is to be opened until then.
+    fn open_due(&self, until: Duration) -> io::Result<()> {
+        let due: Vec<Later> = locked(&self.later).extract_if(.., |group| group.due <= until).collect();
+        due.iter().try_for_each(|group| self.open_at_last(group))
+    }
+
     /// Somebody wants to write there.
-    fn answer(&self, fault: &PageFault, later: &mut Vec<Later>) -> io::Result<()> {
+    fn answer(&self, fault: &PageFault) -> io::Result<()> {
         self.heard.fetch_add(1, Relaxed);
         let Some((block, region)) = self.find(fault.address) else {
             let text = format!("a write to {:#x}, where no guest memory is", fault.address);
@@ -197,6 +211,7 @@ impl Shared {
         let holds = |group: &&mut Later| {
             group.block == block && group.pages.start <= page && page < group.pages.end()
         };
+        let mut later = locked(&self.later);
         if let Some(group) = later.iter_mut().find(holds) {
             // Somebody else has paid for it, and may have to wait for longer.
             group.due = group.due.min(now + locked(&self.governor).join(now, writer));
@@ -209,6 +224,7 @@ impl Shared {
         let pages = groups.open(block, page, pages);
         drop(groups);
         if wait.is_zero() {
+            drop(later);
             return self.open(block, pages);
         }
         later.push(Later { due: now + wait, block, pages, since: vec![now] });

@@ -101,6 +101,13 @@ impl Tracker for SwitchingTracker {
         }
     }
 
+    fn hurry(&mut self) -> io::Result<()> {
+        match &mut self.now {
+            Now::Free(tracker) => tracker.hurry(),
+            Now::Governed(tracker) => tracker.hurry(),
+        }
+    }
+
     fn learn(&mut self, unchanged: &MemorySet) {
         match &mut self.now {
             Now::Free(tracker) => tracker.learn(unchanged),
