@@ -9,6 +9,7 @@ use proto::Kind;
 use std::{
     collections::HashSet,
     io::{self, Read, Write},
+    thread,
     time::{Duration, Instant},
 };
 use units::{MemorySet, PAGE_SIZE, PageRange, Rate};
@@ -19,6 +20,10 @@ const RUN: u64 = 32;
 
 /// Bytes that one probe sends, at most: what a link of 10 Gbit/s carries in 25 ms.
 const MOST_PROBED: u64 = 32 << 20;
+
+/// What waits to be sent is kept above this, and looked at so often.
+const AHEAD: u64 = 256 << 10;
+const MOMENT: Duration = Duration::from_micros(300);
 
 /// A link that carries less than so many bytes a second was not seen, but disturbed.
 const LEAST: f64 = 1e5;
@@ -81,10 +86,16 @@ pub(crate) fn probe(dial: &dyn Dial, time: Duration) -> io::Result<Rate> {
     let (begin, part) = (Instant::now(), vec![0; PART]);
     let (mut given, mut marks) = (0, vec![]);
     while begin.elapsed() < time && given < MOST_PROBED {
-        conn.write_all(&part)?;
-        given += PART as u64;
-        let carried: u64 = given.saturating_sub(conn.queue()?.unconfirmed);
+        let queue = conn.queue()?;
+        let carried: u64 = given.saturating_sub(queue.unconfirmed);
         marks.push((begin.elapsed(), carried));
+        if queue.unsent > AHEAD {
+            // Never blocked by a full buffer: what it hides could not be seen.
+            thread::sleep(MOMENT);
+        } else {
+            conn.write_all(&part)?;
+            given += PART as u64;
+        }
     }
     let end = marks.last().map_or(Duration::ZERO, |(at, _)| *at);
     let at = |part: u32| marks.iter().copied().find(|(at, _)| *at >= end * part / PARTS).unwrap_or_default();

@@ -17,6 +17,9 @@ const LACKING: f64 = 0.5;
 /// Pages pushed to a running guest travel so much slower than before it runs: each is looked at by itself.
 const PUSHED: f64 = 1.1;
 
+/// A guest that has to be stopped for its migration to end in time is stopped so much earlier: the last pages may take longer.
+const SURELY: f64 = 0.92;
+
 /// Rounds after which there is no end in sight.
 const MANY: u32 = 40;
 
@@ -419,7 +422,7 @@ pub fn plan(measured: &Measured, want: &Terms) -> Plan {
         }
         if late(&pre) && !other {
             if rank(Promise::Time) < rank(Promise::Downtime) {
-                rules.stop_after = Some(limit);
+                rules.stop_after = Some(limit * SURELY);
                 pre = play(&rules);
                 gives_way.push(format!(
                     "--max-downtime {}: to end within --max-time {} the guest has to be stopped with much left to send, \
@@ -649,7 +652,7 @@ mod tests {
             paused.gives_way[0].starts_with("--max-downtime 20.0 ms: to end within --max-time 11.0 s"),
             "{paused:?}"
         );
-        assert_eq!(paused.stop_after_ms, Some(11_000.0));
+        assert!(paused.stop_after_ms.is_some_and(|ms| (10_000.0..11_000.0).contains(&ms)), "{paused:?}");
         // A pause that no switchover fits into.
         let tight = plan(&guest(100.0, 1.0, 1.0), &Terms { downtime: Duration::from_millis(2), ..terms() });
         assert!(tight.gives_way[0].starts_with("--max-downtime 2.0 ms: stopping the guest"), "{tight:?}");

@@ -81,8 +81,9 @@ impl SourceDriver {
         foresight.begun = Some(Instant::now());
         foresight.written = WorkingSet::of(self.shape.0.iter().sum());
         let (tell, told) = channel();
-        let (memory, dial, known) =
-            (self.parts.memory.clone(), self.parts.dial.clone(), self.parts.road.link);
+        let (memory, dial) = (self.parts.memory.clone(), self.parts.dial.clone());
+        // A limit is kept by probes too: there is none then.
+        let known = self.options.bandwidth.or(self.parts.road.link);
         let survey = move || {
             // A receiver that is gone no longer wants to know.
             let _ = tell.send(look(&*memory, &*dial, known, PROBE));
@@ -158,6 +159,12 @@ impl SourceDriver {
         }
     }
 
+    /// How many pages may have travelled in this round, by the bytes that were sent for it.
+    pub(super) fn moved_so_far(&self) -> f64 {
+        let wire = self.foresight.measured.as_ref().map_or(1.0, |measured| measured.wire);
+        self.story.sent_in_round() as f64 / (PAGE_SIZE as f64 * wire.max(0.01))
+    }
+
     /// Whether the forecast says that governing the guest is kinder than post-copy.
     pub(super) fn governing_is_kinder(&self) -> bool {
         let expected = self.foresight.plan.as_ref().and_then(Plan::expected);
@@ -195,7 +202,8 @@ pub fn plan(mut parts: SourceParts, options: &Options) -> Result<Forecast, Strin
     let (mut written, mut dirty) =
         (WorkingSet::of(pages.iter().sum()), MemorySet::empty(pages.iter().copied()));
     let (memory, dial) = (parts.memory.clone(), parts.dial.clone());
-    let surveyor = thread::spawn(move || look(&*memory, &*dial, None, LONG_PROBE));
+    let limit = options.bandwidth;
+    let surveyor = thread::spawn(move || look(&*memory, &*dial, limit, LONG_PROBE));
     for look in 1..=LOOKS {
         // Twice as late each time: what is written soon and what is written late.
         let due = WATCH / 2u32.pow(LOOKS - look);
@@ -299,7 +307,12 @@ impl Seen<'_> {
 /// Which part of what is written again travels: what was sent for it, of what it would have been.
 fn again(past: &Past, wire: f64) -> f64 {
     let full = past.later.pages as f64 * PAGE_SIZE as f64 * wire;
-    if past.later.pages < 1000 { 1.0 } else { (past.later.wire_bytes as f64 / full).clamp(0.05, 1.0) }
+    // Of a guest that was governed, all memory was looked at once more.
+    if past.governed || past.later.pages < 1000 {
+        1.0
+    } else {
+        (past.later.wire_bytes as f64 / full).clamp(0.05, 1.0)
+    }
 }
 
 /// How fast content of which this part travels moves, by the first round of the last migration on the same way.

@@ -48,7 +48,8 @@ impl SourceDriver {
             // A link that carries nothing is no reason to slow anybody.
             return Ok(());
         }
-        let sent_per_s = sent as f64 / lasted.as_secs_f64();
+        // What the guest writes travels, unlike much of a first round.
+        let sent_per_s = (sent as f64).min(self.moved_so_far()) / lasted.as_secs_f64();
         match self.governing.pace {
             // A link that got slower, or was only guessed; one that seems faster may only have less to carry.
             Some(pace) if sent_per_s < pace || std::mem::take(&mut self.governing.guessed) => {
@@ -140,7 +141,7 @@ impl SourceDriver {
         match tracker.govern(sent_per_s) {
             Ok(()) => {
                 if self.governing.pace.replace(sent_per_s).is_none() {
-                    self.governing.since = self.current.as_ref().map(|round| round.number);
+                    self.governing.since = Some(self.current.as_ref().map_or(0, |round| round.number));
                     self.story.governed();
                 }
                 Ok(())

@@ -226,6 +226,11 @@ impl Story {
         self.round.as_ref().map(|(_, since, ..)| since.elapsed())
     }
 
+    /// Bytes that were sent in the current round.
+    pub(super) fn sent_in_round(&self) -> u64 {
+        self.round.as_ref().map_or(0, |(_, _, sent, _)| self.traffic.sent() - sent)
+    }
+
     /// The pages of the last round, and how many moved in a second.
     pub(super) fn last_round(&self) -> Option<(u64, f64)> {
         Some((self.report.rounds.last()?.pages, self.moved_per_s?))
