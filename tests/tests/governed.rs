@@ -67,8 +67,9 @@ fn outruns(pattern: &str, number: u8) {
             ensure!(probed.write.p99 < Duration::from_millis(10), "who writes a little hardly waits: {seen}");
             // One that is not woken waits until the round ends; others' load was seen to make 0.8 s of it.
             ensure!(gap < 2000.0, "no vCPU stood still, {gap} ms at most: {seen}");
-            ensure!(hop.computing > 0.85, "who only computes is left alone: {seen}");
-            let slowed = stalled > 0.0 && hop.writing < hop.computing;
+            // 0.9 to 0.95 on a quiet machine, 0.6 on one that was not; a guest that is slowed as a whole has both alike.
+            ensure!(hop.computing > 0.5, "who only computes is left alone: {seen}");
+            let slowed = stalled > 0.0 && hop.writing < 0.87 * hop.computing;
             ensure!(slowed || times < 5.0, "who writes was slowed: {seen}");
             (from, to) = (to, from);
         }

@@ -131,8 +131,8 @@ impl Mover {
     fn road(&self, to: &str, vm: &Vm) -> Road {
         let known = self.store.road(to);
         let usual = if vm.recipe().accel == Accel::Kvm { SWITCHOVER } else { EMULATED_SWITCHOVER };
-        // A quick one may have been luck, and one that was disturbed must not lengthen all that follow.
-        let switchover = known.switchover().map_or(usual, |seen| seen.clamp(usual / 2, usual * 2));
+        // A quick one may have been luck; one that was disturbed must not lengthen those that follow, nor make them impossible.
+        let switchover = known.switchover().map_or(usual, |seen| seen.clamp(usual / 2, usual));
         Road { link: known.link(), switchover }
     }
 
