@@ -98,6 +98,8 @@ fn programs_get_events_and_the_bare_report_as_the_last_line() {
         "downtime_ms",
         "error",
         "faults",
+        "forecast",
+        "forecast_off_percent",
         "from",
         "guest_bytes",
         "mode",
