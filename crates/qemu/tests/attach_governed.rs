@@ -85,7 +85,8 @@ fn writers_get_their_share_of_the_pace_and_wait_no_longer_than_was_allowed() {
     let usual = stalls.total / stalls.count as u32;
     assert!(usual <= STALL, "{stalls:?}");
     // A machine with something else to do may wake a thread late.
-    assert!(stalls.longest < STALL * 10, "{stalls:?}");
+    // Whoever opens it must be given a processor first.
+    assert!(stalls.longest < STALL * 50, "{stalls:?}");
     // Slowed no more, it gets on.
     drop(tracker);
     let mut free = source.tracker().unwrap();
