@@ -420,9 +420,13 @@ pub fn plan(measured: &Measured, want: &Terms) -> Plan {
                 pre = play(&rules);
             }
         }
+        let punctual = rank(Promise::Time) < rank(Promise::Downtime) && !other;
+        if punctual {
+            // Also where it should not be needed: a forecast may be wrong.
+            rules.stop_after = Some(limit * SURELY);
+        }
         if late(&pre) && !other {
-            if rank(Promise::Time) < rank(Promise::Downtime) {
-                rules.stop_after = Some(limit * SURELY);
+            if punctual {
                 pre = play(&rules);
                 gives_way.push(format!(
                     "--max-downtime {}: to end within --max-time {} the guest has to be stopped with much left to send, \

@@ -198,6 +198,10 @@ impl Story {
             .stop_after
             .is_some_and(|end| policy::must_stop(end.saturating_duration_since(Instant::now()), pause))
         {
+            if let Some(pause) = pause.filter(|pause| *pause > self.budget.downtime) {
+                let pause = pause.as_millis();
+                self.note(format!("to end within --max-time the guest is stopped now, for about {pause} ms: --max-downtime gives way"));
+            }
             return Step::Switchover;
         }
         if self.takes == Some(Way::Hybrid) && pause.is_none_or(|pause| pause > self.budget.downtime) {
