@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-pub use policy::{Course, Plan, Promise, Span, Way};
+pub use policy::{Course, LONGEST_STALL, Plan, Promise, Span, Way};
 
 /// How memory travels relative to the switchover.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -17,6 +17,28 @@ pub enum Mode {
     PostCopy,
     /// One round before the switchover, the rest after it.
     Hybrid,
+}
+
+impl Mode {
+    /// As `--mode` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::PreCopy => "pre-copy",
+            Self::PostCopy => "post-copy",
+            Self::Hybrid => "hybrid",
+        }
+    }
+}
+
+impl From<Way> for Mode {
+    fn from(way: Way) -> Self {
+        match way {
+            Way::PreCopy => Self::PreCopy,
+            Way::Hybrid => Self::Hybrid,
+            Way::PostCopy => Self::PostCopy,
+        }
+    }
 }
 
 /// What pages may be compressed with.
@@ -134,9 +156,8 @@ pub struct Forecast {
 impl Forecast {
     /// From the request to the end, of the way that is taken; none where no end is in sight.
     pub fn total_ms(&self) -> Option<Span> {
-        let Span { low, likely, high } = self.plan.expected().filter(|course| course.ends)?.total_ms;
-        let all = |ms| ms + self.preflight_ms;
-        Some(Span { low: all(low), likely: all(likely), high: all(high) })
+        let course = self.plan.expected().filter(|course| course.ends)?;
+        Some(course.total_ms + self.preflight_ms)
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
     report::{Event, Mode, Phase, Report},
     secrets::Secrets,
     ship::{Job, Pacer, Said, Streams},
-    verify, why,
+    survey, verify, why,
 };
 use proto::{Brief, Kind, Shape, Source, SourceAct, SourceEnd, SourceEvent, Step, Token, control};
 use std::{
@@ -20,7 +20,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use units::{BlockId, Epoch, MemorySet};
+use units::{Epoch, MemorySet};
 
 mod foresight; // what is expected
 mod governing; // when the guest is slowed
@@ -321,11 +321,8 @@ impl SourceDriver {
             }
             SourceAct::OpenStreams => {
                 self.look_at_writes()?;
-                for i in 0..self.shape.0.len() {
-                    let id = BlockId(i as u16);
-                    let present = self.parts.memory.present(id).map_err(why("look for the guest's pages"))?;
-                    *self.dirty.block_mut(id) = present;
-                }
+                self.dirty =
+                    survey::present(&*self.parts.memory).map_err(why("look for the guest's pages"))?;
                 self.story.begun(&self.dirty);
                 self.foresee()?;
                 self.open_streams().map_err(why("open the streams"))?;

@@ -12,7 +12,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use units::{MemorySet, PAGE_SIZE, PageRange, Rate};
+use units::{BlockId, MemorySet, PAGE_SIZE, Rate};
 
 /// So many runs of so many pages are looked at, evenly spread: 4 MiB, in 20 ms. Pages are compressed with their neighbours.
 const RUNS: u64 = 32;
@@ -42,6 +42,12 @@ pub(crate) struct Sample {
     pub(crate) cost: f64,
 }
 
+/// The pages that the guest ever wrote.
+pub(crate) fn present(memory: &dyn GuestMemory) -> io::Result<MemorySet> {
+    let sets = (0..memory.blocks().len()).map(|id| memory.present(BlockId(id as u16)));
+    Ok(MemorySet::from_blocks(sets.collect::<io::Result<_>>()?))
+}
+
 /// Looks at some of the pages in `present`.
 pub(crate) fn sample(memory: &dyn GuestMemory, present: &MemorySet) -> io::Result<Sample> {
     let runs: Vec<_> = present
@@ -54,7 +60,7 @@ pub(crate) fn sample(memory: &dyn GuestMemory, present: &MemorySet) -> io::Resul
     // From the middle of each part: the first pages of a guest are like no others.
     for (id, run) in runs.iter().skip(step / 2).step_by(step).map(|(id, run)| (*id, *run)) {
         let mut content = vec![0; run.bytes().0 as usize];
-        memory.read(id, PageRange::new(run.start, run.count), &mut content)?;
+        memory.read(id, run, &mut content)?;
         looked += run.count;
         let new: Vec<&[u8]> = content
             .chunks_exact(PAGE_SIZE)

@@ -148,7 +148,7 @@ fn options(mode: Mode) -> Options {
         max_downtime: Duration::from_millis(20),
         max_time: None,
         max_stall: Duration::from_millis(5),
-        keep: [Promise::Downtime, Promise::Time, Promise::Stall],
+        keep: Promise::USUAL,
         bandwidth: None,
         streams: 2..=2,
         verify: true,

@@ -337,7 +337,7 @@ impl Migrator for Mover {
                 max_downtime: Duration::ZERO,
                 max_time: None,
                 max_stall: Duration::ZERO,
-                keep: [Promise::Downtime, Promise::Time, Promise::Stall],
+                keep: Promise::USUAL,
                 bandwidth: None,
                 streams: streams(),
                 verify: false,

@@ -13,6 +13,8 @@ mod groups;
 mod link;
 /// How fast to send.
 mod pace;
+/// Which way to go, and what can be promised.
+mod plan;
 /// Where compressing is of no use.
 mod regions;
 /// Another round, the switchover, or post-copy?
@@ -21,13 +23,17 @@ mod rounds;
 mod stuns;
 /// Over how many streams to send.
 mod width;
+/// How much memory a guest writes.
+mod working_set;
 
 pub use compress::{Codec, Compressor, Spent};
-pub use forecast::{Course, HARD, Measured, Plan, Promise, Span, Standing, Terms, Way, WorkingSet, plan};
+pub use forecast::{Course, HARD, Measured, Span, Standing, Way};
 pub use governor::{Governor, Grant, OUTRUN, SHARE, Writer, share_of_round};
 pub use groups::Groups;
 pub use pace::Pace;
+pub use plan::{LONGEST_STALL, Plan, Promise, Terms, plan};
 pub use regions::Regions;
 pub use rounds::{Budget, Next, Seen, must_stop, next, predicted_downtime};
 pub use stuns::Duty;
 pub use width::Width;
+pub use working_set::WorkingSet;

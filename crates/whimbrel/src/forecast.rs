@@ -1,16 +1,11 @@
 //! What a migration is expected to take, for people.
 
 use crate::words::{count, millis, table};
-use engine::report::{Course, Forecast, Span, Way};
+use engine::report::{Course, Forecast, Mode, Span, Way};
 use units::{Bytes, PAGE_SIZE, Rate};
 
-/// The name of a way, as `--mode` has it.
 fn name(way: Way) -> &'static str {
-    match way {
-        Way::PreCopy => "pre-copy",
-        Way::Hybrid => "hybrid",
-        Way::PostCopy => "post-copy",
-    }
+    Mode::from(way).name()
 }
 
 /// All ways, and the one that is taken.
@@ -58,8 +53,7 @@ pub(crate) fn line(forecast: &Forecast) -> String {
 }
 
 fn row(course: &Course, preflight_ms: f64) -> Vec<String> {
-    let Span { low, likely, high } = course.total_ms;
-    let total = Span { low: low + preflight_ms, likely: likely + preflight_ms, high: high + preflight_ms };
+    let total = course.total_ms + preflight_ms;
     let nothing = |span: &Span| if span.likely < 0.5 { "-".to_owned() } else { millis(span.likely) };
     let pages = |bytes: f64| Bytes((bytes as u64).next_multiple_of(PAGE_SIZE as u64)).to_string();
     vec![

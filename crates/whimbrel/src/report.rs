@@ -4,7 +4,7 @@ use crate::{
     forecast,
     words::{count, counted, micros, millis, table},
 };
-use engine::report::{Mode, Outcome, Report};
+use engine::report::{Outcome, Report};
 use units::Bytes;
 
 /// How long ago it was.
@@ -89,14 +89,8 @@ pub(crate) fn next_step(report: &Report) -> Option<String> {
 }
 
 fn figures(report: &Report) -> Vec<Vec<String>> {
-    let mode = match report.mode {
-        Mode::Auto => "auto",
-        Mode::PreCopy => "pre-copy",
-        Mode::PostCopy => "post-copy",
-        Mode::Hybrid => "hybrid",
-    };
     let mut rows = vec![
-        row("mode", mode),
+        row("mode", report.mode.name()),
         row("total", format!("{} (preflight {})", millis(report.total_ms), millis(report.preflight_ms))),
     ];
     let expected = report.forecast.as_deref().zip(report.forecast_off_percent);

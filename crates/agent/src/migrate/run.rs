@@ -10,7 +10,7 @@ use crate::{
     registry::{Lease, Registry},
     store::{Standing, VmRecord},
 };
-use engine::report::{Event, Failure, Forecast, Outcome, Phase, Promise, Report};
+use engine::report::{Event, Failure, Forecast, LONGEST_STALL, Outcome, Phase, Promise, Report};
 use std::{
     collections::HashMap,
     fs::File,
@@ -28,12 +28,6 @@ const MAX_DOWNTIME: Duration = Duration::from_millis(20);
 
 /// How long a guest's writer may be made to wait unless the user says otherwise: less than a disk takes now and then.
 const MAX_STALL: Duration = Duration::from_millis(5);
-
-/// What is kept first, where not all can be: the pause, because peers of the guest notice it; then the end.
-const KEEP: [Promise; 3] = [Promise::Downtime, Promise::Time, Promise::Stall];
-
-/// Longer and the guest's kernel complains of vCPUs that hang.
-const LONGEST_STALL: Duration = Duration::from_secs(1);
 
 /// The migrations from this host: those that run, and each VM's last one.
 pub struct Migrations {
@@ -312,7 +306,7 @@ impl Job {
 
 /// What the user named first comes first.
 fn keep(named: &[Promise]) -> [Promise; 3] {
-    let mut kept = KEEP;
+    let mut kept = Promise::USUAL;
     kept.sort_by_key(|promise| named.iter().position(|first| first == promise).unwrap_or(named.len()));
     kept
 }

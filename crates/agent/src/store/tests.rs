@@ -6,7 +6,7 @@ use engine::{
     report::{Mode, Outcome, Past, Report},
 };
 use std::{env, process::Command, sync::Barrier, thread, time::Duration};
-use units::{BlockId, Epoch, MemorySet, MigrationId, PageIndex, Rate};
+use units::{BlockId, Epoch, MemorySet, MigrationId, PAGE_SIZE, PageIndex, Rate};
 
 const FIRST: MigrationId = MigrationId(0x1111);
 
@@ -275,7 +275,7 @@ fn report(total_ms: f64, outcome: Outcome) -> Report {
     let round = |n, pages| engine::report::Round {
         n,
         pages,
-        wire_bytes: pages * 4096,
+        wire_bytes: pages * PAGE_SIZE as u64,
         ms: total_ms,
         dirtied: pages / 2,
     };

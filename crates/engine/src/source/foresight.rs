@@ -16,7 +16,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use units::{BlockId, MemorySet, PAGE_SIZE, Rate};
+use units::{MemorySet, PAGE_SIZE, Rate};
 
 /// For so long the link is probed where nobody knows how fast it is: on a link with a bucket of 10 ms, long enough to get beyond it.
 const PROBE: Duration = Duration::from_millis(30);
@@ -216,7 +216,7 @@ pub fn plan(mut parts: SourceParts, options: &Options) -> Result<Forecast, Strin
     let Surveyed { sample, link } = surveyor.join().map_err(|_| "the survey ended in a panic".to_owned())?;
     let link = link.map_err(|e| format!("cannot reach {}: {e}", parts.to))?;
     let sample = sample.map_err(|e| text("look at its memory", e))?;
-    let present = present(&*parts.memory).map_err(|e| text("look for its pages", e))?.len();
+    let present = survey::present(&*parts.memory).map_err(|e| text("look for its pages", e))?.len();
     let measured = Seen { present, written: &written, sample, link }.measured(&mut parts, options);
     tracing::debug!(?measured, took = ?begin.elapsed(), "a plan");
     let plan = policy::plan(&measured, &terms(options, PREFLIGHT));
@@ -225,12 +225,7 @@ pub fn plan(mut parts: SourceParts, options: &Options) -> Result<Forecast, Strin
 
 fn look(memory: &dyn GuestMemory, dial: &dyn Dial, known: Option<Rate>, time: Duration) -> Surveyed {
     let link = known.map_or_else(|| survey::probe(dial, time), Ok);
-    Surveyed { sample: present(memory).and_then(|present| survey::sample(memory, &present)), link }
-}
-
-fn present(memory: &dyn GuestMemory) -> io::Result<MemorySet> {
-    let sets = (0..memory.blocks().len()).map(|id| memory.present(BlockId(id as u16)));
-    Ok(MemorySet::from_blocks(sets.collect::<io::Result<_>>()?))
+    Surveyed { sample: survey::present(memory).and_then(|present| survey::sample(memory, &present)), link }
 }
 
 fn terms(options: &Options, passed: Duration) -> Terms {
