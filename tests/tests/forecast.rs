@@ -109,6 +109,36 @@ fn a_second_migration_knows_how_the_first_one_went() {
     });
 }
 
+/// Seen for a moment before each of its migrations this guest is quiet, and in each of them it writes all the time.
+#[test]
+fn a_second_migration_of_a_guest_that_writes_now_and_then_ends_sooner() {
+    story("now-and-then", &["a", "b"], |lab, tools| {
+        let stage = Stage::new(lab, tools)?;
+        let work = "whimbrel.dirty=64M,content=random,rate=max whimbrel.check=8M,rate=1M";
+        let guest = stage.run("a", &VmFile::new("web", Spec::new(96, work)))?;
+        lab.hosts().iter().try_for_each(|host| host.shape(Some(Rate(LINK as u64))))?;
+        let moved = |from: &str, to: &str| {
+            guest.order("pause dirty")?;
+            let options = ["--allow-post-copy", "--max-downtime", "60ms"];
+            let mut migration = stage.start_migration("web", from, to, &options)?;
+            migration.until_moving("pre-copy")?;
+            guest.order("go dirty")?;
+            let report = migration.completed()?;
+            stage.check_moved("web", &guest, from, to)?;
+            let moving = report.number("total_ms")? - report.number("preflight_ms")?;
+            eprintln!("{moving:.0} ms: {}", report.0["rounds"]);
+            Ok::<_, lab::Error>((report, moving))
+        };
+        let (first, before) = moved("a", "b")?;
+        ensure!(first.0["forecast"]["takes"] == "pre-copy", "nothing was seen: {}", first.0);
+        let (second, after) = moved("b", "a")?;
+        ensure!(second.0["forecast"]["remembered"] == true, "{}", second.0);
+        // One round and what it left, or writers that are slowed; instead of several rounds that left as much each.
+        ensure!(after < 0.75 * before, "sooner: {before:.0} ms, then {after:.0}");
+        Ok(())
+    });
+}
+
 #[test]
 fn promises_that_cannot_be_kept_are_named_before_anything_moves() {
     story("promises", &["a", "b"], |lab, tools| {

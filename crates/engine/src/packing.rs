@@ -2,7 +2,7 @@
 
 use crate::{report::Compression, source::Options};
 use page::{Batch, Codec, Encoder};
-use policy::{Compressor, Regions, Spent};
+use policy::{Compressor, Learnt, Regions, Spent};
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard},
     time::{Duration, Instant},
@@ -38,14 +38,15 @@ struct State {
 }
 
 impl Packing {
-    pub(crate) fn new(options: &Options, cores: u32, pages: &[u64]) -> Arc<Self> {
+    /// For a guest with so many pages in its blocks, of which an earlier migration may have taught something.
+    pub(crate) fn new(options: &Options, cores: u32, pages: &[u64], learnt: Option<&Learnt>) -> Arc<Self> {
         let cores = cores.max(1);
-        let state = State {
-            compressor: Compressor::new(*options.streams.start(), cores, |codec| {
-                allowed(options.compress, codec)
-            }),
-            regions: Regions::new(pages),
-        };
+        let mut compressor =
+            Compressor::new(*options.streams.start(), cores, |codec| allowed(options.compress, codec));
+        if let Some(learnt) = learnt {
+            compressor.recall(learnt);
+        }
+        let state = State { compressor, regions: Regions::new(pages) };
         Arc::new(Self {
             state: Mutex::new(state),
             cores: Mutex::new(Cores { all: cores, busy: 0 }),
@@ -55,6 +56,11 @@ impl Packing {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no one panics here")
+    }
+
+    /// What this migration taught so far.
+    pub(crate) fn learnt(&self) -> Option<Learnt> {
+        self.state().compressor.learnt()
     }
 
     /// A round begins.

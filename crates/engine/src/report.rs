@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use policy::Learnt;
 pub use policy::{Course, LONGEST_STALL, Plan, Promise, Span, Way};
 
 /// How memory travels relative to the switchover.
@@ -102,6 +103,9 @@ pub enum Event {
         /// Time until the whole migration ends, by what is known by now.
         #[serde(default)]
         ends_in_ms: Option<u64>,
+        /// For how much of the time the guest's writers wait just now, all of them together; unless they are not slowed.
+        #[serde(default)]
+        slowed_percent: Option<f64>,
         /// Milliseconds since the migration began.
         at_ms: u64,
     },
@@ -142,6 +146,9 @@ pub struct Forecast {
     pub written_per_s: u64,
     /// For how long that was.
     pub watched_ms: f64,
+    /// Whether it is expected to write more than was seen, because it did when it was moved last.
+    #[serde(default)]
+    pub remembered: bool,
     /// Bytes on the wire for each byte of memory, in the first round.
     pub shrinks_to: f64,
     /// What the link carries, in bytes a second.
@@ -186,6 +193,9 @@ pub struct Past {
     pub first: Round,
     /// All further rounds together.
     pub later: Round,
+    /// What compressing its memory taught.
+    #[serde(default)]
+    pub learnt: Option<Learnt>,
 }
 
 impl Past {
@@ -214,6 +224,7 @@ impl Past {
                 ms: sum.ms + round.ms,
                 dirtied: sum.dirtied + round.dirtied,
             }),
+            learnt: None,
         })
     }
 

@@ -8,7 +8,7 @@ use crate::{
     queue::{Owing, Round, SHARE},
 };
 use page::{Batch, Counts, Encoder, References, Sent};
-use policy::Pace;
+use policy::{Learnt, Pace};
 use proto::{BATCH_PAGES, Frame, HEADER, MAX_PAYLOAD, Shape, write_batch};
 use std::{
     collections::HashSet,
@@ -138,6 +138,11 @@ impl Streams {
     /// So many cores may compress from now on.
     pub(crate) fn allow(&self, cores: u32) {
         self.shared.packing.allow(cores);
+    }
+
+    /// What compressing taught so far.
+    pub(crate) fn learnt(&self) -> Option<Learnt> {
+        self.shared.packing.learnt()
     }
 
     /// The most that were in use at a time.

@@ -461,7 +461,7 @@ impl SourceDriver {
             after_round,
             stream: Some(proto::packed(&state.stream)),
             private: state.private.iter().map(private).collect(),
-            history: self.story.history(&self.parts.history),
+            history: self.story.history(&self.parts.history, self.streams.as_ref().and_then(Streams::learnt)),
         }));
         Ok(())
     }

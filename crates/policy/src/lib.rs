@@ -26,7 +26,7 @@ mod width;
 /// How much memory a guest writes.
 mod working_set;
 
-pub use compress::{Codec, Compressor, Spent};
+pub use compress::{Codec, Compressor, Learnt, Spent};
 pub use forecast::{Course, HARD, Measured, Span, Standing, Way};
 pub use governor::{Governor, Grant, OUTRUN, SHARE, Writer, share_of_round};
 pub use groups::Groups;

@@ -31,7 +31,7 @@ impl WorkingSet {
 
     /// So many different pages were written since the watch began.
     pub fn see(&mut self, after: Duration, pages: u64) {
-        let (at, pages) = (after.as_secs_f64(), pages as f64);
+        let (at, pages) = (after.as_secs_f64(), (pages as f64).min(self.most));
         if self.seen.last().is_none_or(|(last, before)| at > *last && pages >= *before) && at > 0.0 {
             self.seen.push((at, pages));
         }

@@ -23,6 +23,9 @@ pub(crate) fn render(vm: &str, to: &str, forecast: &Forecast) -> String {
         Rate(forecast.link),
     );
     words += &format!("  It would go by {}: {}.\n", name(forecast.plan.takes), forecast.plan.because);
+    if forecast.remembered {
+        words += "  When it was moved last it wrote much more than in the second before: that is expected again.\n";
+    }
     for promise in &forecast.plan.gives_way {
         words += &format!("  Cannot be kept: {promise}.\n");
     }
@@ -103,6 +106,7 @@ mod tests {
             memory_bytes: 512 << 20,
             written_per_s: 40 << 20,
             watched_ms: 1000.0,
+            remembered: false,
             shrinks_to: 0.5,
             link: 118 << 20,
             preflight_ms: 150.0,

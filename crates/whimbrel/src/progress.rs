@@ -154,8 +154,17 @@ fn begins(phase: Phase) -> &'static str {
 
 /// What is going on just now.
 pub(crate) fn now(event: &Event) -> Option<String> {
-    let Event::Tick { phase, round, left_bytes, rate, predicted_downtime_ms, left_ms, ends_in_ms, .. } =
-        event
+    let Event::Tick {
+        phase,
+        round,
+        left_bytes,
+        rate,
+        predicted_downtime_ms,
+        left_ms,
+        ends_in_ms,
+        slowed_percent,
+        ..
+    } = event
     else {
         return None;
     };
@@ -168,6 +177,9 @@ pub(crate) fn now(event: &Event) -> Option<String> {
     parts.push(Rate(*rate).to_string());
     if let (Phase::PreCopy, Some(pause)) = (phase, predicted_downtime_ms) {
         parts.push(format!("pause if stopped now {}", millis(*pause)));
+    }
+    if let (Phase::PreCopy, Some(percent)) = (phase, slowed_percent) {
+        parts.push(format!("writers wait {percent:.0} %"));
     }
     if let Some(ms) = ends_in_ms.or(*left_ms) {
         parts.push(left(Duration::from_millis(ms)));
@@ -202,11 +214,12 @@ mod tests {
             predicted_downtime_ms: Some(12.3),
             left_ms: Some(3500),
             ends_in_ms: Some(5200),
+            slowed_percent: Some(12.0),
             at_ms: 1,
         };
         assert_eq!(
             now(&tick).unwrap(),
-            "round 2 · 105,472 pages (412.0 MiB) left · 118.0 MiB/s · pause if stopped now 12.3 ms · 5 s left"
+            "round 2 · 105,472 pages (412.0 MiB) left · 118.0 MiB/s · pause if stopped now 12.3 ms · writers wait 12 % · 5 s left"
         );
         assert_eq!(line(&tick), None);
     }

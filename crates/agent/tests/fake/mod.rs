@@ -239,6 +239,7 @@ fn tick(phase: Phase, left_bytes: u64) -> Event {
         predicted_downtime_ms: Some(12.0),
         left_ms: Some(3500),
         ends_in_ms: Some(4200),
+        slowed_percent: None,
         at_ms: 500,
     }
 }

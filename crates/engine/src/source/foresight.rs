@@ -40,8 +40,11 @@ const AS_HARD: f64 = 0.5;
 /// What earlier migrations said of the pace is believed within these bounds.
 const BELIEVED: (f64, f64) = (0.4, 2.0);
 
-/// A link is the same way as before if it carries as much within this factor, whichever it is.
+/// A link is the same way as before if it carries as much within this factor, whichever it is; a guest does as before if it writes so.
 const ALIKE: f64 = 1.5;
+
+/// Guests that write less than this part of what the link carries are alike.
+const LITTLE: f64 = 0.1;
 
 /// Beside sending, the target on the same processors, and the guest, compressing takes so many times what it takes alone: by the
 /// workloads of `./dev bench`.
@@ -123,13 +126,13 @@ impl SourceDriver {
                 "not all promises can be kept; what gives way: {promise} (--keep says which goes first)"
             ));
         }
-        self.story.foreseen(forecast(
-            &measured,
-            plan.clone(),
-            link,
-            self.foresight.watched,
-            self.story.lasted(),
-        ));
+        let forecast = seen.forecast(&measured, plan.clone(), self.foresight.watched, self.story.lasted());
+        if forecast.remembered {
+            self.story.note(
+                "when it was moved last it wrote much more than it does now: that is expected again".into(),
+            );
+        }
+        self.story.foreseen(forecast);
         let governs = plan.takes == Way::PreCopy && measured.hard;
         let pace = measured.pace / PAGE_SIZE as f64 / measured.again.max(0.1);
         (self.foresight.measured, self.foresight.plan) = (Some(measured), Some(plan));
@@ -217,10 +220,11 @@ pub fn plan(mut parts: SourceParts, options: &Options) -> Result<Forecast, Strin
     let link = link.map_err(|e| format!("cannot reach {}: {e}", parts.to))?;
     let sample = sample.map_err(|e| text("look at its memory", e))?;
     let present = survey::present(&*parts.memory).map_err(|e| text("look for its pages", e))?.len();
-    let measured = Seen { present, written: &written, sample, link }.measured(&mut parts, options);
+    let seen = Seen { present, written: &written, sample, link };
+    let measured = seen.measured(&mut parts, options);
     tracing::debug!(?measured, took = ?begin.elapsed(), "a plan");
     let plan = policy::plan(&measured, &terms(options, PREFLIGHT));
-    Ok(forecast(&measured, plan, link, watched, PREFLIGHT))
+    Ok(seen.forecast(&measured, plan, watched, PREFLIGHT))
 }
 
 fn look(memory: &dyn GuestMemory, dial: &dyn Dial, known: Option<Rate>, time: Duration) -> Surveyed {
@@ -245,19 +249,6 @@ fn terms(options: &Options, passed: Duration) -> Terms {
     }
 }
 
-fn forecast(measured: &Measured, plan: Plan, link: Rate, watched: Duration, preflight: Duration) -> Forecast {
-    let bytes = |pages: f64| (pages * PAGE_SIZE as f64) as u64;
-    Forecast {
-        memory_bytes: bytes(measured.present as f64),
-        written_per_s: bytes(measured.written.per_s()),
-        watched_ms: watched.as_secs_f64() * 1e3,
-        shrinks_to: measured.travels * measured.wire,
-        link: link.0,
-        preflight_ms: preflight.as_secs_f64() * 1e3,
-        plan,
-    }
-}
-
 /// What was found out about this migration.
 struct Seen<'a> {
     present: u64,
@@ -267,6 +258,20 @@ struct Seen<'a> {
 }
 
 impl Seen<'_> {
+    fn forecast(&self, measured: &Measured, plan: Plan, watched: Duration, preflight: Duration) -> Forecast {
+        let bytes = |pages: f64| (pages * PAGE_SIZE as f64) as u64;
+        Forecast {
+            memory_bytes: bytes(measured.present as f64),
+            written_per_s: bytes(self.written.per_s()),
+            watched_ms: watched.as_secs_f64() * 1e3,
+            remembered: measured.written != *self.written,
+            shrinks_to: measured.travels * measured.wire,
+            link: self.link.0,
+            preflight_ms: preflight.as_secs_f64() * 1e3,
+            plan,
+        }
+    }
+
     /// Together with what earlier migrations of this VM taught.
     fn measured(&self, parts: &mut SourceParts, options: &Options) -> Measured {
         let Sample { travels, shrinks_to, cost } = self.sample;
@@ -282,11 +287,16 @@ impl Seen<'_> {
             .rfind(|past| past.outcome == Outcome::Completed && past.mode == Mode::PreCopy);
         let as_before =
             past.is_some_and(|past| past.governed && per_s >= AS_HARD * past.written_per_s as f64);
+        let mut written = self.written.clone();
+        for (lasted, dirtied) in rounds_of_one_that_began_like_this(&parts.history, per_s, self.link) {
+            written.see(lasted, dirtied);
+        }
         let look = LOOK * f64::from(streams);
         let again = past.map_or(1.0, |past| again(past, wire));
         Measured {
             present: self.present,
-            written: self.written.clone(),
+            hard: as_before || written.new_per_s() * PAGE_SIZE as f64 * again >= HARD * pace,
+            written,
             travels,
             again,
             pace: past.map_or(pace, |past| believed(past, self.link, travels, look, pace)),
@@ -294,9 +304,29 @@ impl Seen<'_> {
             look,
             fixed: parts.road.switchover.as_secs_f64(),
             writers: parts.writers,
-            hard: as_before || self.written.new_per_s() * PAGE_SIZE as f64 * again >= HARD * pace,
         }
     }
+}
+
+/// How much the guest wrote within the rounds of its last migration, the shorter ones first, if it was as quiet before that as it is now:
+/// what is seen in an instant says little of a guest that writes now and then. One that was watched writing and is quiet now does
+/// something else by now.
+fn rounds_of_one_that_began_like_this(history: &[Past], per_s: f64, link: Rate) -> Vec<(Duration, u64)> {
+    let Some(past) = history.iter().rfind(|past| past.outcome == Outcome::Completed) else { return vec![] };
+    let (then, little) = (past.written_per_s as f64, link.0 as f64 * LITTLE);
+    let alike = per_s <= then * ALIKE + little && then <= per_s * ALIKE + little;
+    if !alike || past.governed {
+        // A change of trackers counts everything as written.
+        return vec![];
+    }
+    let later = past.later.n.saturating_sub(1).max(1);
+    let usual = (past.later.ms / f64::from(later), past.later.dirtied / u64::from(later));
+    let mut rounds: Vec<_> = [usual, (past.first.ms, past.first.dirtied)]
+        .into_iter()
+        .filter_map(|(ms, dirtied)| Some((Duration::try_from_secs_f64(ms / 1e3).ok()?, dirtied)))
+        .collect();
+    rounds.sort_unstable();
+    rounds
 }
 
 /// Which part of what is written again travels: what was sent for it, of what it would have been.
@@ -322,4 +352,64 @@ fn believed(past: &Past, link: Rate, travels: f64, look: f64, expected: f64) -> 
     let seconds = (ms / 1e3 - bytes * (1.0 - travels) / look).max(ms / 1e4);
     let seen = bytes * travels / seconds;
     seen.clamp(expected * BELIEVED.0, expected * BELIEVED.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn past(written_per_s: u64, governed: bool, first: Round, later: Round) -> Past {
+        let (to, outcome, mode) = ("b".to_owned(), Outcome::Completed, Mode::Hybrid);
+        let (moving_ms, link, stalled_ms, streams) = (0.0, 0, 0.0, 2);
+        Past {
+            to,
+            outcome,
+            mode,
+            moving_ms,
+            written_per_s,
+            link,
+            governed,
+            stalled_ms,
+            streams,
+            first,
+            later,
+            learnt: None,
+        }
+    }
+
+    fn round(n: u32, ms: f64, dirtied: u64) -> Round {
+        Round { n, ms, dirtied, ..Round::default() }
+    }
+
+    #[test]
+    fn only_a_guest_that_begins_alike_is_expected_to_go_on_alike() {
+        let link = Rate(100 << 20);
+        let quiet = [past(1 << 20, false, round(1, 4000.0, 20_000), round(4, 6000.0, 51_000))];
+        let seconds = Duration::from_secs;
+        let told = rounds_of_one_that_began_like_this(&quiet, 2e6, link);
+        assert_eq!(told, [(seconds(2), 17_000), (seconds(4), 20_000)]);
+        assert!(
+            rounds_of_one_that_began_like_this(&quiet, 50e6, link).is_empty(),
+            "it writes by itself by now"
+        );
+        let busy = [past(80 << 20, false, round(1, 4000.0, 20_000), round(4, 6000.0, 51_000))];
+        assert!(
+            rounds_of_one_that_began_like_this(&busy, 1e6, link).is_empty(),
+            "it does something else by now"
+        );
+        let governed = [past(1 << 20, true, round(1, 4000.0, 20_000), Round::default())];
+        assert!(rounds_of_one_that_began_like_this(&governed, 1e6, link).is_empty());
+    }
+
+    #[test]
+    fn what_no_migration_can_have_been_like_does_no_harm() {
+        for ms in [f64::NAN, f64::INFINITY, -1.0, 1e300, 0.0] {
+            let odd = [past(0, false, round(9, ms, u64::MAX), round(0, ms, u64::MAX))];
+            let mut written = WorkingSet::of(1000);
+            for (lasted, dirtied) in rounds_of_one_that_began_like_this(&odd, 0.0, Rate(1 << 20)) {
+                written.see(lasted, dirtied);
+            }
+            assert!(written.per_s().is_finite() && written.new_per_s().is_finite(), "{ms}: {written:?}");
+        }
+    }
 }

@@ -106,7 +106,8 @@ impl SourceDriver {
         }
         // What was sent over these connections, and over no others.
         let sent = self.secrets.nothing_sent(&self.shape.0, self.dirty.len());
-        let packing = Packing::new(&self.options, (self.parts.cores)(), &self.shape.0);
+        let learnt = self.parts.history.iter().rev().find_map(|past| past.learnt.as_ref());
+        let packing = Packing::new(&self.options, (self.parts.cores)(), &self.shape.0, learnt);
         let gate = Arc::new(Gate::new(self.options.streams.clone()));
         let (memory, pacer) = (self.parts.memory.clone(), self.pacer.clone());
         let shared = Shared { memory, pacer, sent, packing, gate };

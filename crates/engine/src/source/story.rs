@@ -7,7 +7,7 @@ use crate::{
     report::{Event, Failure, FaultCounts, Forecast, Mode, Outcome, Past, Phase, Report, Round, Way},
 };
 use page::Counts;
-use policy::{Budget, Next, Seen};
+use policy::{Budget, Learnt, Next, Seen};
 use proto::{SourceEnd, Step, control};
 use std::{
     sync::Arc,
@@ -36,6 +36,8 @@ pub(super) struct Story {
     last_tick: (Instant, u64),
     of: u64,
     hopeless: bool,
+    /// For how much of the time writers waited lately, in percent; none where nobody is slowed.
+    slowed: Option<f64>,
     /// Pages that moved in a second, in the last round that was long enough to tell.
     moved_per_s: Option<f64>,
     owed: bool,
@@ -76,6 +78,7 @@ impl Story {
             last_tick: (now, 0),
             of: 0,
             hopeless: false,
+            slowed: None,
             moved_per_s: None,
             owed: false,
             takes: None,
@@ -126,12 +129,12 @@ impl Story {
     }
 
     /// How this VM's migrations went, this one included; for the target, as JSON.
-    pub(super) fn history(&self, before: &[Past]) -> Vec<u8> {
+    pub(super) fn history(&self, before: &[Past], learnt: Option<Learnt>) -> Vec<u8> {
         let mut history = before.to_vec();
         let mut report = Report { outcome: Outcome::Completed, ..self.report.clone() };
         report.mode = self.ends_in_mode();
         if let Some(past) = Past::of(&report) {
-            Past::add(&mut history, past);
+            Past::add(&mut history, Past { learnt, ..past });
         }
         // Plain data: it can be written. If not, the next migration does without.
         serde_json::to_vec(&history).unwrap_or_default()
@@ -268,6 +271,7 @@ impl Story {
         if passed >= MEASURABLE {
             let percent = lately.as_secs_f64() / passed.as_secs_f64() * 100.0;
             throttle.max_percent = throttle.max_percent.max(percent.round());
+            self.slowed = throttle.governed.then_some(percent.round());
         }
     }
 
@@ -329,6 +333,7 @@ impl Story {
             rate: rate.0,
             predicted_downtime_ms: predicted.map(ms),
             left_ms: left.time_at(rate).map(|t| t.as_millis() as u64),
+            slowed_percent: self.slowed,
             ends_in_ms: ends_in.map(|time| time.as_millis() as u64),
             at_ms: self.at_ms(),
         });
