@@ -20,6 +20,8 @@ mod qmp; // QEMU's monitor, for machines started by hand
 mod reaper; // takes a laboratory down, whatever became of its owner
 mod slow_disk; // a disk whose direct reads land when the story says so
 mod stage; // hosts with agents, ready for stories about VMs
+/// Real VMs, and everything that can be killed.
+pub mod storm;
 mod story; // the frame around every story
 mod ticks; // a guest's ticks, heard outside
 mod tools; // what is needed of the machine and the build

@@ -86,6 +86,23 @@ impl Migration {
         self.until(&format!("memory moving in {phase}"), moving).map(drop)
     }
 
+    /// Waits until something was said to the user.
+    pub fn until_note(&mut self, words: &str) -> Result<()> {
+        self.until_notes(words, 1)
+    }
+
+    /// The same, until it was said so often.
+    pub fn until_notes(&mut self, words: &str, times: usize) -> Result<()> {
+        let says = |event: &&Value| event["text"].as_str().is_some_and(|text| text.contains(words));
+        wait_for(&format!("{words:?} in {}", self.name), PATIENCE, || {
+            let said = locked(&self.events).iter().filter(says).count();
+            if said < times && self.child.try_wait().doing(&self.name)?.is_some() {
+                return Err(Error::new(format!("{} ended before {words:?}", self.name), "it was not said"));
+            }
+            Ok((said >= times).then_some(()))
+        })
+    }
+
     /// Waits until round `n` is over.
     pub fn until_round(&mut self, n: u64) -> Result<()> {
         let round = |event: &Value| event["event"] == "round" && event["n"].as_u64() >= Some(n);

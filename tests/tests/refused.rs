@@ -103,3 +103,23 @@ fn a_target_that_cannot_take_the_vm_says_every_reason_at_once() {
         Ok(())
     });
 }
+
+#[test]
+fn i3_a_target_that_runs_short_leaves_the_vm_where_it_is() {
+    // Of descriptors, and of memory to map.
+    for (name, limit) in [("descriptors", "ulimit -n 24"), ("memory", "ulimit -v 300000")] {
+        story(name, &["a", "b"], |lab, tools| {
+            let odd = |host: &lab::Host| Oddity {
+                prelude: if host.name == "b" { limit.to_owned() } else { String::new() },
+                ..Oddity::default()
+            };
+            let stage = Stage::with(lab, tools, odd)?;
+            let guest = stage.run("a", &VmFile::new("web", Spec::new(52, "whimbrel.check=16M,rate=4M")))?;
+            let before = Traces::of(lab.host("b"))?;
+            let report = stage.start_migration("web", "a", "b", &["--give-up", "1s"])?.ended("failed", 1)?;
+            eprintln!("short of {name}: {}", report.error());
+            ensure!(report.vm_runs_on() == Some("a"), "it says who runs the VM: {}", report.0);
+            stage.check_untouched("web", &guest, "a", "b", &before)
+        });
+    }
+}

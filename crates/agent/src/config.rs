@@ -39,12 +39,15 @@ impl FromStr for Address {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let good = text.rsplit_once(':').is_some_and(|(host, port)| {
-            let bracketed = host.starts_with('[') && host.ends_with(']');
-            let host_good = !host.is_empty() && (bracketed || !host.contains(':'));
-            host_good && !host.contains(char::is_whitespace) && port.parse::<u16>().is_ok_and(|port| port > 0)
-        });
-        if good {
+        let good = |one: &str| {
+            one.rsplit_once(':').is_some_and(|(host, port)| {
+                let bracketed = host.starts_with('[') && host.ends_with(']');
+                let host_good = !host.is_empty() && (bracketed || !host.contains(':'));
+                let port_good = port.parse::<u16>().is_ok_and(|port| port > 0);
+                host_good && !host.contains(char::is_whitespace) && port_good
+            })
+        };
+        if text.split(',').all(good) {
             Ok(Self(text.to_owned()))
         } else {
             Err(format!("{text:?} is no address; write host:port, like 10.0.0.2:{PORT}"))

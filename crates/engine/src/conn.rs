@@ -9,7 +9,7 @@ use std::{
     net::{Shutdown, SocketAddr, TcpStream},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -17,8 +17,15 @@ use sys::socket::Queue;
 use units::MigrationId;
 
 /// A side that says nothing for this long is taken for lost. Both sides speak at least each [`PING`]. Shorter, and a
-/// host that is merely busy would be given up; longer, and a guest that waits for a lost target waits for nothing.
-pub(crate) const SILENCE: Duration = Duration::from_secs(5);
+/// host that is merely busy would be taken for lost, which costs a round's rest; longer, and a guest that waits for pages of a source
+/// that is connected again waits for nothing.
+pub(crate) const SILENCE: Duration = Duration::from_millis(1500);
+
+/// The same between promise and commit, where what is taken for lost costs the whole migration.
+pub(crate) const LONG_SILENCE: Duration = Duration::from_secs(5);
+
+/// What a connection was given and the peer does not confirm within this time, ends it.
+const UNCONFIRMED: Duration = Duration::from_secs(5);
 
 /// How often the source pings.
 pub(crate) const PING: Duration = Duration::from_millis(250);
@@ -58,8 +65,9 @@ impl Conn {
     fn new(stream: TcpStream, traffic: Arc<Traffic>) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         let socket = SockRef::from(&stream);
-        socket.set_tcp_user_timeout(Some(SILENCE))?;
-        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(SILENCE).with_interval(SILENCE / 5))?;
+        socket.set_tcp_user_timeout(Some(UNCONFIRMED))?;
+        socket
+            .set_tcp_keepalive(&TcpKeepalive::new().with_time(UNCONFIRMED).with_interval(UNCONFIRMED / 5))?;
         Ok(Self { stream, traffic, channel: None })
     }
 
@@ -170,6 +178,12 @@ pub trait Dial: Send + Sync {
     /// A new connection of this migration. `token`: where the kind needs one.
     fn dial(&self, kind: Kind, token: Option<&Token>) -> io::Result<Conn>;
 
+    /// The same, soon given up at each of the peer's addresses: it may be back at any moment, and at any of them.
+    fn dial_soon(&self, kind: Kind, token: Option<&Token>, within: Duration) -> io::Result<Conn> {
+        let _ = within;
+        self.dial(kind, token)
+    }
+
     /// Whether what is said can be read and changed on the way.
     fn is_plaintext(&self) -> bool;
 
@@ -181,6 +195,8 @@ pub trait Dial: Send + Sync {
 #[derive(Debug)]
 pub struct TcpDial {
     to: Vec<SocketAddr>,
+    /// The one of these that worked last.
+    works: AtomicUsize,
     host: String,
     migration: MigrationId,
     security: Security,
@@ -195,12 +211,44 @@ impl TcpDial {
         migration: MigrationId,
         security: Security,
     ) -> Self {
-        Self { to, host: host.into(), migration, security, traffic: Arc::default() }
+        Self {
+            to,
+            works: AtomicUsize::new(0),
+            host: host.into(),
+            migration,
+            security,
+            traffic: Arc::default(),
+        }
     }
 
-    fn greet(&self, stream: TcpStream, kind: Kind, token: Option<&Token>) -> io::Result<Conn> {
+    /// Waits at each address for at most so long until somebody is there, and then again until they answer.
+    fn call(&self, kind: Kind, token: Option<&Token>, within: Duration) -> io::Result<Conn> {
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+        let first = self.works.load(Relaxed);
+        for i in (0..self.to.len()).map(|i| (first + i) % self.to.len()) {
+            let address = &self.to[i];
+            let connected = TcpStream::connect_timeout(address, within)
+                .and_then(|stream| self.greet(stream, kind, token, within));
+            match connected {
+                Ok(conn) => {
+                    self.works.store(i, Relaxed);
+                    return Ok(conn);
+                }
+                Err(e) => last = io::Error::new(e.kind(), format!("{address}: {e}")),
+            }
+        }
+        Err(last)
+    }
+
+    fn greet(
+        &self,
+        stream: TcpStream,
+        kind: Kind,
+        token: Option<&Token>,
+        within: Duration,
+    ) -> io::Result<Conn> {
         let mut conn = Conn::new(stream, self.traffic.clone())?;
-        conn.silence(Some(GREETING))?;
+        conn.silence(Some(within))?;
         if let Security::Tls(identity) = &self.security {
             let channel = channel::call(&conn.stream, &conn.traffic, identity, &self.host);
             // The alert that says why not must not be lost in a reset.
@@ -239,16 +287,11 @@ pub(crate) const SPEAKS_PLAINTEXT: &str = "the other side speaks plaintext (--in
 
 impl Dial for TcpDial {
     fn dial(&self, kind: Kind, token: Option<&Token>) -> io::Result<Conn> {
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-        for address in &self.to {
-            let connected = TcpStream::connect_timeout(address, GREETING)
-                .and_then(|stream| self.greet(stream, kind, token));
-            match connected {
-                Ok(conn) => return Ok(conn),
-                Err(e) => last = io::Error::new(e.kind(), format!("{address}: {e}")),
-            }
-        }
-        Err(last)
+        self.call(kind, token, GREETING)
+    }
+
+    fn dial_soon(&self, kind: Kind, token: Option<&Token>, within: Duration) -> io::Result<Conn> {
+        self.call(kind, token, within)
     }
 
     fn is_plaintext(&self) -> bool {
@@ -394,6 +437,11 @@ impl Heard {
         if best.is_none_or(|(quickest, _)| round_trip < quickest) {
             *best = Some((round_trip, offset));
         }
+    }
+
+    /// The quickest answer took so long.
+    pub(crate) fn round_trip(&self) -> Option<Duration> {
+        self.0.lock().expect("no one panics here").map(|(round_trip, _)| round_trip)
     }
 
     /// An instant of the peer's clock on this side's.

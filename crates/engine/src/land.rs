@@ -43,6 +43,8 @@ pub(crate) struct Landing {
     stage: RwLock<Stage>,
     /// Pages that the source still has to send to a guest that may run. A page leaves it only once it is in memory.
     owed: Mutex<MemorySet>,
+    /// What has landed of the current round, while nothing runs here: it need not be sent again if the link is lost.
+    landed: Mutex<MemorySet>,
     pub(crate) announced: Mutex<Option<Announced>>,
     differing: AtomicU64,
     /// Since when somebody waits for a page.
@@ -63,6 +65,7 @@ impl Landing {
         Self {
             stage: RwLock::new(Stage::Before),
             owed: Mutex::new(MemorySet::empty(shape.0.iter().copied())),
+            landed: Mutex::new(MemorySet::empty(shape.0.iter().copied())),
             announced: Mutex::new(verify.then(|| Announced::new(&*memory))),
             differing: AtomicU64::new(0),
             asked: Mutex::default(),
@@ -82,6 +85,10 @@ impl Landing {
 
     pub(crate) fn owed(&self) -> MutexGuard<'_, MemorySet> {
         self.owed.lock().expect("no one panics here")
+    }
+
+    pub(crate) fn landed(&self) -> MutexGuard<'_, MemorySet> {
+        self.landed.lock().expect("no one panics here")
     }
 
     fn asked(&self) -> MutexGuard<'_, HashMap<Fault, Instant>> {
@@ -139,6 +146,10 @@ impl Landing {
                 (Stage::Lacking, content) => self.place(block, run.range, content)?,
                 (Stage::Closed, _) => return Err(invalid("pages for a guest that has all its memory")),
             }
+        }
+        if *stage == Stage::Before {
+            let mut landed = self.landed();
+            table.runs.iter().for_each(|run| landed.block_mut(block).insert_range(run.range));
         }
         Ok(())
     }
@@ -222,6 +233,7 @@ impl Landing {
             p99_us: at(99).copied().unwrap_or(0),
             max_us: waits.last().copied().unwrap_or(0),
             differing: self.differing.load(Relaxed),
+            qemu_ended: false,
         }
     }
 }

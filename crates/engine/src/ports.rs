@@ -178,8 +178,16 @@ pub struct MachineError {
     pub why: String,
 }
 
+/// Says whether a process has ended, without waiting and without asking the process.
+pub type HasEnded = Box<dyn Fn() -> bool + Send + Sync>;
+
 /// The QEMU process: vCPUs and device state.
 pub trait Machine: Send {
+    /// By which to see whether it has ended, also while somebody uses this port.
+    fn has_ended(&self) -> HasEnded {
+        Box::new(|| false)
+    }
+
     /// Does ahead of `stop` or `load`, while the guest still runs, whatever would otherwise take time while it does not. May
     /// be left out, and changes nothing that the guest could notice.
     fn get_ready(&mut self) -> Result<(), MachineError> {

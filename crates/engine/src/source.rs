@@ -2,7 +2,7 @@
 
 use crate::{
     conn::{Conn, Heard, Speaker, now_ns},
-    ports::{Claim, Claimed, DeviceState, MachineError},
+    ports::{Claim, Claimed, DeviceState, HasEnded, MachineError},
     queue::{Owing, Round},
     report::{Event, Mode, Phase, Report},
     secrets::Secrets,
@@ -103,6 +103,8 @@ pub struct SourceDriver {
     heard: Arc<Heard>,
     generation: u32,
     stopped: bool,
+    /// Whether the VM's QEMU has ended.
+    has_ended: HasEnded,
     doubt_since: Option<Instant>,
     doubt_after: Duration,
     governing: Governing,
@@ -118,6 +120,7 @@ impl SourceDriver {
         events: Arc<dyn Fn(Event) + Send + Sync>,
     ) -> (Self, Handle) {
         let (tell, signals) = channel();
+        let has_ended = parts.machine.lock().has_ended();
         let blocks = parts.memory.blocks();
         let shape = Shape(blocks.iter().map(|b| b.pages).collect());
         let story = Story::new(&parts, &options, events);
@@ -139,6 +142,7 @@ impl SourceDriver {
             heard: Arc::default(),
             generation: 0,
             stopped: false,
+            has_ended,
             doubt_since: None,
             doubt_after: DOUBT,
             governing: Governing::default(),
@@ -206,6 +210,7 @@ impl SourceDriver {
             post_copy: self.options.post_copy(),
             verify: self.options.verify,
             epoch: self.parts.epoch.0,
+            give_up_ms: self.options.give_up.as_millis() as u64,
             seal_key: self.secrets.seals.to_vec(),
         }
     }
@@ -221,10 +226,7 @@ impl SourceDriver {
                 match self.act(act) {
                     Ok(Some(event)) => todo.extend(machine.handle(event)),
                     Ok(None) => {}
-                    Err((what, why)) => {
-                        tracing::warn!(what, why, "an act failed");
-                        todo.extend(machine.handle(SourceEvent::Broke { what, why }));
-                    }
+                    Err(failed) => todo.extend(machine.handle(self.broke(failed))),
                 }
             }
             let signal = match self.later.pop_front() {
@@ -242,13 +244,15 @@ impl SourceDriver {
                 }
                 Ok(_) | Err(RecvTimeoutError::Disconnected) => None,
                 Err(RecvTimeoutError::Timeout) => {
-                    let watched = if self.story.now() == Phase::Preflight {
+                    let watched = if self.gone_before_its_time() {
+                        Err(("the VM".to_owned(), String::new()))
+                    } else if self.story.now() == Phase::Preflight {
                         self.look_at_writes()
                     } else {
                         self.tick();
                         self.watch()
                     };
-                    watched.err().map(|(what, why)| SourceEvent::Broke { what, why })
+                    watched.err().map(|failed| self.broke(failed))
                 }
             };
             if let Some(event) = event {
@@ -258,6 +262,20 @@ impl SourceDriver {
                 return self.story.in_doubt();
             }
         }
+    }
+
+    /// Whether the guest that is to be moved is gone. Once it is the target's, nobody asks for this QEMU any more.
+    fn gone_before_its_time(&self) -> bool {
+        matches!(self.story.now(), Phase::Preflight | Phase::PreCopy) && (self.has_ended)()
+    }
+
+    /// An act failed: because of what it says, or because there is no QEMU any more.
+    fn broke(&self, (what, mut why): (String, String)) -> SourceEvent {
+        if (self.has_ended)() {
+            why = format!("its QEMU has ended; {why}").trim_end_matches("; ").to_owned();
+        }
+        tracing::warn!(what, why, "an act failed");
+        SourceEvent::Broke { what, why }
     }
 
     /// What the driver itself learns from an event on its way to the machine.
@@ -329,6 +347,13 @@ impl SourceDriver {
                 Ok(Some(SourceEvent::StreamsOpen))
             }
             SourceAct::Ship(round) => self.ship(round),
+            SourceAct::ShipRest(_) => {
+                if let Some(round) = self.current.clone() {
+                    self.give(round);
+                }
+                Ok(None)
+            }
+            SourceAct::Rejoin => self.rejoin(),
             SourceAct::Decide => {
                 if let (Some(tracker), Some(round)) = (&mut self.parts.tracker, &self.current) {
                     tracker.learn(&round.unchanged());
@@ -371,6 +396,8 @@ impl SourceDriver {
             }
             SourceAct::SendState(after_round) => self.send_state(after_round).map(|()| None),
             SourceAct::Promise => {
+                // From here on a target that is only slow costs the whole migration.
+                self.be_patient();
                 self.parts.journal.promise(self.parts.epoch).map_err(why("journal the promise"))?;
                 Ok(Some(SourceEvent::Promised))
             }
@@ -416,13 +443,17 @@ impl SourceDriver {
         let empty = MemorySet::empty(self.shape.0.iter().copied());
         let set = std::mem::replace(&mut self.dirty, empty);
         self.story.round(number, &set);
+        self.give(Arc::new(Round::new(number, set)));
+        Ok(None)
+    }
+
+    /// To the streams.
+    fn give(&mut self, round: Arc<Round>) {
         self.round_parts = 0;
-        let round = Arc::new(Round::new(number, set));
         self.current = Some(round.clone());
         if let Some(streams) = &self.streams {
             streams.give(&Job::Round(round));
         }
-        Ok(None)
     }
 
     fn collect(&mut self) -> Result<(), (String, String)> {
@@ -495,7 +526,7 @@ impl SourceDriver {
         self.hang_up();
         if self.doubt_since.is_some() {
             // Asked in vain just now.
-            self.wait_for_resolution(AGAIN);
+            self.wait_for_word(AGAIN, |event| matches!(event, SourceEvent::Resolved));
         }
         self.doubt_since.get_or_insert_with(Instant::now);
         let claim = Claim {
@@ -520,16 +551,18 @@ impl SourceDriver {
         }
     }
 
-    /// Waits, but not longer than until a person has spoken. What else is heard meanwhile is kept for later.
-    fn wait_for_resolution(&mut self, time: Duration) {
+    /// Waits, but not longer than until a person has said this word, and says whether that was so. What is heard meanwhile is kept
+    /// for later.
+    fn wait_for_word(&mut self, time: Duration, is_it: impl Fn(&SourceEvent) -> bool) -> bool {
         let end = Instant::now() + time;
         while let Ok(signal) = self.signals.recv_timeout(end.saturating_duration_since(Instant::now())) {
-            let spoken = matches!(signal, Signal::Event(SourceEvent::Resolved));
+            let spoken = matches!(&signal, Signal::Event(event) if is_it(event));
             self.later.push_back(signal);
             if spoken {
-                return;
+                return true;
             }
         }
+        false
     }
 
     fn in_doubt_for_long(&self) -> bool {
@@ -570,6 +603,7 @@ impl SourceDriver {
     fn finish(&mut self, end: SourceEnd) -> Report {
         self.calm();
         self.hang_up();
-        self.story.finish(end, !self.stopped)
+        let runs_here = !self.stopped && !(self.has_ended)();
+        self.story.finish(end, runs_here)
     }
 }

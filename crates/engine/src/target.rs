@@ -5,7 +5,7 @@ use crate::{
     conn::{Conn, Speaker, now_ns},
     faults::Faults,
     land::{Landing, Stage},
-    ports::{Block, Claim, Claimed, DeviceState, Host, Machine, Request, TargetJournal, Waiting},
+    ports::{Block, Claim, Claimed, DeviceState, HasEnded, Host, Machine, Request, TargetJournal, Waiting},
     why,
 };
 use proto::{Brief, Kind, Target, TargetAct, TargetEnd, TargetEvent, Token, control};
@@ -14,10 +14,10 @@ use std::{
     io::{self},
     sync::{
         Arc,
-        mpsc::{Receiver, Sender, channel},
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
-    thread,
-    time::Duration,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 use units::{BlockId, Epoch, MemorySet, MigrationId, PAGE_SIZE};
 
@@ -37,6 +37,18 @@ const MAX_STATE: u64 = 256 << 20;
 
 /// How long to wait before asking the record again.
 const AGAIN: Duration = Duration::from_millis(500);
+
+/// How often it is looked whether the QEMU that waits is still there, and the source still wanted.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// A source that was lost may come back so much later than it gives up itself: clocks and connections take their time.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A connection that was closed rather than silent was closed by a source that has ended, or by one that is back at once.
+const CLOSED: Duration = Duration::from_secs(5);
+
+/// Nobody may have this host wait for longer.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// What a running migration is told from outside.
 pub(crate) enum ToTarget {
@@ -62,6 +74,8 @@ enum Signal {
 struct Taken {
     request: Request,
     machine: Beside<dyn Machine>,
+    /// Whether its process has ended.
+    has_ended: HasEnded,
     journal: Beside<dyn TargetJournal>,
     /// How the owed pages that were taken last are being recorded.
     recorded: Option<Receiver<io::Result<()>>>,
@@ -97,7 +111,11 @@ pub(crate) struct TargetDriver {
     source: String,
     taken: Option<Taken>,
     control: Option<(Conn, Speaker)>,
-    conns: Vec<Conn>,
+    /// All that pages travel on, each with the thread that lands them.
+    conns: Vec<(Conn, Option<JoinHandle<()>>)>,
+    /// How long a source that was lost while its guest runs there may take to come back; and until when that is.
+    give_up: Duration,
+    gives_up: Option<Instant>,
     generation: u32,
     round: u32,
     ended_streams: HashSet<u16>,
@@ -106,6 +124,8 @@ pub(crate) struct TargetDriver {
     source_is_back: bool,
     /// The source was told why nothing comes of it.
     gave_reasons: bool,
+    /// The guest's QEMU ended before it had all its memory.
+    qemu_ended: bool,
 }
 
 impl TargetDriver {
@@ -120,7 +140,7 @@ impl TargetDriver {
                 let signal = match word {
                     ToTarget::Attach(kind, conn) => Signal::Attach(kind, conn),
                     ToTarget::GiveUp => {
-                        Signal::Event(TargetEvent::LinkLost("the target's agent ends".to_owned()))
+                        Signal::Event(TargetEvent::GiveUp("the target's agent ends".to_owned()))
                     }
                 };
                 forward.send(signal).is_ok()
@@ -136,12 +156,15 @@ impl TargetDriver {
             taken: None,
             control: None,
             conns: vec![],
+            give_up: Duration::ZERO,
+            gives_up: None,
             generation: 0,
             round: 0,
             ended_streams: HashSet::new(),
             arrived: false,
             source_is_back: false,
             gave_reasons: false,
+            qemu_ended: false,
         };
         (driver, outside)
     }
@@ -173,9 +196,10 @@ impl TargetDriver {
         let faults = Some(Faults::start(landing.clone())?);
         self.source = request.from.clone();
         self.arrived = true;
+        let has_ended = machine.has_ended();
         let (machine, journal) = (Beside::new(machine), Beside::new(journal));
-        let streams = MAX_STREAMS;
-        self.taken = Some(Taken { request, machine, journal, recorded: None, landing, faults, streams });
+        let (recorded, streams) = (None, MAX_STREAMS);
+        self.taken = Some(Taken { request, machine, has_ended, journal, recorded, landing, faults, streams });
         let _ = self.tell.send(Signal::Event(TargetEvent::AllPlaced));
         let machine = Target::after_claim(self.hello());
         self.drive(machine)
@@ -205,13 +229,48 @@ impl TargetDriver {
                     }
                 }
             }
-            let Ok(signal) = self.signals.recv() else {
-                return Err(io::Error::other("nothing can be heard any more"));
+            let event = match self.signals.recv_timeout(self.patience()) {
+                Ok(signal) => self.look_at(signal),
+                Err(RecvTimeoutError::Timeout) => self.look_around(),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(io::Error::other("nothing can be heard any more"));
+                }
             };
-            if let Some(event) = self.look_at(signal) {
+            if let Some(event) = event {
                 todo.extend(machine.handle(event));
             }
         }
+    }
+
+    /// How long to wait for a word before looking around.
+    fn patience(&self) -> Duration {
+        let left = self.gives_up.map_or(LOOK, |end| end.saturating_duration_since(Instant::now()));
+        left.min(LOOK)
+    }
+
+    /// Nothing was heard for a while: is there still something to wait for?
+    fn look_around(&mut self) -> Option<TargetEvent> {
+        if self.gives_up.is_some_and(|end| end <= Instant::now()) {
+            self.gives_up = None;
+            let why = format!("it was lost, and not back within {} s", self.give_up.as_secs_f64());
+            return Some(TargetEvent::GiveUp(why));
+        }
+        let taken = self.taken.as_ref()?;
+        if !(taken.has_ended)() {
+            return None;
+        }
+        let (what, why) = ("the waiting QEMU".to_owned(), "it has ended".to_owned());
+        if !self.arrived {
+            return Some(TargetEvent::Broke { what, why });
+        }
+        // A guest that crashed lacks nothing any more, and nobody can bring it back.
+        if !std::mem::replace(&mut self.qemu_ended, true) {
+            tracing::error!("QEMU has ended while memory was on its way to its guest");
+            taken.landing.enter(Stage::Closed);
+            taken.landing.owed().clear();
+            return Some(TargetEvent::AllPlaced);
+        }
+        None
     }
 
     fn look_at(&mut self, signal: Signal) -> Option<TargetEvent> {
@@ -243,6 +302,9 @@ impl TargetDriver {
                 all.then(|| {
                     self.round = round;
                     self.ended_streams.clear();
+                    if let Some(taken) = &self.taken {
+                        taken.landing.landed().clear();
+                    }
                     TargetEvent::Landed(round)
                 })
             }
@@ -256,6 +318,11 @@ impl TargetDriver {
                     return Some(TargetEvent::Broke { what, why: e.to_string() });
                 }
                 self.hang_up();
+                // Soon enough the source has given up, too.
+                let closed =
+                    matches!(e.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset);
+                let long = self.give_up + GRACE;
+                self.gives_up = Some(Instant::now() + if closed { long.min(CLOSED) } else { long });
                 Some(TargetEvent::LinkLost(e.to_string()))
             }
         }
@@ -327,6 +394,16 @@ impl TargetDriver {
                     Err(e) => Ok(Some(TargetEvent::ResumeFailed(e.to_string()))),
                 }
             }
+            TargetAct::SendLanded => {
+                let taken = self.taken()?;
+                let blocks = proto::bitmaps(&taken.landing.landed());
+                self.say(control::Kind::Landed(control::Landed {
+                    round: self.round,
+                    blocks,
+                    token: self.token.0.to_vec(),
+                }));
+                Ok(None)
+            }
             TargetAct::SendStillOwed => {
                 let blocks = proto::bitmaps(&self.taken()?.landing.owed());
                 self.say(control::Kind::StillOwed(control::StillOwed {
@@ -376,12 +453,14 @@ impl TargetDriver {
             post_copy: prepare.post_copy,
             history: vec![],
         };
+        self.give_up = Duration::from_millis(prepare.give_up_ms).min(LONGEST);
         let waiting = self.host.prepare(&request)?;
         let tell = self.tell.clone();
         let all_placed = move || drop(tell.send(Signal::Event(TargetEvent::AllPlaced)));
         let landing = Landing::new(waiting.memory, waiting.missing, prepare.verify, sealer, all_placed);
         let mut taken = Taken {
             request,
+            has_ended: waiting.machine.has_ended(),
             machine: Beside::new(waiting.machine),
             journal: Beside::new(waiting.journal),
             recorded: None,
@@ -465,7 +544,7 @@ impl TargetDriver {
             tracing::error!(%e, "cannot record that everything is here; trying again");
             thread::sleep(AGAIN);
         }
-        let summary = taken.landing.summary();
+        let summary = control::Settled { qemu_ended: self.qemu_ended, ..self.taken()?.landing.summary() };
         self.say(control::Kind::Settled(summary));
         Ok(())
     }

@@ -153,6 +153,7 @@ fn options(mode: Mode) -> Options {
         streams: 2..=2,
         verify: true,
         compress: Compression::Auto,
+        give_up: Duration::from_secs(20),
     }
 }
 
@@ -302,6 +303,142 @@ fn i1_i2_i3_a_link_cut_at_any_point_leaves_one_guest_with_all_its_memory() {
         }
     }
     assert!((3..36).contains(&completed), "cuts before and after the commit: {completed} of 36 completed");
+}
+
+/// A guest that writes now and then, over a link that is cut in the middle of its first round.
+fn cut_in_the_first_round(
+    addresses: impl Fn(&Inn, SocketAddr, SocketAddr) -> Vec<SocketAddr>,
+    mend: bool,
+) -> Report {
+    let (source, inn) = (Source::new(), Inn::new(&PAGES));
+    source.guest(1);
+    let target = listen(&inn);
+    let (first, second) = (Cable::to(target), Cable::to(target));
+    let dial =
+        TcpDial::new(addresses(&inn, first.address, second.address), "here", MIGRATION, Security::Plaintext);
+    let wish =
+        Options { compress: Compression::None, bandwidth: Some(Rate(20 << 20)), ..options(Mode::PreCopy) };
+    // Four hundred pages are there, and more than three thousand are not.
+    first.cut_after.store(2 << 20, SeqCst);
+    let mender = first.clone();
+    let (report, events) = source.migrate_by(Arc::new(dial), wish, move |_| {
+        thread::spawn(move || {
+            wait_until("the cut", || mender.cut.load(SeqCst));
+            if mend {
+                // It has called in vain by then.
+                wait_until("an attempt", || mender.refused.load(SeqCst) >= 2);
+                mender.mend();
+            }
+        });
+    });
+    assert_eq!(report.outcome, Outcome::Completed, "{:?}", report.error);
+    assert_eq!((report.verified, inn.ram.overwritten()), (Some(true), 0), "I5");
+    assert_eq!(inn.ram.content(), source.ram.content(), "I2: nothing that was on its way is missing");
+    let said = |word: &str| events.iter().any(|e| matches!(e, Event::Note { text } if text.contains(word)));
+    assert!(said("was lost; the VM runs on here") && said("connected to target again"), "{events:?}");
+    report
+}
+
+#[test]
+fn i2_i3_i5_a_link_that_comes_back_goes_on_where_it_was() {
+    let report = cut_in_the_first_round(|_, first, _| vec![first], true);
+    // What had landed was not sent again.
+    let all = (PAGES[0] * 2 / 3 + PAGES[1] * 2 / 3) * 4096;
+    assert!(report.wire_bytes < all + (3 << 20), "{} bytes for {all} of memory", report.wire_bytes);
+}
+
+#[test]
+fn another_address_of_the_target_is_as_good() {
+    cut_in_the_first_round(|_, first, second| vec![first, second], false);
+}
+
+#[test]
+fn i3_a_link_that_stays_away_ends_the_migration_when_the_user_said() {
+    let (source, inn) = (Source::new(), Inn::new(&PAGES));
+    let cable = Cable::to(listen(&inn));
+    cable.cut_after.store(2 << 20, SeqCst);
+    let wish = Options {
+        give_up: Duration::from_millis(700),
+        bandwidth: Some(Rate(20 << 20)),
+        ..options(Mode::PreCopy)
+    };
+    let begin = Instant::now();
+    let (report, _) = source.migrate(cable.address, wish, |_| {});
+    let error = report.error.unwrap();
+    assert_eq!((report.outcome, error.vm_runs_on.as_deref()), (Outcome::Failed, Some("source")));
+    assert!(error.why.contains("not back within 0.7 s") && error.why.contains("--give-up"), "{error:?}");
+    assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
+    assert!(source.cpu.running.load(SeqCst));
+    wait_until("the target's end", || *inn.ended.lock().unwrap() == Some(false));
+    assert!(inn.cpu.destroyed.load(SeqCst), "it waits a little longer than the source, and leaves nothing");
+}
+
+#[test]
+fn a_migration_that_waits_for_its_link_can_be_cancelled() {
+    let (source, inn) = (Source::new(), Inn::new(&PAGES));
+    let cable = Cable::to(listen(&inn));
+    cable.cut_after.store(2 << 20, SeqCst);
+    let wish = Options { bandwidth: Some(Rate(20 << 20)), ..options(Mode::PreCopy) };
+    let (report, _) = source.migrate(cable.address, wish, |handle| {
+        wait_until("two attempts", || cable.refused.load(SeqCst) >= 2);
+        handle.cancel();
+    });
+    assert_eq!(report.outcome, Outcome::Cancelled, "{:?}", report.error);
+    assert!(source.cpu.running.load(SeqCst));
+}
+
+#[test]
+fn i3_a_target_that_refuses_the_device_state_has_nothing() {
+    for mode in [Mode::PreCopy, Mode::PostCopy] {
+        let (source, inn) = (Source::new(), Inn::new(&PAGES));
+        inn.cpu.refuses.store(true, SeqCst);
+        let (report, _) = source.migrate(listen(&inn), options(mode), |_| {});
+        let error = report.error.unwrap();
+        assert_eq!((report.outcome, error.vm_runs_on.as_deref()), (Outcome::Failed, Some("source")));
+        assert_eq!((error.what.as_str(), error.why.as_str()), ("load the device state", "no such device"));
+        assert!(source.cpu.running.load(SeqCst) && !inn.cpu.running.load(SeqCst));
+        wait_until("the target's end", || *inn.ended.lock().unwrap() == Some(false));
+        assert!(inn.cpu.destroyed.load(SeqCst));
+    }
+}
+
+#[test]
+fn a_qemu_that_ends_is_named_on_either_side() {
+    let slowly = || Options { bandwidth: Some(Rate(4 << 20)), ..options(Mode::PreCopy) };
+    let (source, inn) = (Source::new(), Inn::new(&PAGES));
+    let dies = source.cpu.clone();
+    let (report, _) = source.migrate(listen(&inn), slowly(), |_| {
+        wait_until("memory on the target", || inn.ram.content()[0].len() > 100);
+        dies.dies();
+    });
+    let error = report.error.unwrap();
+    assert_eq!((report.outcome, error.vm_runs_on.as_deref()), (Outcome::Failed, None), "{error:?}");
+    assert!(error.why.contains("its QEMU has ended"), "{error:?}");
+    wait_until("the target's end", || *inn.ended.lock().unwrap() == Some(false));
+
+    let (source, inn) = (Source::new(), Inn::new(&PAGES));
+    let dies = inn.cpu.clone();
+    let (report, _) = source.migrate(listen(&inn), slowly(), |_| {
+        wait_until("memory on the target", || inn.ram.content()[0].len() > 100);
+        dies.dies();
+    });
+    let error = report.error.unwrap();
+    assert_eq!((report.outcome, error.vm_runs_on.as_deref()), (Outcome::Failed, Some("source")), "{error:?}");
+    assert!(error.what.contains("waiting QEMU") && error.why.contains("ended"), "{error:?}");
+    assert!(source.cpu.running.load(SeqCst));
+
+    // In post-copy: nobody can bring that guest back, and nobody waits for it.
+    let (source, inn) = (Source::new(), Inn::new(&PAGES));
+    let dies = inn.cpu.clone();
+    let wish = Options { bandwidth: Some(Rate(1 << 20)), ..options(Mode::PostCopy) };
+    let (report, _) = source.migrate(listen(&inn), wish, |_| {
+        wait_until("the guest on the target", || inn.cpu.running.load(SeqCst));
+        dies.dies();
+    });
+    let error = report.error.unwrap();
+    assert_eq!((report.outcome, error.vm_runs_on), (Outcome::Failed, None));
+    assert!(error.why.contains("its QEMU ended while memory was still on its way"), "{}", error.why);
+    assert!(!source.cpu.running.load(SeqCst), "I4");
 }
 
 #[test]

@@ -6,6 +6,8 @@ mod hypervisor;
 mod incoming;
 /// Moves VMs away.
 mod outgoing;
+/// Lets a guest run whose agent was killed in the middle of its pause.
+pub mod watchdog;
 
 pub use hypervisor::QemuHost;
 pub use outgoing::Mover;

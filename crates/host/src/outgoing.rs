@@ -3,6 +3,7 @@
 use crate::{
     hypervisor::{QemuHost, handle_of, kept, open},
     incoming::Incoming,
+    watchdog::{Watchdog, Watched},
 };
 use agent::{
     Context,
@@ -13,8 +14,8 @@ use agent::{
 use engine::{
     Acceptor, Beside, Dial, Options, RemoteRecord, Road, SourceDriver, SourceParts, TcpDial,
     ports::{
-        Claim, Claimed, DeviceState, GuestMemory, Machine, MachineError, Ownership, Request, TargetJournal,
-        Tracker, Waiting,
+        Claim, Claimed, DeviceState, GuestMemory, HasEnded, Machine, MachineError, Ownership, Request,
+        SourceJournal, TargetJournal, Tracker, Waiting,
     },
     report::{Compression, Failure, Forecast, Mode, Outcome, Past, Promise, Report},
 };
@@ -124,6 +125,7 @@ impl Mover {
             streams: request.streams.map_or_else(usual, |n| u32::from(n)..=u32::from(n)),
             verify: request.verify,
             compress: request.compress,
+            give_up: request.give_up,
         }
     }
 
@@ -136,7 +138,7 @@ impl Mover {
         Road { link: known.link(), switchover }
     }
 
-    fn parts(&self, request: &MigrateRequest) -> Result<SourceParts, Vec<String>> {
+    fn parts(&self, request: &MigrateRequest, watched: bool) -> Result<SourceParts, Vec<String>> {
         let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
         let vm = &request.vm;
         let mut open = open(vm).map_err(|e| one(&e))?;
@@ -162,6 +164,13 @@ impl Mover {
         let address = request.address.to_string();
         let dial = self.dial(&request.to, &address, request.id).map_err(|e| one(&e))?;
         let owner = self.store.owner(&vm.name).map_err(|e| one(&e))?;
+        let journal = self.store.departure(&vm.name, request.id, &request.to, &address);
+        let journal: Box<dyn SourceJournal> = if watched {
+            let watchdog = Watchdog::start(vm).map_err(|e| vec![format!("cannot start a watchdog: {e}")])?;
+            Box::new(Watched { journal, watchdog })
+        } else {
+            Box::new(journal)
+        };
         let parts = SourceParts {
             vm: vm.name.clone(),
             from: self.store.host().to_owned(),
@@ -173,7 +182,7 @@ impl Mover {
             tracker: Some(tracker),
             stuns: Some(Box::new(stuns)),
             machine: Beside::new(Box::new(open)),
-            journal: Box::new(self.store.departure(&vm.name, request.id, &request.to, &address)),
+            journal,
             cores,
             history: self.store.history(&vm.name),
             road,
@@ -187,10 +196,17 @@ impl Mover {
     /// How the host that the user called `to` is reached. Its certificate must be for what it was called: its name, or, where
     /// that was an address, the address.
     fn dial(&self, to: &str, address: &str, migration: MigrationId) -> io::Result<Arc<dyn Dial>> {
-        let addresses: Vec<SocketAddr> = address
-            .to_socket_addrs()
-            .map_err(|e| io::Error::new(e.kind(), format!("cannot look up {address}: {e}")))?
-            .collect();
+        let (mut addresses, mut unknown) = (Vec::<SocketAddr>::new(), None);
+        for one in address.split(',') {
+            match one.to_socket_addrs() {
+                Ok(found) => addresses.extend(found),
+                Err(e) => unknown = Some(io::Error::new(e.kind(), format!("cannot look up {one}: {e}"))),
+            }
+        }
+        // One of several that is not known for the moment is no reason not to use the others.
+        if let Some(error) = unknown.filter(|_| addresses.is_empty()) {
+            return Err(error);
+        }
         let called = if to == address { address.rsplit_once(':').map_or(to, |(host, _)| host) } else { to };
         Ok(Arc::new(TcpDial::new(addresses, called, migration, self.security.clone())))
     }
@@ -232,6 +248,11 @@ impl Later {
 }
 
 impl Machine for Later {
+    fn has_ended(&self) -> HasEnded {
+        let process = self.0.process;
+        Box::new(move || !process.is_some_and(|process| process.is_alive()))
+    }
+
     fn stop(&mut self) -> Result<(), MachineError> {
         self.open()?.stop()
     }
@@ -259,7 +280,7 @@ impl Machine for Later {
 
 impl Migrator for Mover {
     fn migrate(&self, request: &MigrateRequest, events: Events, wishes: &Wishes) -> Report {
-        let parts = match self.parts(request) {
+        let parts = match self.parts(request, true) {
             Ok(parts) => parts,
             Err(reasons) => {
                 let here = self.store.host();
@@ -282,7 +303,7 @@ impl Migrator for Mover {
     }
 
     fn plan(&self, request: &MigrateRequest) -> Result<Forecast, String> {
-        let parts = self.parts(request).map_err(|reasons| reasons.join("\n"))?;
+        let parts = self.parts(request, false).map_err(|reasons| reasons.join("\n"))?;
         let options = Self::options(request, &parts.history);
         engine::plan(parts, &options)
     }
@@ -342,6 +363,7 @@ impl Migrator for Mover {
                 streams: streams(),
                 verify: false,
                 compress: Compression::Auto,
+                give_up: Duration::ZERO,
             };
             let (driver, _handle) = SourceDriver::new(parts, options, Arc::new(|_| {}));
             Ok(driver.run_after_commit())

@@ -8,7 +8,7 @@ use zerocopy::{
 };
 
 /// The newest version that this side speaks. Version 1 knew neither packed pages nor references, version 2 no tokens.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// How every first message begins.
 pub const MAGIC: [u8; 8] = *b"WHIMBREL";

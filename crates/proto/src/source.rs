@@ -1,10 +1,10 @@
 //! The source's side of a migration: what it has seen goes in, what it must do comes out.
 //!
 //! ```text
-//! Greeting → Preparing → Opening → Copying ⟲ → (Announcing) → Pausing → Draining → Promising → Permitted → Owing → Ended
+//! Greeting → Preparing → Opening → Copying ⟲ (⇄ Rejoining) → (Announcing) → Pausing → Draining → Promising → Permitted → Owing → Ended
 //! ```
 //!
-//! Until the permit is sent, every failure leads back to a running guest (I3). After it, only the ownership record
+//! A link that is lost while the guest runs on is waited for. Until the permit is sent, every failure leads back to a running guest (I3). After it, only the ownership record
 //! decides (I1, I4): no timeout does.
 
 use crate::{
@@ -39,6 +39,8 @@ pub enum SourceEvent {
         /// Why it failed.
         why: String,
     },
+    /// `Rejoin` is done: the target has all of this round and of those before it.
+    Rejoined(u32),
     /// `OpenStreams` is done.
     StreamsOpen,
     /// Every stream has sent its share of this round.
@@ -73,6 +75,10 @@ pub enum SourceAct {
     OpenStreams,
     /// Send everything that is dirty as this round, while acts go on. *async*
     Ship(u32),
+    /// Send what the target does not have yet of this round, over the new connections. *async*
+    ShipRest(u32),
+    /// Connect again while the guest runs on here, and learn what the target has; for as long as the user wants. *async*
+    Rejoin,
     /// Collect what was written and choose the next step. *async*
     Decide,
     /// Journal the pause, then stop the guest. *async*
@@ -122,15 +128,39 @@ enum State {
     Greeting,
     Preparing,
     Opening,
-    Copying { round: u32, shipped: bool, landed: bool },
-    Deciding { round: u32 },
-    Announcing { round: u32 },
-    Pausing { round: u32, post_copy: bool },
-    Draining { round: u32, shipped: bool, landed: bool, saved: Option<bool> },
-    SavingOwed { round: u32 },
+    Copying {
+        round: u32,
+        shipped: bool,
+        landed: bool,
+    },
+    /// As `Copying`, or as `Opening` in round 0.
+    Rejoining {
+        round: u32,
+    },
+    Deciding {
+        round: u32,
+    },
+    Announcing {
+        round: u32,
+    },
+    Pausing {
+        round: u32,
+        post_copy: bool,
+    },
+    Draining {
+        round: u32,
+        shipped: bool,
+        landed: bool,
+        saved: Option<bool>,
+    },
+    SavingOwed {
+        round: u32,
+    },
     Promising,
     Permitted,
-    Claiming { why: SourceEnd },
+    Claiming {
+        why: SourceEnd,
+    },
     Owing,
     Ended,
 }
@@ -186,7 +216,7 @@ impl Source {
             (State::Ended, _) => vec![],
 
             // What may come at any time.
-            (_, E::Message(Kind::Ping(_) | Kind::Pong(_))) => vec![],
+            (_, E::Message(Kind::Ping(_) | Kind::Pong(_) | Kind::Landed(_))) => vec![],
             (State::Owing, E::LinkLost(_) | E::Broke { .. } | E::Message(Kind::Failed(_))) => {
                 vec![A::Reconnect]
             }
@@ -194,6 +224,12 @@ impl Source {
             (State::Permitted, E::LinkLost(why)) => self.ask_record("the connection to the target", why),
             (State::Permitted, E::Broke { what, why }) => self.ask_record(&what, why),
             (State::Permitted, E::Message(Kind::Failed(failed))) => self.ask_record(&failed.what, failed.why),
+            (State::Opening, E::LinkLost(_)) if self.rejoins() => self.rejoin(0),
+            (State::Copying { round, .. } | State::Deciding { round }, E::LinkLost(_)) if self.rejoins() => {
+                self.rejoin(round)
+            }
+            // Of the connections that were lost.
+            (State::Rejoining { .. }, E::LinkLost(_)) => vec![],
             (_, E::LinkLost(why)) => self.back("the connection to the target", why),
             (_, E::Broke { what, why }) => self.back(&what, why),
             (_, E::Message(Kind::Failed(failed))) => self.back(&failed.what, failed.why),
@@ -212,10 +248,20 @@ impl Source {
                 self.state = State::Opening;
                 vec![A::OpenStreams]
             }
-            (State::Opening, E::StreamsOpen) => match self.first {
-                Step::Round => self.ship(1),
-                step => self.pause(0, step),
-            },
+            (State::Opening, E::StreamsOpen) => self.begin(),
+            (State::Rejoining { round: 0 }, E::Rejoined(_)) => self.begin(),
+            (State::Rejoining { round }, E::Rejoined(landed)) if landed >= round => {
+                self.state = State::Deciding { round };
+                vec![A::Decide]
+            }
+            (State::Rejoining { round }, E::Rejoined(_)) => {
+                self.state = State::Copying { round, shipped: false, landed: false };
+                vec![A::ShipRest(round)]
+            }
+            (
+                State::Rejoining { .. },
+                E::Shipped(_) | E::Decided(_) | E::StreamsOpen | E::Message(Kind::RoundLanded(_)),
+            ) => vec![],
             (State::Copying { round, landed, .. }, E::Shipped(n)) if n == round => {
                 self.copied(State::Copying { round, shipped: true, landed })
             }
@@ -287,6 +333,23 @@ impl Source {
             (State::Permitted, E::Message(_)) => self.ask_record("the target", "it spoke out of turn".into()),
             (State::Owing | State::Claiming { .. }, E::Message(_)) => vec![],
             (state, event) => self.back("the protocol", format!("{} in {}", Brief(&event), Brief(&state))),
+        }
+    }
+
+    /// Whether a lost link is waited for.
+    fn rejoins(&self) -> bool {
+        self.prepare.give_up_ms > 0
+    }
+
+    fn rejoin(&mut self, round: u32) -> Vec<SourceAct> {
+        self.state = State::Rejoining { round };
+        vec![SourceAct::Rejoin]
+    }
+
+    fn begin(&mut self) -> Vec<SourceAct> {
+        match self.first {
+            Step::Round => self.ship(1),
+            step => self.pause(0, step),
         }
     }
 

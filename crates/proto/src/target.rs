@@ -53,6 +53,8 @@ pub enum TargetEvent {
     AllPlaced,
     /// The source is back, on new connections.
     Reconnected,
+    /// The source was waited for long enough, or this side's agent ends.
+    GiveUp(String),
 }
 
 /// What the target must do. Acts are done in order; all but `Send` report by an event.
@@ -74,6 +76,8 @@ pub enum TargetAct {
     Claim,
     /// Let the guest run, tell the network.
     Resume,
+    /// Tell the source what has landed. Reports nothing.
+    SendLanded,
     /// Tell the source what is still owed. Reports nothing.
     SendStillOwed,
     /// Record that nothing is owed, and tell the source. Reports nothing.
@@ -127,6 +131,8 @@ pub struct Target {
     hello: control::Hello,
     verify: bool,
     verified: bool,
+    /// Whether a source that was lost while its guest runs there may come back.
+    rejoins: bool,
     landed: u32,
     owed_pending: u32,
     owes: bool,
@@ -142,6 +148,7 @@ impl Target {
             hello,
             verify: false,
             verified: false,
+            rejoins: false,
             landed: 0,
             owed_pending: 0,
             owes: false,
@@ -166,15 +173,17 @@ impl Target {
             // After the claim there is no way back: failures of the link are waited out.
             (
                 State::Claiming | State::Starting { .. } | State::Lacking,
-                E::LinkLost(_) | E::Message(Kind::Failed(_)),
+                E::LinkLost(_) | E::GiveUp(_) | E::Message(Kind::Failed(_)),
             ) => {
                 vec![]
             }
-            (State::Receiving, E::LinkLost(why)) if self.complete() => {
+            (State::Receiving, E::LinkLost(why) | E::GiveUp(why)) if self.complete() => {
                 // Permitted, and nothing more is needed from the source: the record decides, not the link.
                 let _ = why;
                 vec![]
             }
+            (State::Receiving, E::LinkLost(_)) if self.may_rejoin() => vec![],
+            (State::Receiving, E::Reconnected) if self.may_rejoin() => vec![A::SendLanded],
             (State::Receiving, E::Message(Kind::Failed(_))) if self.complete() => vec![],
             (State::Lacking, E::Broke { .. }) => vec![],
             (State::Claiming, E::Broke { why, .. }) | (State::Claiming, E::ClaimUnknown(why)) => {
@@ -182,7 +191,7 @@ impl Target {
                 vec![A::Claim]
             }
             (State::Starting { epoch }, E::Broke { why, .. }) => self.started(epoch, 0, why),
-            (_, E::LinkLost(why)) => self.fail("the connection to the source", why, false),
+            (_, E::LinkLost(why) | E::GiveUp(why)) => self.fail("the connection to the source", why, false),
             (_, E::Message(Kind::Failed(failed))) => self.fail(&failed.what, failed.why, false),
             (_, E::Broke { what, why }) => self.fail(&what, why, true),
 
@@ -194,6 +203,7 @@ impl Target {
             (State::Waiting, E::Message(Kind::Prepare(prepare))) => {
                 self.state = State::Preparing;
                 self.verify = prepare.verify;
+                self.rejoins = prepare.give_up_ms > 0;
                 vec![A::Prepare(prepare)]
             }
             (State::Preparing, E::Prepared(Ok(()))) => {
@@ -286,6 +296,15 @@ impl Target {
                 self.fail("the protocol", why, true)
             }
         }
+    }
+
+    /// Whether the source's guest runs there as far as is known here, and nothing but pages was said.
+    fn may_rejoin(&self) -> bool {
+        self.rejoins
+            && self.device == Device::Awaited
+            && !self.permitted
+            && !self.owes
+            && self.owed_pending == 0
     }
 
     /// Whether the record may decide without another word from the source.

@@ -50,8 +50,8 @@ struct World {
 }
 
 impl World {
-    fn new(first: Step, steps: Vec<Step>, verify: bool) -> Self {
-        let prepare = control::Prepare { verify, post_copy: true, ..Default::default() };
+    fn new(first: Step, steps: Vec<Step>, verify: bool, give_up_ms: u64) -> Self {
+        let prepare = control::Prepare { verify, post_copy: true, give_up_ms, ..Default::default() };
         let (source, acts) = Source::new(control::Hello::default(), prepare, first);
         Self {
             source,
@@ -161,12 +161,21 @@ impl World {
                 }
             }
             SourceAct::OpenStreams => self.tell_source(SourceEvent::StreamsOpen),
-            SourceAct::Ship(round) => {
+            SourceAct::Ship(round) | SourceAct::ShipRest(round) => {
                 if self.linked {
                     self.rounds = round;
                     self.tell_target(TargetEvent::Landed(round));
                 }
                 self.tell_source(SourceEvent::Shipped(round));
+            }
+            SourceAct::Rejoin => {
+                if self.target_end.is_some() || self.target_gone {
+                    // It gave up meanwhile.
+                    self.tell_source(SourceEvent::Broke { what: "rejoin".into(), why: "unknown".into() });
+                } else {
+                    self.linked = true;
+                    self.tell_target(TargetEvent::Reconnected);
+                }
             }
             SourceAct::Decide => {
                 let step = self.steps.pop().unwrap_or(Step::Switchover);
@@ -259,6 +268,12 @@ impl World {
                 self.target_runs = true;
                 self.tell_target(TargetEvent::Resumed { at_ns: 1 });
             }
+            TargetAct::SendLanded => {
+                assert!(self.source_runs && !self.permit_sent, "a rejoining source has a running guest");
+                if self.linked {
+                    self.tell_source(SourceEvent::Rejoined(self.rounds));
+                }
+            }
             TargetAct::SendStillOwed => {
                 if self.linked {
                     self.to_source.push_back(Kind::StillOwed(control::StillOwed::default()));
@@ -317,9 +332,10 @@ proptest! {
         first in step(),
         steps in prop::collection::vec(step(), 0..3),
         verify: bool,
+        rejoins: bool,
         fates in prop::collection::vec(fate(), 0..120),
     ) {
-        let mut world = World::new(first, steps, verify);
+        let mut world = World::new(first, steps, verify, u64::from(rejoins));
         for fate in fates {
             world.step(fate);
         }

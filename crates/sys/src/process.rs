@@ -32,6 +32,11 @@ impl PidFd {
         self.pid.as_raw_nonzero().get()
     }
 
+    /// Another hold on the same process.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { pid: self.pid, fd: self.fd.try_clone()? })
+    }
+
     /// `/proc/PID/name`.
     pub fn proc_path(&self, name: impl AsRef<Path>) -> PathBuf {
         Path::new("/proc").join(self.pid().to_string()).join(name)

@@ -226,6 +226,14 @@ impl MemorySet {
         }
     }
 
+    /// Takes the pages of `other` out, a set of the same VM.
+    pub fn subtract(&mut self, other: &MemorySet) {
+        assert_eq!(self.blocks.len(), other.blocks.len(), "sets of different VMs");
+        for (mine, theirs) in self.blocks.iter_mut().zip(&other.blocks) {
+            mine.subtract(theirs);
+        }
+    }
+
     /// Takes every page out.
     pub fn clear(&mut self) {
         self.blocks.iter_mut().for_each(PageSet::clear);

@@ -58,6 +58,9 @@ pub(crate) enum Command {
     Status(Status),
     Cancel(Cancel),
     Resolve(Resolve),
+    /// Started by an agent for each of its migrations.
+    #[command(hide = true, name = host::watchdog::COMMAND)]
+    Watchdog,
 }
 
 impl Command {
@@ -66,7 +69,7 @@ impl Command {
         match self {
             Self::Doctor(doctor) => doctor.json,
             Self::Pki(pki) => pki.json(),
-            Self::Agent(_) => false,
+            Self::Agent(_) | Self::Watchdog => false,
             Self::Run(Run { json, .. })
             | Self::Adopt(Adopt { json, .. })
             | Self::List(List { json })
@@ -336,6 +339,10 @@ pub(crate) struct How {
         default_value = "downtime,time,stall"
     )]
     pub(crate) keep: Vec<PromiseArg>,
+    /// How long a link that was lost is waited for, with the VM running on here, like 60s; 0s ends the migration at once. Once the VM
+    /// may run on the target it is waited for as long as it takes [default: 60s].
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) give_up: Option<Duration>,
     /// The most that may be put on the wire, like 1Gbit or 50MiB/s.
     #[arg(long, value_name = "RATE", value_parser = rate)]
     pub(crate) bandwidth: Option<Rate>,

@@ -45,5 +45,6 @@ fn run(args: Args) -> Result<ExitCode, Trouble> {
         Command::Status(status) => migrate::status(&client, &status),
         Command::Cancel(cancel) => migrate::cancel(&client, &cancel),
         Command::Resolve(resolve) => vms::resolve(&client, &resolve),
+        Command::Watchdog => Ok(host::watchdog::watch()),
     }
 }

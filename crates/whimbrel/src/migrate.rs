@@ -30,6 +30,7 @@ fn options(how: &How, verify: bool) -> MigrateOptions {
         max_downtime_ms: ms(how.max_downtime),
         max_time_ms: ms(how.max_time),
         max_stall_ms: ms(how.max_stall),
+        give_up_ms: ms(how.give_up),
         keep: how.keep.iter().copied().map(Promise::from).collect(),
         bandwidth: how.bandwidth.map(|rate| rate.0),
         streams: how.streams,

@@ -137,6 +137,9 @@ pub struct MigrateOptions {
     /// How long the guest's writers may be made to wait at a time so that pre-copy ends, in milliseconds.
     #[serde(default)]
     pub max_stall_ms: Option<f64>,
+    /// How long a link that was lost is waited for while the guest runs on the source, in milliseconds; 0: not at all.
+    #[serde(default)]
+    pub give_up_ms: Option<f64>,
     /// The most that may be put on the wire, in bytes per second.
     #[serde(default)]
     pub bandwidth: Option<u64>,

@@ -48,6 +48,8 @@ pub struct MigrateRequest {
     pub max_stall: Duration,
     /// Which of these three is kept first, where not all can be.
     pub keep: [Promise; 3],
+    /// How long a link that was lost is waited for while the guest runs here.
+    pub give_up: Duration,
     /// The most that may be put on the wire; `None`: as much as it takes.
     pub bandwidth: Option<Rate>,
     /// How many data connections; `None`: as many as it pays to use.

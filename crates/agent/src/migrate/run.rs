@@ -29,6 +29,12 @@ const MAX_DOWNTIME: Duration = Duration::from_millis(20);
 /// How long a guest's writer may be made to wait unless the user says otherwise: less than a disk takes now and then.
 const MAX_STALL: Duration = Duration::from_millis(5);
 
+/// How long a link that was lost is waited for unless the user says otherwise: a switch that restarts takes less.
+const GIVE_UP: Duration = Duration::from_secs(60);
+
+/// Longer and nobody remembers.
+const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
+
 /// The migrations from this host: those that run, and each VM's last one.
 pub struct Migrations {
     config: Arc<Config>,
@@ -169,6 +175,13 @@ impl Migrations {
                 bad("writers may be made to wait for more than nothing and at most 1 s at a time")
             })?,
         };
+        let give_up = match options.give_up_ms {
+            None => GIVE_UP,
+            Some(ms) => Duration::try_from_secs_f64(ms / 1000.0)
+                .ok()
+                .filter(|time| *time <= LONGEST_WAIT)
+                .ok_or_else(|| bad("a lost link is waited for at most a day"))?,
+        };
         let Some(lease) = self.registry.lease(&vm.name) else {
             return Err(conflict("it is being migrated, started or stopped already"));
         };
@@ -207,6 +220,7 @@ impl Migrations {
             max_time,
             max_stall,
             keep: keep(&options.keep),
+            give_up,
             bandwidth: options.bandwidth.map(Rate),
             streams: options.streams,
             verify: options.verify,

@@ -1,16 +1,41 @@
 //! The source's connections: opened, lost, opened again.
 
-use super::{AGAIN, Signal, SourceDriver};
+use super::{Signal, SourceDriver};
 use crate::{
-    conn::{PING, SILENCE, Speaker, listen, now_ns},
+    conn::{LONG_SILENCE, PING, SILENCE, Speaker, listen, now_ns},
     gate::Gate,
     packing::Packing,
-    queue::Owing,
+    queue::{Owing, Round},
     ship::{Said, Shared, Streams, serve_faults},
 };
 use proto::{Kind, SourceEvent, Token, control};
-use std::{io, sync::Arc, thread, time::Instant};
+use std::{
+    io,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 use units::MemorySet;
+
+/// How long to wait before the target is called again: at first, and at most. Each call is short, so that a link that is back is
+/// noticed within a second (`tests/tests/interrupted.rs`).
+const SOON: Duration = Duration::from_millis(50);
+const LATER: Duration = Duration::from_millis(300);
+
+/// A call that is not answered within so long was lost, whatever the link's round trip was before: `ROUND_TRIPS` times that, but at
+/// least this.
+const ANSWERED: Duration = Duration::from_millis(500);
+const ROUND_TRIPS: u32 = 8;
+
+/// What the target says to a source that is back.
+enum Back {
+    /// It has everything.
+    Settled,
+    /// Its guest lacks pages.
+    Lacking,
+    /// Its guest does not run; it has all of this round, and these pages of the next one.
+    Landed(u32, MemorySet),
+}
 
 impl SourceDriver {
     /// Connects again, until it works: the target's guest waits for its pages, and nobody else has them.
@@ -20,42 +45,108 @@ impl SourceDriver {
             "the connection to {} was lost; its guest waits for pages, reconnecting",
             self.parts.to
         ));
+        let mut wait = SOON;
         loop {
             match self.resume() {
-                Ok(()) => return self.story.note(format!("connected to {} again", self.parts.to)),
+                Ok(_) => return self.story.note(format!("connected to {} again", self.parts.to)),
                 Err(e) => {
                     tracing::debug!(%e, "not yet");
                     self.hang_up();
-                    self.wait_for_resolution(AGAIN);
+                    self.wait_for_word(wait, |event| matches!(event, SourceEvent::Resolved));
+                    wait = (wait * 2).min(LATER);
                 }
             }
         }
     }
 
-    /// One attempt. The target's first word says whether it lacks anything at all: if not, it takes no more streams.
-    fn resume(&mut self) -> io::Result<()> {
+    /// Connects again while the guest runs on here, for as long as the user wants. What was on its way is sent again (I2).
+    pub(super) fn rejoin(&mut self) -> Result<Option<SourceEvent>, (String, String)> {
+        self.hang_up();
+        let end = Instant::now() + self.options.give_up;
+        self.story.note(format!(
+            "the connection to {} was lost; the VM runs on here, reconnecting for up to {} s (--give-up)",
+            self.parts.to,
+            self.options.give_up.as_secs_f64()
+        ));
+        let mut wait = SOON;
+        loop {
+            let why = match self.resume() {
+                Ok(Back::Landed(landed, rest)) => {
+                    self.story.note(format!("connected to {} again", self.parts.to));
+                    self.not_again(landed, &rest);
+                    return Ok(Some(SourceEvent::Rejoined(landed)));
+                }
+                Ok(Back::Settled | Back::Lacking) => "it speaks of a VM that runs there already".to_owned(),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    return Err((
+                        "reconnect".to_owned(),
+                        format!("{} has given up meanwhile", self.parts.to),
+                    ));
+                }
+                Err(e) => e.to_string(),
+            };
+            tracing::debug!(why, "not yet");
+            self.hang_up();
+            if Instant::now() + wait >= end {
+                let why = format!(
+                    "it was lost, and not back within {} s: {why}; --give-up says how long to wait",
+                    self.options.give_up.as_secs_f64()
+                );
+                return Err(("the connection to the target".to_owned(), why));
+            }
+            let cancels = |event: &SourceEvent| matches!(event, SourceEvent::Cancel);
+            let heard = |signal: &Signal| matches!(signal, Signal::Event(event) if cancels(event));
+            if self.later.iter().any(heard) || self.wait_for_word(wait, cancels) {
+                // It is among what is heard next.
+                return Ok(None);
+            }
+            wait = (wait * 2).min(LATER);
+        }
+    }
+
+    /// The target has these pages of the round after `landed`: what is left of the current one is sent again.
+    fn not_again(&mut self, landed: u32, rest: &MemorySet) {
+        let Some(round) = self.current.as_ref().filter(|round| round.number == landed + 1) else { return };
+        let mut left = round.set.clone();
+        left.subtract(rest);
+        self.current = Some(Arc::new(Round::new(round.number, left)));
+    }
+
+    /// The target may own the VM soon: whoever is only slow is not taken for lost from here on.
+    pub(super) fn be_patient(&self) {
+        if let Some(Err(e)) = self.control.as_ref().map(|conn| conn.silence(Some(LONG_SILENCE))) {
+            tracing::debug!(%e, "the connection is gone already");
+        }
+    }
+
+    /// One attempt. The target's first word says what it lacks, if anything at all: if not, it takes no more streams.
+    fn resume(&mut self) -> io::Result<Back> {
         self.connect(Kind::Resume)?;
         let end = Instant::now() + SILENCE;
         while let Ok(signal) = self.signals.recv_timeout(end.saturating_duration_since(Instant::now())) {
-            let (settled, lacking, lost) = match &signal {
-                Signal::Event(SourceEvent::Message(control::Kind::Settled(_))) => (true, false, false),
-                Signal::Event(SourceEvent::Message(control::Kind::StillOwed(_))) => (false, true, false),
-                Signal::Silent(generation, _) => (false, false, *generation == self.generation),
-                _ => (false, false, false),
+            let back = match &signal {
+                Signal::Event(SourceEvent::Message(control::Kind::Settled(_))) => Some(Back::Settled),
+                Signal::Event(SourceEvent::Message(control::Kind::StillOwed(still))) => {
+                    // A target that was restarted has another one.
+                    self.token = Token::read(&still.token);
+                    Some(Back::Lacking)
+                }
+                Signal::Event(SourceEvent::Message(control::Kind::Landed(landed))) => {
+                    let rest = proto::page_sets(&landed.blocks, &self.shape)
+                        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
+                    self.token = Token::read(&landed.token);
+                    Some(Back::Landed(landed.round, rest))
+                }
+                Signal::Silent(generation, _) if *generation == self.generation => {
+                    return Err(io::Error::other("the connection was lost again"));
+                }
+                _ => None,
             };
-            if let Signal::Event(SourceEvent::Message(control::Kind::StillOwed(still))) = &signal {
-                // A target that was restarted has another one.
-                self.token = Token::read(&still.token);
-            }
             self.later.push_back(signal);
-            if lost {
-                return Err(io::Error::other("the connection was lost again"));
-            }
-            if settled {
-                return Ok(());
-            }
-            if lacking {
-                return self.open_streams();
+            match back {
+                None => {}
+                Some(Back::Settled) => return Ok(Back::Settled),
+                Some(back) => return self.open_streams().map(|()| back),
             }
         }
         Err(io::Error::new(io::ErrorKind::TimedOut, "the target does not say what it lacks"))
@@ -65,7 +156,13 @@ impl SourceDriver {
     pub(super) fn connect(&mut self, kind: Kind) -> io::Result<()> {
         self.generation += 1;
         let generation = self.generation;
-        let conn = self.parts.dial.dial(kind, None)?;
+        let conn = match kind {
+            Kind::Resume => {
+                let patience = self.heard.round_trip().map_or(ANSWERED, |time| time * ROUND_TRIPS);
+                self.parts.dial.dial_soon(kind, None, patience.max(ANSWERED))?
+            }
+            _ => self.parts.dial.dial(kind, None)?,
+        };
         let speaker = Speaker::new(conn.another()?);
         self.control = Some(conn.another()?);
         self.speaker = Some(speaker.clone());

@@ -32,6 +32,8 @@ pub struct Options {
     pub verify: bool,
     /// What pages may be compressed with.
     pub compress: Compression,
+    /// How long a link that was lost is waited for while the guest runs here. Once the target may own the VM nobody gives up.
+    pub give_up: Duration,
 }
 
 impl Options {

@@ -47,6 +47,8 @@ pub(super) struct Story {
     stop_after: Option<Instant>,
     paused_because: Option<String>,
     not_back: Option<String>,
+    /// The guest's QEMU on the target ended before it had all its memory.
+    crashed: bool,
     verify: bool,
 }
 
@@ -85,6 +87,7 @@ impl Story {
             stop_after: None,
             paused_because: None,
             not_back: None,
+            crashed: false,
             verify: options.verify,
         }
     }
@@ -304,7 +307,8 @@ impl Story {
 
     pub(super) fn settled(&mut self, settled: &control::Settled) {
         self.over = Some(Instant::now());
-        let &control::Settled { faults, p50_us, p99_us, max_us, differing } = settled;
+        let &control::Settled { faults, p50_us, p99_us, max_us, differing, qemu_ended } = settled;
+        self.crashed |= qemu_ended;
         self.report.faults = FaultCounts { count: faults, p50_us, p99_us, max_us };
         if self.verify && differing > 0 {
             self.report.verified = Some(false);
@@ -361,6 +365,17 @@ impl Story {
         let place = format!("{}, {}", self.report.from, words(self.phase));
         let here = runs_here.then(|| self.report.from.clone());
         match end {
+            SourceEnd::Completed if self.crashed => {
+                let to = self.report.to.clone();
+                self.report.error = Some(Failure {
+                    what: "the guest on the target".into(),
+                    why: format!(
+                        "its QEMU ended while memory was still on its way; the log of QEMU on {to} may say why"
+                    ),
+                    place: to,
+                    vm_runs_on: None,
+                });
+            }
             SourceEnd::Completed => {
                 self.report.outcome = Outcome::Completed;
                 if let Some(why) = self.paused_because.take() {

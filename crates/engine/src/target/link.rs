@@ -19,6 +19,7 @@ impl TargetDriver {
     pub(super) fn attach(&mut self, kind: Kind, mut conn: Conn) -> Option<TargetEvent> {
         if kind == Kind::Resume {
             self.hang_up();
+            self.gives_up = None;
         }
         let attached = conn.write_all(&Reply::new(Status::Welcome).to_bytes()).and_then(|()| match kind {
             Kind::Data(stream) => self.take_stream(stream, conn),
@@ -36,20 +37,21 @@ impl TargetDriver {
         let Some(taken) = self.taken.as_ref().filter(|t| u32::from(stream) < t.streams) else {
             return Ok(());
         };
-        self.conns.push(conn.another()?);
+        let another = conn.another()?;
         let (landing, tell, generation) = (taken.landing.clone(), self.tell.clone(), self.generation);
-        thread::Builder::new().name(format!("land-{stream}")).spawn(move || {
+        let lands = thread::Builder::new().name(format!("land-{stream}")).spawn(move || {
             let round_end = |round| drop(tell.send(Signal::RoundEnd { generation, stream, round }));
             let end = receive(conn, &landing, round_end);
             report_loss(&tell, generation, end);
         })?;
+        self.conns.push((another, Some(lands)));
         Ok(())
     }
 
     fn take_faults(&mut self, conn: Conn) -> io::Result<()> {
         let Some(taken) = self.taken.as_ref() else { return Ok(()) };
         let Some(faults) = &taken.faults else { return Ok(()) };
-        self.conns.push(conn.another()?);
+        self.conns.push((conn.another()?, None));
         faults.ask_on(conn.another()?);
         let (landing, tell, generation) = (taken.landing.clone(), self.tell.clone(), self.generation);
         thread::Builder::new().name("land-faults".into()).spawn(move || {
@@ -81,14 +83,20 @@ impl TargetDriver {
         Ok(())
     }
 
-    /// Ends all connections; whatever they still say is of an older generation.
+    /// Ends all connections; whatever they still say is of an older generation. What was on its way into memory is there when this
+    /// returns, and nothing follows it: a page that is sent again is not overwritten by what was sent before (I5).
     pub(super) fn hang_up(&mut self) {
         self.generation += 1;
         self.ended_streams.clear();
         if let Some((conn, _)) = self.control.take() {
             conn.shut();
         }
-        self.conns.drain(..).for_each(|conn| conn.shut());
+        self.conns.iter().for_each(|(conn, _)| conn.shut());
+        for lands in self.conns.drain(..).filter_map(|(_, lands)| lands) {
+            if lands.join().is_err() {
+                tracing::error!("a thread that lands pages ended in a panic");
+            }
+        }
     }
 
     pub(super) fn say(&self, kind: control::Kind) {

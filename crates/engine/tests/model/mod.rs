@@ -304,6 +304,10 @@ pub(crate) struct Cpu {
     pub(crate) running: Arc<AtomicBool>,
     pub(crate) ram: Arc<Ram>,
     pub(crate) destroyed: Arc<AtomicBool>,
+    /// Its process has ended by itself.
+    dead: Arc<AtomicBool>,
+    /// It does not take a device state.
+    pub(crate) refuses: Arc<AtomicBool>,
     /// Held while the guest does one step, so that `stop` returns between steps.
     pub(crate) step: Arc<Mutex<()>>,
     /// Page that loading the device state reads.
@@ -317,20 +321,40 @@ impl Cpu {
             running: Arc::new(AtomicBool::new(running)),
             ram: ram.clone(),
             destroyed: Arc::default(),
+            dead: Arc::default(),
+            refuses: Arc::default(),
             step: Arc::default(),
             load_reads: None,
         }
     }
+
+    /// It ends, of whatever.
+    pub(crate) fn dies(&self) {
+        self.running.store(false, SeqCst);
+        self.dead.store(true, SeqCst);
+    }
+
+    fn answers(&self) -> Result<(), MachineError> {
+        let gone = || MachineError { what: "ask QEMU".into(), why: "nobody is there".into() };
+        if self.dead.load(SeqCst) { Err(gone()) } else { Ok(()) }
+    }
 }
 
 impl Machine for Cpu {
+    fn has_ended(&self) -> HasEnded {
+        let dead = self.dead.clone();
+        Box::new(move || dead.load(SeqCst))
+    }
+
     fn stop(&mut self) -> Result<(), MachineError> {
+        self.answers()?;
         self.running.store(false, SeqCst);
         drop(self.step.lock().unwrap());
         Ok(())
     }
 
     fn resume(&mut self) -> Result<Duration, MachineError> {
+        self.answers()?;
         assert!(!self.destroyed.load(SeqCst), "a destroyed VM runs");
         self.ram.runs(true);
         self.running.store(true, SeqCst);
@@ -344,6 +368,10 @@ impl Machine for Cpu {
     }
 
     fn load(&mut self, state: &DeviceState) -> Result<(), MachineError> {
+        self.answers()?;
+        if self.refuses.load(SeqCst) {
+            return Err(MachineError { what: "load the device state".into(), why: "no such device".into() });
+        }
         assert_eq!((state.stream.len(), state.private.len()), (1000, 1));
         assert_eq!(self.ram.guest_reads(0, 0), 99);
         if let Some(page) = self.load_reads {

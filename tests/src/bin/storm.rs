@@ -1,0 +1,35 @@
+//! `./dev storm`: every blow of a storm, on real VMs.
+
+use lab::{
+    Lab, Result, Tools,
+    storm::{Blow, Storm, rage},
+};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let tools = match Tools::find() {
+        Ok(tools) => tools,
+        Err(lacks) => {
+            eprintln!("the storm cannot be had here: {lacks}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let chosen: Result<Vec<Blow>> =
+        std::env::args().skip(1).filter(|word| word != "--only").map(|word| word.parse()).collect();
+    let raged = chosen.and_then(|chosen| {
+        let blows = if chosen.is_empty() { Blow::all() } else { chosen };
+        let lab = Lab::new(&["a", "b"])?;
+        let raged = Storm::new(&lab, &tools).and_then(|mut storm| rage(&mut storm, &blows));
+        if raged.is_err() {
+            lab.print_logs(40);
+        }
+        raged
+    });
+    match raged {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("the storm did harm: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! A few blows of a storm; `./dev storm` has all of them.
+
+use lab::{
+    Result,
+    storm::{Blow, Storm, rage},
+    story,
+};
+
+/// One of each kind, where most can go wrong.
+const SAMPLE: [&str; 8] = [
+    "link:switchover+2",
+    "source-agent:switchover+0",
+    "source-agent:post-copy+40",
+    "target-agent:switchover+7",
+    "target-agent:post-copy+10",
+    "target-qemu:moving+200",
+    "source-qemu:moving+0",
+    "source-agent:moving+200",
+];
+
+#[test]
+fn i1_i3_i4_no_blow_loses_a_vm_or_makes_two_of_it() {
+    story("storm", &["a", "b"], |lab, tools| {
+        let blows = SAMPLE.iter().map(|blow| blow.parse()).collect::<Result<Vec<Blow>>>()?;
+        rage(&mut Storm::new(lab, tools)?, &blows)
+    });
+}
+
+#[test]
+fn a_blow_is_called_by_its_name() {
+    for blow in Blow::all() {
+        assert_eq!(blow.to_string().parse::<Blow>().ok(), Some(blow));
+    }
+    assert!("source-agent:lunch+1".parse::<Blow>().is_err());
+}
