@@ -602,6 +602,9 @@ impl SourceDriver {
 
     fn finish(&mut self, end: SourceEnd) -> Report {
         self.calm();
+        if let (None, SourceEnd::Failed { .. } | SourceEnd::Cancelled) = (&self.speaker, &end) {
+            self.call_off();
+        }
         self.hang_up();
         let runs_here = !self.stopped && !(self.has_ended)();
         self.story.finish(end, runs_here)

@@ -93,7 +93,9 @@ pub(crate) fn probe(dial: &dyn Dial, time: Duration) -> io::Result<Rate> {
     let (mut given, mut marks) = (0, vec![]);
     while begin.elapsed() < time && given < MOST_PROBED {
         let queue = conn.queue()?;
-        let carried: u64 = given.saturating_sub(queue.unconfirmed);
+        // What waits is counted with what TLS adds to it, what was given is not: nothing becomes unconfirmed again because of that.
+        let carried =
+            given.saturating_sub(queue.unconfirmed).max(marks.last().map_or(0, |(_, before)| *before));
         marks.push((begin.elapsed(), carried));
         if queue.unsent > AHEAD {
             // Never blocked by a full buffer: what it hides could not be seen.

@@ -228,8 +228,7 @@ impl Source {
             (State::Copying { round, .. } | State::Deciding { round }, E::LinkLost(_)) if self.rejoins() => {
                 self.rejoin(round)
             }
-            // Of the connections that were lost.
-            (State::Rejoining { .. }, E::LinkLost(_)) => vec![],
+            (State::Rejoining { .. }, E::LinkLost(_)) => vec![A::Rejoin],
             (_, E::LinkLost(why)) => self.back("the connection to the target", why),
             (_, E::Broke { what, why }) => self.back(&what, why),
             (_, E::Message(Kind::Failed(failed))) => self.back(&failed.what, failed.why),

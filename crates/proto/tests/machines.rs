@@ -33,6 +33,7 @@ struct World {
     source_todo: VecDeque<SourceAct>,
     target_todo: VecDeque<TargetAct>,
     linked: bool,
+    rejoining: bool,
     owner: Owner,
     /// The record has moved from the epoch at which the migration began.
     claimed: bool,
@@ -61,6 +62,7 @@ impl World {
             source_todo: acts.into(),
             target_todo: VecDeque::new(),
             linked: true,
+            rejoining: false,
             owner: Owner::Source,
             claimed: false,
             source_runs: true,
@@ -173,7 +175,7 @@ impl World {
                     // It gave up meanwhile.
                     self.tell_source(SourceEvent::Broke { what: "rejoin".into(), why: "unknown".into() });
                 } else {
-                    self.linked = true;
+                    (self.linked, self.rejoining) = (true, true);
                     self.tell_target(TargetEvent::Reconnected);
                 }
             }
@@ -269,8 +271,9 @@ impl World {
                 self.tell_target(TargetEvent::Resumed { at_ns: 1 });
             }
             TargetAct::SendLanded => {
-                assert!(self.source_runs && !self.permit_sent, "a rejoining source has a running guest");
-                if self.linked {
+                // The answer to an earlier attempt is heard by nobody.
+                if self.linked && std::mem::take(&mut self.rejoining) {
+                    assert!(self.source_runs && !self.permit_sent, "a rejoining source has a running guest");
                     self.tell_source(SourceEvent::Rejoined(self.rounds));
                 }
             }

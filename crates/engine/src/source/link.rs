@@ -6,11 +6,12 @@ use crate::{
     gate::Gate,
     packing::Packing,
     queue::{Owing, Round},
+    report::Phase,
     ship::{Said, Shared, Streams, serve_faults},
 };
 use proto::{Kind, SourceEvent, Token, control};
 use std::{
-    io,
+    io::{self, Write},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -110,6 +111,39 @@ impl SourceDriver {
         let mut left = round.set.clone();
         left.subtract(rest);
         self.current = Some(Arc::new(Round::new(round.number, left)));
+    }
+
+    /// The link was lost, and the migration has ended without the target having heard of it: it is told once it can be, as long as it
+    /// waits for us. Nothing but its time is at stake: it gives up by itself.
+    pub(super) fn call_off(&self) {
+        if self.story.now() == Phase::Preflight || self.options.give_up.is_zero() {
+            return;
+        }
+        let (dial, end) = (self.parts.dial.clone(), Instant::now() + self.options.give_up);
+        let failed = control::Failed {
+            what: "the migration".into(),
+            why: "the source has ended it, and its guest runs there".into(),
+            cancelled: false,
+        };
+        let tell = move || {
+            while Instant::now() < end {
+                match dial.dial_soon(Kind::Resume, None, ANSWERED) {
+                    Ok(mut conn) => {
+                        let said = conn.write_all(&proto::encode(control::Kind::Failed(failed.clone())));
+                        // It hangs up once it has understood; until then this side does not, so that nothing is lost in a reset.
+                        let heard = said.and_then(|()| conn.silence(Some(SILENCE)));
+                        if heard.and_then(|()| io::copy(&mut conn, &mut io::sink())).is_ok() {
+                            return;
+                        }
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => return,
+                    Err(_) => thread::sleep(LATER),
+                }
+            }
+        };
+        if let Err(e) = thread::Builder::new().name("call-off".into()).spawn(tell) {
+            tracing::debug!(%e, "the target will give up by itself");
+        }
     }
 
     /// The target may own the VM soon: whoever is only slow is not taken for lost from here on.
