@@ -176,6 +176,14 @@ impl Traces {
     }
 }
 
+impl Traces {
+    /// Without what guests wrote on their consoles: that stays when they go.
+    pub fn without_consoles(mut self) -> Self {
+        self.files.retain(|file| !file.ends_with(".console"));
+        self
+    }
+}
+
 fn below(dir: &Path, found: &mut Vec<String>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         found.push(entry.path().display().to_string());

@@ -288,7 +288,7 @@ impl<'a> Storm<'a> {
         let blank = &self.blank[usize::from(host == HOSTS[1])];
         let mut now = Traces::default();
         wait_for(&format!("{host} without a trace"), SOON, || {
-            now = Traces::of(self.stage.lab.host(host))?;
+            now = Traces::of(self.stage.lab.host(host))?.without_consoles();
             Ok((now == *blank).then_some(()))
         })
         .map_err(|error| Error::new(error.what, format!("before: {blank:?}, now: {now:?}")))
@@ -320,7 +320,7 @@ fn qemus(stage: &Stage<'_>, host: &str) -> Result<Vec<u32>> {
     let name = stage.lab.host(host).namespace.name().to_owned();
     let all = crate::run(std::process::Command::new("ip").args(["netns", "pids", &name]))?;
     let is_qemu = |pid: &u32| {
-        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("qemu-system"))
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("qemu"))
     };
     Ok(all.lines().filter_map(|line| line.parse().ok()).filter(is_qemu).collect())
 }
@@ -332,8 +332,8 @@ fn kill(pid: u32) -> bool {
 }
 
 /// Strikes as often as is wanted, and says how it goes.
-pub fn rage(storm: &mut Storm<'_>, blows: &[Blow]) -> Result<()> {
-    let begin = Instant::now();
+pub fn rage(storm: &mut Storm<'_>, blows: &[Blow]) -> Result<Vec<Fate>> {
+    let (begin, mut fates) = (Instant::now(), vec![]);
     for (n, blow) in blows.iter().enumerate() {
         let fate = storm.strike(*blow).map_err(|error| {
             Error::new(
@@ -341,8 +341,9 @@ pub fn rage(storm: &mut Storm<'_>, blows: &[Blow]) -> Result<()> {
                 format!("{}; again: ./dev storm --only {blow}", error.why),
             )
         })?;
+        fates.push(fate);
         let seconds = begin.elapsed().as_secs();
         eprintln!("[{}:{:02}] {}/{} {blow}: {fate:?}", seconds / 60, seconds % 60, n + 1, blows.len());
     }
-    Ok(())
+    Ok(fates)
 }

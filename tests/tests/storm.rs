@@ -1,8 +1,8 @@
 //! A few blows of a storm; `./dev storm` has all of them.
 
 use lab::{
-    Result,
-    storm::{Blow, Storm, rage},
+    Result, ensure,
+    storm::{Blow, Fate, Storm, rage},
     story,
 };
 
@@ -22,7 +22,9 @@ const SAMPLE: [&str; 8] = [
 fn i1_i3_i4_no_blow_loses_a_vm_or_makes_two_of_it() {
     story("storm", &["a", "b"], |lab, tools| {
         let blows = SAMPLE.iter().map(|blow| blow.parse()).collect::<Result<Vec<Blow>>>()?;
-        rage(&mut Storm::new(lab, tools)?, &blows)
+        let fates = rage(&mut Storm::new(lab, tools)?, &blows)?;
+        ensure!(!fates.contains(&Fate::Missed), "each of these has something to strike: {fates:?}");
+        Ok(())
     });
 }
 

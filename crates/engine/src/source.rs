@@ -1,7 +1,7 @@
 //! The source's driver: does what `proto::Source` says, and tells it what came of it.
 
 use crate::{
-    conn::{Conn, Heard, Speaker, now_ns},
+    conn::{Conn, Heard, LONG_SILENCE, SILENCE, Speaker, now_ns},
     ports::{Claim, Claimed, DeviceState, HasEnded, MachineError},
     queue::{Owing, Round},
     report::{Event, Mode, Phase, Report},
@@ -397,7 +397,7 @@ impl SourceDriver {
             SourceAct::SendState(after_round) => self.send_state(after_round).map(|()| None),
             SourceAct::Promise => {
                 // From here on a target that is only slow costs the whole migration.
-                self.be_patient();
+                self.bear_silence(LONG_SILENCE);
                 self.parts.journal.promise(self.parts.epoch).map_err(why("journal the promise"))?;
                 Ok(Some(SourceEvent::Promised))
             }
@@ -413,6 +413,7 @@ impl SourceDriver {
             }
             SourceAct::Gone(epoch) => {
                 self.doubt_since = None;
+                self.bear_silence(SILENCE);
                 self.insist("journal that the VM is gone", |d| d.parts.journal.gone(Epoch(epoch)));
                 Ok(None)
             }

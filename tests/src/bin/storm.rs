@@ -2,7 +2,7 @@
 
 use lab::{
     Lab, Result, Tools,
-    storm::{Blow, Storm, rage},
+    storm::{Blow, Fate, Storm, rage},
 };
 use std::process::ExitCode;
 
@@ -26,7 +26,18 @@ fn main() -> ExitCode {
         raged
     });
     match raged {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(fates) => {
+            let count = |fate| fates.iter().filter(|one| **one == fate).count();
+            println!(
+                "{} blows: {} VMs stayed, {} moved, {} were killed with their own QEMU, {} blows met nothing; none was lost, none ran twice",
+                fates.len(),
+                count(Fate::Stayed),
+                count(Fate::Moved),
+                count(Fate::Killed),
+                count(Fate::Missed)
+            );
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("the storm did harm: {error}");
             ExitCode::FAILURE

@@ -2,7 +2,7 @@
 
 use super::{Signal, SourceDriver};
 use crate::{
-    conn::{LONG_SILENCE, PING, SILENCE, Speaker, listen, now_ns},
+    conn::{PING, SILENCE, Speaker, listen, now_ns},
     gate::Gate,
     packing::Packing,
     queue::{Owing, Round},
@@ -146,9 +146,9 @@ impl SourceDriver {
         }
     }
 
-    /// The target may own the VM soon: whoever is only slow is not taken for lost from here on.
-    pub(super) fn be_patient(&self) {
-        if let Some(Err(e)) = self.control.as_ref().map(|conn| conn.silence(Some(LONG_SILENCE))) {
+    /// After so long a silence the target is taken for lost from here on.
+    pub(super) fn bear_silence(&self, time: Duration) {
+        if let Some(Err(e)) = self.control.as_ref().map(|conn| conn.silence(Some(time))) {
             tracing::debug!(%e, "the connection is gone already");
         }
     }
