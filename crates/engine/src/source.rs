@@ -223,6 +223,8 @@ impl SourceDriver {
                     Ok(None) => {}
                     Err((what, why)) => {
                         tracing::warn!(what, why, "an act failed");
+                        // What was to follow it, a promise perhaps, is no longer wanted.
+                        todo.clear();
                         todo.extend(machine.handle(SourceEvent::Broke { what, why }));
                     }
                 }
