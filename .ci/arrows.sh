@@ -14,6 +14,7 @@ may_use() {
         pki) ;;
         sys | page | policy) echo units ;;
         proto) echo units page ;;
+        sim) echo units page policy proto ;;
         engine) echo units sys page policy proto pki ;;
         qemu) echo units sys page policy proto engine ;;
         doctor) echo units sys engine qemu ;;

@@ -338,7 +338,7 @@ pub fn rage(storm: &mut Storm<'_>, blows: &[Blow]) -> Result<Vec<Fate>> {
         let fate = storm.strike(*blow).map_err(|error| {
             Error::new(
                 format!("{blow}: {}", error.what),
-                format!("{}; again: ./dev storm --only {blow}", error.why),
+                format!("{}; again: ./dev storm --kills --only {blow}", error.why),
             )
         })?;
         fates.push(fate);

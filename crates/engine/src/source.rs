@@ -226,7 +226,11 @@ impl SourceDriver {
                 match self.act(act) {
                     Ok(Some(event)) => todo.extend(machine.handle(event)),
                     Ok(None) => {}
-                    Err(failed) => todo.extend(machine.handle(self.broke(failed))),
+                    Err(failed) => {
+                        // What was to follow it, a promise perhaps, is no longer wanted.
+                        todo.clear();
+                        todo.extend(machine.handle(self.broke(failed)));
+                    }
                 }
             }
             let signal = match self.later.pop_front() {

@@ -245,6 +245,18 @@ fn i3_a_cancelled_migration_leaves_the_guest_running_and_the_target_without_a_tr
     assert_eq!(*inn.journal.events.lock().unwrap(), ["abandoned false"]);
 }
 
+/// What was to follow an act that failed is not done, a promise above all: after it only the record could bring the guest back.
+#[test]
+fn i3_nothing_is_promised_once_something_has_failed() {
+    let (source, inn) = (Source::new(), Inn::new(&PAGES));
+    source.ram.lost_by_saving.store(true, SeqCst);
+    // The hashes of the stopped guest's memory cannot be made.
+    let (report, _) = source.migrate(listen(&inn), options(Mode::PostCopy), |_| {});
+    assert_eq!(report.outcome, Outcome::Failed);
+    assert!(source.cpu.running.load(SeqCst));
+    assert_eq!(*source.journal.events.lock().unwrap(), ["pausing", "back"]);
+}
+
 #[test]
 fn i1_i2_i3_a_link_cut_at_any_point_leaves_one_guest_with_all_its_memory() {
     let mut completed = 0;

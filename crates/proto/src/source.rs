@@ -166,7 +166,7 @@ enum State {
 }
 
 /// The source as a state machine.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Source {
     state: State,
     prepare: control::Prepare,
@@ -308,9 +308,9 @@ impl Source {
             }
             // The last barrier's answer may arrive after everything was sent.
             (State::Promising | State::Permitted, E::Message(Kind::RoundLanded(_))) => vec![],
-            (State::Permitted | State::Claiming { .. }, E::Message(Kind::Committed(c))) => {
-                self.gone(c.epoch, A::ServeOwed)
-            }
+            (State::Permitted, E::Message(Kind::Committed(c))) => self.gone(c.epoch, A::ServeOwed),
+            // Said before the connections were ended to ask the record, and heard after: nobody is listening on them.
+            (State::Claiming { .. }, E::Message(Kind::Committed(c))) => self.gone(c.epoch, A::Reconnect),
 
             // The record decides.
             (State::Claiming { why }, E::ClaimWon | E::Resolved) => self.end(vec![A::ResumeGuest], why),

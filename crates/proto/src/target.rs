@@ -125,7 +125,7 @@ enum Device {
 }
 
 /// The target as a state machine.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Target {
     state: State,
     hello: control::Hello,

@@ -369,6 +369,30 @@ proptest! {
     }
 }
 
+/// The source ended all connections to ask the record; what the target had said before may still be heard. Serving what is
+/// owed on connections that are gone would leave the target's guest waiting for ever.
+#[test]
+fn a_commit_heard_while_the_record_is_asked_is_followed_by_a_new_connection() {
+    let prepare = control::Prepare { post_copy: true, ..Default::default() };
+    let (mut source, _) = Source::new(control::Hello::default(), prepare, Step::PostCopy);
+    for event in [
+        SourceEvent::Message(Kind::Hello(control::Hello::default())),
+        SourceEvent::Message(Kind::Ready(control::Ready::default())),
+        SourceEvent::StreamsOpen,
+        SourceEvent::Message(Kind::OwedTaken(control::OwedTaken {})),
+        SourceEvent::Stopped,
+        SourceEvent::Saved { more: false },
+        SourceEvent::Promised,
+    ] {
+        source.handle(event);
+    }
+    assert_eq!(source.handle(SourceEvent::LinkLost("a stream broke".into())), [SourceAct::Claim]);
+    let committed = control::Committed { epoch: 2, ..Default::default() };
+    let acts = source.handle(SourceEvent::Message(Kind::Committed(committed)));
+    assert_eq!(acts, [SourceAct::Gone(2), SourceAct::Reconnect]);
+    assert_eq!(source.handle(SourceEvent::ClaimLost(2)), []);
+}
+
 fn message() -> impl Strategy<Value = Kind> {
     prop_oneof![
         Just(Kind::Hello(control::Hello::default())),

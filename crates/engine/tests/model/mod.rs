@@ -27,6 +27,9 @@ pub(crate) struct Ram {
     pub(crate) governor: Mutex<Option<Governor>>,
     /// What the tracker was told of each round: what need not have been in it.
     pub(crate) learnt: Mutex<Vec<MemorySet>>,
+    /// Cannot be read any more once the device state is saved, if the first is set; the second says that it is.
+    pub(crate) lost_by_saving: AtomicBool,
+    lost: AtomicBool,
     start: Instant,
 }
 
@@ -61,6 +64,8 @@ impl Ram {
             on_the_way: Mutex::default(),
             governor: Mutex::default(),
             learnt: Mutex::default(),
+            lost_by_saving: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
             start: Instant::now(),
         })
     }
@@ -151,6 +156,9 @@ impl GuestMemory for Ram {
 
     fn read(&self, block: BlockId, range: PageRange, into: &mut [u8]) -> io::Result<()> {
         assert!(range.fits(self.blocks[usize::from(block.0)].pages));
+        if self.lost.load(SeqCst) {
+            return Err(io::Error::other("memory cannot be read"));
+        }
         let inner = self.inner.lock().unwrap();
         for (page, into) in (range.start.0..range.end().0).zip(into.chunks_exact_mut(PAGE_SIZE)) {
             match inner.content[usize::from(block.0)].get(&page) {
@@ -364,6 +372,7 @@ impl Machine for Cpu {
     fn save(&mut self) -> Result<DeviceState, MachineError> {
         // Devices write guest memory while they are saved.
         self.ram.guest_writes(0, 0, 99);
+        self.ram.lost.store(self.ram.lost_by_saving.load(SeqCst), SeqCst);
         Ok(DeviceState { stream: vec![7; 1000], private: vec![("vga".into(), vec![1; 5000])] })
     }
 

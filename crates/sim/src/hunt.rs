@@ -1,0 +1,206 @@
+//! All storms: the smaller part for tests, everything for `./dev storm`, and the hunt for one planted fault.
+
+use crate::{
+    enumerate::{Counts, Enumeration},
+    fault::Fault,
+    random,
+    schedule::{Course, Schedule},
+    setup::{Keeper, Setup, Spooling, Way},
+};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How much is run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Size {
+    /// Whether every second blow is tried behind every first.
+    pub pairs: bool,
+    /// Seeds for random runs, from 0 on.
+    pub seeds: u64,
+    /// Threads that runs are shared out among; none has a thread of its own.
+    pub threads: usize,
+}
+
+impl Size {
+    /// What every run of the tests does: some 15 s of one core.
+    pub const TEST: Self = Self { pairs: false, seeds: 60_000, threads: 1 };
+    /// Everything.
+    pub const STORM: Self = Self { pairs: true, seeds: 1_000_000, threads: 2 };
+}
+
+/// A broken promise.
+#[derive(Clone, Debug)]
+pub struct Finding {
+    /// How to see it again.
+    pub schedule: Schedule,
+    /// What was broken.
+    pub what: String,
+}
+
+/// What was run.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Every storm of one or two blows.
+    pub enumerated: Counts,
+    /// Random ones; of these no states are counted.
+    pub random: Counts,
+    /// What was found.
+    pub findings: Vec<Finding>,
+    /// How long each of the two parts took.
+    pub took: [Duration; 2],
+}
+
+/// All setups whose storms of one blow are enumerated.
+fn singles() -> Vec<Setup> {
+    let mut all = Vec::new();
+    for keeper in [Keeper::Target, Keeper::File, Keeper::Etcd] {
+        for (way, spooling) in ways() {
+            let small = Setup::small(way, keeper, spooling);
+            let eager = way == Way::PreCopy;
+            all.push(Setup { rounds: 2, ..small });
+            all.push(Setup { streams: 2, rounds: 3, guest: 6, pages: 5, busy: 8, eager, ..small });
+        }
+    }
+    all
+}
+
+/// Those whose storms of two blows are.
+fn pairs() -> Vec<Setup> {
+    let mut all = Vec::new();
+    for keeper in [Keeper::Target, Keeper::Etcd] {
+        for (way, spooling) in ways() {
+            let small = Setup::small(way, keeper, spooling);
+            all.push(Setup { pages: 2, busy: 3, ..small });
+            all.push(Setup { streams: 2, rounds: 2, guest: 6, ..small });
+        }
+    }
+    all
+}
+
+fn ways() -> impl Iterator<Item = (Way, Spooling)> {
+    use Spooling::{Off, Relaxed, Strict};
+    let post = [Way::Hybrid, Way::PostCopy].into_iter();
+    let post = post.flat_map(|way| [Off, Relaxed, Strict].map(|spooling| (way, spooling)));
+    [(Way::PreCopy, Off)].into_iter().chain(post)
+}
+
+/// Runs all storms of this size. `tell` hears how it goes.
+pub fn storm(size: Size, tell: impl Fn(&str) + Sync) -> Report {
+    let mut report = Report::default();
+    let begin = Instant::now();
+    let mut work: Vec<(Setup, u32)> = singles().into_iter().map(|setup| (setup, 1)).collect();
+    if size.pairs {
+        work.extend(pairs().into_iter().map(|setup| (setup, 2)));
+    }
+    let all = Mutex::new((Counts::default(), Vec::new()));
+    let next = AtomicUsize::new(0);
+    shared_out(size.threads, || {
+        while let Some((setup, turns)) = work.get(next.fetch_add(1, Relaxed)) {
+            let done = catch_unwind(|| Enumeration::run(*setup, None, *turns));
+            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+            match done {
+                Ok(done) => {
+                    tell(&format!(
+                        "{setup}, {turns} at a time: {} schedules, {} states",
+                        done.counts.schedules, done.counts.states
+                    ));
+                    all.0.add(done.counts);
+                    all.1.extend(done.found.map(|(schedule, what)| Finding { schedule, what }));
+                }
+                Err(_) => {
+                    let schedule = Schedule { fault: None, course: Course::Enumerated(*setup, vec![]) };
+                    all.1.push(Finding { schedule, what: "a panic, in some storm of this setup".into() });
+                }
+            }
+        }
+    });
+    (report.enumerated, report.findings) = all.into_inner().unwrap_or_else(PoisonError::into_inner);
+    report.took[0] = begin.elapsed();
+
+    let begin = Instant::now();
+    let next = AtomicU64::new(0);
+    let all = Mutex::new((Counts::default(), Vec::new()));
+    shared_out(size.threads, || {
+        /// Seeds that a thread takes at a time.
+        const SHARE: u64 = 1000;
+        loop {
+            let from = next.fetch_add(SHARE, Relaxed);
+            if from >= size.seeds {
+                return;
+            }
+            let (counts, findings) = seeds(from..(from + SHARE).min(size.seeds), None, false);
+            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+            all.0.add(counts);
+            all.1.extend(findings);
+            if all.0.schedules.is_multiple_of(100_000) {
+                tell(&format!("{} at random", all.0.schedules));
+            }
+        }
+    });
+    let (counts, findings) = all.into_inner().unwrap_or_else(PoisonError::into_inner);
+    report.random = counts;
+    report.findings.extend(findings);
+    report.took[1] = begin.elapsed();
+    report
+}
+
+/// Random runs from these seeds.
+fn seeds(range: std::ops::Range<u64>, fault: Option<Fault>, first: bool) -> (Counts, Vec<Finding>) {
+    let mut counts = Counts::default();
+    let mut findings = Vec::new();
+    for seed in range {
+        let ended = catch_unwind(AssertUnwindSafe(|| random::run(seed, fault, false)));
+        let what = match ended {
+            Ok(mut world) => {
+                counts.moves += u64::from(world.steps.0);
+                counts.blows += u64::from(world.blows.0);
+                world.breach.0.take()
+            }
+            Err(_) => Some("a panic".into()),
+        };
+        counts.schedules += 1;
+        if let Some(what) = what {
+            findings.push(Finding { schedule: Schedule { fault, course: Course::Random(seed) }, what });
+            if first {
+                break;
+            }
+        }
+    }
+    (counts, findings)
+}
+
+/// Hunts for one planted fault with what the tests run; returns the first run that shows it, and how many it took.
+pub fn hunt(fault: Fault) -> (Option<Finding>, u64) {
+    /// Most show themselves soon, somewhere; this takes a second.
+    const FIRST: u64 = 10_000;
+    let (counts, mut findings) = seeds(0..FIRST, Some(fault), true);
+    let mut runs = counts.schedules;
+    if let Some(finding) = findings.pop() {
+        return (Some(finding), runs);
+    }
+    for setup in singles() {
+        let done = Enumeration::run(setup, Some(fault), 1);
+        runs += done.counts.schedules;
+        if let Some((schedule, what)) = done.found {
+            return (Some(Finding { schedule, what }), runs);
+        }
+    }
+    let (counts, mut findings) = seeds(FIRST..Size::TEST.seeds, Some(fault), true);
+    (findings.pop(), runs + counts.schedules)
+}
+
+fn shared_out(threads: usize, work: impl Fn() + Sync) {
+    thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(&work);
+        }
+        work();
+    });
+}

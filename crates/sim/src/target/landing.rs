@@ -1,0 +1,140 @@
+//! From the streams to guest memory, and faults the other way. Mirrors `engine/land.rs`, `engine/faults.rs` and
+//! `page/restore.rs`.
+
+use super::{Heard, Stage};
+use crate::{
+    fault::Fault,
+    link::{As, Side, Word},
+    pages::Page,
+    world::{World, say},
+};
+
+impl World {
+    /// A page has come over a connection (`Landing::land`).
+    pub fn land(&mut self, id: u16, page: u8, meant: Page, how: As) {
+        let unverified = self.has(Fault::KnownNotVerified);
+        let overwrites = self.has(Fault::PlaceOverwrites);
+        let Some(work) = self.target.work.as_deref_mut().filter(|work| work.conns.contains(&id)) else {
+            return;
+        };
+        let qemu = &mut self.qemus[1];
+        let refers = matches!(how, As::Known(_) | As::Delta(_));
+        match work.stage {
+            Stage::Closed if overwrites => qemu.ram.put(page, meant),
+            Stage::Before if !refers || unverified || restored(qemu, page, meant, how) == meant.content => {
+                let content = restored(qemu, page, meant, how);
+                let before = qemu.ram.at(page);
+                let runs = qemu.runs;
+                let now = Page { content, ..meant };
+                qemu.ram.put(page, now);
+                if content == 0 {
+                    qemu.ram.present.drop(page);
+                }
+                say!(self, "target: page {page} is {content}");
+                if content != meant.content {
+                    self.breach(|| {
+                        format!("I7: page {page} became {content}, and {} was meant", meant.content)
+                    });
+                }
+                if before.written > meant.written {
+                    self.breach(|| {
+                        format!(
+                            "I5: page {page}, written as number {}, overwrote number {}",
+                            meant.written, before.written
+                        )
+                    });
+                }
+                if runs {
+                    self.breach(|| format!("I5: page {page} was written under a running guest"));
+                }
+            }
+            Stage::Lacking if !refers => {
+                if !work.owed.has(page) && !overwrites {
+                    return;
+                }
+                let placed = qemu.place(page, meant);
+                if overwrites {
+                    qemu.ram.put(page, meant);
+                }
+                work.asked.drop(page);
+                work.owed.drop(page);
+                if work.owed.none() {
+                    work.heard.push_back(Heard::AllPlaced);
+                }
+                say!(self, "target: page {page} is placed{}", if placed { "" } else { ", and was there" });
+            }
+            // It refers to memory that it may not refer to, or to what is not there, or comes too late.
+            _ => {
+                say!(self, "target: page {page} is wrong");
+                work.heard.push_back(Heard::Wrong(id));
+            }
+        }
+    }
+
+    /// Whether a fault is to be heard of.
+    pub fn faults_can(&self) -> bool {
+        let Some(work) = self.target.work.as_deref().filter(|work| self.up[1] && work.watches) else {
+            return false;
+        };
+        let qemu = &self.qemus[1];
+        let waits = qemu.waits_for.filter(|_| qemu.alive && qemu.watched);
+        waits.is_some_and(|page| !work.owed.has(page) || !work.asked.has(page))
+    }
+
+    /// It is asked for, or answered with zeros if nobody owes it.
+    pub fn faults_move(&mut self) {
+        let early = self.has(Fault::StruckOffEarly);
+        let Some(work) = self.target.work.as_deref_mut() else { return };
+        let Some(page) = self.qemus[1].waits_for else { return };
+        if !work.owed.has(page) {
+            say!(self, "target: page {page} is missing, and zeros");
+            self.qemus[1].place(page, Page::default());
+            return;
+        }
+        say!(self, "target: page {page} is missing, and wanted");
+        work.asked.add(page);
+        if early {
+            work.owed.drop(page);
+        }
+        let on = work.asking_on;
+        if let Some(conn) = on.and_then(|id| self.conn(id)) {
+            conn.say(Side::Target, Word::Want(page));
+        }
+    }
+
+    /// Whether the spool has something that is lacked here.
+    pub fn reader_can(&self) -> bool {
+        let work = self.target.work.as_deref().filter(|work| self.up[1] && work.arrived);
+        work.is_some_and(|work| {
+            self.spool.up
+                && work.stage == Stage::Lacking
+                && !work.owed.less(work.owed.less(self.spool.durable)).none()
+        })
+    }
+
+    /// It takes one page from there.
+    pub fn reader_moves(&mut self) {
+        let Some(work) = self.target.work.as_deref_mut() else { return };
+        let there = work.owed.less(work.owed.less(self.spool.durable));
+        let Some(page) = there.highest() else { return };
+        let content = self.spool.pages.at(page);
+        say!(self, "target: page {page} is in the spool");
+        self.qemus[1].place(page, content);
+        work.asked.drop(page);
+        work.owed.drop(page);
+        if work.owed.none() {
+            work.heard.push_back(Heard::AllPlaced);
+        }
+    }
+}
+
+/// What comes out of a message (`Restorer::restore`, before it is verified).
+fn restored(qemu: &crate::qemu::Qemu, page: u8, meant: Page, how: As) -> u16 {
+    match how {
+        As::Plain => meant.content,
+        As::Zero => 0,
+        As::Known(other) => qemu.ram.at(other).content,
+        As::Delta(base) if qemu.ram.at(page).content == base => meant.content,
+        As::Delta(_) => meant.content ^ 0x8000,
+    }
+}

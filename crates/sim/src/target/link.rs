@@ -1,0 +1,92 @@
+//! The target's door and its connections. Mirrors `engine/accept.rs` and `engine/target/link.rs`.
+
+use super::{Heard, Session};
+use crate::{
+    link::{Purpose, Side, Word},
+    printed::Printed,
+    world::{World, say},
+};
+use proto::{
+    Target,
+    control::{self, Kind},
+};
+
+impl World {
+    /// A connection's preamble (`Acceptor::serve`).
+    pub fn accept(&mut self, id: u16, purpose: Purpose) {
+        let session = self.target.work.as_ref().is_some_and(|work| work.machine.is_some());
+        let arrived = self.target.store.durable().arrived;
+        let welcome = match purpose {
+            Purpose::Control if !session && !self.target.store.read().seen => {
+                let mut work = Session::new(Some(Target::new(control::Hello::default())));
+                work.control = Some(id);
+                self.target.work = Some(Box::new(work));
+                true
+            }
+            Purpose::Control => false,
+            Purpose::Record => true,
+            Purpose::Data(_) | Purpose::Fault | Purpose::Resume if session => {
+                // Welcome only when it is in use.
+                if let Some(work) = self.target.work.as_deref_mut() {
+                    work.heard.push_back(Heard::Attach(id));
+                }
+                return;
+            }
+            Purpose::Resume => arrived,
+            Purpose::Data(_) | Purpose::Fault => false,
+        };
+        say!(self, "target: {purpose:?} is {}", if welcome { "welcome" } else { "refused" });
+        let Some(conn) = self.conn(id) else { return };
+        conn.welcome = Some(welcome);
+        if purpose == Purpose::Resume && welcome {
+            conn.say(Side::Target, Word::Say(Printed(Kind::Settled(control::Settled::default()))));
+        }
+        if !welcome {
+            conn.shut(Side::Target);
+        }
+    }
+
+    /// A further connection of the migration (`attach`).
+    pub(super) fn attach(&mut self, id: u16) {
+        let Some(purpose) = self.conn(id).map(|conn| conn.purpose) else { return };
+        if purpose == Purpose::Resume {
+            self.target_hangs_up();
+        }
+        if let Some(conn) = self.conn(id) {
+            conn.welcome = Some(true);
+        }
+        let Some(work) = self.target.work.as_deref_mut() else { return };
+        match purpose {
+            Purpose::Data(_) => work.conns.push(id),
+            Purpose::Fault => {
+                work.conns.push(id);
+                work.asking_on = Some(id);
+                // First for everything that somebody waits for already.
+                let asked = work.asked;
+                for page in asked.iter() {
+                    if let Some(conn) = self.conn(id) {
+                        conn.say(Side::Target, Word::Want(page));
+                    }
+                }
+            }
+            Purpose::Resume => {
+                work.control = Some(id);
+                work.event(proto::TargetEvent::Reconnected);
+            }
+            Purpose::Control | Purpose::Record => {}
+        }
+    }
+
+    /// Ends all connections (`hang_up`).
+    pub(super) fn target_hangs_up(&mut self) {
+        let Some(work) = self.target.work.as_deref_mut() else { return };
+        work.ended = 0;
+        work.asking_on = None;
+        let conns = std::mem::take(&mut work.conns);
+        for id in conns.into_iter().chain(work.control.take()) {
+            if let Some(conn) = self.conn(id) {
+                conn.shut(Side::Target);
+            }
+        }
+    }
+}

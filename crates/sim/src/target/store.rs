@@ -1,0 +1,92 @@
+//! The threads that write the target's store: one transaction at a time. Mirrors `agent/store` and
+//! `Acceptor::answer_record`.
+
+use super::Recording;
+use crate::{
+    fault::Fault,
+    link::{Side, Word},
+    record::Answer,
+    world::{Timer, World, say},
+};
+
+impl World {
+    /// Whether a transaction of the store can begin: there is one at a time.
+    pub(super) fn store_is_free(&self) -> bool {
+        !self.target.store.is_unsynced() || self.has(Fault::ClaimNotSynced)
+    }
+
+    /// An `fsync` of the store.
+    pub(super) fn target_syncs(&mut self) {
+        let claimed = self.target.store.read().arrival.as_ref().is_some_and(|arrival| arrival.claimed);
+        if self.has(Fault::ClaimNotSynced) && claimed {
+            return self.set(Timer::Lazy(Side::Target));
+        }
+        self.target_synced();
+    }
+
+    /// The store is durable as it is now.
+    pub fn target_synced(&mut self) {
+        self.target.store.sync();
+        let owner = self.target.store.durable().offer;
+        self.ghost.committed |= owner.is_some_and(|offer| offer.decided && offer.owner == Side::Target);
+    }
+
+    /// Whether the thread that records what is owed can go on.
+    pub fn recorder_can(&self) -> bool {
+        let Some(work) = self.target.work.as_deref().filter(|_| self.up[1]) else { return false };
+        match work.recording {
+            Recording::Done => false,
+            Recording::Asked(_) => self.store_is_free(),
+            Recording::Written => true,
+        }
+    }
+
+    /// It writes, then syncs.
+    pub fn recorder_moves(&mut self) {
+        let Some(work) = self.target.work.as_deref_mut() else { return };
+        if let Recording::Asked(owed) = work.recording {
+            say!(self, "target: records what it is owed");
+            work.recording = Recording::Written;
+            self.target.store.write(|store| {
+                if let Some(arrival) = &mut store.arrival {
+                    arrival.owing = Some(owed);
+                }
+            });
+        } else {
+            say!(self, "target: what it is owed is durable");
+            work.recording = Recording::Done;
+            self.target_synced();
+        }
+    }
+
+    /// Whether a claim that came over a connection can be gone on with (`answer_record`).
+    pub fn server_can(&self) -> bool {
+        let begun = self.target.serving.front().map(|(_, _, answer)| answer.is_some());
+        self.up[1] && begun.is_some_and(|begun| begun || self.store_is_free())
+    }
+
+    /// It is written, then durable and answered.
+    pub fn server_moves(&mut self) {
+        let idempotent = !self.has(Fault::ClaimNotIdempotent);
+        let Some((conn, claim, answer)) = self.target.serving.pop_front() else { return };
+        match answer {
+            None => {
+                let mut answer = Answer::Unknown;
+                self.target.store.write(|store| {
+                    if let Some(offer) = &mut store.offer {
+                        answer = offer.claim(claim, idempotent);
+                    }
+                });
+                say!(self, "target: the source's claim comes to {answer:?}");
+                self.target.serving.push_front((conn, claim, Some(answer)));
+            }
+            Some(answer) => {
+                self.target_synced();
+                if let Some(conn) = self.conn(conn) {
+                    conn.say(Side::Target, Word::Claimed(answer));
+                    conn.shut(Side::Target);
+                }
+            }
+        }
+    }
+}

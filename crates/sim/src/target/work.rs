@@ -1,0 +1,228 @@
+//! What the target's agent and driver hold, and the steps of their acts.
+
+use crate::{
+    durable::Durable,
+    pages::Pages,
+    printed::Printed,
+    record::{Answer, Asked, Owner},
+};
+use proto::{Target, TargetAct, TargetEvent, control::Kind};
+use std::collections::VecDeque;
+
+/// What is on the target agent's disk.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Store {
+    /// The record that decides this migration, where the target holds it (`Offer`).
+    pub offer: Option<Owner>,
+    /// The VM's way to here (`ArrivalRecord`).
+    pub arrival: Option<Arrival>,
+    /// It came here, all of it.
+    pub arrived: bool,
+    /// The migration's id was seen.
+    pub seen: bool,
+}
+
+/// The target's journal of the VM.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Arrival {
+    /// A claim may be on its way to a record elsewhere.
+    pub claiming: bool,
+    /// This host has claimed it.
+    pub claimed: bool,
+    /// What it was owed when it was claimed.
+    pub owing: Option<Pages>,
+}
+
+/// The agent.
+#[derive(Clone, Hash, Default)]
+pub struct TargetAgent {
+    /// Its store.
+    pub store: Durable<Store>,
+    /// The migration, or its recovery.
+    pub work: Option<Box<Session>>,
+    /// Claims that came over a connection, and whether they are written.
+    pub serving: VecDeque<(u16, Asked, Option<Answer>)>,
+}
+
+/// How pages may be put into memory.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Stage {
+    /// Nothing runs here.
+    Before,
+    /// Only owed pages, only where holes are.
+    Lacking,
+    /// Nothing is written any more.
+    Closed,
+}
+
+/// How far the recording of what is owed is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Recording {
+    /// Nothing is to be recorded, or all of it is.
+    Done,
+    /// To be written.
+    Asked(Pages),
+    /// Written, not durable.
+    Written,
+}
+
+/// A migration at its target (`TargetDriver`), or its recovery, which has no machine.
+#[derive(Clone, Hash)]
+pub struct Session {
+    /// The protocol.
+    pub machine: Option<Printed<Target>>,
+    /// Acts still to be done.
+    pub todo: VecDeque<Printed<TargetAct>>,
+    /// What is left of the act that is being done.
+    pub steps: VecDeque<Do>,
+    /// Signals that were not looked at yet.
+    pub heard: VecDeque<Heard>,
+    /// The control connection.
+    pub control: Option<u16>,
+    /// Connections with pages.
+    pub conns: Vec<u16>,
+    /// The one on which missing pages are asked for.
+    pub asking_on: Option<u16>,
+    /// The last round that has landed.
+    pub round: u32,
+    /// Streams that have ended the next one.
+    pub ended: u8,
+    /// How pages may be put into memory.
+    pub stage: Stage,
+    /// What the source still has to send.
+    pub owed: Pages,
+    /// What somebody waits for.
+    pub asked: Pages,
+    /// Missing pages are heard of.
+    pub watches: bool,
+    /// How far the recording of what is owed is.
+    pub recording: Recording,
+    /// The device state.
+    pub state: u16,
+    /// The source said that its guest is back.
+    pub source_is_back: bool,
+    /// The claim was won.
+    pub arrived: bool,
+    /// The record's answer.
+    pub answer: Option<Answer>,
+    /// The next act that can fail does.
+    pub fails: bool,
+}
+
+/// What the driver has heard and not looked at.
+#[derive(Clone, Hash, Debug)]
+pub enum Heard {
+    /// The source's word.
+    Said(Printed<Kind>),
+    /// A connection that belongs to it, accepted and not yet welcome.
+    Attach(u16),
+    /// A stream has delivered its share of a round.
+    RoundEnd(u16, u8, u32),
+    /// A connection ended.
+    Lost(u16),
+    /// Something on a connection was wrong.
+    Wrong(u16),
+    /// Every owed page is in memory.
+    AllPlaced,
+}
+
+/// One step of an act; between two of them everything can happen.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Do {
+    /// Starts a QEMU that waits.
+    Start,
+    /// Writes the offer and the arrival.
+    Accept,
+    /// An `fsync` of the store.
+    Sync,
+    /// `Prepared`.
+    Prepared,
+    /// Makes holes.
+    Punch(Pages),
+    /// Waits until what is owed is recorded.
+    AwaitRecorded,
+    /// Begins to record what is owed.
+    Record,
+    /// `OwedTaken`.
+    OwedTaken,
+    /// The memory is complete, if nothing is owed.
+    Enter,
+    /// QEMU reads the device state, and guest memory with it.
+    Load,
+    /// `Loaded`.
+    Loaded,
+    /// Writes the claim into the store.
+    Claim,
+    /// The store's answer to it.
+    Claimed,
+    /// Writes that a claim may be on its way.
+    Intend,
+    /// Asks a record elsewhere.
+    Ask,
+    /// Waits for its answer.
+    AwaitAnswer,
+    /// Writes that the claim was won.
+    Won,
+    /// `ClaimWon`.
+    TellWon,
+    /// Waits before asking again.
+    Wait,
+    /// Lets the guest run.
+    Resume,
+    /// The same, without a word.
+    Run,
+    /// The memory is complete.
+    Close,
+    /// Writes that nothing is owed.
+    Settle,
+    /// Says so.
+    SaySettled,
+    /// Ends the QEMU.
+    Destroy,
+    /// Writes that nobody can claim here any more.
+    Abandon,
+    /// Forgets the record.
+    Forget,
+    /// The recovery goes on from the store.
+    TakeUp,
+    /// The recovery is over.
+    Over,
+}
+
+impl Session {
+    /// With this machine, or as a recovery.
+    pub fn new(machine: Option<Target>) -> Self {
+        Self {
+            machine: machine.map(Printed),
+            todo: VecDeque::new(),
+            steps: VecDeque::new(),
+            heard: VecDeque::new(),
+            control: None,
+            conns: Vec::new(),
+            asking_on: None,
+            round: 0,
+            ended: 0,
+            stage: Stage::Before,
+            owed: Pages::default(),
+            asked: Pages::default(),
+            watches: false,
+            recording: Recording::Done,
+            state: 0,
+            source_is_back: false,
+            arrived: false,
+            answer: None,
+            fails: false,
+        }
+    }
+
+    pub(super) fn event(&mut self, event: TargetEvent) {
+        if let Some(machine) = &mut self.machine {
+            self.todo.extend(machine.handle(event).into_iter().map(Printed));
+        }
+    }
+
+    pub(super) fn broke(&mut self, what: &str) {
+        self.steps.clear();
+        self.event(TargetEvent::Broke { what: what.into(), why: "chance".into() });
+    }
+}

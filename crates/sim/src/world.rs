@@ -1,0 +1,291 @@
+//! The whole world of one migration: two hosts, what is between them, and a clock that only moves when nothing else does.
+
+use crate::{
+    fault::Fault,
+    guest::Guest,
+    link::{Conn, Purpose, Side},
+    qemu::Qemu,
+    record::Elsewhere,
+    setup::Setup,
+    source::SourceAgent,
+    spool::Spool,
+    target::TargetAgent,
+};
+use std::hash::{Hash, Hasher};
+
+/// What happens when its time has come, unless it was called off.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Timer {
+    /// A driver that waits before it asks again does so.
+    Again(Side),
+    /// A driver's patience with whoever owes it an answer is over.
+    Patience(Side),
+    /// The user is told that it is in doubt; the driver leaves the asking to the recovery.
+    Doubt,
+    /// What a careless writer has not synced gets to the disk by itself (planted faults only).
+    Lazy(Side),
+    /// The agent is started again.
+    Restart(Side),
+    /// The network is back.
+    LinkUp,
+    /// The record elsewhere can be reached again.
+    RecordUp,
+    /// The datastore answers again.
+    SpoolUp,
+    /// A person has seen that the target host is dead, or has looked at a restored record.
+    Person,
+}
+
+/// Virtual milliseconds. What matters is their order: a few attempts fall between a failure and its end.
+impl Timer {
+    /// How long until it happens.
+    pub fn after(self) -> u32 {
+        match self {
+            Self::Again(_) => 500,
+            Self::Restart(_) => 700,
+            Self::Patience(_) => 900,
+            Self::LinkUp => 1200,
+            Self::RecordUp => 1300,
+            Self::SpoolUp => 1400,
+            Self::Doubt => 2000,
+            Self::Lazy(_) => 2500,
+            Self::Person => 3000,
+        }
+    }
+
+    /// Sets it; if it is set already, it stays.
+    pub fn set_in(self, timers: &mut Vec<(u32, Self)>) {
+        if !timers.iter().any(|(_, set)| *set == self) {
+            timers.push((self.after(), self));
+        }
+    }
+
+    /// Whether it only asks again, so that a world in which nothing else can happen has ended.
+    fn only_asks(self) -> bool {
+        matches!(self, Self::Again(_) | Self::Patience(_) | Self::Doubt)
+    }
+}
+
+/// What the checks know, and nobody else.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Ghost {
+    /// The record has passed to the target, durably.
+    pub committed: bool,
+    /// A host's QEMU was killed, with its host or alone.
+    pub killed: [bool; 2],
+    /// … before the commit.
+    pub killed_before_commit: bool,
+    /// A person has said that the VM is the source's.
+    pub spoken: bool,
+    /// … and it was let run there.
+    pub by_person: bool,
+    /// An agent was killed between the step that recorded a waiting or empty QEMU and the one that started or ended it: that
+    /// process is known to nobody, and harms nobody: it never ran, or holds neither vCPUs' state nor a disk.
+    pub orphan: [bool; 2],
+}
+
+/// Left out of a state's hash.
+#[derive(Clone, Debug, Default)]
+pub struct Aside<T>(pub T);
+
+impl<T> Hash for Aside<T> {
+    fn hash<H: Hasher>(&self, _: &mut H) {}
+}
+
+/// Everything.
+#[derive(Clone, Hash)]
+pub struct World {
+    /// What is simulated.
+    pub setup: Setup,
+    /// What is done wrongly on purpose.
+    pub fault: Option<Fault>,
+    /// The guest as it sees itself.
+    pub guest: Guest,
+    /// As it was when it was stopped: what a person may bring back.
+    pub at_stop: Option<Box<Guest>>,
+    /// Each host's QEMU.
+    pub qemus: [Qemu; 2],
+    /// Whether each host's agent runs.
+    pub up: [bool; 2],
+    /// Whether a host is gone for good.
+    pub burnt: [bool; 2],
+    /// The source's agent.
+    pub source: SourceAgent,
+    /// The target's.
+    pub target: TargetAgent,
+    /// All connections.
+    pub conns: Vec<Conn>,
+    /// The next connection's number.
+    pub next_conn: u16,
+    /// Whether the network works.
+    pub link: bool,
+    /// The record, if neither host holds it.
+    pub record: Elsewhere,
+    /// The spool.
+    pub spool: Spool,
+    /// What is to happen, and in how many milliseconds.
+    pub timers: Vec<(u32, Timer)>,
+    /// Whose turn it is.
+    pub turn: u8,
+    /// Who is kept waiting until nobody else can move.
+    pub asleep: u64,
+    /// How often everybody only asked again.
+    pub idle: u8,
+    /// What the checks know.
+    pub ghost: Ghost,
+    /// The first promise that was broken.
+    pub breach: Aside<Option<String>>,
+    /// What happened, if anybody wants to read it.
+    pub trace: Aside<Option<Vec<String>>>,
+    /// How many moves there were.
+    pub steps: Aside<u32>,
+    /// How many blows.
+    pub blows: Aside<u32>,
+}
+
+/// Writes a line of the trace, if there is one.
+macro_rules! say {
+    ($world:expr, $($arg:tt)*) => {
+        if let Some(trace) = &mut $world.trace.0 {
+            trace.push(format!($($arg)*));
+        }
+    };
+}
+pub(crate) use say;
+
+/// What the guest does before its pages are on their way: as much as that takes, so that it is not at rest when its writes begin to
+/// be tracked.
+const BEFORE: u16 = 30;
+
+impl World {
+    /// A guest that runs on the source, and a user who wants it elsewhere.
+    pub fn new(setup: Setup, fault: Option<Fault>) -> Self {
+        let (guest, ram) = Guest::new(setup.pages, BEFORE);
+        let mut world = Self {
+            setup,
+            fault,
+            guest,
+            at_stop: None,
+            qemus: [Qemu::running(ram), Qemu::none()],
+            up: [true; 2],
+            burnt: [false; 2],
+            source: SourceAgent::new(&setup),
+            target: TargetAgent::default(),
+            conns: Vec::new(),
+            next_conn: 0,
+            link: true,
+            record: Elsewhere::new(),
+            spool: Spool::new(),
+            timers: Vec::new(),
+            turn: 0,
+            asleep: 0,
+            idle: 0,
+            ghost: Ghost::default(),
+            breach: Aside(None),
+            trace: Aside(None),
+            steps: Aside(0),
+            blows: Aside(0),
+        };
+        let control = world.dial(Purpose::Control);
+        if let Some(work) = world.source.work.as_deref_mut() {
+            work.control = control;
+        }
+        world
+    }
+
+    /// Whether this is done wrongly.
+    pub fn has(&self, fault: Fault) -> bool {
+        self.fault == Some(fault)
+    }
+
+    /// A promise is broken. The first one counts.
+    pub fn breach(&mut self, what: impl FnOnce() -> String) {
+        if self.breach.0.is_none() {
+            let what = what();
+            say!(self, "*** {what}");
+            self.breach.0 = Some(what);
+        }
+    }
+
+    /// Dials the target. Its answer comes later; none if the network or the agent is down.
+    pub fn dial(&mut self, purpose: Purpose) -> Option<u16> {
+        if !self.link || !self.up[1] {
+            return None;
+        }
+        let id = self.next_conn;
+        self.next_conn += 1;
+        self.conns.push(Conn::dialled(id, purpose));
+        Some(id)
+    }
+
+    /// The connection of this number, if anything is left of it.
+    pub fn conn(&mut self, id: u16) -> Option<&mut Conn> {
+        self.conns.iter_mut().find(|conn| conn.id == id)
+    }
+
+    /// Sets a timer; one that is set already stays.
+    pub fn set(&mut self, timer: Timer) {
+        timer.set_in(&mut self.timers);
+    }
+
+    /// Calls a timer off.
+    pub fn call_off(&mut self, timer: Timer) {
+        self.timers.retain(|(_, set)| *set != timer);
+    }
+
+    /// Whether it is set.
+    pub fn is_set(&self, timer: Timer) -> bool {
+        self.timers.iter().any(|(_, set)| *set == timer)
+    }
+
+    /// Time passes until the next timer. Says whether anything new can come of it.
+    pub fn pass_time(&mut self) -> bool {
+        /// After so many times of mere asking, with no answer at all, nothing else will come.
+        const ENOUGH: u8 = 12;
+        let Some(first) = (0..self.timers.len()).min_by_key(|i| self.timers[*i].0) else { return false };
+        if self.timers.iter().all(|(_, timer)| timer.only_asks()) {
+            if self.idle >= ENOUGH {
+                return false;
+            }
+            self.idle += 1;
+        } else {
+            self.idle = 0;
+        }
+        let (left, timer) = self.timers.swap_remove(first);
+        self.timers.iter_mut().for_each(|(other, _)| *other -= left);
+        self.timers.sort_unstable_by_key(|(left, timer)| (*left, timer_order(*timer)));
+        say!(self, "-- {left} ms later: {timer:?}");
+        self.fire(timer);
+        true
+    }
+
+    fn fire(&mut self, timer: Timer) {
+        match timer {
+            Timer::Again(Side::Source) | Timer::Patience(Side::Source) => self.source_timer(timer),
+            Timer::Again(Side::Target) | Timer::Patience(Side::Target) => self.target_timer(timer),
+            Timer::Doubt => self.source_in_doubt(),
+            Timer::Lazy(Side::Source) => self.source.journal.sync(),
+            Timer::Lazy(Side::Target) => self.target_synced(),
+            Timer::Restart(Side::Source) => self.restart_source(),
+            Timer::Restart(Side::Target) => self.restart_target(),
+            Timer::LinkUp => self.link = true,
+            Timer::RecordUp => self.record.up = true,
+            Timer::SpoolUp => self.spool.up = true,
+            Timer::Person => self.person(),
+        }
+    }
+}
+
+fn timer_order(timer: Timer) -> u8 {
+    match timer {
+        Timer::Again(side) => side as u8,
+        Timer::Patience(side) => 2 + side as u8,
+        Timer::Doubt => 4,
+        Timer::Lazy(side) => 5 + side as u8,
+        Timer::Restart(side) => 7 + side as u8,
+        Timer::LinkUp => 9,
+        Timer::RecordUp => 10,
+        Timer::SpoolUp => 11,
+        Timer::Person => 12,
+    }
+}
