@@ -32,8 +32,12 @@ const MAX_BLOCKS: usize = 256;
 /// Pages of one RAM block, at most: 64 TiB, beyond what x86-64 guests have today.
 const MAX_PAGES: u64 = 1 << 34;
 
-/// A device state's parts, at most: 256 MiB each, more than the largest video memory.
-const MAX_STATE: u64 = 256 << 20;
+/// A RAM block's name, at most: QEMU's own are shorter.
+const MAX_NAME: usize = 256;
+
+/// A device state's parts, at most, all of them together: 512 MiB, the largest video memory. What packs so well that it fits into a
+/// message could otherwise unpack to 255 times as much.
+const MAX_STATE: u64 = 512 << 20;
 
 /// How long to wait before asking the record again.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -351,12 +355,14 @@ impl TargetDriver {
         let blocks: Vec<Block> =
             prepare.blocks.into_iter().map(|b| Block { name: b.name, pages: b.pages }).collect();
         let sane = (1..=MAX_BLOCKS).contains(&blocks.len())
-            && blocks.iter().all(|b| (1..=MAX_PAGES).contains(&b.pages))
-            && (1..=MAX_STREAMS).contains(&prepare.streams);
+            && blocks.iter().all(|b| (1..=MAX_PAGES).contains(&b.pages) && b.name.len() <= MAX_NAME)
+            && (1..=MAX_STREAMS).contains(&prepare.streams)
+            && Epoch(prepare.epoch) <= Epoch::MOST;
         if !sane {
             return Err(vec![format!(
-                "the request is out of bounds: 1 to {MAX_BLOCKS} RAM blocks of at most {MAX_PAGES} pages, and 1 to \
-                 {MAX_STREAMS} streams"
+                "the request is out of bounds: 1 to {MAX_BLOCKS} RAM blocks of at most {MAX_PAGES} pages, 1 to \
+                 {MAX_STREAMS} streams, and an epoch of at most {}",
+                Epoch::MOST
             )]);
         }
         let sealer = match *prepare.seal_key {
@@ -504,9 +510,14 @@ impl TargetDriver {
     }
 }
 
-fn unpack(state: &control::State) -> Result<DeviceState, String> {
-    let raw = |packed: &Option<control::Packed>| match packed {
-        Some(packed) => proto::unpacked(packed, MAX_STATE).map_err(|e| e.to_string()),
+pub(crate) fn unpack(state: &control::State) -> Result<DeviceState, String> {
+    let mut room = MAX_STATE;
+    let mut raw = |packed: &Option<control::Packed>| match packed {
+        Some(packed) => {
+            let raw = proto::unpacked(packed, room).map_err(|e| e.to_string())?;
+            room -= raw.len() as u64;
+            Ok(raw)
+        }
         None => Ok(vec![]),
     };
     let private = state
