@@ -170,7 +170,8 @@ mod tests {
 
     #[test]
     fn many_tiny_parts_are_refused_before_they_cost_memory() {
-        let reasons = |count| wire(control::Kind::Refused(control::Refused { reasons: vec![String::new(); count] }));
+        let reasons =
+            |count| wire(control::Kind::Refused(control::Refused { reasons: vec![String::new(); count] }));
         assert!(decode(&reasons(MAX_PARTS - 1)).is_ok());
         assert_eq!(decode(&reasons(MAX_PARTS)), Err(ControlError::Parts));
         // The same, as many messages of one reason each: protobuf adds them up.

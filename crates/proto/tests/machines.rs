@@ -357,12 +357,15 @@ fn i1_what_breaks_while_the_record_is_asked_brings_no_guest_back() {
     let (mut source, acts) = Source::after_promise(false);
     assert_eq!(acts, [SourceAct::Claim]);
     let broke = || SourceEvent::Broke { what: "believe the target".into(), why: "another name".into() };
-    assert_eq!(source.handle(broke()), [SourceAct::Claim], "asking again is harmless, running it again is not");
-    assert_eq!(source.handle(SourceEvent::ClaimLost(2)), [
-        SourceAct::Gone(2),
-        SourceAct::Forget,
-        SourceAct::End(SourceEnd::Completed)
-    ]);
+    assert_eq!(
+        source.handle(broke()),
+        [SourceAct::Claim],
+        "asking again is harmless, running it again is not"
+    );
+    assert_eq!(
+        source.handle(SourceEvent::ClaimLost(2)),
+        [SourceAct::Gone(2), SourceAct::Forget, SourceAct::End(SourceEnd::Completed)]
+    );
     assert_eq!(source.handle(broke()), []);
 }
 

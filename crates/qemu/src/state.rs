@@ -142,7 +142,7 @@ fn feed(mut socket: UnixStream, stream: &[u8]) -> io::Result<()> {
     }
 }
 
-fn wait_loaded(qmp: &mut Qmp) -> Result<(), StateError> {
+pub(crate) fn wait_loaded(qmp: &mut Qmp) -> Result<(), StateError> {
     let ended = |event: &crate::qmp::Event| {
         event.name == "MIGRATION" && matches!(event.data["status"].as_str(), Some("completed" | "failed"))
     };

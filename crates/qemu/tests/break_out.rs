@@ -6,7 +6,7 @@ mod common;
 use common::{hand::has, host, recipe};
 use qemu::{
     Host, Limits, Recipe, preflight,
-    recipe::{Argument, Net, Role, files},
+    recipe::{Argument, FeatureWord, Net, Role, files},
 };
 use std::{
     fs,
@@ -114,6 +114,29 @@ fn files_elsewhere_are_neither_opened_nor_told_of() {
     let digest = files::look(&secret, Role::Boot).unwrap().digest.unwrap();
     assert_eq!(guess(&secret, &digest), guess(&secret, "0"));
     assert_eq!(guess(&secret, &digest), guess(&bed.path("secret/no such file"), "0"));
+}
+
+#[test]
+fn what_is_only_shown_is_neither_long_nor_an_order_to_a_terminal() {
+    let bed = Bed::new();
+    let word =
+        |register: &str| FeatureWord { eax: 1, ecx: None, register: register.to_owned(), bits: u32::MAX };
+    assert_eq!(bed.reasons(|recipe| recipe.cpu_features.push(word("EDX"))), Vec::<String>::new());
+    for bad in [&"E".repeat(1 << 20), "E\u{1b}[2J", ""] {
+        let reasons = bed.reasons(|recipe| recipe.cpu_features.push(word(bad)));
+        has(&reasons, "is no CPU register");
+        assert!(reasons.iter().all(|why| why.len() < 300 && !why.contains(char::is_control)), "{reasons:?}");
+    }
+    let disk = bed.path("disks/web.img");
+    let reasons = bed.reasons(|recipe| {
+        let mut file = files::look(&disk, Role::Disk).unwrap();
+        file.path = bed.path("disks/\u{1b}[2J");
+        recipe.files.push(file);
+    });
+    has(&reasons, "is no plain absolute path");
+    // However much is wrong, a person is told what a person can read.
+    let reasons = bed.reasons(|recipe| recipe.machine = format!("q35{}", ",x=y".repeat(100_000)));
+    assert!(reasons.len() <= 100, "{}", reasons.len());
 }
 
 #[test]

@@ -275,11 +275,22 @@ impl Seen<'_> {
         let compressor =
             Compressor::new(streams, (parts.cores)(), |codec| packing::allowed(options.compress, codec));
         let (pace, wire) = compressor.foresee(link.0 as f64, shrinks_to, cost * BESIDE);
+        let fixed = parts.road.switchover.as_secs_f64();
+        self.taught(&parts.history, (pace, wire), travels, (streams, parts.writers), fixed)
+    }
+
+    /// The same, once it is known what to expect of pace and wire. Part of the history is the word of other hosts.
+    fn taught(
+        &self,
+        history: &[Past],
+        (pace, wire): (f64, f64),
+        travels: f64,
+        (streams, writers): (u32, u32),
+        fixed: f64,
+    ) -> Measured {
         let per_s = self.written.per_s() * PAGE_SIZE as f64;
-        let past = parts
-            .history
-            .iter()
-            .rfind(|past| past.outcome == Outcome::Completed && past.mode == Mode::PreCopy);
+        let past =
+            history.iter().rfind(|past| past.outcome == Outcome::Completed && past.mode == Mode::PreCopy);
         let as_before =
             past.is_some_and(|past| past.governed && per_s >= AS_HARD * past.written_per_s as f64);
         let look = LOOK * f64::from(streams);
@@ -292,8 +303,8 @@ impl Seen<'_> {
             pace: past.map_or(pace, |past| believed(past, self.link, travels, look, pace)),
             wire,
             look,
-            fixed: parts.road.switchover.as_secs_f64(),
-            writers: parts.writers,
+            fixed,
+            writers,
             hard: as_before || self.written.new_per_s() * PAGE_SIZE as f64 * again >= HARD * pace,
         }
     }
@@ -322,4 +333,32 @@ fn believed(past: &Past, link: Rate, travels: f64, look: f64, expected: f64) -> 
     let seconds = (ms / 1e3 - bytes * (1.0 - travels) / look).max(ms / 1e4);
     let seen = bytes * travels / seconds;
     seen.clamp(expected * BELIEVED.0, expected * BELIEVED.1)
+}
+
+/// See [`crate::fuzz::foresee`].
+pub(crate) fn foresee(
+    history: &[Past],
+    link: Rate,
+    present: u64,
+    written: &WorkingSet,
+    limit: Duration,
+) -> Forecast {
+    let sample = Sample { travels: 0.9, shrinks_to: 0.5, cost: 1.0 };
+    let seen = Seen { present, written, sample, link };
+    let measured = seen.taught(history, (link.0 as f64, 1.0), sample.travels, (2, 2), 0.01);
+    let terms = Terms {
+        downtime: Duration::from_millis(300),
+        time: (!limit.is_zero()).then_some(limit),
+        passed: PREFLIGHT,
+        stall: Duration::from_millis(5),
+        keep: policy::Promise::USUAL,
+        way: None,
+        post_copy: true,
+    };
+    let plan = policy::plan(&measured, &terms);
+    for way in [Way::PreCopy, Way::Hybrid, Way::PostCopy] {
+        let standing = Standing { left: present, lasted: PREFLIGHT, first: true, governed: measured.hard };
+        let _ = measured.remaining(way, &standing, &plan).map(Duration::from_secs_f64);
+    }
+    forecast(&measured, plan, link, Duration::from_secs(1), PREFLIGHT)
 }
