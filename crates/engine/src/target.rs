@@ -165,6 +165,12 @@ impl TargetDriver {
         mut owed: MemorySet,
     ) -> io::Result<()> {
         let Waiting { memory, missing, machine, journal } = waiting;
+        let recorded = owed.blocks().map(|(_, set)| set.capacity());
+        if !recorded.eq(memory.blocks().iter().map(|block| block.pages)) {
+            // A guest with holes that nobody knows of would read zeros.
+            let why = "the pages that are recorded as owed are not those of this VM's RAM blocks";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
         for id in (0..memory.blocks().len()).map(|i| BlockId(i as u16)) {
             // What is present has been received: a page leaves its hole in one step.
             owed.block_mut(id).subtract(&memory.present(id)?);
@@ -511,7 +517,11 @@ impl TargetDriver {
 }
 
 pub(crate) fn unpack(state: &control::State) -> Result<DeviceState, String> {
-    let mut room = MAX_STATE;
+    unpack_within(state, MAX_STATE)
+}
+
+/// All parts together may be so large.
+fn unpack_within(state: &control::State, mut room: u64) -> Result<DeviceState, String> {
     let mut raw = |packed: &Option<control::Packed>| match packed {
         Some(packed) => {
             let raw = proto::unpacked(packed, room).map_err(|e| e.to_string())?;
@@ -526,4 +536,24 @@ pub(crate) fn unpack(state: &control::State) -> Result<DeviceState, String> {
         .map(|b| Ok((b.name.clone(), raw(&b.content)?)))
         .collect::<Result<_, String>>()?;
     Ok(DeviceState { stream: raw(&state.stream)?, private })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_state_is_bounded_as_a_whole_and_not_only_in_its_parts() {
+        let part = || Some(proto::packed(&[0; 600]));
+        let private = control::PrivateBlock { name: "vga.vram".into(), content: part() };
+        let state = |parts: usize| control::State {
+            stream: part(),
+            private: vec![private.clone(); parts],
+            ..Default::default()
+        };
+        let unpacked = unpack_within(&state(2), 1800).unwrap();
+        assert_eq!((unpacked.stream.len(), unpacked.private.len()), (600, 2));
+        assert!(unpack_within(&state(3), 1800).unwrap_err().contains("at most 0 are acceptable"));
+        assert!(unpack_within(&state(2), 1799).is_err());
+    }
 }

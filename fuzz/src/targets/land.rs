@@ -173,7 +173,9 @@ fn sent(codec: Option<Codec>, refers: bool) -> Vec<u8> {
         let mut dirty: HashSet<(usize, u64)> = HashSet::new();
         for (block, page, kind, word) in writes {
             let mut new = content(*kind);
-            word.map(|word| new[word] ^= 0x55);
+            if let Some(word) = word {
+                new[*word] ^= 0x55;
+            }
             let at = *page as usize * PAGE_SIZE;
             guest.borrow_mut()[*block][at..at + PAGE_SIZE].copy_from_slice(&new);
             dirty.insert((*block, *page));
@@ -181,9 +183,9 @@ fn sent(codec: Option<Codec>, refers: bool) -> Vec<u8> {
         sent.turn(round);
         let may_refer = |block: BlockId, page: PageIndex| !dirty.contains(&(usize::from(block.0), page.0));
         let references = References { sent: &sent, round, may_refer };
-        for block in 0..PAGES.len() {
+        for (block, pages) in PAGES.into_iter().enumerate() {
             let id = BlockId(block as u16);
-            for page in (0..PAGES[block]).filter(|page| dirty.contains(&(block, *page))) {
+            for page in (0..pages).filter(|page| dirty.contains(&(block, *page))) {
                 let range = PageRange::new(PageIndex(page), 1);
                 let read = |into: &mut [u8]| -> Result<(), io::Error> {
                     let at = page as usize * PAGE_SIZE;
@@ -193,7 +195,9 @@ fn sent(codec: Option<Codec>, refers: bool) -> Vec<u8> {
                 batch.add(id, range, refers.then_some(&references), read).expect("memory can be read");
             }
             batch.seal(&sent);
-            codec.map(|codec| batch.pack(&mut encoder, codec, |_| true));
+            if let Some(codec) = codec {
+                batch.pack(&mut encoder, codec, |_| true);
+            }
             let (runs, codec, bytes) = batch.runs();
             if !runs.is_empty() {
                 write_batch(id, runs, codec.map(|codec| (codec, bytes)), &mut out);

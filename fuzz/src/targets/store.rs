@@ -165,14 +165,15 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let pausing = departure("\"state\":\"pausing\"");
     let promised = departure("\"state\":\"promised\",\"expected\":4");
     let gone = departure("\"state\":\"gone\",\"epoch\":5");
-    let base = [("vms", here.as_bytes()), ("owners", owner.as_bytes())];
-    let with = |more: &str| [&base[..], &[("departures", more.as_bytes())]].concat();
-    add(&[0, 1, 2, 0, 1, 3, 2, 4], &with(&pausing));
-    add(&[0, 2, 4, 3, 2], &with(&promised));
-    add(&[2, 1, 0, 3, 4], &with(&gone));
+    let (vms, owners) = (("vms", here.as_bytes()), ("owners", owner.as_bytes()));
+    for (steps, departure) in
+        [(&[0, 1, 2, 0, 1, 3, 2, 4][..], &pausing), (&[0, 2, 4, 3, 2], &promised), (&[2, 1, 0, 3, 4], &gone)]
+    {
+        add(steps, &[vms, owners, ("departures", departure.as_bytes())]);
+    }
     let history = super::history::seeds().remove(2).split_off(3);
     let road = "{\"probed\":[125000000,1700000000],\"switchovers_ms\":[8.5,9.0]}";
-    add(&[0, 1, 3, 4], &[&base[..], &[("history", &history), ("roads", road.as_bytes())]].concat());
+    add(&[0, 1, 3, 4], &[vms, owners, ("history", &history[..]), ("roads", road.as_bytes())]);
     // At epoch 4, which the upper half of a step's byte says.
     let (claim_here, claim_there) = (4 * 16 + 1, 4 * 16 + 2);
     debug_assert!(claim_here % 10 == 5 && claim_there % 10 == 6);
