@@ -60,7 +60,30 @@ pub fn encode(kind: control::Kind) -> Vec<u8> {
 pub fn decode(bytes: &[u8]) -> Result<control::Kind, ControlError> {
     check(bytes)?;
     let message = control::Message::decode(bytes).map_err(|e| ControlError::Broken(e.to_string()))?;
-    message.kind.ok_or(ControlError::Unknown)
+    let mut kind = message.kind.ok_or(ControlError::Unknown)?;
+    words(&mut kind).into_iter().for_each(harmless);
+    Ok(kind)
+}
+
+/// What of a message is shown to people.
+fn words(kind: &mut control::Kind) -> Vec<&mut String> {
+    use control::Kind;
+    match kind {
+        Kind::Hello(hello) => vec![&mut hello.host, &mut hello.software],
+        Kind::Failed(failed) => vec![&mut failed.what, &mut failed.why],
+        Kind::Refused(refused) => refused.reasons.iter_mut().collect(),
+        Kind::Committed(committed) => vec![&mut committed.paused_because],
+        Kind::Claimed(claimed) => vec![&mut claimed.owner],
+        _ => vec![],
+    }
+}
+
+/// Leaves nothing in it that a terminal would obey.
+fn harmless(text: &mut String) {
+    let order = |c: char| c.is_control() && c != '\n';
+    if text.contains(order) {
+        *text = text.replace(order, "?");
+    }
 }
 
 /// Looks at a message's outer fields before anything is made of them. What is no message at all is left to the decoder to refuse.
@@ -178,6 +201,14 @@ mod tests {
         let one = reasons(1);
         assert_eq!(decode(&one.repeat(MAX_PARTS / 2)).map(drop), Ok(()));
         assert_eq!(decode(&one.repeat(MAX_PARTS)), Err(ControlError::Parts));
+    }
+
+    #[test]
+    fn what_is_said_in_words_is_no_order_to_a_terminal() {
+        let why = "line one\nline \u{1b}]0;two\u{7}".to_owned();
+        let failed = control::Failed { what: "\r".into(), why, cancelled: false };
+        let Ok(control::Kind::Failed(heard)) = decode(&wire(control::Kind::Failed(failed))) else { panic!() };
+        assert_eq!((heard.what.as_str(), heard.why.as_str()), ("?", "line one\nline ?]0;two?"));
     }
 
     #[test]
