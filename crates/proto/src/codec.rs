@@ -8,8 +8,8 @@ use units::{BlockId, MemorySet, PageSet};
 /// A control message's length, at most: a device state with video memory fits, and a hostile length costs no more.
 pub const MAX_CONTROL: usize = 128 << 20;
 
-/// A message's length, at most, where it carries neither a device state nor page sets nor hashes nor a recipe: they are sentences,
-/// and some of them are kept and shown.
+/// A message's length, at most, where it carries neither a device state nor page sets nor hashes nor a recipe but sentences, some of
+/// which are kept and shown.
 const MAX_WORDS: usize = 1 << 20;
 
 /// Parts of a message, at most: RAM blocks, reasons, pieces of a device state; QEMU itself stops at 256 memory slots. An empty part
@@ -93,11 +93,11 @@ fn check(mut bytes: &[u8]) -> Result<(), ControlError> {
         parts += 1;
         let Some(mut content) = content else { continue };
         let limit = match kind {
-            // Owed, Hashes, State, StillOwed.
-            11 | 12 | 13 | 24 => MAX_CONTROL,
+            // Hello, Failed, Claim, Ready, Refused, Committed, Claimed.
+            1 | 4 | 15 | 20 | 21 | 23 | 26 => MAX_WORDS,
             // Prepare, with a recipe.
             10 => 8 * MAX_WORDS,
-            _ => MAX_WORDS,
+            _ => MAX_CONTROL,
         };
         if content.len() > limit {
             return Err(ControlError::TooLong { kind, bytes: content.len(), limit });

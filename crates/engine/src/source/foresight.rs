@@ -269,14 +269,14 @@ struct Seen<'a> {
 impl Seen<'_> {
     /// Together with what earlier migrations of this VM taught.
     fn measured(&self, parts: &mut SourceParts, options: &Options) -> Measured {
-        let Sample { travels, shrinks_to, cost } = self.sample;
+        let Sample { shrinks_to, cost, .. } = self.sample;
         let link = options.bandwidth.map_or(self.link, |limit| limit.min(self.link));
         let streams = *options.streams.start();
         let compressor =
             Compressor::new(streams, (parts.cores)(), |codec| packing::allowed(options.compress, codec));
         let (pace, wire) = compressor.foresee(link.0 as f64, shrinks_to, cost * BESIDE);
         let fixed = parts.road.switchover.as_secs_f64();
-        self.taught(&parts.history, (pace, wire), travels, (streams, parts.writers), fixed)
+        self.taught(&parts.history, (pace, wire), (streams, parts.writers), fixed)
     }
 
     /// The same, once it is known what to expect of pace and wire. Part of the history is the word of other hosts.
@@ -284,10 +284,10 @@ impl Seen<'_> {
         &self,
         history: &[Past],
         (pace, wire): (f64, f64),
-        travels: f64,
         (streams, writers): (u32, u32),
         fixed: f64,
     ) -> Measured {
+        let travels = self.sample.travels;
         let per_s = self.written.per_s() * PAGE_SIZE as f64;
         let past =
             history.iter().rfind(|past| past.outcome == Outcome::Completed && past.mode == Mode::PreCopy);
@@ -345,7 +345,7 @@ pub(crate) fn foresee(
 ) -> Forecast {
     let sample = Sample { travels: 0.9, shrinks_to: 0.5, cost: 1.0 };
     let seen = Seen { present, written, sample, link };
-    let measured = seen.taught(history, (link.0 as f64, 1.0), sample.travels, (2, 2), 0.01);
+    let measured = seen.taught(history, (link.0 as f64, 1.0), (2, 2), 0.01);
     let terms = Terms {
         downtime: Duration::from_millis(300),
         time: (!limit.is_zero()).then_some(limit),
