@@ -28,13 +28,6 @@ impl<'a> Input<'a> {
         u16::from_le_bytes([self.u8(), self.u8()])
     }
 
-    pub(crate) fn u64(&mut self) -> u64 {
-        let mut bytes = [0; 8];
-        let taken = self.bytes(8);
-        bytes[..taken.len()].copy_from_slice(taken);
-        u64::from_le_bytes(bytes)
-    }
-
     /// One of `all`.
     pub(crate) fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
         all[usize::from(self.u8()) % all.len()]

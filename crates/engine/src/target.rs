@@ -522,13 +522,11 @@ pub(crate) fn unpack(state: &control::State) -> Result<DeviceState, String> {
 
 /// All parts together may be so large.
 fn unpack_within(state: &control::State, mut room: u64) -> Result<DeviceState, String> {
-    let mut raw = |packed: &Option<control::Packed>| match packed {
-        Some(packed) => {
-            let raw = proto::unpacked(packed, room).map_err(|e| e.to_string())?;
-            room -= raw.len() as u64;
-            Ok(raw)
-        }
-        None => Ok(vec![]),
+    let mut raw = |packed: &Option<control::Packed>| -> Result<Vec<u8>, String> {
+        let Some(packed) = packed else { return Ok(vec![]) };
+        let raw = proto::unpacked(packed, room).map_err(|e| e.to_string())?;
+        room -= raw.len() as u64;
+        Ok(raw)
     };
     let private = state
         .private

@@ -90,7 +90,7 @@ pub(crate) fn save(qmp: &mut Qmp, exit: &mut Exit) -> Result<Vec<u8>, StateError
     }
     let mut stream = Vec::with_capacity(bytes as usize);
     // No more than it has just been found to be: a QEMU that goes on writing is none that waits for us.
-    exit.file.by_ref().take(bytes).read_to_end(&mut stream).map_err(system("read a memfd"))?;
+    Read::by_ref(&mut exit.file).take(bytes).read_to_end(&mut stream).map_err(system("read a memfd"))?;
     Ok(stream)
 }
 

@@ -241,6 +241,8 @@ fn options_that_would_open_or_execute_something_are_refused_however_they_are_wri
         ("-object", "rng-random,id=r,filename=/etc/passwd".to_owned()),
         ("-object", "rng-random,filename=/dev/urandom,id=r,filename=/etc/passwd".to_owned()),
         ("-object", "iothread,id=i,qom-type=memory-backend-file,mem-path=/etc/passwd".to_owned()),
+        ("-object", "iothread,id=i,mem-path=/etc/passwd".to_owned()),
+        ("-object", "rng-builtin,id=r,filename=/dev/urandom".to_owned()),
         ("-object", "secret,id=s,file=/etc/passwd".to_owned()),
         // Character devices.
         ("-chardev", "file,id=c,path=/tmp/x".to_owned()),

@@ -249,16 +249,7 @@ pub fn check_argument(argument: &Argument, files: &[SeenFile]) -> Result<(), Str
         "-smbios" if has("file").is_none() && has("path").is_none() => Ok(()),
         "-global" => global(value).or_else(refuse),
         "-overcommit" if has("mem-lock").is_none() => Ok(()),
-        "-object" => match options::get(&options::parse(value, "qom-type"), "qom-type") {
-            Some("iothread") => Ok(()),
-            Some("rng-builtin") => Ok(()),
-            Some("rng-random")
-                if has("filename").is_none_or(|path| matches!(path, "/dev/urandom" | "/dev/random")) =>
-            {
-                Ok(())
-            }
-            _ => refuse("objects of this kind are not allowed".to_owned()),
-        },
+        "-object" => object(value).or_else(refuse),
         "-chardev" => match options::get(&options::parse(value, "backend"), "backend") {
             Some("null" | "ringbuf") if has("path").is_none() && has("logfile").is_none() => Ok(()),
             _ => refuse("only chardevs of the kinds null and ringbuf are allowed".to_owned()),
@@ -268,6 +259,38 @@ pub fn check_argument(argument: &Argument, files: &[SeenFile]) -> Result<(), Str
         "-drive" => drive(value, &file_of).or_else(refuse),
         _ => refuse("this option is not allowed".to_owned()),
     }
+}
+
+/// Properties of an object that open nothing.
+const OBJECT_OPTIONS: &[&str] = &[
+    "qom-type",
+    "id",
+    "poll-max-ns",
+    "poll-grow",
+    "poll-shrink",
+    "aio-max-batch",
+    "thread-pool-min",
+    "thread-pool-max",
+    "max-bytes",
+    "period",
+];
+
+fn object(value: &str) -> Result<(), String> {
+    let parsed = options::parse(value, "qom-type");
+    let kind = options::get(&parsed, "qom-type").unwrap_or_default();
+    if !matches!(kind, "iothread" | "rng-builtin" | "rng-random") {
+        return Err("objects of this kind are not allowed".to_owned());
+    }
+    for (key, value) in &parsed {
+        let allowed = match key.as_str() {
+            "filename" => kind == "rng-random" && matches!(value.as_str(), "/dev/urandom" | "/dev/random"),
+            key => OBJECT_OPTIONS.contains(&key) && is_plain(value),
+        };
+        if !allowed {
+            return Err(format!("{}={} is not allowed", shown(key), shown(value)));
+        }
+    }
+    Ok(())
 }
 
 /// Whether a pattern of an allow-list is meant: a trailing `*` stands for any ending.
