@@ -244,7 +244,11 @@ fn options_that_would_open_or_execute_something_are_refused_however_they_are_wri
         ("-object", "iothread,id=i,mem-path=/etc/passwd".to_owned()),
         ("-object", "rng-builtin,id=r,filename=/dev/urandom".to_owned()),
         ("-object", "secret,id=s,file=/etc/passwd".to_owned()),
+        ("-overcommit", "mem-lock=on".to_owned()),
+        ("-overcommit", "cpu-pm=on,mem-lock".to_owned()),
+        ("-overcommit", "x=/etc/passwd".to_owned()),
         // Character devices.
+        ("-chardev", "null,id=/etc/passwd".to_owned()),
         ("-chardev", "file,id=c,path=/tmp/x".to_owned()),
         ("-chardev", "null,id=c,logfile=/tmp/x".to_owned()),
         ("-chardev", "null,id=c,backend=pipe,path=/tmp/x".to_owned()),

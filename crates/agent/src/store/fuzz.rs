@@ -3,7 +3,10 @@
 //! Not behind a feature: cargo builds the workspace with all features that anybody asks for, and what is tested would not be what is
 //! shipped.
 
-use super::{CACHE_BYTES, Store, StoreError, owed};
+use super::{
+    ArrivalRecord, CACHE_BYTES, DepartureRecord, Known, Store, StoreError, VmRecord, decode, owed, ownership,
+};
+use engine::report::{Past, Report};
 use redb::{Builder, TableDefinition, backends::InMemoryBackend};
 use units::{MemorySet, MigrationId};
 
@@ -35,6 +38,21 @@ pub fn store(host: &str, rows: &[(&str, &[u8])]) -> Result<Store, StoreError> {
         Ok(())
     })?;
     Ok(store)
+}
+
+/// Whether a row of this table can be read, without a store around it.
+pub fn read_row(table: &str, row: &[u8]) -> bool {
+    match table {
+        "vms" => decode::<VmRecord>(row).is_ok(),
+        "owners" => ownership::read_owner(row),
+        "offers" => ownership::read_offer(row),
+        "departures" => decode::<DepartureRecord>(row).is_ok(),
+        "arrivals" => decode::<ArrivalRecord>(row).is_ok(),
+        "reports" => decode::<Report>(row).is_ok(),
+        "history" => decode::<Vec<Past>>(row).is_ok(),
+        "roads" => decode::<Known>(row).is_ok(),
+        _ => false,
+    }
 }
 
 /// An owed set from its row, if it is of no more pages.

@@ -248,10 +248,12 @@ pub fn check_argument(argument: &Argument, files: &[SeenFile]) -> Result<(), Str
         "-kernel" | "-initrd" => refuse("the file is not among the recipe's boot files".to_owned()),
         "-smbios" if has("file").is_none() && has("path").is_none() => Ok(()),
         "-global" => global(value).or_else(refuse),
-        "-overcommit" if has("mem-lock").is_none() => Ok(()),
+        "-overcommit" if is_plain(value) && parsed.iter().all(|(key, _)| key == "cpu-pm") => Ok(()),
         "-object" => object(value).or_else(refuse),
         "-chardev" => match options::get(&options::parse(value, "backend"), "backend") {
-            Some("null" | "ringbuf") if has("path").is_none() && has("logfile").is_none() => Ok(()),
+            Some("null" | "ringbuf") if is_plain(value) && parsed.iter().all(|(key, _)| speaks(key)) => {
+                Ok(())
+            }
             _ => refuse("only chardevs of the kinds null and ringbuf are allowed".to_owned()),
         },
         "-device" => device(value).or_else(refuse),
@@ -345,6 +347,11 @@ fn global(value: &str) -> Result<(), String> {
 /// What `-boot` may say: nothing that names a file.
 fn boots(key: &str) -> bool {
     matches!(key, "order" | "once" | "menu" | "strict" | "splash-time" | "reboot-timeout")
+}
+
+/// What `-chardev` may say: nothing that names a file. Its first word is the back end's.
+fn speaks(key: &str) -> bool {
+    matches!(key, "null" | "ringbuf" | "backend" | "id" | "size" | "mux")
 }
 
 /// Properties of a block node that open nothing.
