@@ -232,6 +232,7 @@ fn options_that_would_open_or_execute_something_are_refused_however_they_are_wri
         ("-device", "virtio-net-pcix,vhostfd=3".to_owned()),
         ("-device", "usb-host,hostdevice=/dev/bus/usb/001/001".to_owned()),
         ("-device", "{\"driver\":\"VGA\",\"romfile\":\"/etc/passwd\"}".to_owned()),
+        ("-device", "virtio-net-pci,file=/etc/passwd".to_owned()),
         ("-global", "VGA.romfile=passwd".to_owned()),
         ("-global", "driver=VGA,property=romfile,value=passwd".to_owned()),
         ("-global", "driver=migration,property=send-configuration,value=on".to_owned()),

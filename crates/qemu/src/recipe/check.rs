@@ -326,7 +326,8 @@ fn device(value: &str) -> Result<(), String> {
 fn opens(property: &str, value: &str) -> bool {
     match property {
         "romfile" => !value.is_empty(),
-        "host" | "hostdev" | "path" | "filename" | "fd" | "vhostfd" | "sysfsdev" => true,
+        "host" | "hostdev" | "path" | "file" | "filename" | "logfile" | "mem-path" | "script"
+        | "downscript" | "fd" | "vhostfd" | "sysfsdev" => true,
         _ => !is_word_or_empty(property) || value.contains('\0'),
     }
 }
