@@ -234,7 +234,6 @@ pub fn check_argument(argument: &Argument, files: &[SeenFile]) -> Result<(), Str
         files.iter().any(|file| file.role == role && file.path.to_str() == Some(path))
     };
     let parsed = options::parse(value, "");
-    let has = |key: &str| options::get(&parsed, key);
     match option {
         "-uuid" | "-k" | "-rtc" | "-numa" if is_plain(value) => Ok(()),
         "-boot" if is_plain(value) && options::parse(value, "order").iter().all(|(key, _)| boots(key)) => {
@@ -246,7 +245,10 @@ pub fn check_argument(argument: &Argument, files: &[SeenFile]) -> Result<(), Str
         "-append" => Ok(()),
         "-kernel" | "-initrd" if file_of(Role::Boot, value) => Ok(()),
         "-kernel" | "-initrd" => refuse("the file is not among the recipe's boot files".to_owned()),
-        "-smbios" if has("file").is_none() && has("path").is_none() => Ok(()),
+        "-smbios" => match parsed.iter().find(|(key, value)| opens(key, value)) {
+            Some((key, value)) => refuse(format!("{}={} is not allowed", shown(key), shown(value))),
+            None => Ok(()),
+        },
         "-global" => global(value).or_else(refuse),
         "-overcommit" if is_plain(value) && parsed.iter().all(|(key, _)| key == "cpu-pm") => Ok(()),
         "-object" => object(value).or_else(refuse),
@@ -324,7 +326,7 @@ fn device(value: &str) -> Result<(), String> {
 
 /// Whether a device's property makes QEMU open something, or cannot be one.
 fn opens(property: &str, value: &str) -> bool {
-    match property {
+    match property.rsplit('.').next().unwrap_or_default() {
         "romfile" => !value.is_empty(),
         "host" | "hostdev" | "path" | "file" | "filename" | "logfile" | "mem-path" | "script"
         | "downscript" | "fd" | "vhostfd" | "sysfsdev" => true,
