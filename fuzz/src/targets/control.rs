@@ -13,7 +13,7 @@ fn shape() -> Shape {
 /// A byte says whether one message follows, or a connection with several.
 pub(crate) fn run(data: &[u8]) -> bool {
     let mut input = Input::new(data);
-    if input.u8() % 2 == 0 {
+    if input.u8().is_multiple_of(2) {
         return decode(input.rest()).is_ok_and(|kind| message(&kind));
     }
     let mut connection = input.rest();

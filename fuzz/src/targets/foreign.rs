@@ -4,7 +4,7 @@ use units::PAGE_SIZE;
 /// A byte says whether an image follows, or private memory; then one for its size.
 pub(crate) fn run(data: &[u8]) -> bool {
     let mut input = Input::new(data);
-    if input.u8() % 2 == 0 {
+    if input.u8().is_multiple_of(2) {
         return qemu::fuzz::image(input.rest()).is_ok();
     }
     let size = usize::from(input.u16());

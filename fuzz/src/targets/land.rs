@@ -156,13 +156,16 @@ fn content(kind: u8) -> Vec<u8> {
     }
 }
 
+/// What the guest writes: in which block, to which page, which content, and which of its bytes is another.
+type Write = (usize, u64, u8, Option<usize>);
+
 /// The batches of some rounds, as a source sends them.
 fn sent(codec: Option<Codec>, refers: bool) -> Vec<u8> {
     let guest = RefCell::new(PAGES.map(|pages| vec![0; pages as usize * PAGE_SIZE]));
     let sent = Sent::new(&PAGES, PAGES[0], &[1; 32], Sealer::new(KEY));
     let (mut batch, mut encoder, mut out) = (Batch::new(8 * PAGE_SIZE), Encoder::default(), vec![]);
     // Content; the same and other content elsewhere; a word of it changed, twice; zeros.
-    let rounds: [&[(usize, u64, u8, Option<usize>)]; 5] = [
+    let rounds: [&[Write]; 5] = [
         &[(0, 1, 3, None), (0, 2, 5, None), (0, 9, 7, None)],
         &[(1, 0, 3, None), (1, 1, 5, None), (0, 10, 7, None), (0, 11, 9, None)],
         &[(0, 2, 5, Some(100))],

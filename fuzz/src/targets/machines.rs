@@ -13,7 +13,7 @@ pub(crate) fn run(data: &[u8]) -> bool {
     match input.u8() % 6 {
         0 => source(Source::new(hello(), prepare(&mut input), Step::Round), false, false, &mut input),
         1 => source(Source::new(hello(), prepare(&mut input), Step::PostCopy), false, false, &mut input),
-        2 => source(Source::after_promise(input.u8() % 2 == 0), true, false, &mut input),
+        2 => source(Source::after_promise(input.u8().is_multiple_of(2)), true, false, &mut input),
         3 => source(Source::after_commit(), true, true, &mut input),
         4 => target(Target::new(hello()), false, &mut input),
         _ => target(Target::after_claim(hello()), true, &mut input),
@@ -25,7 +25,7 @@ fn hello() -> control::Hello {
 }
 
 fn prepare(input: &mut Input<'_>) -> control::Prepare {
-    control::Prepare { verify: input.u8() % 2 == 0, post_copy: true, ..Default::default() }
+    control::Prepare { verify: input.u8().is_multiple_of(2), post_copy: true, ..Default::default() }
 }
 
 fn message(input: &mut Input<'_>) -> Kind {
@@ -62,7 +62,7 @@ fn source_event(input: &mut Input<'_>) -> SourceEvent {
         4 => E::Shipped(u32::from(input.u8() % 8)),
         5 => E::Decided(input.one_of(&[Step::Round, Step::Switchover, Step::PostCopy])),
         6 => E::Stopped,
-        7 => E::Saved { more: input.u8() % 2 == 0 },
+        7 => E::Saved { more: input.u8().is_multiple_of(2) },
         8 => E::Promised,
         9 => E::ClaimWon,
         10 => E::ClaimLost(u64::from(input.u8())),

@@ -11,7 +11,7 @@ const GREETING: &str = "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 0, \"mino
 pub(crate) fn run(data: &[u8]) -> bool {
     let mut input = Input::new(data);
     let question = usize::from(input.u8()) % (QUESTIONS.len() + 1);
-    let greets = input.u8() % 2 == 0;
+    let greets = input.u8().is_multiple_of(2);
     let said = input.rest();
     match QUESTIONS.get(question) {
         Some(question) if greets => monitor(&[GREETING.as_bytes(), said].concat(), *question).is_ok(),

@@ -93,18 +93,20 @@ fn names_no_other_file(argument: &Argument, files: &[SeenFile]) {
     }
     for (key, value) in options::parse(value, "") {
         let key = key.rsplit('.').next().unwrap_or_default();
-        let opens = matches!(
-            key,
-            "file"
-                | "filename"
-                | "path"
-                | "romfile"
-                | "mem-path"
-                | "logfile"
-                | "script"
-                | "downscript"
-                | "fd"
-        );
+        // Options whose words all stand for numbers and modes have no files.
+        let opens = !matches!(option, "-numa" | "-rtc" | "-uuid" | "-k" | "-boot")
+            && matches!(
+                key,
+                "file"
+                    | "filename"
+                    | "path"
+                    | "romfile"
+                    | "mem-path"
+                    | "logfile"
+                    | "script"
+                    | "downscript"
+                    | "fd"
+            );
         let looks_like_a_path = value.contains('/') && !matches!(option, "-device" | "-global" | "-smbios");
         if (opens && !value.is_empty()) || looks_like_a_path {
             let named = files.iter().any(|file| file.path.to_str() == Some(value.as_str()));
