@@ -21,6 +21,7 @@ may_use() {
         agent) echo units pki engine ;;
         host) echo units pki engine qemu agent ;;
         whimbrel) echo units sys pki engine doctor agent host ;;
+        fuzz) echo units page proto engine qemu agent ;;
         guest) echo units ;;
         lab | bench) echo units sys page policy proto pki engine qemu doctor agent host whimbrel lab ;;
         *) echo "?" ;;
@@ -56,7 +57,7 @@ $found"
 done
 
 # The workspace forbids unsafe code; sys alone has lints of its own.
-for manifest in crates/*/Cargo.toml guest/Cargo.toml tests/Cargo.toml bench/Cargo.toml; do
+for manifest in crates/*/Cargo.toml fuzz/Cargo.toml guest/Cargo.toml tests/Cargo.toml bench/Cargo.toml; do
     [ "$manifest" != crates/sys/Cargo.toml ] || continue
     [ "$(sed -n '/^\[lints\]/,/^\[/p' "$manifest" | grep -c '^workspace = true')" = 1 ] ||
         breach "$manifest does not take the workspace's lints, which forbid unsafe code"

@@ -278,14 +278,18 @@ pub enum ConfigError {
 impl Config {
     /// The file, if one is given, with the flags over it and the defaults below it.
     pub fn load(file: Option<&Path>, flags: Flags) -> Result<Self, ConfigError> {
-        let file = match file {
-            None => File::default(),
-            Some(path) => {
-                let text = fs::read_to_string(path)
-                    .map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
-                toml::from_str(&text).map_err(|error| mistake(path, &text, &error))?
-            }
-        };
+        let Some(path) = file else { return Self::with(File::default(), flags) };
+        let text =
+            fs::read_to_string(path).map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })?;
+        Self::parse(&text, path, flags)
+    }
+
+    /// The same, of a file with this text.
+    pub(crate) fn parse(text: &str, path: &Path, flags: Flags) -> Result<Self, ConfigError> {
+        Self::with(toml::from_str(text).map_err(|error| mistake(path, text, &error))?, flags)
+    }
+
+    fn with(file: File, flags: Flags) -> Result<Self, ConfigError> {
         let name = match flags.name.or(file.name.map(|name| name.0)) {
             Some(name) => name,
             None => host_name()?,

@@ -7,6 +7,9 @@ pub mod api;
 pub mod config;
 /// From its start to its end.
 pub mod daemon;
+/// What takes bytes from strangers, for those who try to break it.
+#[doc(hidden)]
+pub mod fuzz;
 /// What runs the VMs.
 pub mod hypervisor;
 /// Logs.

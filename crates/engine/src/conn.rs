@@ -385,7 +385,7 @@ pub(crate) fn unanswered(e: io::Error) -> io::Error {
 }
 
 /// Reads one control message. Memory is spent only as the bytes arrive.
-pub(crate) fn read_control(conn: &mut Conn) -> io::Result<control::Kind> {
+pub(crate) fn read_control(conn: &mut impl Read) -> io::Result<control::Kind> {
     let mut length = [0; 4];
     conn.read_exact(&mut length).map_err(|e| timed_out(e, "nothing was heard from the peer for too long"))?;
     let length = u32::from_le_bytes(length) as usize;

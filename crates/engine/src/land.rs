@@ -1,7 +1,7 @@
 //! From the streams to guest memory.
 
 use crate::{
-    conn::{Conn, invalid},
+    conn::invalid,
     ports::{Fault, GuestMemory, MissingPages},
     verify::{Announced, hash},
 };
@@ -239,7 +239,7 @@ impl Landing {
 }
 
 /// Reads frames and lands them until the connection ends. Returns why it ended.
-pub(crate) fn receive(mut conn: Conn, landing: &Landing, mut round_end: impl FnMut(u32)) -> io::Error {
+pub(crate) fn receive(mut conn: impl Read, landing: &Landing, mut round_end: impl FnMut(u32)) -> io::Error {
     let mut table = Vec::new();
     let mut content = vec![0; MAX_PAYLOAD];
     let mut restorer = Restorer::new(landing.sealer.clone(), MAX_PAYLOAD);
@@ -253,7 +253,7 @@ pub(crate) fn receive(mut conn: Conn, landing: &Landing, mut round_end: impl FnM
 }
 
 fn receive_one(
-    conn: &mut Conn,
+    conn: &mut impl Read,
     landing: &Landing,
     table: &mut Vec<u8>,
     content: &mut [u8],

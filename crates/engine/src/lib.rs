@@ -9,6 +9,9 @@ mod beside;
 mod channel;
 /// Connections: handshake, counting, control messages.
 mod conn;
+/// What takes bytes from strangers, for those who try to break it.
+#[doc(hidden)]
+pub mod fuzz;
 /// What a migration asks of the world.
 pub mod ports;
 /// What a migration says of itself.

@@ -228,6 +228,21 @@ impl Past {
         })
     }
 
+    /// Whether its figures can be a migration's. It comes along with a VM, by the word of its last host.
+    pub fn is_sound(&self) -> bool {
+        // A hundred years, and 4 EiB: sums and squares of them are still finite, and so is what is foretold by them.
+        let time = |ms: f64| (0.0..=3.2e12).contains(&ms);
+        let amount = |n: u64| n <= 1 << 62;
+        let round = |round: &Round| {
+            time(round.ms) && [round.pages, round.wire_bytes, round.dirtied].into_iter().all(amount)
+        };
+        time(self.moving_ms)
+            && time(self.stalled_ms)
+            && [self.written_per_s, self.link].into_iter().all(amount)
+            && round(&self.first)
+            && round(&self.later)
+    }
+
     /// Adds the latest, and forgets the oldest.
     pub fn add(history: &mut Vec<Self>, latest: Self) {
         history.push(latest);

@@ -28,6 +28,7 @@ mod link; // its connections: opened, lost, opened again
 mod parts; // what it is given
 mod story; // what the user is told
 use foresight::Foresight;
+pub(crate) use foresight::foresee;
 pub use foresight::plan;
 use governing::Governing;
 pub use parts::{Options, Road, SourceParts};

@@ -32,8 +32,12 @@ const MAX_BLOCKS: usize = 256;
 /// Pages of one RAM block, at most: 64 TiB, beyond what x86-64 guests have today.
 const MAX_PAGES: u64 = 1 << 34;
 
-/// A device state's parts, at most: 256 MiB each, more than the largest video memory.
-const MAX_STATE: u64 = 256 << 20;
+/// A RAM block's name, at most: QEMU's own are shorter.
+const MAX_NAME: usize = 256;
+
+/// A device state's parts, at most, all of them together: 512 MiB, the largest video memory. What packs so well that it fits into a
+/// message could otherwise unpack to 255 times as much.
+const MAX_STATE: u64 = 512 << 20;
 
 /// How long to wait before asking the record again.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -184,6 +188,12 @@ impl TargetDriver {
         mut owed: MemorySet,
     ) -> io::Result<()> {
         let Waiting { memory, missing, machine, journal } = waiting;
+        let recorded = owed.blocks().map(|(_, set)| set.capacity());
+        if !recorded.eq(memory.blocks().iter().map(|block| block.pages)) {
+            // A guest with holes that nobody knows of would read zeros.
+            let why = "the pages that are recorded as owed are not those of this VM's RAM blocks";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
         for id in (0..memory.blocks().len()).map(|i| BlockId(i as u16)) {
             // What is present has been received: a page leaves its hole in one step.
             owed.block_mut(id).subtract(&memory.present(id)?);
@@ -428,12 +438,14 @@ impl TargetDriver {
         let blocks: Vec<Block> =
             prepare.blocks.into_iter().map(|b| Block { name: b.name, pages: b.pages }).collect();
         let sane = (1..=MAX_BLOCKS).contains(&blocks.len())
-            && blocks.iter().all(|b| (1..=MAX_PAGES).contains(&b.pages))
-            && (1..=MAX_STREAMS).contains(&prepare.streams);
+            && blocks.iter().all(|b| (1..=MAX_PAGES).contains(&b.pages) && b.name.len() <= MAX_NAME)
+            && (1..=MAX_STREAMS).contains(&prepare.streams)
+            && Epoch(prepare.epoch) <= Epoch::MOST;
         if !sane {
             return Err(vec![format!(
-                "the request is out of bounds: 1 to {MAX_BLOCKS} RAM blocks of at most {MAX_PAGES} pages, and 1 to \
-                 {MAX_STREAMS} streams"
+                "the request is out of bounds: 1 to {MAX_BLOCKS} RAM blocks of at most {MAX_PAGES} pages, 1 to \
+                 {MAX_STREAMS} streams, and an epoch of at most {}",
+                Epoch::MOST
             )]);
         }
         let sealer = match *prepare.seal_key {
@@ -583,10 +595,17 @@ impl TargetDriver {
     }
 }
 
-fn unpack(state: &control::State) -> Result<DeviceState, String> {
-    let raw = |packed: &Option<control::Packed>| match packed {
-        Some(packed) => proto::unpacked(packed, MAX_STATE).map_err(|e| e.to_string()),
-        None => Ok(vec![]),
+pub(crate) fn unpack(state: &control::State) -> Result<DeviceState, String> {
+    unpack_within(state, MAX_STATE)
+}
+
+/// All parts together may be so large.
+fn unpack_within(state: &control::State, mut room: u64) -> Result<DeviceState, String> {
+    let mut raw = |packed: &Option<control::Packed>| -> Result<Vec<u8>, String> {
+        let Some(packed) = packed else { return Ok(vec![]) };
+        let raw = proto::unpacked(packed, room).map_err(|e| e.to_string())?;
+        room -= raw.len() as u64;
+        Ok(raw)
     };
     let private = state
         .private
@@ -594,4 +613,24 @@ fn unpack(state: &control::State) -> Result<DeviceState, String> {
         .map(|b| Ok((b.name.clone(), raw(&b.content)?)))
         .collect::<Result<_, String>>()?;
     Ok(DeviceState { stream: raw(&state.stream)?, private })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_state_is_bounded_as_a_whole_and_not_only_in_its_parts() {
+        let part = || Some(proto::packed(&[0; 600]));
+        let private = control::PrivateBlock { name: "vga.vram".into(), content: part() };
+        let state = |parts: usize| control::State {
+            stream: part(),
+            private: vec![private.clone(); parts],
+            ..Default::default()
+        };
+        let unpacked = unpack_within(&state(2), 1800).unwrap();
+        assert_eq!((unpacked.stream.len(), unpacked.private.len()), (600, 2));
+        assert!(unpack_within(&state(3), 1800).unwrap_err().contains("at most 0 are acceptable"));
+        assert!(unpack_within(&state(2), 1799).is_err());
+    }
 }

@@ -7,6 +7,7 @@ mod trust;
 
 use engine::{
     Acceptor, Beside, Dial, Handle, Options, RemoteRecord, Road, SourceDriver, SourceParts, TcpDial,
+    ports::{GuestMemory, Host, Request},
     report::{Compression, Event, Mode, Outcome, Past, Promise, Report},
 };
 use model::{cable::*, *};
@@ -18,7 +19,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use units::{BlockId, Epoch, MigrationId, PageIndex, Rate};
+use units::{BlockId, Epoch, MemorySet, MigrationId, PageIndex, Rate};
 
 const MIGRATION: MigrationId = MigrationId(42);
 const PAGES: [u64; 2] = [6000, 300];
@@ -669,4 +670,27 @@ fn i3_i7_a_target_whose_memory_is_not_what_was_sent_takes_nothing_over() {
     assert_eq!(error.vm_runs_on.as_deref(), Some("source"));
     assert!(error.why.contains("sealed"), "{}", error.why);
     assert!(source.cpu.running.load(SeqCst) && !inn.cpu.running.load(SeqCst));
+}
+
+#[test]
+fn an_owed_set_of_other_blocks_is_refused_and_not_believed() {
+    let inn = Inn::new(&PAGES);
+    let acceptor = Acceptor::new(inn.clone(), Security::Plaintext);
+    let request = Request {
+        migration: MIGRATION,
+        vm: "vm".into(),
+        from: "source".into(),
+        epoch: Epoch(3),
+        recipe: b"{}".to_vec(),
+        blocks: inn.ram.blocks().to_vec(),
+        post_copy: true,
+        history: vec![],
+    };
+    for pages in [&[6000][..], &[6000, 301], &[6000, 300, 1], &[]] {
+        let waiting = inn.prepare(&request).unwrap();
+        let owed = MemorySet::empty(pages.iter().copied());
+        let error = acceptor.go_on(request.clone(), waiting, owed).unwrap_err();
+        assert!(error.to_string().contains("recorded as owed"), "{error}");
+    }
+    assert!(!inn.cpu.running.load(SeqCst));
 }

@@ -23,6 +23,8 @@ impl Incoming {
     /// Looks whether a VM can be taken in, before anything is started for it.
     fn look(&self, request: &Request) -> Result<Recipe, Vec<String>> {
         name::check(&request.vm).map_err(|why| vec![why])?;
+        // It is recorded, and shown.
+        name::check(&request.from).map_err(|why| vec![format!("the source calls itself {why}")])?;
         if request.recipe.len() > MAX_RECIPE {
             return Err(vec![format!("its description is longer than {MAX_RECIPE} bytes")]);
         }

@@ -151,7 +151,7 @@ pub enum FrameError {
         /// Its bytes.
         bytes: u32,
     },
-    /// More pages than a batch may restore to, or none.
+    /// More pages than a batch may restore to.
     #[error("the runs of a batch stand for {0} pages; at most {BATCH_PAGES} are agreed")]
     Pages(u64),
     /// The table does not match the content.
@@ -278,7 +278,7 @@ pub fn parse_runs(
             other => return Err(FrameError::Class(other)),
         };
         let run = Run { range, class, bytes: wire.bytes.get() };
-        if !run.is_sound() {
+        if range.is_empty() || !run.is_sound() {
             return Err(FrameError::Run { class: wire.class, count: range.count, bytes: run.bytes });
         }
         own += u64::from(run.bytes);

@@ -221,6 +221,8 @@ impl Source {
                 vec![A::Reconnect]
             }
             (State::Claiming { .. }, E::LinkLost(_) | E::Message(Kind::Failed(_))) => vec![],
+            // The permit is out: whatever breaks now, also what the target said before, leaves it to the record (I1).
+            (State::Claiming { .. }, E::Broke { .. }) => vec![A::Claim],
             (State::Permitted, E::LinkLost(why)) => self.ask_record("the connection to the target", why),
             (State::Permitted, E::Broke { what, why }) => self.ask_record(&what, why),
             (State::Permitted, E::Message(Kind::Failed(failed))) => self.ask_record(&failed.what, failed.why),

@@ -82,7 +82,7 @@ proptest! {
         let own = runs.iter().map(Run::payload).sum::<usize>();
         for (table, payload) in [(&noise, payload), (&table, own), (&table, own + payload)] {
             if let Ok(Table { runs, own, raw }) = parse_runs(table, BlockId(0), payload, codec, &shape()) {
-                prop_assert!(runs.iter().all(|r| r.range.fits(PAGES) && r.is_sound()));
+                prop_assert!(runs.iter().all(|r| !r.range.is_empty() && r.range.fits(PAGES) && r.is_sound()));
                 prop_assert!(runs.iter().map(|r| r.range.count).sum::<u64>() <= BATCH_PAGES);
                 prop_assert_eq!(runs.iter().map(Run::payload).sum::<usize>(), own);
                 prop_assert!(own <= payload && (raw > 0) == codec.is_some() && (raw > 0) == (payload > own));
@@ -119,6 +119,17 @@ proptest! {
     fn noise_is_no_preamble(bytes: [u8; Preamble::SIZE]) {
         prop_assume!(bytes[..8] != *b"WHIMBREL");
         prop_assert_eq!(Preamble::parse(&bytes), Err(PreambleError::NotWhimbrel));
+    }
+}
+
+#[test]
+fn a_run_of_no_pages_is_refused() {
+    for class in CLASSES {
+        let run = Run::new(PageRange::new(PageIndex(3), 0), class);
+        let mut bytes = Vec::new();
+        write_batch(BlockId(0), &[run], None, &mut bytes);
+        let parsed = parse_runs(&bytes[HEADER..], BlockId(0), run.payload(), None, &shape());
+        assert!(matches!(parsed, Err(FrameError::Run { count: 0, .. })), "{class:?}: {parsed:?}");
     }
 }
 

@@ -393,6 +393,25 @@ fn a_commit_heard_while_the_record_is_asked_is_followed_by_a_new_connection() {
     assert_eq!(source.handle(SourceEvent::ClaimLost(2)), []);
 }
 
+/// I1: a message that cannot be believed (another host's name, page sets of another VM) reaches the machine as an act that broke. If it
+/// had waited in the driver's queue while the record was asked, it must not be taken for a failure before the permit.
+#[test]
+fn i1_what_breaks_while_the_record_is_asked_brings_no_guest_back() {
+    let (mut source, acts) = Source::after_promise(false);
+    assert_eq!(acts, [SourceAct::Claim]);
+    let broke = || SourceEvent::Broke { what: "believe the target".into(), why: "another name".into() };
+    assert_eq!(
+        source.handle(broke()),
+        [SourceAct::Claim],
+        "asking again is harmless, running it again is not"
+    );
+    assert_eq!(
+        source.handle(SourceEvent::ClaimLost(2)),
+        [SourceAct::Gone(2), SourceAct::Forget, SourceAct::End(SourceEnd::Completed)]
+    );
+    assert_eq!(source.handle(broke()), []);
+}
+
 fn message() -> impl Strategy<Value = Kind> {
     prop_oneof![
         Just(Kind::Hello(control::Hello::default())),

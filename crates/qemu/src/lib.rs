@@ -18,6 +18,10 @@ pub mod launch;
 /// TAP interfaces of a VM.
 pub mod tap;
 
+/// What takes bytes from strangers, for those who try to break it.
+#[doc(hidden)]
+pub mod fuzz;
+
 /// QEMU's monitor protocol.
 pub mod qmp;
 

@@ -177,7 +177,7 @@ fn write(process: &PidFd, hva: u64, from: &[u8]) -> io::Result<()> {
 }
 
 /// The size, then each page of `present` ones that is not zero, with its number before it.
-fn pack(bytes: &[u8], present: impl Fn(usize) -> bool) -> Vec<u8> {
+pub(crate) fn pack(bytes: &[u8], present: impl Fn(usize) -> bool) -> Vec<u8> {
     let mut packed = (bytes.len() as u64).to_le_bytes().to_vec();
     for (number, page) in bytes.chunks(PAGE_SIZE).enumerate() {
         if present(number) && page.iter().any(|byte| *byte != 0) {
@@ -194,7 +194,7 @@ fn packed_size(packed: &[u8]) -> Option<u64> {
 }
 
 /// Undoes [`pack`] into zeros and says which pages there were. Foreign input: every number is checked.
-fn unpack(packed: &[u8], into: &mut [u8]) -> Result<Vec<bool>, String> {
+pub(crate) fn unpack(packed: &[u8], into: &mut [u8]) -> Result<Vec<bool>, String> {
     let number = |bytes: &[u8]| bytes.try_into().map(u64::from_le_bytes).ok();
     let size = packed_size(packed).ok_or("it has no size")?;
     if size != into.len() as u64 {

@@ -89,7 +89,8 @@ pub(crate) fn save(qmp: &mut Qmp, exit: &mut Exit) -> Result<Vec<u8>, StateError
         return Err(StateError::TooLarge(bytes));
     }
     let mut stream = Vec::with_capacity(bytes as usize);
-    exit.file.read_to_end(&mut stream).map_err(system("read a memfd"))?;
+    // No more than it has just been found to be: a QEMU that goes on writing is none that waits for us.
+    Read::by_ref(&mut exit.file).take(bytes).read_to_end(&mut stream).map_err(system("read a memfd"))?;
     Ok(stream)
 }
 
@@ -142,7 +143,7 @@ fn feed(mut socket: UnixStream, stream: &[u8]) -> io::Result<()> {
     }
 }
 
-fn wait_loaded(qmp: &mut Qmp) -> Result<(), StateError> {
+pub(crate) fn wait_loaded(qmp: &mut Qmp) -> Result<(), StateError> {
     let ended = |event: &crate::qmp::Event| {
         event.name == "MIGRATION" && matches!(event.data["status"].as_str(), Some("completed" | "failed"))
     };

@@ -133,7 +133,9 @@ impl VmFile {
     pub fn parse(text: &str, path: &Path) -> Result<Self, VmFileError> {
         let base = path.parent().filter(|base| base.is_absolute());
         text::read(text, base).map_err(|(at, why)| {
-            let before = &text[..at.start.min(text.len())];
+            // The parser's places are bytes, perhaps within a character.
+            let end = (0..=at.start.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+            let before = &text[..end.unwrap_or(0)];
             let line_start = before.rfind('\n').map_or(0, |end| end + 1);
             VmFileError::Wrong {
                 path: path.to_owned(),

@@ -6,7 +6,7 @@ mod common;
 use common::{hand::has, host, recipe};
 use qemu::{
     Host, Limits, Recipe, preflight,
-    recipe::{Argument, Net, Role, files},
+    recipe::{Argument, FeatureWord, Net, Role, files},
 };
 use std::{
     fs,
@@ -117,6 +117,29 @@ fn files_elsewhere_are_neither_opened_nor_told_of() {
 }
 
 #[test]
+fn what_is_only_shown_is_neither_long_nor_an_order_to_a_terminal() {
+    let bed = Bed::new();
+    let word =
+        |register: &str| FeatureWord { eax: 1, ecx: None, register: register.to_owned(), bits: u32::MAX };
+    assert_eq!(bed.reasons(|recipe| recipe.cpu_features.push(word("EDX"))), Vec::<String>::new());
+    for bad in [&"E".repeat(1 << 20), "E\u{1b}[2J", ""] {
+        let reasons = bed.reasons(|recipe| recipe.cpu_features.push(word(bad)));
+        has(&reasons, "is no CPU register");
+        assert!(reasons.iter().all(|why| why.len() < 300 && !why.contains(char::is_control)), "{reasons:?}");
+    }
+    let disk = bed.path("disks/web.img");
+    let reasons = bed.reasons(|recipe| {
+        let mut file = files::look(&disk, Role::Disk).unwrap();
+        file.path = bed.path("disks/\u{1b}[2J");
+        recipe.files.push(file);
+    });
+    has(&reasons, "is no plain absolute path");
+    // However much is wrong, a person is told what a person can read.
+    let reasons = bed.reasons(|recipe| recipe.machine = format!("q35{}", ",x=y".repeat(100_000)));
+    assert!(reasons.len() <= 100, "{}", reasons.len());
+}
+
+#[test]
 fn paths_that_climb_or_lead_out_are_refused() {
     let bed = Bed::new();
     let climbing = bed.path("disks/../secret/key");
@@ -209,6 +232,7 @@ fn options_that_would_open_or_execute_something_are_refused_however_they_are_wri
         ("-device", "virtio-net-pcix,vhostfd=3".to_owned()),
         ("-device", "usb-host,hostdevice=/dev/bus/usb/001/001".to_owned()),
         ("-device", "{\"driver\":\"VGA\",\"romfile\":\"/etc/passwd\"}".to_owned()),
+        ("-device", "virtio-net-pci,file=/etc/passwd".to_owned()),
         ("-global", "VGA.romfile=passwd".to_owned()),
         ("-global", "driver=VGA,property=romfile,value=passwd".to_owned()),
         ("-global", "driver=migration,property=send-configuration,value=on".to_owned()),
@@ -218,8 +242,14 @@ fn options_that_would_open_or_execute_something_are_refused_however_they_are_wri
         ("-object", "rng-random,id=r,filename=/etc/passwd".to_owned()),
         ("-object", "rng-random,filename=/dev/urandom,id=r,filename=/etc/passwd".to_owned()),
         ("-object", "iothread,id=i,qom-type=memory-backend-file,mem-path=/etc/passwd".to_owned()),
+        ("-object", "iothread,id=i,mem-path=/etc/passwd".to_owned()),
+        ("-object", "rng-builtin,id=r,filename=/dev/urandom".to_owned()),
         ("-object", "secret,id=s,file=/etc/passwd".to_owned()),
+        ("-overcommit", "mem-lock=on".to_owned()),
+        ("-overcommit", "cpu-pm=on,mem-lock".to_owned()),
+        ("-overcommit", "x=/etc/passwd".to_owned()),
         // Character devices.
+        ("-chardev", "null,id=/etc/passwd".to_owned()),
         ("-chardev", "file,id=c,path=/tmp/x".to_owned()),
         ("-chardev", "null,id=c,logfile=/tmp/x".to_owned()),
         ("-chardev", "null,id=c,backend=pipe,path=/tmp/x".to_owned()),

@@ -101,6 +101,43 @@ fn an_endless_line_ends_in_an_error() {
 }
 
 #[test]
+fn an_answer_that_is_no_object_is_an_error() {
+    for odd in ["[]", "7", "\"return\"", "{\"id\": 2}", "null"] {
+        let (_folder, path) = socket(move |mut stream| {
+            let mut lines = greeted(&mut stream);
+            lines.read_line(&mut String::new()).unwrap();
+            stream.write_all(format!("{odd}\n").as_bytes()).unwrap();
+        });
+        let mut qmp = connect(&path).unwrap();
+        let error = qmp.execute("query-status", serde_json::json!({})).unwrap_err();
+        assert!(matches!(error, QmpError::Strange { .. }), "{odd}: {error}");
+    }
+}
+
+#[test]
+fn a_flood_of_large_events_is_not_kept() {
+    const EVENTS: u32 = 200;
+    let (_folder, path) = socket(|mut stream| {
+        let mut lines = greeted(&mut stream);
+        lines.read_line(&mut String::new()).unwrap();
+        let data = "x".repeat(100 << 10);
+        for n in 0..EVENTS {
+            let event = format!("\n{{\"event\": \"E{n}\", \"data\": {{\"much\": \"{data}\"}}}}\n \n");
+            stream.write_all(event.as_bytes()).unwrap();
+        }
+        stream.write_all(b"{\"return\": {}, \"id\": 2}\n").unwrap();
+        // Until the other side has seen enough.
+        let _ = lines.read_line(&mut String::new());
+    });
+    let mut qmp = connect(&path).unwrap();
+    qmp.execute("query-status", serde_json::json!({})).unwrap();
+    let mut kept =
+        |n: u32| qmp.wait_event(Duration::from_millis(1), |event| event.name == format!("E{n}")).unwrap();
+    assert!(kept(0).is_none(), "the oldest went");
+    assert!(kept(EVENTS - 1).is_some() && kept(EVENTS - 2).is_some());
+}
+
+#[test]
 fn a_refusal_carries_qemus_words_and_an_end_is_an_end() {
     let (_folder, path) = socket(|mut stream| {
         let mut lines = greeted(&mut stream);

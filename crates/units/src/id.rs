@@ -7,9 +7,13 @@ use std::{fmt, str::FromStr};
 pub struct Epoch(pub u64);
 
 impl Epoch {
-    /// The epoch after this one.
+    /// Beyond every VM's: changing hands a thousand times a second takes a hundred million years to get here. A peer that claims
+    /// more is wrong, and an epoch that begins at 0 anew would be older than those that it must fence (I6).
+    pub const MOST: Self = Self(u64::MAX / 2);
+
+    /// The epoch after this one. Never one that is older.
     pub fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 }
 
@@ -62,6 +66,12 @@ impl FromStr for MigrationId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_epoch_is_followed_by_an_older_one() {
+        assert_eq!(Epoch(1).next(), Epoch(2));
+        assert!(Epoch(u64::MAX).next() >= Epoch(u64::MAX));
+    }
 
     #[test]
     fn an_id_survives_being_written_and_read() {

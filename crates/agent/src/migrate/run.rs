@@ -23,6 +23,9 @@ use std::{
 use tracing::{error, info};
 use units::{MigrationId, Rate};
 
+/// Seconds. The longest that a migration, or its pause, is taken to be allowed.
+const A_YEAR: f64 = 365.0 * 86400.0;
+
 /// The pause that is acceptable unless the user says otherwise: what a TCP peer takes for a slow packet.
 const MAX_DOWNTIME: Duration = Duration::from_millis(20);
 
@@ -160,7 +163,10 @@ impl Migrations {
         if options.bandwidth == Some(0) {
             return Err(bad("nothing moves with a bandwidth of 0"));
         }
-        let time = |ms: f64| Duration::try_from_secs_f64(ms / 1000.0).ok().filter(|time| !time.is_zero());
+        // Whoever allows more allows anything; an instant so far away could not be told.
+        let time = |ms: f64| {
+            Duration::try_from_secs_f64(ms.min(A_YEAR * 1000.0) / 1000.0).ok().filter(|time| !time.is_zero())
+        };
         let max_downtime = match options.max_downtime_ms {
             None => MAX_DOWNTIME,
             Some(ms) => time(ms).ok_or_else(|| bad("the acceptable downtime must be more than nothing"))?,

@@ -86,8 +86,9 @@ impl Store {
         if json.is_empty() {
             return Ok(());
         }
-        let all: Vec<Past> =
+        let mut all: Vec<Past> =
             if json.len() > MOST { vec![] } else { serde_json::from_slice(json).unwrap_or_default() };
+        all.retain(Past::is_sound);
         let latest = &all[all.len().saturating_sub(Past::KEPT)..];
         self.put(HISTORY, vm, &latest)
     }

@@ -5,6 +5,8 @@
 //! VM's new standing become visible together or not at all.
 
 mod experience;
+#[doc(hidden)]
+pub mod fuzz;
 mod owed;
 mod ownership;
 mod records;
@@ -105,6 +107,10 @@ impl Store {
         };
         // Only a courtesy to whoever comes second: the lock on the database is what decides.
         let _ = fs::write(&pid_file, std::process::id().to_string());
+        Self::over(database, host)
+    }
+
+    fn over(database: Database, host: &str) -> Result<Self, StoreError> {
         let store = Self { database: Arc::new(database), host: host.into() };
         store.change("prepare the tables", |change| {
             vms::prepare(change)?;

@@ -23,15 +23,22 @@ pub(super) fn encode(set: &MemorySet) -> Vec<u8> {
     bytes
 }
 
+/// 64 TiB, all blocks together. Beyond it the file is damaged, and bitmaps for it would only exhaust memory.
+const MOST_PAGES: u64 = 1 << 34;
+
 /// The set that [`encode`] wrote; `None` for anything else.
-pub(super) fn decode(mut bytes: &[u8]) -> Option<MemorySet> {
-    /// 64 TiB. Beyond it the file is damaged, and a bitmap for it would only exhaust memory.
-    const MOST_PAGES: u64 = 1 << 34;
+pub(super) fn decode(bytes: &[u8]) -> Option<MemorySet> {
+    decode_within(bytes, MOST_PAGES)
+}
+
+pub(super) fn decode_within(mut bytes: &[u8], most_pages: u64) -> Option<MemorySet> {
+    let mut room = most_pages;
     let from = &mut bytes;
     let count = take(from)?;
     let mut blocks = Vec::new();
     for _ in 0..count {
-        let pages = take(from).filter(|pages| *pages <= MOST_PAGES)?;
+        let pages = take(from)?;
+        room = room.checked_sub(pages)?;
         let mut block = PageSet::empty(pages);
         let mut at = 0u64;
         loop {
@@ -99,6 +106,11 @@ mod tests {
         // A run beyond its block, a block beyond all memory, a number without an end.
         let beyond = [1, 4, 2, 3, 0, 0];
         let huge = [1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f, 0, 0];
+        // Each block may be as large as all of them together, but only once.
+        let block = [0x80, 0x80, 0x40, 0, 0];
+        let blocks = |count: u8| [&[count][..], &block.repeat(count.into())].concat();
+        assert!(decode_within(&blocks(1), 1 << 20).is_some());
+        assert_eq!(decode_within(&blocks(2), 1 << 20), None);
         for bytes in [&beyond[..], &huge[..], &[0xff; 32][..], &[0, 0][..], &[][..]] {
             assert_eq!(decode(bytes), None, "{bytes:?}");
         }

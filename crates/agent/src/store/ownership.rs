@@ -212,3 +212,13 @@ impl Ownership for Store {
         self.claim_owing(claim, None)
     }
 }
+
+/// See `super::fuzz::read_row`.
+pub(super) fn read_owner(row: &[u8]) -> bool {
+    decode::<Owner>(row).is_ok()
+}
+
+/// See `super::fuzz::read_row`.
+pub(super) fn read_offer(row: &[u8]) -> bool {
+    decode::<Offer>(row).is_ok()
+}

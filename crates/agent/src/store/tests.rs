@@ -319,6 +319,12 @@ fn a_history_from_a_peer_is_taken_with_care() {
     assert_eq!(store.history("web1"), all[30 - Past::KEPT..]);
     store.keep_history("web1", b"").unwrap();
     assert_eq!(store.history("web1").len(), Past::KEPT, "nothing came");
+    let mut absurd = all[0].clone();
+    absurd.first.ms = 1e300;
+    let mut negative = all[1].clone();
+    negative.stalled_ms = -1.0;
+    store.keep_history("web1", &serde_json::to_vec(&[absurd, negative, all[2].clone()]).unwrap()).unwrap();
+    assert_eq!(store.history("web1"), all[2..3], "what cannot be is left out");
     let endless = format!("[{}]", " ".repeat(1 << 20));
     for bad in ["[{\"to\":7}]", "\u{0}", "{}", &endless] {
         store.keep_history("web1", bad.as_bytes()).unwrap();

@@ -274,21 +274,32 @@ impl Seen<'_> {
 
     /// Together with what earlier migrations of this VM taught.
     fn measured(&self, parts: &mut SourceParts, options: &Options) -> Measured {
-        let Sample { travels, shrinks_to, cost } = self.sample;
+        let Sample { shrinks_to, cost, .. } = self.sample;
         let link = options.bandwidth.map_or(self.link, |limit| limit.min(self.link));
         let streams = *options.streams.start();
         let compressor =
             Compressor::new(streams, (parts.cores)(), |codec| packing::allowed(options.compress, codec));
         let (pace, wire) = compressor.foresee(link.0 as f64, shrinks_to, cost * BESIDE);
+        let fixed = parts.road.switchover.as_secs_f64();
+        self.taught(&parts.history, (pace, wire), (streams, parts.writers), fixed)
+    }
+
+    /// The same, once it is known what to expect of pace and wire. Part of the history is the word of other hosts.
+    fn taught(
+        &self,
+        history: &[Past],
+        (pace, wire): (f64, f64),
+        (streams, writers): (u32, u32),
+        fixed: f64,
+    ) -> Measured {
+        let travels = self.sample.travels;
         let per_s = self.written.per_s() * PAGE_SIZE as f64;
-        let past = parts
-            .history
-            .iter()
-            .rfind(|past| past.outcome == Outcome::Completed && past.mode == Mode::PreCopy);
+        let past =
+            history.iter().rfind(|past| past.outcome == Outcome::Completed && past.mode == Mode::PreCopy);
         let as_before =
             past.is_some_and(|past| past.governed && per_s >= AS_HARD * past.written_per_s as f64);
         let mut written = self.written.clone();
-        for (lasted, dirtied) in rounds_of_one_that_began_like_this(&parts.history, per_s, self.link) {
+        for (lasted, dirtied) in rounds_of_one_that_began_like_this(history, per_s, self.link) {
             written.see(lasted, dirtied);
         }
         let look = LOOK * f64::from(streams);
@@ -302,8 +313,8 @@ impl Seen<'_> {
             pace: past.map_or(pace, |past| believed(past, self.link, travels, look, pace)),
             wire,
             look,
-            fixed: parts.road.switchover.as_secs_f64(),
-            writers: parts.writers,
+            fixed,
+            writers,
         }
     }
 }
@@ -352,6 +363,34 @@ fn believed(past: &Past, link: Rate, travels: f64, look: f64, expected: f64) -> 
     let seconds = (ms / 1e3 - bytes * (1.0 - travels) / look).max(ms / 1e4);
     let seen = bytes * travels / seconds;
     seen.clamp(expected * BELIEVED.0, expected * BELIEVED.1)
+}
+
+/// See [`crate::fuzz::foresee`].
+pub(crate) fn foresee(
+    history: &[Past],
+    link: Rate,
+    present: u64,
+    written: &WorkingSet,
+    limit: Duration,
+) -> Forecast {
+    let sample = Sample { travels: 0.9, shrinks_to: 0.5, cost: 1.0 };
+    let seen = Seen { present, written, sample, link };
+    let measured = seen.taught(history, (link.0 as f64, 1.0), (2, 2), 0.01);
+    let terms = Terms {
+        downtime: Duration::from_millis(300),
+        time: (!limit.is_zero()).then_some(limit),
+        passed: PREFLIGHT,
+        stall: Duration::from_millis(5),
+        keep: policy::Promise::USUAL,
+        way: None,
+        post_copy: true,
+    };
+    let plan = policy::plan(&measured, &terms);
+    for way in [Way::PreCopy, Way::Hybrid, Way::PostCopy] {
+        let standing = Standing { left: present, lasted: PREFLIGHT, first: true, governed: measured.hard };
+        let _ = measured.remaining(way, &standing, &plan).map(Duration::from_secs_f64);
+    }
+    seen.forecast(&measured, plan, Duration::from_secs(1), PREFLIGHT)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use units::Bytes;
 
 /// What the command line says.
 #[derive(Debug)]
-pub(super) struct Read {
+pub(crate) struct Read {
     pub(super) recipe: Recipe,
     /// TAPs by their netdev's id; their bridges are learned from the running system.
     pub(super) taps: BTreeMap<String, String>,

@@ -9,13 +9,14 @@ pub(crate) mod live;
 use crate::{
     cpu, find,
     launch::Belongings,
-    qmp::Qmp,
+    qmp::{Qmp, QmpError},
     ram::{self, Layout, RamError},
     recipe,
     vm::{OpenError, Vm},
 };
 use serde_json::json;
 use std::path::Path;
+use sys::process::PidFd;
 
 /// A VM that was taken charge of.
 #[derive(Debug)]
@@ -44,9 +45,8 @@ impl Vm {
         let argv = find::command_line(&process)
             .map_err(|cause| OpenError::Refused { vm: name.to_owned(), reasons: vec![cause.to_string()] })?;
         let folder = std::fs::read_link(process.proc_path("cwd")).unwrap_or_default();
-        let mut read = cmdline::read(&argv, &folder);
-        reasons.append(&mut read.reasons);
-        reasons.extend(live::differences(&mut qmp, &process, &mut read)?);
+        let (read, wrong) = understand(&mut qmp, &process, &argv, &folder)?;
+        reasons.extend(wrong);
 
         let mut recipe = read.recipe;
         recipe.name = name.to_owned();
@@ -68,4 +68,23 @@ impl Vm {
         let belongings = Belongings { qmp: socket.to_owned(), ..Belongings::default() };
         Ok(Adopted { vm: Vm::new(qmp, process, recipe, belongings, layout), notes: read.notes })
     }
+}
+
+/// What a QEMU was by its command line, and everything that hinders it from being migrated, by that and by its own word.
+pub(crate) fn understand(
+    qmp: &mut Qmp,
+    process: &PidFd,
+    argv: &[String],
+    folder: &Path,
+) -> Result<(cmdline::Read, Vec<String>), QmpError> {
+    let mut read = cmdline::read(argv, folder);
+    let mut reasons = std::mem::take(&mut read.reasons);
+    reasons.extend(live::differences(qmp, process, &mut read)?);
+    Ok((read, reasons))
+}
+
+/// See [`crate::fuzz::command_line`].
+pub(crate) fn read(argv: &[String], folder: &Path) -> (crate::Recipe, Vec<String>) {
+    let read = cmdline::read(argv, folder);
+    (read.recipe, read.reasons)
 }

@@ -43,14 +43,15 @@ impl Lines {
     /// The next line, without its end.
     pub(super) fn next(&mut self, socket: &UnixStream, end: Instant) -> Result<Vec<u8>, QmpError> {
         loop {
+            // At once, not line by line: each line moves what comes after it.
+            if self.searched == 0 && self.buffer.first().is_some_and(u8::is_ascii_whitespace) {
+                let blank = self.buffer.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+                self.buffer.drain(..blank);
+            }
             if let Some(at) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {
                 let rest = self.buffer.split_off(self.searched + at + 1);
                 self.searched = 0;
-                let line = std::mem::replace(&mut self.buffer, rest);
-                if line.iter().all(u8::is_ascii_whitespace) {
-                    continue;
-                }
-                return Ok(line);
+                return Ok(std::mem::replace(&mut self.buffer, rest));
             }
             self.searched = self.buffer.len();
             if self.buffer.len() > LONGEST {

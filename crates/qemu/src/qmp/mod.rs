@@ -33,6 +33,10 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Events that nobody asked for are kept up to this many; beyond, the oldest go.
 const EVENTS_KEPT: usize = 1024;
 
+/// The lines of all events that are kept, in bytes: four times what so many take usually. In memory they are up to 16 times as
+/// large. Beyond, the oldest go.
+const EVENT_BYTES: usize = 1 << 20;
+
 /// QEMU's version, as it says in its greeting.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct Version {
@@ -69,7 +73,8 @@ pub struct Qmp {
     lines: Lines,
     version: Version,
     next_id: u64,
-    events: VecDeque<Event>,
+    /// With the length of its line.
+    events: VecDeque<(Event, usize)>,
 }
 
 impl Qmp {
@@ -82,6 +87,11 @@ impl Qmp {
     pub fn connect_within(path: &Path, patience: Duration) -> Result<Self, QmpError> {
         let socket =
             UnixStream::connect(path).map_err(|cause| QmpError::Connect { path: path.to_owned(), cause })?;
+        Self::greet(path, socket, patience)
+    }
+
+    /// Reads the greeting, and asks for no capabilities.
+    pub(crate) fn greet(path: &Path, socket: UnixStream, patience: Duration) -> Result<Self, QmpError> {
         let end = Instant::now() + patience;
         let mut lines = Lines::default();
         let not_qemu = |got: String| QmpError::NotQemu { path: path.to_owned(), got };
@@ -171,8 +181,8 @@ impl Qmp {
     ) -> Result<Option<Event>, QmpError> {
         let end = Instant::now() + patience;
         loop {
-            if let Some(at) = self.events.iter().position(&mut wanted) {
-                return Ok(self.events.remove(at));
+            if let Some(at) = self.events.iter().position(|(event, _)| wanted(event)) {
+                return Ok(self.events.remove(at).map(|(event, _)| event));
             }
             match self.lines.next(&self.socket, end) {
                 Ok(line) => drop(self.take(&line)?),
@@ -184,7 +194,7 @@ impl Qmp {
 
     /// Drops the events of this name that came so far.
     pub fn forget_events(&mut self, name: &str) {
-        self.events.retain(|event| event.name != name);
+        self.events.retain(|(event, _)| event.name != name);
     }
 
     /// What to say when an answer lacks what QEMU promises.
@@ -225,7 +235,11 @@ impl Qmp {
                     why: text("desc"),
                 });
             }
-            return Ok(answer["return"].take());
+            // Not by its index, which would panic where the answer is no object.
+            return match answer.get_mut("return") {
+                Some(returned) => Ok(returned.take()),
+                None => Err(self.strange(command, &answer)),
+            };
         }
     }
 
@@ -254,10 +268,13 @@ impl Qmp {
                 .unwrap_or_else(SystemTime::now),
             _ => SystemTime::now(),
         };
-        if self.events.len() == EVENTS_KEPT {
-            self.events.pop_front();
+        let event = Event { name: name.to_owned(), data: value["data"].clone(), at };
+        self.events.push_back((event, line.len()));
+        let mut bytes: usize = self.events.iter().map(|(_, bytes)| bytes).sum();
+        // The one that has just come stays whatever its size: somebody may be waiting for it.
+        while self.events.len() > 1 && (self.events.len() > EVENTS_KEPT || bytes > EVENT_BYTES) {
+            bytes -= self.events.pop_front().map_or(0, |(_, bytes)| bytes);
         }
-        self.events.push_back(Event { name: name.to_owned(), data: value["data"].clone(), at });
         Ok(None)
     }
 }

@@ -9,6 +9,8 @@ const MOST_VCPUS: u32 = 1024;
 const MOST_BLOCKS: usize = 64;
 const MOST_ARGUMENTS: usize = 1024;
 const LONGEST_VALUE: usize = 16 << 10;
+/// Reasons that are told: each takes more memory than what it is about, and nobody reads more.
+const MOST_REASONS: usize = 100;
 const MOST_MEMORY: u64 = 64 << 40;
 const LARGEST_NAME: usize = 63;
 
@@ -106,7 +108,7 @@ const MACHINE_OPTIONS: &[&str] = &[
 pub fn check(recipe: &Recipe) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut must = |holds: bool, why: String| {
-        if !holds {
+        if !holds && wrong.len() < MOST_REASONS {
             wrong.push(why);
         }
     };
@@ -115,6 +117,7 @@ pub fn check(recipe: &Recipe) -> Vec<String> {
         format!("the VM's name {:?} is not usable: {NAME_RULE}", shown(&recipe.name)),
     );
 
+    must(recipe.machine.len() < LONGEST_VALUE, "the machine's options are too long".to_owned());
     let machine = options::parse(&recipe.machine, "type");
     must(
         is_word(recipe.machine_name()),
@@ -141,7 +144,7 @@ pub fn check(recipe: &Recipe) -> Vec<String> {
         format!("{count} memory blocks are not between 1 and {MOST_BLOCKS}"),
     );
     let page = units::PAGE_SIZE as u64;
-    for block in &recipe.memory {
+    for block in recipe.memory.iter().take(MOST_BLOCKS) {
         must(is_id(&block.id), format!("memory block id {:?} is not usable", shown(&block.id)));
         let whole = block.bytes > 0 && block.bytes <= MOST_MEMORY && block.bytes.is_multiple_of(page);
         must(whole, format!("memory block {} cannot be {} bytes", shown(&block.id), block.bytes));
@@ -156,14 +159,15 @@ pub fn check(recipe: &Recipe) -> Vec<String> {
     must(unique.len() == ids.count(), "two back ends have the same id".to_owned());
 
     must(recipe.nets.len() <= MOST_BLOCKS, format!("{} network cards are too many", recipe.nets.len()));
-    for net in &recipe.nets {
+    for net in recipe.nets.iter().take(MOST_BLOCKS) {
         must(is_id(&net.id), format!("network id {:?} is not usable", shown(&net.id)));
         must(is_interface(&net.bridge), format!("{:?} is no name of a bridge", shown(&net.bridge)));
     }
     must(recipe.files.len() <= MOST_ARGUMENTS, format!("{} files are too many", recipe.files.len()));
-    for file in &recipe.files {
+    for file in recipe.files.iter().take(MOST_ARGUMENTS) {
         let path = file.path.to_string_lossy();
-        let plain = file.path.is_absolute() && path.len() < LONGEST_VALUE && !path.contains('\0');
+        // It is shown as it is: no terminal may find an order in it.
+        let plain = file.path.is_absolute() && path.len() < LONGEST_VALUE && !path.contains(char::is_control);
         // By its components, so that `//proc` is /proc; and whatever begins like /dev/fd: QEMU opens /dev/fdset in its own way.
         let parts: std::path::PathBuf = file.path.components().collect();
         let forbidden = ["/proc", "/sys"].iter().any(|dir| parts.starts_with(dir))
@@ -172,12 +176,21 @@ pub fn check(recipe: &Recipe) -> Vec<String> {
         must(plain && !forbidden && !climbs, format!("file {:?} is no plain absolute path", shown(&path)));
     }
     must(recipe.cpu_features.len() <= MOST_ARGUMENTS, "too many CPU feature words".to_owned());
+    for word in recipe.cpu_features.iter().take(MOST_ARGUMENTS) {
+        must(is_word(&word.register), format!("{:?} is no CPU register", shown(&word.register)));
+    }
     must(
         recipe.arguments.len() <= MOST_ARGUMENTS,
         format!("{} arguments are too many", recipe.arguments.len()),
     );
+    if recipe.files.len() > MOST_ARGUMENTS {
+        // Each argument is looked for among them.
+        return wrong;
+    }
     for argument in recipe.arguments.iter().take(MOST_ARGUMENTS) {
-        if let Err(why) = check_argument(argument, &recipe.files) {
+        if let Err(why) = check_argument(argument, &recipe.files)
+            && wrong.len() < MOST_REASONS
+        {
             wrong.push(why);
         }
     }
@@ -221,7 +234,6 @@ pub fn check_argument(argument: &Argument, files: &[SeenFile]) -> Result<(), Str
         files.iter().any(|file| file.role == role && file.path.to_str() == Some(path))
     };
     let parsed = options::parse(value, "");
-    let has = |key: &str| options::get(&parsed, key);
     match option {
         "-uuid" | "-k" | "-rtc" | "-numa" if is_plain(value) => Ok(()),
         "-boot" if is_plain(value) && options::parse(value, "order").iter().all(|(key, _)| boots(key)) => {
@@ -233,21 +245,17 @@ pub fn check_argument(argument: &Argument, files: &[SeenFile]) -> Result<(), Str
         "-append" => Ok(()),
         "-kernel" | "-initrd" if file_of(Role::Boot, value) => Ok(()),
         "-kernel" | "-initrd" => refuse("the file is not among the recipe's boot files".to_owned()),
-        "-smbios" if has("file").is_none() && has("path").is_none() => Ok(()),
+        "-smbios" => match parsed.iter().find(|(key, value)| opens(key, value)) {
+            Some((key, value)) => refuse(format!("{}={} is not allowed", shown(key), shown(value))),
+            None => Ok(()),
+        },
         "-global" => global(value).or_else(refuse),
-        "-overcommit" if has("mem-lock").is_none() => Ok(()),
-        "-object" => match options::get(&options::parse(value, "qom-type"), "qom-type") {
-            Some("iothread") => Ok(()),
-            Some("rng-builtin") => Ok(()),
-            Some("rng-random")
-                if has("filename").is_none_or(|path| matches!(path, "/dev/urandom" | "/dev/random")) =>
-            {
+        "-overcommit" if is_plain(value) && parsed.iter().all(|(key, _)| key == "cpu-pm") => Ok(()),
+        "-object" => object(value).or_else(refuse),
+        "-chardev" => match options::get(&options::parse(value, "backend"), "backend") {
+            Some("null" | "ringbuf") if is_plain(value) && parsed.iter().all(|(key, _)| speaks(key)) => {
                 Ok(())
             }
-            _ => refuse("objects of this kind are not allowed".to_owned()),
-        },
-        "-chardev" => match options::get(&options::parse(value, "backend"), "backend") {
-            Some("null" | "ringbuf") if has("path").is_none() && has("logfile").is_none() => Ok(()),
             _ => refuse("only chardevs of the kinds null and ringbuf are allowed".to_owned()),
         },
         "-device" => device(value).or_else(refuse),
@@ -255,6 +263,38 @@ pub fn check_argument(argument: &Argument, files: &[SeenFile]) -> Result<(), Str
         "-drive" => drive(value, &file_of).or_else(refuse),
         _ => refuse("this option is not allowed".to_owned()),
     }
+}
+
+/// Properties of an object that open nothing.
+const OBJECT_OPTIONS: &[&str] = &[
+    "qom-type",
+    "id",
+    "poll-max-ns",
+    "poll-grow",
+    "poll-shrink",
+    "aio-max-batch",
+    "thread-pool-min",
+    "thread-pool-max",
+    "max-bytes",
+    "period",
+];
+
+fn object(value: &str) -> Result<(), String> {
+    let parsed = options::parse(value, "qom-type");
+    let kind = options::get(&parsed, "qom-type").unwrap_or_default();
+    if !matches!(kind, "iothread" | "rng-builtin" | "rng-random") {
+        return Err("objects of this kind are not allowed".to_owned());
+    }
+    for (key, value) in &parsed {
+        let allowed = match key.as_str() {
+            "filename" => kind == "rng-random" && matches!(value.as_str(), "/dev/urandom" | "/dev/random"),
+            key => OBJECT_OPTIONS.contains(&key) && is_plain(value),
+        };
+        if !allowed {
+            return Err(format!("{}={} is not allowed", shown(key), shown(value)));
+        }
+    }
+    Ok(())
 }
 
 /// Whether a pattern of an allow-list is meant: a trailing `*` stands for any ending.
@@ -286,9 +326,10 @@ fn device(value: &str) -> Result<(), String> {
 
 /// Whether a device's property makes QEMU open something, or cannot be one.
 fn opens(property: &str, value: &str) -> bool {
-    match property {
+    match property.rsplit('.').next().unwrap_or_default() {
         "romfile" => !value.is_empty(),
-        "host" | "hostdev" | "path" | "filename" | "fd" | "vhostfd" | "sysfsdev" => true,
+        "host" | "hostdev" | "path" | "file" | "filename" | "logfile" | "mem-path" | "script"
+        | "downscript" | "fd" | "vhostfd" | "sysfsdev" => true,
         _ => !is_word_or_empty(property) || value.contains('\0'),
     }
 }
@@ -309,6 +350,11 @@ fn global(value: &str) -> Result<(), String> {
 /// What `-boot` may say: nothing that names a file.
 fn boots(key: &str) -> bool {
     matches!(key, "order" | "once" | "menu" | "strict" | "splash-time" | "reboot-timeout")
+}
+
+/// What `-chardev` may say: nothing that names a file. Its first word is the back end's.
+fn speaks(key: &str) -> bool {
+    matches!(key, "null" | "ringbuf" | "backend" | "id" | "size" | "mux")
 }
 
 /// Properties of a block node that open nothing.

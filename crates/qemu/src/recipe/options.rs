@@ -26,7 +26,8 @@ pub fn join(parsed: &[(String, String)], implied: &str) -> String {
         if n > 0 {
             text.push(',');
         }
-        if n > 0 || key != implied {
+        // Nor can a value be taken for the key that is left out.
+        if n > 0 || key != implied || value.contains('=') {
             text.push_str(key);
             text.push('=');
         }
@@ -67,7 +68,7 @@ mod tests {
 
     #[test]
     fn options_survive_being_read_and_written() {
-        for text in ["q35,smm=off", "file,id=a,path=/a,,b", "virtio-blk-pci,drive=d0"] {
+        for text in ["q35,smm=off", "file,id=a,path=/a,,b", "virtio-blk-pci,drive=d0", "kind=a=b"] {
             assert_eq!(join(&parse(text, "kind"), "kind"), text);
         }
         assert_eq!(get(&parse("a=1,share,a=2", ""), "a"), Some("2"));

@@ -1,0 +1,96 @@
+use crate::input::Input;
+use proto::{
+    Brief, Shape, bitmaps,
+    control::{self, Kind},
+    decode, encode, packed, page_sets,
+};
+use units::{BlockId, MemorySet, PageIndex, PageRange};
+
+fn shape() -> Shape {
+    Shape(vec![1000, 64, 1])
+}
+
+/// A byte says whether one message follows, or a connection with several.
+pub(crate) fn run(data: &[u8]) -> bool {
+    let mut input = Input::new(data);
+    if input.u8().is_multiple_of(2) {
+        return decode(input.rest()).is_ok_and(|kind| message(&kind));
+    }
+    let mut connection = input.rest();
+    let mut heard = 0;
+    while let Ok(kind) = engine::fuzz::read_control(&mut connection) {
+        message(&kind);
+        heard += 1;
+    }
+    heard > 0
+}
+
+/// What is done with a message beside taking it to the machines. Says whether what is in it is good.
+fn message(kind: &Kind) -> bool {
+    let again = encode(kind.clone());
+    assert_eq!(decode(&again[4..]).as_ref(), Ok(kind));
+    assert!(Brief(kind).to_string().len() < 64);
+    match kind {
+        Kind::Owed(control::Owed { blocks }) | Kind::StillOwed(control::StillOwed { blocks, .. }) => {
+            let Ok(sets) = page_sets(blocks, &shape()) else { return false };
+            assert_eq!(page_sets(&bitmaps(&sets), &shape()), Ok(sets));
+            true
+        }
+        Kind::State(state) => engine::fuzz::unpack(state).is_ok(),
+        _ => true,
+    }
+}
+
+pub(crate) fn kinds() -> Vec<Kind> {
+    let mut owed = MemorySet::empty(shape().0);
+    owed.block_mut(BlockId(0)).insert_range(PageRange::new(PageIndex(10), 500));
+    owed.block_mut(BlockId(2)).insert(PageIndex(0));
+    let private = control::PrivateBlock { name: "vga.vram".into(), content: Some(packed(&[0; 5000])) };
+    let block = control::Block { name: "ram0".into(), pages: 1000 };
+    vec![
+        Kind::Hello(control::Hello { host: "hosta".into(), software: "whimbrel 0.1.0".into() }),
+        Kind::Ping(control::Ping { sent_ns: 1 << 40 }),
+        Kind::Pong(control::Pong { sent_ns: 1 << 40, here_ns: 7 }),
+        Kind::Failed(control::Failed { what: "the migration".into(), why: "no".into(), cancelled: true }),
+        Kind::Prepare(control::Prepare {
+            vm: "web1".into(),
+            recipe: b"{}".to_vec(),
+            blocks: vec![block.clone(), block],
+            streams: 2,
+            post_copy: true,
+            verify: true,
+            epoch: 4,
+            seal_key: vec![2; 32],
+        }),
+        Kind::Owed(control::Owed { blocks: bitmaps(&owed) }),
+        Kind::Hashes(control::Hashes { block: 0, start: 0, hashes: (0..20).collect() }),
+        Kind::State(control::State {
+            after_round: 3,
+            stream: Some(packed(b"QEVM QEVM QEVM QEVM QEVM")),
+            private: vec![private],
+            history: b"[]".to_vec(),
+        }),
+        Kind::Permit(control::Permit {}),
+        Kind::Claim(control::Claim { vm: "web1".into(), expected: 4, claimer: "hosta".into() }),
+        Kind::Ready(control::Ready { token: vec![7; 32] }),
+        Kind::Refused(control::Refused { reasons: vec!["no bridge br0".into(), "no disk".into()] }),
+        Kind::RoundLanded(control::RoundLanded { round: 3 }),
+        Kind::Committed(control::Committed {
+            epoch: 5,
+            resumed_ns: 1 << 41,
+            verified: true,
+            paused_because: String::new(),
+        }),
+        Kind::StillOwed(control::StillOwed { blocks: bitmaps(&owed), token: vec![7; 32] }),
+        Kind::Settled(control::Settled { faults: 3, p50_us: 100, p99_us: 900, max_us: 1000, differing: 0 }),
+        Kind::Claimed(control::Claimed { yours: false, owner: "hostb".into(), epoch: 5 }),
+        Kind::OwedTaken(control::OwedTaken {}),
+    ]
+}
+
+pub(crate) fn seeds() -> Vec<Vec<u8>> {
+    let messages: Vec<_> = kinds().into_iter().map(encode).collect();
+    let one = messages.iter().map(|message| [&[0], &message[4..]].concat());
+    let all = [&[1], &*messages.concat()].concat();
+    one.chain([all]).collect()
+}

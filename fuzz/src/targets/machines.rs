@@ -1,0 +1,278 @@
+//! Each machine alone, with whatever messages and events in whatever order: a peer says what it likes, and things on this side fail or
+//! come late. What must hold is written down here once more, without any of the machines' states.
+
+use crate::input::Input;
+use proto::{
+    Source, SourceAct, SourceEvent, Step, Target, TargetAct, TargetEvent,
+    control::{self, Kind},
+};
+
+/// A byte for the machine and how it begins, then a few for each event.
+pub(crate) fn run(data: &[u8]) -> bool {
+    let mut input = Input::new(data);
+    match input.u8() % 6 {
+        0 => source(Source::new(hello(), prepare(&mut input), Step::Round), false, false, &mut input),
+        1 => source(Source::new(hello(), prepare(&mut input), Step::PostCopy), false, false, &mut input),
+        2 => source(Source::after_promise(input.u8().is_multiple_of(2)), true, false, &mut input),
+        3 => source(Source::after_commit(), true, true, &mut input),
+        4 => target(Target::new(hello()), false, &mut input),
+        _ => target(Target::after_claim(hello()), true, &mut input),
+    }
+}
+
+fn hello() -> control::Hello {
+    control::Hello::default()
+}
+
+fn prepare(input: &mut Input<'_>) -> control::Prepare {
+    control::Prepare { verify: input.u8().is_multiple_of(2), post_copy: true, ..Default::default() }
+}
+
+fn message(input: &mut Input<'_>) -> Kind {
+    let small = |input: &mut Input<'_>| u32::from(input.u8() % 8);
+    match input.u8() % 18 {
+        0 => Kind::Hello(hello()),
+        1 => Kind::Ping(control::Ping::default()),
+        2 => Kind::Pong(control::Pong::default()),
+        3 => Kind::Failed(control::Failed::default()),
+        4 => Kind::Prepare(prepare(input)),
+        5 => Kind::Owed(control::Owed::default()),
+        6 => Kind::Hashes(control::Hashes::default()),
+        7 => Kind::State(control::State { after_round: small(input), ..Default::default() }),
+        8 => Kind::Permit(control::Permit {}),
+        9 => Kind::Claim(control::Claim::default()),
+        10 => Kind::Ready(control::Ready::default()),
+        11 => Kind::Refused(control::Refused::default()),
+        12 => Kind::RoundLanded(control::RoundLanded { round: small(input) }),
+        13 => Kind::Committed(control::Committed { epoch: u64::from(input.u8()), ..Default::default() }),
+        14 => Kind::StillOwed(control::StillOwed::default()),
+        15 => Kind::Settled(control::Settled::default()),
+        16 => Kind::Claimed(control::Claimed::default()),
+        _ => Kind::OwedTaken(control::OwedTaken {}),
+    }
+}
+
+fn source_event(input: &mut Input<'_>) -> SourceEvent {
+    use SourceEvent as E;
+    match input.u8() % 18 {
+        0 => E::LinkLost("cut".into()),
+        1 => E::Cancel,
+        2 => E::Broke { what: "act".into(), why: "chance".into() },
+        3 => E::StreamsOpen,
+        4 => E::Shipped(u32::from(input.u8() % 8)),
+        5 => E::Decided(input.one_of(&[Step::Round, Step::Switchover, Step::PostCopy])),
+        6 => E::Stopped,
+        7 => E::Saved { more: input.u8().is_multiple_of(2) },
+        8 => E::Promised,
+        9 => E::ClaimWon,
+        10 => E::ClaimLost(u64::from(input.u8())),
+        11 => E::ClaimUnknown("down".into()),
+        12 => E::Resolved,
+        _ => E::Message(message(input)),
+    }
+}
+
+/// Says whether it came to a commit.
+fn source(
+    (mut machine, acts): (Source, Vec<SourceAct>),
+    mut permitted: bool,
+    mut gone: bool,
+    input: &mut Input<'_>,
+) -> bool {
+    let (mut stopped, mut promised, mut ended) = (permitted, permitted, false);
+    let mut event = None;
+    let mut acts = acts;
+    for _ in 0..500 {
+        assert!(!ended || acts.is_empty(), "after the end: {acts:?}");
+        for act in acts {
+            match act {
+                SourceAct::StopGuest => stopped = true,
+                SourceAct::Promise => {
+                    assert!(stopped, "I1: a promise about a guest that was not stopped");
+                    promised = true;
+                }
+                SourceAct::Send(Kind::Permit(_)) => {
+                    assert!(promised && event == Some(SourceEvent::Promised), "I1: permitted, not promised");
+                    permitted = true;
+                }
+                SourceAct::ResumeGuest => {
+                    let asked = matches!(event, Some(SourceEvent::ClaimWon | SourceEvent::Resolved));
+                    assert!(!permitted || asked, "I1: resumed after the permit upon {event:?}");
+                    assert!(!gone, "I4: resumed although the target owns it, upon {event:?}");
+                    stopped = false;
+                }
+                SourceAct::Gone(_) => {
+                    let told = matches!(
+                        event,
+                        Some(SourceEvent::ClaimLost(_) | SourceEvent::Message(Kind::Committed(_)))
+                    );
+                    assert!(permitted && told, "given away without a permit, upon {event:?}");
+                    gone = true;
+                }
+                SourceAct::Forget => {
+                    assert!(gone, "a copy is destroyed that may be the only one, upon {event:?}")
+                }
+                SourceAct::End(_) => ended = true,
+                _ => {}
+            }
+        }
+        if input.is_empty() {
+            break;
+        }
+        assert!(!(permitted && machine.cancellable() && !ended), "it can be cancelled after the permit");
+        event = Some(source_event(input));
+        acts = event.clone().map(|event| machine.handle(event)).unwrap_or_default();
+    }
+    gone
+}
+
+fn target_event(input: &mut Input<'_>) -> TargetEvent {
+    use TargetEvent as E;
+    match input.u8() % 20 {
+        0 => E::LinkLost("cut".into()),
+        1 => E::Broke { what: "act".into(), why: "chance".into() },
+        2 => E::Prepared(Ok(())),
+        3 => E::Prepared(Err(vec!["no".into()])),
+        4 => E::Landed(u32::from(input.u8() % 8)),
+        5 => E::OwedTaken,
+        6 => E::Compared(Ok(())),
+        7 => E::Compared(Err("differs".into())),
+        8 => E::Loaded,
+        9 => E::ClaimWon(u64::from(input.u8())),
+        10 => E::ClaimLost("hosta".into()),
+        11 => E::ClaimUnknown("down".into()),
+        12 => E::Resumed { at_ns: 1 },
+        13 => E::ResumeFailed("no".into()),
+        14 => E::AllPlaced,
+        15 => E::Reconnected,
+        _ => E::Message(message(input)),
+    }
+}
+
+/// Says whether it came to a commit.
+fn target(mut machine: Target, mut owned: bool, input: &mut Input<'_>) -> bool {
+    let (mut permitted, mut loading, mut loaded, mut claiming) = (owned, owned, owned, owned);
+    let (mut resumed, mut ended) = (owned, false);
+    // Owed pages that were announced, and those that were recorded.
+    let (mut owes, mut recorded) = (0, 0);
+    for _ in 0..500 {
+        if input.is_empty() {
+            break;
+        }
+        let event = target_event(input);
+        permitted |= event == TargetEvent::Message(Kind::Permit(control::Permit {}));
+        loaded |= loading && event == TargetEvent::Loaded;
+        recorded += u32::from(event == TargetEvent::OwedTaken);
+        resumed |= owned
+            && matches!(
+                event,
+                TargetEvent::Resumed { .. } | TargetEvent::ResumeFailed(_) | TargetEvent::Broke { .. }
+            );
+        let acts = machine.handle(event.clone());
+        assert!(!ended || acts.is_empty(), "after the end: {acts:?}");
+        for act in acts {
+            match act {
+                TargetAct::TakeOwed(_) => owes += 1,
+                TargetAct::Load(_) => {
+                    assert!(!loading, "a device state is loaded twice");
+                    assert!(recorded >= owes, "loaded before what is owed was recorded");
+                    loading = true;
+                }
+                TargetAct::Claim => {
+                    assert!(permitted, "I1: claimed without a permit, upon {event:?}");
+                    assert!(loaded, "claimed for a guest that cannot run, upon {event:?}");
+                    claiming = true;
+                }
+                TargetAct::Resume => {
+                    let won = claiming && matches!(event, TargetEvent::ClaimWon(_));
+                    assert!(won && !owned, "I1: resumed without having claimed, or twice, upon {event:?}");
+                    owned = true;
+                }
+                TargetAct::Destroy => assert!(!owned, "the owner destroys the VM, upon {event:?}"),
+                TargetAct::Settle => assert!(resumed, "settled before it ran, upon {event:?}"),
+                TargetAct::End(_) => ended = true,
+                _ => {}
+            }
+        }
+    }
+    owned
+}
+
+/// The way of whole migrations, event by event.
+pub(crate) fn seeds() -> Vec<Vec<u8>> {
+    // Numbers of the tables above; what a driver and a peer would say.
+    let message = |kind: u8| [17, kind];
+    let hello = message(0);
+    let pre_copy = [
+        &[0, 0][..],
+        &hello,
+        &message(10),
+        &[3],
+        &[4, 1],
+        &message(12),
+        &[1],
+        &[5, 0],
+        &[4, 2],
+        &message(12),
+        &[2],
+        &[5, 1],
+        &[6],
+        &[4, 3],
+        &[7, 1],
+        &message(12),
+        &[3],
+        &[8],
+        &message(13),
+        &[5],
+    ];
+    let post_copy = [
+        &[1, 0][..],
+        &hello,
+        &message(10),
+        &[3],
+        &message(17),
+        &[6],
+        &[7, 0],
+        &[8],
+        &message(13),
+        &[5],
+        &[0],
+        &message(14),
+        &message(15),
+    ];
+    let in_doubt = [&[2, 0][..], &[11], &[11], &[10, 5], &message(14), &message(15)];
+    let late = [&[3][..], &message(14), &[0], &message(14), &message(15)];
+    let at = |kind: u8| [19, kind];
+    let arrival =
+        [&[4][..], &at(0), &at(4), &[1], &[2], &[4, 1], &[4, 2], &at(7), &[2], &[8], &at(8), &[9, 5], &[12]];
+    let lacking = [
+        &[4][..],
+        &at(0),
+        &at(4),
+        &[0],
+        &[2],
+        &at(5),
+        &[5],
+        &at(7),
+        &[0],
+        &[6],
+        &[8],
+        &at(8),
+        &[11],
+        &[9, 5],
+        &[12],
+        &[0],
+        &[15],
+        &[14],
+    ];
+    let restarted = [&[5][..], &[15], &[0], &[15], &[14]];
+    vec![
+        pre_copy.concat(),
+        post_copy.concat(),
+        in_doubt.concat(),
+        late.concat(),
+        arrival.concat(),
+        lacking.concat(),
+        restarted.concat(),
+    ]
+}
