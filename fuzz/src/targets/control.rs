@@ -60,6 +60,7 @@ pub(crate) fn kinds() -> Vec<Kind> {
             post_copy: true,
             verify: true,
             epoch: 4,
+            give_up_ms: 60_000,
             seal_key: vec![2; 32],
         }),
         Kind::Owed(control::Owed { blocks: bitmaps(&owed) }),
@@ -82,9 +83,17 @@ pub(crate) fn kinds() -> Vec<Kind> {
             paused_because: String::new(),
         }),
         Kind::StillOwed(control::StillOwed { blocks: bitmaps(&owed), token: vec![7; 32] }),
-        Kind::Settled(control::Settled { faults: 3, p50_us: 100, p99_us: 900, max_us: 1000, differing: 0 }),
+        Kind::Settled(control::Settled {
+            faults: 3,
+            p50_us: 100,
+            p99_us: 900,
+            max_us: 1000,
+            differing: 0,
+            qemu_ended: true,
+        }),
         Kind::Claimed(control::Claimed { yours: false, owner: "hostb".into(), epoch: 5 }),
         Kind::OwedTaken(control::OwedTaken {}),
+        Kind::Landed(control::Landed { round: 3, blocks: bitmaps(&owed), token: vec![7; 32] }),
     ]
 }
 

@@ -68,6 +68,7 @@ fn source_event(input: &mut Input<'_>) -> SourceEvent {
         10 => E::ClaimLost(u64::from(input.u8())),
         11 => E::ClaimUnknown("down".into()),
         12 => E::Resolved,
+        13 => E::Rejoined(u32::from(input.u8() % 8)),
         _ => E::Message(message(input)),
     }
 }
@@ -145,6 +146,7 @@ fn target_event(input: &mut Input<'_>) -> TargetEvent {
         13 => E::ResumeFailed("no".into()),
         14 => E::AllPlaced,
         15 => E::Reconnected,
+        16 => E::GiveUp("ended".into()),
         _ => E::Message(message(input)),
     }
 }
