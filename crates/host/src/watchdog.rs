@@ -14,7 +14,7 @@
 //! permit was not sent and never will be, so the target cannot claim; a restarted agent claims first, and finds it running.
 //!
 //! A watchdog must not outlive its pause: a `cont` that comes late could start a guest that a later migration has taken away. So it
-//! ends by itself after [`LIMIT`], whatever it waits for, and a VM has one at a time: a second one cannot be started.
+//! ends by itself after `LIMIT`, whatever it waits for, and a VM has one at a time: a second one cannot be started.
 
 use crate::hypervisor::open;
 use agent::store::{Departure, Process, VmRecord};
