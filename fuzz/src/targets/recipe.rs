@@ -91,7 +91,12 @@ fn names_no_other_file(argument: &Argument, files: &[SeenFile]) {
         assert!(files.iter().any(|file| file.path.to_str() == Some(value)), "{option} {value}");
         return;
     }
-    for (key, value) in options::parse(value, "") {
+    // The value of a global property goes on to the end, commas and all.
+    let parts = match value.split_once('=').filter(|_| option == "-global") {
+        Some((key, value)) => vec![(key.to_owned(), value.to_owned())],
+        None => options::parse(value, ""),
+    };
+    for (key, value) in parts {
         let key = key.rsplit('.').next().unwrap_or_default();
         // Options whose words all stand for numbers and modes have no files.
         let opens = !matches!(option, "-numa" | "-rtc" | "-uuid" | "-k" | "-boot")

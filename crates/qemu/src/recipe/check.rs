@@ -357,6 +357,11 @@ fn speaks(key: &str) -> bool {
     matches!(key, "null" | "ringbuf" | "backend" | "id" | "size" | "mux")
 }
 
+/// `off` and its synonyms.
+fn is_off(value: &str) -> bool {
+    matches!(value, "off" | "no" | "false" | "n")
+}
+
 /// Properties of a block node that open nothing.
 const BLOCK_OPTIONS: &[&str] = &[
     "driver",
@@ -388,9 +393,9 @@ fn blockdev(value: &str, file_of: &dyn Fn(Role, &str) -> bool) -> Result<(), Str
             "filename" => file_of(Role::Disk, value),
             "driver" => matches!(value.as_str(), "file" | "raw" | "qcow2" | "null-co"),
             // Direct reads write guest memory behind the tracker's back.
-            "cache.direct" => !options::is_on(value),
+            "cache.direct" => is_off(value),
             "aio" => value == "threads",
-            "locking" => value != "off",
+            "locking" => matches!(value.as_str(), "on" | "auto"),
             "file" => is_id(value),
             _ => BLOCK_OPTIONS.contains(&inner) && is_plain(value),
         };
@@ -410,9 +415,9 @@ fn drive(value: &str, file_of: &dyn Fn(Role, &str) -> bool) -> Result<(), String
             "if" => matches!(value.as_str(), "none" | "virtio" | "ide" | "scsi"),
             "media" => matches!(value.as_str(), "disk" | "cdrom"),
             "cache" => matches!(value.as_str(), "writeback" | "writethrough" | "unsafe"),
-            "cache.direct" => !options::is_on(value),
+            "cache.direct" => is_off(value),
             "aio" => value == "threads",
-            "file.locking" => value != "off",
+            "file.locking" => matches!(value.as_str(), "on" | "auto"),
             "id" | "index" | "bus" | "unit" | "readonly" | "snapshot" | "discard" | "detect-zeroes"
             | "werror" | "rerror" | "cache.writeback" | "cache.no-flush" | "serial" | "copy-on-read"
             | "node-name" => is_plain(value),
