@@ -324,7 +324,7 @@ impl Source {
             (State::Owing, E::Message(Kind::Settled(_))) => self.end(vec![A::Forget], SourceEnd::Completed),
 
             // Results of acts that no longer matter.
-            (_, E::Resolved | E::ClaimWon | E::ClaimLost(_) | E::ClaimUnknown(_)) => vec![],
+            (_, E::Resolved | E::ClaimWon | E::ClaimLost(_) | E::ClaimUnknown(_) | E::Rejoined(_)) => vec![],
             (
                 State::Owing | State::Claiming { .. } | State::Permitted,
                 E::Shipped(_) | E::Decided(_) | E::Stopped | E::Saved { .. } | E::StreamsOpen | E::Promised,
