@@ -261,7 +261,7 @@ fn receive_one(
     round_end: &mut impl FnMut(u32),
 ) -> io::Result<()> {
     let mut header = [0; HEADER];
-    // A connection that ends between two frames was closed; within one, the source is broken.
+    // A connection that ends between two frames was closed; one that ends within a frame was lost.
     conn.read_exact(&mut header[..1])?;
     conn.read_exact(&mut header[1..]).map_err(in_a_frame)?;
     match Frame::parse(&header, &landing.shape).map_err(wrong)? {
@@ -299,9 +299,11 @@ fn wrong(e: impl std::fmt::Display) -> io::Error {
 
 fn in_a_frame(e: io::Error) -> io::Error {
     match e.kind() {
-        io::ErrorKind::UnexpectedEof => {
-            invalid("the source closed a data connection in the middle of a frame")
-        }
+        // Of a link that was lost, or a source that hung up because of that: it may come back.
+        io::ErrorKind::UnexpectedEof => io::Error::new(
+            io::ErrorKind::ConnectionReset,
+            "the source closed a data connection in the middle of a frame",
+        ),
         _ => e,
     }
 }

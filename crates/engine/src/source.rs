@@ -103,6 +103,8 @@ pub struct SourceDriver {
     pacer: Arc<Pacer>,
     heard: Arc<Heard>,
     generation: u32,
+    /// What the target had when the link was lost last, and how often in a row it had no more than that.
+    lost_here: ((u32, u64), u32),
     stopped: bool,
     /// Whether the VM's QEMU has ended.
     has_ended: HasEnded,
@@ -142,6 +144,7 @@ impl SourceDriver {
             pacer: Arc::new(Pacer::new(options.bandwidth)),
             heard: Arc::default(),
             generation: 0,
+            lost_here: ((u32::MAX, 0), 0),
             stopped: false,
             has_ended,
             doubt_since: None,

@@ -262,8 +262,7 @@ impl TargetDriver {
     fn look_around(&mut self) -> Option<TargetEvent> {
         if self.gives_up.is_some_and(|end| end <= Instant::now()) {
             self.gives_up = None;
-            let why = format!("it was lost, and not back within {} s", self.give_up.as_secs_f64());
-            return Some(TargetEvent::GiveUp(why));
+            return Some(TargetEvent::GiveUp("it was lost, and not back in time".to_owned()));
         }
         let taken = self.taken.as_ref()?;
         if !(taken.has_ended)() {

@@ -620,7 +620,8 @@ fn i7_pages_travel_as_little_as_they_can_and_arrive_as_they_are() {
         }
         // The tracker is told of each round before the last which pages need not have been in it.
         let learnt = source.ram.learnt.lock().unwrap();
-        assert_eq!(learnt.len() + 1, report.rounds.len(), "{:?}", report.rounds);
+        // The last are one or two: what devices write while they are saved may have to wait for a barrier.
+        assert!((1..=2).contains(&(report.rounds.len() - learnt.len())), "{:?}", report.rounds);
         let told = |page| learnt.iter().any(|round| round.block(BlockId(0)).contains(PageIndex(page)));
         assert!((100..140).all(told), "what was written again as it was");
         assert!(!learnt[0].block(BlockId(0)).contains(PageIndex(100)), "it was new in the first round");

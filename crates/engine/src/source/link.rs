@@ -28,6 +28,9 @@ const LATER: Duration = Duration::from_millis(300);
 const ANSWERED: Duration = Duration::from_millis(500);
 const ROUND_TRIPS: u32 = 8;
 
+/// A link that is lost so often without a page having arrived in between is no use.
+const STUCK: u32 = 3;
+
 /// What the target says to a source that is back.
 enum Back {
     /// It has everything.
@@ -73,8 +76,15 @@ impl SourceDriver {
         loop {
             let why = match self.resume() {
                 Ok(Back::Landed(landed, rest)) => {
+                    let here = (landed, rest.len());
+                    self.lost_here = (here, if self.lost_here.0 == here { self.lost_here.1 + 1 } else { 0 });
+                    if self.lost_here.1 >= STUCK {
+                        let why = "it is lost again and again, at the same place".to_owned();
+                        return Err(("the connection to the target".to_owned(), why));
+                    }
                     self.story.note(format!("connected to {} again", self.parts.to));
                     self.not_again(landed, &rest);
+                    self.story.link_is_back();
                     return Ok(Some(SourceEvent::Rejoined(landed)));
                 }
                 Ok(Back::Settled | Back::Lacking) => "it speaks of a VM that runs there already".to_owned(),

@@ -153,6 +153,15 @@ impl Story {
         self.round = Some((round, Instant::now(), self.traffic.sent(), self.moved_pages()));
     }
 
+    /// The link is back: how fast the rest of this round moves tells nothing of the time without one.
+    pub(super) fn link_is_back(&mut self) {
+        let moved = self.moved_pages();
+        let Some((round, since, sent, before)) = &mut self.round else { return };
+        round.ms += ms(since.elapsed());
+        round.wire_bytes += self.traffic.sent() - *sent;
+        (*since, *sent, *before) = (Instant::now(), self.traffic.sent(), moved);
+    }
+
     /// Pages whose content the target was told in whichever way.
     fn moved_pages(&self) -> u64 {
         let pages = &self.report.pages;
@@ -176,9 +185,9 @@ impl Story {
     /// The current round, if there is one, has carried all that it was to carry.
     pub(super) fn end_round(&mut self, dirtied: u64) {
         let Some((mut round, since, sent, moved)) = self.round.take() else { return };
-        let took = since.elapsed();
-        round.ms = ms(took);
-        round.wire_bytes = self.traffic.sent() - sent;
+        let (took, wire_bytes) = (since.elapsed(), self.traffic.sent() - sent);
+        round.ms += ms(took);
+        round.wire_bytes += wire_bytes;
         round.dirtied = dirtied;
         if took >= MEASURABLE || self.seen.rate == Rate(0) {
             // What is dirty is memory, and most of it travels as less; zeros and what has not changed are left out, which the
@@ -186,7 +195,7 @@ impl Story {
             let all_moved = self.moved_pages() - moved;
             self.moved_per_s = Some(all_moved as f64 / took.as_secs_f64()).filter(|pages| *pages > 0.0);
             let moved = if round.n > 1 { all_moved } else { 0 };
-            self.seen.rate = Bytes((moved * PAGE_SIZE as u64).max(round.wire_bytes)).per(took);
+            self.seen.rate = Bytes((moved * PAGE_SIZE as u64).max(wire_bytes)).per(took);
         }
         (self.events)(Event::Round(round.clone()));
         self.report.rounds.push(round);
