@@ -1,7 +1,16 @@
 //! TAP interfaces: made for a VM's network card, put on a bridge, and taken away with the VM.
 
 use crate::random;
-use std::process::{Command, Stdio};
+use std::{
+    io,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
+
+/// How often, and how long after the last time, it is tried to take away a TAP that could not be.
+const ATTEMPTS: u32 = 20;
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// Why a TAP could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -38,9 +47,29 @@ pub fn create(vm: &str, bridge: &str) -> Result<String, TapError> {
 
 /// Takes a TAP away; harmless when it is gone.
 pub fn remove(tap: &str) {
-    if let Err(why) = ip(&["link", "delete", "dev", tap]) {
-        tracing::debug!(tap, why, "the TAP could not be removed");
+    if let Err(error) = try_to_remove(tap) {
+        tracing::debug!(tap, %error, "the TAP cannot be removed yet");
+        let tap = tap.to_owned();
+        // Without a descriptor left, for example: that passes.
+        thread::spawn(move || {
+            for _ in 0..ATTEMPTS {
+                thread::sleep(AGAIN);
+                if try_to_remove(&tap).is_ok() {
+                    return;
+                }
+            }
+            tracing::warn!(tap, "this TAP stays: ip (package iproute2) cannot be run");
+        });
     }
+}
+
+/// An error: nobody could be asked.
+fn try_to_remove(tap: &str) -> io::Result<()> {
+    let asked = Command::new("ip").args(["link", "delete", "dev", tap]).stdin(Stdio::null()).output()?;
+    if !asked.status.success() {
+        tracing::debug!(tap, why = %String::from_utf8_lossy(&asked.stderr).trim(), "there is no such TAP");
+    }
+    Ok(())
 }
 
 /// Whether there is a bridge of this name in our network namespace. Asks `ip`: `/sys` shows the namespace that it was
