@@ -1,5 +1,5 @@
 #!/bin/sh
-# Checks which crate uses which: `units ← {sys, page, policy, proto} ← engine ← {qemu, agent} ← host ← whimbrel`, that the pure
+# Checks which crate uses which: `units ← {sys, page, policy, proto} ← engine ← {ownership, qemu, agent} ← host ← whimbrel`, that the pure
 # crates stay pure, and that only `sys` may hold unsafe code. Prints every breach.
 set -eu
 cd "$(dirname "$0")/.."
@@ -15,15 +15,17 @@ may_use() {
         sys | page | policy) echo units ;;
         proto) echo units page ;;
         sim) echo units page policy proto ;;
-        engine) echo units sys page policy proto pki ;;
+        spool) echo units sys page ;;
+        engine) echo units sys page policy proto spool pki ;;
+        ownership) echo units engine ;;
         qemu) echo units sys page policy proto engine ;;
         doctor) echo units sys engine qemu ;;
         agent) echo units pki engine ;;
-        host) echo units pki engine qemu agent ;;
+        host) echo units spool pki engine ownership qemu agent ;;
         whimbrel) echo units sys pki engine doctor agent host ;;
-        fuzz) echo units page proto engine qemu agent ;;
+        fuzz) echo units page proto spool engine qemu agent ;;
         guest) echo units ;;
-        lab | bench) echo units sys page policy proto pki engine qemu doctor agent host whimbrel lab ;;
+        lab | bench) echo units sys page policy proto spool pki engine ownership qemu doctor agent host whimbrel lab ;;
         *) echo "?" ;;
     esac
 }

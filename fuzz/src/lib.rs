@@ -32,6 +32,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "foreign", body: targets::foreign::run, seeds: targets::foreign::seeds },
     Target { name: "history", body: targets::history::run, seeds: targets::history::seeds },
     Target { name: "store", body: targets::store::run, seeds: targets::store::seeds },
+    Target { name: "spool", body: targets::spool::run, seeds: targets::spool::seeds },
     Target { name: "qmp", body: targets::qmp::run, seeds: targets::qmp::seeds },
     Target { name: "vmfile", body: targets::vmfile::run, seeds: targets::vmfile::seeds },
     Target { name: "config", body: targets::config::run, seeds: targets::config::seeds },

@@ -148,7 +148,12 @@ fn converse(
         match stream.read(&mut buffer) {
             Ok(0) => return Err(std::io::Error::new(ErrorKind::UnexpectedEof, "the guest closed it")),
             Ok(n) => partial.extend_from_slice(&buffer[..n]),
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            // With a time limit, a read ends at a signal, too.
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                ) => {}
             Err(e) => return Err(e),
         }
         while let Some((message, rest)) = partial.split_first_chunk() {

@@ -230,6 +230,30 @@ impl Host {
         Ok(())
     }
 
+    /// Ends the one TCP connection to `peer` that has carried most, as a firewall does that has forgotten it.
+    pub fn end_busiest_connection(&self, peer: &Host) -> Result<()> {
+        let to = peer.address.to_string();
+        let ss = |arguments: &[&str]| {
+            let said = run(self.namespace.command("ss").args(arguments));
+            // A line of addresses, and an indented one of figures.
+            said.map(|said| said.replace("\n\t", " "))
+        };
+        let list = ss(&["-Htni", "state", "established", "dst", &to])?;
+        let sent = |line: &str| {
+            let bytes = line.split_whitespace().find_map(|word| word.strip_prefix("bytes_sent:"));
+            bytes.and_then(|bytes| bytes.parse::<u64>().ok()).unwrap_or(0)
+        };
+        let busiest = list.lines().max_by_key(|line| sent(line)).doing("find a connection")?;
+        let port = busiest.split_whitespace().nth(2).and_then(|here| here.rsplit(':').next());
+        let port = port.doing(format!("read a port of {busiest}"))?;
+        let ended = ss(&["-HtnK", "dst", &to, "sport", "=", &format!(":{port}")])?;
+        crate::ensure!(
+            ended.contains(port),
+            "ss ended no connection: its kernel lacks CONFIG_INET_DIAG_DESTROY"
+        );
+        Ok(())
+    }
+
     /// What has gone through its management interface so far.
     pub fn traffic(&self) -> Result<Traffic> {
         let said = self.namespace.ip("-statistics -json link show dev mgmt")?;

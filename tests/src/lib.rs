@@ -7,7 +7,10 @@ mod cli; // the command line of the program under test
 mod client; // a TCP client whose connection must survive
 mod console; // what a guest says on its serial line
 mod cpio; // archives that a kernel unpacks
+mod datastore; // a shared directory that is as fast as a story wants
 mod error; // what was being done, and why it did not work
+mod etcd; // a real etcd, and who loses what it says
+mod faulty_dir; // a shared directory in which everything goes wrong
 mod guest; // who a guest is, and how it is talked to wherever it runs
 mod hand; // machines that a story starts by hand
 mod lab; // hosts and clients around one switch
@@ -32,7 +35,10 @@ pub use agent::{Agent, Oddity, PORT, ask};
 pub use cli::{Answer, Cli};
 pub use client::{Seen, TcpClient, connect};
 pub use console::Console;
+pub use datastore::Datastore;
 pub use error::{Doing, Error, Result};
+pub use etcd::{EtcdServer, OnTheWay, Way, copy_dir};
+pub use faulty_dir::{Call, FaultyDir, Trouble};
 pub use guest::{Guest, Probed, Progress, Spec, Times};
 pub use hand::{HandStart, HandStarted, Ram};
 pub use lab::{Host, Lab, Traffic};

@@ -4,18 +4,20 @@
 //! no tracker sees it. With a real disk the moment is luck. Here a small FUSE file system holds the answer back, so
 //! that a read can begin before one round of a migration and land after the next.
 
-use crate::{Doing, Result, wait_for};
+use crate::{
+    Doing, Result,
+    datastore::mount::{self, Mount, locked},
+    wait_for,
+};
 use fuser::{
-    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, ReplyOpen, ReplyWrite,
-    Request, SessionACL, WriteFlags,
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags,
+    ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, ReplyOpen, ReplyWrite, Request, WriteFlags,
 };
 use std::{
     ffi::OsStr,
-    fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, UNIX_EPOCH},
+    sync::{Arc, Mutex},
+    time::Duration,
 };
 
 const FILE: &str = "disk.img";
@@ -25,12 +27,11 @@ const FOREVER: Duration = Duration::from_secs(86_400);
 /// `O_DIRECT` of x86-64, as it comes in a read request.
 const O_DIRECT: i32 = 0o40000;
 
-/// A mounted directory with one file, `disk.img`. Mount it before the hosts' processes start: they may not see a
-/// mount that is made later.
+/// A mounted directory with one file, `disk.img`.
 pub struct SlowDisk {
     path: PathBuf,
     state: Arc<Mutex<State>>,
-    session: Option<BackgroundSession>,
+    _mount: Mount,
 }
 
 #[derive(Default)]
@@ -59,14 +60,9 @@ impl State {
 impl SlowDisk {
     /// Mounts it at the new directory `at`, with this content.
     pub fn mount(at: &Path, content: Vec<u8>) -> Result<Self> {
-        fs::create_dir_all(at).doing(format!("make {}", at.display()))?;
         let state = Arc::new(Mutex::new(State { data: content, ..State::default() }));
-        let mut config = Config::default();
-        // A QEMU of another user must be able to open it.
-        config.acl = SessionACL::All;
-        let session = fuser::spawn_mount(Tree(state.clone()), at, &config)
-            .doing(format!("mount a file system at {}", at.display()))?;
-        Ok(Self { path: at.join(FILE), state, session: Some(session) })
+        let _mount = Mount::new(Tree(state.clone()), at).doing("mount a slow disk")?;
+        Ok(Self { path: at.join(FILE), state, _mount })
     }
 
     /// The file that a machine takes for its disk.
@@ -103,17 +99,7 @@ impl Drop for SlowDisk {
     fn drop(&mut self) {
         // A read that waits for ever would make its reader unkillable.
         self.release();
-        if let Some(session) = self.session.take() {
-            let at = self.path.parent().unwrap_or(Path::new("/"));
-            // A machine may still have the file open: detach, the session ends when it closes it.
-            let _ = crate::run(std::process::Command::new("umount").arg("-l").arg(at));
-            drop(session);
-        }
     }
-}
-
-fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the kernel talks to.
@@ -127,23 +113,7 @@ impl Tree {
             INODE => (FileType::RegularFile, 0o666, size),
             _ => return None,
         };
-        Some(FileAttr {
-            ino: inode,
-            size,
-            blocks: size.div_ceil(512),
-            atime: UNIX_EPOCH,
-            mtime: UNIX_EPOCH,
-            ctime: UNIX_EPOCH,
-            crtime: UNIX_EPOCH,
-            kind,
-            perm,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            blksize: 4096,
-            flags: 0,
-        })
+        Some(mount::attributes(inode, kind, perm, size))
     }
 }
 

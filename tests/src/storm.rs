@@ -3,7 +3,8 @@
 //! QEMU that ran it.
 
 use crate::{
-    Doing, Error, Guest, Lab, Report, Result, Spec, Stage, TcpClient, Tools, Traces, VmFile, ensure, wait_for,
+    Datastore, Doing, Error, Guest, Lab, Report, Result, Spec, Stage, TcpClient, Tools, Traces, VmFile,
+    ensure, wait_for,
 };
 use std::{
     fmt, fs,
@@ -26,6 +27,8 @@ pub enum Victim {
     TargetQemu,
     /// The link between the two hosts, for a while.
     Link,
+    /// The datastore by which a part of the memory goes: it answers nobody, for a while.
+    Datastore,
 }
 
 /// When: so long after something was seen.
@@ -65,12 +68,13 @@ pub enum Fate {
     Missed,
 }
 
-const VICTIMS: [(&str, Victim); 5] = [
+const VICTIMS: [(&str, Victim); 6] = [
     ("source-agent", Victim::SourceAgent),
     ("target-agent", Victim::TargetAgent),
     ("source-qemu", Victim::SourceQemu),
     ("target-qemu", Victim::TargetQemu),
     ("link", Victim::Link),
+    ("datastore", Victim::Datastore),
 ];
 
 /// Moments in milliseconds; closer together where more happens.
@@ -144,7 +148,7 @@ const LINK: Rate = Rate(64 << 20);
 /// An agent that was killed is started again after this time: longer than a watchdog takes.
 const RESTARTED: Duration = Duration::from_millis(400);
 
-/// So long a link is gone: longer than it takes to notice.
+/// So long a link is gone, or a datastore: longer than it takes to notice.
 const CUT: Duration = Duration::from_secs(3);
 
 /// Something that follows from what happened must not take longer.
@@ -153,6 +157,7 @@ const SOON: Duration = Duration::from_secs(60);
 /// Two hosts, and a VM that goes to and fro.
 pub struct Storm<'a> {
     stage: Stage<'a>,
+    store: Datastore,
     blank: [Traces; 2],
     vm: Option<(Guest, TcpClient)>,
     at: usize,
@@ -163,10 +168,14 @@ const HOSTS: [&str; 2] = ["a", "b"];
 impl<'a> Storm<'a> {
     /// In a laboratory with the hosts `a` and `b`.
     pub fn new(lab: &'a Lab, tools: &'a Tools) -> Result<Self> {
+        // Before the agents: they may not see a mount that is made later.
+        let store = Datastore::mount(&lab.dir().join("store"), &lab.dir().join("disk"));
+        let store = store.doing("mount a datastore")?;
         let stage = Stage::new(lab, tools)?;
         lab.hosts().iter().try_for_each(|host| host.shape(Some(LINK)))?;
         let blank = [Traces::of(lab.host("a"))?, Traces::of(lab.host("b"))?];
-        Ok(Self { stage, blank, vm: None, at: 0 })
+        store.limit(Some(LINK.0));
+        Ok(Self { stage, store, blank, vm: None, at: 0 })
     }
 
     /// Strikes once, and sees that nothing of it harms.
@@ -175,7 +184,11 @@ impl<'a> Storm<'a> {
         let (from, to) = (HOSTS[self.at], HOSTS[1 - self.at]);
         let mode = if matches!(blow.moment, Moment::PostCopy(_)) { "hybrid" } else { "pre-copy" };
         let source_qemu = self.qemu_of(from)?;
-        let options = ["--mode", mode, "--max-downtime", "300ms"];
+        let mut options = vec!["--mode", mode, "--max-downtime", "300ms"];
+        let spool = self.store.path().to_string_lossy().into_owned();
+        if blow.victim == Victim::Datastore {
+            options.extend(["--spool", &spool]);
+        }
         let mut migration = self.stage.start_migration("web", from, to, &options)?;
         let (seen, after) = match blow.moment {
             Moment::Asked(ms) => (Ok(()), ms),
@@ -214,6 +227,12 @@ impl<'a> Storm<'a> {
             Victim::TargetQemu => {
                 let pids = qemus(&self.stage, to)?;
                 Ok(pids.into_iter().filter(|pid| kill(*pid)).count() > 0)
+            }
+            Victim::Datastore => {
+                self.store.stall(true);
+                thread::sleep(CUT);
+                self.store.stall(false);
+                Ok(true)
             }
             Victim::Link => {
                 let (a, b) = (self.stage.lab.host(from), self.stage.lab.host(to));
@@ -263,6 +282,7 @@ impl<'a> Storm<'a> {
             ensure!(seen.broken.is_none(), "the client's connection broke: {:?}", seen.broken);
             Ok((seen.echoed > before).then_some(()))
         })?;
+        self.the_datastore_is_empty()?;
         let gone = if fate == Fate::Moved { from } else { to };
         self.nothing_is_left_on(gone)?;
         Ok(fate)
@@ -292,6 +312,13 @@ impl<'a> Storm<'a> {
             Ok((now == *blank).then_some(()))
         })
         .map_err(|error| Error::new(error.what, format!("before: {blank:?}, now: {now:?}")))
+    }
+
+    fn the_datastore_is_empty(&self) -> Result<()> {
+        wait_for("a datastore without a trace", SOON, || {
+            let entries = fs::read_dir(self.store.path()).doing("look into the datastore")?;
+            Ok((entries.count() == 0).then_some(()))
+        })
     }
 
     fn have_a_vm(&mut self) -> Result<()> {

@@ -12,6 +12,8 @@ const WORK: &str = "whimbrel.fill=80M whimbrel.check=16M,rate=4M whimbrel.dirty=
 const SLOW: Rate = Rate(32 << 20);
 /// Several seconds for what one round of [`SLOW`] leaves.
 const CRAWL: Rate = Rate(2 << 20);
+/// More than ten seconds for all that a post-copy moves.
+const STEADY: Rate = Rate(8 << 20);
 const AFTER: Duration = Duration::from_secs(20);
 
 /// A VM on `a`, a slow link, a client.
@@ -37,8 +39,9 @@ impl<'a> Scene<'a> {
     }
 
     /// A migration in the middle of its switchover: so much is dirty and the link so slow that it takes seconds.
-    fn until_switchover(&self) -> Result<Migration> {
-        let mut migration = self.migrate(&["--mode", "pre-copy", "--max-downtime", "60s"])?;
+    fn until_switchover(&self, also: &[&str]) -> Result<Migration> {
+        let options = [&["--mode", "pre-copy", "--max-downtime", "60s"], also].concat();
+        let mut migration = self.migrate(&options)?;
         migration.until_round(1)?;
         self.stage.lab.host("a").shape(Some(CRAWL))?;
         migration.until_phase("switchover")?;
@@ -84,7 +87,7 @@ fn a_cancelled_migration_leaves_the_vm_on_the_source_and_no_trace_on_the_target(
         scene.untouched()?;
 
         // While the guest stands still already.
-        let migration = scene.until_switchover()?;
+        let migration = scene.until_switchover(&[])?;
         cancel(&scene)?;
         migration.ended("cancelled", 130)?;
         scene.stage.lab.host("a").shape(Some(SLOW))?;
@@ -135,7 +138,7 @@ fn a_vm_whose_link_is_cut_before_the_commit_runs_on_the_source() {
         }
 
         // While the guest stands still already.
-        let migration = scene.until_switchover()?;
+        let migration = scene.until_switchover(&["--give-up", "1s"])?;
         a.cut_from(b)?;
         let report = migration.ended("failed", 1)?;
         ensure!(report.vm_runs_on() == Some("a"), "it says who runs the VM: {}", report.0);
@@ -149,6 +152,9 @@ fn a_vm_whose_link_is_cut_before_the_commit_runs_on_the_source() {
 /// How soon it is noticed that a link is gone, and that it is back, in stories: three times the figures, for a busy machine.
 const NOTICED: Duration = Duration::from_secs(6);
 const RESUMED: Duration = Duration::from_secs(3);
+/// How soon pages come again after the start of a target's agent that was killed: also three times the figure, as the median of so many.
+const ANSWERED: Duration = Duration::from_millis(1500);
+const RESTARTS: usize = 5;
 
 #[test]
 fn a_link_that_comes_back_is_used_again() {
@@ -184,10 +190,57 @@ fn a_link_that_comes_back_is_used_again() {
 }
 
 #[test]
+fn i3_a_guest_whose_link_is_lost_while_it_stands_still_runs_on_and_so_does_the_migration() {
+    story("a link lost in the pause", &["a", "b"], |lab, tools| {
+        let scene = Scene::new(lab, tools, 72)?;
+        let (a, b) = (lab.host("a"), lab.host("b"));
+        let mut migration = scene.until_switchover(&["--verify"])?;
+        let cut = Instant::now();
+        a.cut_from(b)?;
+        migration.until_note("it ran on here after")?;
+        let noticed = cut.elapsed();
+        eprintln!("it ran on {noticed:?} after the cut");
+        ensure!(noticed < NOTICED, "the guest stood still for {noticed:?} without a link");
+        // While the link is still away.
+        scene.guest.runs()?;
+        a.shape(None)?;
+        a.mend_to(b)?;
+        migration.until_note("connected to b again")?;
+        let report = migration.completed()?;
+        ensure!(report.verified() == Some(true), "{}", report.0);
+        // Of the pause in which it changed hands, not of the one that came to nothing: that one waited for two seconds of silence.
+        let downtime = report.number("downtime_ms")?;
+        ensure!(downtime > 0.0 && downtime < noticed.as_secs_f64() * 1e3, "{downtime} ms, {noticed:?}");
+        scene.stage.check_moved("web", &scene.guest, "a", "b")?;
+        scene.client.finish(Duration::from_secs(30)).map(drop)
+    });
+}
+
+#[test]
+fn a_single_connection_that_ends_is_opened_again_and_nothing_else_is() {
+    story("one connection ends", &["a", "b"], |lab, tools| {
+        let scene = Scene::new(lab, tools, 70)?;
+        let (a, b) = (lab.host("a"), lab.host("b"));
+        let mut migration = scene.migrate(&["--mode", "hybrid", "--verify"])?;
+        for (phase, times) in [("pre-copy", 1), ("post-copy", 2)] {
+            migration.until_moving(phase)?;
+            a.end_busiest_connection(b)?;
+            migration.until_notes("opened again; the others went on", times)?;
+        }
+        let again = |event: &serde_json::Value| event.to_string().contains("reconnecting");
+        ensure!(!migration.events().iter().any(again), "all of them were opened again");
+        let report = migration.completed()?;
+        ensure!(report.verified() == Some(true), "{}", report.0);
+        scene.stage.check_moved("web", &scene.guest, "a", "b")?;
+        scene.client.finish(Duration::from_secs(30)).map(drop)
+    });
+}
+
+#[test]
 fn i3_a_guest_whose_agent_dies_while_it_stands_still_runs_on_by_itself() {
     story("watchdog", &["a", "b"], |lab, tools| {
         let mut scene = Scene::new(lab, tools, 68)?;
-        let migration = scene.until_switchover()?;
+        let migration = scene.until_switchover(&[])?;
         let killed = Instant::now();
         scene.stage.agent_mut("a").crash()?;
         drop(migration);
@@ -252,16 +305,23 @@ fn a_vm_survives_the_crash_of_either_agent_during_post_copy() {
         let mut scene = Scene::new(lab, tools, 65)?;
         let mut migration = scene.migrate(&["--mode", "post-copy"])?;
         migration.until_phase("post-copy")?;
-        scene.stage.agent_mut("b").crash()?;
-        // The guest may run into a missing page and wait: it must not read zeros.
-        std::thread::sleep(Duration::from_millis(500));
-        let started = Instant::now();
-        scene.stage.agent_mut("b").begin()?;
-        migration.until_note("connected to b again")?;
-        let answered = started.elapsed();
-        scene.guest.runs()?;
-        eprintln!("from the start of the target's agent to pages: {answered:?}");
-        ensure!(answered < RESUMED, "it took {answered:?}");
+        // So that memory is still missing after all of this.
+        lab.host("a").shape(Some(STEADY))?;
+        let mut answered = Vec::new();
+        for times in 1..=RESTARTS {
+            scene.stage.agent_mut("b").crash()?;
+            // The guest may run into a missing page and wait: it must not read zeros.
+            std::thread::sleep(Duration::from_millis(500));
+            let started = Instant::now();
+            scene.stage.agent_mut("b").begin()?;
+            migration.until_notes("connected to b again", times)?;
+            answered.push(started.elapsed());
+            scene.guest.runs()?;
+        }
+        answered.sort();
+        let median = answered[RESTARTS / 2];
+        eprintln!("from the start of the target's agent to pages: median {median:?} of {answered:?}");
+        ensure!(median < ANSWERED, "it took {median:?}");
         scene.stage.agent_mut("a").crash()?;
         drop(migration);
         std::thread::sleep(Duration::from_millis(500));

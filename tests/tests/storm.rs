@@ -7,7 +7,7 @@ use lab::{
 };
 
 /// One of each kind, where most can go wrong.
-const SAMPLE: [&str; 8] = [
+const SAMPLE: [&str; 9] = [
     "link:switchover+2",
     "source-agent:switchover+0",
     "source-agent:post-copy+40",
@@ -16,6 +16,7 @@ const SAMPLE: [&str; 8] = [
     "target-qemu:moving+200",
     "source-qemu:moving+0",
     "source-agent:moving+200",
+    "datastore:moving+200",
 ];
 
 #[test]

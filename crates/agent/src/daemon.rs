@@ -6,11 +6,13 @@ use crate::{
     hypervisor::Hypervisor,
     migrate::{Migrations, Migrator},
     peers::Peers,
+    publish,
     recovery::Recovery,
     registry::Registry,
     store::{Store, StoreError},
 };
-use std::{fs, future::IntoFuture, io, net::SocketAddr, sync::Arc, time::Duration};
+use engine::shared::SharedRecord;
+use std::{fs, future::IntoFuture, io, net::SocketAddr, sync::Arc, thread, time::Duration};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, oneshot},
@@ -58,13 +60,15 @@ pub struct Context {
 }
 
 /// Runs an agent until SIGTERM or SIGINT. Ending it harms no VM: migrations before their switchover are cancelled and
-/// rolled back first, and QEMU processes are left alone. A second signal ends it without waiting for that.
+/// rolled back first, and QEMU processes are left alone. A second signal ends it without waiting for that. `record`: who owns which
+/// VM, where all hosts can ask; without one, the target of each migration keeps it.
 pub fn run(
     config: Config,
     hypervisor: Arc<dyn Hypervisor>,
+    record: Option<Arc<dyn SharedRecord>>,
     migrator: impl FnOnce(&Context) -> Arc<dyn Migrator>,
 ) -> Result<(), AgentError> {
-    run_until(config, hypervisor, migrator, || {
+    run_until(config, hypervisor, record, migrator, || {
         let (tell, told) = mpsc::unbounded_channel();
         for (kind, name) in [(SignalKind::terminate(), "SIGTERM"), (SignalKind::interrupt(), "SIGINT")] {
             let mut signals = signal(kind).map_err(system("watch for signals"))?;
@@ -79,6 +83,7 @@ pub fn run(
 pub fn run_until(
     config: Config,
     hypervisor: Arc<dyn Hypervisor>,
+    record: Option<Arc<dyn SharedRecord>>,
     migrator: impl FnOnce(&Context) -> Arc<dyn Migrator>,
     end: impl FnOnce() -> Result<mpsc::UnboundedReceiver<&'static str>, AgentError>,
 ) -> Result<(), AgentError> {
@@ -89,19 +94,28 @@ pub fn run_until(
         what: format!("make the runtime directory {}", config.runtime_dir.display()),
         cause,
     })?;
-    let registry = Arc::new(Registry::new(store, hypervisor));
+    let registry = Arc::new(Registry::new(store, hypervisor, record));
     let context = Context { config: config.clone(), registry: registry.clone() };
     let migrator = migrator(&context);
     let recovery = Arc::new(Recovery::new(registry.clone(), migrator.clone()));
     let listener = api::bind(&config.socket)?;
     let socket = config.socket.clone();
-    registry.look_again()?;
+    registry.forget_interrupted()?;
+    registry.hypervisor().sweep_others(&registry.store().vms()?);
     recovery.begin()?;
+    publish::begin(registry.clone()).map_err(system("start a thread"))?;
     let migrations =
         Arc::new(Migrations::new(config.clone(), registry.clone(), migrator.clone(), recovery.clone()));
     let serve = migrator.clone();
     let peers = Peers::listen(config.listen, move |connection, from| serve.serve(connection, from))
         .map_err(|cause| AgentError::Listen { address: config.listen, cause })?;
+    // Guests that wait for pages are served from here on: nothing that can be found out later comes before.
+    let curious = registry.clone();
+    thread::Builder::new()
+        .name("learn".into())
+        .spawn(move || curious.hypervisor().learn())
+        .map_err(system("start a thread"))?;
+    registry.look_again()?;
     info!(host = config.name, socket = %config.socket.display(), listen = %peers.address(), "ready");
 
     let runtime = tokio::runtime::Builder::new_multi_thread()

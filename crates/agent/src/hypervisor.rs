@@ -69,6 +69,16 @@ pub trait Hypervisor: Send + Sync {
         tracing::warn!(vm = name, "if its start has left a QEMU process, it is still there");
     }
 
+    /// Takes away what earlier agents of this host were making when they were killed, and had not recorded yet: all that they
+    /// started but these. Called once, before anything is started.
+    fn sweep_others(&self, known: &[VmRecord]) {
+        let _ = known;
+    }
+
+    /// Finds out ahead of time what the next VM would have to wait for. Called once, beside all else: the guests that are here have
+    /// been seen to by then.
+    fn learn(&self) {}
+
     /// Lets its guest run; harmless if it does.
     fn resume(&self, vm: &VmRecord) -> Result<(), Reasons>;
 

@@ -20,6 +20,8 @@ pub mod migrate;
 pub mod name;
 /// Connections that other agents make.
 pub mod peers;
+/// What a shared record is told after a start.
+mod publish;
 /// What the journals say must still be done after a restart.
 pub mod recovery;
 /// What the agent says when it does not do what it was asked for.

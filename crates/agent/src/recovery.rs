@@ -56,6 +56,12 @@ impl Recovery {
             let Some((arrival, _)) = store.arrival(&name)? else { continue };
             match store.vm(&name)? {
                 Some(vm) if entry.claimed => self.go_on(vm, arrival, entry),
+                Some(vm) if entry.claiming && alive(&vm) => self.ask_here(vm, arrival, entry),
+                vm if entry.claiming => {
+                    // Whoever the record names, it cannot run here any more. It is not claimed now: the source may still have it.
+                    store.lose_claim(&name, entry.migration)?;
+                    self.give_up(vm, &arrival, &entry)?;
+                }
                 vm => self.give_up(vm, &arrival, &entry)?,
             }
         }
@@ -123,6 +129,29 @@ impl Recovery {
         }
     }
 
+    /// A shared record that could not be asked is told, when it can be, what a person has decided meanwhile.
+    pub fn tell_of_fencing(self: &Arc<Self>, name: &str, fenced: &str) {
+        if self.registry.record().is_none() {
+            return;
+        }
+        let (this, vm, fenced) = (self.clone(), name.to_owned(), fenced.to_owned());
+        let work = move || {
+            let mut tries = 0;
+            while let Err(why) = this.registry.retake(&vm, &fenced) {
+                if tries == 0 {
+                    warn!(vm, why, "the shared record does not know yet that it is here");
+                }
+                if this.stop.wait(ASK_AGAIN[tries.min(ASK_AGAIN.len() - 1)]) {
+                    return;
+                }
+                tries += 1;
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("tell the record".into()).spawn(work) {
+            error!(vm = name, %error, "no thread to tell the shared record that it is here");
+        }
+    }
+
     fn settle(&self, vm: &VmRecord, mut entry: DepartureRecord) {
         let mut tries = 0;
         self.keep_unsettled(vm, &entry);
@@ -180,7 +209,7 @@ impl Recovery {
             expected,
             claimer: self.registry.host().to_owned(),
         };
-        let claimed = self.migrator.ask(&entry.to, &entry.address, &claim)?;
+        let claimed = self.migrator.ask(entry, &claim)?;
         let _settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.registry.store().departure_of(&vm.name)?;
         if now.as_ref() != Some(entry) {
@@ -224,7 +253,10 @@ impl Recovery {
         report.error = (outcome == Outcome::InDoubt).then(|| Failure {
             what: format!("the migration of {} to {} is not settled", vm.name, entry.to),
             place: format!("agent of {host}"),
-            why: format!("{} has not said yet whether it owns the VM", entry.to),
+            why: match entry.record.as_str() {
+                "" => format!("{} has not said yet whether it owns the VM", entry.to),
+                shared => format!("the ownership record ({shared}) has not said yet who owns the VM"),
+            },
             vm_runs_on: None,
         });
         self.keep(&report);
@@ -233,7 +265,7 @@ impl Recovery {
     /// The guest runs here again, and its migration has failed.
     fn come_back(&self, vm: &VmRecord, entry: &DepartureRecord, why: &str) -> Result<(), Reasons> {
         let host = self.registry.host();
-        let alive = vm.process.is_some_and(|process| process.is_alive());
+        let alive = alive(vm);
         if alive {
             self.registry.hypervisor().resume(vm)?;
         }
@@ -259,6 +291,56 @@ impl Recovery {
         }
     }
 
+    /// An arrival that was permitted: a shared record knows whether it was claimed, and is asked until it says so. The guest does
+    /// not run meanwhile.
+    fn ask_here(self: &Arc<Self>, vm: VmRecord, arrival: Arrival, entry: ArrivalRecord) {
+        let (this, name) = (self.clone(), vm.name.clone());
+        let work = move || {
+            let mut tries = 0;
+            loop {
+                match this.try_here(&vm, &entry) {
+                    Ok(Claimed::Yours(epoch)) => {
+                        info!(vm = vm.name, %epoch, "it belongs here");
+                        return this.go_on(
+                            vm,
+                            arrival,
+                            ArrivalRecord { claimed: true, claiming: false, ..entry },
+                        );
+                    }
+                    Ok(Claimed::Lost(record)) => {
+                        info!(vm = vm.name, owner = record.owner, epoch = %record.epoch, "it does not belong here");
+                        let store = this.registry.store();
+                        let given_up = store
+                            .lose_claim(&name, entry.migration)
+                            .and_then(|()| this.give_up(Some(vm), &arrival, &entry));
+                        if let Err(error) = given_up {
+                            error!(vm = name, %error, "its arrival cannot be given up");
+                        }
+                        return;
+                    }
+                    Err(error) if tries == 0 => {
+                        warn!(vm = vm.name, from = entry.from, %error, "in doubt: asking until there is an answer");
+                    }
+                    Err(_) => {}
+                }
+                if this.stop.wait(ASK_AGAIN[tries.min(ASK_AGAIN.len() - 1)]) {
+                    return;
+                }
+                tries += 1;
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("ask for arrival".into()).spawn(work) {
+            error!(%error, "no thread to ask who owns an arrival");
+        }
+    }
+
+    fn try_here(&self, vm: &VmRecord, entry: &ArrivalRecord) -> io::Result<Claimed> {
+        let claim = self.registry.store().own_claim(entry.migration)?;
+        let claim = claim
+            .ok_or_else(|| io::Error::other(format!("nothing is recorded of the offer of {}", vm.name)))?;
+        self.migrator.ask_here(&claim)
+    }
+
     /// An arrival that was not claimed leaves no trace. First nobody can claim it, then its QEMU ends.
     fn give_up(
         &self,
@@ -280,7 +362,8 @@ impl Recovery {
     }
 
     fn journal(&self, vm: &VmRecord, entry: &DepartureRecord) -> crate::store::Departure {
-        self.registry.store().departure(&vm.name, entry.migration, &entry.to, &entry.address)
+        let journal = self.registry.store().departure(&vm.name, entry.migration, &entry.to, &entry.address);
+        journal.decided_by(&entry.record)
     }
 
     fn keep(&self, report: &Report) {
@@ -288,6 +371,10 @@ impl Recovery {
             error!(vm = report.vm, %error, "the report on its migration is lost");
         }
     }
+}
+
+fn alive(vm: &VmRecord) -> bool {
+    vm.process.is_some_and(|process| process.is_alive())
 }
 
 /// What can be said of a migration whose figures were lost.

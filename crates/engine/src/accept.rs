@@ -2,7 +2,7 @@
 
 use crate::{
     conn::{Conn, Dial, GREETING, invalid, read_control, welcome},
-    ports::{Claim, Claimed, Host, Ownership, OwnershipRecord, Request, Waiting},
+    ports::{Claim, Claimed, Host, Ownership, OwnershipRecord, Request, SpoolRecord, Waiting},
     secrets::draw_token,
     survey,
     target::{TargetDriver, ToTarget},
@@ -105,16 +105,22 @@ impl Acceptor {
         }
     }
 
-    /// Goes on with a VM that this host has claimed and whose agent was restarted: the source will connect again. Returns
-    /// once the guest has all its memory.
-    pub fn go_on(&self, request: Request, waiting: Waiting, owed: MemorySet) -> io::Result<()> {
+    /// Goes on with a VM that this host has claimed and whose agent was restarted: the source will connect again, or the spool has what
+    /// is owed. Returns once the guest has all its memory.
+    pub fn go_on(
+        &self,
+        request: Request,
+        waiting: Waiting,
+        owed: MemorySet,
+        spool: Option<SpoolRecord>,
+    ) -> io::Result<()> {
         let id = request.migration;
         let token = draw_token()?;
         let (driver, outside) = TargetDriver::new(self.host.clone(), id, token);
         if !self.enter(id, Session { driver: outside, token, source: Some(vec![request.from.clone()]) }) {
             return Err(io::Error::other("this migration is being served already"));
         }
-        let result = driver.run_after_claim(request, waiting, owed);
+        let result = driver.run_after_claim(request, waiting, owed, spool);
         self.leave(id);
         result
     }

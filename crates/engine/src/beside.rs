@@ -21,6 +21,13 @@ impl<T: ?Sized + Send + 'static> Beside<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Uses it on a thread of its own as soon as nobody else does. Does not wait for that: whoever locks it next may come before.
+    pub(crate) fn later(&self, name: &str, work: impl FnOnce(&mut T) + Send + 'static) -> io::Result<()> {
+        let port = self.0.clone();
+        let work = move || work(&mut port.lock().unwrap_or_else(PoisonError::into_inner));
+        thread::Builder::new().name(name.into()).spawn(work).map(drop)
+    }
+
     /// Uses it on a thread of its own, which has it when this returns: whoever locks it from now on comes after.
     pub(crate) fn spawn(&self, name: &str, work: impl FnOnce(&mut T) + Send + 'static) -> io::Result<()> {
         let port = self.0.clone();

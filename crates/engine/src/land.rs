@@ -7,6 +7,7 @@ use crate::{
 };
 use page::{Class, Codec, Landed, Restorer, Sealer};
 use proto::{Frame, HEADER, MAX_PAYLOAD, RUN, Shape, Table, control, parse_runs};
+use spool::Extent;
 use std::{
     collections::HashMap,
     io::{self, Read},
@@ -14,7 +15,7 @@ use std::{
         Arc, Mutex, MutexGuard, RwLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 use units::{BlockId, MemorySet, PAGE_SIZE, PageRange};
 
@@ -87,6 +88,11 @@ impl Landing {
         self.owed.lock().expect("no one panics here")
     }
 
+    /// Whether only owed pages land.
+    pub(crate) fn lacking(&self) -> bool {
+        *self.stage.read().expect("no one panics while landing") == Stage::Lacking
+    }
+
     pub(crate) fn landed(&self) -> MutexGuard<'_, MemorySet> {
         self.landed.lock().expect("no one panics here")
     }
@@ -112,6 +118,21 @@ impl Landing {
         }
         self.owed().union(pages);
         Ok(())
+    }
+
+    /// Nothing is owed: the guest runs on at the source, and pages come as they did before. Where holes were made, pages land like
+    /// anywhere else, or holes stay and are zeros.
+    pub(crate) fn disown(&self) {
+        self.owed().clear();
+        self.enter(Stage::Before);
+    }
+
+    /// What was announced of the source's memory is of a pause that came to nothing.
+    pub(crate) fn forget_hashes(&self) {
+        let mut announced = self.announced.lock().expect("no one panics here");
+        if announced.is_some() {
+            *announced = Some(Announced::new(&*self.memory));
+        }
     }
 
     /// These pages are owed since before this agent was started.
@@ -185,6 +206,43 @@ impl Landing {
             }
         }
         Ok(())
+    }
+
+    /// Puts pages of the file into memory of a guest that does not run here yet, as a batch of its round would be.
+    pub(crate) fn land_spooled(&self, extent: &Extent, content: &spool::Content) -> io::Result<()> {
+        let stage = self.stage.read().expect("no one panics while landing");
+        match (*stage, extent.kind, content) {
+            (Stage::Before, spool::Kind::Zero, _) => self.memory.discard(extent.block, extent.pages),
+            (Stage::Before, _, spool::Content::Pages(content)) => {
+                self.memory.write(extent.block, extent.pages, content)
+            }
+            _ => Err(invalid("pages of a round after the rounds")),
+        }
+    }
+
+    /// Puts what is owed of these pages of an extent into memory of a guest that may run.
+    pub(crate) fn place_spooled(
+        &self,
+        extent: &Extent,
+        content: &spool::Content,
+        pages: PageRange,
+    ) -> io::Result<()> {
+        let stage = self.stage.read().expect("no one panics while landing");
+        if *stage != Stage::Lacking {
+            return Ok(());
+        }
+        let at = (pages.start.0 - extent.pages.start.0) as usize * PAGE_SIZE;
+        let content = match (extent.kind, content) {
+            (spool::Kind::Zero, _) => None,
+            (_, spool::Content::Pages(content)) => Some(&content[at..at + pages.bytes().0 as usize]),
+            _ => return Err(invalid("an extent without content")),
+        };
+        self.place(extent.block, pages, content)
+    }
+
+    /// Pages that somebody has waited for at least so long.
+    pub(crate) fn waiting(&self, time: Duration) -> Vec<Fault> {
+        self.asked().iter().filter(|(_, since)| since.elapsed() >= time).map(|(fault, _)| *fault).collect()
     }
 
     /// Counts pages that are not what was announced. No content means zeros.

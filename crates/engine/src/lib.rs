@@ -16,6 +16,8 @@ pub mod fuzz;
 pub mod ports;
 /// What a migration says of itself.
 pub mod report;
+/// Who owns a VM, where both hosts can ask.
+pub mod shared;
 
 /// Source: how many streams are in use.
 mod gate;
@@ -29,6 +31,8 @@ mod secrets;
 mod ship;
 /// Source: the driver.
 mod source;
+/// Source: from guest memory to the file on the datastore.
+mod spooler;
 /// Source: what can be known before anything moves.
 mod survey;
 
@@ -40,13 +44,15 @@ mod faults;
 mod land;
 /// Target: the driver.
 mod target;
+/// Target: from the file on the datastore to guest memory.
+mod unspool;
 /// Both sides: hashes of the stopped guest's memory.
 mod verify;
 
 pub use accept::{Acceptor, RemoteRecord};
 pub use beside::Beside;
 pub use conn::{Conn, Dial, TcpDial, Traffic};
-pub use source::{Handle, Options, Road, SourceDriver, SourceParts, plan};
+pub use source::{Handle, Options, Road, SourceDriver, SourceParts, SpoolOptions, plan};
 
 /// What the machines are told of a failure: what was tried, and why it came to nothing.
 fn why(what: &str) -> impl FnOnce(std::io::Error) -> (String, String) {

@@ -3,7 +3,8 @@
 //! `qemu` keeps these with a real QEMU process, the agent keeps the records, and tests keep them with a model. Every
 //! method may be called from any thread that owns the port; none may block on another VM.
 
-use std::{io, sync::Arc, time::Duration};
+pub use crate::unspool::SpoolRecord;
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 use units::{BlockId, Epoch, MemorySet, MigrationId, PageIndex, PageRange, PageSet};
 
 /// One RAM block as both sides name it.
@@ -61,6 +62,9 @@ pub trait Tracker: Send {
     fn hurry(&mut self) -> io::Result<()> {
         Ok(())
     }
+
+    /// It was stopped in vain and runs on: its writers are made to wait again as they were before `hurry`.
+    fn take_time(&mut self) {}
 
     /// A round has been sent, and these pages of it were the same as when they were sent before: they need not have been in it.
     fn learn(&mut self, unchanged: &MemorySet) {
@@ -246,8 +250,36 @@ pub enum Claimed {
     Lost(OwnershipRecord),
 }
 
-/// The ownership record of one VM, wherever it is held. An error means: not known, ask again (I1).
+/// The source's word, without which nobody can claim: this migration may bring the VM from one host to another.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Offer {
+    /// The VM.
+    pub vm: String,
+    /// In which migration.
+    pub migration: MigrationId,
+    /// The epoch at which the source owns it.
+    pub expected: Epoch,
+    /// The source, which may claim it back.
+    pub from: String,
+    /// The target, which may claim it.
+    pub to: String,
+}
+
+/// The ownership record of one VM, wherever it is held. An error means: not known, ask again (I1). No answer is ever guessed
+/// from how long one has waited.
 pub trait Ownership: Send + Sync {
+    /// What tells this record from all others: two hosts that say the same ask the same record. Empty: it is the target's.
+    fn identity(&self) -> io::Result<String> {
+        Ok(String::new())
+    }
+
+    /// Durable when it returns, and only then the source may promise and permit. Said again before each further pause of the same
+    /// migration, which changes nothing. Where the target keeps the record, it has written that down when it prepared.
+    fn offer(&self, offer: &Offer) -> io::Result<()> {
+        let _ = offer;
+        Ok(())
+    }
+
     /// Claims the VM; durable when it returns.
     fn claim(&self, claim: &Claim) -> io::Result<Claimed>;
 }
@@ -272,8 +304,15 @@ pub trait SourceJournal: Send {
 
 /// What the target records, each durable before the method returns.
 pub trait TargetJournal: Send {
-    /// These pages are still on their way when the guest starts. Before the claim, in a post-copy.
+    /// These pages are still on their way when the guest starts. Before the claim, in a post-copy. None: what was recorded before, of
+    /// pages and of a file, was taken back.
     fn owed(&mut self, pages: &MemorySet) -> io::Result<()>;
+
+    /// A file has what is owed, or will have. Before the claim.
+    fn spool(&mut self, record: &SpoolRecord) -> io::Result<()> {
+        let _ = record;
+        Ok(())
+    }
 
     /// Nothing is owed any more.
     fn settled(&mut self) -> io::Result<()>;
@@ -300,6 +339,8 @@ pub struct Request {
     pub blocks: Vec<Block>,
     /// Whether the guest may start before all its memory is there.
     pub post_copy: bool,
+    /// Which ownership record decides, by its identity; empty: this host's own.
+    pub record: String,
     /// How the VM's migrations went so far, by the source's word; comes with the device state.
     pub history: Vec<u8>,
 }
@@ -323,6 +364,12 @@ pub trait Host: Send + Sync {
 
     /// Looks whether a VM can be taken in, and starts a QEMU that waits for it; or all reasons why not, and no trace.
     fn prepare(&self, request: &Request) -> Result<Waiting, Vec<String>>;
+
+    /// Where a directory is that the source wants to share pages by, if this host may use it; or why not. May take as long as a datastore
+    /// does.
+    fn spool_directory(&self, asked: &str) -> Result<PathBuf, String> {
+        Err(format!("this host does not use {asked}"))
+    }
 
     /// The ownership records that this host holds.
     fn record(&self) -> Arc<dyn Ownership>;

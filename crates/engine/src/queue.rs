@@ -1,9 +1,9 @@
 //! Which pages a stream takes next.
 
 use crate::ports::Fault;
-use std::sync::{
-    Mutex, MutexGuard,
-    atomic::{AtomicUsize, Ordering::Relaxed},
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard},
 };
 use units::{BlockId, MemorySet, PageIndex, PageRange};
 
@@ -11,31 +11,121 @@ use units::{BlockId, MemorySet, PageIndex, PageRange};
 /// together, and contiguous so that reads stay sequential.
 pub(crate) const SHARE: u64 = 1024;
 
-/// One round's dirty set, which the streams share out among themselves.
+/// All shares of which there is something in the set.
+pub(crate) fn shares(set: &MemorySet) -> impl Iterator<Item = (BlockId, PageRange)> {
+    let whole = |pages| PageRange::new(PageIndex(0), pages);
+    set.blocks()
+        .flat_map(move |(id, pages)| whole(pages.capacity()).pieces(SHARE).map(move |share| (id, share)))
+        .filter(|(id, share)| set.block(*id).runs_within(*share).next().is_some())
+}
+
+/// One round's dirty set, which the streams share out among themselves: they from its beginning, the spool from its end.
 #[derive(Debug)]
 pub(crate) struct Round {
     pub(crate) number: u32,
     pub(crate) set: MemorySet,
-    shares: Vec<(BlockId, PageRange)>,
-    taken: AtomicUsize,
+    shares: Mutex<Shares>,
     unchanged: Mutex<MemorySet>,
+    by_file: Mutex<ByFile>,
+}
+
+#[derive(Debug)]
+struct Shares {
+    left: VecDeque<(BlockId, PageRange)>,
+    /// Which stream took what.
+    taken: Vec<(u32, BlockId, PageRange)>,
+}
+
+/// What of a round the file is to bring.
+#[derive(Debug)]
+struct ByFile {
+    /// Taken for it, and not yet known to be in the target's memory.
+    unsure: MemorySet,
+    /// The link was lost: nothing is taken for the file any more, and nothing that is heard of it counts.
+    left: bool,
 }
 
 impl Round {
     pub(crate) fn new(number: u32, set: MemorySet) -> Self {
-        let whole = |pages| PageRange::new(PageIndex(0), pages);
-        let shares = set
-            .blocks()
-            .flat_map(|(id, pages)| whole(pages.capacity()).pieces(SHARE).map(move |share| (id, share)))
-            .filter(|(id, share)| set.block(*id).runs_within(*share).next().is_some())
-            .collect();
-        let unchanged = MemorySet::empty(set.blocks().map(|(_, pages)| pages.capacity()));
-        Self { number, set, shares, taken: AtomicUsize::new(0), unchanged: Mutex::new(unchanged) }
+        let shares = Mutex::new(Shares { left: shares(&set).collect(), taken: vec![] });
+        let empty = || MemorySet::empty(set.blocks().map(|(_, pages)| pages.capacity()));
+        let unchanged = Mutex::new(empty());
+        let by_file = Mutex::new(ByFile { unsure: empty(), left: false });
+        Self { number, shares, unchanged, by_file, set }
+    }
+
+    fn shares(&self) -> MutexGuard<'_, Shares> {
+        self.shares.lock().expect("no one panics here")
     }
 
     /// The next share, for whichever stream asks first.
-    pub(crate) fn take(&self) -> Option<(BlockId, PageRange)> {
-        self.shares.get(self.taken.fetch_add(1, Relaxed)).copied()
+    pub(crate) fn take(&self, stream: u32) -> Option<(BlockId, PageRange)> {
+        let mut shares = self.shares();
+        let (block, share) = shares.left.pop_front()?;
+        shares.taken.push((stream, block, share));
+        Some((block, share))
+    }
+
+    /// All that this stream took, without what had not changed.
+    pub(crate) fn taken_by(&self, stream: u32) -> MemorySet {
+        let mut pages = MemorySet::empty(self.set.blocks().map(|(_, pages)| pages.capacity()));
+        for (_, block, share) in self.shares().taken.iter().filter(|(taker, ..)| *taker == stream) {
+            let runs = self.set.block(*block).runs_within(*share);
+            runs.for_each(|run| pages.block_mut(*block).insert_range(run));
+        }
+        pages.subtract(&self.unchanged());
+        pages
+    }
+
+    fn by_file(&self) -> MutexGuard<'_, ByFile> {
+        self.by_file.lock().expect("no one panics here")
+    }
+
+    /// For the file: of the last share, the last pages, at most so many; the rest of it is still to be taken.
+    pub(crate) fn take_last(&self, most: u64) -> Option<(BlockId, PageRange)> {
+        let mut by_file = self.by_file();
+        if by_file.left {
+            return None;
+        }
+        let mut shares = self.shares();
+        let (block, share) = shares.left.pop_back()?;
+        let mine = share.count.min(most);
+        let rest = PageRange::new(share.start, share.count - mine);
+        if self.set.block(block).runs_within(rest).next().is_some() {
+            shares.left.push_back((block, rest));
+        }
+        let taken = PageRange::new(rest.end(), mine);
+        self.set
+            .block(block)
+            .runs_within(taken)
+            .for_each(|run| by_file.unsure.block_mut(block).insert_range(run));
+        Some((block, taken))
+    }
+
+    /// These pages, which were taken for the file, are in the target's memory.
+    pub(crate) fn came_by_file(&self, block: BlockId, pages: PageRange) {
+        let mut by_file = self.by_file();
+        if !by_file.left {
+            by_file.unsure.block_mut(block).remove_range(pages);
+        }
+    }
+
+    /// What was taken for the file and is not known to be in the target's memory.
+    pub(crate) fn unsure(&self) -> MemorySet {
+        self.by_file().unsure.clone()
+    }
+
+    /// From now on the file has no part in this round. Returns what nobody must take for landed that went only there.
+    pub(crate) fn leave_file(&self) -> MemorySet {
+        let mut by_file = self.by_file();
+        by_file.left = true;
+        by_file.unsure.clone()
+    }
+
+    /// Whether a share of a block is all of it that there was: a part of one means that somebody else has the rest.
+    pub(crate) fn is_whole(&self, block: BlockId, share: PageRange) -> bool {
+        let end = (share.start.0 / SHARE + 1) * SHARE;
+        share.end().0 == end.min(self.set.block(block).capacity())
     }
 
     /// These pages had not changed since they were sent. Told batch by batch: the lock is not felt.
@@ -51,16 +141,15 @@ impl Round {
 
     /// Whether every share was taken.
     pub(crate) fn all_taken(&self) -> bool {
-        self.taken.load(Relaxed) >= self.shares.len()
+        self.shares().left.is_empty()
     }
 
-    /// How many pages no stream has taken yet, to within a share.
+    /// How many pages nobody has taken yet, to within a share.
     pub(crate) fn left(&self) -> u64 {
-        let taken = self.taken.load(Relaxed).min(self.shares.len());
         let pages = |(block, share): &(BlockId, PageRange)| {
             self.set.block(*block).runs_within(*share).map(|run| run.count).sum::<u64>()
         };
-        self.shares[taken..].iter().map(pages).sum()
+        self.shares().left.iter().map(pages).sum()
     }
 }
 
@@ -78,6 +167,14 @@ struct Inner {
 impl Owing {
     pub(crate) fn new(left: MemorySet) -> Self {
         Self(Mutex::new(Inner { left, focus: (BlockId(0), PageIndex(0)) }))
+    }
+
+    /// All but these are there already.
+    pub(crate) fn keep_only(&self, lacking: &MemorySet) {
+        let mut inner = self.0.lock().expect("no one panics here");
+        for (id, pages) in lacking.blocks() {
+            inner.left.block_mut(id).intersect(pages);
+        }
     }
 
     /// These pages are left now.
@@ -146,13 +243,85 @@ mod tests {
         set.block_mut(BlockId(1)).insert(PageIndex(9));
         let round = Round::new(1, set.clone());
         let mut seen = MemorySet::empty([5000, 10]);
-        while let Some((block, share)) = round.take() {
+        while let Some((block, share)) = round.take(0) {
             for run in round.set.block(block).runs_within(share) {
                 assert!(seen.block(block).runs_within(run).next().is_none(), "{run} twice");
                 seen.block_mut(block).insert_range(run);
             }
         }
         assert_eq!(seen, set);
+    }
+
+    #[test]
+    fn a_round_that_is_taken_from_both_ends_is_shared_out_once_and_wholly() {
+        let mut set = MemorySet::empty([5000, 10]);
+        set.block_mut(BlockId(0)).insert_range(PageRange::new(PageIndex(1000), 3000));
+        set.block_mut(BlockId(1)).insert(PageIndex(9));
+        let round = Round::new(1, set.clone());
+        let mut seen = MemorySet::empty([5000, 10]);
+        let mut turn = 0;
+        loop {
+            turn += 1;
+            let taken = if turn % 3 == 0 { round.take(0) } else { round.take_last(100) };
+            let Some((block, share)) = taken else { break };
+            assert!(share.count <= SHARE);
+            for run in round.set.block(block).runs_within(share) {
+                assert!(seen.block(block).runs_within(run).next().is_none(), "{run} twice");
+                seen.block_mut(block).insert_range(run);
+            }
+        }
+        assert_eq!(seen, set);
+        assert!(round.all_taken());
+    }
+
+    #[test]
+    fn i2_what_only_went_into_the_file_does_not_count_once_the_file_was_left() {
+        let round = Round::new(1, MemorySet::from_blocks(vec![PageSet::full(100)]));
+        let (block, first) = round.take_last(10).unwrap();
+        let (_, second) = round.take_last(10).unwrap();
+        round.came_by_file(block, first);
+        let unsure = round.leave_file();
+        assert_eq!(unsure.block(block).runs().collect::<Vec<_>>(), [second]);
+        // A word that comes late, and a thread that goes on, change nothing.
+        round.came_by_file(block, second);
+        assert_eq!(round.take_last(10), None);
+        assert_eq!(round.leave_file(), unsure);
+        assert_eq!(round.take(0).unwrap().1, PageRange::new(PageIndex(0), 80), "the streams take the rest");
+    }
+
+    #[test]
+    fn a_share_of_which_somebody_has_the_end_is_not_whole() {
+        let round = Round::new(1, MemorySet::from_blocks(vec![PageSet::full(SHARE + 50)]));
+        let (block, last) = round.take_last(20).unwrap();
+        assert_eq!(last, PageRange::new(PageIndex(SHARE + 30), 20));
+        let first = round.take(0).unwrap().1;
+        let rest = round.take(0).unwrap().1;
+        assert!(round.is_whole(block, first) && !round.is_whole(block, rest));
+        assert_eq!(rest, PageRange::new(PageIndex(SHARE), 30));
+    }
+
+    #[test]
+    fn what_a_stream_took_is_known_without_what_had_not_changed() {
+        let whole = |pages| PageRange::new(PageIndex(0), pages);
+        let round = Round::new(1, MemorySet::from_blocks(vec![PageSet::full(3 * SHARE), PageSet::full(7)]));
+        let first = round.take(0).unwrap();
+        assert_eq!(
+            (round.take(1), round.take(0)),
+            (
+                Some((BlockId(0), PageRange::new(PageIndex(SHARE), SHARE))),
+                Some((BlockId(0), PageRange::new(PageIndex(2 * SHARE), SHARE)))
+            )
+        );
+        assert_eq!((round.take(1), round.take(1)), (Some((BlockId(1), whole(7))), None));
+        round.had_not_changed(BlockId(0), &[PageRange::new(PageIndex(3), 10)]);
+        let taken = round.taken_by(0);
+        assert_eq!((first, taken.len()), ((BlockId(0), whole(SHARE)), 2 * SHARE - 10));
+        assert!(
+            !taken.block(BlockId(0)).contains(PageIndex(5))
+                && taken.block(BlockId(0)).contains(PageIndex(2 * SHARE))
+        );
+        assert_eq!(round.taken_by(1).len(), SHARE + 7);
+        assert_eq!(round.taken_by(2).len(), 0);
     }
 
     #[test]

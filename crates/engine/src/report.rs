@@ -57,6 +57,48 @@ pub enum Compression {
     Zstd,
 }
 
+/// What must be in the spool file when the VM changes hands before all its memory is there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Robust {
+    /// Everything that the target lacks, durably: from then on the source may be lost.
+    #[default]
+    Strict,
+    /// Nothing yet: the file is written afterwards, and how much is missing is said.
+    Relaxed,
+}
+
+impl Robust {
+    /// As `--robust` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Strict => "strict",
+            Self::Relaxed => "relaxed",
+        }
+    }
+}
+
+/// What went by way of the file on the datastore.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Spooled {
+    /// The directory.
+    pub directory: String,
+    /// What had to be in it.
+    pub robust: Robust,
+    /// Bytes that were written to it and are durable.
+    pub bytes: u64,
+    /// Pages that the target read from it while the guest ran on the source.
+    pub pages: u64,
+    /// Passes over what was owed, before the guest was stopped.
+    pub passes: u32,
+    /// From when memory began to move until all that was owed was in it or on the target; none where that was not needed.
+    pub safe_ms: Option<f64>,
+    /// Memory that was owed and not in the file when the VM changed hands.
+    pub trailed_bytes: u64,
+    /// Why it was given up.
+    pub trouble: Option<String>,
+}
+
 /// Where a migration stands. The words are the same in the display, the logs and `--json`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -103,6 +145,9 @@ pub enum Event {
         /// Time until the whole migration ends, by what is known by now.
         #[serde(default)]
         ends_in_ms: Option<u64>,
+        /// Bytes that are on the datastore by now, and bytes of what the target lacks that are not; none without a spool.
+        #[serde(default)]
+        spool: Option<(u64, u64)>,
         /// For how much of the time the guest's writers wait just now, all of them together; unless they are not slowed.
         #[serde(default)]
         slowed_percent: Option<f64>,
@@ -369,6 +414,9 @@ pub struct Report {
     pub faults: FaultCounts,
     /// What slowing the guest's writes cost it.
     pub throttle: Throttle,
+    /// What went by way of a file on a datastore; none where there was to be none.
+    #[serde(default)]
+    pub spool: Option<Box<Spooled>>,
     /// Whether both sides' memory was compared and found the same; `None` when that was not asked for.
     pub verified: Option<bool>,
     /// Why it did not complete.
@@ -397,6 +445,7 @@ impl Report {
             forecast_off_percent: None,
             faults: FaultCounts::default(),
             throttle: Throttle::default(),
+            spool: None,
             verified: None,
             error: None,
         }

@@ -22,15 +22,19 @@ pub(crate) struct Secrets {
     prints: [u8; 32],
     /// Handed to the target: the key of what it verifies.
     pub(crate) seals: [u8; 32],
+    /// Handed to the target: the key of what goes into files on a datastore.
+    pub(crate) spool: [u8; 32],
 }
 
 impl Secrets {
     pub(crate) fn draw() -> io::Result<Self> {
-        Ok(Self { prints: random()?, seals: random()? })
+        Ok(Self { prints: random()?, seals: random()?, spool: random()? })
     }
 
-    /// What is known of a target to which nothing was sent yet.
-    pub(crate) fn nothing_sent(&self, pages: &[u64], present: u64) -> Arc<Sent> {
-        Arc::new(Sent::new(pages, present, &self.prints, Sealer::new(self.seals)))
+    /// What is known of a target to which nothing was sent yet. Unless it is `blank`, it has content of other connections, of which
+    /// nothing is known: some of it may have been lost.
+    pub(crate) fn nothing_sent(&self, pages: &[u64], present: u64, blank: bool) -> Arc<Sent> {
+        let sent = Sent::new(pages, present, &self.prints, Sealer::new(self.seals));
+        Arc::new(if blank { sent } else { sent.to_a_target_with_content() })
     }
 }

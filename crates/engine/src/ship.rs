@@ -5,7 +5,7 @@ use crate::{
     gate::Gate,
     packing::{Packing, Seen},
     ports::{Fault, GuestMemory},
-    queue::{Owing, Round, SHARE},
+    queue::{Owing, Round, SHARE, shares},
 };
 use page::{Batch, Counts, Encoder, References, Sent};
 use policy::{Learnt, Pace};
@@ -15,18 +15,19 @@ use std::{
     io::{self, IoSlice, Read, Write},
     sync::{
         Arc, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
         mpsc::{Receiver, Sender, channel},
     },
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
-use units::{BlockId, PageIndex, PageRange, Rate};
+use units::{BlockId, MemorySet, PageIndex, PageRange, Rate};
 
 /// What a stream's thread is told to do.
 #[derive(Clone)]
 pub(crate) enum Job {
-    /// Ship a share of this round, then say that the round is over.
-    Round(Arc<Round>),
+    /// Ship these pages, which were on a connection that is lost, and a share of this round; then say that the round is over.
+    Round(Arc<Round>, Arc<MemorySet>),
     /// Ship what is owed to a running guest until nothing is left.
     Push(Arc<Owing>),
 }
@@ -34,11 +35,13 @@ pub(crate) enum Job {
 /// What a stream's thread has to say.
 #[derive(Debug)]
 pub(crate) enum Said {
-    /// Its share of this round is written.
-    RoundDone(u32, Counts),
+    /// This stream's share of this round is written.
+    RoundDone(u32, u32, Counts),
     /// What it took of the owed pages is written, and no more is left to take.
     PushDone(Counts),
-    /// A connection failed.
+    /// The connection of this stream failed.
+    StreamLost(u32, io::Error),
+    /// The connection on which faults are answered failed.
     Lost(io::Error),
 }
 
@@ -100,11 +103,20 @@ pub(crate) struct Shared {
     pub(crate) gate: Arc<Gate>,
 }
 
+/// One connection with its thread.
+struct Stream {
+    conn: Conn,
+    jobs: Sender<Job>,
+    /// Nothing of it is wanted any more.
+    ended: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
 /// The streams of one migration. Dropping them ends their threads and connections.
 pub(crate) struct Streams {
-    jobs: Vec<Sender<Job>>,
-    conns: Vec<Conn>,
+    streams: Vec<Stream>,
     shared: Shared,
+    say: Arc<dyn Fn(Said) + Send + Sync>,
 }
 
 impl Streams {
@@ -112,27 +124,77 @@ impl Streams {
     pub(crate) fn start(
         conns: Vec<Conn>,
         shared: Shared,
-        say: impl Fn(Said) + Clone + Send + 'static,
+        say: Arc<dyn Fn(Said) + Send + Sync>,
     ) -> io::Result<Self> {
-        let mut streams = Self { jobs: Vec::new(), conns: Vec::new(), shared };
+        let mut streams = Self { streams: Vec::new(), shared, say };
         for (i, conn) in (0..).zip(conns) {
-            streams.conns.push(conn.another()?);
-            let (jobs, todo) = channel();
-            streams.jobs.push(jobs);
-            let (shared, say) = (streams.shared.clone(), say.clone());
-            thread::Builder::new().name(format!("ship-{i}")).spawn(move || {
-                let bulk = Some((shared.packing.clone(), shared.gate.clone()));
-                let mut shipper = Shipper::new(conn, shared.memory.clone(), shared.pacer.clone(), bulk);
-                if let Err(e) = work(i, &todo, &mut shipper, &shared, &say) {
-                    say(Said::Lost(e));
-                }
-            })?;
+            streams.streams.push(streams.begin(i, conn)?);
         }
         Ok(streams)
     }
 
+    /// Starts a stream's thread.
+    fn begin(&self, stream: u32, conn: Conn) -> io::Result<Stream> {
+        let another = conn.another()?;
+        let (jobs, todo) = channel();
+        let (shared, say) = (self.shared.clone(), self.say.clone());
+        let ended = Arc::<AtomicBool>::default();
+        let over = ended.clone();
+        let thread = thread::Builder::new().name(format!("ship-{stream}")).spawn(move || {
+            let bulk = Some((shared.packing.clone(), shared.gate.clone()));
+            let mut shipper = Shipper::new(conn, shared.memory.clone(), shared.pacer.clone(), bulk);
+            if let Err(e) = work(stream, &todo, &mut shipper, &shared, &over, &*say)
+                && !over.load(SeqCst)
+            {
+                say(Said::StreamLost(stream, e));
+            }
+        })?;
+        Ok(Stream { conn: another, jobs, ended, thread })
+    }
+
+    /// The stream is lost: nothing is written to its connection any more.
+    pub(crate) fn end(&self, stream: u32) {
+        if let Some(stream) = self.streams.get(stream as usize) {
+            stream.ended.store(true, SeqCst);
+            stream.conn.shut();
+            self.shared.gate.all_taken();
+        }
+    }
+
+    /// The stream goes on over another connection, with those pages that it took of a round and that are not among these, which have landed.
+    pub(crate) fn go_on(
+        &mut self,
+        stream: u32,
+        conn: Conn,
+        job: Option<(Arc<Round>, &MemorySet)>,
+    ) -> io::Result<()> {
+        self.end(stream);
+        let new = self.begin(stream, conn)?;
+        let Stream { jobs, thread, .. } = std::mem::replace(&mut self.streams[stream as usize], new);
+        drop(jobs);
+        // Whoever still takes shares, or calls pages sent that nobody will get, must have ended before it is looked what that comes to (I2).
+        if thread.join().is_err() {
+            return Err(io::Error::other("the thread of a stream ended in a panic"));
+        }
+        if let Some((round, landed)) = job {
+            let mut again = round.taken_by(stream);
+            again.subtract(landed);
+            let pages = again.blocks().flat_map(|(block, set)| set.runs().map(move |run| (block, run)));
+            for (block, run) in pages {
+                run.pieces(1).for_each(|page| self.shared.sent.forget(block, page.start));
+            }
+            let _ = self.streams[stream as usize].jobs.send(Job::Round(round, Arc::new(again)));
+        }
+        Ok(())
+    }
+
     pub(crate) fn count(&self) -> u32 {
-        self.jobs.len() as u32
+        self.streams.len() as u32
+    }
+
+    /// What the target has, by what was sent.
+    pub(crate) fn sent(&self) -> &Arc<Sent> {
+        &self.shared.sent
     }
 
     /// So many cores may compress from now on.
@@ -151,15 +213,15 @@ impl Streams {
     }
 
     pub(crate) fn give(&self, job: &Job) {
-        if let Job::Round(round) = job {
+        if let Job::Round(round, _) = job {
             // No stream sends anything now: the barrier of the round before was acknowledged.
             self.shared.sent.turn(round.number);
             self.shared.packing.turn(round.number);
         }
         self.shared.gate.begin();
-        for stream in &self.jobs {
+        for stream in &self.streams {
             // A stream that is gone has said so.
-            let _ = stream.send(job.clone());
+            let _ = stream.jobs.send(job.clone());
         }
     }
 }
@@ -167,7 +229,7 @@ impl Streams {
 impl Drop for Streams {
     fn drop(&mut self) {
         self.shared.gate.close();
-        self.conns.iter().for_each(Conn::shut);
+        self.streams.iter().for_each(|stream| stream.conn.shut());
     }
 }
 
@@ -176,31 +238,41 @@ fn work(
     todo: &Receiver<Job>,
     shipper: &mut Shipper,
     Shared { sent, gate, .. }: &Shared,
-    say: &impl Fn(Said),
+    ended: &AtomicBool,
+    say: &dyn Fn(Said),
 ) -> io::Result<()> {
+    let ended = || ended.load(SeqCst);
+    let lost = || io::Error::from(io::ErrorKind::ConnectionAborted);
     while let Ok(job) = todo.recv() {
         match job {
-            Job::Round(round) => {
+            Job::Round(round, again) => {
                 let mut mine = Mine::new(&round);
+                let mut send = |(block, share), pages: &MemorySet, whole| {
+                    mine.begin(block, share, whole);
+                    let mut runs = pages.block(block).runs_within(share);
+                    runs.try_for_each(|run| shipper.add(block, run, Some((sent, &mut mine))))
+                };
+                // The file may have taken the end of any of these.
+                shares(&again).try_for_each(|share| send(share, &again, false))?;
                 let take = || {
-                    gate.wait(stream, || round.all_taken());
-                    round.take()
+                    gate.wait(stream, || round.all_taken() || ended());
+                    if ended() { None } else { round.take(stream) }
                 };
                 while let Some((block, share)) = take() {
-                    mine.begin(block, share);
-                    for run in round.set.block(block).runs_within(share) {
-                        shipper.add(block, run, Some((sent, &mut mine)))?;
-                    }
+                    send((block, share), &round.set, round.is_whole(block, share))?;
+                }
+                if ended() {
+                    return Err(lost());
                 }
                 gate.all_taken();
                 shipper.flush(Some((sent, &round)))?;
                 shipper.conn.write_all(&Frame::RoundEnd(round.number).header())?;
-                say(Said::RoundDone(round.number, shipper.batch.take_counts()));
+                say(Said::RoundDone(stream, round.number, shipper.batch.take_counts()));
             }
             Job::Push(owing) => {
                 let take = || {
-                    gate.wait(stream, || owing.left() == 0);
-                    owing.take(BATCH_PAGES)
+                    gate.wait(stream, || owing.left() == 0 || ended());
+                    if ended() { None } else { owing.take(BATCH_PAGES) }
                 };
                 while let Some((block, runs)) = take() {
                     for run in runs {
@@ -208,6 +280,9 @@ fn work(
                     }
                     // What waits in a buffer, a guest waits for.
                     shipper.flush(None)?;
+                }
+                if ended() {
+                    return Err(lost());
                 }
                 gate.all_taken();
                 say(Said::PushDone(shipper.batch.take_counts()));
@@ -225,17 +300,21 @@ struct Mine<'a> {
     round: &'a Round,
     done: HashSet<(BlockId, u64)>,
     current: Option<(BlockId, u64)>,
+    /// Whether the current share ends where shares do. If not, its end goes another way, and nothing is known of when that arrives.
+    whole: bool,
     /// Of the current share: everything before this page.
     until: PageIndex,
 }
 
 impl<'a> Mine<'a> {
     fn new(round: &'a Round) -> Self {
-        Self { round, done: HashSet::new(), current: None, until: PageIndex(0) }
+        Self { round, done: HashSet::new(), current: None, whole: false, until: PageIndex(0) }
     }
 
-    fn begin(&mut self, block: BlockId, share: PageRange) {
-        self.done.extend(self.current.replace((block, share.start.0 / SHARE)));
+    fn begin(&mut self, block: BlockId, share: PageRange, whole: bool) {
+        let before = self.current.replace((block, share.start.0 / SHARE));
+        self.done.extend(before.filter(|_| self.whole));
+        self.whole = whole;
         self.until = share.start;
     }
 

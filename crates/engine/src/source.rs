@@ -1,37 +1,44 @@
 //! The source's driver: does what `proto::Source` says, and tells it what came of it.
 
 use crate::{
-    conn::{Conn, Heard, LONG_SILENCE, SILENCE, Speaker, now_ns},
-    ports::{Claim, Claimed, DeviceState, HasEnded, MachineError},
+    conn::{Conn, Heard, Speaker, now_ns},
+    ports::{DeviceState, HasEnded, MachineError},
     queue::{Owing, Round},
-    report::{Event, Mode, Phase, Report},
+    report::{Event, Mode, Phase, Report, Robust},
     secrets::Secrets,
     ship::{Job, Pacer, Said, Streams},
-    survey, verify, why,
+    spooler::SpoolSaid,
 };
 use proto::{Brief, Kind, Shape, Source, SourceAct, SourceEnd, SourceEvent, Step, Token, control};
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     io,
+    ops::ControlFlow,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
-    thread,
     time::{Duration, Instant},
 };
-use units::{Epoch, MemorySet};
+use units::MemorySet;
 
+mod acts; // what it does
+mod back; // the guest runs on here: the migration is over, or goes on
 mod foresight; // what is expected
 mod governing; // when the guest is slowed
 mod link; // its connections: opened, lost, opened again
+mod mending; // one connection of several: lost, opened again
+mod owning; // who owns the VM: offered, asked
 mod parts; // what it is given
+mod spooling; // the file that pages go into, too
 mod story; // what the user is told
 use foresight::Foresight;
 pub(crate) use foresight::foresee;
 pub use foresight::plan;
 use governing::Governing;
-pub use parts::{Options, Road, SourceParts};
+use mending::Mending;
+pub use parts::{Options, Road, SourceParts, SpoolOptions};
+use spooling::Spooling;
 use story::Story;
 
 /// How long to wait before asking the record or the target again.
@@ -69,10 +76,14 @@ impl Handle {
 #[derive(Debug)]
 enum Signal {
     Event(SourceEvent),
-    /// The device state, or why there is none.
-    Saved(Result<DeviceState, MachineError>),
+    /// The device state as it was in the pause of this number, or why there is none.
+    Saved(u32, Result<DeviceState, MachineError>),
     /// From the streams of this connection's generation: those of an older one no longer matter.
     Said(u32, Said),
+    /// From the thread that writes the file.
+    Spool(u32, SpoolSaid),
+    /// A connection for this stream of this generation, in place of one that was lost.
+    Opened(u32, u32, io::Result<Conn>),
     /// The control connection of this generation ended.
     Silent(u32, io::Error),
 }
@@ -92,10 +103,20 @@ pub struct SourceDriver {
     secrets: Secrets,
     /// What the target said that connections with pages must say.
     token: Option<Token>,
-    round_parts: u32,
+    /// Whether the target was asked to prepare: from then on it waits for us.
+    asked: bool,
+    /// Which record decides.
+    record: String,
+    /// Our word to that record, while it is being written down.
+    offering: Option<Receiver<io::Result<()>>>,
+    /// The target's own name, which is what it claims by.
+    target: String,
+    /// The streams that have sent their share of the round.
+    round_parts: HashSet<u32>,
     state: Option<DeviceState>,
     speaker: Option<Speaker>,
     streams: Option<Streams>,
+    mending: Mending,
     answering: Option<Conn>,
     control: Option<Conn>,
     owing: Arc<Owing>,
@@ -105,13 +126,18 @@ pub struct SourceDriver {
     generation: u32,
     /// What the target had when the link was lost last, and how often in a row it had no more than that.
     lost_here: ((u32, u64), u32),
+    /// When it was looked around last.
+    looked: Instant,
     stopped: bool,
+    /// How many pauses came to nothing, after which the migration went on.
+    pauses_in_vain: u32,
     /// Whether the VM's QEMU has ended.
     has_ended: HasEnded,
     doubt_since: Option<Instant>,
     doubt_after: Duration,
     governing: Governing,
     foresight: Foresight,
+    spooling: Spooling,
     story: Story,
 }
 
@@ -119,9 +145,15 @@ impl SourceDriver {
     /// Prepares a migration; `events` hears how it goes.
     pub fn new(
         parts: SourceParts,
-        options: Options,
+        mut options: Options,
         events: Arc<dyn Fn(Event) + Send + Sync>,
     ) -> (Self, Handle) {
+        // What is owed must be safe before the guest is stopped, and is so soonest if both ways carry it.
+        let strict = options.spool.as_ref().is_some_and(|spool| spool.robust == Robust::Strict);
+        let round_first = strict && options.mode == Mode::PostCopy;
+        if round_first {
+            options.mode = Mode::Hybrid;
+        }
         let (tell, signals) = channel();
         let has_ended = parts.machine.lock().has_ended();
         let blocks = parts.memory.blocks();
@@ -132,7 +164,12 @@ impl SourceDriver {
             owed: MemorySet::empty(shape.0.iter().copied()),
             secrets: Secrets::default(),
             token: None,
-            round_parts: 0,
+            asked: false,
+            record: String::new(),
+            offering: None,
+            target: String::new(),
+            round_parts: HashSet::new(),
+            mending: Mending::default(),
             state: None,
             speaker: None,
             streams: None,
@@ -145,12 +182,15 @@ impl SourceDriver {
             heard: Arc::default(),
             generation: 0,
             lost_here: ((u32::MAX, 0), 0),
+            looked: Instant::now(),
             stopped: false,
+            pauses_in_vain: 0,
             has_ended,
             doubt_since: None,
             doubt_after: DOUBT,
             governing: Governing::default(),
             foresight: Foresight::default(),
+            spooling: Spooling::new(round_first),
             story,
             tell: tell.clone(),
             signals,
@@ -179,6 +219,13 @@ impl SourceDriver {
                 return self.finish(SourceEnd::Failed { what, why: e.to_string() });
             }
         }
+        match self.parts.record.identity() {
+            Ok(identity) => self.record = identity,
+            Err(e) => {
+                let what = "ask the ownership record".to_owned();
+                return self.finish(SourceEnd::Failed { what, why: e.to_string() });
+            }
+        }
         if let Err(e) = self.connect(Kind::Control) {
             return self
                 .finish(SourceEnd::Failed { what: format!("reach {}", self.parts.to), why: e.to_string() });
@@ -186,6 +233,7 @@ impl SourceDriver {
         if let Err((what, why)) = self.look_ahead() {
             return self.finish(SourceEnd::Failed { what, why });
         }
+        self.begin_spool();
         let hello = control::Hello {
             host: self.parts.from.clone(),
             software: concat!("whimbrel ", env!("CARGO_PKG_VERSION")).into(),
@@ -216,6 +264,8 @@ impl SourceDriver {
             epoch: self.parts.epoch.0,
             give_up_ms: self.options.give_up.as_millis() as u64,
             seal_key: self.secrets.seals.to_vec(),
+            spool: self.spool_offer(),
+            record: self.record.clone(),
         }
     }
 
@@ -237,21 +287,32 @@ impl SourceDriver {
                     }
                 }
             }
+            let every = if self.story.now() == Phase::Preflight { LOOK } else { TICK };
+            let wait = every.saturating_sub(self.looked.elapsed());
             let signal = match self.later.pop_front() {
                 Some(signal) => Ok(signal),
-                None if self.story.now() == Phase::Preflight => self.signals.recv_timeout(LOOK),
-                None => self.signals.recv_timeout(TICK),
+                // Also while one signal follows the other.
+                None if wait.is_zero() => Err(RecvTimeoutError::Timeout),
+                None => self.signals.recv_timeout(wait),
             };
             let event = match signal {
                 Ok(Signal::Event(event)) => self.look_at(event, machine.cancellable()),
-                Ok(Signal::Saved(saved)) => Some(self.saved(saved)),
+                Ok(Signal::Saved(pause, saved)) if pause == self.pauses_in_vain => {
+                    let event = self.saved(saved);
+                    self.hold(event)
+                }
+                Ok(Signal::Spool(turn, said)) => self.hear_spool(turn, said),
                 Ok(Signal::Said(generation, said)) if generation == self.generation => self.hear(said),
+                Ok(Signal::Opened(generation, stream, conn)) if generation == self.generation => {
+                    self.opened(stream, conn)
+                }
                 Ok(Signal::Silent(generation, e)) if generation == self.generation => {
                     self.hang_up();
                     Some(SourceEvent::LinkLost(e.to_string()))
                 }
                 Ok(_) | Err(RecvTimeoutError::Disconnected) => None,
                 Err(RecvTimeoutError::Timeout) => {
+                    self.looked = Instant::now();
                     let watched = if self.gone_before_its_time() {
                         Err(("the VM".to_owned(), String::new()))
                     } else if self.story.now() == Phase::Preflight {
@@ -263,11 +324,11 @@ impl SourceDriver {
                     watched.err().map(|failed| self.broke(failed))
                 }
             };
-            if let Some(event) = event {
+            if let Some(event) = event.or_else(|| self.waits_in_vain()) {
                 todo.extend(machine.handle(event));
             }
             if self.in_doubt_for_long() {
-                return self.story.in_doubt();
+                return self.story.in_doubt(&self.record);
             }
         }
     }
@@ -288,16 +349,35 @@ impl SourceDriver {
 
     /// What the driver itself learns from an event on its way to the machine.
     fn look_at(&mut self, event: SourceEvent, cancellable: bool) -> Option<SourceEvent> {
+        let event = match self.spool_word(event) {
+            ControlFlow::Continue(event) => event,
+            ControlFlow::Break(then) => return then,
+        };
         match &event {
             SourceEvent::Message(control::Kind::Hello(hello)) => {
                 if let Some(why) = self.control.as_ref().and_then(|conn| conn.belies(&hello.host)) {
                     return Some(SourceEvent::Broke { what: "believe the target".into(), why });
                 }
+                self.target = hello.host.clone();
             }
-            SourceEvent::Message(control::Kind::Ready(ready)) => self.token = Token::read(&ready.token),
+            SourceEvent::Message(control::Kind::Ready(ready)) => {
+                if ready.record != self.record {
+                    let what = "agree on who keeps the ownership record".into();
+                    let why =
+                        format!("it was to be {:?}, and the target says {:?}", self.record, ready.record);
+                    return Some(SourceEvent::Broke { what, why });
+                }
+                self.token = Token::read(&ready.token);
+            }
             SourceEvent::Message(control::Kind::Committed(committed)) => {
                 let resumed = self.heard.to_here(committed.resumed_ns);
                 self.story.committed(committed, resumed);
+            }
+            SourceEvent::Message(control::Kind::StreamLost(lost)) => {
+                return self.mend(lost.stream, "the target has lost it");
+            }
+            SourceEvent::Message(control::Kind::StreamBack(back)) => {
+                return self.stream_is_back(back.clone());
             }
             SourceEvent::Message(control::Kind::Settled(settled)) => self.story.settled(settled),
             SourceEvent::Message(control::Kind::StillOwed(still)) => {
@@ -321,279 +401,21 @@ impl SourceDriver {
             self.story.streams(streams.widest());
         }
         match said {
-            Said::RoundDone(round, shipped) => {
+            Said::RoundDone(stream, round, shipped) => {
                 self.story.shipped(shipped);
-                self.round_parts += 1;
-                let all = self.streams.as_ref().is_some_and(|s| self.round_parts == s.count());
-                all.then_some(SourceEvent::Shipped(round))
+                // A stream that was lost says so once more.
+                let new = self.round_parts.insert(stream);
+                self.shipped().filter(|shipped| new && *shipped == SourceEvent::Shipped(round))
             }
             Said::PushDone(shipped) => {
                 self.story.shipped(shipped);
                 None
             }
+            Said::StreamLost(stream, e) => self.mend(stream, &e.to_string()),
             Said::Lost(e) => {
                 self.hang_up();
                 Some(SourceEvent::LinkLost(e.to_string()))
             }
-        }
-    }
-
-    /// Does one act. Errors say what was tried and why it failed.
-    fn act(&mut self, act: SourceAct) -> Result<Option<SourceEvent>, (String, String)> {
-        match act {
-            SourceAct::Send(kind) => {
-                self.say(kind);
-                Ok(None)
-            }
-            SourceAct::OpenStreams => {
-                self.look_at_writes()?;
-                self.dirty =
-                    survey::present(&*self.parts.memory).map_err(why("look for the guest's pages"))?;
-                self.story.begun(&self.dirty);
-                self.foresee()?;
-                self.open_streams().map_err(why("open the streams"))?;
-                Ok(Some(SourceEvent::StreamsOpen))
-            }
-            SourceAct::Ship(round) => self.ship(round),
-            SourceAct::ShipRest(_) => {
-                if let Some(round) = self.current.clone() {
-                    self.give(round);
-                }
-                Ok(None)
-            }
-            SourceAct::Rejoin => self.rejoin(),
-            SourceAct::Decide => {
-                if let (Some(tracker), Some(round)) = (&mut self.parts.tracker, &self.current) {
-                    tracker.learn(&round.unchanged());
-                }
-                self.collect()?;
-                let step = self.story.decide(&self.dirty);
-                if step == Step::Round {
-                    self.judge()?;
-                }
-                Ok(Some(SourceEvent::Decided(step)))
-            }
-            SourceAct::StopGuest => {
-                self.parts.machine.lock().get_ready().map_err(|e| (e.what, e.why))?;
-                self.parts.journal.pausing().map_err(why("journal the pause"))?;
-                self.calm();
-                if let Some(tracker) = &mut self.parts.tracker {
-                    tracker.hurry().map_err(why("let the guest's writers go on"))?;
-                }
-                self.count_stalls();
-                self.story.stopping(now_ns());
-                self.stopped = true;
-                self.parts.machine.lock().stop().map_err(|e| (e.what, e.why))?;
-                Ok(Some(SourceEvent::Stopped))
-            }
-            SourceAct::SendOwed => {
-                self.collect()?;
-                let owed = control::Owed { blocks: proto::bitmaps(&self.dirty) };
-                self.owed.union(&self.dirty);
-                self.dirty.clear();
-                self.say(control::Kind::Owed(owed));
-                Ok(None)
-            }
-            SourceAct::Save => {
-                let tell = self.tell.clone();
-                let save = self.parts.machine.spawn("save", move |machine| {
-                    let _ = tell.send(Signal::Saved(machine.save()));
-                });
-                save.map_err(why("start a thread"))?;
-                Ok(None)
-            }
-            SourceAct::SendState(after_round) => self.send_state(after_round).map(|()| None),
-            SourceAct::Promise => {
-                // From here on a target that is only slow costs the whole migration.
-                self.bear_silence(LONG_SILENCE);
-                self.parts.journal.promise(self.parts.epoch).map_err(why("journal the promise"))?;
-                Ok(Some(SourceEvent::Promised))
-            }
-            SourceAct::ResumeGuest => {
-                self.bring_back();
-                Ok(None)
-            }
-            SourceAct::Claim => {
-                // By way of the queue: between two claims a person's word is heard, and how long it has been in doubt.
-                let answer = self.claim();
-                let _ = self.tell.send(Signal::Event(answer));
-                Ok(None)
-            }
-            SourceAct::Gone(epoch) => {
-                self.doubt_since = None;
-                self.bear_silence(SILENCE);
-                self.insist("journal that the VM is gone", |d| d.parts.journal.gone(Epoch(epoch)));
-                Ok(None)
-            }
-            SourceAct::ServeOwed => {
-                self.serve_owed();
-                Ok(None)
-            }
-            SourceAct::Reconnect => {
-                self.reconnect();
-                Ok(None)
-            }
-            SourceAct::Forget => {
-                self.hang_up();
-                // Before QEMU ends, and its writes with it.
-                self.parts.tracker = None;
-                self.insist("journal that everything is there", |d| d.parts.journal.settled());
-                if let Err(e) = self.parts.machine.lock().destroy() {
-                    self.story.note(format!("the empty QEMU on the source would not end: {e}"));
-                }
-                Ok(None)
-            }
-            SourceAct::End(_) => unreachable!("the loop ends before"),
-        }
-    }
-
-    fn ship(&mut self, number: u32) -> Result<Option<SourceEvent>, (String, String)> {
-        self.collect()?;
-        let empty = MemorySet::empty(self.shape.0.iter().copied());
-        let set = std::mem::replace(&mut self.dirty, empty);
-        self.story.round(number, &set);
-        self.give(Arc::new(Round::new(number, set)));
-        Ok(None)
-    }
-
-    /// To the streams.
-    fn give(&mut self, round: Arc<Round>) {
-        self.round_parts = 0;
-        self.current = Some(round.clone());
-        if let Some(streams) = &self.streams {
-            streams.give(&Job::Round(round));
-        }
-    }
-
-    fn collect(&mut self) -> Result<(), (String, String)> {
-        let Some(tracker) = &mut self.parts.tracker else { return Ok(()) };
-        tracker.collect(&mut self.dirty).map_err(why("collect the pages that the guest wrote"))
-    }
-
-    /// The device state is there; what was written to guest memory meanwhile must go along.
-    fn saved(&mut self, saved: Result<DeviceState, MachineError>) -> SourceEvent {
-        let saved = saved.map_err(|e| (e.what, e.why)).and_then(|state| {
-            self.state = Some(state);
-            self.collect()
-        });
-        match saved {
-            Ok(()) => SourceEvent::Saved { more: !self.dirty.is_empty() },
-            Err((what, why)) => SourceEvent::Broke { what, why },
-        }
-    }
-
-    fn send_state(&mut self, after_round: u32) -> Result<(), (String, String)> {
-        self.story.end_round(0);
-        let speaker =
-            self.speaker.clone().ok_or(("send the device state".to_owned(), "not connected".to_owned()))?;
-        if self.options.verify {
-            verify::hash_all(&*self.parts.memory, |hashes| {
-                speaker.say(control::Kind::Hashes(hashes)).map(drop)
-            })
-            .map_err(why("send the hashes of the guest's memory"))?;
-        }
-        let state = self.state.take().unwrap_or_default();
-        let private = |(name, content): &(String, Vec<u8>)| control::PrivateBlock {
-            name: name.clone(),
-            content: Some(proto::packed(content)),
-        };
-        self.say(control::Kind::State(control::State {
-            after_round,
-            stream: Some(proto::packed(&state.stream)),
-            private: state.private.iter().map(private).collect(),
-            history: self.story.history(&self.parts.history, self.streams.as_ref().and_then(Streams::learnt)),
-        }));
-        Ok(())
-    }
-
-    /// The guest runs here again (I3). There is no other place left for it, so this is tried until it works or QEMU
-    /// is gone.
-    fn bring_back(&mut self) {
-        self.calm();
-        if !self.stopped {
-            return;
-        }
-        // While it is being saved, this waits for that.
-        let resumed = self.parts.machine.lock().resume();
-        match resumed {
-            Ok(_) => {
-                self.stopped = false;
-                // Not before: taking the protections back takes 60 ms a GiB.
-                self.parts.tracker = None;
-                self.insist("journal that the guest is back", |d| d.parts.journal.back());
-                let announced = self.parts.machine.lock().announce();
-                if let Err(e) = announced {
-                    self.story
-                        .note(format!("the guest is back, but could not be announced to the network: {e}"));
-                }
-            }
-            Err(e) => self.story.not_back(&e),
-        }
-    }
-
-    fn claim(&mut self) -> SourceEvent {
-        self.hang_up();
-        if self.doubt_since.is_some() {
-            // Asked in vain just now.
-            self.wait_for_word(AGAIN, |event| matches!(event, SourceEvent::Resolved));
-        }
-        self.doubt_since.get_or_insert_with(Instant::now);
-        let claim = Claim {
-            vm: self.parts.vm.clone(),
-            migration: self.parts.migration,
-            expected: self.parts.epoch,
-            claimer: self.parts.from.clone(),
-        };
-        match self.parts.record.claim(&claim) {
-            Ok(Claimed::Yours(_)) => {
-                self.doubt_since = None;
-                SourceEvent::ClaimWon
-            }
-            Ok(Claimed::Lost(record)) => {
-                self.doubt_since = None;
-                SourceEvent::ClaimLost(record.epoch.0)
-            }
-            Err(e) => {
-                self.story.note(format!("cannot learn who owns the VM: {e}; asking again"));
-                SourceEvent::ClaimUnknown(e.to_string())
-            }
-        }
-    }
-
-    /// Waits, but not longer than until a person has said this word, and says whether that was so. What is heard meanwhile is kept
-    /// for later.
-    fn wait_for_word(&mut self, time: Duration, is_it: impl Fn(&SourceEvent) -> bool) -> bool {
-        let end = Instant::now() + time;
-        while let Ok(signal) = self.signals.recv_timeout(end.saturating_duration_since(Instant::now())) {
-            let spoken = matches!(&signal, Signal::Event(event) if is_it(event));
-            self.later.push_back(signal);
-            if spoken {
-                return true;
-            }
-        }
-        false
-    }
-
-    fn in_doubt_for_long(&self) -> bool {
-        self.doubt_since.is_some_and(|since| since.elapsed() > self.doubt_after)
-    }
-
-    fn serve_owed(&mut self) {
-        self.story.owing(&self.owed);
-        self.owing.refill(self.owed.clone());
-        if let Some(streams) = &self.streams {
-            streams.give(&Job::Push(self.owing.clone()));
-        }
-    }
-
-    /// A promise must reach the disk, or what follows from it must wait.
-    fn insist(&mut self, what: &str, attempt: impl Fn(&mut Self) -> io::Result<()>) {
-        let mut told = false;
-        while let Err(e) = attempt(self) {
-            if !std::mem::replace(&mut told, true) {
-                self.story.note(format!("cannot {what}: {e}; trying again"));
-            }
-            thread::sleep(AGAIN);
         }
     }
 
@@ -606,15 +428,18 @@ impl SourceDriver {
             _ => self.current.as_ref().map_or(0, |round| round.left()),
         };
         let ends_in = self.ends_in(left);
-        self.story.tick(left, &self.dirty, ends_in);
+        self.story.tick(left, &self.dirty, ends_in, self.spool_state());
     }
 
     fn finish(&mut self, end: SourceEnd) -> Report {
         self.calm();
-        if let (None, SourceEnd::Failed { .. } | SourceEnd::Cancelled) = (&self.speaker, &end) {
+        if let (None, false, SourceEnd::Failed { .. } | SourceEnd::Cancelled) =
+            (&self.speaker, self.stopped, &end)
+        {
             self.call_off();
         }
         self.hang_up();
+        self.end_spool();
         let runs_here = !self.stopped && !(self.has_ended)();
         self.story.finish(end, runs_here)
     }

@@ -2,42 +2,34 @@
 
 use crate::{
     beside::Beside,
-    conn::{Conn, Speaker, now_ns},
+    conn::{Conn, Speaker},
     faults::Faults,
     land::{Landing, Stage},
-    ports::{Block, Claim, Claimed, DeviceState, HasEnded, Host, Machine, Request, TargetJournal, Waiting},
-    why,
+    ports::{HasEnded, Host, Machine, Request, SpoolRecord, TargetJournal, Waiting},
+    unspool::{Unspool, Unspooled},
 };
 use proto::{Brief, Kind, Target, TargetAct, TargetEnd, TargetEvent, Token, control};
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     io::{self},
+    path::PathBuf,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
-    thread::{self, JoinHandle},
+    thread,
     time::{Duration, Instant},
 };
-use units::{BlockId, Epoch, MemorySet, MigrationId, PAGE_SIZE};
+use units::{BlockId, MemorySet, MigrationId};
 
+mod acts; // what it does
 mod link; // its connections: welcomed, heard, lost
+mod spooling; // the file that pages come by, too
+pub(crate) use acts::unpack;
+use link::Stream;
 
 /// Streams of one migration, at most: each costs a thread and a batch of memory.
 const MAX_STREAMS: u32 = 64;
-
-/// RAM blocks of one VM, at most; QEMU itself stops at 256 memory slots of a machine.
-const MAX_BLOCKS: usize = 256;
-
-/// Pages of one RAM block, at most: 64 TiB, beyond what x86-64 guests have today.
-const MAX_PAGES: u64 = 1 << 34;
-
-/// A RAM block's name, at most: QEMU's own are shorter.
-const MAX_NAME: usize = 256;
-
-/// A device state's parts, at most, all of them together: 512 MiB, the largest video memory. What packs so well that it fits into a
-/// message could otherwise unpack to 255 times as much.
-const MAX_STATE: u64 = 512 << 20;
 
 /// How long to wait before asking the record again.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -51,9 +43,6 @@ const GRACE: Duration = Duration::from_secs(5);
 /// A connection that was closed rather than silent was closed by a source that has ended, or by one that is back at once.
 const CLOSED: Duration = Duration::from_secs(5);
 
-/// Nobody may have this host wait for longer.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
-
 /// What a running migration is told from outside.
 pub(crate) enum ToTarget {
     /// A connection that belongs to it.
@@ -64,13 +53,21 @@ pub(crate) enum ToTarget {
 
 enum Signal {
     Event(TargetEvent),
+    /// The source's word, on the control connection of this generation.
+    Said(u32, control::Kind),
     Attach(Kind, Conn),
+    /// What the source says of its file, on the control connection of this generation.
+    Spooled(u32, control::Spooled),
+    /// From the thread that reads the file.
+    Unspooled(Unspooled),
     RoundEnd {
         generation: u32,
         stream: u16,
         round: u32,
     },
-    /// A connection of this generation ended.
+    /// This one of the connections of this generation ended that carry pages.
+    StreamLost(u32, u16, u32, io::Error),
+    /// Another one did.
     Lost(u32, io::Error),
 }
 
@@ -85,7 +82,18 @@ struct Taken {
     recorded: Option<Receiver<io::Result<()>>>,
     landing: Arc<Landing>,
     faults: Option<Faults>,
+    spool: Option<Spool>,
     streams: u32,
+}
+
+/// The file, and where it is.
+struct Spool {
+    thread: Unspool,
+    directory: PathBuf,
+    secret: [u8; 32],
+    /// What the source said of it, as it is to be recorded.
+    record: Option<SpoolRecord>,
+    recorded: Option<Receiver<io::Result<()>>>,
 }
 
 impl Taken {
@@ -96,6 +104,23 @@ impl Taken {
         self.journal.spawn("record", move |journal| drop(tell.send(journal.owed(&owed))))?;
         self.recorded = Some(told);
         Ok(())
+    }
+
+    /// The source is back, and its guest runs there: nothing of what it announced holds. That goes into the record, too: what is
+    /// written there of owed pages would be waited for after a restart (zeros among them stay holes), and what is written of the file
+    /// must not come after what is written of it next.
+    fn forget_announced(&mut self) -> io::Result<()> {
+        self.landing.forget_hashes();
+        if !self.landing.lacking() {
+            return Ok(());
+        }
+        self.landing.disown();
+        self.spool_is_recorded()?;
+        if let Some(spool) = &mut self.spool {
+            spool.record = None;
+        }
+        let nothing = MemorySet::empty(self.landing.shape.0.iter().copied());
+        self.record_owed(nothing)
     }
 
     /// Waits until what is owed is recorded durably.
@@ -115,12 +140,17 @@ pub(crate) struct TargetDriver {
     source: String,
     taken: Option<Taken>,
     control: Option<(Conn, Speaker)>,
-    /// All that pages travel on, each with the thread that lands them.
-    conns: Vec<(Conn, Option<JoinHandle<()>>)>,
+    /// All that pages travel on.
+    streams: HashMap<u16, Stream>,
+    /// How many of these there were.
+    streams_taken: u32,
+    answering: Option<Conn>,
     /// How long a source that was lost while its guest runs there may take to come back; and until when that is.
     give_up: Duration,
     gives_up: Option<Instant>,
     generation: u32,
+    /// When it was looked around last.
+    looked: Instant,
     round: u32,
     ended_streams: HashSet<u16>,
     arrived: bool,
@@ -128,8 +158,12 @@ pub(crate) struct TargetDriver {
     source_is_back: bool,
     /// The source was told why nothing comes of it.
     gave_reasons: bool,
+    /// Why there is no file although there was to be one.
+    no_spool: String,
     /// The guest's QEMU ended before it had all its memory.
     qemu_ended: bool,
+    /// What read the spool, once nobody needs its files any more.
+    settled_spool: Option<Unspool>,
 }
 
 impl TargetDriver {
@@ -159,16 +193,21 @@ impl TargetDriver {
             source: String::new(),
             taken: None,
             control: None,
-            conns: vec![],
+            streams: HashMap::new(),
+            streams_taken: 0,
+            answering: None,
             give_up: Duration::ZERO,
             gives_up: None,
             generation: 0,
+            looked: Instant::now(),
             round: 0,
             ended_streams: HashSet::new(),
             arrived: false,
             source_is_back: false,
             gave_reasons: false,
+            no_spool: String::new(),
             qemu_ended: false,
+            settled_spool: None,
         };
         (driver, outside)
     }
@@ -186,6 +225,7 @@ impl TargetDriver {
         request: Request,
         waiting: Waiting,
         mut owed: MemorySet,
+        spool: Option<SpoolRecord>,
     ) -> io::Result<()> {
         let Waiting { memory, missing, machine, journal } = waiting;
         let recorded = owed.blocks().map(|(_, set)| set.capacity());
@@ -208,8 +248,10 @@ impl TargetDriver {
         self.arrived = true;
         let has_ended = machine.has_ended();
         let (machine, journal) = (Beside::new(machine), Beside::new(journal));
+        let spool = spool.and_then(|record| self.take_up(request.migration, record, &landing));
         let (recorded, streams) = (None, MAX_STREAMS);
-        self.taken = Some(Taken { request, machine, has_ended, journal, recorded, landing, faults, streams });
+        self.taken =
+            Some(Taken { request, machine, has_ended, journal, recorded, landing, faults, spool, streams });
         let _ = self.tell.send(Signal::Event(TargetEvent::AllPlaced));
         let machine = Target::after_claim(self.hello());
         self.drive(machine)
@@ -239,7 +281,13 @@ impl TargetDriver {
                     }
                 }
             }
-            let event = match self.signals.recv_timeout(self.patience()) {
+            let patience = self.patience();
+            let signal = match patience.is_zero() {
+                // Also while one signal follows the other.
+                true => Err(RecvTimeoutError::Timeout),
+                false => self.signals.recv_timeout(patience),
+            };
+            let event = match signal {
                 Ok(signal) => self.look_at(signal),
                 Err(RecvTimeoutError::Timeout) => self.look_around(),
                 Err(RecvTimeoutError::Disconnected) => {
@@ -255,22 +303,25 @@ impl TargetDriver {
     /// How long to wait for a word before looking around.
     fn patience(&self) -> Duration {
         let left = self.gives_up.map_or(LOOK, |end| end.saturating_duration_since(Instant::now()));
-        left.min(LOOK)
+        left.min(LOOK.saturating_sub(self.looked.elapsed()))
     }
 
     /// Nothing was heard for a while: is there still something to wait for?
     fn look_around(&mut self) -> Option<TargetEvent> {
+        self.looked = Instant::now();
         if self.gives_up.is_some_and(|end| end <= Instant::now()) {
             self.gives_up = None;
             return Some(TargetEvent::GiveUp("it was lost, and not back in time".to_owned()));
+        }
+        if let Some(why) = self.missed() {
+            return self.lost(why);
         }
         let taken = self.taken.as_ref()?;
         if !(taken.has_ended)() {
             return None;
         }
-        let (what, why) = ("the waiting QEMU".to_owned(), "it has ended".to_owned());
         if !self.arrived {
-            return Some(TargetEvent::Broke { what, why });
+            return self.alive().err().map(|(what, why)| TargetEvent::Broke { what, why });
         }
         // A guest that crashed lacks nothing any more, and nobody can bring it back.
         if !std::mem::replace(&mut self.qemu_ended, true) {
@@ -282,18 +333,29 @@ impl TargetDriver {
         None
     }
 
+    /// Whether there is a QEMU. Looked at before a claim, too: a VM whose QEMU has ended until then goes on at the source.
+    fn alive(&mut self) -> Result<(), (String, String)> {
+        if (self.taken()?.has_ended)() {
+            return Err(("the waiting QEMU".to_owned(), "it has ended".to_owned()));
+        }
+        Ok(())
+    }
+
     fn look_at(&mut self, signal: Signal) -> Option<TargetEvent> {
         match signal {
-            Signal::Event(TargetEvent::Message(control::Kind::Hello(hello))) => {
-                if let Some(why) = self.control.as_ref().and_then(|(conn, _)| conn.belies(&hello.host)) {
-                    return Some(TargetEvent::Broke { what: "believe the source".to_owned(), why });
-                }
-                self.source = hello.host.clone();
-                Some(TargetEvent::Message(control::Kind::Hello(hello)))
+            Signal::Spooled(generation, spooled) => self.spooled(generation, &spooled),
+            // Of a connection that is lost: a source that is back has taken back what it announced there. That its guest goes on
+            // without this migration stays true.
+            Signal::Said(generation, kind)
+                if generation != self.generation && !matches!(kind, control::Kind::Failed(_)) =>
+            {
+                tracing::debug!(kind = %Brief(&kind), "too late");
+                None
             }
-            Signal::Event(TargetEvent::Message(control::Kind::Failed(failed))) => {
-                self.source_is_back = true;
-                Some(TargetEvent::Message(control::Kind::Failed(failed)))
+            Signal::Said(_, kind) => self.hear_word(kind),
+            Signal::Unspooled(said) => {
+                self.hear_spool(said);
+                None
             }
             Signal::Event(TargetEvent::AllPlaced) => {
                 // More may be owed since that was said.
@@ -317,264 +379,60 @@ impl TargetDriver {
                     TargetEvent::Landed(round)
                 })
             }
-            Signal::Lost(generation, e) => {
-                if generation != self.generation {
-                    return None;
-                }
-                // Wrong words are not a lost link: the source is told what was wrong with them, while it still can be.
-                if e.kind() == io::ErrorKind::InvalidData && !self.arrived {
-                    let what = "understand the source".to_owned();
-                    return Some(TargetEvent::Broke { what, why: e.to_string() });
-                }
-                self.hang_up();
-                // Soon enough the source has given up, too.
-                let closed =
-                    matches!(e.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset);
-                let long = self.give_up + GRACE;
-                self.gives_up = Some(Instant::now() + if closed { long.min(CLOSED) } else { long });
-                Some(TargetEvent::LinkLost(e.to_string()))
+            Signal::StreamLost(generation, stream, number, e) => {
+                let current = generation == self.generation
+                    && self.streams.get(&stream).is_some_and(|stream| stream.number == number);
+                if current { self.stream_lost(stream, e) } else { None }
             }
+            Signal::Lost(generation, e) if generation == self.generation => self.lost(e),
+            Signal::Lost(..) => None,
         }
+    }
+
+    /// What the driver itself learns from a word on its way to the machine.
+    fn hear_word(&mut self, kind: control::Kind) -> Option<TargetEvent> {
+        match &kind {
+            control::Kind::SpoolStop(_) => {
+                if let Some(spool) = self.taken.as_ref().and_then(|taken| taken.spool.as_ref()) {
+                    spool.thread.stop();
+                }
+                self.say(control::Kind::SpoolStopped(control::SpoolStopped {}));
+                return None;
+            }
+            control::Kind::Hello(hello) => {
+                if let Some(why) = self.control.as_ref().and_then(|(conn, _)| conn.belies(&hello.host)) {
+                    return Some(TargetEvent::Broke { what: "believe the source".to_owned(), why });
+                }
+                self.source = hello.host.clone();
+            }
+            control::Kind::Failed(_) => self.source_is_back = true,
+            control::Kind::Permit(_) if !self.arrived => {
+                if let Err((what, why)) = self.alive() {
+                    return Some(TargetEvent::Broke { what, why });
+                }
+            }
+            _ => {}
+        }
+        Some(TargetEvent::Message(kind))
+    }
+
+    /// The link is lost.
+    fn lost(&mut self, e: io::Error) -> Option<TargetEvent> {
+        // Wrong words are not a lost link: the source is told what was wrong with them, while it still can be.
+        if e.kind() == io::ErrorKind::InvalidData && !self.arrived {
+            let what = "understand the source".to_owned();
+            return Some(TargetEvent::Broke { what, why: e.to_string() });
+        }
+        self.hang_up();
+        // Soon enough the source has given up, too.
+        let closed = matches!(e.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset);
+        let long = self.give_up + GRACE;
+        self.gives_up = Some(Instant::now() + if closed { long.min(CLOSED) } else { long });
+        Some(TargetEvent::LinkLost(e.to_string()))
     }
 
     fn taken(&mut self) -> Result<&mut Taken, (String, String)> {
         self.taken.as_mut().ok_or_else(|| ("the protocol".into(), "nothing was prepared".into()))
-    }
-
-    fn act(&mut self, act: TargetAct) -> Result<Option<TargetEvent>, (String, String)> {
-        match act {
-            TargetAct::Send(mut kind) => {
-                if let control::Kind::Ready(ready) = &mut kind {
-                    ready.token = self.token.0.to_vec();
-                }
-                self.gave_reasons |= matches!(kind, control::Kind::Failed(_) | control::Kind::Refused(_));
-                self.say(kind);
-                Ok(None)
-            }
-            TargetAct::Prepare(prepare) => Ok(Some(TargetEvent::Prepared(self.prepare(prepare)))),
-            TargetAct::TakeOwed(bitmaps) => {
-                let taken = self.taken()?;
-                let pages = proto::page_sets(&bitmaps, &taken.landing.shape)
-                    .map_err(|e| ("read the owed pages".to_owned(), e.to_string()))?;
-                taken.landing.owe(&pages).map_err(why("make holes for the owed pages"))?;
-                let owed = taken.landing.owed().clone();
-                let nothing = owed.is_empty();
-                taken.record_owed(owed).map_err(why("record the owed pages"))?;
-                // The guest is stopped upon our answer: whoever gets ready for the load must be done.
-                drop(taken.machine.lock());
-                if nothing {
-                    let _ = self.tell.send(Signal::Event(TargetEvent::AllPlaced));
-                }
-                Ok(Some(TargetEvent::OwedTaken))
-            }
-            TargetAct::KeepHashes(hashes) => {
-                let landing = &self.taken()?.landing;
-                let mut announced = landing.announced.lock().expect("no one panics here");
-                if let Some(announced) = announced.as_mut() {
-                    announced.keep(&hashes, &*landing.memory).map_err(why("read the hashes"))?;
-                }
-                Ok(None)
-            }
-            TargetAct::Compare => Ok(Some(TargetEvent::Compared(self.compare()?))),
-            TargetAct::Load(mut state) => {
-                self.taken()?.request.history = std::mem::take(&mut state.history);
-                let state = unpack(&state).map_err(|e| ("unpack the device state".to_owned(), e))?;
-                let taken = self.taken()?;
-                if taken.landing.owed().is_empty() {
-                    taken.landing.enter(Stage::Closed);
-                }
-                taken.machine.lock().load(&state).map_err(|e| (e.what, e.why))?;
-                // Before anybody can claim.
-                taken.owed_is_recorded().map_err(why("record the owed pages"))?;
-                Ok(Some(TargetEvent::Loaded))
-            }
-            TargetAct::Claim => Ok(Some(self.claim()?)),
-            TargetAct::Resume => {
-                self.arrived = true;
-                let mut machine = self.taken()?.machine.lock();
-                match machine.resume() {
-                    Ok(ago) => {
-                        let at_ns = now_ns().saturating_sub(ago.as_nanos() as u64);
-                        if let Err(e) = machine.announce() {
-                            tracing::warn!(%e, "the guest runs, but could not be announced to the network");
-                        }
-                        Ok(Some(TargetEvent::Resumed { at_ns }))
-                    }
-                    Err(e) => Ok(Some(TargetEvent::ResumeFailed(e.to_string()))),
-                }
-            }
-            TargetAct::SendLanded => {
-                let taken = self.taken()?;
-                let blocks = proto::bitmaps(&taken.landing.landed());
-                self.say(control::Kind::Landed(control::Landed {
-                    round: self.round,
-                    blocks,
-                    token: self.token.0.to_vec(),
-                }));
-                Ok(None)
-            }
-            TargetAct::SendStillOwed => {
-                let blocks = proto::bitmaps(&self.taken()?.landing.owed());
-                self.say(control::Kind::StillOwed(control::StillOwed {
-                    blocks,
-                    token: self.token.0.to_vec(),
-                }));
-                Ok(None)
-            }
-            TargetAct::Settle => {
-                self.settle()?;
-                Ok(None)
-            }
-            TargetAct::Destroy => {
-                self.destroy();
-                Ok(None)
-            }
-            TargetAct::End(_) => unreachable!("the loop ends before"),
-        }
-    }
-
-    fn prepare(&mut self, prepare: control::Prepare) -> Result<(), Vec<String>> {
-        let blocks: Vec<Block> =
-            prepare.blocks.into_iter().map(|b| Block { name: b.name, pages: b.pages }).collect();
-        let sane = (1..=MAX_BLOCKS).contains(&blocks.len())
-            && blocks.iter().all(|b| (1..=MAX_PAGES).contains(&b.pages) && b.name.len() <= MAX_NAME)
-            && (1..=MAX_STREAMS).contains(&prepare.streams)
-            && Epoch(prepare.epoch) <= Epoch::MOST;
-        if !sane {
-            return Err(vec![format!(
-                "the request is out of bounds: 1 to {MAX_BLOCKS} RAM blocks of at most {MAX_PAGES} pages, 1 to \
-                 {MAX_STREAMS} streams, and an epoch of at most {}",
-                Epoch::MOST
-            )]);
-        }
-        let sealer = match *prepare.seal_key {
-            [] => None,
-            ref key => match <[u8; 32]>::try_from(key) {
-                Ok(key) => Some(page::Sealer::new(key)),
-                Err(_) => return Err(vec!["the key of the seals has another length than agreed".into()]),
-            },
-        };
-        let request = Request {
-            migration: self.migration,
-            vm: prepare.vm,
-            from: self.source.clone(),
-            epoch: Epoch(prepare.epoch),
-            recipe: prepare.recipe,
-            blocks,
-            post_copy: prepare.post_copy,
-            history: vec![],
-        };
-        self.give_up = Duration::from_millis(prepare.give_up_ms).min(LONGEST);
-        let waiting = self.host.prepare(&request)?;
-        let tell = self.tell.clone();
-        let all_placed = move || drop(tell.send(Signal::Event(TargetEvent::AllPlaced)));
-        let landing = Landing::new(waiting.memory, waiting.missing, prepare.verify, sealer, all_placed);
-        let mut taken = Taken {
-            request,
-            has_ended: waiting.machine.has_ended(),
-            machine: Beside::new(waiting.machine),
-            journal: Beside::new(waiting.journal),
-            recorded: None,
-            landing: Arc::new(landing),
-            faults: None,
-            streams: prepare.streams,
-        };
-        // Beside the first pages, which are soon on their way.
-        let ready = taken.machine.spawn("get-ready", |machine| {
-            if let Err(e) = machine.get_ready() {
-                tracing::debug!(%e, "loading will take a little longer");
-            }
-        });
-        if let Err(e) = ready {
-            tracing::debug!(%e, "loading will take a little longer");
-        }
-        // Loading a device state reads guest RAM: whoever faults then must be answered.
-        let faults =
-            taken.landing.missing.is_some().then(|| Faults::start(taken.landing.clone())).transpose();
-        let result = match faults {
-            Ok(faults) => {
-                taken.faults = faults;
-                Ok(())
-            }
-            Err(e) => Err(vec![format!("cannot start a thread: {e}")]),
-        };
-        self.taken = Some(taken);
-        result
-    }
-
-    fn compare(&mut self) -> Result<Result<(), String>, (String, String)> {
-        let landing = &self.taken()?.landing;
-        let owed = landing.owed().clone();
-        let announced = landing.announced.lock().expect("no one panics here");
-        let Some(announced) = announced.as_ref() else { return Ok(Ok(())) };
-        let differing = announced.differing(&*landing.memory, &owed).map_err(why("hash the memory"))?;
-        Ok(match differing {
-            None => Ok(()),
-            Some((block, page)) => {
-                let name = &landing.memory.blocks()[usize::from(block.0)].name;
-                let at = page.0 * PAGE_SIZE as u64;
-                Err(format!(
-                    "page {} of RAM block {name} (offset {at:#x}) differs between the two sides",
-                    page.0
-                ))
-            }
-        })
-    }
-
-    fn claim(&mut self) -> Result<TargetEvent, (String, String)> {
-        let record = self.host.record();
-        let claimer = self.host.name();
-        let request = &self.taken()?.request;
-        let claim =
-            Claim { vm: request.vm.clone(), migration: request.migration, expected: request.epoch, claimer };
-        Ok(match record.claim(&claim) {
-            Ok(Claimed::Yours(epoch)) => TargetEvent::ClaimWon(epoch.0),
-            Ok(Claimed::Lost(record)) => TargetEvent::ClaimLost(record.owner),
-            Err(e) => {
-                tracing::error!(%e, "the ownership record cannot be asked");
-                thread::sleep(AGAIN);
-                TargetEvent::ClaimUnknown(e.to_string())
-            }
-        })
-    }
-
-    /// Nothing is owed: the guest's memory is like any other's again.
-    fn settle(&mut self) -> Result<(), (String, String)> {
-        let taken = self.taken()?;
-        taken.landing.enter(Stage::Closed);
-        if let Some(missing) = &taken.landing.missing {
-            // Only a QEMU that is gone refuses, and then nobody misses a page.
-            if let Err(e) = missing.finish() {
-                tracing::error!(%e, "the watch for missing pages would not end");
-            }
-        }
-        if let Some(faults) = taken.faults.take() {
-            faults.end();
-        }
-        while let Err(e) = taken.journal.lock().settled() {
-            tracing::error!(%e, "cannot record that everything is here; trying again");
-            thread::sleep(AGAIN);
-        }
-        let summary = control::Settled { qemu_ended: self.qemu_ended, ..self.taken()?.landing.summary() };
-        self.say(control::Kind::Settled(summary));
-        Ok(())
-    }
-
-    fn destroy(&mut self) {
-        let source_may_ask = !self.source_is_back;
-        let Some(mut taken) = self.taken.take() else { return };
-        if let Some(faults) = taken.faults.take() {
-            faults.end();
-        }
-        let destroyed = taken.machine.lock().destroy();
-        if let Err(e) = destroyed {
-            tracing::error!(%e, "the half-made VM would not end");
-        }
-        let abandoned = taken.journal.lock().abandoned(source_may_ask);
-        if let Err(e) = abandoned {
-            tracing::error!(%e, "cannot forget an abandoned migration");
-        }
-        self.host.ended(&taken.request, false);
     }
 
     fn finish(mut self, end: TargetEnd) -> io::Result<()> {
@@ -586,6 +444,10 @@ impl TargetDriver {
         if matches!(end, TargetEnd::Completed) || self.gave_reasons {
             self.wait_for_the_other_side();
         }
+        if let Some(spool) = self.settled_spool.take() {
+            // By now the source has written its last word into its file, or never will.
+            spool.remove(false, true);
+        }
         self.hang_up();
         match end {
             TargetEnd::Completed => Ok(()),
@@ -594,42 +456,45 @@ impl TargetDriver {
     }
 }
 
-pub(crate) fn unpack(state: &control::State) -> Result<DeviceState, String> {
-    unpack_within(state, MAX_STATE)
-}
-
-/// All parts together may be so large.
-fn unpack_within(state: &control::State, mut room: u64) -> Result<DeviceState, String> {
-    let mut raw = |packed: &Option<control::Packed>| -> Result<Vec<u8>, String> {
-        let Some(packed) = packed else { return Ok(vec![]) };
-        let raw = proto::unpacked(packed, room).map_err(|e| e.to_string())?;
-        room -= raw.len() as u64;
-        Ok(raw)
-    };
-    let private = state
-        .private
-        .iter()
-        .map(|b| Ok((b.name.clone(), raw(&b.content)?)))
-        .collect::<Result<_, String>>()?;
-    Ok(DeviceState { stream: raw(&state.stream)?, private })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// A host that is asked nothing.
+    struct Idle;
+
+    impl Host for Idle {
+        fn name(&self) -> String {
+            "idle".into()
+        }
+        fn prepare(&self, _: &Request) -> Result<Waiting, Vec<String>> {
+            Err(vec![])
+        }
+        fn record(&self) -> Arc<dyn crate::ports::Ownership> {
+            unreachable!("nobody claims")
+        }
+        fn settled(&self, _: MigrationId) -> bool {
+            false
+        }
+        fn ended(&self, _: &Request, _: bool) {}
+    }
+
+    /// What the source announced, it has taken back since; heard in the wrong order, pages would be taken for owed ones, and all others
+    /// be lost.
     #[test]
-    fn a_device_state_is_bounded_as_a_whole_and_not_only_in_its_parts() {
-        let part = || Some(proto::packed(&[0; 600]));
-        let private = control::PrivateBlock { name: "vga.vram".into(), content: part() };
-        let state = |parts: usize| control::State {
-            stream: part(),
-            private: vec![private.clone(); parts],
-            ..Default::default()
-        };
-        let unpacked = unpack_within(&state(2), 1800).unwrap();
-        assert_eq!((unpacked.stream.len(), unpacked.private.len()), (600, 2));
-        assert!(unpack_within(&state(3), 1800).unwrap_err().contains("at most 0 are acceptable"));
-        assert!(unpack_within(&state(2), 1799).is_err());
+    fn i2_what_was_said_on_a_connection_that_is_lost_is_not_believed_once_the_source_is_back() {
+        let (mut driver, _outside) =
+            TargetDriver::new(Arc::new(Idle), MigrationId(1), Token([0; Token::SIZE]));
+        let owed = || control::Kind::Owed(control::Owed::default());
+        let (old, new) = (driver.generation, driver.generation + 1);
+        assert!(driver.look_at(Signal::Said(old, owed())).is_some());
+        driver.hang_up();
+        assert_eq!(driver.look_at(Signal::Said(old, owed())), None);
+        let state = control::Kind::State(control::State::default());
+        assert_eq!(driver.look_at(Signal::Said(old, state)), None);
+        assert!(driver.look_at(Signal::Said(new, owed())).is_some());
+        // That stays true.
+        let failed = control::Kind::Failed(control::Failed::default());
+        assert!(driver.look_at(Signal::Said(old, failed)).is_some());
     }
 }

@@ -2,13 +2,17 @@
 
 mod doubt;
 mod model;
+mod paused;
+mod shared;
+mod spooled;
+mod streams;
 mod stuns;
 mod trust;
 
 use engine::{
     Acceptor, Beside, Dial, Handle, Options, RemoteRecord, Road, SourceDriver, SourceParts, TcpDial,
-    ports::{GuestMemory, Host, Request},
-    report::{Compression, Event, Mode, Outcome, Past, Promise, Report},
+    ports::{GuestMemory, Host, Ownership, Request},
+    report::{Compression, Event, Mode, Outcome, Past, Phase, Promise, Report},
 };
 use model::{cable::*, *};
 use pki::Security;
@@ -50,6 +54,8 @@ struct Source {
     doubt: Option<Duration>,
     /// How earlier migrations went.
     history: Vec<Past>,
+    /// Who owns the VM, if it is not for the target to say.
+    record: Option<Arc<dyn Ownership>>,
 }
 
 impl Source {
@@ -66,7 +72,15 @@ impl Source {
             ram.guest_writes(1, page, if page % 3 == 0 { 0 } else { page + 5 });
         }
         let cpu = Cpu::new(&ram, true);
-        Self { cpu, ram, journal: Journal::default(), stuns: None, doubt: None, history: vec![] }
+        Self {
+            cpu,
+            ram,
+            journal: Journal::default(),
+            stuns: None,
+            doubt: None,
+            history: vec![],
+            record: None,
+        }
     }
 
     /// A guest that writes wherever it runs, `rate` pages a round of its loop.
@@ -122,7 +136,7 @@ impl Source {
             history: self.history.clone(),
             road: Road { link: Some(Rate(1 << 30)), switchover: Duration::from_millis(8) },
             writers: 1,
-            record: Arc::new(RemoteRecord(dial.clone())),
+            record: self.record.clone().unwrap_or_else(|| Arc::new(RemoteRecord(dial.clone()))),
             dial,
         };
         let events = Arc::new(Mutex::new(vec![]));
@@ -154,6 +168,7 @@ fn options(mode: Mode) -> Options {
         streams: 2..=2,
         verify: true,
         compress: Compression::Auto,
+        spool: None,
         give_up: Duration::from_secs(20),
     }
 }
@@ -190,18 +205,9 @@ fn all_modes_bring_the_same_memory() {
 
 #[test]
 fn a_device_state_that_reads_a_missing_page_gets_it() {
-    let (source, inn) = (Source::new(), Inn::new(&PAGES));
-    let mut cpu = inn.cpu.clone();
-    cpu.load_reads = Some(3999);
-    let ram = inn.ram.clone();
-    let inn = Arc::new(Inn {
-        cpu,
-        ram,
-        journal: Journal::default(),
-        record: Arc::default(),
-        refuse: vec![],
-        ended: Mutex::default(),
-    });
+    let (source, mut inn) = (Source::new(), Inn::usual(&PAGES));
+    inn.cpu.load_reads = Some(3999);
+    let inn = Arc::new(inn);
     let (report, _) = source.migrate(listen(&inn), options(Mode::PostCopy), |_| {});
     assert_eq!(report.outcome, Outcome::Completed, "{:?}", report.error);
     assert!(report.faults.count >= 2, "{:?}", report.faults);
@@ -211,15 +217,8 @@ fn a_device_state_that_reads_a_missing_page_gets_it() {
 #[test]
 fn a_refusal_lists_every_reason_and_leaves_the_guest_alone() {
     let source = Source::new();
-    let inn = Inn::new(&PAGES);
-    let inn = Arc::new(Inn {
-        refuse: vec!["no bridge br9".into(), "no disk".into()],
-        cpu: inn.cpu.clone(),
-        ram: inn.ram.clone(),
-        journal: Journal::default(),
-        record: Arc::default(),
-        ended: Mutex::default(),
-    });
+    let refuse = vec!["no bridge br9".into(), "no disk".into()];
+    let inn = Arc::new(Inn { refuse, ..Inn::usual(&PAGES) });
     let (report, _) = source.migrate(listen(&inn), options(Mode::Auto), |_| {});
     let error = report.error.unwrap();
     assert_eq!(report.outcome, Outcome::Failed);
@@ -333,10 +332,12 @@ fn cut_in_the_first_round(
         Options { compress: Compression::None, bandwidth: Some(Rate(20 << 20)), ..options(Mode::PreCopy) };
     // Four hundred pages are there, and more than three thousand are not.
     first.cut_after.store(2 << 20, SeqCst);
-    let mender = first.clone();
+    let (mender, ram) = (first.clone(), source.ram.clone());
     let (report, events) = source.migrate_by(Arc::new(dial), wish, move |_| {
         thread::spawn(move || {
             wait_until("the cut", || mender.cut.load(SeqCst));
+            // What the target has of these is not zeros any more when the source is back, knowing nothing of it.
+            (0..50).for_each(|page| ram.guest_writes(0, page, 0));
             if mend {
                 // It has called in vain by then.
                 wait_until("an attempt", || mender.refused.load(SeqCst) >= 2);
@@ -387,6 +388,25 @@ fn i3_a_link_that_stays_away_ends_the_migration_when_the_user_said() {
 }
 
 #[test]
+fn a_target_that_was_being_prepared_when_the_link_was_lost_is_told_once_it_is_back() {
+    let (source, inn) = (Source::new(), Inn::new(&PAGES));
+    inn.held.store(true, SeqCst);
+    let cable = Cable::to(listen(&inn));
+    let (report, _) = source.migrate(cable.address, options(Mode::PreCopy), |_| {
+        wait_until("the request", || inn.asked.load(SeqCst));
+        cable.cut();
+        inn.held.store(false, SeqCst);
+    });
+    assert_eq!(report.outcome, Outcome::Failed, "{:?}", report.error);
+    cable.mend();
+    let mended = Instant::now();
+    wait_until("the target's end", || *inn.ended.lock().unwrap() == Some(false));
+    // By itself it waits for five seconds for a source that hung up, and for a minute for one that fell silent.
+    assert!(mended.elapsed() < Duration::from_secs(3), "{:?}", mended.elapsed());
+    assert!(inn.cpu.destroyed.load(SeqCst) && source.cpu.running.load(SeqCst));
+}
+
+#[test]
 fn a_migration_that_waits_for_its_link_can_be_cancelled() {
     let (source, inn) = (Source::new(), Inn::new(&PAGES));
     let cable = Cable::to(listen(&inn));
@@ -412,6 +432,22 @@ fn i3_a_target_that_refuses_the_device_state_has_nothing() {
         assert!(source.cpu.running.load(SeqCst) && !inn.cpu.running.load(SeqCst));
         wait_until("the target's end", || *inn.ended.lock().unwrap() == Some(false));
         assert!(inn.cpu.destroyed.load(SeqCst));
+    }
+}
+
+#[test]
+fn i3_a_target_whose_qemu_has_ended_does_not_claim() {
+    // Found right after the device state was loaded, or with the permit.
+    for (mode, looks) in [(Mode::PreCopy, 0), (Mode::PostCopy, 0), (Mode::PreCopy, 1), (Mode::PostCopy, 1)] {
+        let (source, mut inn) = (Source::new(), Inn::usual(&PAGES));
+        inn.cpu.dies_loaded = Some(looks);
+        let inn = Arc::new(inn);
+        let (report, _) = source.migrate(listen(&inn), options(mode), |_| {});
+        let error = report.error.unwrap();
+        let told = (report.outcome, error.vm_runs_on.as_deref());
+        assert_eq!(told, (Outcome::Failed, Some("source")), "{mode:?}: {error:?}");
+        assert!(error.what.contains("waiting QEMU") && error.why.contains("ended"), "{error:?}");
+        assert!(source.cpu.running.load(SeqCst));
     }
 }
 
@@ -685,12 +721,13 @@ fn an_owed_set_of_other_blocks_is_refused_and_not_believed() {
         recipe: b"{}".to_vec(),
         blocks: inn.ram.blocks().to_vec(),
         post_copy: true,
+        record: String::new(),
         history: vec![],
     };
     for pages in [&[6000][..], &[6000, 301], &[6000, 300, 1], &[]] {
         let waiting = inn.prepare(&request).unwrap();
         let owed = MemorySet::empty(pages.iter().copied());
-        let error = acceptor.go_on(request.clone(), waiting, owed).unwrap_err();
+        let error = acceptor.go_on(request.clone(), waiting, owed, None).unwrap_err();
         assert!(error.to_string().contains("recorded as owed"), "{error}");
     }
     assert!(!inn.cpu.running.load(SeqCst));

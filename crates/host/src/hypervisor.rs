@@ -16,32 +16,56 @@ use serde::{Deserialize, Serialize};
 use std::{
     fmt::Display,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 /// This host's QEMU.
 #[derive(Clone, Debug)]
 pub struct QemuHost {
+    /// All but whether KVM is usable.
     host: Host,
+    kvm: Arc<Kvm>,
+}
+
+/// Whether guests can be run by the CPU here. Where they cannot, to find that out takes half a second, for which nobody waits who does
+/// not need to know.
+#[derive(Debug)]
+struct Kvm {
+    find_out: fn() -> Result<bool, String>,
+    found: Mutex<Option<bool>>,
+}
+
+impl Kvm {
+    /// Whoever asks while it is being found out waits. What cannot be tried now, without a descriptor left for example, is tried again
+    /// for the next one.
+    fn usable(&self) -> bool {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if found.is_none() {
+            match (self.find_out)() {
+                Ok(usable) => *found = Some(usable),
+                Err(why) => tracing::info!(why, "KVM cannot be tried now, and counts as unusable"),
+            }
+        }
+        found.unwrap_or(false)
+    }
 }
 
 impl QemuHost {
-    /// As the agent's configuration says. `kvm`: whether guests can be run by the CPU here, found out by running one. QEMU is
-    /// asked what it is, so that the first VM to come does not wait for that; if it cannot be asked now, that VM is told why.
-    pub fn new(config: &Config, kvm: bool) -> Self {
+    /// As the agent's configuration says. `kvm` finds out, by running one, whether guests can be run by the CPU here; or says why
+    /// that could not be tried.
+    pub fn new(config: &Config, kvm: fn() -> Result<bool, String>) -> Self {
         let mut host = Host::new(&config.runtime_dir);
-        host.kvm = kvm;
-        let agent::config::Allow { disks, boot, bridges, options, devices } = config.allow.clone();
+        host.owner = config.state_dir.clone();
+        let agent::config::Allow { disks, boot, bridges, options, devices, spool: _ } = config.allow.clone();
         host.limits = Limits { disks, boot, bridges, options, devices };
         // A bare name is looked for in PATH, which is also what happens without one.
         host.qemu = Some(config.qemu.clone()).filter(|path| path.components().count() > 1);
-        if let Ok(program) = host.program() {
-            preflight::learn(&program);
-        }
-        Self { host }
+        Self { host, kvm: Arc::new(Kvm { find_out: kvm, found: Mutex::default() }) }
     }
 
-    pub(crate) fn host(&self) -> &Host {
-        &self.host
+    /// With all that is to be known of it, which the first to ask may have to wait for.
+    pub(crate) fn host(&self) -> Host {
+        Host { kvm: self.kvm.usable(), ..self.host.clone() }
     }
 }
 
@@ -131,7 +155,7 @@ fn reasons(error: impl Display) -> Reasons {
 impl Hypervisor for QemuHost {
     fn plan(&self, text: &str, path: &Path) -> Result<Plan, Reasons> {
         let file = VmFile::parse(text, path).map_err(reasons)?;
-        let recipe = file.recipe(&self.host).map_err(Reasons)?;
+        let recipe = file.recipe(&self.host()).map_err(Reasons)?;
         let name = recipe.name.clone();
         let planned = Planned { recipe, qemu: file.qemu };
         Ok(Plan { name, recipe: serde_json::to_value(planned).map_err(reasons)? })
@@ -139,7 +163,7 @@ impl Hypervisor for QemuHost {
 
     fn start(&self, plan: &Plan) -> Result<Found, Reasons> {
         let planned: Planned = serde_json::from_value(plan.recipe.clone()).map_err(reasons)?;
-        let mut host = self.host.clone();
+        let mut host = self.host();
         host.qemu = planned.qemu.or(host.qemu);
         let vm = Vm::run(&planned.recipe, &host).map_err(reasons)?;
         found(&vm, None).map_err(reasons)
@@ -175,6 +199,24 @@ impl Hypervisor for QemuHost {
         }
     }
 
+    fn sweep_others(&self, known: &[VmRecord]) {
+        let known: Vec<&Path> = known.iter().map(|vm| vm.qmp.as_path()).collect();
+        let swept = launch::sweep_others(&known, &self.host);
+        if swept > 0 {
+            tracing::warn!(
+                swept,
+                "took away what an agent had left that was killed before it could record it"
+            );
+        }
+    }
+
+    /// Whether KVM is usable, and what QEMU is; if that cannot be asked now, the first VM to come is told why.
+    fn learn(&self) {
+        if let Ok(program) = self.host().program() {
+            preflight::learn(&program);
+        }
+    }
+
     fn resume(&self, vm: &VmRecord) -> Result<(), Reasons> {
         let mut open = open(vm).map_err(reasons)?;
         open.resume().map_err(reasons)?;
@@ -193,5 +235,23 @@ impl Hypervisor for QemuHost {
             }
             Err(error) => Err(reasons(error)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+    #[test]
+    fn kvm_is_tried_until_that_could_be_done_and_then_never_again() {
+        static TRIES: AtomicU32 = AtomicU32::new(0);
+        let find_out = || match TRIES.fetch_add(1, Relaxed) {
+            0 => Err("too many open files".to_owned()),
+            _ => Ok(true),
+        };
+        let kvm = Kvm { find_out, found: Mutex::default() };
+        assert_eq!([kvm.usable(), kvm.usable(), kvm.usable()], [false, true, true]);
+        assert_eq!(TRIES.load(Relaxed), 2);
     }
 }

@@ -1,13 +1,23 @@
 //! Takes VMs in: the engine's `Host` with QEMU and the agent's store.
 
-use crate::hypervisor::{QemuHost, Waits, found};
+use crate::{
+    hypervisor::{QemuHost, Waits, found},
+    record::{HostRecord, differ},
+};
 use agent::{
+    config::Config,
     name,
     store::{Arrival, Origin, Process, Standing, Store, VmRecord},
 };
-use engine::ports::{Block, Host, Machine, MissingPages, Ownership, OwnershipRecord, Request, Waiting};
+use engine::{
+    ports::{Block, Host, Machine, MissingPages, Ownership, OwnershipRecord, Request, Waiting},
+    shared::SharedRecord,
+};
 use qemu::{Recipe, Vm, attach, preflight};
-use std::sync::Arc;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use units::{MigrationId, PAGE_SIZE};
 
 /// A recipe's length, at most: a hundred times what a large VM's has.
@@ -17,6 +27,8 @@ const MAX_RECIPE: usize = 4 << 20;
 pub(crate) struct Incoming {
     pub(crate) qemu: QemuHost,
     pub(crate) store: Store,
+    pub(crate) config: Arc<Config>,
+    pub(crate) shared: Option<Arc<dyn SharedRecord>>,
 }
 
 impl Incoming {
@@ -31,10 +43,11 @@ impl Incoming {
         let recipe: Recipe = serde_json::from_slice(&request.recipe).map_err(|e| {
             vec![format!("its description cannot be read: {e}; are both hosts' versions the same?")]
         })?;
-        let mut reasons = preflight::check(&recipe, self.qemu.host());
+        let mut reasons = preflight::check(&recipe, &self.qemu.host());
         if recipe.name != request.vm {
             reasons.push(format!("the request is for {}, its description for {}", request.vm, recipe.name));
         }
+        reasons.extend(differ(self.shared.as_ref(), &request.record, &request.from));
         match self.store.vm(&request.vm) {
             Ok(None) => {}
             Ok(Some(_)) => reasons.push(format!("{} has a VM named {} already", self.name(), request.vm)),
@@ -79,7 +92,8 @@ impl Incoming {
         };
         let of_source =
             OwnershipRecord { owner: request.from.clone(), epoch: request.epoch, migration: None };
-        let arrival = self.store.accept(&record, &of_source).map_err(|e| one(&e))?;
+        let arrival = self.store.accept_decided_by(&record, &of_source, &request.record);
+        let arrival = arrival.map_err(|e| one(&e))?;
         Ok(Taken {
             memory: target.memory(),
             missing: missing.map(|missing| Arc::new(missing) as Arc<dyn MissingPages>),
@@ -101,7 +115,7 @@ impl Host for Incoming {
 
     fn prepare(&self, request: &Request) -> Result<Waiting, Vec<String>> {
         let recipe = self.look(request)?;
-        let mut vm = Vm::incoming(&recipe, self.qemu.host()).map_err(|e| vec![e.to_string()])?;
+        let mut vm = Vm::incoming(&recipe, &self.qemu.host()).map_err(|e| vec![e.to_string()])?;
         match self.take(request, &mut vm) {
             Ok(Taken { memory, missing, arrival }) => {
                 Ok(Waiting { memory, missing, machine: Box::new(vm), journal: Box::new(arrival) })
@@ -115,8 +129,21 @@ impl Host for Incoming {
         }
     }
 
+    fn spool_directory(&self, asked: &str) -> Result<PathBuf, String> {
+        let wanted = Path::new(asked);
+        if !wanted.is_absolute() {
+            return Err(format!("{asked} is no absolute path"));
+        }
+        // By where paths lead: a link must not grant what nobody granted. Whether something exists that is not granted is not told.
+        let granted = self.config.allow.spool.iter().chain(&self.config.spool);
+        let found = wanted.canonicalize().ok().filter(|directory| {
+            granted.clone().filter_map(|dir| dir.canonicalize().ok()).any(|dir| directory.starts_with(dir))
+        });
+        found.ok_or_else(|| format!("{asked} is not there, or not one of [allow] spool on {}", self.name()))
+    }
+
     fn record(&self) -> Arc<dyn Ownership> {
-        Arc::new(self.store.clone())
+        Arc::new(HostRecord { store: self.store.clone(), shared: self.shared.clone() })
     }
 
     fn settled(&self, migration: MigrationId) -> bool {

@@ -4,10 +4,15 @@
 mod hypervisor;
 /// Takes VMs in.
 mod incoming;
+/// Removes what crashed migrations left on datastores.
+mod janitor;
 /// Moves VMs away.
 mod outgoing;
+/// Who owns a VM: the record that decides each migration.
+mod record;
 /// Lets a guest run whose agent was killed in the middle of its pause.
 pub mod watchdog;
 
 pub use hypervisor::QemuHost;
 pub use outgoing::Mover;
+pub use record::shared_record;

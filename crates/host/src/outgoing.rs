@@ -3,6 +3,8 @@
 use crate::{
     hypervisor::{QemuHost, handle_of, kept, open},
     incoming::Incoming,
+    janitor::Janitor,
+    record::{HostRecord, named},
     watchdog::{Watchdog, Watched},
 };
 use agent::{
@@ -18,6 +20,7 @@ use engine::{
         SourceJournal, TargetJournal, Tracker, Waiting,
     },
     report::{Compression, Failure, Forecast, Mode, Outcome, Past, Promise, Report},
+    shared::{SharedRecord, not_behind},
 };
 use pki::Security;
 use qemu::{Accel, SpareCores, Vm, attach};
@@ -55,17 +58,22 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub struct Mover {
     config: Arc<Config>,
     store: Store,
+    shared: Option<Arc<dyn SharedRecord>>,
     acceptor: Acceptor,
     security: Security,
+    janitor: Janitor,
 }
 
 impl Mover {
     /// For the host of this context, whose connections are protected so.
     pub fn new(context: &Context, qemu: QemuHost, security: Security) -> Self {
         let store = context.registry.store().clone();
-        let incoming = Incoming { qemu, store: store.clone() };
+        let shared = context.registry.record().cloned();
+        let config = context.config.clone();
+        let incoming = Incoming { qemu, store: store.clone(), config, shared: shared.clone() };
         let acceptor = Acceptor::new(Arc::new(incoming), security.clone());
-        Self { config: context.config.clone(), store, acceptor, security }
+        let janitor = Janitor::start(&context.config, &store);
+        Self { config: context.config.clone(), store, shared, acceptor, security, janitor }
     }
 
     /// Takes the watch for missing pages up again, where an agent before us had to leave it.
@@ -75,7 +83,13 @@ impl Mover {
         let waits = kept(vm)?.waits.ok_or("it lacks memory, but nothing is recorded of how to serve it")?;
         let owed = self.store.owed(&vm.name).map_err(|e| text(&e))?;
         let owed = owed.ok_or("it lacks memory, but not which is recorded")?;
+        let spool = self.store.spool(&vm.name).map_err(|e| text(&e))?;
         let target = attach::Target::reopen(handle.pid, &waits.blocks).map_err(|e| text(&e))?;
+        if !target.is_watched(waits.fd).map_err(|e| text(&e))? {
+            // The agent before us had ended the watch, which is done once everything is there, and not lived to record that.
+            run(vm)?;
+            return { arrival }.settled().map_err(|e| text(&e));
+        }
         let missing = target.retake(waits.fd).map_err(|e| text(&e))?;
         let blocks = target.memory().blocks().to_vec();
         let waiting = Waiting {
@@ -92,6 +106,7 @@ impl Mover {
             recipe: vec![],
             blocks,
             post_copy: true,
+            record: String::new(),
             history: vec![],
         };
         thread::scope(|scope| {
@@ -105,7 +120,7 @@ impl Mover {
                     thread::sleep(AGAIN);
                 }
             });
-            self.acceptor.go_on(request, waiting, owed).map_err(|e| text(&e))
+            self.acceptor.go_on(request, waiting, owed, spool).map_err(|e| text(&e))
         })
     }
 
@@ -125,6 +140,7 @@ impl Mover {
             streams: request.streams.map_or_else(usual, |n| u32::from(n)..=u32::from(n)),
             verify: request.verify,
             compress: request.compress,
+            spool: request.spool.clone(),
             give_up: request.give_up,
         }
     }
@@ -163,8 +179,12 @@ impl Mover {
         let stuns = source.stuns(vcpus, request.max_stall).map_err(|e| one(&e))?;
         let address = request.address.to_string();
         let dial = self.dial(&request.to, &address, request.id).map_err(|e| one(&e))?;
-        let owner = self.store.owner(&vm.name).map_err(|e| one(&e))?;
-        let journal = self.store.departure(&vm.name, request.id, &request.to, &address);
+        let (epoch, identity) = self.owned(&vm.name).map_err(|e| one(&e))?;
+        let record: Arc<dyn Ownership> = match &self.shared {
+            Some(shared) => shared.clone(),
+            None => Arc::new(RemoteRecord(dial.clone())),
+        };
+        let journal = self.store.departure(&vm.name, request.id, &request.to, &address).decided_by(&identity);
         let journal: Box<dyn SourceJournal> = if watched {
             let watchdog = Watchdog::start(vm).map_err(|e| vec![format!("cannot start a watchdog: {e}")])?;
             Box::new(Watched { journal, watchdog })
@@ -176,7 +196,7 @@ impl Mover {
             from: self.store.host().to_owned(),
             to: request.to.clone(),
             migration: request.id,
-            epoch: owner.map_or(Epoch(0), |owner| owner.epoch),
+            epoch,
             recipe,
             memory: source.memory(),
             tracker: Some(tracker),
@@ -187,10 +207,44 @@ impl Mover {
             history: self.store.history(&vm.name),
             road,
             writers,
-            record: Arc::new(RemoteRecord(dial.clone())),
+            record,
             dial,
         };
         Ok(parts)
+    }
+
+    /// The epoch at which this host owns the VM, and which record says so. A shared one is asked now: if it cannot be, or says
+    /// otherwise, nothing is begun.
+    fn owned(&self, vm: &str) -> io::Result<(Epoch, String)> {
+        let Some(shared) = &self.shared else {
+            let owner = self.store.owner(vm)?;
+            return Ok((owner.map_or(Epoch(0), |owner| owner.epoch), String::new()));
+        };
+        let identity = shared.identity()?;
+        let found = shared.look(vm)?;
+        not_behind(&shared.words(), vm, found.as_ref(), self.store.seen_shared(&identity, vm)?)?;
+        match found {
+            Some(record) if record.owner == self.store.host() => {
+                self.store.note_shared(&identity, vm, &record)?;
+                Ok((record.epoch, identity))
+            }
+            Some(record) => {
+                let why = format!(
+                    "by {}, it belongs to {:?} at epoch {}",
+                    shared.words(),
+                    record.owner,
+                    record.epoch
+                );
+                Err(io::Error::other(why))
+            }
+            None => {
+                let why = format!(
+                    "{} has never heard of it yet; it is told soon after the agent's start",
+                    shared.words()
+                );
+                Err(io::Error::other(why))
+            }
+        }
     }
 
     /// How the host that the user called `to` is reached. Its certificate must be for what it was called: its name, or, where
@@ -235,6 +289,13 @@ fn cores(wanted: Option<u32>, vm: &Vm) -> Box<dyn FnMut() -> u32 + Send> {
 fn run(vm: &VmRecord) -> Result<(), String> {
     let mut open = open(vm).map_err(|e| e.to_string())?;
     open.resume().map(drop).map_err(|e| e.to_string())
+}
+
+/// Nothing is owed to this guest: it waits at no hole of its memory any more.
+fn end_watch(vm: &VmRecord) -> Result<(), String> {
+    let Some(waits) = kept(vm)?.waits else { return Ok(()) };
+    let target = attach::Target::reopen(handle_of(vm)?.pid, &waits.blocks).map_err(|e| e.to_string())?;
+    target.end_watch(waits.fd).map_err(|e| e.to_string())
 }
 
 /// A QEMU that is not asked before it has to be: it may be waiting for a page that we serve.
@@ -295,6 +356,7 @@ impl Migrator for Mover {
             }
         };
         let options = Self::options(request, &parts.history);
+        let _at_work = options.spool.as_ref().map(|spool| self.janitor.at_work(request.id, &spool.directory));
         let (driver, handle) = SourceDriver::new(parts, options, events);
         let (canceller, resolver) = (handle.clone(), handle);
         wishes.cancel.then(move || canceller.cancel());
@@ -314,8 +376,16 @@ impl Migrator for Mover {
         }
     }
 
-    fn ask(&self, to: &str, address: &str, claim: &Claim) -> io::Result<Claimed> {
-        RemoteRecord(self.dial(to, address, claim.migration)?).claim(claim)
+    fn ask(&self, departure: &DepartureRecord, claim: &Claim) -> io::Result<Claimed> {
+        let DepartureRecord { to, address, record, .. } = departure;
+        if record.is_empty() {
+            return RemoteRecord(self.dial(to, address, claim.migration)?).claim(claim);
+        }
+        named(self.shared.as_ref(), record)?.claim(claim)
+    }
+
+    fn ask_here(&self, claim: &Claim) -> io::Result<Claimed> {
+        HostRecord { store: self.store.clone(), shared: self.shared.clone() }.claim(claim)
     }
 
     fn serve_gone(&self, vm: &VmRecord, departure: &DepartureRecord) {
@@ -339,12 +409,11 @@ impl Migrator for Mover {
                 tracker: None,
                 stuns: None,
                 machine: Beside::new(Box::new(open)),
-                journal: Box::new(self.store.departure(
-                    &vm.name,
-                    departure.migration,
-                    &departure.to,
-                    &departure.address,
-                )),
+                journal: {
+                    let DepartureRecord { migration, to, address, record, .. } = departure;
+                    let journal = self.store.departure(&vm.name, *migration, to, address);
+                    Box::new(journal.decided_by(record))
+                },
                 cores,
                 history: vec![],
                 road,
@@ -363,6 +432,7 @@ impl Migrator for Mover {
                 streams: streams(),
                 verify: false,
                 compress: Compression::Auto,
+                spool: None,
                 give_up: Duration::ZERO,
             };
             let (driver, _handle) = SourceDriver::new(parts, options, Arc::new(|_| {}));
@@ -387,7 +457,10 @@ impl Migrator for Mover {
         let gone_on = if record.owing {
             self.serve_missing(vm, arrival, record)
         } else {
-            run(vm).and_then(|()| { arrival }.settled().map_err(|e| e.to_string()))
+            // It was ready for a post-copy that did not come to it: what was never sent must not be waited for.
+            end_watch(vm)
+                .and_then(|()| run(vm))
+                .and_then(|()| { arrival }.settled().map_err(|e| e.to_string()))
         };
         match gone_on {
             Ok(()) => {

@@ -14,8 +14,11 @@ const SECRET: usize = 192;
 pub(crate) struct Print(pub(crate) u128);
 
 impl Print {
-    /// Zeros, which is also what a page is that was never sent: the target's memory begins as holes.
+    /// Zeros, which is also what a page is that was never sent to a target whose memory begins as holes.
     pub(crate) const ZERO: Self = Self(0);
+
+    /// Of no content: neither zeros nor any other page has this print.
+    pub(crate) const UNKNOWN: Self = Self(1);
 
     /// Set in the print of all content that is not zeros.
     const CONTENT: u128 = 1 << 127;

@@ -6,7 +6,7 @@
 
 use crate::{
     index::Index,
-    print::{Print, Printer, Sealer},
+    print::{Print, Printer, Sealer, is_zero},
     versions::Versions,
 };
 use std::sync::{
@@ -27,13 +27,15 @@ const BUDGET: u64 = 48 << 20;
 const LEAST_VERSIONS: u64 = 4 << 20;
 const BYTES_A_PAGE: u64 = 27;
 
-/// Two halves of a print; zero: the target has zeros there.
+/// Two halves of a print.
 type Halves = [AtomicU64; 2];
 
 /// What the target has.
 pub struct Sent {
     printer: Printer,
     pub(crate) sealer: Sealer,
+    /// What the target has where nothing was sent.
+    unsent: Print,
     blocks: Vec<Vec<OnceLock<Box<[Halves]>>>>,
     /// The number of each block's first page, counted over all blocks; and of the one after the last.
     starts: Vec<u64>,
@@ -54,6 +56,7 @@ impl Sent {
         Self {
             printer: Printer::new(secret),
             sealer,
+            unsent: Print::ZERO,
             blocks: pages.iter().map(|p| (0..p.div_ceil(LEAF)).map(|_| OnceLock::new()).collect()).collect(),
             starts,
             index: Index::new(present),
@@ -61,9 +64,32 @@ impl Sent {
         }
     }
 
+    /// The target has content already, of which nothing is known: no page is taken for unchanged before it was sent.
+    pub fn to_a_target_with_content(self) -> Self {
+        Self { unsent: Print::UNKNOWN, ..self }
+    }
+
     /// A round begins.
     pub fn turn(&self, round: u32) {
         self.versions.turn(round);
+    }
+
+    /// This page, with this content, goes to the target on another way than its streams, which must be over before the round is. Says
+    /// whether the target has it already: then it need not go.
+    pub fn goes_otherwise(&self, block: BlockId, page: PageIndex, content: &[u8]) -> bool {
+        let print = if is_zero(content) { Print::ZERO } else { self.print(content) };
+        let unchanged = self.last(block, page) == print;
+        if !unchanged {
+            self.versions.forget(self.number(block, page));
+            self.set(block, page, print);
+        }
+        unchanged
+    }
+
+    /// Nobody knows what the target has of this page: it is not taken for unchanged, whatever it holds, and not referred to.
+    pub fn forget(&self, block: BlockId, page: PageIndex) {
+        self.versions.forget(self.number(block, page));
+        self.set(block, page, Print::UNKNOWN);
     }
 
     pub(crate) fn print(&self, page: &[u8]) -> Print {
@@ -86,7 +112,7 @@ impl Sent {
 
     /// What was sent of this page last.
     pub(crate) fn last(&self, block: BlockId, page: PageIndex) -> Print {
-        let Some(leaf) = self.leaf(block, page).get() else { return Print::ZERO };
+        let Some(leaf) = self.leaf(block, page).get() else { return self.unsent };
         let [low, high] = &leaf[(page.0 % LEAF) as usize];
         // Another thread may be writing the two halves of a page that it is just sending; nobody else refers to that.
         Print(u128::from(low.load(Relaxed)) | u128::from(high.load(Relaxed)) << 64)
@@ -94,10 +120,12 @@ impl Sent {
 
     /// This is being sent of the page.
     pub(crate) fn set(&self, block: BlockId, page: PageIndex, print: Print) {
-        let blank = || (0..LEAF).map(|_| Halves::default()).collect();
-        let [low, high] = &self.leaf(block, page).get_or_init(blank)[(page.0 % LEAF) as usize];
-        low.store(print.0 as u64, Relaxed);
-        high.store((print.0 >> 64) as u64, Relaxed);
+        let halves = |print: Print| [print.0 as u64, (print.0 >> 64) as u64];
+        let unsent = || (0..LEAF).map(|_| halves(self.unsent).map(AtomicU64::new)).collect();
+        let [low, high] = &self.leaf(block, page).get_or_init(unsent)[(page.0 % LEAF) as usize];
+        let print = halves(print);
+        low.store(print[0], Relaxed);
+        high.store(print[1], Relaxed);
     }
 
     /// Others may refer to the page of this number from now on for its content.
@@ -121,5 +149,25 @@ impl Sent {
     pub(crate) fn has(&self, block: BlockId, page: PageIndex, print: Print) -> bool {
         let pages = self.starts[usize::from(block.0) + 1] - self.starts[usize::from(block.0)];
         page.0 < pages && self.last(block, page) == print
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use units::PAGE_SIZE;
+
+    #[test]
+    fn what_goes_otherwise_is_known_afterwards_and_what_is_forgotten_is_not() {
+        let sent = Sent::new(&[100], 100, &[1; 32], Sealer::new([2; 32]));
+        let (zeros, ones) = ([0; PAGE_SIZE], [1; PAGE_SIZE]);
+        let (block, page) = (BlockId(0), PageIndex(7));
+        assert!(sent.goes_otherwise(block, page, &zeros), "the target begins with zeros");
+        assert!(!sent.goes_otherwise(block, page, &ones));
+        assert!(sent.goes_otherwise(block, page, &ones));
+        sent.forget(block, page);
+        assert!(!sent.goes_otherwise(block, page, &ones));
+        sent.forget(block, page);
+        assert!(!sent.goes_otherwise(block, page, &zeros));
     }
 }

@@ -293,3 +293,25 @@ fn each_page_takes_the_cheapest_way() {
     assert_eq!(go(5, &[(false, 1, Write::Word(5, 78))]).1, [(Class::Delta, 1)]);
     assert_eq!(go(6, &[(false, 1, Write::Content(0))]).1, [(Class::Zero, 1)]);
 }
+
+#[test]
+fn a_target_with_content_of_which_nothing_is_known_gets_zeros_too() {
+    let (guest, target) = (Memory::new(), Memory::new());
+    for (page, stale) in (0..8).map(|page| (page, Write::Content(page as u8 + 1))) {
+        apply(&target, &mut HashSet::new(), &[(false, page, stale)]);
+    }
+    let sent = Sent::new(&[PAGES; 2], PAGES, &[1; 32], Sealer::new([2; 32])).to_a_target_with_content();
+    let mut restorer = Restorer::new(Some(Sealer::new([2; 32])), BATCH as usize * PAGE_SIZE);
+    // The first page of content makes prints for all pages around it: of nothing, not of zeros.
+    for (round, pages) in [(1, 7..8), (2, 0..7), (3, 0..8)] {
+        let mut dirty = HashSet::new();
+        let writes: Vec<_> = pages.map(|page| (false, page, Write::Content((page == 7) as u8))).collect();
+        apply(&guest, &mut dirty, &writes);
+        sent.turn(round);
+        let (batches, counts) = refine(&guest, &sent, round, &dirty, None);
+        batches.iter().for_each(|batch| land(&target, &mut restorer, batch).unwrap());
+        // Once it is known, it does not travel again.
+        assert_eq!(batches.iter().any(|batch| !batch.runs.is_empty()), round < 3, "{counts:?}");
+    }
+    assert_eq!(*guest.0.borrow(), *target.0.borrow());
+}

@@ -55,6 +55,8 @@ const OTHERS: Writer = Writer(0);
 #[derive(Clone, Debug)]
 pub struct Governor {
     max_stall: Duration,
+    /// Nobody is to wait for the time being.
+    hurried: bool,
     share: f64,
     writers: u32,
     /// Pages a second; none: as they like.
@@ -82,6 +84,7 @@ impl Governor {
     pub fn new(max_stall: Duration, writers: u32) -> Self {
         Self {
             max_stall,
+            hurried: false,
             share: SHARE,
             writers: writers.max(1),
             pace: None,
@@ -99,7 +102,17 @@ impl Governor {
 
     /// Nobody waits any more, and each is given a page at a time: the guest is about to be stopped, for which nobody may be waiting.
     pub fn hurry(&mut self) {
-        self.max_stall = Duration::ZERO;
+        self.hurried = true;
+    }
+
+    /// The guest goes on after all: they wait again as before.
+    pub fn take_time(&mut self) {
+        self.hurried = false;
+    }
+
+    /// How long one may be made to wait now.
+    fn longest(&self) -> Duration {
+        if self.hurried { Duration::ZERO } else { self.max_stall }
     }
 
     /// So many pages are sent in a second: the guest keeps to its share of that from now on. Returns that, in pages a second.
@@ -116,14 +129,14 @@ impl Governor {
         let wait = self.wait(now, writer, pace);
         let begin = *self.debts.entry(writer).or_insert(self.paid);
         let debtors = self.debts.len() as f64;
-        let turn = pace * self.max_stall.as_secs_f64() / debtors.max(f64::from(self.writers));
+        let turn = pace * self.longest().as_secs_f64() / debtors.max(f64::from(self.writers));
         let pages = (turn as u64).clamp(1, wish.max(1));
         // Where the pace cannot be kept, what is owed does not grow for ever.
         self.debts
             .insert(writer, (begin + pages as f64).min(self.paid + (2.0 * turn).max(1.0) + pages as f64));
         let start = self.free_at.max(now.saturating_sub(CREDIT));
         let free_at = start + Duration::from_secs_f64(pages as f64 / pace);
-        self.free_at = free_at.min(now + self.max_stall * 4);
+        self.free_at = free_at.min(now + self.longest() * 4);
         Grant { pages, wait }
     }
 
@@ -138,7 +151,7 @@ impl Governor {
     fn wait(&self, now: Duration, writer: Writer, pace: f64) -> Duration {
         let before = self.debts.get(&writer).map_or(0.0, |until| until - self.paid);
         let turn = before * self.debts.len() as f64 / pace;
-        self.free_at.saturating_sub(now).min(Duration::from_secs_f64(turn)).min(self.max_stall)
+        self.free_at.saturating_sub(now).min(Duration::from_secs_f64(turn)).min(self.longest())
     }
 
     /// All who have something to pay pay, each the same, until now.
@@ -341,5 +354,23 @@ mod tests {
         assert!(governor.debts.len() <= WRITERS + 1, "{}", governor.debts.len());
         governor.join(Duration::from_secs(10), Writer(1));
         assert!(governor.debts.is_empty());
+    }
+
+    #[test]
+    fn a_guest_that_is_about_to_be_stopped_waits_for_nothing_and_one_that_runs_on_waits_as_before() {
+        let mut governor = Governor::new(STALL, 1);
+        governor.follow(1000.0);
+        let longest = |governor: &mut Governor, from: u64| {
+            let asks = (from..from + 50).map(|ms| governor.ask(Duration::from_millis(ms), Writer(1), 64));
+            asks.map(|grant| grant.wait).max().unwrap()
+        };
+        assert!(longest(&mut governor, 0) > Duration::ZERO);
+        governor.hurry();
+        // A new pace changes nothing about that.
+        governor.agree(0.5, STALL);
+        assert_eq!(longest(&mut governor, 50), Duration::ZERO);
+        governor.take_time();
+        let waited = longest(&mut governor, 100);
+        assert!(waited > Duration::ZERO && waited <= STALL, "{waited:?}");
     }
 }

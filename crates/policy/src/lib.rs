@@ -19,6 +19,8 @@ mod plan;
 mod regions;
 /// Another round, the switchover, or post-copy?
 mod rounds;
+/// Whether what is owed is safe enough to stop the guest.
+mod secure;
 /// For which share of the time writers stand still.
 mod stuns;
 /// Over how many streams to send.
@@ -34,6 +36,7 @@ pub use pace::Pace;
 pub use plan::{LONGEST_STALL, Plan, Promise, Terms, plan};
 pub use regions::Regions;
 pub use rounds::{Budget, Next, Seen, must_stop, next, predicted_downtime};
+pub use secure::{Pass, Secure, secure};
 pub use stuns::Duty;
 pub use width::Width;
 pub use working_set::WorkingSet;

@@ -16,6 +16,9 @@ const MAX_WORDS: usize = 1 << 20;
 /// takes two bytes on the wire and up to 56 in memory, so that without a bound 128 MiB would become several GiB.
 const MAX_PARTS: usize = 4096;
 
+/// A Spooled's manifest, by their numbers in `control.proto`.
+const MANIFEST: (u64, u64) = (30, 4);
+
 /// A control message that cannot be right. Whoever gets one ends the connection.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ControlError {
@@ -73,6 +76,8 @@ fn words(kind: &mut control::Kind) -> Vec<&mut String> {
         Kind::Failed(failed) => vec![&mut failed.what, &mut failed.why],
         Kind::Refused(refused) => refused.reasons.iter_mut().collect(),
         Kind::Committed(committed) => vec![&mut committed.paused_because],
+        Kind::Ready(ready) => vec![&mut ready.no_spool],
+        Kind::SpoolFailed(failed) => vec![&mut failed.why],
         Kind::Claimed(claimed) => vec![&mut claimed.owner],
         _ => vec![],
     }
@@ -93,8 +98,8 @@ fn check(mut bytes: &[u8]) -> Result<(), ControlError> {
         parts += 1;
         let Some(mut content) = content else { continue };
         let limit = match kind {
-            // Hello, Failed, Claim, Ready, Refused, Committed, Claimed.
-            1 | 4 | 15 | 20 | 21 | 23 | 26 => MAX_WORDS,
+            // Hello, Failed, Claim, Ready, Refused, Committed, Claimed, SpoolFailed.
+            1 | 4 | 15 | 20 | 21 | 23 | 26 | 42 => MAX_WORDS,
             // Prepare, with a recipe.
             10 => 8 * MAX_WORDS,
             _ => MAX_CONTROL,
@@ -102,8 +107,15 @@ fn check(mut bytes: &[u8]) -> Result<(), ControlError> {
         if content.len() > limit {
             return Err(ControlError::TooLong { kind, bytes: content.len(), limit });
         }
-        while parts <= MAX_PARTS && field(&mut content).is_some() {
+        while parts <= MAX_PARTS
+            && let Some((part, inside)) = field(&mut content)
+        {
             parts += 1;
+            // Of the messages within messages, a Spooled's manifest has parts of its own.
+            let mut inside = inside.filter(|_| (kind, part) == MANIFEST).unwrap_or_default();
+            while parts <= MAX_PARTS && field(&mut inside).is_some() {
+                parts += 1;
+            }
         }
         if parts > MAX_PARTS {
             return Err(ControlError::Parts);
@@ -201,6 +213,19 @@ mod tests {
         let one = reasons(1);
         assert_eq!(decode(&one.repeat(MAX_PARTS / 2)).map(drop), Ok(()));
         assert_eq!(decode(&one.repeat(MAX_PARTS)), Err(ControlError::Parts));
+    }
+
+    #[test]
+    fn many_tiny_parts_of_a_manifest_are_refused_too() {
+        let spooled = |count| {
+            let lacking = vec![control::Bitmap::default(); count];
+            let manifest = Some(control::Manifest { lacking, ..Default::default() });
+            wire(control::Kind::Spooled(control::Spooled { manifest, ..Default::default() }))
+        };
+        assert!(decode(&spooled(256)).is_ok());
+        assert_eq!(decode(&spooled(MAX_PARTS)), Err(ControlError::Parts));
+        // Protobuf adds up manifests as well, wherever they stand.
+        assert_eq!(decode(&spooled(256).repeat(MAX_PARTS / 256)), Err(ControlError::Parts));
     }
 
     #[test]

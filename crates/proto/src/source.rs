@@ -1,11 +1,14 @@
 //! The source's side of a migration: what it has seen goes in, what it must do comes out.
 //!
 //! ```text
-//! Greeting → Preparing → Opening → Copying ⟲ (⇄ Rejoining) → (Announcing) → Pausing → Draining → Promising → Permitted → Owing → Ended
+//! Greeting → Preparing → Opening → Copying ⟲ (⇄ Rejoining) → (Announcing) → Pausing → Draining → Sending → Promising → Permitted → Owing → Ended
+//!                                               ↑ guest runs on ←──┴──────────────┴──────────┴─────────┘ link lost
 //! ```
 //!
-//! A link that is lost while the guest runs on is waited for. Until the permit is sent, every failure leads back to a running guest (I3). After it, only the ownership record
-//! decides (I1, I4): no timeout does.
+//! A link that is lost is waited for while the guest runs on. Where it stood still already, it runs on at once, and the migration is
+//! where it was before the switchover; the next one begins from its beginning. That ends when the device state is sent: then a lost
+//! link ends the migration. Until the permit is sent, every failure leads back to a running guest (I3). After it, only the ownership
+//! record decides (I1, I4): no timeout does.
 
 use crate::{
     Brief,
@@ -54,6 +57,8 @@ pub enum SourceEvent {
         /// Whether another pass over memory is needed.
         more: bool,
     },
+    /// `SendState` is done.
+    StateSent,
     /// `Promise` is done.
     Promised,
     /// The record says: the VM is ours.
@@ -79,6 +84,9 @@ pub enum SourceAct {
     ShipRest(u32),
     /// Connect again while the guest runs on here, and learn what the target has; for as long as the user wants. *async*
     Rejoin,
+    /// The switchover that was begun does not take place, and the migration goes on: the guest runs here at once, its writes are
+    /// followed as before, and what was announced as owed is dirty again (I2). What `Save` has not reported yet is never reported.
+    RunOn,
     /// Collect what was written and choose the next step. *async*
     Decide,
     /// Journal the pause, then stop the guest. *async*
@@ -87,7 +95,8 @@ pub enum SourceAct {
     SendOwed,
     /// Save the device state while acts go on, then collect what was written meanwhile. *async*
     Save,
-    /// Send hashes, if asked for, and the device state: to be loaded after this round.
+    /// Send hashes, if asked for, and the device state: to be loaded after this round. *async*; a link that is found to be lost
+    /// before the state was sent is told instead.
     SendState(u32),
     /// Make the promise durable: from now on only the record says that the guest may run here. *async*
     Promise,
@@ -156,6 +165,9 @@ enum State {
     SavingOwed {
         round: u32,
     },
+    Sending {
+        round: u32,
+    },
     Promising,
     Permitted,
     Claiming {
@@ -216,7 +228,16 @@ impl Source {
             (State::Ended, _) => vec![],
 
             // What may come at any time.
-            (_, E::Message(Kind::Ping(_) | Kind::Pong(_) | Kind::Landed(_))) => vec![],
+            (
+                _,
+                E::Message(
+                    Kind::Ping(_)
+                    | Kind::Pong(_)
+                    | Kind::Landed(_)
+                    | Kind::StreamLost(_)
+                    | Kind::StreamBack(_),
+                ),
+            ) => vec![],
             (State::Owing, E::LinkLost(_) | E::Broke { .. } | E::Message(Kind::Failed(_))) => {
                 vec![A::Reconnect]
             }
@@ -230,6 +251,14 @@ impl Source {
             (State::Copying { round, .. } | State::Deciding { round }, E::LinkLost(_)) if self.rejoins() => {
                 self.rejoin(round)
             }
+            (
+                State::Announcing { round }
+                | State::Pausing { round, .. }
+                | State::Draining { round, .. }
+                | State::SavingOwed { round }
+                | State::Sending { round },
+                E::LinkLost(_),
+            ) if self.rejoins() => [vec![A::RunOn], self.rejoin(round)].concat(),
             (State::Rejoining { .. }, E::LinkLost(_)) => vec![A::Rejoin],
             (_, E::LinkLost(why)) => self.back("the connection to the target", why),
             (_, E::Broke { what, why }) => self.back(&what, why),
@@ -261,7 +290,13 @@ impl Source {
             }
             (
                 State::Rejoining { .. },
-                E::Shipped(_) | E::Decided(_) | E::StreamsOpen | E::Message(Kind::RoundLanded(_)),
+                E::Shipped(_)
+                | E::Decided(_)
+                | E::StreamsOpen
+                | E::Stopped
+                | E::Saved { .. }
+                | E::StateSent
+                | E::Message(Kind::RoundLanded(_)),
             ) => vec![],
             (State::Copying { round, landed, .. }, E::Shipped(n)) if n == round => {
                 self.copied(State::Copying { round, shipped: true, landed })
@@ -276,9 +311,19 @@ impl Source {
                 vec![A::StopGuest]
             }
             (
-                State::SavingOwed { .. } | State::Promising | State::Permitted,
+                State::SavingOwed { .. } | State::Sending { .. } | State::Promising | State::Permitted,
                 E::Message(Kind::OwedTaken(_)),
             ) => vec![],
+            // Of an announcement that a lost link has undone. Taken for that of a later one, it stops the guest a little early, and
+            // that is all: the target loads no device state before it has taken what is owed.
+            (
+                State::Rejoining { .. }
+                | State::Copying { .. }
+                | State::Deciding { .. }
+                | State::Pausing { .. }
+                | State::Draining { .. },
+                E::Message(Kind::OwedTaken(_)),
+            ) if self.rejoins() => vec![],
             (State::Pausing { round, post_copy: true }, E::Stopped) => {
                 self.state = State::SavingOwed { round };
                 vec![A::Save, A::SendOwed]
@@ -289,9 +334,9 @@ impl Source {
                 vec![A::Save, A::Ship(round)]
             }
             (State::SavingOwed { round }, E::Saved { more }) => {
-                self.state = State::Promising;
+                self.state = State::Sending { round };
                 let again = if more { vec![A::SendOwed] } else { vec![] };
-                [again, vec![A::SendState(round), A::Promise]].concat()
+                [again, vec![A::SendState(round)]].concat()
             }
             (State::Draining { round, landed, saved, .. }, E::Shipped(n)) if n == round => {
                 self.drained(State::Draining { round, shipped: true, landed, saved })
@@ -304,12 +349,19 @@ impl Source {
             (State::Draining { round, shipped, landed, saved: None }, E::Saved { more }) => {
                 self.drained(State::Draining { round, shipped, landed, saved: Some(more) })
             }
+            (State::Sending { .. }, E::StateSent) => {
+                self.state = State::Promising;
+                vec![A::Promise]
+            }
             (State::Promising, E::Promised) => {
                 self.state = State::Permitted;
                 vec![A::Send(Kind::Permit(control::Permit {}))]
             }
             // The last barrier's answer may arrive after everything was sent.
-            (State::Promising | State::Permitted, E::Message(Kind::RoundLanded(_))) => vec![],
+            (
+                State::Sending { .. } | State::Promising | State::Permitted,
+                E::Message(Kind::RoundLanded(_)),
+            ) => vec![],
             (State::Permitted, E::Message(Kind::Committed(c))) => self.gone(c.epoch, A::ServeOwed),
             // Said before the connections were ended to ask the record, and heard after: nobody is listening on them.
             (State::Claiming { .. }, E::Message(Kind::Committed(c))) => self.gone(c.epoch, A::Reconnect),
@@ -323,11 +375,28 @@ impl Source {
             (State::Owing, E::Message(Kind::StillOwed(_))) => vec![A::ServeOwed],
             (State::Owing, E::Message(Kind::Settled(_))) => self.end(vec![A::Forget], SourceEnd::Completed),
 
+            // Said before the link was lost, and heard only now: what the target had was asked again since.
+            (
+                State::Copying { round, .. }
+                | State::Deciding { round }
+                | State::Announcing { round }
+                | State::Pausing { round, .. }
+                | State::Draining { round, .. }
+                | State::SavingOwed { round },
+                E::Message(Kind::RoundLanded(l)),
+            ) if self.rejoins() && l.round <= round => vec![],
+
             // Results of acts that no longer matter.
             (_, E::Resolved | E::ClaimWon | E::ClaimLost(_) | E::ClaimUnknown(_) | E::Rejoined(_)) => vec![],
             (
                 State::Owing | State::Claiming { .. } | State::Permitted,
-                E::Shipped(_) | E::Decided(_) | E::Stopped | E::Saved { .. } | E::StreamsOpen | E::Promised,
+                E::Shipped(_)
+                | E::Decided(_)
+                | E::Stopped
+                | E::Saved { .. }
+                | E::StateSent
+                | E::StreamsOpen
+                | E::Promised,
             ) => vec![],
 
             // Anything else is a peer or a driver out of step.
@@ -389,8 +458,8 @@ impl Source {
                 vec![SourceAct::Ship(round)]
             }
             State::Draining { round, shipped: true, saved: Some(false), .. } => {
-                self.state = State::Promising;
-                vec![SourceAct::SendState(round), SourceAct::Promise]
+                self.state = State::Sending { round };
+                vec![SourceAct::SendState(round)]
             }
             _ => vec![],
         }

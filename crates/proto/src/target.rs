@@ -66,6 +66,9 @@ pub enum TargetAct {
     Prepare(control::Prepare),
     /// Make holes of these pages, verify them, and record that they are owed: durably before `Load` is done.
     TakeOwed(Vec<control::Bitmap>),
+    /// The source's guest runs on: what was announced as owed is not, and comes as any other page; and hashes are of no use.
+    /// Recorded durably before `Load` is done, too. Reports nothing.
+    ForgetAnnounced,
     /// Keep these hashes for `Compare`. Reports nothing.
     KeepHashes(control::Hashes),
     /// Compare memory with the hashes.
@@ -135,6 +138,10 @@ pub struct Target {
     rejoins: bool,
     landed: u32,
     owed_pending: u32,
+    /// How many of the next `OwedTaken` are of announcements that were forgotten.
+    owed_forgotten: u32,
+    /// Whether the source has announced what it will owe, be it nothing, or hashes, and not taken that back.
+    announced: bool,
     owes: bool,
     device: Device,
     permitted: bool,
@@ -151,6 +158,8 @@ impl Target {
             rejoins: false,
             landed: 0,
             owed_pending: 0,
+            owed_forgotten: 0,
+            announced: false,
             owes: false,
             device: Device::Awaited,
             permitted: false,
@@ -183,7 +192,16 @@ impl Target {
                 vec![]
             }
             (State::Receiving, E::LinkLost(_)) if self.may_rejoin() => vec![],
-            (State::Receiving, E::Reconnected) if self.may_rejoin() => vec![A::SendLanded],
+            (State::Receiving, E::Reconnected) if self.may_rejoin() => {
+                let forget = if self.announced { vec![A::ForgetAnnounced] } else { vec![] };
+                (self.announced, self.owes) = (false, false);
+                self.owed_forgotten += std::mem::take(&mut self.owed_pending);
+                [forget, vec![A::SendLanded]].concat()
+            }
+            // It had sent its device state, by its own mistake or over a link that it took for lost since: that cannot be undone.
+            (State::Receiving, E::Reconnected) if !self.permitted => {
+                self.fail("the source", "it is back in the middle of its switchover".into(), true)
+            }
             (State::Receiving, E::Message(Kind::Failed(_))) if self.complete() => vec![],
             (State::Lacking, E::Broke { .. }) => vec![],
             (State::Claiming, E::Broke { why, .. }) | (State::Claiming, E::ClaimUnknown(why)) => {
@@ -226,8 +244,12 @@ impl Target {
             }
             (State::Receiving, E::Message(Kind::Owed(owed))) if self.device == Device::Awaited => {
                 self.owed_pending += 1;
-                self.owes = true;
+                (self.announced, self.owes) = (true, true);
                 vec![A::TakeOwed(owed.blocks)]
+            }
+            (State::Receiving, E::OwedTaken) if self.owed_forgotten > 0 => {
+                self.owed_forgotten -= 1;
+                self.advance()
             }
             (State::Receiving, E::OwedTaken) if self.owed_pending > 0 => {
                 self.owed_pending -= 1;
@@ -237,6 +259,7 @@ impl Target {
             (State::Receiving, E::Message(Kind::Hashes(hashes)))
                 if self.device == Device::Awaited && self.verify =>
             {
+                self.announced = true;
                 vec![A::KeepHashes(hashes)]
             }
             (State::Receiving, E::Message(Kind::State(state))) if self.device == Device::Awaited => {
@@ -298,13 +321,9 @@ impl Target {
         }
     }
 
-    /// Whether the source's guest runs there as far as is known here, and nothing but pages was said.
+    /// Whether the source may still be back with a guest that runs there: one that has sent a device state never is.
     fn may_rejoin(&self) -> bool {
-        self.rejoins
-            && self.device == Device::Awaited
-            && !self.permitted
-            && !self.owes
-            && self.owed_pending == 0
+        self.rejoins && self.device == Device::Awaited && !self.permitted
     }
 
     /// Whether the record may decide without another word from the source.
@@ -319,7 +338,9 @@ impl Target {
 
     fn advance(&mut self) -> Vec<TargetAct> {
         match self.device.clone() {
-            Device::Here(state) if self.landed >= state.after_round && self.owed_pending == 0 => {
+            Device::Here(state)
+                if self.landed >= state.after_round && self.owed_pending + self.owed_forgotten == 0 =>
+            {
                 if self.verify {
                     self.device = Device::Comparing(state);
                     vec![TargetAct::Compare]

@@ -23,6 +23,7 @@ enum Fate {
     TargetFails,
     Cut,
     Cancel,
+    Saved,
 }
 
 struct World {
@@ -48,6 +49,10 @@ struct World {
     forgotten: bool,
     settled: bool,
     device_loaded: bool,
+    /// The device state is being saved: whether more was written meanwhile.
+    saving: Option<bool>,
+    /// What the target believes that it will lack, announced while the source's guest ran or in its pause.
+    announced: bool,
 }
 
 impl World {
@@ -76,6 +81,8 @@ impl World {
             forgotten: false,
             settled: false,
             device_loaded: false,
+            saving: None,
+            announced: false,
         }
     }
 
@@ -146,6 +153,11 @@ impl World {
                 }
             }
             Fate::Cancel => self.tell_source(SourceEvent::Cancel),
+            Fate::Saved => {
+                if let Some(more) = self.saving.take() {
+                    self.tell_source(SourceEvent::Saved { more });
+                }
+            }
         }
         self.check();
     }
@@ -192,13 +204,21 @@ impl World {
                     self.to_target.push_back(Kind::Owed(control::Owed::default()));
                 }
             }
-            SourceAct::Save => self.tell_source(SourceEvent::Saved { more: self.rounds.is_multiple_of(2) }),
+            SourceAct::Save => {
+                assert!(!self.source_runs && self.saving.is_none(), "a running guest is saved");
+                self.saving = Some(self.rounds.is_multiple_of(2));
+            }
+            SourceAct::RunOn => {
+                assert!(!self.permit_sent && self.owner == Owner::Source && !self.claimed, "I1, I3");
+                (self.source_runs, self.saving) = (true, None);
+            }
             SourceAct::SendState(after_round) => {
                 assert!(!self.source_runs, "a device state of a running guest");
                 if self.linked {
                     self.to_target
                         .push_back(Kind::State(control::State { after_round, ..Default::default() }));
                 }
+                self.tell_source(SourceEvent::StateSent);
             }
             SourceAct::Promise => self.tell_source(SourceEvent::Promised),
             SourceAct::ResumeGuest => {
@@ -245,7 +265,14 @@ impl World {
                 }
             }
             TargetAct::Prepare(_) => self.tell_target(TargetEvent::Prepared(Ok(()))),
-            TargetAct::TakeOwed(_) => self.tell_target(TargetEvent::OwedTaken),
+            TargetAct::TakeOwed(_) => {
+                self.announced = true;
+                self.tell_target(TargetEvent::OwedTaken);
+            }
+            TargetAct::ForgetAnnounced => {
+                assert!(!self.device_loaded && !self.permit_sent, "the source may be gone");
+                self.announced = false;
+            }
             TargetAct::KeepHashes(_) => {}
             TargetAct::Compare => self.tell_target(TargetEvent::Compared(Ok(()))),
             TargetAct::Load(_) => {
@@ -274,6 +301,7 @@ impl World {
                 // The answer to an earlier attempt is heard by nobody.
                 if self.linked && std::mem::take(&mut self.rejoining) {
                     assert!(self.source_runs && !self.permit_sent, "a rejoining source has a running guest");
+                    assert!(!self.announced, "what lands now would be taken for owed");
                     self.tell_source(SourceEvent::Rejoined(self.rounds));
                 }
             }
@@ -302,7 +330,7 @@ impl World {
     }
 
     fn run_out(&mut self) {
-        let calm = [Fate::SourceWorks, Fate::TargetWorks, Fate::ToTarget, Fate::ToSource];
+        let calm = [Fate::SourceWorks, Fate::TargetWorks, Fate::ToTarget, Fate::ToSource, Fate::Saved];
         for _ in 0..200 {
             calm.into_iter().for_each(|fate| self.step(fate));
         }
@@ -318,6 +346,7 @@ fn fate() -> impl Strategy<Value = Fate> {
         1 => Just(Fate::SourceFails),
         1 => Just(Fate::TargetFails),
         1 => Just(Fate::Cut),
+        3 => Just(Fate::Saved),
         1 => Just(Fate::Cancel),
     ]
 }
@@ -382,6 +411,7 @@ fn a_commit_heard_while_the_record_is_asked_is_followed_by_a_new_connection() {
         SourceEvent::Message(Kind::OwedTaken(control::OwedTaken {})),
         SourceEvent::Stopped,
         SourceEvent::Saved { more: false },
+        SourceEvent::StateSent,
         SourceEvent::Promised,
     ] {
         source.handle(event);
@@ -391,6 +421,173 @@ fn a_commit_heard_while_the_record_is_asked_is_followed_by_a_new_connection() {
     let acts = source.handle(SourceEvent::Message(Kind::Committed(committed)));
     assert_eq!(acts, [SourceAct::Gone(2), SourceAct::Reconnect]);
     assert_eq!(source.handle(SourceEvent::ClaimLost(2)), []);
+}
+
+/// The stream that broke was heard of first, and what the target had said before behind it: by then the source knows better what the
+/// target has. That is no reason to end a migration.
+#[test]
+fn a_round_that_is_heard_to_have_landed_when_the_link_is_back_already_changes_nothing() {
+    let back = || {
+        let prepare = control::Prepare { post_copy: true, give_up_ms: 1, ..Default::default() };
+        let (mut source, _) = Source::new(control::Hello::default(), prepare, Step::Round);
+        for event in [
+            SourceEvent::Message(Kind::Hello(control::Hello::default())),
+            SourceEvent::Message(Kind::Ready(control::Ready::default())),
+            SourceEvent::StreamsOpen,
+            SourceEvent::Shipped(1),
+            SourceEvent::LinkLost("a stream broke".into()),
+        ] {
+            source.handle(event);
+        }
+        assert_eq!(source.handle(SourceEvent::Rejoined(1)), [SourceAct::Decide]);
+        source
+    };
+    let landed = |round| SourceEvent::Message(Kind::RoundLanded(control::RoundLanded { round }));
+    for (step, act) in [
+        (Step::Round, SourceAct::Ship(2)),
+        (Step::PostCopy, SourceAct::SendOwed),
+        (Step::Switchover, SourceAct::StopGuest),
+    ] {
+        let mut source = back();
+        assert_eq!(source.handle(SourceEvent::Decided(step)), [act]);
+        assert_eq!(source.handle(landed(1)), [], "{step:?}");
+        if step == Step::Switchover {
+            assert_eq!(source.handle(SourceEvent::Stopped), [SourceAct::Save, SourceAct::Ship(2)]);
+            assert_eq!(source.handle(landed(1)), []);
+        }
+        // One that it cannot have said is none.
+        let acts = source.handle(landed(3));
+        assert!(matches!(acts.last(), Some(SourceAct::End(SourceEnd::Failed { .. }))), "{acts:?}");
+    }
+}
+
+/// A link that is lost while the guest stands still, before its device state was sent: the guest runs on at once, and the migration
+/// goes on as if there had been no pause. What the pause still brings comes too late.
+#[test]
+fn i3_a_guest_whose_pause_comes_to_nothing_runs_on_and_the_migration_goes_on() {
+    let until = |first: Step, events: &[SourceEvent]| {
+        let prepare = control::Prepare { post_copy: true, give_up_ms: 1, ..Default::default() };
+        let (mut source, _) = Source::new(control::Hello::default(), prepare, first);
+        let begin = [
+            SourceEvent::Message(Kind::Hello(control::Hello::default())),
+            SourceEvent::Message(Kind::Ready(control::Ready::default())),
+            SourceEvent::StreamsOpen,
+        ];
+        for event in begin.iter().chain(events) {
+            source.handle(event.clone());
+        }
+        source
+    };
+    let landed = |round| SourceEvent::Message(Kind::RoundLanded(control::RoundLanded { round }));
+    let taken = || SourceEvent::Message(Kind::OwedTaken(control::OwedTaken {}));
+    let lost = || SourceEvent::LinkLost("cut".into());
+    let round = [SourceEvent::Shipped(1), landed(1)];
+    let with = |more: &[SourceEvent]| [&round, more].concat();
+    let pre = SourceEvent::Decided(Step::Switchover);
+    let post = SourceEvent::Decided(Step::PostCopy);
+    let saved = |more| SourceEvent::Saved { more };
+
+    // In the last round: what of it has not landed is sent again, while the guest runs.
+    for seen in [vec![], vec![SourceEvent::Shipped(2)], vec![saved(true)], vec![landed(2), saved(false)]] {
+        let mut source = until(Step::Round, &with(&[&[pre.clone(), SourceEvent::Stopped], &*seen].concat()));
+        assert_eq!(source.handle(lost()), [SourceAct::RunOn, SourceAct::Rejoin], "{seen:?}");
+        assert_eq!(source.handle(saved(true)), []);
+        assert!(source.cancellable());
+        let mut other = source.clone();
+        assert_eq!(source.handle(SourceEvent::Rejoined(1)), [SourceAct::ShipRest(2)]);
+        assert_eq!(source.handle(SourceEvent::Shipped(2)), []);
+        assert_eq!(source.handle(landed(2)), [SourceAct::Decide]);
+        // The next pause is one from its beginning.
+        assert_eq!(source.handle(pre.clone()), [SourceAct::StopGuest]);
+        assert_eq!(source.handle(SourceEvent::Stopped), [SourceAct::Save, SourceAct::Ship(3)]);
+        // It had landed all of it.
+        assert_eq!(other.handle(SourceEvent::Rejoined(2)), [SourceAct::Decide]);
+    }
+    // Before a post-copy, at each of its steps.
+    for seen in [vec![], vec![taken()], vec![taken(), SourceEvent::Stopped]] {
+        let mut source = until(Step::Round, &with(&[std::slice::from_ref(&post), &seen].concat()));
+        assert_eq!(source.handle(lost()), [SourceAct::RunOn, SourceAct::Rejoin], "{seen:?}");
+        assert_eq!(source.handle(taken()), [], "said before the link was lost");
+        assert_eq!(source.handle(SourceEvent::Rejoined(1)), [SourceAct::Decide]);
+        assert_eq!(source.handle(post.clone()), [SourceAct::SendOwed]);
+        assert_eq!(source.handle(taken()), [SourceAct::StopGuest]);
+    }
+    let mut source = until(Step::PostCopy, &[taken(), SourceEvent::Stopped]);
+    assert_eq!(source.handle(lost()), [SourceAct::RunOn, SourceAct::Rejoin]);
+    assert_eq!(source.handle(SourceEvent::Rejoined(0)), [SourceAct::SendOwed]);
+    // Not all hashes could be said.
+    let mut source = until(Step::PostCopy, &[taken(), SourceEvent::Stopped, saved(false)]);
+    assert_eq!(source.handle(lost()), [SourceAct::RunOn, SourceAct::Rejoin]);
+    // Once the device state is sent, a lost link ends it.
+    let mut source =
+        until(Step::PostCopy, &[taken(), SourceEvent::Stopped, saved(false), SourceEvent::StateSent]);
+    let acts = source.handle(lost());
+    assert_eq!(acts[0], SourceAct::ResumeGuest);
+    assert!(matches!(acts.last(), Some(SourceAct::End(SourceEnd::Failed { .. }))), "{acts:?}");
+    // A guest that does not run on: as any failure before the promise.
+    let mut source = until(Step::PostCopy, &[taken(), SourceEvent::Stopped]);
+    source.handle(lost());
+    let acts = source.handle(SourceEvent::Broke { what: "resume".into(), why: "no".into() });
+    assert_eq!(acts[0], SourceAct::ResumeGuest);
+}
+
+/// The other side of it: what was announced is forgotten, also if it was nothing or is just being taken; what comes late of it is not
+/// taken for a later announcement. A target that has a device state waits for nobody.
+#[test]
+fn a_target_forgets_what_it_was_to_be_owed_by_a_source_that_is_back() {
+    let receiving = || {
+        let mut target = Target::new(control::Hello::default());
+        let prepare = control::Prepare { post_copy: true, give_up_ms: 1, ..Default::default() };
+        for event in [
+            TargetEvent::Message(Kind::Hello(control::Hello::default())),
+            TargetEvent::Message(Kind::Prepare(prepare)),
+            TargetEvent::Prepared(Ok(())),
+        ] {
+            target.handle(event);
+        }
+        target
+    };
+    let owed = || TargetEvent::Message(Kind::Owed(control::Owed::default()));
+    let lost = || TargetEvent::LinkLost("cut".into());
+    let state = || TargetEvent::Message(Kind::State(control::State::default()));
+    let back = [TargetAct::ForgetAnnounced, TargetAct::SendLanded];
+
+    let mut target = receiving();
+    assert_eq!(target.handle(TargetEvent::Reconnected), [TargetAct::SendLanded], "nothing was announced");
+    assert_eq!(target.handle(owed()), [TargetAct::TakeOwed(vec![])]);
+    assert_eq!(target.handle(lost()), []);
+    assert_eq!(target.handle(TargetEvent::Reconnected), back);
+    assert_eq!(target.handle(owed()), [TargetAct::TakeOwed(vec![])]);
+    assert_eq!(target.handle(TargetEvent::OwedTaken), [], "that was the first one");
+    assert_eq!(target.handle(state()), [], "the second one has not been taken yet");
+    assert_eq!(target.handle(TargetEvent::OwedTaken).len(), 2, "now it is, and the state is loaded");
+
+    // Nothing was owed after all.
+    let mut target = receiving();
+    target.handle(owed());
+    target.handle(TargetEvent::OwedTaken);
+    target.handle(TargetEvent::AllPlaced);
+    assert_eq!(target.handle(TargetEvent::Reconnected), back);
+    assert_eq!(target.handle(TargetEvent::Reconnected), [TargetAct::SendLanded]);
+
+    let mut target = receiving();
+    target.handle(owed());
+    target.handle(TargetEvent::OwedTaken);
+    target.handle(state());
+    let acts = target.handle(lost());
+    assert!(matches!(acts.last(), Some(TargetAct::End(TargetEnd::Failed { .. }))), "{acts:?}");
+
+    // It has not noticed anything yet: whoever is back must know that there is nothing to come back to.
+    let mut target = receiving();
+    target.handle(state());
+    let acts = target.handle(TargetEvent::Reconnected);
+    assert!(acts.iter().any(|act| matches!(act, TargetAct::Send(Kind::Failed(_)))), "{acts:?}");
+    assert_eq!(acts[0], TargetAct::Destroy);
+    // With the permit the record decides.
+    let mut target = receiving();
+    target.handle(state());
+    target.handle(TargetEvent::Message(Kind::Permit(control::Permit {})));
+    assert_eq!(target.handle(TargetEvent::Reconnected), []);
 }
 
 /// I1: a message that cannot be believed (another host's name, page sets of another VM) reaches the machine as an act that broke. If it

@@ -3,7 +3,8 @@
 use crate::{limits::Limits, recipe::Accel};
 use std::{
     collections::BTreeMap,
-    env,
+    env, fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
@@ -14,6 +15,8 @@ pub struct Host {
     pub qemu: Option<PathBuf>,
     /// Where QMP sockets, consoles and QEMU's logs live. Made with mode 0700 when it is missing.
     pub runtime: PathBuf,
+    /// Whose processes those are that are started: told apart from those of others who use the same directory.
+    pub owner: PathBuf,
     /// Where memory files are made: a tmpfs, or a memory pool that other hosts reach.
     pub memory: PathBuf,
     /// Memory files that exist already and are to be used as they are, by block id: then memory is not copied but
@@ -31,6 +34,7 @@ impl Host {
         Self {
             qemu: None,
             runtime: runtime.into(),
+            owner: PathBuf::new(),
             memory: PathBuf::from("/dev/shm"),
             shared_memory: BTreeMap::new(),
             kvm: false,
@@ -41,10 +45,12 @@ impl Host {
     /// The QEMU program, or where it was looked for.
     pub fn program(&self) -> Result<PathBuf, String> {
         if let Some(path) = &self.qemu {
-            return if path.is_file() {
-                Ok(path.clone())
-            } else {
-                Err(format!("there is no QEMU at {}", path.display()))
+            return match fs::metadata(path) {
+                Ok(found) if found.is_file() => Ok(path.clone()),
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    Err(format!("cannot look whether there is a QEMU at {}: {error}", path.display()))
+                }
+                _ => Err(format!("there is no QEMU at {}", path.display())),
             };
         }
         let name = "qemu-system-x86_64";

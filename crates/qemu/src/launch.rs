@@ -11,18 +11,20 @@ use rustix::process::{Signal, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, ErrorKind, Read, Seek, SeekFrom},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
-use sys::process::{PidFd, peer_pid};
+use sys::process::PidFd;
 
 /// How long QEMU may take until it answers. Large preallocated guests take many seconds.
 const START: Duration = Duration::from_secs(60);
+
+/// How long a QEMU that nobody knows may take to say what it does.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// How often we look whether a starting QEMU listens already; its end is noticed at once.
 const LOOK: Duration = Duration::from_millis(2);
@@ -36,6 +38,9 @@ const QUOTE: u64 = 2000;
 /// What exists on this host only for one QEMU process, and goes with it.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Belongings {
+    /// Who started it; nobody for a QEMU that we did not start.
+    #[serde(default)]
+    pub owner: PathBuf,
     /// Its QMP socket.
     pub qmp: PathBuf,
     /// What it prints; none for a QEMU that we did not start.
@@ -185,6 +190,7 @@ fn prepare(recipe: &Recipe, host: &Host, belongings: &mut Belongings) -> Result<
     if !fits_socket(&paths.qmp) {
         return Err(unusable(format!("the socket path {} is too long for Linux", paths.qmp.display())));
     }
+    belongings.owner = host.owner.clone();
     belongings.qmp = paths.qmp.clone();
     belongings.log = Some(host.in_runtime(&tagged, "log"));
     if recipe.console == Console::File {
@@ -211,9 +217,10 @@ fn prepare(recipe: &Recipe, host: &Host, belongings: &mut Belongings) -> Result<
         paths.memory.insert(block.id.clone(), path);
     }
     for net in &recipe.nets {
-        let tap = tap::create(vm, &net.bridge).map_err(|error| unusable(error.to_string()))?;
+        let tap = tap::name(vm).map_err(|cause| system("read /dev/urandom".to_owned(), cause))?;
         belongings.taps.push(tap.clone());
         write_down(belongings)?;
+        tap::create(&tap, &net.bridge).map_err(|error| unusable(error.to_string()))?;
         paths.taps.insert(net.id.clone(), tap);
     }
     Ok(paths)
@@ -290,27 +297,106 @@ fn reap(mut child: std::process::Child) {
 /// Takes away every QEMU process of this name on this host that we started, and all that belongs to it. Only for a VM
 /// that nobody was told of: what an agent leaves that dies while it starts one. Says how many there were.
 pub fn sweep(vm: &str, host: &Host) -> usize {
-    let mut swept = 0;
-    for entry in fs::read_dir(&host.runtime).into_iter().flatten().flatten() {
-        let path = entry.path();
+    let of_this_name = |path: &Path| {
         let stem = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.rsplit_once('-'));
-        if path.extension().is_none_or(|ending| ending != NOTE) || stem.is_none_or(|(name, _)| name != vm) {
-            continue;
+        stem.is_some_and(|(name, _)| name == vm)
+    };
+    let found = noted(host).filter(|(path, _)| of_this_name(path));
+    found.map(|(_, belongings)| end(&belongings)).count()
+}
+
+/// The same for every process of this owner whose QMP socket nobody knows, and all that was made for one that was not started any more.
+/// Only when nobody is starting any. A QEMU that has a guest is never ended for that.
+pub fn sweep_others(known: &[&Path], host: &Host) -> usize {
+    let unknown = |belongings: &Belongings| {
+        belongings.owner == host.owner && !known.contains(&belongings.qmp.as_path())
+    };
+    let idle = |belongings: &Belongings| {
+        let status = status(&belongings.qmp);
+        let idle = match &status {
+            // It has not begun: what it waits for died with whoever started it.
+            Ok(status) => matches!(status.as_str(), "inmigrate" | "prelaunch"),
+            // Nobody listens: it has ended, or has only just been started.
+            Err(QmpError::Connect { cause, .. })
+                if matches!(cause.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) =>
+            {
+                true
+            }
+            // One that waited ends by itself when the connection ends by which its device state was to come.
+            Err(_) => match started_with(&belongings.qmp) {
+                Ok(Some(process)) => process.wait(ANSWER).unwrap_or(false),
+                Ok(None) => true,
+                Err(_) => false,
+            },
+        };
+        if !idle {
+            let qmp = belongings.qmp.display();
+            tracing::warn!(%qmp, ?status, "a QEMU that is in no record, and that has a guest, is left alone: adopt it, or end it");
         }
-        let noted = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Belongings>(&text).ok());
-        let Some(belongings) = noted else { continue };
-        // Whoever listens there is that QEMU: the socket's name was drawn at random for it.
-        let listener = UnixStream::connect(&belongings.qmp).and_then(|socket| peer_pid(&socket));
-        if let Ok(process) = listener.and_then(PidFd::open) {
+        idle
+    };
+    let found = noted(host).filter(|(_, belongings)| unknown(belongings) && idle(belongings));
+    found.map(|(_, belongings)| end(&belongings)).count()
+}
+
+/// What is written down here of processes that were started.
+fn noted(host: &Host) -> impl Iterator<Item = (PathBuf, Belongings)> {
+    let entries = fs::read_dir(&host.runtime).into_iter().flatten().flatten().map(|entry| entry.path());
+    let notes = entries.filter(|path| path.extension().is_some_and(|ending| ending == NOTE));
+    notes.filter_map(|path| Some((path.clone(), serde_json::from_slice(&fs::read(&path).ok()?).ok()?)))
+}
+
+/// Ends the process, if there is one, and takes away what belonged to it.
+fn end(belongings: &Belongings) {
+    match started_with(&belongings.qmp) {
+        Ok(None) => {}
+        Ok(Some(process)) => {
             kill(&process);
             if !process.wait(START).unwrap_or(false) {
-                tracing::warn!(vm, pid = process.pid(), "this QEMU does not end even when it is killed");
+                tracing::warn!(pid = process.pid(), "this QEMU does not end even when it is killed");
             }
         }
-        belongings.remove();
-        swept += 1;
+        Err(error) => {
+            // What is written down of it stays: the next agent looks again.
+            let qmp = belongings.qmp.display();
+            return tracing::warn!(%qmp, %error, "cannot look whether a QEMU still runs that nobody was told of");
+        }
     }
-    swept
+    belongings.remove();
+}
+
+/// The process that was told to listen there, which it may not do yet. The name was drawn at random for it.
+fn started_with(qmp: &Path) -> io::Result<Option<PidFd>> {
+    let name = qmp.as_os_str().as_encoded_bytes();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|pid| pid.parse::<i32>().ok()) else { continue };
+        // Neither kernel threads nor, for others than root, other people's processes have one: they are none of ours.
+        let Ok(program) = fs::read_link(format!("/proc/{pid}/exe")) else { continue };
+        if !program.to_string_lossy().contains("qemu") {
+            continue;
+        }
+        let Some(command) = while_it_is_there(fs::read(format!("/proc/{pid}/cmdline")))? else { continue };
+        if command.windows(name.len()).any(|part| part == name) {
+            return while_it_is_there(PidFd::open(pid));
+        }
+    }
+    Ok(None)
+}
+
+/// What was asked of a process; none if it has ended.
+fn while_it_is_there<T>(asked: io::Result<T>) -> io::Result<Option<T>> {
+    match asked {
+        Ok(answer) => Ok(Some(answer)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn status(qmp: &Path) -> Result<String, QmpError> {
+    let mut qmp = Qmp::connect_within(qmp, ANSWER)?;
+    let answer = qmp.execute("query-status", serde_json::json!({}))?;
+    answer["status"].as_str().map(str::to_owned).ok_or_else(|| qmp.strange("query-status", &answer))
 }
 
 /// Ends a process at once.

@@ -2,7 +2,10 @@
 //! whether it gets that.
 
 use crate::recipe::{Recipe, Role, SeenFile, backing_files, device_driver, matches};
-use std::path::{Path, PathBuf};
+use std::{
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
 
 /// What a host grants to VMs that other hosts send. Beyond it, only what [`crate::recipe::check()`] finds harmless is taken at
 /// all.
@@ -71,8 +74,12 @@ impl Limits {
         if !dirs.iter().any(|dir| path.starts_with(dir)) {
             return Err(not_granted(&what, setting));
         }
-        // A file that is not there is told of when it is compared.
-        let Ok(real) = path.canonicalize() else { return Ok(()) };
+        let real = match path.canonicalize() {
+            Ok(real) => real,
+            // It is told of when it is compared.
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(format!("cannot look where {what} leads: {error}")),
+        };
         let inside = |dir: &PathBuf| dir.canonicalize().is_ok_and(|dir| real.starts_with(dir));
         if dirs.iter().any(inside) {
             Ok(())

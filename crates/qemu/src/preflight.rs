@@ -40,11 +40,8 @@ pub fn check(recipe: &Recipe, host: &Host) -> Vec<String> {
     for net in &recipe.nets {
         if let Err(why) = host.limits.check_bridge(&net.bridge) {
             reasons.push(why);
-        } else if !tap::is_bridge(&net.bridge) {
-            let bridge = &net.bridge;
-            reasons.push(format!(
-                "there is no bridge {bridge} here; make it with: ip link add {bridge} type bridge"
-            ));
+        } else if let Err(error) = tap::find_bridge(&net.bridge) {
+            reasons.push(error.to_string());
         }
     }
     let usable = |file| host.limits.check_file(file).and_then(|()| files::compare(file));

@@ -22,27 +22,41 @@ pub struct TapError {
     pub why: String,
 }
 
-/// Makes a TAP on `bridge` and returns its name. The name is new each time, so that source and target of a migration
-/// can be one host.
-pub fn create(vm: &str, bridge: &str) -> Result<String, TapError> {
-    let failed = |why| TapError { bridge: bridge.to_owned(), why };
-    if !is_bridge(bridge) {
-        return Err(failed(format!(
-            "there is no bridge {bridge} here; make it with: ip link add {bridge} type bridge"
-        )));
-    }
+/// Why a network card cannot be put on a bridge.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum BridgeError {
+    /// There is none of this name.
+    #[error("there is no bridge {0} here; make it with: ip link add {0} type bridge")]
+    Absent(String),
+    /// It is not known whether there is one.
+    #[error("cannot look whether there is a bridge {bridge} here: {why}")]
+    Unseen {
+        /// The bridge.
+        bridge: String,
+        /// What was in the way.
+        why: String,
+    },
+}
+
+/// A name for a TAP of this VM, to be written down before it is made. It is new each time, so that source and target of a
+/// migration can be one host.
+pub fn name(vm: &str) -> io::Result<String> {
     // Interface names have at most 15 bytes.
     let stem: String = vm.chars().filter(char::is_ascii_alphanumeric).take(6).collect();
-    let tap =
-        format!("w{stem}-{:06x}", random::number().map_err(|error| failed(error.to_string()))? & 0xff_ffff);
-    ip(&["tuntap", "add", "dev", &tap, "mode", "tap"]).map_err(failed)?;
-    let up = ip(&["link", "set", "dev", &tap, "master", bridge])
-        .and_then(|()| ip(&["link", "set", "dev", &tap, "up"]));
-    if let Err(why) = up {
-        remove(&tap);
-        return Err(failed(why));
-    }
-    Ok(tap)
+    Ok(format!("w{stem}-{:06x}", random::number()? & 0xff_ffff))
+}
+
+/// Makes a TAP of this name on `bridge`.
+pub fn create(tap: &str, bridge: &str) -> Result<(), TapError> {
+    let failed = |why| TapError { bridge: bridge.to_owned(), why };
+    find_bridge(bridge).map_err(|error| failed(error.to_string()))?;
+    ip(&["tuntap", "add", "dev", tap, "mode", "tap"]).map_err(failed)?;
+    let up = ip(&["link", "set", "dev", tap, "master", bridge])
+        .and_then(|_| ip(&["link", "set", "dev", tap, "up"]));
+    up.map(drop).map_err(|why| {
+        remove(tap);
+        failed(why)
+    })
 }
 
 /// Takes a TAP away; harmless when it is gone.
@@ -72,21 +86,48 @@ fn try_to_remove(tap: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether there is a bridge of this name in our network namespace. Asks `ip`: `/sys` shows the namespace that it was
-/// mounted in, which need not be ours.
-pub fn is_bridge(name: &str) -> bool {
-    let listed =
-        Command::new("ip").args(["-o", "link", "show", "type", "bridge"]).stdin(Stdio::null()).output();
-    let text = listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    text.lines()
-        .any(|line| line.split(": ").nth(1).is_some_and(|found| found.split('@').next() == Some(name)))
+/// Looks for a bridge of this name in our network namespace. Asks `ip`: `/sys` shows the namespace that it was mounted in, which
+/// need not be ours.
+pub fn find_bridge(name: &str) -> Result<(), BridgeError> {
+    is_among(name, ip(&["-o", "link", "show", "type", "bridge"]))
 }
 
-fn ip(arguments: &[&str]) -> Result<(), String> {
+/// Whether a bridge is among those that `ip` lists.
+fn is_among(name: &str, listed: Result<String, String>) -> Result<(), BridgeError> {
+    let listed = listed.map_err(|why| BridgeError::Unseen { bridge: name.to_owned(), why })?;
+    let named = |line: &str| line.split(": ").nth(1).and_then(|found| found.split('@').next()) == Some(name);
+    if listed.lines().any(named) { Ok(()) } else { Err(BridgeError::Absent(name.to_owned())) }
+}
+
+/// What `ip` answers.
+fn ip(arguments: &[&str]) -> Result<String, String> {
     let output = Command::new("ip").args(arguments).stdin(Stdio::null()).output();
     let output = output.map_err(|error| format!("cannot run ip (package iproute2): {error}"))?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     Err(format!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_bridge_that_is_not_listed_is_absent() {
+        let listed = "3: br0: <BROADCAST> mtu 1500 \\ link/ether\n5: br1@if4: <BROADCAST> mtu 1500\n";
+        let look = |name: &str, listed: Result<&str, &str>| {
+            is_among(name, listed.map(str::to_owned).map_err(str::to_owned))
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(look("br0", Ok(listed)), Ok(()));
+        assert_eq!(look("br1", Ok(listed)), Ok(()));
+        for (name, listed) in [("br", listed), ("br9", listed), ("br0", "")] {
+            let why = look(name, Ok(listed)).unwrap_err();
+            assert!(why.starts_with(&format!("there is no bridge {name} here; make it")), "{why}");
+        }
+        let why = look("br0", Err("cannot run ip: Too many open files (os error 24)")).unwrap_err();
+        assert!(why.starts_with("cannot look whether there is a bridge br0 here: "), "{why}");
+        assert!(why.contains("Too many open files") && !why.contains("make it"), "{why}");
+    }
 }

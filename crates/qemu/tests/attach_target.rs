@@ -88,9 +88,8 @@ fn a_page_that_was_written_while_somebody_waited_wakes_him() {
     assert_eq!(qemu.gdb_answer(), "05");
 }
 
-#[test]
-fn a_guest_whose_agent_dies_waits_for_the_next_one() {
-    let (mut qemu, target) = start(&["-runas", "nobody"]);
+/// An agent is lost while somebody waits for page 1000, and pages 100 to 104 are there. The next one has the number of its descriptor.
+fn left(qemu: &mut Qemu, target: Target) -> (Target, i32) {
     let block = qemu.block("mem", 64 * MIB, 0);
     let missing = target.missing().unwrap();
     missing.place(RAM, range(100, 5), &content(5, 8)).unwrap();
@@ -99,8 +98,26 @@ fn a_guest_whose_agent_dies_waits_for_the_next_one() {
     drop(missing);
     drop(target);
     assert!(qemu.gdb_is_silent(A_WHILE), "it must never read zeros for what it is owed");
+    (Target::reopen(qemu.pid(), &[block]).unwrap(), number)
+}
 
-    let target = Target::reopen(qemu.pid(), &[block]).unwrap();
+#[test]
+fn a_watch_over_a_guest_that_is_owed_nothing_is_ended_by_the_next_agent() {
+    let (mut qemu, target) = start(&[]);
+    let (target, number) = left(&mut qemu, target);
+    assert!(target.is_watched(number).unwrap());
+    target.end_watch(number).unwrap();
+    assert_eq!(qemu.gdb_answer(), "00", "what was never sent is zeros");
+    assert_eq!((qemu.peek(100), qemu.peek(2000)), (8, 0));
+    // The one before us may have ended it, and not have lived to record that.
+    assert!(!target.is_watched(number).unwrap());
+    target.end_watch(number).unwrap();
+}
+
+#[test]
+fn a_guest_whose_agent_dies_waits_for_the_next_one() {
+    let (mut qemu, target) = start(&["-runas", "nobody"]);
+    let (target, number) = left(&mut qemu, target);
     let missing = target.retake(number).unwrap();
     assert_eq!(target.memory().present(RAM).unwrap().len(), 5, "what had come stays");
     let fault = missing.next(SOON).unwrap().unwrap();

@@ -4,7 +4,7 @@ mod common;
 
 use common::{hand::*, *};
 use engine::ports::Machine;
-use qemu::{OpenError, Vm, preflight, qmp::Qmp};
+use qemu::{Host, OpenError, Vm, preflight, qmp::Qmp};
 use std::{
     fs::{self, File},
     os::{
@@ -250,6 +250,42 @@ fn a_network_card_has_a_tap_on_its_bridge_as_long_as_the_vm_is_there() {
     assert_eq!(ports(), 0);
     assert!(!Path::new(&format!("/proc/{pid}/exe")).exists());
     assert_eq!(qemu::launch::sweep("net", &host), 0);
+}
+
+/// Also when the test fails, none of its machines stays.
+struct Swept(Host);
+
+impl Drop for Swept {
+    fn drop(&mut self) {
+        qemu::launch::sweep("vm", &self.0);
+    }
+}
+
+#[test]
+fn what_a_killed_agent_had_begun_is_swept_and_nothing_that_runs_or_is_known_or_is_anothers() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = |owner: &str| Host { owner: owner.into(), ..host(folder.path(), "host", None) };
+    let ours = host("ours");
+    let _swept = Swept(ours.clone());
+    let recipe = recipe("name = \"vm\"\nmemory = \"64MiB\"\n", &ours);
+    let incoming = |host: &Host| Vm::incoming(&recipe, host).unwrap();
+    let (lost, known, dead) = (incoming(&ours), incoming(&ours), incoming(&ours));
+    let (others, runs) = (incoming(&host("others")), Vm::run(&recipe, &ours).unwrap());
+    let pid = |vm: &Vm| rustix::process::Pid::from_raw(vm.process().pid()).unwrap();
+    rustix::process::kill_process(pid(&dead), rustix::process::Signal::KILL).unwrap();
+    let noted = |vm: &Vm| vm.belongings().qmp.with_extension("belongings");
+    let notes = [&lost, &dead, &known, &others, &runs].map(noted);
+    let (known_qmp, lost_pid, runs_pid) = (known.belongings().qmp.clone(), pid(&lost), pid(&runs));
+    // With them go their connections, as with an agent that is killed.
+    drop([lost, known, runs, dead, others]);
+    assert_eq!(qemu::launch::sweep_others(&[&known_qmp], &ours), 2);
+    assert_eq!(notes.map(|note| note.exists()), [false, false, true, true, true]);
+    // One that has ended may not have been collected yet, but runs nothing any more.
+    let lives =
+        |pid: rustix::process::Pid| Path::new(&format!("/proc/{}/exe", pid.as_raw_nonzero())).exists();
+    assert!(!lives(lost_pid) && lives(runs_pid), "a guest that runs is nobody's to end");
+    assert_eq!(qemu::launch::sweep("vm", &ours), 3);
+    assert!(!lives(runs_pid));
 }
 
 #[test]

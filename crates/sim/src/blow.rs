@@ -3,25 +3,40 @@
 use crate::{
     fault::Fault,
     link::{Purpose, Side},
-    setup::{Keeper, Spooling},
+    setup::Keeper,
     source,
-    world::{Timer, World, say},
+    spool::{File, Own},
+    target::{Session, Stage},
+    watchdog::Watchdog,
+    world::{Timer, Weather, World, say},
 };
 use std::{fmt, str::FromStr};
+
+/// When an agent that was killed is started again.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Again {
+    /// After a while.
+    Later,
+    /// Before anybody else moves.
+    Soon,
+    /// Never.
+    Never,
+}
 
 /// One blow.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Blow {
-    /// `kill -9` of an agent. `lucky`: what it had written, but not synced, is on the disk all the same. `soon`: it is
-    /// started again before anybody else moves.
+    /// `kill -9` of an agent. `lucky`: what it had written, but not synced, is on the disk all the same.
     Crash {
         /// Whose.
         side: Side,
         /// What becomes of what was not synced.
         lucky: bool,
         /// When it is started again.
-        soon: bool,
+        again: Again,
     },
+    /// The process that watches over the source's pause is killed.
+    KillWatchdog,
     /// A QEMU dies.
     Kill(Side),
     /// A host loses power and comes back.
@@ -45,8 +60,23 @@ pub enum Blow {
     Restored,
     /// The datastore stalls for a while.
     SpoolDown,
+    /// … and is back before anybody gives it up.
+    SpoolSlow,
+    /// The next operation of a side on it fails.
+    SpoolFails(Side),
+    /// Of a page that is there several times the last version is damaged; or what was written last.
+    SpoolRots,
+    /// The source's host is gone for good in the middle of writing to it: some of what was not durable is there, some is torn.
+    BurnTorn,
+    /// The next page that lands on the target, while nothing runs there, is damaged behind all that protects it on its way. Only
+    /// in migrations that compare both sides' memory.
+    Damage,
+    /// The target's agent is told to end: it gives up what it may.
+    GiveUp,
     /// The next act of a side that can fail does.
     Fail(Side),
+    /// The source's QEMU refuses to let the guest run when the driver asks for that.
+    Refuse,
     /// The user wants it to end.
     Cancel,
 }
@@ -54,20 +84,22 @@ pub enum Blow {
 const SOURCE: Side = Side::Source;
 const TARGET: Side = Side::Target;
 
-const fn crash(side: Side, lucky: bool, soon: bool) -> Blow {
-    Blow::Crash { side, lucky, soon }
+const fn crash(side: Side, lucky: bool, again: Again) -> Blow {
+    Blow::Crash { side, lucky, again }
 }
 
 /// All of them, and how they are written.
-const WORDS: [(Blow, &str); 28] = [
-    (crash(SOURCE, false, false), "crash-source"),
-    (crash(SOURCE, false, true), "crash-source-soon"),
-    (crash(SOURCE, true, false), "crash-source-lucky"),
-    (crash(SOURCE, true, true), "crash-source-lucky-soon"),
-    (crash(TARGET, false, false), "crash-target"),
-    (crash(TARGET, false, true), "crash-target-soon"),
-    (crash(TARGET, true, false), "crash-target-lucky"),
-    (crash(TARGET, true, true), "crash-target-lucky-soon"),
+const WORDS: [(Blow, &str); 38] = [
+    (crash(SOURCE, false, Again::Later), "crash-source"),
+    (crash(SOURCE, false, Again::Soon), "crash-source-soon"),
+    (crash(SOURCE, false, Again::Never), "crash-source-for-good"),
+    (crash(SOURCE, true, Again::Later), "crash-source-lucky"),
+    (crash(SOURCE, true, Again::Soon), "crash-source-lucky-soon"),
+    (crash(TARGET, false, Again::Later), "crash-target"),
+    (crash(TARGET, false, Again::Soon), "crash-target-soon"),
+    (crash(TARGET, true, Again::Later), "crash-target-lucky"),
+    (crash(TARGET, true, Again::Soon), "crash-target-lucky-soon"),
+    (Blow::KillWatchdog, "kill-watchdog"),
     (Blow::Kill(SOURCE), "kill-source"),
     (Blow::Kill(TARGET), "kill-target"),
     (Blow::Reboot(SOURCE), "reboot-source"),
@@ -86,8 +118,16 @@ const WORDS: [(Blow, &str); 28] = [
     (Blow::ClaimTwice, "claim-twice"),
     (Blow::Restored, "restored"),
     (Blow::SpoolDown, "spool-down"),
+    (Blow::SpoolSlow, "spool-slow"),
+    (Blow::SpoolFails(SOURCE), "spool-fails-source"),
+    (Blow::SpoolFails(TARGET), "spool-fails-target"),
+    (Blow::SpoolRots, "spool-rots"),
+    (Blow::BurnTorn, "burn-source-torn"),
+    (Blow::Damage, "damage"),
+    (Blow::GiveUp, "give-up"),
     (Blow::Fail(SOURCE), "fail-source"),
     (Blow::Fail(TARGET), "fail-target"),
+    (Blow::Refuse, "refuse"),
 ];
 
 impl Blow {
@@ -128,6 +168,7 @@ impl World {
                 };
                 self.up[side.at()] && (unsynced || !lucky)
             }
+            Blow::KillWatchdog => self.watchdog != Watchdog::Ended,
             Blow::Kill(side) => self.qemus[side.at()].alive,
             Blow::Reboot(side) | Blow::Burn(side) => !self.burnt[side.at()] && self.up[side.at()],
             Blow::Cut(which) => self.cuttable(which).is_some(),
@@ -139,12 +180,28 @@ impl World {
             Blow::Restored => {
                 self.setup.keeper == Keeper::Etcd && !self.record.restored && self.record.owner.decided
             }
-            Blow::SpoolDown => self.setup.spooling != Spooling::Off && self.spool.up,
+            Blow::SpoolDown | Blow::SpoolSlow => self.spool.file.is_some() && self.spool.up,
+            Blow::SpoolFails(side) => self.spool.file.is_some() && !self.spool.fails[side.at()],
+            Blow::SpoolRots => self.spool.can_rot(),
+            Blow::BurnTorn => {
+                let unsynced = |f: &File| usize::from(f.durable) < f.extents.len();
+                !self.burnt[0] && self.up[0] && self.spool.file.as_ref().is_some_and(unsynced)
+            }
+            Blow::Damage => {
+                let lands =
+                    |work: &Session| work.machine.is_some() && work.stage == Stage::Before && !work.damages;
+                self.setup.verify && self.target.work.as_deref().is_some_and(lands)
+            }
+            Blow::GiveUp => self.target.work.as_ref().is_some_and(|work| work.machine.is_some()),
             Blow::Fail(Side::Source) => {
                 self.source.work.as_ref().is_some_and(|work| work.machine.is_some() && !work.fails)
             }
             Blow::Fail(Side::Target) => {
                 self.target.work.as_ref().is_some_and(|work| work.machine.is_some() && !work.fails)
+            }
+            Blow::Refuse => {
+                let could = |work: &source::Work| work.stopped && work.machine.is_some() && !work.refuses;
+                self.source.work.as_deref().is_some_and(could)
             }
             Blow::Cancel => self
                 .source
@@ -171,22 +228,34 @@ impl World {
         say!(self, "!!! {blow}");
         self.idle = 0;
         self.blows.0 += 1;
+        let cut = matches!(blow, Blow::Cut(_) | Blow::CutAll | Blow::LinkDown);
+        let store = matches!(blow, Blow::SpoolDown | Blow::SpoolSlow | Blow::SpoolFails(_) | Blow::SpoolRots);
+        self.ghost.weather = match self.ghost.weather {
+            Weather::Fair if cut => Weather::OneCut,
+            Weather::Fair | Weather::Datastore if store => Weather::Datastore,
+            _ => Weather::Storm,
+        };
         match blow {
-            Blow::Crash { side, lucky, soon } => {
+            Blow::Crash { side, lucky, again } => {
                 self.crash(side, lucky);
-                match (soon, side) {
-                    (false, _) => self.set(Timer::Restart(side)),
-                    (true, Side::Source) => self.restart_source(),
-                    (true, Side::Target) => self.restart_target(),
+                match (again, side) {
+                    (Again::Later, _) => self.set(Timer::Restart(side)),
+                    (Again::Soon, Side::Source) => self.restart_source(),
+                    (Again::Soon, Side::Target) => self.restart_target(),
+                    (Again::Never, _) => self.ghost.for_good = true,
                 }
+            }
+            Blow::KillWatchdog => {
+                self.watchdog = Watchdog::Ended;
+                self.ghost.unwatched = true;
             }
             Blow::Kill(side) => self.kill(side),
             Blow::Reboot(side) => {
-                self.power_off(side);
+                self.power_off(side, false);
                 self.set(Timer::Restart(side));
             }
             Blow::Burn(side) => {
-                self.power_off(side);
+                self.power_off(side, false);
                 self.burnt[side.at()] = true;
                 if side == TARGET {
                     self.set(Timer::Person);
@@ -223,6 +292,25 @@ impl World {
                 self.spool.up = false;
                 self.set(Timer::SpoolUp);
             }
+            Blow::SpoolSlow => {
+                self.spool.up = false;
+                self.set(Timer::SpoolBack);
+            }
+            Blow::SpoolFails(side) => self.spool.fails[side.at()] = true,
+            Blow::SpoolRots => {
+                self.spool.rot();
+                self.ghost.rotten = true;
+            }
+            Blow::BurnTorn => {
+                self.power_off(SOURCE, true);
+                self.burnt[0] = true;
+            }
+            Blow::Damage => {
+                if let Some(work) = self.target.work.as_deref_mut() {
+                    work.damages = true;
+                }
+            }
+            Blow::GiveUp => self.target_gives_up(),
             Blow::Fail(Side::Source) => {
                 if let Some(work) = self.source.work.as_deref_mut() {
                     work.fails = true;
@@ -231,6 +319,11 @@ impl World {
             Blow::Fail(Side::Target) => {
                 if let Some(work) = self.target.work.as_deref_mut() {
                     work.fails = true;
+                }
+            }
+            Blow::Refuse => {
+                if let Some(work) = self.source.work.as_deref_mut() {
+                    work.refuses = true;
                 }
             }
             Blow::Cancel => {
@@ -252,13 +345,21 @@ impl World {
             *waited &= *from != side;
         }
         self.record.answers[side.at()] = None;
-        for timer in [Timer::Again(side), Timer::Patience(side), Timer::Lazy(side)] {
+        self.spool.doomed[side.at()] = false;
+        if self.spool.file.is_some() {
+            self.set(Timer::Janitor);
+        }
+        for timer in [Timer::Again(side), Timer::Patience(side), Timer::Lazy(side), Timer::GiveUp(side)] {
             self.call_off(timer);
         }
         match side {
             Side::Source => {
-                self.call_off(Timer::Doubt);
+                for timer in [Timer::Doubt, Timer::CallAgain, Timer::CallEnd, Timer::Stall] {
+                    self.call_off(timer);
+                }
                 self.source.work = None;
+                self.source.call = None;
+                self.watchdog_is_alone();
                 self.source.journal.crash(lucky);
                 self.ghost.orphan[0] |=
                     self.qemus[0].alive && *self.source.journal.durable() == source::Departure::Settled;
@@ -266,7 +367,12 @@ impl World {
                 self.qemus[0].tracked = None;
             }
             Side::Target => {
+                self.call_off(Timer::Closed);
                 self.target.work = None;
+                self.spool.own_doomed = false;
+                if self.spool.own == Some(Own::Asked) {
+                    self.spool.own = Some(Own::Made);
+                }
                 self.target.serving.clear();
                 if lucky {
                     self.target_synced();
@@ -288,12 +394,13 @@ impl World {
         self.qemus[side.at()].die();
     }
 
-    fn power_off(&mut self, side: Side) {
+    fn power_off(&mut self, side: Side, torn: bool) {
         self.crash(side, false);
         self.conns.iter_mut().for_each(|conn| conn.cut());
         self.kill(side);
         if side == SOURCE {
-            self.spool.lose_cache();
+            self.spool.lose_cache(torn);
+            self.watchdog = Watchdog::Ended;
         }
     }
 
@@ -303,6 +410,7 @@ impl World {
             say!(self, "source: the agent starts");
             self.up[0] = true;
             self.take_up();
+            self.janitor(SOURCE);
         }
     }
 
@@ -312,6 +420,7 @@ impl World {
             say!(self, "target: the agent starts");
             self.up[1] = true;
             self.target_takes_up();
+            self.janitor(TARGET);
         }
     }
 }

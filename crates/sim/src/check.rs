@@ -2,7 +2,13 @@
 //!
 //! I5 and I7 are looked at where a page lands (`target/landing.rs`), I6 where a guest is let run (`moves.rs`), I3 in the end.
 
-use crate::{link::Side, pages::Pages, setup::Spooling, source::Departure, world::World};
+use crate::{
+    link::Side,
+    pages::Pages,
+    setup::Spooling,
+    source::Departure,
+    world::{Weather, World},
+};
 
 /// Worlds with more pages are looked over page by page only now and then.
 const FEW: u8 = 8;
@@ -19,6 +25,9 @@ pub enum End {
     Lacks,
     /// Nobody runs it, because the process that did, or had its only memory, was killed.
     Killed,
+    /// Nobody runs it, because the agent is never started again that had to ask the record, or to do what the killed watchdog would
+    /// have done.
+    Unattended,
 }
 
 impl World {
@@ -59,9 +68,9 @@ impl World {
         let work = self.source.work.as_deref().filter(|work| work.begun)?;
         let tracked = self.qemus[0].tracked?;
         self.target.work.as_deref().filter(|work| work.machine.is_some())?;
-        let listed = work.dirty.or(tracked).or(work.unacknowledged).or(work.owed);
+        let listed = work.dirty.or(tracked).or(work.unacknowledged).or(work.owed).or(work.spooling.unsure);
         let page = Pages::first(self.setup.pages)
-            .less(listed)
+            .less(listed.or(self.ghost.damaged))
             .iter()
             .find(|page| self.qemus[0].ram.at(*page).content != self.qemus[1].ram.at(*page).content)?;
         Some(format!("I2: page {page} differs on the target, and nobody owes it"))
@@ -73,10 +82,7 @@ impl World {
         if !self.ghost.committed || self.ghost.by_person || !qemu.alive || qemu.state.is_none() {
             return None;
         }
-        let owed = match self.target.work.as_deref() {
-            Some(work) if work.machine.is_some() => work.owed,
-            _ => self.target.store.read().arrival.as_ref().and_then(|a| a.owing).unwrap_or_default(),
-        };
+        let owed = self.lacking();
         for page in Pages::first(self.setup.pages).iter() {
             let truth = self.guest.truth.at(page).content;
             if !qemu.ram.present.has(page) && owed.has(page) {
@@ -92,12 +98,20 @@ impl World {
         None
     }
 
+    /// What the guest on the target is owed.
+    fn lacking(&self) -> Pages {
+        match self.target.work.as_deref() {
+            Some(work) if work.machine.is_some() => work.owed,
+            _ => self.target.store.read().arrival.as_ref().and_then(|a| a.owing).unwrap_or_default(),
+        }
+    }
+
     /// When nothing moves any more: who runs the guest, or a breach.
     pub fn verdict(&mut self) -> Option<End> {
         if self.breach.0.is_some() {
             return None;
         }
-        match self.judge() {
+        match self.judge().and_then(|end| self.completed(end)) {
             Ok(end) => Some(end),
             Err(what) => {
                 self.breach(|| what);
@@ -106,12 +120,31 @@ impl World {
         }
     }
 
+    /// A migration that nothing disturbs completes, and so does one whose link was lost once and waited for.
+    fn completed(&self, end: End) -> Result<End, String> {
+        let must = matches!(self.ghost.weather, Weather::Fair | Weather::OneCutWaitedFor);
+        if self.ghost.weather == Weather::Fair && (self.spool.file.is_some() || self.spool.own.is_some()) {
+            return Err("a file is left behind on the datastore".into());
+        }
+        // A strict source does not hand the guest over without the file, if that fails while it stands still.
+        let costs = self.ghost.weather == Weather::Datastore && self.setup.spooling != Spooling::Strict;
+        if costs && !self.setup.eager && end != End::Runs(Side::Target) {
+            return Err(format!("the datastore alone was in the way, and it ended as {end:?}"));
+        }
+        // A source that refers to what may not have arrived is turned away.
+        if must && !self.setup.eager && end != End::Runs(Side::Target) {
+            return Err(format!("in {:?} it ended as {end:?}", self.ghost.weather));
+        }
+        Ok(end)
+    }
+
     fn judge(&self) -> Result<End, String> {
         let [source, target] = [&self.qemus[0], &self.qemus[1]];
         if source.runs {
             self.all_there(Side::Source)?;
             self.nothing_left(Side::Target)?;
-            if *self.source.journal.durable() != Departure::None || self.source.work.is_some() {
+            let settled = *self.source.journal.durable() == Departure::None && self.source.work.is_none();
+            if !settled && !self.ghost.for_good {
                 return Err(format!(
                     "I3: it runs on the source, whose journal says {:?}",
                     self.source.journal.durable()
@@ -122,11 +155,15 @@ impl World {
         if target.runs {
             let lacking = target.watched;
             if lacking {
-                let lost = self.ghost.killed[0];
+                let lost = self.ghost.killed[0] || self.ghost.for_good;
+                let in_file = Pages(self.lacking().0 & self.safe_in_file().0);
                 return match self.setup.spooling {
+                    _ if !lost => Err("it lacks memory that the source still has".into()),
+                    // Behind damage a reader may find nothing more.
+                    _ if self.ghost.rotten => Ok(End::Lacks),
                     Spooling::Strict => Err("strict: it lacks memory that should be in the spool".into()),
-                    _ if lost => Ok(End::Lacks),
-                    _ => Err("it lacks memory that the source still has".into()),
+                    _ if !in_file.none() => Err(format!("it lacks {in_file:?}, which is in the spool")),
+                    _ => Ok(End::Lacks),
                 };
             }
             self.all_there(Side::Target)?;
@@ -139,6 +176,9 @@ impl World {
             return Ok(End::Killed);
         }
         let journal = self.source.journal.durable();
+        if self.ghost.for_good && (*journal == Departure::Promised || self.ghost.unwatched) {
+            return Ok(End::Unattended);
+        }
         Err(format!("I1: nobody runs it, though the {owner:?} could; the source's journal says {journal:?}"))
     }
 
@@ -160,6 +200,9 @@ impl World {
 
     /// No copy stays behind but one that an agent left which was killed in the one step that leaves it (`Ghost::orphan`).
     fn nothing_left(&self, side: Side) -> Result<(), String> {
+        if side == Side::Source && self.ghost.for_good {
+            return Ok(());
+        }
         if self.qemus[side.at()].alive && !self.ghost.orphan[side.at()] {
             return Err(format!("a QEMU is left behind on the {side:?}"));
         }

@@ -3,7 +3,6 @@
 //! States that were seen before, with as many turns still to be taken, are not gone on from: what follows was seen, too.
 
 use crate::{
-    blow::Blow,
     fault::Fault,
     schedule::{Course, ENDLESS, Schedule, Turn},
     setup::Setup,
@@ -41,25 +40,28 @@ impl Counts {
 }
 
 /// The exploration of one setup.
-pub struct Enumeration {
+pub struct Enumeration<'a> {
     setup: Setup,
     fault: Option<Fault>,
     seen: HashSet<u64, BuildHasherDefault<Same>>,
     path: Vec<(u32, Turn)>,
+    /// The turns that are tried.
+    among: &'a [Turn],
     /// What was done.
     pub counts: Counts,
     /// The first run that broke a promise.
     pub found: Option<(Schedule, String)>,
 }
 
-impl Enumeration {
-    /// All runs of this setup with up to `turns` turns, until one breaks a promise.
-    pub fn run(setup: Setup, fault: Option<Fault>, turns: u32) -> Self {
+impl<'a> Enumeration<'a> {
+    /// All runs of this setup with up to `turns` turns, each one of `among`, until one breaks a promise.
+    pub fn run(setup: Setup, fault: Option<Fault>, turns: u32, among: &'a [Turn]) -> Self {
         let mut this = Self {
             setup,
             fault,
             seen: HashSet::default(),
             path: Vec::new(),
+            among,
             counts: Counts::default(),
             found: None,
         };
@@ -79,7 +81,7 @@ impl Enumeration {
                 break;
             }
             if turns > 0 {
-                for turn in all_turns().filter(|turn| world.can_take(*turn)) {
+                for turn in self.among.iter().copied().filter(|turn| world.can_take(*turn)) {
                     let mut other = world.clone();
                     other.take(turn);
                     self.counts.blows += u64::from(matches!(turn, Turn::Blow(_)));
@@ -110,11 +112,6 @@ impl Enumeration {
         let course = Course::Enumerated(self.setup, self.path.clone());
         self.found = Some((Schedule { fault: self.fault, course }, what));
     }
-}
-
-fn all_turns() -> impl Iterator<Item = Turn> {
-    let blows = (0..Blow::COUNT).map(|number| Turn::Blow(Blow::of(number)));
-    [Turn::Sleep, Turn::Time].into_iter().chain(blows)
 }
 
 /// What a state is told from others by.

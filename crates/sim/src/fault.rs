@@ -49,20 +49,58 @@ faults! {
     AbandonForgetsRecord = "abandon-forgets-record",
     /// A restarted source lets a promised guest run without asking the record.
     ResumeWithoutAsking = "resume-without-asking",
-    /// The guest is stopped before it is journaled that the pause is ours.
+    /// The guest is stopped before anybody is told that the pause is ours: neither its watchdog nor the journal.
     PauseBeforeJournal = "pause-before-journal",
     /// A reference to the target's own memory is believed without being verified.
     KnownNotVerified = "known-not-verified",
-    /// In strict mode the source promises before the spool's `fsync`.
+    /// What goes into the spool counts as durable before its `fsync`.
     SpoolNotSynced = "spool-not-synced",
-    /// Pages go into the spool while the guest still writes them.
-    SpoolBeforeStop = "spool-before-stop",
+    /// A strict source promises before all that is owed is durable in the spool, and read back.
+    PromiseBeforeSafe = "promise-before-safe",
+    /// What the guest wrote since the last pass into the spool does not go there.
+    InsecureForgotten = "insecure-forgotten",
+    /// … nor what was written while the device state was saved.
+    SavedNotSecured = "saved-not-secured",
+    /// What came back of the spool's part in a round is not sent again.
+    ReturnedForgotten = "returned-forgotten",
+    /// … or counts as known at the target.
+    SpooledIsKnown = "spooled-is-known",
+    /// After a lost link what only the spool has of a round counts as having landed.
+    UnsureCountsAsLanded = "unsure-counts-as-landed",
+    /// A round is over before the target has said that nothing more of a failed spool will land.
+    StopNotAwaited = "stop-not-awaited",
+    /// … which it says although it goes on landing it.
+    SpoolStopIgnored = "spool-stop-ignored",
+    /// What the source told of its spool before a link was lost still lands thereafter.
+    FenceOpen = "fence-open",
+    /// What was in the spool before a round lands with it.
+    LandsFromAnywhere = "lands-from-anywhere",
+    /// The target claims first, and records thereafter where the spool is.
+    SpoolNotRecorded = "spool-not-recorded",
+    /// A restarted target does not look whether there is one.
+    SpoolForgotten = "spool-forgotten",
+    /// Pages are placed from extents of which the source has not said that they are current.
+    FloorIgnored = "floor-ignored",
+    /// … from those that are older than one that is missing.
+    GapBelieved = "gap-believed",
+    /// A damaged extent is taken for whole.
+    TornForWhole = "torn-for-whole",
+    /// Where the last version of a page cannot be read, an older one is taken.
+    OlderVersionTaken = "older-version-taken",
+    /// The source removes its spool when it hears of the commit.
+    SpoolEndsWithCommit = "spool-ends-with-commit",
+    /// The janitor removes what its own host has made, whatever the journal says.
+    JanitorIgnoresJournals = "janitor-ignores-journals",
+    /// The target says on the datastore that it has everything when its guest runs.
+    CompleteTooEarly = "complete-too-early",
     /// A claim that is asked again, because its answer was lost, is taken for another one.
     ClaimNotIdempotent = "claim-not-idempotent",
     /// What a stream took before its connection broke counts as having arrived.
     OwedDroppedOnReconnect = "owed-dropped-on-reconnect",
     /// An owed page that arrives twice overwrites what the guest wrote meanwhile.
     PlaceOverwrites = "place-overwrites",
+    /// A restarted target lets a guest run to which nothing is owed, and leaves it waiting at its holes.
+    WatchLeft = "watch-left",
     /// Owed pages are not made holes.
     HolesNotMade = "holes-not-made",
     /// An owed page is struck off when it is asked for, not when it is there.
@@ -75,6 +113,49 @@ faults! {
     DisksStayActive = "disks-stay-active",
     /// The word that the target has committed, heard while the record is being asked, is taken for a living connection.
     CommitHeardTooLate = "commit-heard-too-late",
+    /// After a lost link the target's memory is taken for blank, although much was sent.
+    SentTakenForBlank = "sent-taken-for-blank",
+    /// After a lost link what was sent over the old connections counts as having arrived.
+    SentKept = "sent-kept",
+    /// After a lost link nothing of the round is sent again.
+    RestNotSent = "rest-not-sent",
+    /// The target says of pages that they have landed which it has only received.
+    ReceivedCountsAsLanded = "received-counts-as-landed",
+    /// What was on its way over old connections lands even after a source is back on new ones.
+    OldStreamsLandOn = "old-streams-land-on",
+    /// A target that was told to give up does so although it may own the VM.
+    GivesUpAfterPermit = "gives-up-after-permit",
+    /// The target is told of a guest that is back, although it is not.
+    CallsOffWithoutGuest = "calls-off-without-guest",
+    /// A target whose source is lost waits for it for ever.
+    NeverGivesUp = "never-gives-up",
+    /// The pause's watchdog is not told of the promise: it lets the guest run thereafter, too.
+    WatchdogAfterPromise = "watchdog-after-promise",
+    /// It hears of the pause when the guest stands still already.
+    WatchdogToldLate = "watchdog-told-late",
+    /// It never lets a guest run.
+    WatchdogIdle = "watchdog-idle",
+    /// The target compares nothing, and says that all is well.
+    VerifySkipped = "verify-skipped",
+    /// The source hashes its memory before a device has written to it for the last time.
+    HashedTooEarly = "hashed-too-early",
+    /// What was written before a pause that came to nothing, and not collected, is forgotten: the tracker begins anew.
+    WritesLostByRunningOn = "writes-lost-by-running-on",
+    /// What was announced as owed before such a pause is not sent otherwise.
+    OwedLostByRunningOn = "owed-lost-by-running-on",
+    /// The device state of such a pause, saved late, is taken for that of the next one.
+    OldStateBelieved = "old-state-believed",
+    /// A target whose source is back with a running guest still takes nothing but what it was to be owed.
+    OwedKeptByTarget = "owed-kept-by-target",
+    /// It does not, but its journal still says what it was to be owed.
+    OwedKeptInJournal = "owed-kept-in-journal",
+}
+
+impl Fault {
+    /// Whether it takes a spool: the list has these together.
+    pub(crate) fn is_of_spool(self) -> bool {
+        (Self::SpoolNotSynced as u8..=Self::CompleteTooEarly as u8).contains(&(self as u8))
+    }
 }
 
 impl std::str::FromStr for Fault {

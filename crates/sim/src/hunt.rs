@@ -1,10 +1,12 @@
 //! All storms: the smaller part for tests, everything for `./dev storm`, and the hunt for one planted fault.
 
 use crate::{
+    blow::{Again, Blow},
     enumerate::{Counts, Enumeration},
     fault::Fault,
-    random,
-    schedule::{Course, Schedule},
+    link::Side,
+    random::{self, SPOOLED},
+    schedule::{Course, Schedule, Turn},
     setup::{Keeper, Setup, Spooling, Way},
 };
 use std::{
@@ -20,9 +22,9 @@ use std::{
 /// How much is run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Size {
-    /// Whether every second blow is tried behind every first.
+    /// Whether every second blow is tried behind every first, and a few kinds of turns three at a time.
     pub pairs: bool,
-    /// Seeds for random runs, from 0 on.
+    /// Seeds for random runs, from 0 on; and half as many for storms over a spool.
     pub seeds: u64,
     /// Threads that runs are shared out among; none has a thread of its own.
     pub threads: usize,
@@ -30,7 +32,7 @@ pub struct Size {
 
 impl Size {
     /// What every run of the tests does: some 15 s of one core.
-    pub const TEST: Self = Self { pairs: false, seeds: 60_000, threads: 1 };
+    pub const TEST: Self = Self { pairs: false, seeds: 40_000, threads: 1 };
     /// Everything.
     pub const STORM: Self = Self { pairs: true, seeds: 1_000_000, threads: 2 };
 }
@@ -58,14 +60,25 @@ pub struct Report {
 }
 
 /// All setups whose storms of one blow are enumerated.
-fn singles() -> Vec<Setup> {
+fn singles(all_of_them: bool) -> Vec<Setup> {
     let mut all = Vec::new();
     for keeper in [Keeper::Target, Keeper::File, Keeper::Etcd] {
         for (way, spooling) in ways() {
             let small = Setup::small(way, keeper, spooling);
             let eager = way == Way::PreCopy;
-            all.push(Setup { rounds: 2, ..small });
-            all.push(Setup { streams: 2, rounds: 3, guest: 6, pages: 5, busy: 8, eager, ..small });
+            let large = Setup { streams: 2, rounds: 3, guest: 6, pages: 5, busy: 8, ..small };
+            all.push(Setup { rounds: 2, rejoin: true, ..small });
+            // Without waiting for a lost link it is the same with each record; so is what happens to a spool.
+            if (eager || keeper == Keeper::Target) && spooling == Spooling::Off {
+                all.push(Setup { eager, ..large });
+            }
+            if all_of_them || keeper == Keeper::Target || spooling == Spooling::Off {
+                all.push(Setup { rejoin: true, verify: true, ..large });
+            }
+            // A guest that writes faster than a datastore takes it; one that is not waited for.
+            if spooling == Spooling::Strict && keeper == Keeper::Target {
+                all.push(Setup { rounds: 3, guest: 3, ..small });
+            }
         }
     }
     all
@@ -77,33 +90,62 @@ fn pairs() -> Vec<Setup> {
     for keeper in [Keeper::Target, Keeper::Etcd] {
         for (way, spooling) in ways() {
             let small = Setup::small(way, keeper, spooling);
-            all.push(Setup { pages: 2, busy: 3, ..small });
-            all.push(Setup { streams: 2, rounds: 2, guest: 6, ..small });
+            all.push(Setup { pages: 2, busy: 3, rejoin: true, ..small });
+            all.push(Setup {
+                streams: 2,
+                rounds: 2,
+                guest: 6,
+                rejoin: way != Way::PostCopy,
+                verify: true,
+                ..small
+            });
         }
     }
     all
+}
+
+/// Storms of three turns, of these few: who loses the link, who hears of it late, and who then would not go on; or what a target
+/// makes of a switchover that was undone.
+fn triples() -> impl Iterator<Item = (Setup, Vec<Turn>)> {
+    let refuse = Turn::Blow(Blow::Refuse);
+    let crash = Turn::Blow(Blow::Crash { side: Side::Target, lucky: false, again: Again::Soon });
+    let tiny = |way, guest| {
+        let small = Setup::small(way, Keeper::Target, Spooling::Off);
+        Setup { pages: 2, busy: 3, guest, rejoin: true, ..small }
+    };
+    let few = |cut, third| vec![Turn::Sleep, Turn::Blow(Blow::Cut(cut)), third];
+    [
+        (tiny(Way::PreCopy, 1), few(0, refuse)),
+        (tiny(Way::Hybrid, 2), few(1, crash)),
+        (tiny(Way::Hybrid, 1), few(0, refuse)),
+    ]
+    .into_iter()
 }
 
 fn ways() -> impl Iterator<Item = (Way, Spooling)> {
     use Spooling::{Off, Relaxed, Strict};
     let post = [Way::Hybrid, Way::PostCopy].into_iter();
     let post = post.flat_map(|way| [Off, Relaxed, Strict].map(|spooling| (way, spooling)));
-    [(Way::PreCopy, Off)].into_iter().chain(post)
+    // A strict post-copy begins with a round: it is a hybrid one.
+    let post = post.filter(|how| *how != (Way::PostCopy, Strict));
+    [(Way::PreCopy, Off), (Way::PreCopy, Relaxed)].into_iter().chain(post)
 }
 
 /// Runs all storms of this size. `tell` hears how it goes.
 pub fn storm(size: Size, tell: impl Fn(&str) + Sync) -> Report {
     let mut report = Report::default();
     let begin = Instant::now();
-    let mut work: Vec<(Setup, u32)> = singles().into_iter().map(|setup| (setup, 1)).collect();
+    let mut work: Vec<_> =
+        singles(size.pairs).into_iter().map(|setup| (setup, 1, Turn::all().collect())).collect();
     if size.pairs {
-        work.extend(pairs().into_iter().map(|setup| (setup, 2)));
+        work.extend(pairs().into_iter().map(|setup| (setup, 2, Turn::all().collect())));
+        work.extend(triples().map(|(setup, few)| (setup, 3, few)));
     }
     let all = Mutex::new((Counts::default(), Vec::new()));
     let next = AtomicUsize::new(0);
     shared_out(size.threads, || {
-        while let Some((setup, turns)) = work.get(next.fetch_add(1, Relaxed)) {
-            let done = catch_unwind(|| Enumeration::run(*setup, None, *turns));
+        while let Some((setup, turns, among)) = work.get(next.fetch_add(1, Relaxed)) {
+            let done = catch_unwind(|| Enumeration::run(*setup, None, *turns, among));
             let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
             match done {
                 Ok(done) => {
@@ -135,11 +177,15 @@ pub fn storm(size: Size, tell: impl Fn(&str) + Sync) -> Report {
             if from >= size.seeds {
                 return;
             }
-            let (counts, findings) = seeds(from..(from + SHARE).min(size.seeds), None, false);
+            let to = (from + SHARE).min(size.seeds);
+            let (mut counts, mut findings) = seeds(from..to, None, false);
+            let (more, found) = seeds(SPOOLED + from / 2..SPOOLED + to / 2, None, false);
+            counts.add(more);
+            findings.extend(found);
             let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
             all.0.add(counts);
             all.1.extend(findings);
-            if all.0.schedules.is_multiple_of(100_000) {
+            if all.0.schedules.is_multiple_of(150_000) {
                 tell(&format!("{} at random", all.0.schedules));
             }
         }
@@ -178,22 +224,28 @@ fn seeds(range: std::ops::Range<u64>, fault: Option<Fault>, first: bool) -> (Cou
 
 /// Hunts for one planted fault with what the tests run; returns the first run that shows it, and how many it took.
 pub fn hunt(fault: Fault) -> (Option<Finding>, u64) {
-    /// Most show themselves soon, somewhere; this takes a second.
-    const FIRST: u64 = 10_000;
-    let (counts, mut findings) = seeds(0..FIRST, Some(fault), true);
-    let mut runs = counts.schedules;
-    if let Some(finding) = findings.pop() {
-        return (Some(finding), runs);
+    /// Most show themselves soon, somewhere; this takes some seconds.
+    const FIRST: u64 = 20_000;
+    let mut runs = 0;
+    let kinds: &[u64] = if fault.is_of_spool() { &[SPOOLED, 0] } else { &[0] };
+    for first in kinds.iter().copied() {
+        let (counts, mut findings) = seeds(first..first + FIRST, Some(fault), true);
+        runs += counts.schedules;
+        if let Some(finding) = findings.pop() {
+            return (Some(finding), runs);
+        }
     }
-    for setup in singles() {
-        let done = Enumeration::run(setup, Some(fault), 1);
+    let few = triples().take(2).map(|(setup, few)| (setup, 3, few));
+    // Those with most in them first.
+    let all = singles(false).into_iter().rev().map(|setup| (setup, 1, Turn::all().collect()));
+    for (setup, turns, among) in few.chain(all) {
+        let done = Enumeration::run(setup, Some(fault), turns, &among);
         runs += done.counts.schedules;
         if let Some((schedule, what)) = done.found {
             return (Some(Finding { schedule, what }), runs);
         }
     }
-    let (counts, mut findings) = seeds(FIRST..Size::TEST.seeds, Some(fault), true);
-    (findings.pop(), runs + counts.schedules)
+    (None, runs)
 }
 
 fn shared_out(threads: usize, work: impl Fn() + Sync) {

@@ -6,6 +6,7 @@
 
 mod blow; // what the storm does
 mod check; // what must always be true, and in the end
+mod driver; // what both sides' drivers do alike
 mod durable; // what is on a disk, and what is on its way there
 mod enumerate; // every storm of one or two blows
 mod fault; // errors that are planted, to see that they are found
@@ -23,6 +24,7 @@ mod setup; // what is simulated
 mod source; // the source's agent and driver
 mod spool; // the spool
 mod target; // the target's agent and driver
+mod watchdog; // the process that watches over the source's pause
 mod world; // all of it together
 
 pub use blow::Blow;

@@ -4,11 +4,15 @@ use crate::{
     fault::Fault,
     guest::Deed,
     link::{Over, Purpose, Side, Word},
+    printed::Printed,
     record::Answer,
     setup::Keeper,
     source, target,
+    watchdog::Watchdog,
     world::{World, say},
 };
+use proto::control::Kind;
+use std::ops::Range;
 
 /// Connections whose messages can be delivered: one for control, four for data, one for faults, one that asks the record; and
 /// as many that are on their way out. They leave the list when they are over, so that the others come up.
@@ -49,17 +53,33 @@ pub enum Who {
     Claim(u8),
     /// An answer on its way back.
     Answer(Side),
+    /// The process that watches over the source's pause.
+    Watchdog,
+    /// The thread that tells the target that the migration has ended.
+    Caller,
+    /// The thread of a side that waits for the datastore.
+    Disk(Side),
 }
 
-/// All who may move.
-pub(crate) const MOVERS: u8 = 9 + STREAMS + 2 * CONNS + CLAIMS + 2;
+/// From these numbers on come the connections, the claims, the answers, the watchdog, the caller and the datastore …
+const WIRE: u8 = 9 + STREAMS;
+const CLAIM: u8 = WIRE + 2 * CONNS;
+const ANSWER: u8 = CLAIM + CLAIMS;
+const WATCHDOG: u8 = ANSWER + 2;
+const DISK: u8 = WATCHDOG + 2;
+
+/// … and these are all who may move.
+pub(crate) const MOVERS: u8 = WATCHDOG + 4;
+
+/// The number of the thread that reads the spool.
+pub(crate) const READER: u8 = 8;
+
+/// The number of the first connection's way to the target: for control, mostly.
+pub(crate) const TO_TARGET: u8 = WIRE + 1;
 
 impl Who {
     /// By its number.
     pub fn of(number: u8) -> Self {
-        const WIRE: u8 = 9 + STREAMS;
-        const CLAIM: u8 = WIRE + 2 * CONNS;
-        const ANSWER: u8 = CLAIM + CLAIMS;
         let side = |odd: bool| if odd { Side::Target } else { Side::Source };
         match number {
             0 => Self::Source,
@@ -70,11 +90,14 @@ impl Who {
             5 => Self::Guest,
             6 => Self::Server,
             7 => Self::Spooler,
-            8 => Self::Reader,
+            READER => Self::Reader,
             9..WIRE => Self::Stream(number - 9),
             WIRE..CLAIM => Self::Wire((number - WIRE) / 2, side((number - WIRE) % 2 == 1)),
             CLAIM..ANSWER => Self::Claim(number - CLAIM),
-            _ => Self::Answer(side(number > ANSWER)),
+            ANSWER..WATCHDOG => Self::Answer(side(number > ANSWER)),
+            WATCHDOG => Self::Watchdog,
+            DISK.. => Self::Disk(side(number > DISK)),
+            _ => Self::Caller,
         }
     }
 }
@@ -83,9 +106,18 @@ impl World {
     /// All who can move now, as bits.
     pub fn movers(&self) -> u64 {
         let mut can = 0;
-        for number in 0..MOVERS {
-            can |= u64::from(self.can(Who::of(number))) << number;
-        }
+        let mut look = |numbers: Range<u8>| {
+            for number in numbers {
+                can |= u64::from(self.can(Who::of(number))) << number;
+            }
+        };
+        // Of connections and claims only those that there are: this is asked before every move.
+        let conns = self.conns.len().min(usize::from(CONNS)) as u8;
+        let claims = self.record.asked.len().min(usize::from(CLAIMS)) as u8;
+        look(0..WIRE);
+        look(WIRE..WIRE + 2 * conns);
+        look(CLAIM..CLAIM + claims);
+        look(ANSWER..MOVERS);
         can
     }
 
@@ -106,6 +138,9 @@ impl World {
             }),
             Who::Claim(i) => self.record.up && usize::from(i) < self.record.asked.len(),
             Who::Answer(side) => self.record.answers[side.at()].is_some(),
+            Who::Watchdog => self.watchdog == Watchdog::Acts,
+            Who::Caller => self.caller_can(),
+            Who::Disk(side) => self.disk_can(side),
         }
     }
 
@@ -125,6 +160,9 @@ impl World {
             Who::Wire(i, side) => self.wire_moves(usize::from(i), side),
             Who::Claim(i) => self.record_decides(usize::from(i)),
             Who::Answer(side) => self.record_answers(side),
+            Who::Watchdog => self.watchdog_moves(),
+            Who::Caller => self.caller_moves(),
+            Who::Disk(side) => self.disk_moves(side),
         }
     }
 
@@ -167,7 +205,7 @@ impl World {
             conn.open[side.at()] = false;
             say!(self, "{side:?} hears that {purpose:?} {id} is over: {over:?}");
             return match side {
-                Side::Source => self.source_loses(id, purpose),
+                Side::Source => self.source_loses(id, purpose, over),
                 Side::Target => self.target_loses(id, purpose, over),
             };
         };
@@ -180,10 +218,17 @@ impl World {
         }
     }
 
-    fn source_loses(&mut self, id: u16, purpose: Purpose) {
+    fn source_loses(&mut self, id: u16, purpose: Purpose, over: Over) {
+        if self.source.call.is_some_and(|call| call.conn() == Some(id)) {
+            return self.caller_loses(over);
+        }
+        let refused = self.conns.iter().any(|c| c.id == id && c.welcome == Some(false));
         let Some(work) = self.source.work.as_deref_mut() else { return };
         match purpose {
-            Purpose::Control | Purpose::Resume => work.heard.push_back(source::Heard::Silent(id)),
+            Purpose::Control | Purpose::Resume => {
+                work.refused |= refused && work.control == Some(id);
+                work.heard.push_back(source::Heard::Silent(id));
+            }
             Purpose::Data(_) | Purpose::Fault => work.heard.push_back(source::Heard::Lost(id)),
             Purpose::Record => {}
         }
@@ -192,10 +237,10 @@ impl World {
     fn target_loses(&mut self, id: u16, purpose: Purpose, over: Over) {
         let Some(work) = self.target.work.as_deref_mut() else { return };
         match purpose {
-            Purpose::Control | Purpose::Resume => work.heard.push_back(target::Heard::Lost(id)),
+            Purpose::Control | Purpose::Resume => work.heard.push_back(target::Heard::Lost(id, over)),
             // That the source closed it is no news.
             Purpose::Data(_) | Purpose::Fault if over == Over::Cut => {
-                work.heard.push_back(target::Heard::Lost(id));
+                work.heard.push_back(target::Heard::Lost(id, over));
             }
             _ => {}
         }
@@ -204,6 +249,10 @@ impl World {
     fn source_receives(&mut self, id: u16, word: Word) {
         if matches!(word, Word::Say(_) | Word::Want(_) | Word::Claimed(Answer::Yours(_) | Answer::Lost(_))) {
             self.idle = 0;
+        }
+        if self.source.call.is_some_and(|call| call.conn() == Some(id)) {
+            // Whatever it says: it has not heard yet.
+            return;
         }
         let Some(work) = self.source.work.as_deref_mut() else { return };
         match word {
@@ -219,9 +268,14 @@ impl World {
             Word::Hello => self.accept(id, purpose),
             Word::Page(page, meant, how) => self.land(id, page, meant, how),
             Word::Claim(claim) => self.target.serving.push_back((id, claim, None)),
+            Word::Say(Printed(Kind::Spooled(spooled))) => {
+                if let Some(work) = self.target.work.as_deref_mut() {
+                    work.heard.push_back(target::Heard::Spooled(id, Printed(spooled)));
+                }
+            }
             Word::Say(kind) => {
                 if let Some(work) = self.target.work.as_deref_mut() {
-                    work.heard.push_back(target::Heard::Said(kind));
+                    work.heard.push_back(target::Heard::Said(id, kind));
                 }
             }
             Word::RoundEnd(round) => {

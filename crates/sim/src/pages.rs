@@ -77,6 +77,9 @@ impl std::fmt::Debug for Pages {
     }
 }
 
+/// No page's content: nobody knows what it is.
+pub(crate) const UNKNOWN: u16 = u16::MAX;
+
 /// What a page holds, and, for the oracle alone, when the guest wrote that.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub struct Page {

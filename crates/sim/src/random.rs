@@ -1,12 +1,14 @@
 //! Larger VMs in storms that chance makes, each from one number.
 
 use crate::{
-    blow::Blow,
+    blow::{Again, Blow},
     fault::Fault,
     guest::mix,
+    link::Side,
+    moves::{READER, TO_TARGET},
     schedule::ENDLESS,
     setup::{Keeper, Setup, Spooling, Way},
-    world::World,
+    world::{Weather, World},
 };
 
 /// Numbers from a seed (splitmix64).
@@ -27,12 +29,18 @@ impl Chance {
     }
 }
 
-fn setup(chance: &mut Chance) -> Setup {
+/// Whoever is slow moves only once in so many times, as long as others can.
+const LAZY: u32 = 16;
+
+fn setup(chance: &mut Chance, spooled: bool) -> Setup {
     let way = chance.of(&[Way::PreCopy, Way::Hybrid, Way::PostCopy]);
-    let spooling = match way {
-        Way::PreCopy => Spooling::Off,
-        _ => chance.of(&[Spooling::Off, Spooling::Relaxed, Spooling::Strict]),
+    // With the mode that is asked for in pre-copy, strict and relaxed are the same.
+    let kinds: &[Spooling] = match way {
+        Way::PreCopy => &[Spooling::Relaxed],
+        _ => &[Spooling::Relaxed, Spooling::Strict],
     };
+    let bare = !spooled && chance.below(2) == 0;
+    let spooling = if bare { Spooling::Off } else { chance.of(kinds) };
     Setup {
         way,
         keeper: chance.of(&[Keeper::Target, Keeper::File, Keeper::Etcd]),
@@ -43,13 +51,72 @@ fn setup(chance: &mut Chance) -> Setup {
         guest: chance.below(1 << 16) as u16,
         busy: 5 + chance.below(60) as u16,
         eager: chance.below(8) == 0,
+        rejoin: chance.below(4) > 0,
+        verify: chance.below(3) == 0,
     }
 }
+
+/// When blows fall.
+#[derive(Clone, Copy)]
+enum When {
+    Always,
+    /// While the spool has a part in a round.
+    Rounds,
+    /// Once the guest was stopped.
+    Stopped,
+    /// Once the target owns it.
+    Committed,
+}
+
+impl When {
+    fn is_now(self, world: &World) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Rounds => world.spool_is_busy(),
+            Self::Stopped => world.at_stop.is_some(),
+            Self::Committed => world.ghost.committed,
+        }
+    }
+}
+
+/// From this seed on every run has a spool, and its storm is about that.
+pub(crate) const SPOOLED: u64 = 1 << 32;
+
+/// What befalls a spool, and whoever writes and reads it: hosts and links that are lost, a datastore that fails, damage.
+const AT_SPOOL: [&[Blow]; 3] = [
+    &[
+        Blow::Burn(Side::Source),
+        Blow::BurnTorn,
+        Blow::Reboot(Side::Source),
+        Blow::Crash { side: Side::Source, lucky: false, again: Again::Soon },
+        Blow::Crash { side: Side::Target, lucky: false, again: Again::Soon },
+        Blow::Crash { side: Side::Target, lucky: false, again: Again::Later },
+        Blow::CutAll,
+        Blow::LinkDown,
+        Blow::SpoolFails(Side::Target),
+    ],
+    &[
+        Blow::SpoolFails(Side::Source),
+        Blow::SpoolFails(Side::Target),
+        Blow::SpoolDown,
+        Blow::SpoolSlow,
+        Blow::CutAll,
+        Blow::LinkDown,
+        Blow::Cancel,
+    ],
+    &[
+        Blow::SpoolRots,
+        Blow::Burn(Side::Source),
+        Blow::Crash { side: Side::Target, lucky: false, again: Again::Soon },
+        Blow::Crash { side: Side::Target, lucky: false, again: Again::Later },
+    ],
+];
 
 /// A run from this seed, to its end.
 pub fn run(seed: u64, fault: Option<Fault>, trace: bool) -> World {
     let mut chance = Chance(mix(seed));
-    let setup = setup(&mut chance);
+    let at_spool = seed >= SPOOLED;
+    let setup = setup(&mut chance, at_spool);
     let mut world = World::new(setup, fault);
     if trace {
         world.trace.0 = Some(vec![format!("setup {setup}")]);
@@ -58,12 +125,23 @@ pub fn run(seed: u64, fault: Option<Fault>, trace: bool) -> World {
     // A storm is not spread evenly: blows come near the beginning, or all along, or about the end.
     let rarely = chance.of(&[20, 80, 200]);
     let slow = chance.of(&[0, 0, 40, 200]);
+    let blows_at_spool = chance.of(&AT_SPOOL);
+    let times = [When::Always, When::Rounds, When::Stopped, When::Committed];
+    let when = if at_spool { chance.of(&times) } else { When::Always };
+    // Some are slow all along; who reads a spool, and the first connection to the target, more
+    // often than others.
+    let mut lazy = chance.next() & chance.next() & chance.next();
+    if at_spool && chance.below(2) == 0 {
+        lazy |= 1 << READER;
+        lazy |= u64::from(chance.below(2)) << TO_TARGET;
+    }
     for _ in 0..ENDLESS {
         if world.breach.0.is_some() {
             return world;
         }
-        if blows > 0 && chance.below(rarely) == 0 {
-            let blow = Blow::of(chance.below(u32::from(Blow::COUNT)) as u8);
+        if blows > 0 && when.is_now(&world) && chance.below(rarely) == 0 {
+            let any = Blow::of(chance.below(u32::from(Blow::COUNT)) as u8);
+            let blow = if at_spool { chance.of(blows_at_spool) } else { any };
             if world.can_strike(blow) {
                 blows -= 1;
                 world.strike(blow);
@@ -73,6 +151,9 @@ pub fn run(seed: u64, fault: Option<Fault>, trace: bool) -> World {
         let can = world.movers();
         let late = slow > 0 && !world.timers.is_empty() && chance.below(slow) == 0;
         if can == 0 || late {
+            if can != 0 {
+                world.ghost.weather = Weather::Storm;
+            }
             if !world.pass_time() && can == 0 {
                 world.verdict();
                 return world;
@@ -80,6 +161,8 @@ pub fn run(seed: u64, fault: Option<Fault>, trace: bool) -> World {
             world.check();
             continue;
         }
+        let quick = can & !lazy;
+        let can = if quick != 0 && chance.below(LAZY) > 0 { quick } else { can };
         let mut pick = chance.below(can.count_ones());
         let mut left = can;
         while pick > 0 {

@@ -1,6 +1,12 @@
 //! A run that can be had again: what is simulated, and what happens when.
 
-use crate::{blow::Blow, fault::Fault, random, setup::Setup, world::World};
+use crate::{
+    blow::Blow,
+    fault::Fault,
+    random,
+    setup::Setup,
+    world::{Weather, World},
+};
 use std::{fmt, str::FromStr};
 
 /// A run that moves so often without an end goes round in circles.
@@ -15,6 +21,14 @@ pub enum Turn {
     Time,
     /// The storm strikes.
     Blow(Blow),
+}
+
+impl Turn {
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let blows = (0..Blow::COUNT).map(|number| Self::Blow(Blow::of(number)));
+        [Self::Sleep, Self::Time].into_iter().chain(blows)
+    }
 }
 
 /// A whole run.
@@ -90,6 +104,7 @@ impl World {
                 self.asleep |= next & next.wrapping_neg();
             }
             Turn::Time => {
+                self.ghost.weather = Weather::Storm;
                 self.pass_time();
                 self.check();
             }
@@ -170,6 +185,6 @@ mod tests {
             assert_eq!(schedule.to_string().parse(), Ok(schedule));
         }
         assert!("random-x".parse::<Schedule>().is_err());
-        assert!("post-held-bare-1-3-1-1-5-0@3".parse::<Schedule>().is_err());
+        assert!("post-held-bare-1-3-1-1-5@3".parse::<Schedule>().is_err());
     }
 }

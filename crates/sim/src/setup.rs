@@ -57,12 +57,29 @@ pub struct Setup {
     pub busy: u16,
     /// The source refers to pages that may not have arrived: only verification saves it (I7).
     pub eager: bool,
+    /// A link that is lost while the guest runs on the source is waited for (`--give-up`).
+    pub rejoin: bool,
+    /// Both sides compare their memory before the commit (`--verify`).
+    pub verify: bool,
 }
 
 impl Setup {
     /// A small VM that migrates so.
     pub fn small(way: Way, keeper: Keeper, spooling: Spooling) -> Self {
-        Self { way, keeper, spooling, streams: 1, pages: 3, rounds: 1, guest: 1, busy: 5, eager: false }
+        let (eager, rejoin, verify) = (false, false, false);
+        Self {
+            way,
+            keeper,
+            spooling,
+            streams: 1,
+            pages: 3,
+            rounds: 1,
+            guest: 1,
+            busy: 5,
+            eager,
+            rejoin,
+            verify,
+        }
     }
 
     /// Whether the guest may run on the target before all its memory is there.
@@ -70,6 +87,11 @@ impl Setup {
         self.way != Way::PreCopy
     }
 }
+
+/// What may follow the numbers.
+const EAGER: &str = "eager";
+const REJOIN: &str = "rejoin";
+const VERIFY: &str = "verify";
 
 const WAYS: [(Way, &str); 3] = [(Way::PreCopy, "pre"), (Way::Hybrid, "hybrid"), (Way::PostCopy, "post")];
 const KEEPERS: [(Keeper, &str); 3] =
@@ -91,10 +113,12 @@ fn value<T: Copy>(word: Option<&str>, table: &[(T, &str)]) -> Result<T, String> 
 
 impl fmt::Display for Setup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { streams, pages, rounds, guest, busy, eager, .. } = self;
+        let Self { streams, pages, rounds, guest, busy, .. } = self;
         let (way, keeper) = (word(self.way, &WAYS), word(self.keeper, &KEEPERS));
         let spooling = word(self.spooling, &SPOOLINGS);
-        write!(f, "{way}-{keeper}-{spooling}-{streams}-{pages}-{rounds}-{guest}-{busy}-{}", u8::from(*eager))
+        write!(f, "{way}-{keeper}-{spooling}-{streams}-{pages}-{rounds}-{guest}-{busy}")?;
+        let also = [(self.eager, EAGER), (self.rejoin, REJOIN), (self.verify, VERIFY)];
+        also.iter().filter(|(set, _)| *set).try_for_each(|(_, word)| write!(f, "-{word}"))
     }
 }
 
@@ -110,7 +134,7 @@ impl FromStr for Setup {
             let number = word.parse::<u16>().map_err(|e| format!("{word}: {e}"))?;
             if number <= most { Ok(number) } else { Err(format!("{number} is more than {most}")) }
         };
-        let setup = Self {
+        let mut setup = Self {
             way,
             keeper,
             spooling,
@@ -119,12 +143,17 @@ impl FromStr for Setup {
             rounds: number(8)?.max(1) as u8,
             guest: number(u16::MAX)?,
             busy: number(1000)?,
-            eager: number(1)? == 1,
+            ..Self::small(way, keeper, spooling)
         };
-        match words.next() {
-            None => Ok(setup),
-            Some(more) => Err(format!("the setup is too long, from {more} on")),
+        for word in words {
+            match word {
+                EAGER => setup.eager = true,
+                REJOIN => setup.rejoin = true,
+                VERIFY => setup.verify = true,
+                more => return Err(format!("{more} is none of {EAGER}, {REJOIN}, {VERIFY}")),
+            }
         }
+        Ok(setup)
     }
 }
 
@@ -136,16 +165,12 @@ mod tests {
     fn a_setup_is_read_as_it_is_written() {
         let mut setup = Setup::small(Way::Hybrid, Keeper::Etcd, Spooling::Strict);
         setup.streams = 2;
-        setup.eager = true;
+        (setup.eager, setup.verify) = (true, true);
         assert_eq!(setup.to_string().parse(), Ok(setup));
-        assert_eq!(setup.to_string(), "hybrid-etcd-strict-2-3-1-1-5-1");
-        for bad in [
-            "",
-            "pre",
-            "pre-held-bare-1-3-1-1-5-2",
-            "pre-held-bare-1-3-1-1-5-0-0",
-            "pre-held-bare-1-65-1-1-5-0",
-        ] {
+        assert_eq!(setup.to_string(), "hybrid-etcd-strict-2-3-1-1-5-eager-verify");
+        for bad in
+            ["", "pre", "pre-held-bare-1-3-1-1", "pre-held-bare-1-3-1-1-5-0", "pre-held-bare-1-65-1-1-5"]
+        {
             assert!(bad.parse::<Setup>().is_err(), "{bad}");
         }
     }

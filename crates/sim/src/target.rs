@@ -2,12 +2,12 @@
 //! `agent/store/target.rs`, cut at each point at which a crash matters.
 
 use crate::{
+    driver::Driver,
     fault::Fault,
-    link::{Side, Word},
+    link::{Over, Side, Word},
     pages::Pages,
     printed::Printed,
-    qemu::Qemu,
-    record::{Answer, Asked, Owner},
+    record::Answer,
     setup::Keeper,
     source::{bitmap, pages, short},
     world::{Timer, World, say},
@@ -20,9 +20,12 @@ use proto::{
 mod landing; // pages into memory, and faults out of it
 mod link; // its connections
 mod recovery; // after a restart
+mod spooling; // the file that pages come by, too
+mod steps; // its acts, step by step
 mod store; // the threads that write its store
 mod work; // what it holds
 
+pub(crate) use spooling::{SpoolRecord, SpoolRecording, Unspool, Unspooled};
 pub(crate) use work::{Arrival, Do, Heard, Recording, Session, Stage, TargetAgent};
 
 impl World {
@@ -33,7 +36,12 @@ impl World {
             None => !work.todo.is_empty() || !work.heard.is_empty(),
             Some(Do::AwaitRecorded) => work.recording == Recording::Done,
             // The journal is one thread's at a time, and what is owed may still be being recorded.
-            Some(Do::Settle | Do::Abandon) => work.recording == Recording::Done && self.store_is_free(),
+            Some(Do::AwaitSpoolRecorded) => work.recording_spool == SpoolRecording::Done,
+            Some(Do::Settle | Do::Abandon) => {
+                work.recording == Recording::Done
+                    && work.recording_spool == SpoolRecording::Done
+                    && self.store_is_free()
+            }
             Some(Do::Accept | Do::Claim | Do::Intend | Do::Won | Do::Forget) => self.store_is_free(),
             // Loading reads the rings of the virtio devices: they are in page 0.
             Some(Do::Load) => {
@@ -69,18 +77,27 @@ impl World {
         let held = self.setup.keeper == Keeper::Target;
         let Some(work) = self.target.work.as_deref_mut() else { return };
         let steps: &[Do] = match act {
-            TargetAct::Send(kind) => return self.target_says(kind),
-            TargetAct::Prepare(_) => &[Do::Start, Do::Accept, Do::Sync, Do::Prepared],
+            TargetAct::Send(mut kind) => {
+                if let Kind::Ready(ready) = &mut kind {
+                    ready.spool = work.spool.is_some();
+                }
+                return self.target_says(kind);
+            }
+            TargetAct::Prepare(prepare) => {
+                work.wants_spool = prepare.spool.is_some();
+                &[Do::Start, Do::Accept, Do::Sync, Do::OpenSpool, Do::Prepared]
+            }
             TargetAct::TakeOwed(bitmaps) => {
                 let owed = bitmaps.first().map_or(Pages::default(), pages);
                 work.steps.extend([Do::Punch(owed), Do::AwaitRecorded, Do::Record, Do::OwedTaken]);
                 return;
             }
-            TargetAct::KeepHashes(_) => return,
-            TargetAct::Compare => return work.event(TargetEvent::Compared(Ok(()))),
+            TargetAct::ForgetAnnounced => &[Do::AwaitRecorded, Do::AwaitSpoolRecorded, Do::ForgetAnnounced],
+            TargetAct::KeepHashes(hashes) => return work.hashes = hashes.hashes,
+            TargetAct::Compare => &[Do::Compare],
             TargetAct::Load(state) => {
                 work.state = state.stream.map_or(0, |stream| stream.raw as u16);
-                &[Do::Enter, Do::Load, Do::AwaitRecorded, Do::Loaded]
+                &[Do::Enter, Do::Load, Do::AwaitRecorded, Do::AwaitSpoolRecorded, Do::Loaded]
             }
             TargetAct::Claim => {
                 work.steps.extend(early.then_some(Do::Run));
@@ -97,8 +114,12 @@ impl World {
                 let still = control::StillOwed { blocks: vec![bitmap(work.owed)], ..Default::default() };
                 return self.target_says(Kind::StillOwed(still));
             }
-            TargetAct::SendLanded => unreachable!("no source comes back before the commit (give_up_ms is 0)"),
-            TargetAct::Settle => &[Do::Close, Do::Settle, Do::Sync, Do::SaySettled],
+            TargetAct::SendLanded => {
+                let blocks = vec![bitmap(work.landed)];
+                let landed = control::Landed { round: work.round, blocks, ..Default::default() };
+                return self.target_says(Kind::Landed(landed));
+            }
+            TargetAct::Settle => &[Do::Close, Do::Settle, Do::Sync, Do::EndSpool, Do::SaySettled],
             TargetAct::Destroy => {
                 work.watches = false;
                 work.steps.extend([Do::Destroy, Do::Abandon, Do::Sync]);
@@ -112,191 +133,22 @@ impl World {
         work.steps.extend(steps);
     }
 
-    /// One step of an act.
-    fn target_does(&mut self, step: Do) {
-        let holes_stay = self.has(Fault::HolesNotMade);
-        let idempotent = !self.has(Fault::ClaimNotIdempotent);
-        let forgetful = self.has(Fault::AbandonForgetsRecord);
-        let late = self.has(Fault::OwedNotRecorded);
-        let qemu = &mut self.qemus[1];
-        let Some(work) = self.target.work.as_deref_mut() else { return };
-        let can_fail = matches!(step, Do::Start | Do::Punch(_) | Do::Load);
-        if can_fail && std::mem::take(&mut work.fails) {
-            say!(self, "target: that fails");
-            if step == Do::Start {
-                work.steps.clear();
-                return work.event(TargetEvent::Prepared(Err(vec!["chance".into()])));
-            }
-            return work.broke("act");
-        }
-        match step {
-            Do::Start => {
-                *qemu = Qemu::waiting();
-                qemu.watched = self.setup.post_copy();
-                work.watches = qemu.watched;
-            }
-            Do::Accept => {
-                let held = self.setup.keeper == Keeper::Target;
-                self.target.store.write(|store| {
-                    store.offer = held.then_some(Owner::BEFORE);
-                    store.arrival = Some(Arrival::default());
-                    store.seen = true;
-                });
-            }
-            Do::Sync => self.target_syncs(),
-            Do::Prepared => work.event(TargetEvent::Prepared(Ok(()))),
-            Do::Punch(owed) => {
-                work.stage = Stage::Lacking;
-                for page in owed.iter().filter(|_| !holes_stay) {
-                    qemu.ram.punch(page);
-                }
-                work.owed = work.owed.or(owed);
-            }
-            Do::AwaitRecorded => {}
-            Do::Record => {
-                if !late {
-                    work.recording = Recording::Asked(work.owed);
-                }
-                if work.owed.none() {
-                    work.heard.push_back(Heard::AllPlaced);
-                }
-            }
-            Do::OwedTaken => work.event(TargetEvent::OwedTaken),
-            Do::Enter => {
-                if work.owed.none() {
-                    work.stage = Stage::Closed;
-                }
-            }
-            Do::Load => {
-                if !qemu.alive {
-                    return work.broke("load the device state");
-                }
-                if qemu.can_touch(0) {
-                    qemu.state = Some(work.state);
-                } else {
-                    // Somebody must answer this fault.
-                    work.steps.push_front(Do::Load);
-                    self.set(Timer::Patience(Side::Target));
-                }
-            }
-            Do::Loaded => {
-                self.timers.retain(|(_, timer)| *timer != Timer::Patience(Side::Target));
-                work.event(TargetEvent::Loaded);
-            }
-            Do::Claim => {
-                let claim = Asked { claimer: Side::Target };
-                let mut answer = Answer::Unknown;
-                self.target.store.write(|store| {
-                    if let Some(offer) = &mut store.offer {
-                        answer = offer.claim(claim, idempotent);
-                    }
-                    if let (Answer::Yours(_), Some(arrival)) = (answer, &mut store.arrival) {
-                        arrival.claimed = true;
-                    }
-                });
-                work.answer = Some(answer);
-            }
-            Do::Claimed => {
-                let answer = work.answer.take().unwrap_or(Answer::Unknown);
-                self.target_is_answered(answer);
-            }
-            Do::Intend => self.target.store.write(|store| {
-                if let Some(arrival) = &mut store.arrival {
-                    arrival.claiming = true;
-                }
-            }),
-            Do::Ask => {
-                work.answer = None;
-                self.ask_elsewhere(Side::Target, Asked { claimer: Side::Target });
-                self.set(Timer::Patience(Side::Target));
-            }
-            Do::AwaitAnswer => {
-                let answer = work.answer.take().unwrap_or(Answer::Unknown);
-                self.call_off(Timer::Patience(Side::Target));
-                self.target_is_answered(answer);
-            }
-            Do::Won => self.target.store.write(|store| {
-                if let Some(arrival) = &mut store.arrival {
-                    arrival.claimed = true;
-                }
-            }),
-            Do::TellWon => work.event(TargetEvent::ClaimWon(crate::record::EPOCH + 1)),
-            Do::Wait => {}
-            Do::Resume => {
-                work.arrived = true;
-                if late {
-                    work.recording = Recording::Asked(work.owed);
-                }
-                if qemu.alive {
-                    work.event(TargetEvent::Resumed { at_ns: 1 });
-                    self.guest_runs(Side::Target);
-                } else {
-                    work.event(TargetEvent::ResumeFailed("QEMU is gone".into()));
-                }
-            }
-            Do::Run => {
-                if qemu.alive && !qemu.runs {
-                    self.guest_runs(Side::Target);
-                }
-            }
-            Do::Close => {
-                work.stage = Stage::Closed;
-                work.watches = false;
-                // Whoever waits goes on: what was not sent is zeros.
-                qemu.watched = false;
-                qemu.waits_for = None;
-            }
-            Do::Settle => self.target.store.write(|store| {
-                if store.arrival.as_ref().is_some_and(|arrival| arrival.claimed) {
-                    store.arrival = None;
-                    store.arrived = true;
-                }
-            }),
-            Do::SaySettled => self.target_says(Kind::Settled(control::Settled::default())),
-            Do::Destroy => qemu.die(),
-            Do::Abandon => self.target.store.write(|store| {
-                if store.arrival.as_ref().is_none_or(|arrival| !arrival.claimed) {
-                    store.arrival = None;
-                    if let Some(offer) = &mut store.offer {
-                        offer.open = false;
-                    }
-                    if forgetful {
-                        store.offer = None;
-                    }
-                }
-            }),
-            Do::Forget => self.target.store.write(|store| store.offer = None),
-            Do::TakeUp => self.target_takes_up(),
-            Do::Over => self.target.work = None,
-        }
-    }
-
-    /// What came of a claim.
-    fn target_is_answered(&mut self, answer: Answer) {
-        say!(self, "target: the record says {answer:?}");
-        let held = self.held_by_target();
-        if answer == Answer::Unknown {
-            self.set(Timer::Again(Side::Target));
-        }
-        let Some(work) = self.target.work.as_deref_mut() else { return };
-        if work.machine.is_none() {
-            return self.target_recovery_is_answered(answer);
-        }
-        match answer {
-            Answer::Yours(epoch) if held => work.event(TargetEvent::ClaimWon(epoch)),
-            Answer::Yours(_) => work.steps.extend([Do::Won, Do::Sync, Do::TellWon]),
-            Answer::Lost(_) => work.event(TargetEvent::ClaimLost("the source".into())),
-            Answer::Unknown => work.event(TargetEvent::ClaimUnknown("not known".into())),
-        }
-    }
-
     /// What was heard (`look_at`).
     fn target_hears(&mut self, heard: Heard) {
         let streams = self.setup.streams;
+        let regardless = self.has(Fault::GivesUpAfterPermit);
         let Some(work) = self.target.work.as_deref_mut() else { return };
         match heard {
-            Heard::Said(kind) => {
+            Heard::Spooled(conn, spooled) => self.spooled(conn, &spooled.0),
+            Heard::Unspooled(said) => self.hear_unspooled(said),
+            Heard::Said(conn, kind) if work.control != Some(conn) && !matches!(kind.0, Kind::Failed(_)) => {}
+            Heard::Said(_, kind) => {
+                if self.target_spool_word(&kind) {
+                    return;
+                }
+                let Some(work) = self.target.work.as_deref_mut() else { return };
                 work.source_is_back |= matches!(kind.0, Kind::Failed(_));
+                work.permitted |= matches!(kind.0, Kind::Permit(_));
                 work.event(TargetEvent::Message(kind.0));
             }
             Heard::AllPlaced => {
@@ -313,15 +165,32 @@ impl World {
                 if work.ended.count_ones() == u32::from(streams) {
                     work.round = round;
                     work.ended = 0;
+                    work.landed = Pages::default();
                     work.event(TargetEvent::Landed(round));
                 }
             }
-            Heard::Lost(conn) => {
+            Heard::Lost(conn, over) => {
                 if work.control == Some(conn) || work.conns.contains(&conn) {
                     self.target_hangs_up();
+                    if self.setup.rejoin && !self.has(Fault::NeverGivesUp) {
+                        // Soon enough the source has given up, too.
+                        self.set(match over {
+                            Over::Closed => Timer::Closed,
+                            Over::Cut => Timer::GiveUp(Side::Target),
+                        });
+                    }
                     if let Some(work) = self.target.work.as_deref_mut() {
                         work.event(TargetEvent::LinkLost("it broke".into()));
                     }
+                }
+            }
+            Heard::GiveUp => {
+                let permitted = work.permitted;
+                work.event(TargetEvent::GiveUp("it was lost, and not back in time".into()));
+                if regardless && permitted && work.todo.is_empty() {
+                    let (what, why) = ("the connection".into(), "it is lost".into());
+                    let acts = [TargetAct::Destroy, TargetAct::End(TargetEnd::Failed { what, why })];
+                    work.todo.extend(acts.map(Printed));
                 }
             }
             Heard::Wrong(conn) => {
@@ -344,8 +213,13 @@ impl World {
 
     fn target_ends(&mut self, end: &TargetEnd) {
         say!(self, "target: ends, {}", short(end));
+        if matches!(end, TargetEnd::Failed { what, .. } if what == "the protocol") {
+            self.breach(|| format!("two honest sides are out of step: {end:?}"));
+        }
         self.target_hangs_up();
         if let Some(work) = self.target.work.take() {
+            // By now the source has written its last word into its file, or never will.
+            self.spool.doomed[1] |= work.spool_settled && self.spool.file.is_some();
             // What was accepted for it in this very moment ends with it.
             for heard in work.heard {
                 if let Heard::Attach(id) = heard
@@ -355,8 +229,25 @@ impl World {
                 }
             }
         }
-        self.call_off(Timer::Again(Side::Target));
-        self.call_off(Timer::Patience(Side::Target));
+        for timer in [Timer::Again(Side::Target), Timer::Patience(Side::Target)] {
+            self.call_off(timer);
+        }
+        self.target_is_patient();
+    }
+
+    /// A source that was lost is not waited for any longer; or the agent ends.
+    pub fn target_gives_up(&mut self) {
+        self.target_is_patient();
+        if let Some(work) = self.target.work.as_deref_mut().filter(|work| work.machine.is_some()) {
+            work.heard.push_back(Heard::GiveUp);
+        }
+    }
+
+    /// Nothing is waited for.
+    fn target_is_patient(&mut self) {
+        for timer in [Timer::GiveUp(Side::Target), Timer::Closed] {
+            self.call_off(timer);
+        }
     }
 
     fn target_says(&mut self, kind: Kind) {

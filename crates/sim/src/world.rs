@@ -4,12 +4,14 @@ use crate::{
     fault::Fault,
     guest::Guest,
     link::{Conn, Purpose, Side},
+    pages::Pages,
     qemu::Qemu,
     record::Elsewhere,
-    setup::Setup,
+    setup::{Setup, Spooling},
     source::SourceAgent,
     spool::Spool,
     target::TargetAgent,
+    watchdog::Watchdog,
 };
 use std::hash::{Hash, Hasher};
 
@@ -20,6 +22,14 @@ pub enum Timer {
     Again(Side),
     /// A driver's patience with whoever owes it an answer is over.
     Patience(Side),
+    /// A lost link was waited for as long as the user wants.
+    GiveUp(Side),
+    /// The same at the target, for a source that closed its connections.
+    Closed,
+    /// The target is called again, to be told that the migration has ended.
+    CallAgain,
+    /// It was called for long enough.
+    CallEnd,
     /// The user is told that it is in doubt; the driver leaves the asking to the recovery.
     Doubt,
     /// What a careless writer has not synced gets to the disk by itself (planted faults only).
@@ -32,6 +42,12 @@ pub enum Timer {
     RecordUp,
     /// The datastore answers again.
     SpoolUp,
+    /// … before anybody gives it up.
+    SpoolBack,
+    /// It, or the target that reads what is there, was waited for for too long.
+    Stall,
+    /// The agents look for files that nobody needs.
+    Janitor,
     /// A person has seen that the target host is dead, or has looked at a restored record.
     Person,
 }
@@ -41,15 +57,22 @@ impl Timer {
     /// How long until it happens.
     pub fn after(self) -> u32 {
         match self {
+            Self::CallAgain => 300,
+            Self::SpoolBack => 400,
+            Self::Stall => 600,
             Self::Again(_) => 500,
             Self::Restart(_) => 700,
             Self::Patience(_) => 900,
             Self::LinkUp => 1200,
             Self::RecordUp => 1300,
             Self::SpoolUp => 1400,
+            Self::Closed => 1700,
             Self::Doubt => 2000,
             Self::Lazy(_) => 2500,
+            Self::GiveUp(Side::Source) | Self::CallEnd => 2600,
+            Self::Janitor => 2950,
             Self::Person => 3000,
+            Self::GiveUp(Side::Target) => 3100,
         }
     }
 
@@ -62,7 +85,7 @@ impl Timer {
 
     /// Whether it only asks again, so that a world in which nothing else can happen has ended.
     fn only_asks(self) -> bool {
-        matches!(self, Self::Again(_) | Self::Patience(_) | Self::Doubt)
+        matches!(self, Self::Again(_) | Self::Patience(_) | Self::Doubt | Self::CallAgain | Self::Janitor)
     }
 }
 
@@ -82,6 +105,32 @@ pub struct Ghost {
     /// An agent was killed between the step that recorded a waiting or empty QEMU and the one that started or ended it: that
     /// process is known to nobody, and harms nobody: it never ran, or holds neither vCPUs' state nor a disk.
     pub orphan: [bool; 2],
+    /// The source's agent was killed and is never started again.
+    pub for_good: bool,
+    /// The pause's watchdog was killed.
+    pub unwatched: bool,
+    /// The datastore has damaged what was written to it.
+    pub rotten: bool,
+    /// Pages that were damaged on the target after all that protects them on their way.
+    pub damaged: Pages,
+    /// How the weather was.
+    pub weather: Weather,
+}
+
+/// How much happened that a migration has to bear: what it must come to depends on it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Weather {
+    /// Nothing at all: it completes.
+    #[default]
+    Fair,
+    /// One connection, or all of them, were lost once.
+    OneCut,
+    /// … and the source has waited for the link: it completes as well.
+    OneCutWaitedFor,
+    /// The datastore alone stalled, failed or damaged what is there: that costs nothing but its help.
+    Datastore,
+    /// More than that.
+    Storm,
 }
 
 /// Left out of a state's hash.
@@ -113,6 +162,8 @@ pub struct World {
     pub source: SourceAgent,
     /// The target's.
     pub target: TargetAgent,
+    /// The process that watches over the source's pause.
+    pub watchdog: Watchdog,
     /// All connections.
     pub conns: Vec<Conn>,
     /// The next connection's number.
@@ -171,11 +222,12 @@ impl World {
             burnt: [false; 2],
             source: SourceAgent::new(&setup),
             target: TargetAgent::default(),
+            watchdog: Watchdog::Watches(None),
             conns: Vec::new(),
             next_conn: 0,
             link: true,
             record: Elsewhere::new(),
-            spool: Spool::new(),
+            spool: Spool::new(setup.spooling != Spooling::Off),
             timers: Vec::new(),
             turn: 0,
             asleep: 0,
@@ -263,6 +315,11 @@ impl World {
         match timer {
             Timer::Again(Side::Source) | Timer::Patience(Side::Source) => self.source_timer(timer),
             Timer::Again(Side::Target) | Timer::Patience(Side::Target) => self.target_timer(timer),
+            Timer::GiveUp(Side::Source) => self.source_gives_up(),
+            Timer::GiveUp(Side::Target) | Timer::Closed => self.target_gives_up(),
+            // It is called by its thread, which looks whether this is set.
+            Timer::CallAgain => {}
+            Timer::CallEnd => self.call_ends(),
             Timer::Doubt => self.source_in_doubt(),
             Timer::Lazy(Side::Source) => self.source.journal.sync(),
             Timer::Lazy(Side::Target) => self.target_synced(),
@@ -270,7 +327,9 @@ impl World {
             Timer::Restart(Side::Target) => self.restart_target(),
             Timer::LinkUp => self.link = true,
             Timer::RecordUp => self.record.up = true,
-            Timer::SpoolUp => self.spool.up = true,
+            Timer::SpoolUp | Timer::SpoolBack => self.spool.up = true,
+            Timer::Stall => self.spool_stalls(),
+            Timer::Janitor => [Side::Source, Side::Target].into_iter().for_each(|side| self.janitor(side)),
             Timer::Person => self.person(),
         }
     }
@@ -287,5 +346,12 @@ fn timer_order(timer: Timer) -> u8 {
         Timer::RecordUp => 10,
         Timer::SpoolUp => 11,
         Timer::Person => 12,
+        Timer::GiveUp(side) => 13 + side as u8,
+        Timer::Closed => 15,
+        Timer::CallAgain => 16,
+        Timer::CallEnd => 17,
+        Timer::SpoolBack => 18,
+        Timer::Stall => 19,
+        Timer::Janitor => 20,
     }
 }

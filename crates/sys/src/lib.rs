@@ -12,6 +12,9 @@ pub mod maps;
 /// A file that is somebody's RAM: holes, reads, writes.
 pub mod ram;
 
+/// Files whose descriptors nobody inherits.
+pub mod apart;
+
 /// System calls in the place of another process.
 pub mod inject;
 

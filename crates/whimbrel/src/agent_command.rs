@@ -7,6 +7,7 @@ use crate::{
 use agent::config::{Config, Flags};
 use host::{Mover, QemuHost};
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use sys::kvm::KvmError;
 
 /// Is the agent until it is told to end.
 pub(crate) fn agent(args: Agent, socket: Option<PathBuf>) -> Result<ExitCode, Trouble> {
@@ -29,11 +30,16 @@ pub(crate) fn agent(args: Agent, socket: Option<PathBuf>) -> Result<ExitCode, Tr
     agent::log::begin(args.log_format);
     let security = agent::security::security(&config)
         .map_err(|error| Trouble::local(FAILED, cannot, error.to_string()).next(error.next(&config.name)))?;
-    // Found out once and for all by running a tiny guest: the device file alone proves nothing.
-    let kvm = sys::kvm::measure().is_ok_and(|ran| ran.usable());
-    let qemu = QemuHost::new(&config, kvm);
+    // By running a tiny guest: the device file alone proves nothing.
+    let qemu = QemuHost::new(&config, || match sys::kvm::measure() {
+        Ok(ran) => Ok(ran.usable()),
+        Err(KvmError::Absent) => Ok(false),
+        Err(error) => Err(error.to_string()),
+    });
     let mover = qemu.clone();
-    agent::run(config, Arc::new(qemu), |context| Arc::new(Mover::new(context, mover, security)))
+    let record = host::shared_record(&config)
+        .map_err(|error| Trouble::local(FAILED, cannot, format!("the ownership record: {error}")))?;
+    agent::run(config, Arc::new(qemu), record, |context| Arc::new(Mover::new(context, mover, security)))
         .map_err(|error| Trouble::local(FAILED, cannot, error.to_string()))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -10,7 +10,7 @@ use crate::{
     words,
 };
 use agent::api::{MigrateOptions, Started};
-use engine::report::{Event, Forecast, Outcome, Promise, Report};
+use engine::report::{Event, Forecast, Outcome, Promise, Report, Robust};
 use hyper::Method;
 use serde_json::json;
 use std::{
@@ -36,6 +36,8 @@ fn options(how: &How, verify: bool) -> MigrateOptions {
         streams: how.streams,
         verify,
         compress: how.compress.into(),
+        spool: how.spool.clone(),
+        robust: how.robust.map(Robust::from),
         cpu: how.cpu,
     }
 }

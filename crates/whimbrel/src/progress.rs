@@ -162,6 +162,7 @@ pub(crate) fn now(event: &Event) -> Option<String> {
         predicted_downtime_ms,
         left_ms,
         ends_in_ms,
+        spool,
         slowed_percent,
         ..
     } = event
@@ -175,6 +176,11 @@ pub(crate) fn now(event: &Event) -> Option<String> {
     let pages = left_bytes.div_ceil(PAGE_SIZE as u64);
     parts.push(format!("{} ({}) left", counted(pages, "page", "pages"), Bytes(*left_bytes)));
     parts.push(Rate(*rate).to_string());
+    match spool {
+        Some((written, 0)) => parts.push(format!("{} in the spool", Bytes(*written))),
+        Some((_, trails)) => parts.push(format!("the spool is {} behind", Bytes(*trails))),
+        None => {}
+    }
     if let (Phase::PreCopy, Some(pause)) = (phase, predicted_downtime_ms) {
         parts.push(format!("pause if stopped now {}", millis(*pause)));
     }
@@ -214,6 +220,7 @@ mod tests {
             predicted_downtime_ms: Some(12.3),
             left_ms: Some(3500),
             ends_in_ms: Some(5200),
+            spool: None,
             slowed_percent: Some(12.0),
             at_ms: 1,
         };
@@ -222,5 +229,20 @@ mod tests {
             "round 2 · 105,472 pages (412.0 MiB) left · 118.0 MiB/s · pause if stopped now 12.3 ms · writers wait 12 % · 5 s left"
         );
         assert_eq!(line(&tick), None);
+        let Event::Tick { phase, round, .. } = tick else { return };
+        let trailing = Event::Tick {
+            phase,
+            round,
+            left_bytes: 0,
+            of_bytes: 0,
+            rate: 0,
+            predicted_downtime_ms: None,
+            left_ms: None,
+            ends_in_ms: None,
+            slowed_percent: None,
+            spool: Some((5 << 20, 3 << 20)),
+            at_ms: 1,
+        };
+        assert!(now(&trailing).unwrap().contains("the spool is 3.0 MiB behind"));
     }
 }

@@ -4,7 +4,7 @@ use crate::{
     forecast,
     words::{count, counted, micros, millis, table},
 };
-use engine::report::{Outcome, Report};
+use engine::report::{Outcome, Report, Spooled};
 use units::Bytes;
 
 /// How long ago it was.
@@ -137,6 +137,12 @@ fn figures(report: &Report) -> Vec<Vec<String>> {
             ),
         ));
     }
+    if let Some(spool) = report.spool.as_deref() {
+        rows.push(row("spool", spooled(spool)));
+        if let Some(trouble) = &spool.trouble {
+            rows.push(row("", format!("given up: {trouble}")));
+        }
+    }
     let throttle = &report.throttle;
     if throttle.stalled_ms > 0.0 {
         let (stalled, longest) = (millis(throttle.stalled_ms), millis(throttle.longest_ms));
@@ -146,6 +152,21 @@ fn figures(report: &Report) -> Vec<Vec<String>> {
         ));
     }
     rows
+}
+
+/// What went by way of the datastore.
+fn spooled(spool: &Spooled) -> String {
+    let mut parts = vec![format!("{} in {} ({})", Bytes(spool.bytes), spool.directory, spool.robust.name())];
+    if spool.pages > 0 {
+        parts.push(format!("{} came that way", counted(spool.pages, "page", "pages")));
+    }
+    if let Some(ms) = spool.safe_ms {
+        parts.push(format!("all that was owed was safe after {}", millis(ms)));
+    }
+    if spool.trailed_bytes > 0 {
+        parts.push(format!("{} were not when the VM changed hands", Bytes(spool.trailed_bytes)));
+    }
+    parts.join("; ")
 }
 
 fn row(name: &str, value: impl Into<String>) -> Vec<String> {

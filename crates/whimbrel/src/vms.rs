@@ -33,7 +33,8 @@ pub(crate) fn run(client: &Client, args: &Run) -> Result<ExitCode, Trouble> {
         let text = fs::read_to_string(&args.file).map_err(unreadable)?;
         (text, absolute(&args.file).map_err(unreadable)?)
     };
-    let vm: VmInfo = Client::runtime()?.block_on(client.post("/v1/vms", &RunRequest { text, path }))?;
+    let request = RunRequest { text, path, fenced: args.i_have_fenced.clone() };
+    let vm: VmInfo = Client::runtime()?.block_on(client.post("/v1/vms", &request))?;
     say(args.json, &vm, || format!("{} runs (QEMU is process {})\n", vm.name, pid(&vm)))
 }
 

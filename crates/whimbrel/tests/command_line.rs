@@ -108,6 +108,7 @@ fn programs_get_events_and_the_bare_report_as_the_last_line() {
         "preflight_ms",
         "protected",
         "rounds",
+        "spool",
         "streams",
         "throttle",
         "to",

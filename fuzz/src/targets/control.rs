@@ -31,7 +31,9 @@ fn message(kind: &Kind) -> bool {
     assert_eq!(decode(&again[4..]).as_ref(), Ok(kind));
     assert!(Brief(kind).to_string().len() < 64);
     match kind {
-        Kind::Owed(control::Owed { blocks }) | Kind::StillOwed(control::StillOwed { blocks, .. }) => {
+        Kind::Owed(control::Owed { blocks })
+        | Kind::StillOwed(control::StillOwed { blocks, .. })
+        | Kind::Lacking(control::Lacking { blocks }) => {
             let Ok(sets) = page_sets(blocks, &shape()) else { return false };
             assert_eq!(page_sets(&bitmaps(&sets), &shape()), Ok(sets));
             true
@@ -62,6 +64,8 @@ pub(crate) fn kinds() -> Vec<Kind> {
             epoch: 4,
             give_up_ms: 60_000,
             seal_key: vec![2; 32],
+            spool: Some(control::Spool { directory: "/shared/spool".into(), secret: vec![4; 32] }),
+            record: "0123456789abcdef".into(),
         }),
         Kind::Owed(control::Owed { blocks: bitmaps(&owed) }),
         Kind::Hashes(control::Hashes { block: 0, start: 0, hashes: (0..20).collect() }),
@@ -73,7 +77,12 @@ pub(crate) fn kinds() -> Vec<Kind> {
         }),
         Kind::Permit(control::Permit {}),
         Kind::Claim(control::Claim { vm: "web1".into(), expected: 4, claimer: "hosta".into() }),
-        Kind::Ready(control::Ready { token: vec![7; 32] }),
+        Kind::Ready(control::Ready {
+            token: vec![7; 32],
+            record: String::new(),
+            spool: false,
+            no_spool: "it is not there".into(),
+        }),
         Kind::Refused(control::Refused { reasons: vec!["no bridge br0".into(), "no disk".into()] }),
         Kind::RoundLanded(control::RoundLanded { round: 3 }),
         Kind::Committed(control::Committed {
@@ -94,6 +103,20 @@ pub(crate) fn kinds() -> Vec<Kind> {
         Kind::Claimed(control::Claimed { yours: false, owner: "hostb".into(), epoch: 5 }),
         Kind::OwedTaken(control::OwedTaken {}),
         Kind::Landed(control::Landed { round: 3, blocks: bitmaps(&owed), token: vec![7; 32] }),
+        Kind::Spooled(control::Spooled {
+            extents: 40,
+            bytes: 9000,
+            land: true,
+            land_from: 30,
+            manifest: Some(control::Manifest { floor: 7, lacking: bitmaps(&owed), end: 40 }),
+        }),
+        Kind::SpoolStop(control::SpoolStop {}),
+        Kind::SpoolTaken(control::SpoolTaken { extents: 40 }),
+        Kind::SpoolStopped(control::SpoolStopped {}),
+        Kind::SpoolFailed(control::SpoolFailed { why: "the datastore has not answered".into() }),
+        Kind::Lacking(control::Lacking { blocks: bitmaps(&owed) }),
+        Kind::StreamLost(control::StreamLost { stream: 1 }),
+        Kind::StreamBack(control::StreamBack { stream: 1, round: 3, blocks: bitmaps(&owed), owed: true }),
     ]
 }
 

@@ -25,7 +25,9 @@ fn hello() -> control::Hello {
 }
 
 fn prepare(input: &mut Input<'_>) -> control::Prepare {
-    control::Prepare { verify: input.u8().is_multiple_of(2), post_copy: true, ..Default::default() }
+    let byte = input.u8();
+    let (verify, give_up_ms) = (byte.is_multiple_of(2), u64::from(byte / 2 % 2));
+    control::Prepare { verify, give_up_ms, post_copy: true, ..Default::default() }
 }
 
 fn message(input: &mut Input<'_>) -> Kind {
@@ -69,6 +71,7 @@ fn source_event(input: &mut Input<'_>) -> SourceEvent {
         11 => E::ClaimUnknown("down".into()),
         12 => E::Resolved,
         13 => E::Rejoined(u32::from(input.u8() % 8)),
+        14 => E::StateSent,
         _ => E::Message(message(input)),
     }
 }
@@ -100,6 +103,10 @@ fn source(
                     let asked = matches!(event, Some(SourceEvent::ClaimWon | SourceEvent::Resolved));
                     assert!(!permitted || asked, "I1: resumed after the permit upon {event:?}");
                     assert!(!gone, "I4: resumed although the target owns it, upon {event:?}");
+                    stopped = false;
+                }
+                SourceAct::RunOn => {
+                    assert!(!promised && !ended, "I1: it runs on after a promise, upon {event:?}");
                     stopped = false;
                 }
                 SourceAct::Gone(_) => {
@@ -223,6 +230,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         &[7, 1],
         &message(12),
         &[3],
+        &[14],
         &[8],
         &message(13),
         &[5],
@@ -235,11 +243,31 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         &message(17),
         &[6],
         &[7, 0],
+        &[14],
         &[8],
         &message(13),
         &[5],
         &[0],
         &message(14),
+        &message(15),
+    ];
+    // The link is lost in the pause.
+    let undone = [
+        &[1, 3][..],
+        &hello,
+        &message(10),
+        &[3],
+        &message(17),
+        &[6],
+        &[0],
+        &[13, 0],
+        &message(17),
+        &[6],
+        &[7, 0],
+        &[14],
+        &[8],
+        &message(13),
+        &[5],
         &message(15),
     ];
     let in_doubt = [&[2, 0][..], &[11], &[11], &[10, 5], &message(14), &message(15)];
@@ -267,14 +295,34 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         &[15],
         &[14],
     ];
+    let taken_back = [
+        &[4][..],
+        &at(0),
+        &at(4),
+        &[3],
+        &[2],
+        &at(5),
+        &[5],
+        &[0],
+        &[15],
+        &[4, 1],
+        &at(7),
+        &[1],
+        &[8],
+        &at(8),
+        &[9, 5],
+        &[12],
+    ];
     let restarted = [&[5][..], &[15], &[0], &[15], &[14]];
     vec![
         pre_copy.concat(),
         post_copy.concat(),
+        undone.concat(),
         in_doubt.concat(),
         late.concat(),
         arrival.concat(),
         lacking.concat(),
+        taken_back.concat(),
         restarted.concat(),
     ]
 }

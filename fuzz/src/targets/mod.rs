@@ -22,6 +22,9 @@ pub(crate) mod history;
 /// The agent's own rows.
 pub(crate) mod store;
 
+/// Files on a shared datastore.
+pub(crate) mod spool;
+
 /// What a QEMU answers.
 pub(crate) mod qmp;
 

@@ -107,10 +107,11 @@ pub(super) async fn resolve(
 ) -> Result<StatusCode, Refused> {
     let request: ResolveRequest = read(&api, &format!("resolve {name}"), &body)?;
     // While it runs, the migration itself settles it; afterwards the journal does.
-    if api.migrations.resolve_here(&name, &request.here_fenced) {
-        return Ok(StatusCode::NO_CONTENT);
+    if !api.migrations.resolve_here(&name, &request.here_fenced) {
+        let (name, fenced) = (name.clone(), request.here_fenced.clone());
+        blocking(&api, move |api| api.recovery.resolve_here(&name, &fenced)).await?;
     }
-    blocking(&api, move |api| api.recovery.resolve_here(&name, &request.here_fenced)).await?;
+    api.recovery.tell_of_fencing(&name, &request.here_fenced);
     Ok(StatusCode::NO_CONTENT)
 }
 

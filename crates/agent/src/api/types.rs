@@ -1,7 +1,7 @@
 //! What goes over the API. Events and reports of migrations are those of `engine::report`, refusals its `Failure`.
 
 use crate::store::Origin;
-use engine::report::{Compression, Mode, Phase, Promise};
+use engine::report::{Compression, Mode, Phase, Promise, Robust};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -103,6 +103,9 @@ pub struct RunRequest {
     pub text: String,
     /// Where it was read from: its mistakes are told by this name, relative paths in it start from its directory.
     pub path: PathBuf,
+    /// A host that owned it and can never run it again, as a person says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fenced: Option<String>,
 }
 
 /// `POST /v1/vms/NAME/adopt`: take charge of a VM that something else started.
@@ -152,6 +155,12 @@ pub struct MigrateOptions {
     /// What pages may be compressed with.
     #[serde(default)]
     pub compress: Compression,
+    /// A directory on a datastore that both hosts reach, by which memory is to travel too; if left out, the agent's.
+    #[serde(default)]
+    pub spool: Option<PathBuf>,
+    /// What must be in the file there when the VM changes hands; if left out, as the agent has it.
+    #[serde(default)]
+    pub robust: Option<Robust>,
     /// How many cores may compress at a time, at most; if left out, as many as the VM leaves idle, but one at least.
     #[serde(default)]
     pub cpu: Option<u32>,

@@ -23,7 +23,9 @@ pub(super) async fn show(State(api): State<Api>, Path(name): Path<String>) -> Re
 
 pub(super) async fn run(State(api): State<Api>, body: Bytes) -> Result<(StatusCode, Json<VmInfo>), Refused> {
     let request: RunRequest = read(&api, "start the VM", &body)?;
-    let vm = blocking(&api, move |api| api.registry.run(&request.text, &request.path)).await?;
+    let vm =
+        blocking(&api, move |api| api.registry.run(&request.text, &request.path, request.fenced.as_deref()))
+            .await?;
     Ok((StatusCode::CREATED, Json(vm)))
 }
 

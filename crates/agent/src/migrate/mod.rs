@@ -13,6 +13,7 @@ use crate::{
     store::{Arrival, ArrivalRecord, DepartureRecord, VmRecord},
 };
 use engine::{
+    SpoolOptions,
     ports::{Claim, Claimed},
     report::{Compression, Event, Forecast, Mode, Outcome, Promise, Report},
 };
@@ -60,6 +61,8 @@ pub struct MigrateRequest {
     pub compress: Compression,
     /// How many cores may compress; `None`: those that the guest leaves.
     pub cores: Option<u32>,
+    /// A file on a datastore that pages go into, too.
+    pub spool: Option<SpoolOptions>,
 }
 
 impl MigrateRequest {
@@ -84,9 +87,15 @@ pub trait Migrator: Send + Sync {
     /// Serves a connection that another agent has made.
     fn serve(&self, connection: TcpStream, from: SocketAddr);
 
-    /// Asks the ownership record that the target keeps, which is called `to` and listens at `address`. An error: not known,
-    /// ask again.
-    fn ask(&self, to: &str, address: &str, claim: &Claim) -> io::Result<Claimed>;
+    /// Asks the record that decides this migration from here: the one that the target keeps, or a shared one. An error: not
+    /// known, ask again.
+    fn ask(&self, departure: &DepartureRecord, claim: &Claim) -> io::Result<Claimed>;
+
+    /// Asks the record that decides a migration to here on behalf of this host, which was permitted to. An error: not known, ask
+    /// again.
+    fn ask_here(&self, claim: &Claim) -> io::Result<Claimed> {
+        Err(io::Error::other(format!("nobody here can ask for {}", claim.vm)))
+    }
 
     /// After a restart: this VM belongs to the target, which may still want pages of the copy here. Serves them until
     /// the target has settled, and ends the copy.

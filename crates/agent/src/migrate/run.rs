@@ -10,7 +10,10 @@ use crate::{
     registry::{Lease, Registry},
     store::{Standing, VmRecord},
 };
-use engine::report::{Event, Failure, Forecast, LONGEST_STALL, Outcome, Phase, Promise, Report};
+use engine::{
+    SpoolOptions,
+    report::{Event, Failure, Forecast, LONGEST_STALL, Outcome, Phase, Promise, Report},
+};
 use std::{
     collections::HashMap,
     fs::File,
@@ -181,6 +184,15 @@ impl Migrations {
                 bad("writers may be made to wait for more than nothing and at most 1 s at a time")
             })?,
         };
+        let directory = options.spool.as_ref().or(self.config.spool.as_ref());
+        if directory.is_some_and(|directory| !directory.is_absolute()) {
+            return Err(bad("a spool's directory is an absolute path: both hosts must mean the same one"));
+        }
+        if options.robust.is_some() && directory.is_none() {
+            return Err(bad("how robust it is to be is a matter of its spool; name one with --spool"));
+        }
+        let robust = options.robust.unwrap_or(self.config.robust);
+        let spool = directory.map(|directory| SpoolOptions { directory: directory.clone(), robust });
         let give_up = match options.give_up_ms {
             None => GIVE_UP,
             Some(ms) => Duration::try_from_secs_f64(ms / 1000.0)
@@ -232,6 +244,7 @@ impl Migrations {
             verify: options.verify,
             compress: options.compress,
             cores: options.cpu,
+            spool,
         };
         Ok((lease, request))
     }

@@ -1,6 +1,7 @@
 //! The VMs of this host.
 
 mod lease;
+mod shared;
 mod view;
 
 pub use lease::Lease;
@@ -12,8 +13,10 @@ use crate::{
     refusal::{Kind, Refusal},
     store::{DepartureState, Origin, Process, Standing, Store, StoreError, VmRecord},
 };
+use engine::shared::SharedRecord;
 use serde_json::Value;
 use std::{
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -24,12 +27,13 @@ pub struct Registry {
     store: Store,
     hypervisor: Arc<dyn Hypervisor>,
     leases: Arc<lease::Leases>,
+    shared: shared::Shared,
 }
 
 impl Registry {
-    /// The VMs that `store` knows.
-    pub fn new(store: Store, hypervisor: Arc<dyn Hypervisor>) -> Self {
-        Self { store, hypervisor, leases: Arc::default() }
+    /// The VMs that `store` knows, and the record that says which of them are this host's, where all hosts share one.
+    pub fn new(store: Store, hypervisor: Arc<dyn Hypervisor>, record: Option<Arc<dyn SharedRecord>>) -> Self {
+        Self { store, hypervisor, leases: Arc::default(), shared: shared::Shared::new(record) }
     }
 
     /// The store behind it.
@@ -53,8 +57,9 @@ impl Registry {
         self.leases.take(name)
     }
 
-    /// Starts the VM that the VM file `text`, read from `path`, describes.
-    pub fn run(&self, text: &str, path: &Path) -> Result<VmInfo, Refusal> {
+    /// Starts the VM that the VM file `text`, read from `path`, describes. `fenced`: a host from which it may be taken, because a
+    /// person has seen to it that it cannot run it.
+    pub fn run(&self, text: &str, path: &Path, fenced: Option<&str>) -> Result<VmInfo, Refusal> {
         let cannot =
             |kind, name: &str, reasons: Reasons| self.refuse(kind, format!("cannot start {name}"), reasons);
         let plan = self.hypervisor.plan(text, path).map_err(|why| cannot(Kind::Bad, "the VM", why))?;
@@ -71,6 +76,7 @@ impl Registry {
         };
         // Recorded before it is started: if this agent dies in between, the next one knows what to look for.
         self.add(&record, "start")?;
+        self.take(&plan.name, "start", fenced)?;
         let started = self.hypervisor.start(&plan).and_then(|found| {
             let process = Process::of(found.pid).map_err(|e| format!("QEMU ended at once: {e}"))?;
             Ok((found, process))
@@ -78,6 +84,10 @@ impl Registry {
         let (found, process) = match started {
             Ok(started) => started,
             Err(reasons) => {
+                // If it cannot be told, it is still this host's, and can be started here.
+                if let Err(error) = self.shared.end(&self.store, &plan.name) {
+                    warn!(vm = plan.name, %error, "it did not start, and the ownership record cannot be told");
+                }
                 self.store.remove_vm(&plan.name).map_err(|e| self.store_failed(e))?;
                 return Err(cannot(Kind::Failed, &plan.name, reasons));
             }
@@ -115,6 +125,7 @@ impl Registry {
             standing: Standing::Here,
         };
         self.add(&record, "adopt")?;
+        self.take(name, "adopt", None)?;
         info!(vm = name, pid = process.pid, "adopted");
         self.show_leased(name)
     }
@@ -147,6 +158,14 @@ impl Registry {
         }
         let cannot = |why: Reasons| self.refuse(Kind::Failed, format!("cannot stop {name}"), why);
         self.hypervisor.stop(&vm).map_err(cannot)?;
+        // Not before: another host may start it from then on.
+        self.shared.end(&self.store, name).map_err(|error| {
+            let why = format!(
+                "its QEMU has ended, but the ownership record cannot be told, so no other host may start it yet: {error}; try \
+                 again"
+            );
+            cannot(why.into())
+        })?;
         self.store.remove_vm(name).map_err(|e| self.store_failed(e))?;
         info!(vm = name, "stopped");
         Ok(())
@@ -174,19 +193,30 @@ impl Registry {
         Err(Refusal::new(Kind::Unknown, what, self.host(), why))
     }
 
-    /// Looks, after a start of the agent, which of the recorded VMs are still there, and says so in the log.
-    /// Forgets those whose start was interrupted.
-    pub fn look_again(&self) -> Result<(), StoreError> {
+    /// Forgets, after a start of the agent, the VMs whose start was interrupted.
+    pub fn forget_interrupted(&self) -> Result<(), StoreError> {
         for vm in self.store.vms()? {
             if vm.process.is_none() && vm.standing == Standing::Here {
                 warn!(vm = vm.name, "forgotten: its start was interrupted");
                 self.hypervisor.sweep(&vm.name);
                 self.store.remove_vm(&vm.name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks, after a start of the agent, which of the recorded VMs are still there, and says so in the log. Each QEMU is given its
+    /// time to answer: those that are waited for are served before.
+    pub fn look_again(&self) -> Result<(), StoreError> {
+        for vm in self.store.vms()? {
+            if self.store.arrival(&vm.name)?.is_some() {
+                // Its QEMU may be waiting for a page that is yet to arrive: it is not asked.
+                info!(vm = vm.name, "found again, arriving");
                 continue;
             }
-            if self.store.arrival(&vm.name)?.is_some() {
-                // Its QEMU may be waiting for a page that only arrives once we go on: it is not asked.
-                info!(vm = vm.name, "found again, arriving");
+            if self.store.departure_of(&vm.name)?.is_some() {
+                // Whoever settles its migration talks to its QEMU.
+                info!(vm = vm.name, "found again, leaving");
                 continue;
             }
             match self.condition(&vm) {
@@ -221,6 +251,63 @@ impl Registry {
         }
         let why = format!("host {} has a VM named {} already", self.host(), record.name);
         Err(self.refuse(Kind::Conflict, format!("cannot {what} {}", record.name), why.into()))
+    }
+
+    /// The VM, which has just been recorded here, becomes this host's also by the shared record; or it is not recorded here.
+    fn take(&self, name: &str, what: &str, fenced: Option<&str>) -> Result<(), Refusal> {
+        let Err((kind, why)) = self.shared.take(&self.store, name, fenced) else { return Ok(()) };
+        self.store.remove_vm(name).map_err(|e| self.store_failed(e))?;
+        Err(self.refuse(kind, format!("cannot {what} {name}"), why.into()))
+    }
+
+    /// A VM that is here, and that a person has taken from a host that is `fenced`, also by the shared record.
+    pub(crate) fn retake(&self, name: &str, fenced: &str) -> Result<(), String> {
+        let departure = self.store.departure_of(name).map_err(|e| e.to_string())?;
+        match departure.map(|entry| entry.state) {
+            // It did not come back: the record had spoken before the person.
+            Some(DepartureState::Gone { .. }) => return Ok(()),
+            Some(_) => return Err("its migration is not settled yet".to_owned()),
+            None => {}
+        }
+        match self.store.vm(name).map_err(|e| e.to_string())? {
+            Some(vm) if vm.standing == Standing::Here => {
+                self.shared.take(&self.store, name, Some(fenced)).map_err(|(_, why)| why)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The record that all hosts share, if they do.
+    pub fn record(&self) -> Option<&Arc<dyn SharedRecord>> {
+        self.shared.record()
+    }
+
+    /// Looks whether the shared record knows that a VM that is here belongs here, and tells it if it has never heard of it. An error:
+    /// not known, try again.
+    pub(crate) fn publish(&self, name: &str) -> io::Result<()> {
+        let store = &self.store;
+        let here = || -> io::Result<bool> {
+            let moving = store.departure_of(name)?.is_some() || store.arrival(name)?.is_some();
+            Ok(!moving && store.vm(name)?.is_some_and(|vm| vm.standing == Standing::Here))
+        };
+        if !here()? {
+            return Ok(());
+        }
+        let said = self.shared.look(store, name)?;
+        // It may have left, or ended, while that was asked.
+        if !here()? || self.shared.believe(store, name, said)? {
+            return Ok(());
+        }
+        // Nobody may end it while the record is told that it is here.
+        let Some(_lease) = self.lease(name) else { return Err(io::ErrorKind::ResourceBusy.into()) };
+        if !here()? {
+            return Ok(());
+        }
+        self.shared.take(store, name, None).map_err(|(kind, why)| match kind {
+            // Another host has just been faster: so it says the next time.
+            Kind::Conflict => io::ErrorKind::ResourceBusy.into(),
+            _ => io::Error::other(why),
+        })
     }
 
     fn refuse(&self, kind: Kind, what: String, reasons: Reasons) -> Refusal {

@@ -48,6 +48,12 @@ impl Registry {
                 }
             }
         };
+        let note = match self.shared.owned_by_other(&vm.name) {
+            Some(owner) => {
+                Some(format!("the ownership record says that it belongs to {owner}: stop it here or there"))
+            }
+            None => note,
+        };
         Ok(VmInfo {
             name: vm.name.clone(),
             state,
@@ -74,7 +80,13 @@ impl Registry {
         Ok(self.store.departure_of(&vm.name)?.map(|entry| match entry.state {
             DepartureState::Pausing => (VmState::Busy, None),
             DepartureState::Promised { .. } => {
-                let note = format!("{} has not said yet whether it owns it", entry.to);
+                let note = match entry.record.as_str() {
+                    "" => format!("{} has not said yet whether it owns it", entry.to),
+                    shared => format!(
+                        "the ownership record ({shared}) has not said yet whether {} owns it",
+                        entry.to
+                    ),
+                };
                 (VmState::InDoubt, Some(note))
             }
             DepartureState::Gone { .. } => {

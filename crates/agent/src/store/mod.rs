@@ -11,7 +11,9 @@ mod owed;
 mod ownership;
 mod records;
 mod reports;
+mod shared;
 mod source;
+mod spools;
 mod target;
 mod vms;
 
@@ -117,7 +119,9 @@ impl Store {
             ownership::prepare(change)?;
             source::prepare(change)?;
             target::prepare(change)?;
+            spools::prepare(change)?;
             reports::prepare(change)?;
+            shared::prepare(change)?;
             experience::prepare(change)
         })?;
         Ok(store)

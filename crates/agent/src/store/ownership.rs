@@ -29,6 +29,9 @@ struct Offer {
     owner: Owner,
     /// Whether this host may claim it from the owner. Nobody else ever may.
     open: bool,
+    /// Which record decides, by its identity; empty: this one. What another has decided is only written down here.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    record: String,
 }
 
 impl Offer {
@@ -103,6 +106,16 @@ impl Store {
     /// where), the journal of its arrival, and the ownership record on which that migration will be decided, all in
     /// one transaction. `of_source` is what the source says of its ownership.
     pub fn accept(&self, vm: &VmRecord, of_source: &OwnershipRecord) -> Result<super::Arrival, OfferError> {
+        self.accept_decided_by(vm, of_source, "")
+    }
+
+    /// The same, where a shared record of this identity decides; empty: this one does.
+    pub fn accept_decided_by(
+        &self,
+        vm: &VmRecord,
+        of_source: &OwnershipRecord,
+        record: &str,
+    ) -> Result<super::Arrival, OfferError> {
         let Standing::Arriving { migration, from } = &vm.standing else {
             panic!("only an arriving VM is accepted");
         };
@@ -120,11 +133,17 @@ impl Store {
             if offers.get(migration.0)?.is_some() {
                 return Ok(Seen::Over);
             }
-            let offer = Offer { vm: vm.name.clone(), owner: Owner::from(of_source), open: true };
+            let (owner, record) = (Owner::from(of_source), record.to_owned());
+            let offer = Offer { vm: vm.name.clone(), owner, open: true, record };
             offers.insert(migration.0, encode(&offer)?.as_slice())?;
             vms.insert(vm.name.as_str(), encode(vm)?.as_slice())?;
-            let arrival =
-                ArrivalRecord { migration: *migration, from: from.clone(), claimed: false, owing: false };
+            let arrival = ArrivalRecord {
+                migration: *migration,
+                from: from.clone(),
+                claimed: false,
+                owing: false,
+                claiming: false,
+            };
             target::put(change, &vm.name, &arrival)?;
             Ok(Seen::Free)
         })?;
@@ -181,6 +200,42 @@ impl Store {
                 claim.vm
             );
             io::Error::new(io::ErrorKind::NotFound, why)
+        })
+    }
+
+    /// Which record decides this migration, by its identity; empty: this one. `None`: nothing is known of it here.
+    pub fn decided_by(&self, migration: MigrationId) -> Result<Option<String>, StoreError> {
+        Ok(self.offer_of(migration)?.map(|offer| offer.record))
+    }
+
+    /// This host's own claim to a VM whose arrival is recorded.
+    pub fn own_claim(&self, migration: MigrationId) -> Result<Option<Claim>, StoreError> {
+        Ok(self.offer_of(migration)?.map(|offer| {
+            let decided = offer.owner.migration == Some(migration);
+            let before = offer.owner.epoch.0.saturating_sub(u64::from(decided));
+            Claim { vm: offer.vm, migration, expected: Epoch(before), claimer: self.host().to_owned() }
+        }))
+    }
+
+    /// Before a shared record is asked for the VM on behalf of this host: from now on only that record decides. An error if its
+    /// arrival was given up.
+    pub fn begin_claim(&self, claim: &Claim) -> io::Result<()> {
+        let what = format!("record that {} is being claimed", claim.vm);
+        let there =
+            self.change(&what, |change| target::claiming(change, &claim.vm, claim.migration, true))?;
+        if there { Ok(()) } else { Err(io::Error::other(format!("cannot {what}: its arrival was given up"))) }
+    }
+
+    /// The shared record says that somebody else owns the VM, or it can never run here any more: its arrival may be given up.
+    pub fn lose_claim(&self, vm: &str, migration: MigrationId) -> Result<(), StoreError> {
+        self.change(&format!("record that {vm} is not this host's"), |change| {
+            target::claiming(change, vm, migration, false).map(drop)
+        })
+    }
+
+    fn offer_of(&self, migration: MigrationId) -> Result<Option<Offer>, StoreError> {
+        self.look("look up a migration", |look| {
+            look.open_table(OFFERS)?.get(migration.0)?.map(|row| decode(row.value())).transpose()
         })
     }
 

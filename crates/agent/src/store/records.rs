@@ -92,6 +92,9 @@ pub struct DepartureRecord {
     pub to: String,
     /// The target's address, `host:port`, as it was when the migration began.
     pub address: String,
+    /// Which ownership record decides it, by its identity; empty: the target's.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub record: String,
     /// How far it has come.
     #[serde(flatten)]
     pub state: DepartureState,
@@ -109,6 +112,9 @@ pub struct ArrivalRecord {
     pub claimed: bool,
     /// Whether an owed set is kept with it.
     pub owing: bool,
+    /// Whether a shared record may already say that this host owns it: only that record decides.
+    #[serde(default)]
+    pub claiming: bool,
 }
 
 /// An ownership record as it is written.

@@ -29,6 +29,7 @@ pub struct Departure {
     migration: MigrationId,
     to: String,
     address: String,
+    decided_by: String,
 }
 
 /// What a step makes of the journal.
@@ -45,7 +46,7 @@ impl Store {
     /// The journal of a migration from here to the host `to` at `address`. Nothing is written before its first entry.
     pub fn departure(&self, vm: &str, migration: MigrationId, to: &str, address: &str) -> Departure {
         let (vm, to, address) = (vm.to_owned(), to.to_owned(), address.to_owned());
-        Departure { store: self.clone(), vm, migration, to, address }
+        Departure { store: self.clone(), vm, migration, to, address, decided_by: String::new() }
     }
 
     /// All VMs with an entry in the source's journal.
@@ -62,6 +63,11 @@ impl Store {
 }
 
 impl Departure {
+    /// By a shared record, named by its identity.
+    pub fn decided_by(self, identity: &str) -> Self {
+        Self { decided_by: identity.to_owned(), ..self }
+    }
+
     /// Changes the entry as `next` says, which sees the state of this migration's entry, if there is one.
     fn step(
         &self,
@@ -85,8 +91,13 @@ impl Departure {
                     entries.remove(self.vm.as_str())?;
                 }
                 Ok(Step::Write(state)) => {
-                    let (to, address) = (self.to.clone(), self.address.clone());
-                    let entry = DepartureRecord { migration: self.migration, to, address, state };
+                    let entry = DepartureRecord {
+                        migration: self.migration,
+                        to: self.to.clone(),
+                        address: self.address.clone(),
+                        record: self.decided_by.clone(),
+                        state,
+                    };
                     entries.insert(self.vm.as_str(), encode(&entry)?.as_slice())?;
                 }
             }

@@ -1,7 +1,9 @@
 //! The target's journal: what this host must do with an arriving guest after a crash.
 
-use super::{ArrivalRecord, Store, StoreError, Trouble, decode, encode, entries, owed, ownership, vms};
-use engine::ports::{Claim, TargetJournal};
+use super::{
+    ArrivalRecord, Store, StoreError, Trouble, decode, encode, entries, owed, ownership, spools, vms,
+};
+use engine::ports::{Claim, SpoolRecord, TargetJournal};
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 use std::io;
 use units::{MemorySet, MigrationId};
@@ -20,7 +22,7 @@ pub(super) fn prepare(change: &WriteTransaction) -> Result<(), Trouble> {
 pub(super) fn forget(change: &WriteTransaction, vm: &str) -> Result<(), Trouble> {
     change.open_table(ARRIVALS)?.remove(vm)?;
     change.open_table(OWED)?.remove(vm)?;
-    Ok(())
+    spools::forget(change, vm)
 }
 
 pub(super) fn put(change: &WriteTransaction, vm: &str, arrival: &ArrivalRecord) -> Result<(), Trouble> {
@@ -48,11 +50,25 @@ pub(super) fn claimed(change: &WriteTransaction, claim: &Claim, owing: Option<&[
         return Ok(());
     };
     arrival.claimed = true;
+    arrival.claiming = false;
     if let Some(owing) = owing {
         change.open_table(OWED)?.insert(claim.vm.as_str(), owing)?;
         arrival.owing = true;
     }
     put(change, &claim.vm, &arrival)
+}
+
+/// Whether a shared record may say by now that this host owns the VM.
+pub(super) fn claiming(
+    change: &WriteTransaction,
+    vm: &str,
+    migration: MigrationId,
+    claiming: bool,
+) -> Result<bool, Trouble> {
+    let Some(mut arrival) = get(change, vm, migration)? else { return Ok(false) };
+    arrival.claiming = claiming;
+    put(change, vm, &arrival)?;
+    Ok(true)
 }
 
 /// One VM's way to this host: its journal.
@@ -96,7 +112,7 @@ impl Arrival {
     pub fn abandon(&self) -> Result<bool, StoreError> {
         self.store.change(&format!("give up the arrival of {}", self.vm), |change| {
             match get(change, &self.vm, self.migration)? {
-                Some(arrival) if arrival.claimed => return Ok(false),
+                Some(arrival) if arrival.claimed || arrival.claiming => return Ok(false),
                 Some(_) => {
                     change.open_table(vms::VMS)?.remove(self.vm.as_str())?;
                     forget(change, &self.vm)?;
@@ -118,7 +134,23 @@ impl TargetJournal for Arrival {
             arrival.owing = true;
             put(change, &self.vm, &arrival)?;
             change.open_table(OWED)?.insert(self.vm.as_str(), bytes.as_slice())?;
+            if pages.is_empty() {
+                // Of an announcement that was taken back: the file's later parts are of a guest that ran on.
+                spools::forget(change, &self.vm)?;
+            }
             Ok(true)
+        })?;
+        if there { Ok(()) } else { Err(io::Error::other(format!("cannot {what}: its arrival was given up"))) }
+    }
+
+    fn spool(&mut self, record: &SpoolRecord) -> io::Result<()> {
+        let what = format!("record where the spool of {} is", self.vm);
+        let there = self.store.change(&what, |change| {
+            let there = get(change, &self.vm, self.migration)?.is_some();
+            if there {
+                spools::put(change, &self.vm, record)?;
+            }
+            Ok(there)
         })?;
         if there { Ok(()) } else { Err(io::Error::other(format!("cannot {what}: its arrival was given up"))) }
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use engine::{
-    ports::{Claim, Claimed, Ownership, OwnershipRecord, SourceJournal, TargetJournal},
+    ports::{Claim, Claimed, Ownership, OwnershipRecord, SourceJournal, SpoolRecord, TargetJournal},
     report::{Mode, Outcome, Past, Report},
 };
 use std::{env, process::Command, sync::Barrier, thread, time::Duration};
@@ -172,6 +172,22 @@ fn a_name_that_is_taken_is_not_offered_twice() {
 }
 
 #[test]
+fn i5_what_was_recorded_of_a_file_goes_with_the_announcement_that_was_taken_back() {
+    let (_dir, store, mut arrival) = offered();
+    let none = MemorySet::empty([1000, 50]);
+    let mut pages = none.clone();
+    pages.block_mut(BlockId(1)).insert(PageIndex(49));
+    let lacking = pages.clone();
+    let record = SpoolRecord { directory: "/shared".into(), secret: [7; 32], floor: 3, end: 9, lacking };
+    arrival.owed(&pages).unwrap();
+    arrival.spool(&record).unwrap();
+    assert_eq!(store.spool("web1").unwrap().map(|record| (record.floor, record.end)), Some((3, 9)));
+    arrival.owed(&none).unwrap();
+    assert!(store.spool("web1").unwrap().is_none());
+    assert_eq!(store.owed("web1").unwrap(), Some(none));
+}
+
+#[test]
 fn the_claim_and_the_owed_set_become_durable_together() {
     let (dir, store, mut arrival) = offered();
     let mut pages = MemorySet::empty([1000, 50]);
@@ -329,5 +345,63 @@ fn a_history_from_a_peer_is_taken_with_care() {
     for bad in ["[{\"to\":7}]", "\u{0}", "{}", &endless] {
         store.keep_history("web1", bad.as_bytes()).unwrap();
         assert_eq!(store.history("web1"), vec![], "{}", &bad[..2]);
+    }
+}
+
+#[test]
+fn an_arrival_that_a_shared_record_may_have_decided_is_not_given_up_until_the_record_has_spoken() {
+    let (dir, store) = store();
+    let mut arrival =
+        store.accept_decided_by(&arriving("web1", FIRST), &record("here", 4), "directory 1").unwrap();
+    assert_eq!(store.decided_by(FIRST).unwrap().as_deref(), Some("directory 1"));
+    assert_eq!(store.decided_by(MigrationId(7)).unwrap(), None);
+    let ours = store.own_claim(FIRST).unwrap().unwrap();
+    assert_eq!(ours, claim("there", FIRST, 4));
+    store.begin_claim(&ours).unwrap();
+    // As after a restart.
+    drop(arrival);
+    drop(store);
+    let store = Store::open(dir.path(), "there").unwrap();
+    let entry;
+    (arrival, entry) = store.arrival("web1").unwrap().unwrap();
+    assert!(entry.claiming && !entry.claimed);
+    assert!(!arrival.abandon().unwrap() && arrival.abandoned(true).is_err());
+    // It says that it was somebody else's.
+    store.lose_claim("web1", FIRST).unwrap();
+    assert!(arrival.abandon().unwrap());
+    assert!(store.begin_claim(&ours).is_err(), "an arrival that was given up is not claimed any more");
+}
+
+#[test]
+fn what_a_shared_record_decided_is_written_down_and_asked_for_by_the_same_claim_again() {
+    let (_dir, store) = store();
+    drop(store.accept_decided_by(&arriving("web1", FIRST), &record("here", 4), "directory 1").unwrap());
+    let ours = store.own_claim(FIRST).unwrap().unwrap();
+    store.begin_claim(&ours).unwrap();
+    assert_eq!(store.claim(&ours).unwrap(), Claimed::Yours(Epoch(5)));
+    let (_, entry) = store.arrival("web1").unwrap().unwrap();
+    assert!(entry.claimed && !entry.claiming);
+    assert_eq!(store.own_claim(FIRST).unwrap().unwrap(), ours);
+    assert_eq!(store.claim(&ours).unwrap(), Claimed::Yours(Epoch(5)));
+}
+
+#[test]
+fn the_newest_epoch_that_was_seen_counts_for_one_shared_record_only() {
+    let (_dir, store) = store();
+    assert_eq!(store.seen_shared("directory 1", "web1").unwrap(), None);
+    store.note_shared("directory 1", "web1", &record("there", 9)).unwrap();
+    assert_eq!(store.seen_shared("directory 1", "web1").unwrap(), Some(Epoch(9)));
+    assert_eq!(store.seen_shared("etcd 2", "web1").unwrap(), None, "another record counts by itself");
+    assert_eq!(store.owner("web1").unwrap(), Some(record("there", 9)));
+}
+
+#[test]
+fn a_departure_says_which_record_decides_it() {
+    let (_dir, store) = store();
+    for (identity, vm) in [("", "web1"), ("etcd 2", "web2")] {
+        let mut journal = store.departure(vm, FIRST, "far", "10.0.0.2:7471").decided_by(identity);
+        journal.pausing().unwrap();
+        journal.promise(Epoch(4)).unwrap();
+        assert_eq!(store.departure_of(vm).unwrap().unwrap().record, identity);
     }
 }

@@ -8,11 +8,12 @@ use agent::{
     hypervisor::{Condition, Found, Hypervisor, Plan, Reasons},
     migrate::{Events, MigrateRequest, Migrator, Wishes},
     run_until,
-    store::{DepartureRecord, VmRecord},
+    store::{Arrival, ArrivalRecord, DepartureRecord, Store, VmRecord},
 };
 use engine::{
     ports::{Claim, Claimed},
     report::{Event, Failure, Forecast, Mode, Outcome, PageCounts, Phase, Report, Round},
+    shared::SharedRecord,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -32,6 +33,9 @@ use tokio::sync::mpsc::UnboundedSender;
 
 /// Longer than anything here should take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long an agent's last threads may take to end on a busy machine.
+const SOON: Duration = Duration::from_secs(2);
 
 /// VMs that are `sleep` processes. Outlives agents, as QEMU processes do.
 #[derive(Default)]
@@ -132,6 +136,8 @@ pub struct Script {
     pub answer: Mutex<Option<Claimed>>,
     pub asked: Mutex<u32>,
     pub served_gone: Mutex<Vec<String>>,
+    /// Arrivals that went on.
+    pub gone_on: Mutex<Vec<String>>,
 }
 
 impl Script {
@@ -218,10 +224,21 @@ impl Migrator for Script {
         let _ = connection.write_all(b"served");
     }
 
-    fn ask(&self, _: &str, _: &str, claim: &Claim) -> io::Result<Claimed> {
+    fn ask(&self, _: &DepartureRecord, claim: &Claim) -> io::Result<Claimed> {
         *self.asked.lock().unwrap() += 1;
         let _ = claim;
         self.answer.lock().unwrap().clone().ok_or_else(|| io::Error::other("no route to host"))
+    }
+
+    fn ask_here(&self, claim: &Claim) -> io::Result<Claimed> {
+        *self.asked.lock().unwrap() += 1;
+        assert_eq!(claim.claimer, "hosta");
+        self.answer.lock().unwrap().clone().ok_or_else(|| io::Error::other("the datastore is away"))
+    }
+
+    fn go_on(&self, vm: &VmRecord, _: Arrival, record: &ArrivalRecord) {
+        assert!(record.claimed);
+        self.gone_on.lock().unwrap().push(vm.name.clone());
     }
 
     fn serve_gone(&self, vm: &VmRecord, _: &DepartureRecord) {
@@ -239,6 +256,7 @@ fn tick(phase: Phase, left_bytes: u64) -> Event {
         predicted_downtime_ms: Some(12.0),
         left_ms: Some(3500),
         ends_in_ms: Some(4200),
+        spool: None,
         slowed_percent: None,
         at_ms: 500,
     }
@@ -249,6 +267,8 @@ pub struct Host {
     pub dir: tempfile::TempDir,
     pub vms: Arc<Sleepers>,
     pub script: Arc<Script>,
+    /// Who owns which VM, where all hosts can ask.
+    pub record: Option<Arc<dyn SharedRecord>>,
     running: Option<Running>,
 }
 
@@ -260,8 +280,13 @@ struct Running {
 impl Host {
     /// With an agent that is ready.
     pub fn new() -> Self {
+        Self::sharing(None)
+    }
+
+    /// The same, with a record that all hosts share.
+    pub fn sharing(record: Option<Arc<dyn SharedRecord>>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut host = Self { dir, vms: Arc::default(), script: Arc::default(), running: None };
+        let mut host = Self { dir, vms: Arc::default(), script: Arc::default(), record, running: None };
         host.start().unwrap();
         host
     }
@@ -290,11 +315,13 @@ impl Host {
     /// Starts the agent again, with the same VMs.
     pub fn start(&mut self) -> Result<(), AgentError> {
         let (config, vms, script) = (self.config(), self.vms.clone(), self.script.clone());
+        let record = self.record.clone();
         let (ready, is_ready) = mpsc::channel();
         let thread = thread::spawn(move || {
             run_until(
                 config,
                 vms,
+                record,
                 |_| script,
                 move || {
                     let (end, ended) = tokio::sync::mpsc::unbounded_channel();
@@ -317,6 +344,11 @@ impl Host {
         let running = self.running.take().unwrap();
         running.end.send("SIGTERM").unwrap();
         running.thread.join().unwrap().unwrap();
+        // Its threads would end with its process; here they end soon, but for one that a script has stuck.
+        let (config, end) = (self.config(), Instant::now() + SOON);
+        while Store::open(&config.state_dir, &config.name).is_err() && Instant::now() < end {
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Status and body of a request. HTTP 1.0, so that the end of the answer is the end of the connection.
@@ -325,8 +357,13 @@ impl Host {
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let length = body.len();
         write!(socket, "{method} {path} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n{body}").unwrap();
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).unwrap();
+        let mut answer = Vec::new();
+        match socket.read_to_end(&mut answer) {
+            // It was refused before its body was read: the answer comes before that.
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset && !answer.is_empty() => {}
+            ended => drop(ended.unwrap()),
+        }
+        let answer = String::from_utf8(answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
     }

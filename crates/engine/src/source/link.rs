@@ -1,12 +1,11 @@
 //! The source's connections: opened, lost, opened again.
 
-use super::{Signal, SourceDriver};
+use super::{Mending, Signal, SourceDriver};
 use crate::{
     conn::{PING, SILENCE, Speaker, listen, now_ns},
     gate::Gate,
     packing::Packing,
     queue::{Owing, Round},
-    report::Phase,
     ship::{Said, Shared, Streams, serve_faults},
 };
 use proto::{Kind, SourceEvent, Token, control};
@@ -22,6 +21,19 @@ use units::MemorySet;
 /// noticed within a second (`tests/tests/interrupted.rs`).
 const SOON: Duration = Duration::from_millis(50);
 const LATER: Duration = Duration::from_millis(300);
+
+/// A host that says that nobody listens there, or that its agent knows of no such migration, is called every `SOON`: an agent that is
+/// started again is there at any moment, its guest waits, and such a call costs a packet or two. After so many (20 s) it will be longer.
+const EAGER: u32 = 400;
+
+/// How long to wait after the last of so many calls failed like this.
+fn pause(calls: u32, why: io::ErrorKind) -> Duration {
+    let answered = matches!(why, io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound);
+    match calls {
+        ..=EAGER if answered => SOON,
+        calls => LATER.min(SOON * 2_u32.saturating_pow(calls - 1)),
+    }
+}
 
 /// A call that is not answered within so long was lost, whatever the link's round trip was before: `ROUND_TRIPS` times that, but at
 /// least this.
@@ -49,15 +61,22 @@ impl SourceDriver {
             "the connection to {} was lost; its guest waits for pages, reconnecting",
             self.parts.to
         ));
-        let mut wait = SOON;
+        let mut calls = 0;
         loop {
+            calls += 1;
             match self.resume() {
                 Ok(_) => return self.story.note(format!("connected to {} again", self.parts.to)),
                 Err(e) => {
                     tracing::debug!(%e, "not yet");
                     self.hang_up();
-                    self.wait_for_word(wait, |event| matches!(event, SourceEvent::Resolved));
-                    wait = (wait * 2).min(LATER);
+                    if self.target_is_complete() {
+                        let settled = control::Kind::Settled(control::Settled::default());
+                        self.later.push_back(Signal::Event(SourceEvent::Message(settled)));
+                        return self.story.note("the datastore says that the target has everything".into());
+                    }
+                    self.wait_for_word(pause(calls, e.kind()), |event| {
+                        matches!(event, SourceEvent::Resolved)
+                    });
                 }
             }
         }
@@ -66,15 +85,17 @@ impl SourceDriver {
     /// Connects again while the guest runs on here, for as long as the user wants. What was on its way is sent again (I2).
     pub(super) fn rejoin(&mut self) -> Result<Option<SourceEvent>, (String, String)> {
         self.hang_up();
+        self.leave_spool();
         let end = Instant::now() + self.options.give_up;
         self.story.note(format!(
             "the connection to {} was lost; the VM runs on here, reconnecting for up to {} s (--give-up)",
             self.parts.to,
             self.options.give_up.as_secs_f64()
         ));
-        let mut wait = SOON;
+        let mut calls = 0;
         loop {
-            let why = match self.resume() {
+            calls += 1;
+            let (why, kind) = match self.resume() {
                 Ok(Back::Landed(landed, rest)) => {
                     let here = (landed, rest.len());
                     self.lost_here = (here, if self.lost_here.0 == here { self.lost_here.1 + 1 } else { 0 });
@@ -87,17 +108,20 @@ impl SourceDriver {
                     self.story.link_is_back();
                     return Ok(Some(SourceEvent::Rejoined(landed)));
                 }
-                Ok(Back::Settled | Back::Lacking) => "it speaks of a VM that runs there already".to_owned(),
+                Ok(Back::Settled | Back::Lacking) => {
+                    ("it speaks of a VM that runs there already".to_owned(), io::ErrorKind::InvalidData)
+                }
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
                     return Err((
                         "reconnect".to_owned(),
                         format!("{} has given up meanwhile", self.parts.to),
                     ));
                 }
-                Err(e) => e.to_string(),
+                Err(e) => (e.to_string(), e.kind()),
             };
             tracing::debug!(why, "not yet");
             self.hang_up();
+            let wait = pause(calls, kind);
             if Instant::now() + wait >= end {
                 let why = format!(
                     "it was lost, and not back within {} s: {why}; --give-up says how long to wait",
@@ -111,22 +135,29 @@ impl SourceDriver {
                 // It is among what is heard next.
                 return Ok(None);
             }
-            wait = (wait * 2).min(LATER);
         }
     }
 
     /// The target has these pages of the round after `landed`: what is left of the current one is sent again.
     fn not_again(&mut self, landed: u32, rest: &MemorySet) {
-        let Some(round) = self.current.as_ref().filter(|round| round.number == landed + 1) else { return };
+        let Some(round) = self.current.clone() else { return };
+        if round.number <= landed {
+            // What its streams carried is there; what the file was to bring of it may not be (I2).
+            self.dirty.union(&round.leave_file());
+        }
+        if round.number != landed + 1 {
+            return;
+        }
         let mut left = round.set.clone();
         left.subtract(rest);
         self.current = Some(Arc::new(Round::new(round.number, left)));
     }
 
     /// The link was lost, and the migration has ended without the target having heard of it: it is told once it can be, as long as it
-    /// waits for us. Nothing but its time is at stake: it gives up by itself.
+    /// waits for us. Nothing but its time is at stake: it gives up by itself. Not while the guest stands still here: its target would
+    /// forget the record that is still to be asked.
     pub(super) fn call_off(&self) {
-        if self.story.now() == Phase::Preflight || self.options.give_up.is_zero() {
+        if !self.asked || self.options.give_up.is_zero() {
             return;
         }
         let (dial, end) = (self.parts.dial.clone(), Instant::now() + self.options.give_up);
@@ -227,14 +258,13 @@ impl SourceDriver {
     /// Opens all that carries pages.
     pub(super) fn open_streams(&mut self) -> io::Result<()> {
         let dial = |kind| self.parts.dial.dial(kind, self.token.as_ref());
-        let conns = (0..*self.options.streams.end())
-            .map(|i| dial(Kind::Data(i as u16)))
-            .collect::<io::Result<Vec<_>>>()?;
         let (tell, generation) = (self.tell.clone(), self.generation);
-        let say = move |said| drop(tell.send(Signal::Said(generation, said)));
+        let say: Arc<dyn Fn(Said) + Send + Sync> =
+            Arc::new(move |said| drop(tell.send(Signal::Said(generation, said))));
         // A queue of this generation's own: what a thread of a lost connection still takes from its queue is lost.
-        self.owing = Arc::new(Owing::new(MemorySet::empty(self.shape.0.iter().copied())));
+        self.owing = Arc::new(Owing::new(self.nothing()));
         if self.options.post_copy() {
+            // First: a guest that waits does so for this one.
             let conn = dial(Kind::Fault)?;
             self.answering = Some(conn.another()?);
             let (memory, shape) = (self.parts.memory.clone(), self.shape.clone());
@@ -245,8 +275,12 @@ impl SourceDriver {
                 }
             })?;
         }
+        let conns = (0..*self.options.streams.end())
+            .map(|i| dial(Kind::Data(i as u16)))
+            .collect::<io::Result<Vec<_>>>()?;
         // What was sent over these connections, and over no others.
-        let sent = self.secrets.nothing_sent(&self.shape.0, self.dirty.len());
+        let blank = self.current.is_none();
+        let sent = self.secrets.nothing_sent(&self.shape.0, self.dirty.len(), blank);
         let learnt = self.parts.history.iter().rev().find_map(|past| past.learnt.as_ref());
         let packing = Packing::new(&self.options, (self.parts.cores)(), &self.shape.0, learnt);
         let gate = Arc::new(Gate::new(self.options.streams.clone()));
@@ -267,12 +301,31 @@ impl SourceDriver {
     pub(super) fn hang_up(&mut self) {
         self.generation += 1;
         self.streams = None;
+        self.mending = Mending::default();
         if let Some(conn) = self.answering.take() {
             conn.shut();
         }
         self.speaker = None;
         if let Some(conn) = self.control.take() {
             conn.shut();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_answers_is_called_again_soon_and_one_that_is_silent_less_often() {
+        let ms = |calls, why| pause(calls, why).as_millis();
+        let silent = [1, 2, 3, 4, 99].map(|calls| ms(calls, io::ErrorKind::TimedOut));
+        assert_eq!(silent, [50, 100, 200, 300, 300]);
+        for why in [io::ErrorKind::ConnectionRefused, io::ErrorKind::NotFound] {
+            assert_eq!(
+                [1, 99, EAGER, EAGER + 1, u32::MAX].map(|calls| ms(calls, why)),
+                [50, 50, 50, 300, 300]
+            );
         }
     }
 }

@@ -4,9 +4,9 @@ use crate::{
     beside::Beside,
     conn::Dial,
     ports::{GuestMemory, Machine, Ownership, SourceJournal, Stuns, Tracker},
-    report::{Compression, Mode, Past, Promise},
+    report::{Compression, Mode, Past, Promise, Robust},
 };
-use std::{ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
 use units::{Epoch, MigrationId, Rate};
 
 /// What the user wants.
@@ -34,12 +34,24 @@ pub struct Options {
     pub compress: Compression,
     /// How long a link that was lost is waited for while the guest runs here. Once the target may own the VM nobody gives up.
     pub give_up: Duration,
+    /// A file on a datastore that pages go into, too.
+    pub spool: Option<SpoolOptions>,
+}
+
+/// A file that both hosts reach.
+#[derive(Clone, Debug)]
+pub struct SpoolOptions {
+    /// The directory that it is made in.
+    pub directory: PathBuf,
+    /// What must be in it when the VM changes hands.
+    pub robust: Robust,
 }
 
 impl Options {
+    /// Whether a guest may run before all its memory is there. With a file it is safe, so it need not be allowed.
     pub(super) fn post_copy(&self) -> bool {
         match self.mode {
-            Mode::Auto => self.allow_post_copy,
+            Mode::Auto => self.allow_post_copy || self.spool.is_some(),
             Mode::PreCopy => false,
             Mode::PostCopy | Mode::Hybrid => true,
         }

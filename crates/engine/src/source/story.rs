@@ -4,7 +4,9 @@ use super::{Options, SourceParts};
 use crate::{
     conn::Traffic,
     ports::{MachineError, Stalls},
-    report::{Event, Failure, FaultCounts, Forecast, Mode, Outcome, Past, Phase, Report, Round, Way},
+    report::{
+        Event, Failure, FaultCounts, Forecast, Mode, Outcome, Past, Phase, Report, Round, Spooled, Way,
+    },
 };
 use page::Counts;
 use policy::{Budget, Learnt, Next, Seen};
@@ -46,6 +48,10 @@ pub(super) struct Story {
     /// Then the guest is stopped whatever that costs.
     stop_after: Option<Instant>,
     paused_because: Option<String>,
+    /// Pages with content that went by way of the file.
+    otherwise: u64,
+    /// When memory began to move.
+    moving_since: Option<Instant>,
     not_back: Option<String>,
     /// The guest's QEMU on the target ended before it had all its memory.
     crashed: bool,
@@ -86,6 +92,8 @@ impl Story {
             takes: None,
             stop_after: None,
             paused_because: None,
+            otherwise: 0,
+            moving_since: None,
             not_back: None,
             crashed: false,
             verify: options.verify,
@@ -111,6 +119,7 @@ impl Story {
     /// Memory begins to move; `present` is what has ever been written.
     pub(super) fn begun(&mut self, present: &MemorySet) {
         self.report.preflight_ms = ms(self.begun.elapsed());
+        self.moving_since = Some(Instant::now());
         self.present = present.len();
         self.report.pages.hole = self.report.pages.total - self.present;
     }
@@ -165,7 +174,8 @@ impl Story {
     /// Pages whose content the target was told in whichever way.
     fn moved_pages(&self) -> u64 {
         let pages = &self.report.pages;
-        pages.known + pages.delta + pages.packed + pages.plain
+        // What went by way of the file says nothing of the network, over which the last round goes alone.
+        (pages.known + pages.delta + pages.packed + pages.plain).saturating_sub(self.otherwise)
     }
 
     pub(super) fn streams(&mut self, widest: u32) {
@@ -180,6 +190,35 @@ impl Story {
         pages.delta += shipped.delta;
         pages.packed += shipped.packed;
         pages.plain += shipped.plain;
+    }
+
+    /// This went by way of the file; so many pages of it arrived.
+    pub(super) fn spooled(&mut self, counts: Counts, arrived: u64) {
+        self.otherwise += counts.plain;
+        self.shipped(counts);
+        self.spool(|spool| spool.pages += arrived);
+    }
+
+    /// What is said of the file.
+    pub(super) fn spool(&mut self, change: impl FnOnce(&mut Spooled)) {
+        change(self.report.spool.get_or_insert_default());
+    }
+
+    /// All that is owed is in the file, or on the target.
+    pub(super) fn safe(&mut self) {
+        let since = self.moving_since;
+        self.spool(|spool| {
+            spool.safe_ms.get_or_insert(since.map_or(0.0, |since| ms(since.elapsed())));
+        });
+    }
+
+    /// From now on the guest runs on the target only when all its memory is there.
+    pub(super) fn forbid_post_copy(&mut self) {
+        self.budget.post_copy = false;
+        if matches!(self.mode, Mode::Hybrid | Mode::PostCopy) {
+            self.mode = Mode::PreCopy;
+        }
+        self.takes = self.takes.map(|_| Way::PreCopy);
     }
 
     /// The current round, if there is one, has carried all that it was to carry.
@@ -205,6 +244,11 @@ impl Story {
     pub(super) fn decide(&mut self, dirty: &MemorySet) -> Step {
         self.end_round(dirty.len());
         self.seen.dirtied.push(dirty.bytes());
+        self.choose(dirty)
+    }
+
+    /// What next, by what was seen.
+    pub(super) fn choose(&mut self, dirty: &MemorySet) -> Step {
         if self.mode == Mode::Hybrid {
             return Step::PostCopy;
         }
@@ -292,6 +336,16 @@ impl Story {
         self.phase(Phase::Switchover);
     }
 
+    /// The link was lost while the guest stood still, and it runs here again: this was no switchover.
+    pub(super) fn ran_on(&mut self, at_ns: u64) {
+        let stood = self.stop_ns.take().map_or(0, |stopped| at_ns.saturating_sub(stopped) / 1_000_000);
+        if let Some(spool) = &mut self.report.spool {
+            spool.safe_ms = None;
+        }
+        self.note(format!("the link was lost while the guest stood still; it ran on here after {stood} ms"));
+        self.phase(Phase::PreCopy);
+    }
+
     /// The target owns the VM; `resumed` by this side's clock.
     pub(super) fn committed(&mut self, committed: &control::Committed, resumed: Option<i128>) {
         self.over = Some(Instant::now());
@@ -329,7 +383,13 @@ impl Story {
         self.not_back = Some(why.to_string());
     }
 
-    pub(super) fn tick(&mut self, left_pages: u64, dirty: &MemorySet, ends_in: Option<Duration>) {
+    pub(super) fn tick(
+        &mut self,
+        left_pages: u64,
+        dirty: &MemorySet,
+        ends_in: Option<Duration>,
+        spool: Option<(u64, u64)>,
+    ) {
         let (since, sent) = self.last_tick;
         let now_sent = self.traffic.sent();
         let rate = Bytes(now_sent - sent).per(since.elapsed());
@@ -348,19 +408,27 @@ impl Story {
             left_ms: left.time_at(rate).map(|t| t.as_millis() as u64),
             slowed_percent: self.slowed,
             ends_in_ms: ends_in.map(|time| time.as_millis() as u64),
+            spool,
             at_ms: self.at_ms(),
         });
     }
 
     /// Nobody can say yet who owns the VM; the agent goes on asking.
-    pub(super) fn in_doubt(&mut self) -> Report {
+    /// `record`: the shared record that does not answer, by its identity; empty: the target keeps it.
+    pub(super) fn in_doubt(&mut self, record: &str) -> Report {
         let to = self.report.to.clone();
+        let silent = match record {
+            "" => format!("{to} may own the VM and cannot be reached; it is asked again until it answers"),
+            record => format!(
+                "{to} may own the VM, and the ownership record ({record}) cannot be reached; it is asked again until it answers"
+            ),
+        };
         self.report.outcome = Outcome::InDoubt;
         self.report.error = Some(Failure {
             what: "the switchover".into(),
             place: format!("{}, after the permit", self.report.from),
             why: format!(
-                "{to} may own the VM and cannot be reached; it is asked again until it answers. If {to} is down for \
+                "{silent}. If {to} is down for \
                  good, make sure that it stays off, then: whimbrel resolve {} --here --i-have-fenced {to}",
                 self.report.vm
             ),

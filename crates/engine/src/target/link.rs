@@ -9,9 +9,34 @@ use proto::{Kind, Reply, Status, TargetEvent, control};
 use std::{
     io::{self, Write},
     sync::mpsc::Sender,
-    thread,
-    time::Instant,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
+
+/// A stream that was lost alone is waited for so long. The source needs a round trip or two to open it again, and gives up by itself
+/// what it cannot open.
+const MISSED: Duration = Duration::from_secs(5);
+
+/// One of the connections that pages travel on, and the thread that lands them.
+pub(super) struct Stream {
+    conn: Conn,
+    lands: JoinHandle<()>,
+    /// No other stream of this migration ever has it.
+    pub(super) number: u32,
+    /// Since when it has ended.
+    lost: Option<Instant>,
+}
+
+impl Stream {
+    /// What was on its way into memory is there when this returns, and nothing follows it: a page that is sent again is not
+    /// overwritten by what was sent before (I5).
+    fn end(self) {
+        self.conn.shut();
+        if self.lands.join().is_err() {
+            tracing::error!("a thread that lands pages ended in a panic");
+        }
+    }
+}
 
 impl TargetDriver {
     /// A further connection of this migration. The source is welcomed only here: what it says once all its connections are
@@ -21,37 +46,86 @@ impl TargetDriver {
             self.hang_up();
             self.gives_up = None;
         }
+        let replaced = match kind {
+            Kind::Data(stream) => self.streams.remove(&stream).map(Stream::end).is_some(),
+            _ => false,
+        };
         let attached = conn.write_all(&Reply::new(Status::Welcome).to_bytes()).and_then(|()| match kind {
-            Kind::Data(stream) => self.take_stream(stream, conn),
+            Kind::Data(stream) => self.take_stream(stream, conn, replaced),
             Kind::Fault => self.take_faults(conn),
             Kind::Resume => self.hear(conn),
             Kind::Control | Kind::Record | Kind::Probe => Ok(()),
         });
         match attached {
             Ok(()) => (kind == Kind::Resume).then_some(TargetEvent::Reconnected),
-            Err(e) => Some(TargetEvent::LinkLost(e.to_string())),
+            Err(e) => {
+                // Short of descriptors or threads, perhaps: the source, which takes itself for welcome, learns why, and that nobody listens.
+                tracing::warn!(%e, ?kind, "a connection cannot be used");
+                self.say(control::Kind::Failed(control::Failed {
+                    what: "take a connection in".into(),
+                    why: e.to_string(),
+                    cancelled: false,
+                }));
+                self.lost(e)
+            }
         }
     }
 
-    fn take_stream(&mut self, stream: u16, conn: Conn) -> io::Result<()> {
+    fn take_stream(&mut self, stream: u16, conn: Conn, replaced: bool) -> io::Result<()> {
         let Some(taken) = self.taken.as_ref().filter(|t| u32::from(stream) < t.streams) else {
             return Ok(());
         };
         let another = conn.another()?;
         let (landing, tell, generation) = (taken.landing.clone(), self.tell.clone(), self.generation);
+        if replaced {
+            let owed = landing.lacking();
+            let pages = if owed { landing.owed().clone() } else { landing.landed().clone() };
+            let blocks = proto::bitmaps(&pages);
+            self.say(control::Kind::StreamBack(control::StreamBack {
+                stream: stream.into(),
+                round: self.round,
+                blocks,
+                owed,
+            }));
+        }
+        self.streams_taken += 1;
+        let number = self.streams_taken;
         let lands = thread::Builder::new().name(format!("land-{stream}")).spawn(move || {
             let round_end = |round| drop(tell.send(Signal::RoundEnd { generation, stream, round }));
             let end = receive(conn, &landing, round_end);
-            report_loss(&tell, generation, end);
+            let _ = tell.send(Signal::StreamLost(generation, stream, number, end));
         })?;
-        self.conns.push((another, Some(lands)));
+        self.streams.insert(stream, Stream { conn: another, lands, number, lost: None });
         Ok(())
+    }
+
+    /// One connection that pages travel on has ended. The source, which may not have noticed, opens it again, or hangs up.
+    pub(super) fn stream_lost(&mut self, stream: u16, e: io::Error) -> Option<TargetEvent> {
+        if e.kind() == io::ErrorKind::InvalidData {
+            return self.lost(e);
+        }
+        tracing::info!(stream, %e, "a stream was lost; the others go on");
+        if let Some(stream) = self.streams.get_mut(&stream) {
+            stream.conn.shut();
+            stream.lost = Some(Instant::now());
+        }
+        self.say(control::Kind::StreamLost(control::StreamLost { stream: stream.into() }));
+        None
+    }
+
+    /// Whether a stream was lost and not opened again for long: so is the link, then.
+    pub(super) fn missed(&self) -> Option<io::Error> {
+        let late = |stream: &Stream| stream.lost.is_some_and(|since| since.elapsed() > MISSED);
+        let late = self.streams.values().any(late);
+        late.then(|| {
+            io::Error::new(io::ErrorKind::TimedOut, "a connection with pages was lost, and not opened again")
+        })
     }
 
     fn take_faults(&mut self, conn: Conn) -> io::Result<()> {
         let Some(taken) = self.taken.as_ref() else { return Ok(()) };
         let Some(faults) = &taken.faults else { return Ok(()) };
-        self.conns.push((conn.another()?, None));
+        self.answering = Some(conn.another()?);
         faults.ask_on(conn.another()?);
         let (landing, tell, generation) = (taken.landing.clone(), self.tell.clone(), self.generation);
         thread::Builder::new().name("land-faults".into()).spawn(move || {
@@ -68,7 +142,12 @@ impl TargetDriver {
         let mut rest = conn.another()?;
         let (tell, generation) = (self.tell.clone(), self.generation);
         thread::Builder::new().name("listen".into()).spawn(move || {
-            let hear = |kind| drop(tell.send(Signal::Event(TargetEvent::Message(kind))));
+            let hear = |kind| {
+                drop(tell.send(match kind {
+                    control::Kind::Spooled(spooled) => Signal::Spooled(generation, spooled),
+                    kind => Signal::Said(generation, kind),
+                }));
+            };
             let end = listen(conn, &speaker, &Heard::default(), hear);
             let wrong = end.kind() == io::ErrorKind::InvalidData;
             let _ = tell.send(Signal::Lost(generation, end));
@@ -83,19 +162,20 @@ impl TargetDriver {
         Ok(())
     }
 
-    /// Ends all connections; whatever they still say is of an older generation. What was on its way into memory is there when this
-    /// returns, and nothing follows it: a page that is sent again is not overwritten by what was sent before (I5).
+    /// Ends all connections; whatever they still say is of an older generation, and nothing more lands that came over them.
     pub(super) fn hang_up(&mut self) {
         self.generation += 1;
         self.ended_streams.clear();
         if let Some((conn, _)) = self.control.take() {
             conn.shut();
         }
-        self.conns.iter().for_each(|(conn, _)| conn.shut());
-        for lands in self.conns.drain(..).filter_map(|(_, lands)| lands) {
-            if lands.join().is_err() {
-                tracing::error!("a thread that lands pages ended in a panic");
-            }
+        if let Some(conn) = self.answering.take() {
+            conn.shut();
+        }
+        self.streams.values().for_each(|stream| stream.conn.shut());
+        self.streams.drain().for_each(|(_, stream)| stream.end());
+        if let Some(spool) = self.taken.as_ref().and_then(|taken| taken.spool.as_ref()) {
+            spool.thread.stop();
         }
     }
 
@@ -119,7 +199,7 @@ impl TargetDriver {
     }
 }
 
-/// A data connection that the source closed is no news: it says why on the control connection, or loses that too.
+/// A connection for faults that the source closed is no news: it says why on the control connection, or loses that too.
 fn report_loss(tell: &Sender<Signal>, generation: u32, end: io::Error) {
     if end.kind() != io::ErrorKind::UnexpectedEof {
         let _ = tell.send(Signal::Lost(generation, end));

@@ -1,6 +1,27 @@
 //! A source that has promised and lost its target for good: nobody can know who owns the VM, and no timeout decides it.
 
 use super::*;
+use engine::{Conn, Traffic};
+use proto::{Kind, Token};
+use std::{io, sync::atomic::AtomicU64};
+
+/// Counts how often a source says that it is back.
+struct Counting(TcpDial, Arc<AtomicU64>);
+
+impl Dial for Counting {
+    fn dial(&self, kind: Kind, token: Option<&Token>) -> io::Result<Conn> {
+        self.1.fetch_add(u64::from(kind == Kind::Resume), SeqCst);
+        self.0.dial(kind, token)
+    }
+
+    fn is_plaintext(&self) -> bool {
+        self.0.is_plaintext()
+    }
+
+    fn traffic(&self) -> &Arc<Traffic> {
+        self.0.traffic()
+    }
+}
 
 /// Lost in the moment between the promise and the permit.
 fn lost_for_good() -> (Source, Arc<Inn>, Cable) {
@@ -54,4 +75,31 @@ fn a_target_that_comes_back_in_time_answers_instead_of_a_person() {
     assert_eq!(report.outcome, Outcome::Failed, "{:?}", report.error);
     assert_eq!(*source.journal.events.lock().unwrap(), ["pausing", "promise", "back"]);
     assert!(source.cpu.running.load(SeqCst) && !inn.cpu.running.load(SeqCst));
+}
+
+/// The record has said that the guest may go on here, and QEMU does not let it. A target that were told that the guest is back would
+/// forget the record, which the recovery asks again.
+#[test]
+fn i1_a_guest_that_would_not_go_on_is_not_said_to_be_back() {
+    for refuses in [true, false] {
+        let (source, inn, cable) = lost_for_good();
+        source.cpu.refuses.store(refuses, SeqCst);
+        let back = Arc::new(AtomicU64::new(0));
+        let dial = TcpDial::new(vec![cable.address], "here", MIGRATION, Security::Plaintext);
+        let dial = Arc::new(Counting(dial, back.clone()));
+        let (report, _) = source.migrate_by(dial, options(Mode::PreCopy), |_| {
+            wait_until("the second claim", || cable.refused.load(SeqCst) >= 2);
+            cable.mend();
+        });
+        assert_eq!(report.outcome, Outcome::Failed, "{:?}", report.error);
+        assert_eq!(source.cpu.running.load(SeqCst), !refuses);
+        assert!(!inn.cpu.running.load(SeqCst));
+        if refuses {
+            // What must not come is waited for as long as it took where it comes.
+            thread::sleep(Duration::from_millis(300));
+            assert_eq!(back.load(SeqCst), 0, "the target was called");
+        } else {
+            wait_until("the call", || back.load(SeqCst) > 0);
+        }
+    }
 }

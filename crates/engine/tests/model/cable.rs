@@ -26,6 +26,10 @@ pub(crate) struct Cable {
     /// Connections that came while it was cut.
     pub(crate) refused: Arc<AtomicU64>,
     lie: Arc<Mutex<Option<Lie>>>,
+    /// The ends of each stream's connection, in the order in which they were made.
+    streams: Arc<Mutex<Vec<(u16, TcpStream)>>>,
+    /// While set, connections for streams that were cut are not let through.
+    pub(crate) held: Arc<AtomicBool>,
     /// What each connection carries in a second, as after a long way.
     pub(crate) each: Arc<AtomicU64>,
 }
@@ -50,6 +54,8 @@ impl Cable {
             cut_after: Arc::new(AtomicU64::new(u64::MAX)),
             refused: Arc::default(),
             lie: Arc::default(),
+            streams: Arc::default(),
+            held: Arc::default(),
             each: Arc::new(AtomicU64::new(u64::MAX)),
         };
         let this = cable.clone();
@@ -64,23 +70,29 @@ impl Cable {
                 let (a, b) = (from.try_clone().unwrap(), to.try_clone().unwrap());
                 this.ends.lock().unwrap().extend([a.try_clone().unwrap(), b.try_clone().unwrap()]);
                 let lie = *this.lie.lock().unwrap();
-                this.pump(from, b, lie);
-                this.pump(to, a, None);
+                this.pump(from, b, lie, true);
+                this.pump(to, a, None, false);
             }
         });
         cable
     }
 
-    fn pump(&self, mut from: TcpStream, mut to: TcpStream, mut lie: Option<Lie>) {
+    fn pump(&self, mut from: TcpStream, mut to: TcpStream, mut lie: Option<Lie>, forth: bool) {
         let this = self.clone();
         thread::spawn(move || {
             let mut buffer = [0; 16384];
             let mut before = 0;
             while let Ok(n @ 1..) = from.read(&mut buffer) {
-                if before == 0 && lie.is_some() {
-                    // A preamble is written at once.
-                    let preamble = Preamble::parse(buffer.first_chunk().unwrap()).unwrap();
+                // A preamble is written at once.
+                let preamble = buffer[..n].first_chunk().filter(|_| forth && before == 0);
+                if let Some(preamble) = preamble.and_then(|bytes| Preamble::parse(bytes).ok()) {
                     lie = lie.filter(|_| matches!(preamble.kind, Kind::Data(_)));
+                    if let Kind::Data(stream) = preamble.kind {
+                        this.streams.lock().unwrap().push((stream, from.try_clone().unwrap()));
+                        while this.held.load(SeqCst) {
+                            thread::sleep(Duration::from_millis(1));
+                        }
+                    }
                 }
                 if let Some(Lie { at, byte }) = lie.filter(|lie| (before..before + n).contains(&lie.at)) {
                     buffer[at - before] = byte;
@@ -104,6 +116,22 @@ impl Cable {
         for end in self.ends.lock().unwrap().drain(..) {
             let _ = end.shutdown(std::net::Shutdown::Both);
         }
+    }
+
+    /// How many connections there were for this stream.
+    pub(crate) fn connections(&self, stream: u16) -> usize {
+        self.streams.lock().unwrap().iter().filter(|(id, _)| *id == stream).count()
+    }
+
+    /// The connection that this stream has now ends, and no other. Says how many there were of it.
+    pub(crate) fn cut_stream(&self, stream: u16) -> usize {
+        let streams = self.streams.lock().unwrap();
+        if let Some((_, last)) = streams.iter().rfind(|(id, _)| *id == stream) {
+            // It may have ended by itself.
+            let _ = last.shutdown(std::net::Shutdown::Both);
+        }
+        drop(streams);
+        self.connections(stream)
     }
 
     pub(crate) fn mend(&self) {

@@ -5,11 +5,12 @@ pub(crate) mod cable;
 use engine::ports::*;
 use policy::{Governor, Writer};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     io,
+    path::PathBuf,
     sync::{
         Arc, Condvar, Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::SeqCst},
     },
     thread,
     time::{Duration, Instant},
@@ -30,10 +31,15 @@ pub(crate) struct Ram {
     /// Cannot be read any more once the device state is saved, if the first is set; the second says that it is.
     pub(crate) lost_by_saving: AtomicBool,
     lost: AtomicBool,
+    /// What happens when a page is to become a hole that was none, or it is looked which pages are there: so a target begins to take
+    /// what it will be owed.
+    pub(crate) on_hole: Mutex<Option<OnTheWay>>,
+    /// The tracker was told that the guest is about to be stopped, and not that it runs on.
+    pub(crate) hurried: AtomicBool,
     start: Instant,
 }
 
-type OnTheWay = Box<dyn FnOnce() + Send>;
+pub(crate) type OnTheWay = Box<dyn FnOnce() + Send>;
 
 struct Inner {
     content: Vec<HashMap<u64, Vec<u8>>>,
@@ -66,6 +72,8 @@ impl Ram {
             learnt: Mutex::default(),
             lost_by_saving: AtomicBool::new(false),
             lost: AtomicBool::new(false),
+            on_hole: Mutex::default(),
+            hurried: AtomicBool::new(false),
             start: Instant::now(),
         })
     }
@@ -129,6 +137,16 @@ impl Ram {
         self.inner.lock().unwrap().runs = runs;
     }
 
+    fn takes_what_it_is_owed(&self) {
+        let happens = self.on_hole.lock().unwrap().take();
+        happens.into_iter().for_each(|happens| happens());
+    }
+
+    /// Missing pages are waited for.
+    pub(crate) fn watch(&self) {
+        self.inner.lock().unwrap().watched = true;
+    }
+
     pub(crate) fn overwritten(&self) -> u64 {
         self.inner.lock().unwrap().overwritten
     }
@@ -147,6 +165,7 @@ impl GuestMemory for Ram {
     }
 
     fn present(&self, block: BlockId) -> io::Result<PageSet> {
+        self.takes_what_it_is_owed();
         let mut set = PageSet::empty(self.blocks[usize::from(block.0)].pages);
         for page in self.inner.lock().unwrap().content[usize::from(block.0)].keys() {
             set.insert(PageIndex(*page));
@@ -182,8 +201,13 @@ impl GuestMemory for Ram {
 
     fn discard(&self, block: BlockId, range: PageRange) -> io::Result<()> {
         let mut inner = self.inner.lock().unwrap();
+        let mut new = false;
         for page in range.start.0..range.end().0 {
-            inner.content[usize::from(block.0)].remove(&page);
+            new |= inner.content[usize::from(block.0)].remove(&page).is_some();
+        }
+        drop(inner);
+        if new {
+            self.takes_what_it_is_owed();
         }
         Ok(())
     }
@@ -255,6 +279,15 @@ impl Tracker for Seen {
             .ok_or(io::ErrorKind::Unsupported.into())
     }
 
+    fn hurry(&mut self) -> io::Result<()> {
+        self.0.hurried.store(true, SeqCst);
+        Ok(())
+    }
+
+    fn take_time(&mut self) {
+        self.0.hurried.store(false, SeqCst);
+    }
+
     fn learn(&mut self, unchanged: &MemorySet) {
         self.0.learnt.lock().unwrap().push(unchanged.clone());
     }
@@ -314,12 +347,21 @@ pub(crate) struct Cpu {
     pub(crate) destroyed: Arc<AtomicBool>,
     /// Its process has ended by itself.
     dead: Arc<AtomicBool>,
-    /// It does not take a device state.
+    /// It neither takes a device state nor lets its guest run.
     pub(crate) refuses: Arc<AtomicBool>,
     /// Held while the guest does one step, so that `stop` returns between steps.
     pub(crate) step: Arc<Mutex<()>>,
     /// Page that loading the device state reads.
     pub(crate) load_reads: Option<u64>,
+    /// Ends as soon as the device state is loaded, and so many looks miss that.
+    pub(crate) dies_loaded: Option<u32>,
+    unseen: Arc<AtomicU32>,
+    /// What happens when the guest has just been stopped, and when its device state has just been saved: the first time, the second …
+    pub(crate) on_stop: Arc<Mutex<VecDeque<OnTheWay>>>,
+    pub(crate) on_save: Arc<Mutex<VecDeque<OnTheWay>>>,
+    /// How often its device state was saved; and which of these states was loaded.
+    pub(crate) saves: Arc<AtomicU8>,
+    pub(crate) loaded: Arc<AtomicU8>,
 }
 
 impl Cpu {
@@ -333,6 +375,12 @@ impl Cpu {
             refuses: Arc::default(),
             step: Arc::default(),
             load_reads: None,
+            dies_loaded: None,
+            unseen: Arc::default(),
+            on_stop: Arc::default(),
+            on_save: Arc::default(),
+            saves: Arc::default(),
+            loaded: Arc::default(),
         }
     }
 
@@ -350,20 +398,26 @@ impl Cpu {
 
 impl Machine for Cpu {
     fn has_ended(&self) -> HasEnded {
-        let dead = self.dead.clone();
-        Box::new(move || dead.load(SeqCst))
+        let (dead, unseen) = (self.dead.clone(), self.unseen.clone());
+        let misses = move || unseen.fetch_update(SeqCst, SeqCst, |looks| looks.checked_sub(1)).is_ok();
+        Box::new(move || dead.load(SeqCst) && !misses())
     }
 
     fn stop(&mut self) -> Result<(), MachineError> {
         self.answers()?;
         self.running.store(false, SeqCst);
         drop(self.step.lock().unwrap());
+        let happens = self.on_stop.lock().unwrap().pop_front();
+        happens.into_iter().for_each(|happens| happens());
         Ok(())
     }
 
     fn resume(&mut self) -> Result<Duration, MachineError> {
         self.answers()?;
         assert!(!self.destroyed.load(SeqCst), "a destroyed VM runs");
+        if self.refuses.load(SeqCst) {
+            return Err(MachineError { what: "let it run".into(), why: "its storage is gone".into() });
+        }
         self.ram.runs(true);
         self.running.store(true, SeqCst);
         Ok(Duration::ZERO)
@@ -373,7 +427,10 @@ impl Machine for Cpu {
         // Devices write guest memory while they are saved.
         self.ram.guest_writes(0, 0, 99);
         self.ram.lost.store(self.ram.lost_by_saving.load(SeqCst), SeqCst);
-        Ok(DeviceState { stream: vec![7; 1000], private: vec![("vga".into(), vec![1; 5000])] })
+        let this = self.saves.fetch_add(1, SeqCst) + 1;
+        let happens = self.on_save.lock().unwrap().pop_front();
+        happens.into_iter().for_each(|happens| happens());
+        Ok(DeviceState { stream: vec![this; 1000], private: vec![("vga".into(), vec![1; 5000])] })
     }
 
     fn load(&mut self, state: &DeviceState) -> Result<(), MachineError> {
@@ -382,9 +439,14 @@ impl Machine for Cpu {
             return Err(MachineError { what: "load the device state".into(), why: "no such device".into() });
         }
         assert_eq!((state.stream.len(), state.private.len()), (1000, 1));
+        self.loaded.store(state.stream[0], SeqCst);
         assert_eq!(self.ram.guest_reads(0, 0), 99);
         if let Some(page) = self.load_reads {
             self.ram.guest_reads(0, page);
+        }
+        if let Some(looks) = self.dies_loaded {
+            self.unseen.store(looks, SeqCst);
+            self.dies();
         }
         Ok(())
     }
@@ -404,6 +466,9 @@ impl Machine for Cpu {
 #[derive(Clone, Default)]
 pub(crate) struct Journal {
     pub(crate) events: Arc<Mutex<Vec<String>>>,
+    /// What was recorded last.
+    pub(crate) owed: Arc<Mutex<Option<MemorySet>>>,
+    pub(crate) spool: Arc<Mutex<Option<SpoolRecord>>>,
     /// Is cut as soon as the source has promised: the permit never arrives.
     pub(crate) cut_at_promise: Option<cable::Cable>,
 }
@@ -437,10 +502,15 @@ impl SourceJournal for Journal {
 
 impl TargetJournal for Journal {
     fn owed(&mut self, pages: &MemorySet) -> io::Result<()> {
+        *self.owed.lock().unwrap() = Some(pages.clone());
         self.note(format!("owed {}", pages.len()))
     }
     fn settled(&mut self) -> io::Result<()> {
         self.note("settled")
+    }
+    fn spool(&mut self, record: &SpoolRecord) -> io::Result<()> {
+        *self.spool.lock().unwrap() = Some(record.clone());
+        self.note("spool")
     }
     fn abandoned(&mut self, source_may_ask: bool) -> io::Result<()> {
         self.note(format!("abandoned {source_may_ask}"))
@@ -449,13 +519,21 @@ impl TargetJournal for Journal {
 
 /// A record in memory.
 #[derive(Default)]
-pub(crate) struct Record(Mutex<Option<(String, MigrationId)>>);
+pub(crate) struct Record {
+    owner: Mutex<Option<(String, MigrationId)>>,
+    /// What happens as soon as somebody owns the VM, before they know it.
+    pub(crate) on_claim: Mutex<Option<OnTheWay>>,
+}
 
 impl Ownership for Record {
     fn claim(&self, claim: &Claim) -> io::Result<Claimed> {
-        let mut record = self.0.lock().unwrap();
+        let mut record = self.owner.lock().unwrap();
         let (owner, migration) =
             record.get_or_insert_with(|| (claim.claimer.clone(), claim.migration)).clone();
+        drop(record);
+        if let Some(happens) = self.on_claim.lock().unwrap().take() {
+            happens();
+        }
         let epoch = claim.expected.next();
         Ok(if owner == claim.claimer {
             Claimed::Yours(epoch)
@@ -472,20 +550,33 @@ pub(crate) struct Inn {
     pub(crate) journal: Journal,
     pub(crate) record: Arc<Record>,
     pub(crate) refuse: Vec<String>,
+    /// It is asked to prepare, and does not answer as long as this is so.
+    pub(crate) held: AtomicBool,
+    pub(crate) asked: AtomicBool,
     pub(crate) ended: Mutex<Option<bool>>,
+    /// Whether it sees the directories that a source shares pages by.
+    pub(crate) spools: bool,
 }
 
 impl Inn {
     pub(crate) fn new(pages: &[u64]) -> Arc<Self> {
+        Arc::new(Self::usual(pages))
+    }
+
+    /// To be made another one.
+    pub(crate) fn usual(pages: &[u64]) -> Self {
         let ram = Ram::new(pages);
-        Arc::new(Self {
+        Self {
             cpu: Cpu::new(&ram, false),
             ram,
             journal: Journal::default(),
             record: Arc::default(),
             refuse: vec![],
+            held: AtomicBool::default(),
+            asked: AtomicBool::default(),
             ended: Mutex::default(),
-        })
+            spools: true,
+        }
     }
 }
 
@@ -498,6 +589,10 @@ impl Host for Inn {
         if !self.refuse.is_empty() {
             return Err(self.refuse.clone());
         }
+        self.asked.store(true, SeqCst);
+        while self.held.load(SeqCst) {
+            thread::sleep(Duration::from_millis(1));
+        }
         self.ram.inner.lock().unwrap().watched = request.post_copy;
         let missing = request.post_copy.then(|| self.ram.clone() as Arc<dyn MissingPages>);
         Ok(Waiting {
@@ -506,6 +601,10 @@ impl Host for Inn {
             machine: Box::new(self.cpu.clone()),
             journal: Box::new(self.journal.clone()),
         })
+    }
+
+    fn spool_directory(&self, asked: &str) -> Result<PathBuf, String> {
+        if self.spools { Ok(PathBuf::from(asked)) } else { Err(format!("{asked} is not allowed here")) }
     }
 
     fn record(&self) -> Arc<dyn Ownership> {

@@ -261,10 +261,16 @@ fn memory(qmp: &mut Qmp, process: &PidFd, read: &Read, reasons: &mut Vec<String>
     if live != told {
         reasons.push(format!("it has {live} vCPUs but was started with {told}; unplug the others"));
     }
-    let status = fs::read_to_string(process.proc_path("status")).unwrap_or_default();
-    let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap_or("0 kB").trim();
-    if locked != "0 kB" {
-        reasons.push(format!("{locked} of its memory are locked; start it without -overcommit mem-lock=on"));
+    match fs::read_to_string(process.proc_path("status")) {
+        Ok(status) => {
+            let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap_or("0 kB").trim();
+            if locked != "0 kB" {
+                let why =
+                    format!("{locked} of its memory are locked; start it without -overcommit mem-lock=on");
+                reasons.push(why);
+            }
+        }
+        Err(error) => reasons.push(format!("cannot look whether its memory is locked: {error}")),
     }
     Ok(())
 }

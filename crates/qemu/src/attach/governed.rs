@@ -150,6 +150,10 @@ impl Tracker for GovernedTracker {
         self.shared.open_due(Duration::MAX)
     }
 
+    fn take_time(&mut self) {
+        locked(&self.shared.governor).take_time();
+    }
+
     fn learn(&mut self, unchanged: &MemorySet) {
         locked(&self.shared.groups).learn(self.shared.now(), unchanged);
     }

@@ -108,6 +108,13 @@ impl Tracker for SwitchingTracker {
         }
     }
 
+    fn take_time(&mut self) {
+        match &mut self.now {
+            Now::Free(tracker) => tracker.take_time(),
+            Now::Governed(tracker) => tracker.take_time(),
+        }
+    }
+
     fn learn(&mut self, unchanged: &MemorySet) {
         match &mut self.now {
             Now::Free(tracker) => tracker.learn(unchanged),

@@ -1,7 +1,7 @@
 //! The QEMU process that a VM comes to.
 
 use super::{Error, Memory, Missing, RamBlock, region};
-use engine::ports::GuestMemory;
+use engine::ports::{GuestMemory, MissingPages};
 use std::{io, sync::Arc};
 use sys::{inject::Borrowed, maps, process::PidFd};
 use units::{BlockId, PAGE_SIZE, PageIndex, PageRange};
@@ -110,5 +110,27 @@ impl Target {
             .wake_all()
             .map_err(Error::step("wake whoever waits for missing pages", self.process.pid()))?;
         Ok(missing)
+    }
+
+    /// Whether QEMU still has the userfaultfd that an agent before us had it open. That is closed once nobody waits any more.
+    pub fn is_watched(&self, fd_number: i32) -> Result<bool, Error> {
+        let pid = self.process.pid();
+        match std::fs::read_link(format!("/proc/{pid}/fd/{fd_number}")) {
+            // Its number may be another file's by now.
+            Ok(file) => Ok(file.as_os_str() == "anon_inode:[userfaultfd]"),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(Error::step(format!("look at descriptor {fd_number}"), pid)(e)),
+        }
+    }
+
+    /// Ends the watch for missing pages that an agent before us has left, if it has: whoever waits goes on, and finds zeros. Only for a
+    /// guest to which nothing is owed.
+    pub fn end_watch(&self, fd_number: i32) -> Result<(), Error> {
+        if !self.is_watched(fd_number)? {
+            return Ok(());
+        }
+        self.retake(fd_number)?
+            .finish()
+            .map_err(Error::step("end the watch for missing pages", self.process.pid()))
     }
 }

@@ -2,13 +2,18 @@
 
 use super::{Do, Heard, Job, Stream, purposes};
 use crate::{
+    driver::Driver,
     fault::Fault,
     link::{Purpose, Side, Word},
-    pages::{MOST, Pages},
+    pages::{MOST, Pages, UNKNOWN},
+    printed::Printed,
     record::{Answer, Asked},
     world::{Timer, World, say},
 };
-use proto::control::Kind;
+use proto::{
+    SourceEvent,
+    control::{self, Kind},
+};
 
 impl World {
     /// Ends all connections (`hang_up`).
@@ -49,8 +54,12 @@ impl World {
             self.conns.iter().any(|c| c.id == id && c.welcome == Some(true) && c.over[0].is_none())
         });
         if all {
-            // What was sent over these connections, and over no others.
-            work.sent = [0; MOST];
+            // Over these connections nothing was sent yet. A target to which nothing ever was is blank; of what else it has, nothing
+            // is known.
+            let blank = work.round == 0 || self.fault == Some(Fault::SentTakenForBlank);
+            if self.fault != Some(Fault::SentKept) || blank {
+                work.sent = [if blank { 0 } else { UNKNOWN }; MOST];
+            }
             work.owing = Pages::default();
         } else {
             self.streams_failed();
@@ -72,6 +81,7 @@ impl World {
         self.set(Timer::Patience(Side::Source));
         if let Some(work) = self.source.work.as_deref_mut() {
             work.control = Some(id);
+            work.refused = false;
             work.steps.push_back(Do::AwaitResume);
         }
     }
@@ -82,6 +92,13 @@ impl World {
         let id = work.control;
         if self.conns.iter().any(|c| Some(c.id) == id && c.welcome == Some(true)) {
             work.steps.push_back(Do::AwaitWord);
+        } else if work.rejoining
+            && (work.refused || self.conns.iter().any(|c| Some(c.id) == id && c.welcome == Some(false)))
+        {
+            // It has given up meanwhile.
+            self.call_off(Timer::Patience(Side::Source));
+            self.source_hangs_up();
+            self.rejoin_failed("reconnect");
         } else {
             self.resume_failed();
         }
@@ -97,6 +114,14 @@ impl World {
             work.later += 1;
             match heard {
                 Heard::Said(kind) => match &mut kind.0 {
+                    // It speaks of a guest that runs there.
+                    Kind::Settled(_) | Kind::StillOwed(_) if work.rejoining => break,
+                    Kind::Landed(landed) if work.rejoining => {
+                        let rest = landed.blocks.first().map_or(Pages::default(), super::pages);
+                        let rejoined = Do::Rejoined(landed.round, rest);
+                        work.steps.extend([Do::DialStreams, Do::AwaitStreams, rejoined]);
+                        return;
+                    }
                     Kind::Settled(_) => return,
                     Kind::StillOwed(still) => {
                         if dropped {
@@ -117,10 +142,78 @@ impl World {
     fn resume_failed(&mut self) {
         self.call_off(Timer::Patience(Side::Source));
         self.set(Timer::Again(Side::Source));
-        if let Some(work) = self.source.work.as_deref_mut() {
-            work.steps.clear();
-            work.steps.extend([Do::HangUp, Do::Wait, Do::DialResume]);
+        self.source_hangs_up();
+        let rejoining = self.source.work.as_deref().is_some_and(|work| work.rejoining);
+        let complete = !rejoining && self.target_is_complete();
+        let Some(work) = self.source.work.as_deref_mut() else { return };
+        work.steps.clear();
+        if complete {
+            say!(self, "source: the datastore says that the target has everything");
+            let settled = Printed(Kind::Settled(control::Settled::default()));
+            work.heard.push_back(Heard::Said(settled));
+            self.call_off(Timer::Again(Side::Source));
+        } else if !work.rejoining {
+            work.steps.extend([Do::Wait, Do::DialResume]);
+        } else if work.gave_up {
+            self.rejoin_failed("the connection to the target");
+        } else {
+            work.steps.extend([Do::StillWanted, Do::Wait, Do::StillWanted, Do::DialResume]);
         }
+    }
+
+    /// The link was waited for in vain.
+    fn rejoin_failed(&mut self, what: &str) {
+        self.call_off(Timer::Again(Side::Source));
+        self.call_off(Timer::GiveUp(Side::Source));
+        if let Some(work) = self.source.work.as_deref_mut() {
+            work.rejoining = false;
+            work.broke(what);
+        }
+    }
+
+    /// Whether the user wants the link to be waited for any longer.
+    pub fn still_wanted(&mut self) {
+        let Some(work) = self.source.work.as_deref_mut() else { return };
+        if work.heard.iter().any(|heard| matches!(heard, Heard::Cancel)) {
+            // It is among what is heard next.
+            work.rejoining = false;
+            work.steps.clear();
+            self.call_off(Timer::Again(Side::Source));
+            self.call_off(Timer::GiveUp(Side::Source));
+        }
+    }
+
+    /// The link was waited for as long as the user wants: the attempt that is being made is the last.
+    pub fn source_gives_up(&mut self) {
+        if let Some(work) = self.source.work.as_deref_mut() {
+            work.gave_up = true;
+        }
+    }
+
+    /// The link is back, and so are the streams (`rejoin`, `not_again`).
+    pub fn source_has_rejoined(&mut self, landed: u32, rest: Pages) {
+        /// A link that is lost so often without a page having arrived in between is no use.
+        const STUCK: u8 = 3;
+        let nothing = self.has(Fault::RestNotSent);
+        let believed = self.has(Fault::UnsureCountsAsLanded);
+        let Some(work) = self.source.work.as_deref_mut() else { return };
+        let here = Some((landed, rest.iter().count() as u32));
+        work.lost_here = (here, if work.lost_here.0 == here { work.lost_here.1 + 1 } else { 0 });
+        if work.lost_here.1 >= STUCK {
+            return self.rejoin_failed("the connection to the target");
+        }
+        let unsure = std::mem::take(&mut work.spooling.unsure);
+        if work.round <= landed && !believed {
+            // What its streams carried is there; what the file was to bring of it may not be (I2).
+            work.dirty = work.dirty.or(unsure);
+        }
+        if work.round == landed + 1 {
+            work.set = if nothing { Pages::default() } else { work.set.less(rest) };
+        }
+        work.unacknowledged = if landed < work.round { work.set } else { Pages::default() };
+        work.rejoining = false;
+        work.event(SourceEvent::Rejoined(landed));
+        self.call_off(Timer::GiveUp(Side::Source));
     }
 
     /// Asks the record: over a connection of its own, or elsewhere.
@@ -198,7 +291,6 @@ impl World {
                 work.steps.pop_front();
                 self.source_is_answered();
             }
-            Some(Do::AwaitSpool) => work.broke("make the spool durable"),
             _ => {}
         }
     }

@@ -55,6 +55,8 @@ impl World {
         if work.machine.is_some() && asking && *self.source.journal.read() == Departure::Promised {
             self.source_hangs_up();
             self.call_off(Timer::Patience(Side::Source));
+            self.call_off(Timer::Stall);
+            self.watchdog_is_alone();
             self.take_up();
         }
     }
@@ -68,7 +70,7 @@ impl World {
             let record = &mut self.record;
             std::mem::swap(&mut record.owner, &mut record.before);
         }
-        if !self.burnt[1] || self.burnt[0] || !self.held_by_target() {
+        if !self.burnt[1] || self.burnt[0] || self.ghost.for_good || !self.held_by_target() {
             return;
         }
         let state = *self.source.journal.durable();

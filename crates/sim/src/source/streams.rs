@@ -2,10 +2,8 @@
 
 use super::{Heard, Job, Work};
 use crate::{
-    fault::Fault,
     link::{As, Side, Word},
-    pages::Page,
-    setup::Spooling,
+    pages::{Page, UNKNOWN},
     world::{World, say},
 };
 
@@ -38,7 +36,7 @@ impl World {
                 }
                 None => {
                     work.streams[i].job = Job::Rest;
-                    work.heard.push_back(Heard::Shared(work.round));
+                    work.heard.push_back(Heard::Shared(conn, work.round));
                     Word::RoundEnd(work.round)
                 }
             },
@@ -72,42 +70,13 @@ impl World {
             work.focus = page;
         }
     }
-
-    /// Whether there is something to spool: what is owed, once nothing can change it any more.
-    pub fn spooler_can(&self) -> bool {
-        if self.setup.spooling == Spooling::Off || !self.up[0] || !self.spool.up {
-            return false;
-        }
-        let Some(work) = self.source.work.as_deref() else { return false };
-        let still = work.stopped && work.saved;
-        (still || self.has(Fault::SpoolBeforeStop))
-            && (!work.owed.less(self.spool.written).none()
-                || (self.spool.written != self.spool.durable && !self.has(Fault::SpoolNotSynced)))
-            && work.machine.is_some()
-            && self.qemus[0].tracked.is_some()
-    }
-
-    /// It writes one page, the last first, and syncs when it has all.
-    pub fn spooler_moves(&mut self) {
-        let Some(work) = self.source.work.as_deref() else { return };
-        match work.owed.less(self.spool.written).highest() {
-            Some(page) => {
-                say!(self, "spool: page {page}");
-                self.spool.write(page, self.qemus[0].ram.at(page));
-            }
-            None => {
-                say!(self, "spool: synced");
-                self.spool.sync();
-            }
-        }
-    }
 }
 
 fn plain(page: Page) -> As {
     if page.content == 0 { As::Zero } else { As::Plain }
 }
 
-/// What a page is sent as; none: it has not changed, and nothing travels.
+/// What a page is sent as; none: the target has just that, and nothing travels.
 fn refine(work: &Work, stream: usize, page: u8, now: Page, pages: u8, eager: bool) -> Option<As> {
     let sent = |page: u8| work.sent[usize::from(page)];
     let may_refer = |other| eager || !work.set.has(other) || work.streams[stream].mine.has(other);
@@ -121,7 +90,7 @@ fn refine(work: &Work, stream: usize, page: u8, now: Page, pages: u8, eager: boo
         return Some(As::Known(other));
     }
     // Every other version is similar enough to the one before it.
-    if sent(page) != 0 && now.content % 2 == 1 {
+    if ![0, UNKNOWN].contains(&sent(page)) && now.content % 2 == 1 {
         return Some(As::Delta(sent(page)));
     }
     Some(As::Plain)

@@ -1,14 +1,17 @@
 //! What the source's agent and driver hold, and the steps of their acts.
 
+use super::{Call, Said, Spooling};
 use crate::{
+    driver::Driver,
     durable::Durable,
     pages::{MOST, Pages, Table},
     printed::Printed,
     record::{Answer, EPOCH},
-    setup::{Setup, Way},
+    setup::{self, Setup, Way},
+    watchdog::Word,
 };
 use proto::{
-    Source, SourceAct, SourceEvent, Step,
+    Source, SourceAct, Step,
     control::{self, Kind},
 };
 use std::collections::VecDeque;
@@ -36,6 +39,8 @@ pub struct SourceAgent {
     pub journal: Durable<Departure>,
     /// The migration, or its recovery.
     pub work: Option<Box<Work>>,
+    /// The thread that tells the target that a migration has ended.
+    pub call: Option<Call>,
 }
 
 /// A migration at its source (`SourceDriver`), or its recovery (`Recovery`), which has no machine.
@@ -75,7 +80,7 @@ pub struct Work {
     pub control: Option<u16>,
     /// The connection of pages that the target's guest waits for.
     pub answering: Option<u16>,
-    /// What was sent of each page over these connections.
+    /// What the target has in each page as far as these connections tell (`page::Sent`).
     pub sent: [u16; MOST],
     /// What is owed and not yet taken by a stream.
     pub owing: Pages,
@@ -85,6 +90,10 @@ pub struct Work {
     pub begun: bool,
     /// Our pause.
     pub stopped: bool,
+    /// A switchover was undone: the next step may be another one.
+    pub undone: bool,
+    /// How many pauses came to nothing, after which the migration went on.
+    pub pauses_in_vain: u8,
     /// The thread that saves the device state: how far it is.
     pub saving: Option<Saving>,
     /// The device state.
@@ -99,8 +108,22 @@ pub struct Work {
     pub answer: Option<Answer>,
     /// The next act that can fail does.
     pub fails: bool,
+    /// QEMU will refuse to let the guest run.
+    pub refuses: bool,
     /// The permit went ahead of the promise (planted fault only).
     pub permitted_early: bool,
+    /// It connects again while the guest runs here.
+    pub rejoining: bool,
+    /// … for as long as the user wants.
+    pub gave_up: bool,
+    /// The target knows of no such migration: its answer to the source that is back.
+    pub refused: bool,
+    /// What the target had when the link was lost last, and how often in a row it had no more than that.
+    pub lost_here: (Option<(u32, u32)>, u8),
+    /// Hashes of the guest's memory.
+    pub hashes: Vec<u64>,
+    /// The file on the datastore.
+    pub spooling: Spooling,
 }
 
 /// A stream's thread.
@@ -143,16 +166,18 @@ pub enum Heard {
     Silent(u16),
     /// A stream or the answering thread of this connection failed.
     Lost(u16),
-    /// A stream has sent its share of this round.
-    Shared(u32),
-    /// The device state was saved, or not.
-    Saved(bool),
+    /// The stream on this connection has sent its share of this round.
+    Shared(u16, u32),
+    /// The device state was saved in the pause of this number, or not.
+    Saved(u8, bool),
     /// The record's answer, by way of the queue.
     Answer(Answer),
     /// The user wants it to end.
     Cancel,
     /// A person has fenced the target.
     Resolved,
+    /// The thread that writes the spool has said this of a job of this turn.
+    Spool(u8, Said),
 }
 
 /// One step of an act; between two of them everything can happen.
@@ -180,6 +205,14 @@ pub enum Do {
     Collect,
     /// Gives a round to the streams.
     Give(u32),
+    /// Gives what is left of the round to the streams.
+    GiveRest,
+    /// The target has all of this round, and these pages of the next one.
+    Rejoined(u32, Pages),
+    /// Looks whether the user has cancelled while the link was waited for.
+    StillWanted,
+    /// Tells the pause's watchdog.
+    Tell(Word),
     /// Chooses the next step.
     Decide,
     /// Stops the guest.
@@ -188,12 +221,14 @@ pub enum Do {
     Stopped,
     /// Says what is owed.
     SayOwed,
-    /// Waits until the spool has all that is owed, durably.
-    AwaitSpool,
     /// `Promised`.
     Promised,
     /// Lets the guest run, and takes its pause out of the journal.
     Resume,
+    /// Lets the guest run while the migration goes on.
+    RunOn,
+    /// It was stopped in vain too often.
+    TooOften,
     /// Ends all connections.
     HangUp,
     /// Waits before asking again, if it was asked in vain.
@@ -210,6 +245,8 @@ pub enum Do {
     AwaitWord,
     /// Takes the tracker down.
     Untrack,
+    /// Removes the file on the datastore.
+    EndSpool,
     /// Ends this side's QEMU.
     Destroy,
     /// The recovery goes on from the journal.
@@ -223,13 +260,19 @@ impl SourceAgent {
             streams: u32::from(setup.streams),
             post_copy: setup.post_copy(),
             epoch: EPOCH,
+            give_up_ms: u64::from(setup.rejoin),
+            verify: setup.verify,
+            spool: (setup.spooling != setup::Spooling::Off).then(control::Spool::default),
             ..Default::default()
         };
-        let first = if setup.way == Way::PostCopy { Step::PostCopy } else { Step::Round };
+        // What is owed must be safe before the guest is stopped, and is so soonest if both ways carry it.
+        let strict = setup.spooling == setup::Spooling::Strict;
+        let first = if setup.way == Way::PostCopy && !strict { Step::PostCopy } else { Step::Round };
         let (machine, acts) = Source::new(control::Hello::default(), prepare, first);
         let mut work = Work::new(Some(machine));
         work.todo = acts.into_iter().map(Printed).collect();
-        Self { journal: Durable::default(), work: Some(Box::new(work)) }
+        work.spooling = Spooling::begin(setup);
+        Self { journal: Durable::default(), work: Some(Box::new(work)), call: None }
     }
 }
 
@@ -259,6 +302,8 @@ impl Work {
             focus: 0,
             begun: false,
             stopped: false,
+            undone: false,
+            pauses_in_vain: 0,
             saving: None,
             state: 0,
             saved: false,
@@ -266,20 +311,38 @@ impl Work {
             asking: None,
             answer: None,
             fails: false,
+            refuses: false,
             permitted_early: false,
+            rejoining: false,
+            gave_up: false,
+            refused: false,
+            lost_here: (None, 0),
+            hashes: Vec::new(),
+            spooling: Spooling::default(),
         }
     }
 
-    pub(super) fn event(&mut self, event: SourceEvent) {
-        if let Some(machine) = &mut self.machine {
-            self.todo.extend(machine.handle(event).into_iter().map(Printed));
+    /// Gives the round's pages to the streams.
+    pub(super) fn give(&mut self) {
+        self.parts = 0;
+        self.left = self.set;
+        for stream in &mut self.streams {
+            stream.job = Job::Round;
+            stream.mine = Pages::default();
         }
     }
+}
 
-    /// An act failed: what is left of it, and what was to follow it, is not done.
-    pub(super) fn broke(&mut self, what: &str) {
+impl Driver for Work {
+    type Machine = Source;
+
+    fn machine(&mut self) -> (Option<&mut Source>, &mut VecDeque<Printed<SourceAct>>) {
+        (self.machine.as_deref_mut(), &mut self.todo)
+    }
+
+    /// Nor with what was to follow it: a promise perhaps.
+    fn stop_here(&mut self) {
         self.steps.clear();
         self.todo.clear();
-        self.event(SourceEvent::Broke { what: what.into(), why: "chance".into() });
     }
 }

@@ -9,6 +9,9 @@ use crate::{
     world::{World, say},
 };
 
+/// What becomes of a page's content that is damaged.
+const DAMAGE: u16 = 0x4000;
+
 impl World {
     /// A page has come over a connection (`Landing::land`).
     pub fn land(&mut self, id: u16, page: u8, meant: Page, how: As) {
@@ -22,7 +25,14 @@ impl World {
         match work.stage {
             Stage::Closed if overwrites => qemu.ram.put(page, meant),
             Stage::Before if !refers || unverified || restored(qemu, page, meant, how) == meant.content => {
-                let content = restored(qemu, page, meant, how);
+                let mut content = restored(qemu, page, meant, how);
+                let damaged = std::mem::take(&mut work.damages);
+                self.ghost.damaged.drop(page);
+                if damaged {
+                    content ^= DAMAGE;
+                    self.ghost.damaged.add(page);
+                }
+                work.landed.add(page);
                 let before = qemu.ram.at(page);
                 let runs = qemu.runs;
                 let now = Page { content, ..meant };
@@ -31,7 +41,7 @@ impl World {
                     qemu.ram.present.drop(page);
                 }
                 say!(self, "target: page {page} is {content}");
-                if content != meant.content {
+                if content != meant.content && !damaged {
                     self.breach(|| {
                         format!("I7: page {page} became {content}, and {} was meant", meant.content)
                     });
@@ -99,31 +109,6 @@ impl World {
         let on = work.asking_on;
         if let Some(conn) = on.and_then(|id| self.conn(id)) {
             conn.say(Side::Target, Word::Want(page));
-        }
-    }
-
-    /// Whether the spool has something that is lacked here.
-    pub fn reader_can(&self) -> bool {
-        let work = self.target.work.as_deref().filter(|work| self.up[1] && work.arrived);
-        work.is_some_and(|work| {
-            self.spool.up
-                && work.stage == Stage::Lacking
-                && !work.owed.less(work.owed.less(self.spool.durable)).none()
-        })
-    }
-
-    /// It takes one page from there.
-    pub fn reader_moves(&mut self) {
-        let Some(work) = self.target.work.as_deref_mut() else { return };
-        let there = work.owed.less(work.owed.less(self.spool.durable));
-        let Some(page) = there.highest() else { return };
-        let content = self.spool.pages.at(page);
-        say!(self, "target: page {page} is in the spool");
-        self.qemus[1].place(page, content);
-        work.asked.drop(page);
-        work.owed.drop(page);
-        if work.owed.none() {
-            work.heard.push_back(Heard::AllPlaced);
         }
     }
 }

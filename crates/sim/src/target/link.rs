@@ -1,7 +1,9 @@
 //! The target's door and its connections. Mirrors `engine/accept.rs` and `engine/target/link.rs`.
 
-use super::{Heard, Session};
+use super::{Heard, Session, Stage};
 use crate::{
+    driver::Driver,
+    fault::Fault,
     link::{Purpose, Side, Word},
     printed::Printed,
     world::{World, say},
@@ -51,6 +53,7 @@ impl World {
         let Some(purpose) = self.conn(id).map(|conn| conn.purpose) else { return };
         if purpose == Purpose::Resume {
             self.target_hangs_up();
+            self.target_is_patient();
         }
         if let Some(conn) = self.conn(id) {
             conn.welcome = Some(true);
@@ -79,9 +82,31 @@ impl World {
 
     /// Ends all connections (`hang_up`).
     pub(super) fn target_hangs_up(&mut self) {
+        let too_early = self.has(Fault::ReceivedCountsAsLanded);
+        let land_on = self.has(Fault::OldStreamsLandOn);
+        let fence_open = self.has(Fault::FenceOpen);
         let Some(work) = self.target.work.as_deref_mut() else { return };
         work.ended = 0;
         work.asking_on = None;
+        if let Some(spool) = work.spool.as_mut().filter(|_| !fence_open) {
+            spool.stop();
+        }
+        if too_early && work.stage == Stage::Before {
+            for conn in self.conns.iter().filter(|conn| work.conns.contains(&conn.id)) {
+                let pages = conn.to[Side::Target.at()].iter();
+                pages.for_each(|word| {
+                    if let Word::Page(page, ..) = word {
+                        work.landed.add(*page)
+                    }
+                });
+            }
+        }
+        if land_on && work.stage == Stage::Before {
+            if let Some(conn) = work.control.take().and_then(|id| self.conn(id)) {
+                conn.shut(Side::Target);
+            }
+            return;
+        }
         let conns = std::mem::take(&mut work.conns);
         for id in conns.into_iter().chain(work.control.take()) {
             if let Some(conn) = self.conn(id) {

@@ -4,7 +4,7 @@
 //! Where the record is held elsewhere, a claim may still be on its way to it when its sender has died: so a target that
 //! intended to claim asks until it knows.
 
-use super::{Do, Heard, Session, Stage};
+use super::{Do, Session, Stage, Unspool};
 use crate::{
     fault::Fault,
     record::Answer,
@@ -25,17 +25,21 @@ impl World {
         let mut work = Session::new(None);
         match (arrival.claimed, arrival.owing) {
             (true, _) if !qemu.alive => return self.target.work = None,
-            (true, Some(owing)) => {
+            // What is present has been received: a page leaves its hole in one step.
+            (true, Some(owing)) if !owing.less(qemu.ram.present).none() => {
                 work = Session::new(Some(Target::after_claim(control::Hello::default())));
                 work.stage = Stage::Lacking;
-                // What is present has been received: a page leaves its hole in one step.
                 work.owed = owing.less(qemu.ram.present);
                 work.watches = true;
                 work.arrived = true;
+                work.spool = arrival.spool.filter(|_| !self.has(Fault::SpoolForgotten)).map(Unspool::resume);
                 work.steps.push_back(Do::Run);
-                work.heard.push_back(Heard::AllPlaced);
             }
-            (true, None) => work.steps.extend([Do::Run, Do::Settle, Do::Sync, Do::Over]),
+            // Nothing is owed: whoever waits at a hole goes on, and finds zeros.
+            (true, _) => {
+                work.steps.extend((!self.has(Fault::WatchLeft)).then_some(Do::Close));
+                work.steps.extend([Do::Run, Do::Settle, Do::Sync, Do::Over]);
+            }
             (false, _) if arrival.claiming && qemu.alive && !self.has(Fault::IntentForgotten) => {
                 work.steps.extend([Do::Ask, Do::AwaitAnswer]);
             }

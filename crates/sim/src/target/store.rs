@@ -1,7 +1,7 @@
 //! The threads that write the target's store: one transaction at a time. Mirrors `agent/store` and
 //! `Acceptor::answer_record`.
 
-use super::Recording;
+use super::{Recording, SpoolRecording};
 use crate::{
     fault::Fault,
     link::{Side, Word},
@@ -35,21 +35,40 @@ impl World {
     pub fn recorder_can(&self) -> bool {
         let Some(work) = self.target.work.as_deref().filter(|_| self.up[1]) else { return false };
         match work.recording {
-            Recording::Done => false,
-            Recording::Asked(_) => self.store_is_free(),
+            _ if work.recording_spool == SpoolRecording::Written => true,
             Recording::Written => true,
+            Recording::Asked(_) => self.store_is_free(),
+            Recording::Done => work.recording_spool != SpoolRecording::Done && self.store_is_free(),
         }
     }
 
     /// It writes, then syncs.
     pub fn recorder_moves(&mut self) {
         let Some(work) = self.target.work.as_deref_mut() else { return };
+        if work.recording == Recording::Done || work.recording_spool == SpoolRecording::Written {
+            if let SpoolRecording::Asked(record) = work.recording_spool {
+                say!(self, "target: records where the spool is, {record:?}");
+                work.recording_spool = SpoolRecording::Written;
+                self.target.store.write(|store| {
+                    if let Some(arrival) = &mut store.arrival {
+                        arrival.spool = Some(record);
+                    }
+                });
+            } else {
+                say!(self, "target: where the spool is is durable");
+                work.recording_spool = SpoolRecording::Done;
+                self.target_synced();
+            }
+            return;
+        }
         if let Recording::Asked(owed) = work.recording {
             say!(self, "target: records what it is owed");
             work.recording = Recording::Written;
             self.target.store.write(|store| {
                 if let Some(arrival) = &mut store.arrival {
                     arrival.owing = Some(owed);
+                    // Nor is anything to be had from a file, then.
+                    arrival.spool = arrival.spool.filter(|_| !owed.none());
                 }
             });
         } else {

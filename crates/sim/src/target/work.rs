@@ -1,12 +1,18 @@
 //! What the target's agent and driver hold, and the steps of their acts.
 
+use super::{SpoolRecord, SpoolRecording, Unspool, Unspooled};
 use crate::{
+    driver::Driver,
     durable::Durable,
+    link::Over,
     pages::Pages,
     printed::Printed,
     record::{Answer, Asked, Owner},
 };
-use proto::{Target, TargetAct, TargetEvent, control::Kind};
+use proto::{
+    Target, TargetAct,
+    control::{self, Kind},
+};
 use std::collections::VecDeque;
 
 /// What is on the target agent's disk.
@@ -31,6 +37,8 @@ pub struct Arrival {
     pub claimed: bool,
     /// What it was owed when it was claimed.
     pub owing: Option<Pages>,
+    /// Where it can be found if the source is lost.
+    pub spool: Option<SpoolRecord>,
 }
 
 /// The agent.
@@ -107,23 +115,47 @@ pub struct Session {
     pub answer: Option<Answer>,
     /// The next act that can fail does.
     pub fails: bool,
+    /// What has landed of the next round.
+    pub landed: Pages,
+    /// What the source announced of its memory.
+    pub hashes: Vec<u64>,
+    /// The permit is here.
+    pub permitted: bool,
+    /// The next page that lands is damaged.
+    pub damages: bool,
+    /// The source has a file on the datastore.
+    pub wants_spool: bool,
+    /// The thread that reads it.
+    pub spool: Option<Unspool>,
+    /// Nobody needs the file any more.
+    pub spool_settled: bool,
+    /// What is recorded too late (planted fault only).
+    pub record_late: Option<SpoolRecording>,
+    /// How far the recording of what the file is good for is.
+    pub recording_spool: SpoolRecording,
 }
 
 /// What the driver has heard and not looked at.
 #[derive(Clone, Hash, Debug)]
 pub enum Heard {
-    /// The source's word.
-    Said(Printed<Kind>),
+    /// The source's word, on this control connection.
+    Said(u16, Printed<Kind>),
     /// A connection that belongs to it, accepted and not yet welcome.
     Attach(u16),
     /// A stream has delivered its share of a round.
     RoundEnd(u16, u8, u32),
     /// A connection ended.
-    Lost(u16),
+    Lost(u16, Over),
+    /// The source was waited for long enough, or the agent ends.
+    GiveUp,
     /// Something on a connection was wrong.
     Wrong(u16),
     /// Every owed page is in memory.
     AllPlaced,
+    /// The source has said this of its file, on this connection.
+    Spooled(u16, Printed<control::Spooled>),
+    /// The thread that reads it has said this.
+    Unspooled(Unspooled),
 }
 
 /// One step of an act; between two of them everything can happen.
@@ -135,16 +167,24 @@ pub enum Do {
     Accept,
     /// An `fsync` of the store.
     Sync,
+    /// Opens the source's file on the datastore.
+    OpenSpool,
     /// `Prepared`.
     Prepared,
     /// Makes holes.
     Punch(Pages),
     /// Waits until what is owed is recorded.
     AwaitRecorded,
+    /// Waits until it is recorded what the file is good for.
+    AwaitSpoolRecorded,
     /// Begins to record what is owed.
     Record,
     /// `OwedTaken`.
     OwedTaken,
+    /// Nothing is owed after all.
+    ForgetAnnounced,
+    /// Compares memory with what the source announced.
+    Compare,
     /// The memory is complete, if nothing is owed.
     Enter,
     /// QEMU reads the device state, and guest memory with it.
@@ -175,6 +215,8 @@ pub enum Do {
     Close,
     /// Writes that nothing is owed.
     Settle,
+    /// The file is not read any more, and this side's says so.
+    EndSpool,
     /// Says so.
     SaySettled,
     /// Ends the QEMU.
@@ -212,17 +254,27 @@ impl Session {
             arrived: false,
             answer: None,
             fails: false,
+            landed: Pages::default(),
+            hashes: Vec::new(),
+            permitted: false,
+            damages: false,
+            wants_spool: false,
+            spool: None,
+            spool_settled: false,
+            record_late: None,
+            recording_spool: SpoolRecording::Done,
         }
     }
+}
 
-    pub(super) fn event(&mut self, event: TargetEvent) {
-        if let Some(machine) = &mut self.machine {
-            self.todo.extend(machine.handle(event).into_iter().map(Printed));
-        }
+impl Driver for Session {
+    type Machine = Target;
+
+    fn machine(&mut self) -> (Option<&mut Target>, &mut VecDeque<Printed<TargetAct>>) {
+        (self.machine.as_deref_mut(), &mut self.todo)
     }
 
-    pub(super) fn broke(&mut self, what: &str) {
+    fn stop_here(&mut self) {
         self.steps.clear();
-        self.event(TargetEvent::Broke { what: what.into(), why: "chance".into() });
     }
 }

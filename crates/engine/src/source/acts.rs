@@ -1,0 +1,233 @@
+//! What the source does, act by act.
+
+use super::{AGAIN, Signal, SourceDriver};
+use crate::{
+    conn::{LONG_SILENCE, SILENCE, now_ns},
+    ports::{DeviceState, MachineError},
+    queue::Round,
+    ship::{Job, Streams},
+    survey, verify, why,
+};
+use proto::{SourceAct, SourceEvent, Step, control};
+use std::{io, sync::Arc, thread};
+use units::{Epoch, MemorySet};
+
+impl SourceDriver {
+    /// Does one act. Errors say what was tried and why it failed.
+    pub(super) fn act(&mut self, act: SourceAct) -> Result<Option<SourceEvent>, (String, String)> {
+        match act {
+            SourceAct::Send(kind) => {
+                self.asked |= matches!(kind, control::Kind::Prepare(_));
+                self.say(kind);
+                Ok(None)
+            }
+            SourceAct::OpenStreams => {
+                self.look_at_writes()?;
+                self.dirty =
+                    survey::present(&*self.parts.memory).map_err(why("look for the guest's pages"))?;
+                self.story.begun(&self.dirty);
+                self.foresee()?;
+                self.open_streams().map_err(why("open the streams"))?;
+                Ok(Some(SourceEvent::StreamsOpen))
+            }
+            SourceAct::Ship(round) => self.ship(round),
+            SourceAct::ShipRest(_) => {
+                if let Some(round) = self.current.clone() {
+                    self.give(round);
+                }
+                Ok(None)
+            }
+            SourceAct::RunOn => self.run_on().map(|()| None),
+            SourceAct::Rejoin => self.rejoin(),
+            SourceAct::Decide => {
+                if let (Some(tracker), Some(round)) = (&mut self.parts.tracker, &self.current) {
+                    tracker.learn(&round.unchanged());
+                }
+                self.collect()?;
+                let step = self.story.decide(&self.dirty);
+                let Some(step) = self.secure_before(step) else { return Ok(None) };
+                if step == Step::Round {
+                    self.judge()?;
+                }
+                Ok(Some(SourceEvent::Decided(step)))
+            }
+            SourceAct::StopGuest => {
+                self.parts.machine.lock().get_ready().map_err(|e| (e.what, e.why))?;
+                self.offer().map_err(why("start a thread"))?;
+                self.parts.journal.pausing().map_err(why("journal the pause"))?;
+                self.calm();
+                if let Some(tracker) = &mut self.parts.tracker {
+                    tracker.hurry().map_err(why("let the guest's writers go on"))?;
+                }
+                self.count_stalls();
+                self.story.stopping(now_ns());
+                self.stopped = true;
+                self.parts.machine.lock().stop().map_err(|e| (e.what, e.why))?;
+                Ok(Some(SourceEvent::Stopped))
+            }
+            SourceAct::SendOwed => {
+                self.collect_owed()?;
+                let owed = control::Owed { blocks: proto::bitmaps(&self.dirty) };
+                self.owed.union(&self.dirty);
+                self.dirty.clear();
+                self.say(control::Kind::Owed(owed));
+                Ok(None)
+            }
+            SourceAct::Save => {
+                let (tell, pause) = (self.tell.clone(), self.pauses_in_vain);
+                let save = self.parts.machine.spawn("save", move |machine| {
+                    let _ = tell.send(Signal::Saved(pause, machine.save()));
+                });
+                save.map_err(why("start a thread"))?;
+                Ok(None)
+            }
+            SourceAct::SendState(after_round) => self.send_state(after_round).map(Some),
+            SourceAct::Promise => {
+                self.offered().map_err(why("offer the VM to the target"))?;
+                // From here on a target that is only slow costs the whole migration.
+                self.bear_silence(LONG_SILENCE);
+                self.parts.journal.promise(self.parts.epoch).map_err(why("journal the promise"))?;
+                Ok(Some(SourceEvent::Promised))
+            }
+            SourceAct::ResumeGuest => {
+                self.bring_back();
+                Ok(None)
+            }
+            SourceAct::Claim => {
+                // By way of the queue: between two claims a person's word is heard, and how long it has been in doubt.
+                let answer = self.claim();
+                let _ = self.tell.send(Signal::Event(answer));
+                Ok(None)
+            }
+            SourceAct::Gone(epoch) => {
+                self.doubt_since = None;
+                self.bear_silence(SILENCE);
+                self.insist("journal that the VM is gone", |d| d.parts.journal.gone(Epoch(epoch)));
+                Ok(None)
+            }
+            SourceAct::ServeOwed => {
+                self.serve_owed();
+                Ok(None)
+            }
+            SourceAct::Reconnect => {
+                self.reconnect();
+                Ok(None)
+            }
+            SourceAct::Forget => {
+                self.hang_up();
+                // Before QEMU ends, and its writes with it.
+                self.parts.tracker = None;
+                self.insist("journal that everything is there", |d| d.parts.journal.settled());
+                self.end_spool();
+                if let Err(e) = self.parts.machine.lock().destroy() {
+                    self.story.note(format!("the empty QEMU on the source would not end: {e}"));
+                }
+                Ok(None)
+            }
+            SourceAct::End(_) => unreachable!("the loop ends before"),
+        }
+    }
+
+    fn ship(&mut self, number: u32) -> Result<Option<SourceEvent>, (String, String)> {
+        self.collect()?;
+        let empty = self.nothing();
+        let set = std::mem::replace(&mut self.dirty, empty);
+        self.story.round(number, &set);
+        self.give(Arc::new(Round::new(number, set)));
+        Ok(None)
+    }
+
+    /// To the streams.
+    pub(super) fn give(&mut self, round: Arc<Round>) {
+        self.round_parts.clear();
+        self.current = Some(round.clone());
+        if let Some(streams) = &self.streams {
+            streams.give(&Job::Round(round.clone(), Arc::new(MemorySet::empty([]))));
+        }
+        self.spool_round(&round);
+    }
+
+    pub(super) fn nothing(&self) -> MemorySet {
+        MemorySet::empty(self.shape.0.iter().copied())
+    }
+
+    pub(super) fn collect(&mut self) -> Result<(), (String, String)> {
+        let Some(tracker) = &mut self.parts.tracker else { return Ok(()) };
+        tracker.collect(&mut self.dirty).map_err(why("collect the pages that the guest wrote"))
+    }
+
+    /// The device state is there; what was written to guest memory meanwhile must go along.
+    pub(super) fn saved(&mut self, saved: Result<DeviceState, MachineError>) -> SourceEvent {
+        let saved = saved.map_err(|e| (e.what, e.why)).and_then(|state| {
+            self.state = Some(state);
+            self.collect()
+        });
+        match saved {
+            Ok(()) => SourceEvent::Saved { more: !self.dirty.is_empty() },
+            Err((what, why)) => SourceEvent::Broke { what, why },
+        }
+    }
+
+    fn send_state(&mut self, after_round: u32) -> Result<SourceEvent, (String, String)> {
+        self.story.end_round(0);
+        if self.options.verify
+            && let Some(lost) = self.send_hashes()?
+        {
+            self.hang_up();
+            return Ok(SourceEvent::LinkLost(lost.to_string()));
+        }
+        self.announce_relaxed();
+        let state = self.state.take().unwrap_or_default();
+        let private = |(name, content): &(String, Vec<u8>)| control::PrivateBlock {
+            name: name.clone(),
+            content: Some(proto::packed(content)),
+        };
+        self.say(control::Kind::State(control::State {
+            after_round,
+            stream: Some(proto::packed(&state.stream)),
+            private: state.private.iter().map(private).collect(),
+            history: self.story.history(&self.parts.history, self.streams.as_ref().and_then(Streams::learnt)),
+        }));
+        Ok(SourceEvent::StateSent)
+    }
+
+    /// Says why the link is lost, if it is.
+    fn send_hashes(&self) -> Result<Option<io::Error>, (String, String)> {
+        let mut lost = None;
+        let hashed = verify::hash_all(&*self.parts.memory, |hashes| {
+            let said = match &self.speaker {
+                Some(speaker) => speaker.say(control::Kind::Hashes(hashes)).map(drop),
+                None => Err(io::ErrorKind::NotConnected.into()),
+            };
+            said.map_err(|e| {
+                lost = Some(e);
+                io::ErrorKind::NotConnected.into()
+            })
+        });
+        match (hashed, lost) {
+            (_, Some(lost)) => Ok(Some(lost)),
+            (Err(e), None) => Err(why("send the hashes of the guest's memory")(e)),
+            (Ok(()), None) => Ok(None),
+        }
+    }
+
+    fn serve_owed(&mut self) {
+        self.story.owing(&self.owed);
+        self.owing.refill(self.owed.clone());
+        if let Some(streams) = &self.streams {
+            streams.give(&Job::Push(self.owing.clone()));
+        }
+        self.spool_owed();
+    }
+
+    /// A promise must reach the disk, or what follows from it must wait.
+    pub(super) fn insist(&mut self, what: &str, attempt: impl Fn(&mut Self) -> io::Result<()>) {
+        let mut told = false;
+        while let Err(e) = attempt(self) {
+            if !std::mem::replace(&mut told, true) {
+                self.story.note(format!("cannot {what}: {e}; trying again"));
+            }
+            thread::sleep(AGAIN);
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! The guest runs on here: because the migration is over, or because its link is lost and is waited for.
+
+use super::{SourceDriver, now_ns};
+use crate::ports::MachineError;
+
+/// A guest that was stopped so often in vain is not stopped once more: a link that breaks whenever the guest stands still costs it a
+/// pause of up to two seconds (`conn::SILENCE`) each time.
+const IN_VAIN: u32 = 3;
+
+impl SourceDriver {
+    /// The guest runs here again (I3). There is no other place left for it, so this is tried until it works or QEMU
+    /// is gone.
+    pub(super) fn bring_back(&mut self) {
+        self.calm();
+        if !self.stopped {
+            return;
+        }
+        match self.resume_guest() {
+            Ok(()) => {
+                // Not before: taking the protections back takes 60 ms a GiB.
+                self.parts.tracker = None;
+                self.tell_of_resumption();
+            }
+            Err(e) => self.story.not_back(&e),
+        }
+    }
+
+    /// The link was lost in a pause. The guest does not stand still for it: it runs on here at once, and its writes are followed as
+    /// before (I2), so that the migration goes on from where it was once the link is back. Nothing was promised.
+    pub(super) fn run_on(&mut self) -> Result<(), (String, String)> {
+        self.calm();
+        // The target forgets what it was told that it would lack: it is to be sent as any other page (I2).
+        let owed = self.nothing();
+        self.dirty.union(&std::mem::replace(&mut self.owed, owed));
+        if !self.stopped {
+            return Ok(());
+        }
+        self.resume_guest().map_err(|e| (e.what, e.why))?;
+        self.story.ran_on(now_ns());
+        // A device state of this pause is none of the next one.
+        self.state = None;
+        self.pauses_in_vain += 1;
+        if let Some(tracker) = &mut self.parts.tracker {
+            tracker.take_time();
+        }
+        self.tell_of_resumption();
+        if self.pauses_in_vain > IN_VAIN {
+            let why =
+                format!("it was lost in {} pauses; the guest is not stopped again", self.pauses_in_vain);
+            return Err(("the connection to the target".to_owned(), why));
+        }
+        Ok(())
+    }
+
+    fn resume_guest(&mut self) -> Result<(), MachineError> {
+        // While it is being saved, this waits for that.
+        self.parts.machine.lock().resume()?;
+        self.stopped = false;
+        Ok(())
+    }
+
+    /// The journal, and the pause's watchdog with it; and the network.
+    fn tell_of_resumption(&mut self) {
+        self.insist("journal that the guest is back", |d| d.parts.journal.back());
+        let announced = self.parts.machine.lock().announce();
+        if let Err(e) = announced {
+            self.story.note(format!("the guest is back, but could not be announced to the network: {e}"));
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! What the target does, act by act.
+
+use super::{AGAIN, MAX_STREAMS, Signal, Taken, TargetDriver};
+use crate::{
+    beside::Beside,
+    conn::now_ns,
+    faults::Faults,
+    land::{Landing, Stage},
+    ports::{Block, Claim, Claimed, DeviceState, Request},
+    why,
+};
+use proto::{TargetAct, TargetEvent, control};
+use std::{sync::Arc, thread, time::Duration};
+use units::{Epoch, PAGE_SIZE};
+
+/// RAM blocks of one VM, at most; QEMU itself stops at 256 memory slots of a machine.
+const MAX_BLOCKS: usize = 256;
+
+/// Pages of one RAM block, at most: 64 TiB, beyond what x86-64 guests have today.
+const MAX_PAGES: u64 = 1 << 34;
+
+/// A RAM block's name, at most: QEMU's own are shorter.
+const MAX_NAME: usize = 256;
+
+/// The identity of an ownership record, at most: ours have 60 bytes.
+const MAX_RECORD: usize = 256;
+
+/// A device state's parts, at most, all of them together: 512 MiB, the largest video memory. What packs so well that it fits into a
+/// message could otherwise unpack to 255 times as much.
+const MAX_STATE: u64 = 512 << 20;
+
+/// Nobody may have this host wait for longer.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
+impl TargetDriver {
+    pub(super) fn act(&mut self, act: TargetAct) -> Result<Option<TargetEvent>, (String, String)> {
+        match act {
+            TargetAct::Send(mut kind) => {
+                if let control::Kind::Ready(ready) = &mut kind {
+                    ready.token = self.token.0.to_vec();
+                    ready.spool = self.taken.as_ref().is_some_and(|taken| taken.spool.is_some());
+                    ready.no_spool = std::mem::take(&mut self.no_spool);
+                    ready.record = self.taken()?.request.record.clone();
+                }
+                self.gave_reasons |= matches!(kind, control::Kind::Failed(_) | control::Kind::Refused(_));
+                self.say(kind);
+                Ok(None)
+            }
+            TargetAct::Prepare(prepare) => Ok(Some(TargetEvent::Prepared(self.prepare(prepare)))),
+            TargetAct::TakeOwed(bitmaps) => {
+                let taken = self.taken()?;
+                let pages = proto::page_sets(&bitmaps, &taken.landing.shape)
+                    .map_err(|e| ("read the owed pages".to_owned(), e.to_string()))?;
+                taken.landing.owe(&pages).map_err(why("make holes for the owed pages"))?;
+                let owed = taken.landing.owed().clone();
+                let nothing = owed.is_empty();
+                taken.record_owed(owed).map_err(why("record the owed pages"))?;
+                // The guest is stopped upon our answer: whoever gets ready for the load must be done.
+                drop(taken.machine.lock());
+                if nothing {
+                    let _ = self.tell.send(Signal::Event(TargetEvent::AllPlaced));
+                }
+                Ok(Some(TargetEvent::OwedTaken))
+            }
+            TargetAct::ForgetAnnounced => {
+                self.taken()?.forget_announced().map_err(why("record that nothing is owed"))?;
+                Ok(None)
+            }
+            TargetAct::KeepHashes(hashes) => {
+                let landing = &self.taken()?.landing;
+                let mut announced = landing.announced.lock().expect("no one panics here");
+                if let Some(announced) = announced.as_mut() {
+                    announced.keep(&hashes, &*landing.memory).map_err(why("read the hashes"))?;
+                }
+                Ok(None)
+            }
+            TargetAct::Compare => Ok(Some(TargetEvent::Compared(self.compare()?))),
+            TargetAct::Load(mut state) => {
+                self.taken()?.request.history = std::mem::take(&mut state.history);
+                let state = unpack(&state).map_err(|e| ("unpack the device state".to_owned(), e))?;
+                let taken = self.taken()?;
+                if taken.landing.owed().is_empty() {
+                    taken.landing.enter(Stage::Closed);
+                }
+                taken.machine.lock().load(&state).map_err(|e| (e.what, e.why))?;
+                // Before anybody can claim.
+                taken.owed_is_recorded().map_err(why("record the owed pages"))?;
+                taken.spool_is_recorded().map_err(why("record where the spool is"))?;
+                self.alive()?;
+                Ok(Some(TargetEvent::Loaded))
+            }
+            TargetAct::Claim => Ok(Some(self.claim()?)),
+            TargetAct::Resume => {
+                self.arrived = true;
+                let mut machine = self.taken()?.machine.lock();
+                match machine.resume() {
+                    Ok(ago) => {
+                        let at_ns = now_ns().saturating_sub(ago.as_nanos() as u64);
+                        if let Err(e) = machine.announce() {
+                            tracing::warn!(%e, "the guest runs, but could not be announced to the network");
+                        }
+                        drop(machine);
+                        // Not before: looking through what is owed for what the file has takes a processor from the pause.
+                        self.taken()?.place_spooled();
+                        Ok(Some(TargetEvent::Resumed { at_ns }))
+                    }
+                    Err(e) => Ok(Some(TargetEvent::ResumeFailed(e.to_string()))),
+                }
+            }
+            TargetAct::SendLanded => {
+                let taken = self.taken()?;
+                let blocks = proto::bitmaps(&taken.landing.landed());
+                self.say(control::Kind::Landed(control::Landed {
+                    round: self.round,
+                    blocks,
+                    token: self.token.0.to_vec(),
+                }));
+                Ok(None)
+            }
+            TargetAct::SendStillOwed => {
+                let blocks = proto::bitmaps(&self.taken()?.landing.owed());
+                self.say(control::Kind::StillOwed(control::StillOwed {
+                    blocks,
+                    token: self.token.0.to_vec(),
+                }));
+                Ok(None)
+            }
+            TargetAct::Settle => {
+                self.settle()?;
+                Ok(None)
+            }
+            TargetAct::Destroy => {
+                self.destroy();
+                Ok(None)
+            }
+            TargetAct::End(_) => unreachable!("the loop ends before"),
+        }
+    }
+
+    fn prepare(&mut self, prepare: control::Prepare) -> Result<(), Vec<String>> {
+        let blocks: Vec<Block> =
+            prepare.blocks.into_iter().map(|b| Block { name: b.name, pages: b.pages }).collect();
+        let sane = (1..=MAX_BLOCKS).contains(&blocks.len())
+            && blocks.iter().all(|b| (1..=MAX_PAGES).contains(&b.pages) && b.name.len() <= MAX_NAME)
+            && (1..=MAX_STREAMS).contains(&prepare.streams)
+            && Epoch(prepare.epoch) <= Epoch::MOST
+            && prepare.record.len() <= MAX_RECORD;
+        if !sane {
+            return Err(vec![format!(
+                "the request is out of bounds: 1 to {MAX_BLOCKS} RAM blocks of at most {MAX_PAGES} pages, 1 to \
+                 {MAX_STREAMS} streams, an epoch of at most {}, and an ownership record named by at most {MAX_RECORD} bytes",
+                Epoch::MOST
+            )]);
+        }
+        let sealer = match *prepare.seal_key {
+            [] => None,
+            ref key => match <[u8; 32]>::try_from(key) {
+                Ok(key) => Some(page::Sealer::new(key)),
+                Err(_) => return Err(vec!["the key of the seals has another length than agreed".into()]),
+            },
+        };
+        let request = Request {
+            migration: self.migration,
+            vm: prepare.vm,
+            from: self.source.clone(),
+            epoch: Epoch(prepare.epoch),
+            recipe: prepare.recipe,
+            blocks,
+            post_copy: prepare.post_copy,
+            record: prepare.record,
+            history: vec![],
+        };
+        self.give_up = Duration::from_millis(prepare.give_up_ms).min(LONGEST);
+        let waiting = self.host.prepare(&request)?;
+        let spool = prepare.spool;
+        let tell = self.tell.clone();
+        let all_placed = move || drop(tell.send(Signal::Event(TargetEvent::AllPlaced)));
+        let landing = Landing::new(waiting.memory, waiting.missing, prepare.verify, sealer, all_placed);
+        let mut taken = Taken {
+            request,
+            has_ended: waiting.machine.has_ended(),
+            machine: Beside::new(waiting.machine),
+            journal: Beside::new(waiting.journal),
+            recorded: None,
+            landing: Arc::new(landing),
+            faults: None,
+            spool: None,
+            streams: prepare.streams,
+        };
+        if let Some(spool) = spool {
+            self.open_spool(&mut taken, &spool);
+        }
+        // Beside the first pages, which are soon on their way.
+        let ready = taken.machine.spawn("get-ready", |machine| {
+            if let Err(e) = machine.get_ready() {
+                tracing::debug!(%e, "loading will take a little longer");
+            }
+        });
+        if let Err(e) = ready {
+            tracing::debug!(%e, "loading will take a little longer");
+        }
+        // Loading a device state reads guest RAM: whoever faults then must be answered.
+        let faults =
+            taken.landing.missing.is_some().then(|| Faults::start(taken.landing.clone())).transpose();
+        let result = match faults {
+            Ok(faults) => {
+                taken.faults = faults;
+                Ok(())
+            }
+            Err(e) => Err(vec![format!("cannot start a thread: {e}")]),
+        };
+        self.taken = Some(taken);
+        result
+    }
+
+    fn compare(&mut self) -> Result<Result<(), String>, (String, String)> {
+        let landing = &self.taken()?.landing;
+        let owed = landing.owed().clone();
+        let announced = landing.announced.lock().expect("no one panics here");
+        let Some(announced) = announced.as_ref() else { return Ok(Ok(())) };
+        let differing = announced.differing(&*landing.memory, &owed).map_err(why("hash the memory"))?;
+        Ok(match differing {
+            None => Ok(()),
+            Some((block, page)) => {
+                let name = &landing.memory.blocks()[usize::from(block.0)].name;
+                let at = page.0 * PAGE_SIZE as u64;
+                Err(format!(
+                    "page {} of RAM block {name} (offset {at:#x}) differs between the two sides",
+                    page.0
+                ))
+            }
+        })
+    }
+
+    fn claim(&mut self) -> Result<TargetEvent, (String, String)> {
+        let record = self.host.record();
+        let claimer = self.host.name();
+        let request = &self.taken()?.request;
+        let claim =
+            Claim { vm: request.vm.clone(), migration: request.migration, expected: request.epoch, claimer };
+        Ok(match record.claim(&claim) {
+            Ok(Claimed::Yours(epoch)) => TargetEvent::ClaimWon(epoch.0),
+            Ok(Claimed::Lost(record)) => TargetEvent::ClaimLost(record.owner),
+            Err(e) => {
+                tracing::error!(%e, "the ownership record cannot be asked");
+                thread::sleep(AGAIN);
+                TargetEvent::ClaimUnknown(e.to_string())
+            }
+        })
+    }
+
+    /// Nothing is owed: the guest's memory is like any other's again.
+    fn settle(&mut self) -> Result<(), (String, String)> {
+        let taken = self.taken()?;
+        taken.landing.enter(Stage::Closed);
+        if let Some(missing) = &taken.landing.missing {
+            // Only a QEMU that is gone refuses, and then nobody misses a page.
+            if let Err(e) = missing.finish() {
+                tracing::error!(%e, "the watch for missing pages would not end");
+            }
+        }
+        if let Some(faults) = taken.faults.take() {
+            faults.end();
+        }
+        while let Err(e) = taken.journal.lock().settled() {
+            tracing::error!(%e, "cannot record that everything is here; trying again");
+            thread::sleep(AGAIN);
+        }
+        let summary = taken.landing.summary();
+        if let Some(spool) = taken.spool.take() {
+            spool.thread.settled();
+            // A source that cannot hear us finds our word in our file.
+            let source_hears = self.control.is_some();
+            spool.thread.remove(source_hears, false);
+            self.settled_spool = Some(spool.thread);
+        }
+        let summary = control::Settled { qemu_ended: self.qemu_ended, ..summary };
+        self.say(control::Kind::Settled(summary));
+        Ok(())
+    }
+
+    fn destroy(&mut self) {
+        let source_may_ask = !self.source_is_back;
+        let Some(mut taken) = self.taken.take() else { return };
+        if let Some(spool) = taken.spool.take() {
+            spool.thread.stop();
+            spool.thread.remove(true, false);
+        }
+        if let Some(faults) = taken.faults.take() {
+            faults.end();
+        }
+        let destroyed = taken.machine.lock().destroy();
+        if let Err(e) = destroyed {
+            tracing::error!(%e, "the half-made VM would not end");
+        }
+        let abandoned = taken.journal.lock().abandoned(source_may_ask);
+        if let Err(e) = abandoned {
+            tracing::error!(%e, "cannot forget an abandoned migration");
+        }
+        self.host.ended(&taken.request, false);
+    }
+}
+
+pub(crate) fn unpack(state: &control::State) -> Result<DeviceState, String> {
+    unpack_within(state, MAX_STATE)
+}
+
+/// All parts together may be so large.
+fn unpack_within(state: &control::State, mut room: u64) -> Result<DeviceState, String> {
+    let mut raw = |packed: &Option<control::Packed>| -> Result<Vec<u8>, String> {
+        let Some(packed) = packed else { return Ok(vec![]) };
+        let raw = proto::unpacked(packed, room).map_err(|e| e.to_string())?;
+        room -= raw.len() as u64;
+        Ok(raw)
+    };
+    let private = state
+        .private
+        .iter()
+        .map(|b| Ok((b.name.clone(), raw(&b.content)?)))
+        .collect::<Result<_, String>>()?;
+    Ok(DeviceState { stream: raw(&state.stream)?, private })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_state_is_bounded_as_a_whole_and_not_only_in_its_parts() {
+        let part = || Some(proto::packed(&[0; 600]));
+        let private = control::PrivateBlock { name: "vga.vram".into(), content: part() };
+        let state = |parts: usize| control::State {
+            stream: part(),
+            private: vec![private.clone(); parts],
+            ..Default::default()
+        };
+        let unpacked = unpack_within(&state(2), 1800).unwrap();
+        assert_eq!((unpacked.stream.len(), unpacked.private.len()), (600, 2));
+        assert!(unpack_within(&state(3), 1800).unwrap_err().contains("at most 0 are acceptable"));
+        assert!(unpack_within(&state(2), 1799).is_err());
+    }
+}

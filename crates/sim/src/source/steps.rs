@@ -1,0 +1,142 @@
+//! The source's acts, step by step: between any two of them everything can happen. Mirrors `SourceDriver::act`.
+
+use super::{Departure, Do, bitmap};
+use crate::{
+    driver::Driver,
+    fault::Fault,
+    link::{Side, Word},
+    pages::Pages,
+    printed::Printed,
+    watchdog::Word::Pausing,
+    world::{Timer, World, say},
+};
+use proto::{
+    SourceEvent,
+    control::{self, Kind},
+};
+
+impl World {
+    /// One step of an act.
+    pub(super) fn source_does(&mut self, step: Do) {
+        let qemu = &mut self.qemus[0];
+        let Some(work) = self.source.work.as_deref_mut() else { return };
+        let can_fail = matches!(step, Do::Journal(_) | Do::Sync | Do::Collect | Do::Stop | Do::DialStreams);
+        // What is insisted upon is tried again until it works; so is everything of a recovery.
+        let insisted = work.machine.is_none()
+            || matches!(self.source.journal.read(), Departure::Gone | Departure::Settled);
+        let undoing = step == Do::Sync && *self.source.journal.read() == Departure::None;
+        if work.fails && can_fail && !insisted && !undoing {
+            work.fails = false;
+            if step == Do::Sync {
+                // It said that it failed, and yet it may be durable.
+                self.source.journal.sync();
+            }
+            say!(self, "source: that fails");
+            return work.broke("act");
+        }
+        match step {
+            Do::Journal(state) | Do::Insist(state) => self.source.journal.write(|entry| *entry = state),
+            Do::Sync => {
+                if self.fault == Some(Fault::PromiseNotSynced)
+                    && *self.source.journal.read() == Departure::Promised
+                {
+                    return self.set(Timer::Lazy(Side::Source));
+                }
+                self.source.journal.sync();
+                if *self.source.journal.durable() == Departure::None && work.machine.is_none() {
+                    // The recovery has brought it back.
+                    self.source.work = None;
+                }
+            }
+            Do::Track => {
+                if !qemu.alive {
+                    return work.broke("track");
+                }
+                qemu.tracked = Some(Pages::default());
+            }
+            Do::Look => work.dirty = work.dirty.or(qemu.ram.present),
+            Do::ReadEarly => work.read_before = Some(Box::new(qemu.ram.pages.clone())),
+            Do::Collect => match &mut qemu.tracked {
+                Some(written) if qemu.alive => {
+                    let written = std::mem::take(written);
+                    work.dirty = work.dirty.or(written);
+                    Self::note_insecure(work, written);
+                }
+                _ => work.broke("collect"),
+            },
+            Do::Give(round) => {
+                work.round = round;
+                work.set = std::mem::take(&mut work.dirty);
+                work.unacknowledged = work.unacknowledged.or(work.set);
+                work.give();
+                self.spool_round();
+            }
+            Do::GiveRest => {
+                work.give();
+                self.spool_round();
+            }
+            Do::Rejoined(landed, rest) => self.source_has_rejoined(landed, rest),
+            Do::StillWanted => self.still_wanted(),
+            Do::Tell(word) => {
+                // A pause that nobody watches over does not begin.
+                if !self.tell_watchdog(word)
+                    && word == Pausing
+                    && let Some(work) = self.source.work.as_deref_mut()
+                {
+                    work.broke("journal the pause");
+                }
+            }
+            Do::Decide => {
+                work.rounds += 1;
+                self.guest.wake(self.setup.busy);
+                self.source_decides();
+            }
+            Do::Stop => {
+                work.stopped = true;
+                if !qemu.alive {
+                    return work.broke("stop the guest");
+                }
+                qemu.runs = false;
+                self.at_stop = Some(Box::new(self.guest.clone()));
+            }
+            Do::Stopped => work.event(SourceEvent::Stopped),
+            Do::StreamsOpen => {
+                work.begun = true;
+                self.guest.wake(self.setup.busy);
+                work.event(SourceEvent::StreamsOpen);
+            }
+            Do::Promised => work.event(SourceEvent::Promised),
+            Do::SayOwed => {
+                self.secure_owed();
+                let Some(work) = self.source.work.as_deref_mut() else { return };
+                let owed = std::mem::take(&mut work.dirty);
+                work.owed = work.owed.or(owed);
+                self.guest.wake(self.setup.busy);
+                let control = work.control;
+                let owed = control::Owed { blocks: vec![bitmap(owed)] };
+                if let Some(conn) = control.and_then(|id| self.conn(id)) {
+                    conn.say(Side::Source, Word::Say(Printed(Kind::Owed(owed))));
+                }
+            }
+            Do::EndSpool => self.end_spool(),
+            Do::Resume => self.source_resumes(),
+            Do::RunOn => self.source_runs_on(),
+            Do::TooOften => work.broke("the connection to the target"),
+            Do::HangUp => self.source_hangs_up(),
+            Do::Wait => {
+                work.later = work.heard.len();
+                self.call_off(Timer::Again(Side::Source));
+            }
+            Do::Ask => self.source_asks(),
+            Do::AwaitAnswer => self.source_is_answered(),
+            Do::DialStreams => self.dial_streams(),
+            Do::AwaitStreams => self.streams_answered(),
+            Do::DialResume => self.dial_resume(),
+            Do::AwaitResume => self.resume_answered(),
+            Do::AwaitWord => self.first_word(),
+            Do::Untrack => qemu.tracked = None,
+            Do::Destroy => qemu.die(),
+            Do::TakeUp => self.take_up(),
+        }
+    }
+}

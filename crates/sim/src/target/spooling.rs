@@ -1,0 +1,438 @@
+//! The file that pages come by, too: opened, followed, recorded, lived on. Mirrors `engine/target/spooling.rs` and
+//! `engine/unspool.rs`.
+
+use super::{Heard, Stage};
+use crate::{
+    fault::Fault,
+    pages::{Page, Pages},
+    printed::Printed,
+    source::{bitmap, pages},
+    spool::{Extent, Own},
+    world::{World, say},
+};
+use proto::control::{self, Kind};
+use std::collections::VecDeque;
+
+/// The source is told after so many pages what need not be sent any more, or when there is nothing more to place.
+const TELL: u8 = 2;
+
+/// What a target must remember of a file to live on it (`SpoolRecord`).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct SpoolRecord {
+    /// Extents before this one do not matter.
+    pub floor: u16,
+    /// Extents that there were when the VM changed hands.
+    pub end: u16,
+    /// Owed pages of which only later extents count.
+    pub lacking: Pages,
+}
+
+/// How far the recording of it is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum SpoolRecording {
+    /// Nothing is to be recorded, or it is.
+    #[default]
+    Done,
+    /// To be written.
+    Asked(SpoolRecord),
+    /// Written, not durable.
+    Written,
+}
+
+/// The thread that reads the file.
+#[derive(Clone, Hash, Debug, Default)]
+pub struct Unspool {
+    /// What it is told.
+    words: VecDeque<Word>,
+    /// What it follows: up to where, from which extent on that lands, since which turn of the fence.
+    follows: Option<(u16, Option<u16>, u8)>,
+    /// The file is open.
+    reader: bool,
+    /// Extents that were read.
+    next: u16,
+    /// Extents that are durable, by the source's word.
+    durable: u16,
+    /// Those of them that are kept for later.
+    index: Vec<(u16, u8)>,
+    /// From where on the file is current, for pages that it had when the VM changed hands.
+    from: u16,
+    /// What it is good for.
+    manifest: Option<SpoolRecord>,
+    /// The guest may run.
+    placing: bool,
+    /// How often the source's words have lost their effect.
+    fence: u8,
+    /// Extents that could not be read.
+    unreadable: Vec<u16>,
+    /// So many pages were placed that the source was not told of.
+    untold: u8,
+    /// A restarted agent opens it first.
+    opens: bool,
+    /// This side has a file of its own in which it can say that it has everything.
+    own: bool,
+    /// The driver knows what it is good for.
+    pub known: bool,
+}
+
+/// What the thread is told.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Word {
+    Durable(u16, Option<u16>, u8),
+    Manifest(SpoolRecord),
+    Place,
+}
+
+/// What it says.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Unspooled {
+    /// So many extents are read.
+    Taken(u16),
+    /// No more can be.
+    Failed,
+    /// Pages were placed: the source need not send them any more.
+    Placed,
+}
+
+impl Unspool {
+    /// Takes a file up again after a restart.
+    pub fn resume(record: SpoolRecord) -> Self {
+        Self { manifest: Some(record), opens: true, known: true, ..Self::default() }
+    }
+
+    /// Nothing of which the source has spoken until now will land any more.
+    pub fn stop(&mut self) {
+        self.fence += 1;
+    }
+
+    /// The guest may run.
+    pub fn place(&mut self) {
+        self.words.push_back(Word::Place);
+    }
+
+    /// Where trust begins (`Index::whole_from`).
+    fn whole_from(&self, floor: u16, end: u16) -> u16 {
+        let mut from = end;
+        for (sequence, _) in self.index.iter().rev().filter(|(sequence, _)| *sequence < end) {
+            if sequence + 1 != from || from == floor {
+                break;
+            }
+            from = *sequence;
+        }
+        from.max(floor)
+    }
+
+    /// Where the version of a page is that the guest had when it was stopped.
+    fn current(&self, page: u8, fault: Option<Fault>) -> Option<u16> {
+        let manifest = self.manifest?;
+        let since = match fault {
+            Some(Fault::FloorIgnored) => 0,
+            Some(Fault::GapBelieved) if !manifest.lacking.has(page) => manifest.floor,
+            _ if manifest.lacking.has(page) => manifest.end,
+            _ => self.from,
+        };
+        let readable = |sequence: &u16| !self.unreadable.contains(sequence);
+        let falls_back = fault == Some(Fault::OlderVersionTaken);
+        let mut versions =
+            self.index.iter().rev().filter(|(_, of)| *of == page).map(|(sequence, _)| *sequence);
+        let newest = if falls_back { versions.find(readable) } else { versions.next() };
+        newest.filter(|sequence| *sequence >= since).filter(readable)
+    }
+
+    /// Of these pages, those that the file has for certain.
+    fn has(&self, owed: Pages, fault: Option<Fault>) -> Pages {
+        let mut has = Pages::default();
+        owed.iter().filter(|page| self.current(*page, fault).is_some()).for_each(|page| has.add(page));
+        has
+    }
+}
+
+impl World {
+    /// Opens the source's file and makes one of this side's. A host that cannot goes without.
+    pub(super) fn open_spool(&mut self) {
+        let fails = std::mem::take(&mut self.spool.fails[1]);
+        let there = self.spool.up && !fails && self.spool.file.is_some() && !self.spool.doomed[0];
+        let Some(work) = self.target.work.as_deref_mut().filter(|work| work.wants_spool) else { return };
+        if there {
+            work.spool = Some(Unspool { reader: true, own: true, ..Unspool::default() });
+            self.spool.own = Some(Own::Made);
+        }
+        say!(self, "target: the spool is {}", if there { "open" } else { "of no use" });
+    }
+
+    /// The source says how far its file is (`spooled`).
+    pub(super) fn spooled(&mut self, conn: u16, spooled: &control::Spooled) {
+        let open = self.has(Fault::FenceOpen);
+        let late = self.has(Fault::SpoolNotRecorded);
+        let Some(work) = self.target.work.as_deref_mut() else { return };
+        if work.control != Some(conn) && !open {
+            // Of a connection that is lost: what it tells of is sent anew, and may be newer there (I5).
+            return;
+        }
+        let Some(spool) = &mut work.spool else { return };
+        let land_from = spooled.land.then_some(spooled.land_from as u16);
+        spool.words.push_back(Word::Durable(spooled.extents as u16, land_from, spool.fence));
+        let Some(manifest) = &spooled.manifest else { return };
+        let lacking = manifest.lacking.first().map_or(Pages::default(), pages);
+        let record = SpoolRecord { floor: manifest.floor as u16, end: manifest.end as u16, lacking };
+        spool.words.push_back(Word::Manifest(record));
+        spool.known = true;
+        let asked = SpoolRecording::Asked(record);
+        if late {
+            work.record_late = Some(asked);
+        } else {
+            work.recording_spool = asked;
+        }
+    }
+
+    /// The thread has something to say (`hear_spool`).
+    pub(super) fn hear_unspooled(&mut self, said: Unspooled) {
+        let Some(work) = self.target.work.as_deref_mut() else { return };
+        let owed = work.owed;
+        let kind = match said {
+            Unspooled::Taken(extents) => Kind::SpoolTaken(control::SpoolTaken { extents: extents.into() }),
+            Unspooled::Failed => Kind::SpoolFailed(control::SpoolFailed::default()),
+            Unspooled::Placed => Kind::Lacking(control::Lacking { blocks: vec![bitmap(owed)] }),
+        };
+        self.target_says(kind);
+    }
+
+    /// Everything is here, and that is recorded (`settled`, `remove`).
+    pub(super) fn end_spool_here(&mut self) {
+        let Some(work) = self.target.work.as_deref_mut() else { return };
+        let Some(spool) = work.spool.take() else { return };
+        work.spool_settled = true;
+        if work.control.is_some() {
+            self.spool.own_doomed |= self.spool.own.is_some();
+        } else if spool.own && self.spool.own == Some(Own::Made) {
+            // A source that cannot hear us finds it there.
+            self.spool.own = Some(Own::Asked);
+        }
+    }
+
+    /// The half-made VM goes, and this side's file with it.
+    pub(super) fn drop_spool(&mut self) {
+        let Some(work) = self.target.work.as_deref_mut() else { return };
+        if work.spool.take().is_some() {
+            self.spool.own_doomed |= self.spool.own.is_some();
+        }
+    }
+
+    /// Whether the thread that reads the file can go on.
+    pub fn reader_can(&self) -> bool {
+        let Some(work) = self.target.work.as_deref().filter(|_| self.up[1] && self.spool.up) else {
+            return false;
+        };
+        let Some(spool) = &work.spool else { return false };
+        spool.opens
+            || !spool.words.is_empty()
+            || spool.follows.is_some()
+            || (spool.placing
+                && spool.manifest.is_some()
+                && (spool.untold > 0
+                    || !spool.has(work.owed, self.fault).none()
+                    || (spool.reader && !work.owed.none() && self.explored(spool).is_some())))
+    }
+
+    /// What is in the file beyond what the source has told of.
+    fn explored(&self, spool: &Unspool) -> Option<Extent> {
+        let believed = self.has(Fault::TornForWhole);
+        let there = |next| self.spool.extent(next).filter(|extent| extent.whole || believed);
+        there(spool.next).or_else(|| (spool.next..spool.durable).find_map(there))
+    }
+
+    /// It does one thing.
+    pub fn reader_moves(&mut self) {
+        let (fault, believed) = (self.fault, self.has(Fault::TornForWhole));
+        let Some(work) = self.target.work.as_deref_mut() else { return };
+        let owed = work.owed;
+        let Some(spool) = &mut work.spool else { return };
+        if spool.opens {
+            return self.reopen();
+        }
+        if let Some((extents, land_from, turn)) = spool.follows {
+            return self.follow(extents, land_from, turn);
+        }
+        match spool.words.pop_front() {
+            Some(Word::Durable(extents, land_from, turn)) => {
+                spool.follows = Some((extents, land_from, turn));
+                spool.durable = spool.durable.max(extents);
+                // It is opened anew.
+                self.spool.unlinked = None;
+                return;
+            }
+            Some(Word::Manifest(record)) => {
+                spool.from = spool.whole_from(record.floor, record.end);
+                spool.manifest = Some(record);
+                return;
+            }
+            Some(Word::Place) => {
+                spool.placing = true;
+                return;
+            }
+            None => {}
+        }
+        if spool.untold >= TELL {
+            spool.untold = 0;
+            return work.heard.push_back(Heard::Unspooled(Unspooled::Placed));
+        }
+        // First what somebody waits for, then from the end downwards.
+        let has = spool.has(owed, fault);
+        let waits = self.qemus[1].waits_for.filter(|page| has.has(*page));
+        if let Some(page) = waits.or(has.highest()) {
+            let Some(sequence) = spool.current(page, fault) else { return };
+            if std::mem::take(&mut self.spool.fails[1]) {
+                // It is tried again.
+                say!(self, "target: the spool cannot be read");
+                return;
+            }
+            return match self.spool.extent(sequence).filter(|extent| extent.whole || believed) {
+                Some(extent) => {
+                    spool.untold += 1;
+                    self.place_spooled(page, extent.unsealed());
+                }
+                None => {
+                    say!(self, "target: extent {sequence} of the spool cannot be read");
+                    spool.unreadable.push(sequence);
+                }
+            };
+        }
+        if std::mem::take(&mut spool.untold) > 0 {
+            return work.heard.push_back(Heard::Unspooled(Unspooled::Placed));
+        }
+        if std::mem::take(&mut self.spool.fails[1]) {
+            // It is tried again.
+            say!(self, "target: the spool cannot be explored");
+            return;
+        }
+        // What is damaged hides nothing that is behind it and known to be durable.
+        let damaged = |next: &u16| self.spool.extent(*next).is_some_and(|extent| !extent.whole) && !believed;
+        let next = (spool.next..spool.durable).find(|next| !damaged(next)).unwrap_or(spool.next);
+        if let Some(extent) = self.spool.extent(next).filter(|extent| extent.whole || believed) {
+            spool.index.push((next, extent.page));
+            spool.next = next + 1;
+            if let Some(record) = spool.manifest {
+                spool.from = spool.whole_from(record.floor, record.end);
+            }
+        }
+    }
+
+    /// Opens the file that was recorded, and looks through it.
+    fn reopen(&mut self) {
+        let believed = self.has(Fault::TornForWhole);
+        let fails = std::mem::take(&mut self.spool.fails[1]);
+        let Some(spool) = self.target.work.as_deref_mut().and_then(|work| work.spool.as_mut()) else {
+            return;
+        };
+        if fails {
+            say!(self, "target: the spool cannot be opened");
+            // It is tried again.
+            return;
+        }
+        spool.opens = false;
+        let Some(file) = &self.spool.file else {
+            spool.manifest = None;
+            return;
+        };
+        let there = file.extents.iter().zip(0..).filter(|(extent, _)| extent.whole || believed);
+        spool.index = there.map(|(extent, sequence)| (sequence, extent.page)).collect();
+        spool.next = spool.index.last().map_or(0, |(sequence, _)| sequence + 1);
+        spool.reader = true;
+        spool.placing = true;
+        if let Some(record) = spool.manifest {
+            spool.from = spool.whole_from(record.floor, record.end);
+        }
+        say!(self, "target: the spool is open again, current from {}", spool.from);
+    }
+
+    /// Reads one more of what the source has written.
+    fn follow(&mut self, extents: u16, land_from: Option<u16>, turn: u8) {
+        let open = self.has(Fault::FenceOpen) || self.has(Fault::SpoolStopIgnored);
+        let all = self.has(Fault::LandsFromAnywhere);
+        let believed = self.has(Fault::TornForWhole);
+        let indexed = self.has(Fault::FloorIgnored);
+        let Some(work) = self.target.work.as_deref_mut() else { return };
+        let Some(spool) = &mut work.spool else { return };
+        if spool.next >= extents {
+            spool.follows = None;
+            work.heard.push_back(Heard::Unspooled(Unspooled::Taken(spool.next)));
+            return;
+        }
+        let fails = std::mem::take(&mut self.spool.fails[1]);
+        let extent = self.spool.extent_open(spool.next).filter(|extent| !fails && (extent.whole || believed));
+        let Some(extent) = extent.filter(|_| spool.reader) else {
+            say!(self, "target: the spool cannot be read");
+            spool.follows = None;
+            work.heard.push_back(Heard::Unspooled(Unspooled::Failed));
+            return;
+        };
+        let sequence = spool.next;
+        spool.next += 1;
+        if land_from.is_none() || indexed {
+            spool.index.push((sequence, extent.page));
+        }
+        let lands = |from: u16| (sequence >= from || all) && (spool.fence == turn || open);
+        if land_from.is_some_and(lands) {
+            self.land_spooled(extent);
+        }
+    }
+
+    /// A page of a round, before anything runs here (`Landing::land_spooled`).
+    fn land_spooled(&mut self, extent: Extent) {
+        let Some(work) = self.target.work.as_deref_mut() else { return };
+        let (page, now) = (extent.page, extent.unsealed());
+        if work.stage != Stage::Before {
+            if let Some(spool) = &mut work.spool {
+                spool.follows = None;
+            }
+            return work.heard.push_back(Heard::Unspooled(Unspooled::Failed));
+        }
+        say!(self, "target: page {page} of the spool is {}", now.content);
+        let qemu = &mut self.qemus[1];
+        let (before, runs) = (qemu.ram.at(page), qemu.runs);
+        self.ghost.damaged.drop(page);
+        qemu.ram.put(page, now);
+        if now.content == 0 {
+            qemu.ram.present.drop(page);
+        }
+        if before.written > now.written {
+            self.breach(|| {
+                format!(
+                    "I5: page {page} of the spool, written as number {}, overwrote number {}",
+                    now.written, before.written
+                )
+            });
+        }
+        if runs {
+            self.breach(|| format!("I5: page {page} of the spool was written under a running guest"));
+        }
+    }
+
+    /// A page that is owed (`Landing::place_spooled`).
+    fn place_spooled(&mut self, page: u8, now: Page) {
+        let Some(work) = self.target.work.as_deref_mut() else { return };
+        if work.stage != Stage::Lacking || !work.owed.has(page) {
+            return;
+        }
+        say!(self, "target: page {page} of the spool is placed");
+        self.qemus[1].place(page, now);
+        work.asked.drop(page);
+        work.owed.drop(page);
+        if work.owed.none() {
+            work.heard.push_back(Heard::AllPlaced);
+        }
+    }
+
+    /// A word about the file is not the machine's business. Says whether it was one.
+    pub(super) fn target_spool_word(&mut self, kind: &Printed<Kind>) -> bool {
+        match &kind.0 {
+            Kind::SpoolStop(_) => {
+                if let Some(spool) = self.target.work.as_deref_mut().and_then(|work| work.spool.as_mut()) {
+                    spool.stop();
+                }
+                self.target_says(Kind::SpoolStopped(control::SpoolStopped {}));
+                true
+            }
+            _ => false,
+        }
+    }
+}

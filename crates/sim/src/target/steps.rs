@@ -1,0 +1,240 @@
+//! The target's acts, step by step: between any two of them everything can happen. Mirrors `TargetDriver::act`.
+
+use super::{Arrival, Do, Heard, Recording, Stage};
+use crate::{
+    driver::Driver,
+    fault::Fault,
+    link::Side,
+    pages::Pages,
+    qemu::Qemu,
+    record::{Answer, Asked, Owner},
+    setup::Keeper,
+    spool::Own,
+    world::{Timer, World, say},
+};
+use proto::{
+    TargetEvent,
+    control::{self, Kind},
+};
+
+impl World {
+    /// One step of an act.
+    pub(super) fn target_does(&mut self, step: Do) {
+        let holes_stay = self.has(Fault::HolesNotMade);
+        let idempotent = !self.has(Fault::ClaimNotIdempotent);
+        let forgetful = self.has(Fault::AbandonForgetsRecord);
+        let late = self.has(Fault::OwedNotRecorded);
+        let skipped = self.has(Fault::VerifySkipped);
+        let kept = self.has(Fault::OwedKeptByTarget);
+        let written = self.has(Fault::OwedKeptInJournal);
+        let complete = self.has(Fault::CompleteTooEarly);
+        let qemu = &mut self.qemus[1];
+        let Some(work) = self.target.work.as_deref_mut() else { return };
+        let can_fail = matches!(step, Do::Start | Do::Punch(_) | Do::Load);
+        if can_fail && std::mem::take(&mut work.fails) {
+            say!(self, "target: that fails");
+            if step == Do::Start {
+                work.steps.clear();
+                return work.event(TargetEvent::Prepared(Err(vec!["chance".into()])));
+            }
+            return work.broke("act");
+        }
+        match step {
+            Do::Start => {
+                *qemu = Qemu::waiting();
+                qemu.watched = self.setup.post_copy();
+                work.watches = qemu.watched;
+            }
+            Do::Accept => {
+                let held = self.setup.keeper == Keeper::Target;
+                self.target.store.write(|store| {
+                    store.offer = held.then_some(Owner::BEFORE);
+                    store.arrival = Some(Arrival::default());
+                    store.seen = true;
+                });
+            }
+            Do::Sync => self.target_syncs(),
+            Do::OpenSpool => self.open_spool(),
+            Do::Prepared => work.event(TargetEvent::Prepared(Ok(()))),
+            Do::Punch(owed) => {
+                work.stage = Stage::Lacking;
+                for page in owed.iter().filter(|_| !holes_stay) {
+                    qemu.ram.punch(page);
+                    self.ghost.damaged.drop(page);
+                }
+                work.owed = work.owed.or(owed);
+            }
+            Do::AwaitRecorded | Do::AwaitSpoolRecorded => {}
+            Do::Record => {
+                if !late {
+                    work.recording = Recording::Asked(work.owed);
+                }
+                if work.owed.none() {
+                    work.heard.push_back(Heard::AllPlaced);
+                }
+            }
+            Do::ForgetAnnounced => {
+                work.hashes.clear();
+                if work.stage == Stage::Lacking && !kept {
+                    work.stage = Stage::Before;
+                    work.owed = Pages::default();
+                    if let Some(spool) = &mut work.spool {
+                        spool.known = false;
+                    }
+                    if !written {
+                        work.recording = Recording::Asked(Pages::default());
+                    }
+                }
+            }
+            Do::OwedTaken => work.event(TargetEvent::OwedTaken),
+            Do::Compare => {
+                let differs = |page: &u8| {
+                    work.hashes.get(usize::from(*page)) != Some(&u64::from(qemu.ram.at(*page).content))
+                };
+                let all = Pages::first(self.setup.pages).less(work.owed);
+                let same = match all.iter().find(differs).filter(|_| !skipped) {
+                    Some(page) => Err(format!("page {page} differs")),
+                    None => Ok(()),
+                };
+                say!(self, "target: compares: {same:?}");
+                work.event(TargetEvent::Compared(same));
+            }
+            Do::Enter => {
+                if work.owed.none() {
+                    work.stage = Stage::Closed;
+                }
+                if let Some(spool) = work.spool.as_mut().filter(|spool| spool.known) {
+                    spool.place();
+                }
+            }
+            Do::Load => {
+                if !qemu.alive {
+                    return work.broke("load the device state");
+                }
+                if qemu.can_touch(0) {
+                    qemu.state = Some(work.state);
+                } else {
+                    // Somebody must answer this fault.
+                    work.steps.push_front(Do::Load);
+                    self.set(Timer::Patience(Side::Target));
+                }
+            }
+            Do::Loaded => {
+                self.timers.retain(|(_, timer)| *timer != Timer::Patience(Side::Target));
+                work.event(TargetEvent::Loaded);
+            }
+            Do::Claim => {
+                let claim = Asked { claimer: Side::Target };
+                let mut answer = Answer::Unknown;
+                self.target.store.write(|store| {
+                    if let Some(offer) = &mut store.offer {
+                        answer = offer.claim(claim, idempotent);
+                    }
+                    if let (Answer::Yours(_), Some(arrival)) = (answer, &mut store.arrival) {
+                        arrival.claimed = true;
+                    }
+                });
+                work.answer = Some(answer);
+            }
+            Do::Claimed => {
+                let answer = work.answer.take().unwrap_or(Answer::Unknown);
+                self.target_is_answered(answer);
+            }
+            Do::Intend => self.target.store.write(|store| {
+                if let Some(arrival) = &mut store.arrival {
+                    arrival.claiming = true;
+                }
+            }),
+            Do::Ask => {
+                work.answer = None;
+                self.ask_elsewhere(Side::Target, Asked { claimer: Side::Target });
+                self.set(Timer::Patience(Side::Target));
+            }
+            Do::AwaitAnswer => {
+                let answer = work.answer.take().unwrap_or(Answer::Unknown);
+                self.call_off(Timer::Patience(Side::Target));
+                self.target_is_answered(answer);
+            }
+            Do::Won => self.target.store.write(|store| {
+                if let Some(arrival) = &mut store.arrival {
+                    arrival.claimed = true;
+                }
+            }),
+            Do::TellWon => work.event(TargetEvent::ClaimWon(crate::record::EPOCH + 1)),
+            Do::Wait => {}
+            Do::Resume => {
+                work.arrived = true;
+                work.recording_spool = work.record_late.take().unwrap_or(work.recording_spool);
+                if complete && self.spool.own == Some(Own::Made) {
+                    self.spool.own = Some(Own::Asked);
+                }
+                if late {
+                    work.recording = Recording::Asked(work.owed);
+                }
+                if qemu.alive {
+                    work.event(TargetEvent::Resumed { at_ns: 1 });
+                    self.guest_runs(Side::Target);
+                } else {
+                    work.event(TargetEvent::ResumeFailed("QEMU is gone".into()));
+                }
+            }
+            Do::Run => {
+                if qemu.alive && !qemu.runs {
+                    self.guest_runs(Side::Target);
+                }
+            }
+            Do::Close => {
+                work.stage = Stage::Closed;
+                work.watches = false;
+                // Whoever waits goes on: what was not sent is zeros.
+                qemu.watched = false;
+                qemu.waits_for = None;
+            }
+            Do::Settle => self.target.store.write(|store| {
+                if store.arrival.as_ref().is_some_and(|arrival| arrival.claimed) {
+                    store.arrival = None;
+                    store.arrived = true;
+                }
+            }),
+            Do::EndSpool => self.end_spool_here(),
+            Do::SaySettled => self.target_says(Kind::Settled(control::Settled::default())),
+            Do::Destroy => {
+                qemu.die();
+                self.drop_spool();
+            }
+            Do::Abandon => self.target.store.write(|store| {
+                if store.arrival.as_ref().is_none_or(|arrival| !arrival.claimed) {
+                    store.arrival = None;
+                    if let Some(offer) = &mut store.offer {
+                        offer.open = false;
+                    }
+                    if forgetful {
+                        store.offer = None;
+                    }
+                }
+            }),
+            Do::Forget => self.target.store.write(|store| store.offer = None),
+            Do::TakeUp => self.target_takes_up(),
+            Do::Over => self.target.work = None,
+        }
+    }
+
+    /// What came of a claim.
+    fn target_is_answered(&mut self, answer: Answer) {
+        say!(self, "target: the record says {answer:?}");
+        let held = self.held_by_target();
+        if answer == Answer::Unknown {
+            self.set(Timer::Again(Side::Target));
+        }
+        let Some(work) = self.target.work.as_deref_mut() else { return };
+        if work.machine.is_none() {
+            return self.target_recovery_is_answered(answer);
+        }
+        match answer {
+            Answer::Yours(epoch) if held => work.event(TargetEvent::ClaimWon(epoch)),
+            Answer::Yours(_) => work.steps.extend([Do::Won, Do::Sync, Do::TellWon]),
+            Answer::Lost(_) => work.event(TargetEvent::ClaimLost("the source".into())),
+            Answer::Unknown => work.event(TargetEvent::ClaimUnknown("not known".into())),
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! The process that watches over the source's pause. Mirrors `host/watchdog.rs`.
+
+use crate::{
+    fault::Fault,
+    link::Side,
+    world::{World, say},
+};
+
+/// The last word that it was told, from a pipe that the kernel keeps until it is read.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Word {
+    /// The pause is ours.
+    Pausing,
+    /// Only the record decides.
+    Promised,
+    /// The guest is back.
+    Back,
+}
+
+/// The process.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Watchdog {
+    /// It waits for the pipe's end.
+    Watches(Option<Word>),
+    /// The pipe has ended in the middle of a pause.
+    Acts,
+    /// It has ended.
+    Ended,
+}
+
+impl World {
+    /// The source's driver tells it. Says whether it is there at all.
+    pub fn tell_watchdog(&mut self, word: Word) -> bool {
+        let deaf = self.has(Fault::WatchdogAfterPromise) && word == Word::Promised;
+        let Watchdog::Watches(last) = &mut self.watchdog else { return false };
+        if !deaf {
+            *last = Some(word);
+        }
+        true
+    }
+
+    /// The only one who could tell it more is gone: the driver, or its agent.
+    pub fn watchdog_is_alone(&mut self) {
+        if let Watchdog::Watches(last) = self.watchdog {
+            let acts = last == Some(Word::Pausing) && !self.has(Fault::WatchdogIdle);
+            self.watchdog = if acts { Watchdog::Acts } else { Watchdog::Ended };
+        }
+    }
+
+    /// It lets the guest run, if it stands still.
+    pub fn watchdog_moves(&mut self) {
+        self.watchdog = Watchdog::Ended;
+        let qemu = &self.qemus[0];
+        let stands_still = qemu.alive && !qemu.runs;
+        say!(
+            self,
+            "watchdog: {}",
+            if stands_still { "lets the guest run" } else { "there is nothing to do" }
+        );
+        if stands_still {
+            self.guest_runs(Side::Source);
+        }
+    }
+}
