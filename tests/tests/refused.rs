@@ -106,30 +106,67 @@ fn a_target_that_cannot_take_the_vm_says_every_reason_at_once() {
 
 #[test]
 fn i3_a_target_that_runs_short_leaves_the_vm_where_it_is() {
-    // Of descriptors: before, while and after it takes the connections in. Of memory to map. And of room for files, the VM's memory
-    // among them; whoever writes more is told so, as on a full disk.
-    let limits = [
-        ("22 descriptors", "ulimit -n 22"),
-        ("25 descriptors", "ulimit -n 25"),
-        ("28 descriptors", "ulimit -n 28"),
-        ("memory", "ulimit -v 300000"),
-        ("room", "trap '' XFSZ\nulimit -f 16384"),
-    ];
-    for (name, limit) in limits {
-        story(name, &["a", "b"], |lab, tools| {
-            let odd = |host: &lab::Host| Oddity {
-                prelude: if host.name == "b" { limit.to_owned() } else { String::new() },
-                ..Oddity::default()
-            };
-            let stage = Stage::with(lab, tools, odd)?;
-            let guest = stage.run("a", &VmFile::new("web", Spec::new(52, "whimbrel.check=16M,rate=4M")))?;
-            let before = Traces::of(lab.host("b"))?;
-            let report = stage.start_migration("web", "a", "b", &["--give-up", "1s"])?.ended("failed", 1)?;
-            eprintln!("short of {name}: {}", report.error());
-            // The bridge is there, whether or not it could be looked for.
-            ensure!(!report.error().contains("there is no bridge"), "what is lacking is told: {}", report.0);
-            ensure!(report.vm_runs_on() == Some("a"), "it says who runs the VM: {}", report.0);
-            stage.check_untouched("web", &guest, "a", "b", &before)
-        });
+    story("short", &["a", "b"], |lab, tools| {
+        let mut stage = Stage::with(lab, tools, |_| Oddity::default())?;
+        let guest = stage.run("a", &VmFile::new("web", Spec::new(52, "whimbrel.check=16M,rate=4M")))?;
+        // QEMU of memory to map. The host of room for files, the VM's memory among them; whoever writes more is told so, as on a full disk.
+        let qemu = lab.dir().join("confined-qemu");
+        let confined = format!("#!/bin/sh\nulimit -v 300000\nexec {} \"$@\"\n", lab::QEMU);
+        fs::write(&qemu, confined).doing("write a script")?;
+        fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).doing("make it executable")?;
+        let memory = Oddity { lines: format!("qemu = {qemu:?}"), ..Oddity::default() };
+        let room = Oddity { prelude: "trap '' XFSZ\nulimit -f 16384".to_owned(), ..Oddity::default() };
+        for odd in [memory, room] {
+            let error = runs_short(&mut stage, lab, tools, &guest, odd)?.doing("fail for lack of it")?;
+            ensure!(error["what"] == "preflight", "it is told before anything is sent: {error}");
+        }
+        Ok(())
+    });
+}
+
+/// Of descriptors: before, while and after it takes the connections in, until there are enough.
+#[test]
+fn i3_a_target_that_runs_short_of_descriptors_leaves_the_vm_where_it_is() {
+    story("descriptors", &["a", "b"], |lab, tools| {
+        let mut stage = Stage::with(lab, tools, |_| Oddity::default())?;
+        let guest = stage.run("a", &VmFile::new("web", Spec::new(52, "whimbrel.check=16M,rate=4M")))?;
+        let mut failed = Vec::new();
+        for enough in 17..64 {
+            // Beside those that whoever started us has left open.
+            let prelude = format!("ulimit -n $(({enough} + $(ls /proc/$$/fd | wc -l) - 3))");
+            let odd = Oddity { prelude, ..Oddity::default() };
+            match runs_short(&mut stage, lab, tools, &guest, odd)? {
+                Some(error) => failed.push(error["what"].to_string()),
+                None => break,
+            }
+        }
+        ensure!(failed.len() < 64 - 17, "with enough of them it goes: {failed:?}");
+        let early = failed.iter().filter(|what| what.contains("preflight")).count();
+        ensure!(early > 0 && early < failed.len(), "there are too few before and while it runs: {failed:?}");
+        stage.check_moved("web", &guest, "a", "b")
+    });
+}
+
+/// A migration to an agent that is started like this: its error, after which nothing has happened to the VM, or none.
+fn runs_short(
+    stage: &mut Stage,
+    lab: &lab::Lab,
+    tools: &lab::Tools,
+    guest: &lab::Guest,
+    odd: Oddity,
+) -> lab::Result<Option<serde_json::Value>> {
+    stage.agent_mut("b").end()?;
+    *stage.agent_mut("b") = lab::Agent::start_odd(lab.host("b"), lab.hosts(), tools, odd)?;
+    let before = Traces::of(lab.host("b"))?;
+    let report = stage.start_migration("web", "a", "b", &["--give-up", "1s"])?.end()?.1;
+    if report.outcome() == "completed" {
+        return Ok(None);
     }
+    let error = report.error();
+    eprintln!("short: {error}");
+    // The bridge is there, whether or not it could be looked for.
+    ensure!(!error.contains("there is no bridge"), "what is lacking is told: {error}");
+    ensure!(report.vm_runs_on() == Some("a"), "it says who runs the VM: {}", report.0);
+    stage.check_untouched("web", guest, "a", "b", &before)?;
+    Ok(Some(report.0["error"].clone()))
 }
