@@ -114,6 +114,7 @@ impl Spooler {
             moved: (0, Duration::ZERO),
         };
         thread::Builder::new().name("spool".into()).spawn(move || worker.work(&todo))?;
+        writer.keep();
         Ok(Self { writer, jobs, shared })
     }
 

@@ -171,6 +171,7 @@ impl Unspool {
             told: None,
         };
         thread::Builder::new().name("unspool".into()).spawn(move || run(&mut worker, &todo))?;
+        own.iter().for_each(|own| own.keep());
         Ok(Self { words, fence, over, own, files })
     }
 

@@ -57,7 +57,8 @@ pub enum Refused {
 }
 
 /// Writes one file, on a thread of its own: whoever has a writer never waits for the store longer than wanted. A thread that hangs
-/// in the kernel is left behind when the writer is dropped; it ends when the kernel lets it.
+/// in the kernel is left behind when the writer is dropped; it ends when the kernel lets it. A file that nobody has kept
+/// ([`Writer::keep`]) goes with its writer.
 #[derive(Debug)]
 pub struct Writer {
     shared: Arc<Shared>,
@@ -85,6 +86,7 @@ struct State {
     failed: Option<SpoolError>,
     /// What was durable when this was wished may be given back to the store.
     release: bool,
+    kept: bool,
     remove: bool,
     over: bool,
     ended: bool,
@@ -141,13 +143,17 @@ impl Writer {
             }
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                // Should the store make it after all, nobody wants it any more.
-                state.remove = true;
+                // Should the store make it after all, it goes with the writer.
                 let waited_ms = patience.as_millis() as u64;
                 return Err(SpoolError::Stalled { what: "make", path, waited_ms });
             }
             state = writer.shared.moved.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// From now on somebody answers for the file: it stays until it is removed, whatever becomes of the writer.
+    pub fn keep(&self) {
+        self.shared.lock().kept = true;
     }
 
     /// Where the file is.
@@ -280,7 +286,10 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        self.shared.lock().over = true;
+        let mut state = self.shared.lock();
+        state.over = true;
+        state.remove |= !state.kept;
+        drop(state);
         self.shared.work.notify_one();
     }
 }

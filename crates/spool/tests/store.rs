@@ -143,12 +143,38 @@ fn nobody_waits_longer_than_wanted_for_a_store_that_stalls() {
     let index = Reader::open(writer.path(), &SECRET).unwrap().scan().unwrap();
     assert_eq!(index.whole_from(0, mark.extents), 0);
     // What nobody waited for is not left behind.
-    let second = store.path().join(FileName { migration: MigrationId(2), side: Side::Source }.to_string());
+    goes(&store.path().join(FileName { migration: MigrationId(2), side: Side::Source }.to_string()));
+}
+
+/// There is no event for it: another thread removes it.
+fn goes(file: &Path) {
     let end = Instant::now() + PATIENCE;
-    while second.exists() && Instant::now() < end {
+    while file.exists() && Instant::now() < end {
         std::thread::sleep(Duration::from_millis(5));
     }
-    assert!(!second.exists());
+    assert!(!file.exists(), "{} is left behind", file.display());
+}
+
+/// Whoever wanted it may have stopped waiting for it, or have failed at what comes next.
+#[test]
+fn a_file_that_nobody_has_kept_goes_with_its_writer() {
+    let directory = tempfile::tempdir().unwrap();
+    let writer = Writer::create(directory.path(), &header(), &SECRET, PATIENCE).unwrap();
+    pages(0).append(&writer);
+    let path = writer.path().to_owned();
+    assert!(path.exists());
+    drop(writer);
+    goes(&path);
+    let kept = create(directory.path());
+    pages(0).append(&kept);
+    drop(kept);
+    // Its thread finishes what it was given, and leaves it there.
+    let extents = || Reader::open(&path, &SECRET).unwrap().scan().unwrap().extents().len();
+    let end = Instant::now() + PATIENCE;
+    while extents() == 0 && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(extents(), 1);
 }
 
 #[test]
@@ -164,12 +190,7 @@ fn a_writer_that_is_given_up_while_the_store_stalls_never_calls_anything_durable
     writer.give_up(why);
     store.stall(false);
     writer.remove(Duration::ZERO);
-    let end = Instant::now() + PATIENCE;
-    let name = FileName { migration: MigrationId(1), side: Side::Source }.to_string();
-    while store.path().join(&name).exists() && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    assert!(!store.path().join(&name).exists());
+    goes(writer.path());
 }
 
 #[test]
@@ -256,6 +277,7 @@ fn the_janitor_removes_what_is_old_and_ours_and_nothing_else() {
     let make = |id: u128, host: &str| {
         let header = Header { migration: MigrationId(id), host: host.into(), ..header() };
         let writer = Writer::create(directory.path(), &header, &SECRET, PATIENCE).unwrap();
+        writer.keep();
         writer.path().to_owned()
     };
     let (ours, live, theirs) = (make(1, "hosta"), make(2, "hosta"), make(3, "hostb"));

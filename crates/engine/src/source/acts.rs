@@ -119,6 +119,7 @@ impl SourceDriver {
                 self.parts.tracker = None;
                 self.insist("journal that everything is there", |d| d.parts.journal.settled());
                 self.end_spool();
+                self.end_targets_file();
                 if let Err(e) = self.parts.machine.lock().destroy() {
                     self.story.note(format!("the empty QEMU on the source would not end: {e}"));
                 }

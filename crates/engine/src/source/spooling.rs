@@ -17,6 +17,7 @@ use securing::{Securing, Stage};
 use spool::{BlockShape, FileName, Header, Kind, Mark, Reader, Secret, Side, Writer};
 use std::{
     ops::ControlFlow,
+    path::PathBuf,
     sync::{
         Arc,
         mpsc::{Receiver, TryRecvError, channel},
@@ -34,8 +35,8 @@ const REMOVE: Duration = Duration::from_millis(500);
 #[derive(Default)]
 pub(super) struct Spooling {
     spooler: Option<Spooler>,
-    /// Whether the target has said that it reads it.
-    agreed: bool,
+    /// Where the target records what it has, once it has said that it reads the file.
+    theirs: Option<PathBuf>,
     /// What the thread says of jobs of other turns does not matter any more.
     turn: u32,
     round: Part,
@@ -128,7 +129,10 @@ impl SourceDriver {
         let SourceEvent::Message(kind) = &event else { return ControlFlow::Continue(event) };
         match kind {
             control::Kind::Ready(ready) => {
-                self.spooling.agreed = ready.spool;
+                if let Some(wanted) = self.options.spool.as_ref().filter(|_| ready.spool) {
+                    let name = FileName { migration: self.parts.migration, side: Side::Target };
+                    self.spooling.theirs = Some(wanted.directory.join(name.to_string()));
+                }
                 if self.spooling.spooler.is_some() && !ready.spool {
                     self.lose_spool(&format!("{} cannot use it: {}", self.parts.to, ready.no_spool));
                 }
@@ -173,7 +177,7 @@ impl SourceDriver {
     pub(super) fn spool_round(&mut self, round: &Arc<Round>) {
         let worth = !self.stopped && round.set.bytes().0 >= LEAST_ROUND;
         let (Some(spooler), Some(streams)) = (&self.spooling.spooler, &self.streams) else { return };
-        if worth && self.spooling.agreed {
+        if worth && self.spooling.theirs.is_some() {
             self.spooling.round = Part::Busy;
             spooler.give(SpoolJob::Round(round.clone(), streams.sent().clone()));
         }
@@ -206,7 +210,7 @@ impl SourceDriver {
         }
         match said {
             SpoolSaid::Durable(mark, land_from) => {
-                if self.spooling.agreed {
+                if self.spooling.theirs.is_some() {
                     self.say(control::Kind::Spooled(control::Spooled {
                         land: land_from.is_some(),
                         land_from: land_from.unwrap_or_default(),
@@ -287,7 +291,7 @@ impl SourceDriver {
             s.trouble.get_or_insert_with(|| why.to_owned());
         });
         self.story.note(format!("the spool is of no use: {why}; pages go over the network alone"));
-        if self.spooling.agreed {
+        if self.spooling.theirs.is_some() {
             self.say(control::Kind::SpoolStop(control::SpoolStop {}));
         }
         let strict = self.is_strict();
@@ -348,18 +352,13 @@ impl SourceDriver {
                 Ok(false) | Err(TryRecvError::Disconnected) => {}
             }
         }
-        let Some(wanted) = self.options.spool.as_ref().filter(|_| self.spooling.agreed) else { return false };
-        let name = FileName { migration: self.parts.migration, side: Side::Target };
-        let (path, secret) = (wanted.directory.join(name.to_string()), Secret(self.secrets.spool));
+        let Some(path) = self.spooling.theirs.clone() else { return false };
+        let secret = Secret(self.secrets.spool);
         let (tell, told) = channel();
         let look = move || {
             let index = Reader::open(&path, &secret).and_then(|reader| reader.scan());
             let complete =
                 index.is_ok_and(|i| i.extents().iter().any(|extent| extent.kind == Kind::Complete));
-            if complete {
-                // It was left there for us.
-                let _ = std::fs::remove_file(&path);
-            }
             let _ = tell.send(complete);
         };
         self.spooling.look = Some(told);
@@ -371,6 +370,14 @@ impl SourceDriver {
     /// Nobody needs the file any more.
     pub(super) fn end_spool(&mut self) {
         self.spooling.spooler.take().into_iter().for_each(|spooler| end(spooler, REMOVE));
+    }
+
+    /// The target has everything, and this side knows it. A target that could not say so has left its word in its own file, for us.
+    pub(super) fn end_targets_file(&mut self) {
+        let Some(path) = self.spooling.theirs.take() else { return };
+        // Without a thread, or on a datastore that hangs, the janitor finds it.
+        let remove = move || drop(std::fs::remove_file(path));
+        let _ = thread::Builder::new().name("spool-end".into()).spawn(remove);
     }
 }
 

@@ -27,7 +27,9 @@ pub(crate) fn header() -> Header {
 }
 
 pub(crate) fn create(directory: &Path) -> Writer {
-    Writer::create(directory, &header(), &SECRET, PATIENCE).unwrap()
+    let writer = Writer::create(directory, &header(), &SECRET, PATIENCE).unwrap();
+    writer.keep();
+    writer
 }
 
 /// A run of pages, whose content follows from a seed; zeros where that is 0.
