@@ -359,6 +359,7 @@ impl World {
                 }
                 self.source.work = None;
                 self.source.call = None;
+                self.spool.own_doomed[0] = false;
                 self.watchdog_is_alone();
                 self.source.journal.crash(lucky);
                 self.ghost.orphan[0] |=
@@ -369,7 +370,7 @@ impl World {
             Side::Target => {
                 self.call_off(Timer::Closed);
                 self.target.work = None;
-                self.spool.own_doomed = false;
+                self.spool.own_doomed[1] = false;
                 if self.spool.own == Some(Own::Asked) {
                     self.spool.own = Some(Own::Made);
                 }

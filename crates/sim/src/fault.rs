@@ -89,6 +89,8 @@ faults! {
     OlderVersionTaken = "older-version-taken",
     /// The source removes its spool when it hears of the commit.
     SpoolEndsWithCommit = "spool-ends-with-commit",
+    /// What the target left in its file, for a source that it could not tell, stays there.
+    TargetsFileLeft = "targets-file-left",
     /// The janitor removes what its own host has made, whatever the journal says.
     JanitorIgnoresJournals = "janitor-ignores-journals",
     /// The target says on the datastore that it has everything when its guest runs.

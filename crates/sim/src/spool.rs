@@ -54,8 +54,8 @@ pub struct Spool {
     pub own: Option<Own>,
     /// Which side's agent is about to remove the source's file.
     pub doomed: [bool; 2],
-    /// Whether the target's agent is about to remove its own.
-    pub own_doomed: bool,
+    /// Which side's agent is about to remove the target's.
+    pub own_doomed: [bool; 2],
     /// It answers.
     pub up: bool,
     /// The next operation of a side fails.
@@ -73,7 +73,7 @@ impl Spool {
             unlinked: None,
             own: None,
             doomed: [false; 2],
-            own_doomed: false,
+            own_doomed: [false; 2],
             up: true,
             fails: [false; 2],
         }
@@ -147,7 +147,7 @@ impl World {
         if !self.spool.up || !self.up[side.at()] {
             return false;
         }
-        if self.spool.doomed[side.at()] {
+        if self.spool.doomed[side.at()] || self.spool.own_doomed[side.at()] {
             return true;
         }
         match side {
@@ -161,7 +161,7 @@ impl World {
                     self.spool.file.as_ref().is_some_and(|f| usize::from(f.durable) < f.extents.len());
                 unsynced && self.source.work.as_deref().is_some_and(writes)
             }
-            Side::Target => self.spool.own_doomed || self.spool.own == Some(Own::Asked),
+            Side::Target => self.spool.own == Some(Own::Asked),
         }
     }
 
@@ -172,8 +172,12 @@ impl World {
             self.spool.remove();
             return;
         }
+        if std::mem::take(&mut self.spool.own_doomed[side.at()]) {
+            say!(self, "spool: the {side:?} removes the target's file");
+            self.spool.own = None;
+            return;
+        }
         match side {
-            Side::Target if std::mem::take(&mut self.spool.own_doomed) => self.spool.own = None,
             Side::Target => {
                 say!(self, "spool: the target's file says that everything is there");
                 self.spool.own = Some(Own::Complete);

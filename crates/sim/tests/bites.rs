@@ -62,6 +62,7 @@ bites! {
     a_torn_extent_that_is_taken_for_whole_is_found: TornForWhole,
     an_older_version_that_is_taken_instead_is_found: OlderVersionTaken,
     a_spool_that_ends_with_the_commit_is_found: SpoolEndsWithCommit,
+    a_file_of_the_targets_that_is_left_is_found: TargetsFileLeft,
     a_janitor_that_ignores_journals_is_found: JanitorIgnoresJournals,
     a_complete_that_is_said_too_early_is_found: CompleteTooEarly,
     a_claim_that_is_not_idempotent_is_found: ClaimNotIdempotent,

@@ -118,7 +118,10 @@ impl World {
                     conn.say(Side::Source, Word::Say(Printed(Kind::Owed(owed))));
                 }
             }
-            Do::EndSpool => self.end_spool(),
+            Do::EndSpool => {
+                self.end_spool();
+                self.end_targets_file();
+            }
             Do::Resume => self.source_resumes(),
             Do::RunOn => self.source_runs_on(),
             Do::TooOften => work.broke("the connection to the target"),

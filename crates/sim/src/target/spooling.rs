@@ -202,7 +202,7 @@ impl World {
         let Some(spool) = work.spool.take() else { return };
         work.spool_settled = true;
         if work.control.is_some() {
-            self.spool.own_doomed |= self.spool.own.is_some();
+            self.spool.own_doomed[1] |= self.spool.own.is_some();
         } else if spool.own && self.spool.own == Some(Own::Made) {
             // A source that cannot hear us finds it there.
             self.spool.own = Some(Own::Asked);
@@ -213,7 +213,7 @@ impl World {
     pub(super) fn drop_spool(&mut self) {
         let Some(work) = self.target.work.as_deref_mut() else { return };
         if work.spool.take().is_some() {
-            self.spool.own_doomed |= self.spool.own.is_some();
+            self.spool.own_doomed[1] |= self.spool.own.is_some();
         }
     }
 
