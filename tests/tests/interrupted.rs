@@ -211,6 +211,8 @@ fn i3_a_guest_whose_link_is_lost_while_it_stands_still_runs_on_and_so_does_the_m
         // Of the pause in which it changed hands, not of the one that came to nothing: that one waited for two seconds of silence.
         let downtime = report.number("downtime_ms")?;
         ensure!(downtime > 0.0 && downtime < noticed.as_secs_f64() * 1e3, "{downtime} ms, {noticed:?}");
+        let in_vain = report.number("paused_in_vain_ms")?;
+        ensure!(in_vain > downtime && in_vain < NOTICED.as_secs_f64() * 1e3, "{in_vain} ms, {downtime} ms");
         scene.stage.check_moved("web", &scene.guest, "a", "b")?;
         scene.client.finish(Duration::from_secs(30)).map(drop)
     });

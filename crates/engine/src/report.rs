@@ -391,6 +391,9 @@ pub struct Report {
     pub preflight_ms: f64,
     /// From just before `stop` on the source to the guest running on the target; `None` if it never paused for good.
     pub downtime_ms: Option<f64>,
+    /// How long it stood still in pauses after which it ran on at the source: a lost link's, a failure's.
+    #[serde(default)]
+    pub paused_in_vain_ms: f64,
     /// The passes over dirty memory, the final one (with the guest stopped) included.
     pub rounds: Vec<Round>,
     /// How pages travelled.
@@ -435,6 +438,7 @@ impl Report {
             total_ms: 0.0,
             preflight_ms: 0.0,
             downtime_ms: None,
+            paused_in_vain_ms: 0.0,
             rounds: Vec::new(),
             pages: PageCounts::default(),
             guest_bytes: 0,

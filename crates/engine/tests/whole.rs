@@ -194,6 +194,7 @@ fn all_modes_bring_the_same_memory() {
         assert_eq!(inn.ram.content(), source.ram.content(), "{mode:?}");
         assert_eq!(inn.ram.overwritten(), 0, "{mode:?}: I5");
         assert!(report.downtime_ms.is_some_and(|ms| ms > 0.0 && ms < 1000.0), "{:?}", report.downtime_ms);
+        assert_eq!(report.paused_in_vain_ms, 0.0, "{mode:?}");
         wait_until("the target's end", || *inn.ended.lock().unwrap() == Some(true));
         let journal = source.journal.events.lock().unwrap().join(",");
         assert_eq!(journal, "pausing,promise,gone 4,settled", "{mode:?}");

@@ -100,6 +100,10 @@ fn figures(report: &Report) -> Vec<Vec<String>> {
     if let Some(ms) = report.downtime_ms {
         rows.push(row("downtime", millis(ms)));
     }
+    if report.paused_in_vain_ms > 0.0 {
+        let words = format!("{} in pauses that came to nothing", millis(report.paused_in_vain_ms));
+        rows.push(row("stood", words));
+    }
     let sent = report.wire_bytes as f64 / report.guest_bytes.max(1) as f64 * 100.0;
     rows.push(row(
         "traffic",

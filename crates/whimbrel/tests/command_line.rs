@@ -105,6 +105,7 @@ fn programs_get_events_and_the_bare_report_as_the_last_line() {
         "mode",
         "outcome",
         "pages",
+        "paused_in_vain_ms",
         "preflight_ms",
         "protected",
         "rounds",

@@ -2,6 +2,7 @@
 
 use super::{SourceDriver, now_ns};
 use crate::ports::MachineError;
+use std::time::Duration;
 
 /// A guest that was stopped so often in vain is not stopped once more: a link that breaks whenever the guest stands still costs it a
 /// pause of up to two seconds (`conn::SILENCE`) each time.
@@ -16,7 +17,7 @@ impl SourceDriver {
             return;
         }
         match self.resume_guest() {
-            Ok(()) => {
+            Ok(_) => {
                 // Not before: taking the protections back takes 60 ms a GiB.
                 self.parts.tracker = None;
                 self.tell_of_resumption();
@@ -35,8 +36,8 @@ impl SourceDriver {
         if !self.stopped {
             return Ok(());
         }
-        self.resume_guest().map_err(|e| (e.what, e.why))?;
-        self.story.ran_on(now_ns());
+        let stood = self.resume_guest().map_err(|e| (e.what, e.why))?;
+        self.story.ran_on(stood);
         // A device state of this pause is none of the next one.
         self.state = None;
         self.pauses_in_vain += 1;
@@ -52,11 +53,12 @@ impl SourceDriver {
         Ok(())
     }
 
-    fn resume_guest(&mut self) -> Result<(), MachineError> {
+    /// How long it stood still.
+    fn resume_guest(&mut self) -> Result<Duration, MachineError> {
         // While it is being saved, this waits for that.
         self.parts.machine.lock().resume()?;
         self.stopped = false;
-        Ok(())
+        Ok(self.story.runs_again(now_ns()))
     }
 
     /// The journal, and the pause's watchdog with it; and the network.

@@ -1,5 +1,7 @@
 //! What the source tells of a migration: events on the way, and the report.
 
+mod next; // what comes next, by what was seen
+
 use super::{Options, SourceParts};
 use crate::{
     conn::Traffic,
@@ -9,8 +11,8 @@ use crate::{
     },
 };
 use page::Counts;
-use policy::{Budget, Learnt, Next, Seen};
-use proto::{SourceEnd, Step, control};
+use policy::{Budget, Learnt, Seen};
+use proto::{SourceEnd, control};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -240,77 +242,6 @@ impl Story {
         self.report.rounds.push(round);
     }
 
-    /// A round has landed and this is dirty: what next?
-    pub(super) fn decide(&mut self, dirty: &MemorySet) -> Step {
-        self.end_round(dirty.len());
-        self.seen.dirtied.push(dirty.bytes());
-        self.choose(dirty)
-    }
-
-    /// What next, by what was seen.
-    pub(super) fn choose(&mut self, dirty: &MemorySet) -> Step {
-        if self.mode == Mode::Hybrid {
-            return Step::PostCopy;
-        }
-        let pause = policy::predicted_downtime(&self.seen);
-        if self
-            .stop_after
-            .is_some_and(|end| policy::must_stop(end.saturating_duration_since(Instant::now()), pause))
-        {
-            if let Some(pause) = pause.filter(|pause| *pause > self.budget.downtime) {
-                let pause = pause.as_millis();
-                self.note(format!("to end within --max-time the guest is stopped now, for about {pause} ms: --max-downtime gives way"));
-            }
-            return Step::Switchover;
-        }
-        if self.takes == Some(Way::Hybrid) && pause.is_none_or(|pause| pause > self.budget.downtime) {
-            return Step::PostCopy;
-        }
-        match policy::next(&self.seen, &self.budget) {
-            Next::Switchover => Step::Switchover,
-            Next::PostCopy => Step::PostCopy,
-            Next::Round => Step::Round,
-            Next::Hopeless => {
-                if !std::mem::replace(&mut self.hopeless, true) {
-                    let dirty = dirty.bytes();
-                    self.note(format!(
-                        "this does not converge: the guest writes as fast as the link carries ({dirty} are dirty \
-                         after each round); cancel it, allow post-copy (--allow-post-copy), or allow a longer pause \
-                         (--max-downtime)"
-                    ));
-                }
-                Step::Round
-            }
-        }
-    }
-
-    /// How long the current round has lasted.
-    pub(super) fn round_lasts(&self) -> Option<Duration> {
-        self.round.as_ref().map(|(_, since, ..)| since.elapsed())
-    }
-
-    /// Bytes that were sent in the current round.
-    pub(super) fn sent_in_round(&self) -> u64 {
-        self.round.as_ref().map_or(0, |(_, _, sent, _)| self.traffic.sent() - sent)
-    }
-
-    /// The pages of the last round, and how many moved in a second.
-    pub(super) fn last_round(&self) -> Option<(u64, f64)> {
-        Some((self.report.rounds.last()?.pages, self.moved_per_s?))
-    }
-
-    /// How many pages fit into the pause if so many are sent in a second.
-    pub(super) fn fit(&self, sent_per_s: f64) -> f64 {
-        self.budget.downtime.saturating_sub(self.seen.fixed).as_secs_f64() * sent_per_s
-    }
-
-    /// Whether the guest could be stopped with so much dirty if so many pages are sent in a second.
-    pub(super) fn would_fit(&self, dirty: &MemorySet, sent_per_s: f64) -> bool {
-        let rate = Rate((sent_per_s * PAGE_SIZE as f64) as u64);
-        let seen = Seen { dirtied: vec![dirty.bytes()], rate, fixed: self.seen.fixed };
-        policy::predicted_downtime(&seen).is_some_and(|pause| pause <= self.budget.downtime)
-    }
-
     /// The guest's writes are slowed from now on.
     pub(super) fn governed(&mut self) {
         self.report.throttle.governed = true;
@@ -336,13 +267,23 @@ impl Story {
         self.phase(Phase::Switchover);
     }
 
-    /// The link was lost while the guest stood still, and it runs here again: this was no switchover.
-    pub(super) fn ran_on(&mut self, at_ns: u64) {
-        let stood = self.stop_ns.take().map_or(0, |stopped| at_ns.saturating_sub(stopped) / 1_000_000);
+    /// The guest was stopped, and runs here again: this was no switchover. How long it stood still.
+    pub(super) fn runs_again(&mut self, at_ns: u64) -> Duration {
+        let stood = self.stop_ns.take().map_or(0, |stopped| at_ns.saturating_sub(stopped));
+        let stood = Duration::from_nanos(stood);
+        self.report.paused_in_vain_ms += ms(stood);
+        stood
+    }
+
+    /// The link was lost in a pause that lasted so long, and the migration goes on.
+    pub(super) fn ran_on(&mut self, stood: Duration) {
         if let Some(spool) = &mut self.report.spool {
             spool.safe_ms = None;
         }
-        self.note(format!("the link was lost while the guest stood still; it ran on here after {stood} ms"));
+        self.note(format!(
+            "the link was lost while the guest stood still; it ran on here after {} ms",
+            stood.as_millis()
+        ));
         self.phase(Phase::PreCopy);
     }
 

@@ -88,6 +88,7 @@ fn i2_i3_i5_a_guest_whose_link_is_lost_in_its_pause_runs_on_and_the_migration_go
         assert_eq!(said(&events, "connected to target again"), 1, "{story}");
         let pauses = if at == At::Announcing { 1 } else { 2 };
         assert_eq!(said(&events, "it ran on here after"), pauses - 1, "{story}");
+        assert_eq!(report.paused_in_vain_ms > 0.0, pauses == 2, "{story}");
         assert_eq!(phases(&events).iter().filter(|phase| **phase == Phase::Switchover).count(), pauses);
         assert_eq!(saves as usize, pauses, "{story}");
         let journal = source.journal.events.lock().unwrap().join(",");
@@ -165,6 +166,7 @@ fn i1_i3_once_the_device_state_is_sent_a_lost_link_is_for_the_record() {
         mender.mend();
     });
     assert_eq!(report.outcome, Outcome::Failed, "{report:?}");
+    assert!(report.paused_in_vain_ms > 0.0 && report.downtime_ms.is_none(), "{report:?}");
     assert_eq!(said(&events, "it ran on here after"), 0, "{events:?}");
     assert!(source.cpu.running.load(SeqCst) && !inn.cpu.running.load(SeqCst), "I1");
     assert_eq!(*source.journal.events.lock().unwrap(), ["pausing", "promise", "back"]);

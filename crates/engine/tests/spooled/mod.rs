@@ -23,6 +23,9 @@ const SLOW: u64 = 8 << 20;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A disk's error.
+const EIO: i32 = 5;
+
 fn spooling(mode: Mode, robust: Robust, directory: &Path) -> Options {
     let spool = Some(SpoolOptions { directory: directory.to_owned(), robust });
     Options { spool, compress: Compression::None, ..options(mode) }
@@ -114,6 +117,43 @@ fn strict_a_target_whose_source_is_lost_at_the_commit_finishes_from_the_file_alo
         assert!(report.spool.unwrap().safe_ms.is_some(), "{story}");
         wait_until("the end of the files", || files(directory.path()).is_empty());
     }
+}
+
+/// One that could not be read may be read again: nobody else has these pages any more.
+#[test]
+fn strict_a_target_whose_source_is_lost_tries_again_what_it_could_not_read() {
+    let directory = in_memory();
+    let Ok(store) = Datastore::mount(&directory.path().join("at"), &directory.path().join("of")) else {
+        return;
+    };
+    let store = Arc::new(store);
+    let (source, inn) = (Source::with(&LARGE), Inn::new(&LARGE));
+    source.guest(1);
+    let cable = Cable::to(listen(&inn));
+    let (cut, away) = (cable.clone(), store.clone());
+    *inn.record.on_claim.lock().unwrap() = Some(Box::new(move || {
+        away.fail_reads(Some(EIO));
+        cut.cut();
+    }));
+    let (mender, there) = (cable.clone(), inn.clone());
+    let wish = Options {
+        max_downtime: Duration::from_millis(500),
+        ..spooling(Mode::Hybrid, Robust::Strict, store.path())
+    };
+    let (report, events) = source.migrate(cable.address, wish, |_| {
+        wait_until("the target's guest", || there.cpu.running.load(SeqCst));
+        let owed = || there.journal.owed.lock().unwrap().as_ref().map_or(0, MemorySet::len);
+        assert!(owed() > 0, "a part of it is only in the file");
+        wait_until("reading in vain", || store.failed_reads() > 0);
+        assert!(!has(&there.journal, "settled"));
+        store.fail_reads(None);
+        wait_until("all memory on the target", || has(&there.journal, "settled"));
+        assert!(mender.cut.load(SeqCst), "nothing came from the source since the commit");
+        mender.mend();
+    });
+    let story = format!("{report:?}\n{}", notes(&events));
+    assert_eq!(report.outcome, Outcome::Completed, "{story}");
+    assert_eq!(inn.ram.content(), source.ram.content(), "{story}");
 }
 
 /// What a target leaves on the datastore for a source that it cannot tell goes, too, when the source hears it over the network after all.
@@ -280,7 +320,7 @@ fn a_datastore_that_lies_about_fsync_is_not_relied_on() {
     };
     let (report, events) = source.migrate(cable.address, wish, |_| {
         wait_until("a share in the file", || store.traffic().0 > 1 << 20);
-        store.fail_fsync(Some(5));
+        store.fail_fsync(Some(EIO));
     });
     let story = format!("{report:?}\n{}", notes(&events));
     assert_eq!(report.outcome, Outcome::Completed, "{story}");
