@@ -50,6 +50,9 @@ struct State {
     rate: Option<u64>,
     /// What `fsync` answers.
     fsync: Option<i32>,
+    /// What `read` answers, and how often it has.
+    reads: Option<i32>,
+    failed_reads: u64,
     /// Bytes that were written and read.
     written: u64,
     read: u64,
@@ -96,6 +99,16 @@ impl Datastore {
     /// From now on `fsync` fails with this error, or works again.
     pub fn fail_fsync(&self, errno: Option<i32>) {
         self.shared.lock().fsync = errno;
+    }
+
+    /// From now on `read` fails with this error, or works again.
+    pub fn fail_reads(&self, errno: Option<i32>) {
+        self.shared.lock().reads = errno;
+    }
+
+    /// How often `read` has failed because it was to.
+    pub fn failed_reads(&self) -> u64 {
+        self.shared.lock().failed_reads
     }
 
     /// Bytes that were written, and that were read.
@@ -324,6 +337,12 @@ impl Filesystem for Tree {
         let Some(file) = self.file(handle) else { return reply.error(Errno::EBADF) };
         let shared = self.shared.clone();
         self.back.carry(size as usize, move || {
+            let mut state = shared.lock();
+            if let Some(e) = state.reads {
+                state.failed_reads += 1;
+                return reply.error(Errno::from_i32(e));
+            }
+            drop(state);
             let mut bytes = vec![0; size as usize];
             match file.read_at(&mut bytes, offset) {
                 Ok(n) => {
