@@ -84,4 +84,7 @@ pub trait Hypervisor: Send + Sync {
 
     /// Ends its process and removes what belonged to it; harmless if it has ended.
     fn stop(&self, vm: &VmRecord) -> Result<(), Reasons>;
+
+    /// The same for one that waited for a guest and will have none: whatever it says or does not say.
+    fn discard(&self, vm: &VmRecord) -> Result<(), Reasons>;
 }

@@ -355,7 +355,7 @@ impl Recovery {
         info!(vm = vm.name, from = entry.from, "its arrival was interrupted; it stays where it was");
         if vm.process.is_none() {
             self.registry.hypervisor().sweep(&vm.name);
-        } else if let Err(why) = self.registry.hypervisor().stop(&vm) {
+        } else if let Err(why) = self.registry.hypervisor().discard(&vm) {
             warn!(vm = vm.name, why = why.0.join("; "), "the QEMU that waited for it cannot be ended");
         }
         Ok(())

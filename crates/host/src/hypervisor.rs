@@ -236,6 +236,10 @@ impl Hypervisor for QemuHost {
             Err(error) => Err(reasons(error)),
         }
     }
+
+    fn discard(&self, vm: &VmRecord) -> Result<(), Reasons> {
+        launch::discard(&handle_of(vm)?.belongings).map_err(reasons)
+    }
 }
 
 #[cfg(test)]

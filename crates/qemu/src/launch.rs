@@ -346,23 +346,26 @@ fn noted(host: &Host) -> impl Iterator<Item = (PathBuf, Belongings)> {
     notes.filter_map(|path| Some((path.clone(), serde_json::from_slice(&fs::read(&path).ok()?).ok()?)))
 }
 
-/// Ends the process, if there is one, and takes away what belonged to it.
-fn end(belongings: &Belongings) {
-    match started_with(&belongings.qmp) {
-        Ok(None) => {}
-        Ok(Some(process)) => {
-            kill(&process);
-            if !process.wait(START).unwrap_or(false) {
-                tracing::warn!(pid = process.pid(), "this QEMU does not end even when it is killed");
-            }
-        }
-        Err(error) => {
-            // What is written down of it stays: the next agent looks again.
-            let qmp = belongings.qmp.display();
-            return tracing::warn!(%qmp, %error, "cannot look whether a QEMU still runs that nobody was told of");
+/// Ends the process, if there is one, whatever its monitor says, and takes away what belonged to it. Only for one that we started, and that
+/// has no guest: while it waits for one it may be ending by itself just now, and then its monitor answers nobody.
+pub fn discard(belongings: &Belongings) -> io::Result<()> {
+    if let Some(process) = started_with(&belongings.qmp)? {
+        kill(&process);
+        if !process.wait(START)? {
+            let why = format!("process {} does not end even when it is killed", process.pid());
+            return Err(io::Error::other(why));
         }
     }
     belongings.remove();
+    Ok(())
+}
+
+/// One that nobody was told of. If it cannot be ended, what is written down of it stays: the next agent looks again.
+fn end(belongings: &Belongings) {
+    if let Err(error) = discard(belongings) {
+        let qmp = belongings.qmp.display();
+        tracing::warn!(%qmp, %error, "a QEMU that nobody was told of cannot be ended");
+    }
 }
 
 /// The process that was told to listen there, which it may not do yet. The name was drawn at random for it.
@@ -384,7 +387,7 @@ fn started_with(qmp: &Path) -> io::Result<Option<PidFd>> {
 }
 
 /// What was asked of a process; none if it has ended.
-fn while_it_is_there<T>(asked: io::Result<T>) -> io::Result<Option<T>> {
+pub(crate) fn while_it_is_there<T>(asked: io::Result<T>) -> io::Result<Option<T>> {
     match asked {
         Ok(answer) => Ok(Some(answer)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),

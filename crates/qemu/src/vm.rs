@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::{
     fmt::Display,
-    fs,
+    fs, io,
     path::Path,
     time::{Duration, Instant, SystemTime},
 };
@@ -171,8 +171,12 @@ impl Vm {
     /// Finds a VM again whose QEMU outlived us.
     pub fn reopen(handle: &Handle) -> Result<Self, OpenError> {
         let gone = || OpenError::Gone { vm: handle.recipe.name.clone(), pid: handle.pid };
-        let alive = PidFd::open(handle.pid).map_err(|_| gone())?;
-        if started(&alive) != handle.started || !alive.is_alive().unwrap_or(false) {
+        let unseen = |cause| FindError::System {
+            socket: handle.belongings.qmp.display().to_string(),
+            what: format!("process {}", handle.pid),
+            cause,
+        };
+        if !lives(handle).map_err(unseen)? {
             return Err(gone());
         }
         let mut qmp = Qmp::connect(&handle.belongings.qmp)?;
@@ -190,7 +194,7 @@ impl Vm {
     pub fn handle(&self) -> Handle {
         Handle {
             pid: self.process.pid(),
-            started: started(&self.process),
+            started: started(&self.process).unwrap_or(0),
             recipe: self.recipe.clone(),
             belongings: self.belongings.clone(),
         }
@@ -435,10 +439,19 @@ fn prepare(qmp: &mut Qmp, incoming: bool) -> Result<(), QmpError> {
     qmp.execute("migrate-set-capabilities", json!({ "capabilities": capabilities })).map(drop)
 }
 
-/// When a process started, in ticks since the host did; 0 when it is not known.
-fn started(process: &PidFd) -> u64 {
-    let stat = fs::read_to_string(process.proc_path("stat")).unwrap_or_default();
+/// Whether its process is there. One that cannot be looked at is not gone: what it uses is not to be taken away.
+fn lives(handle: &Handle) -> io::Result<bool> {
+    let Some(process) = launch::while_it_is_there(PidFd::open(handle.pid))? else { return Ok(false) };
+    let Some(began) = launch::while_it_is_there(started(&process))? else { return Ok(false) };
+    // Where that was not known when it was recorded, its monitor tells them apart.
+    let same = handle.started == 0 || began == handle.started;
+    Ok(same && process.is_alive()?)
+}
+
+/// When a process started, in ticks since the host did; 0 if that is not understood.
+fn started(process: &PidFd) -> io::Result<u64> {
+    let stat = fs::read_to_string(process.proc_path("stat"))?;
     // The name in parentheses may hold anything; the 22nd field is the 20th after it.
     let fields = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace());
-    fields.and_then(|mut fields| fields.nth(19)).and_then(|field| field.parse().ok()).unwrap_or(0)
+    Ok(fields.and_then(|mut fields| fields.nth(19)).and_then(|field| field.parse().ok()).unwrap_or(0))
 }

@@ -288,6 +288,25 @@ fn what_a_killed_agent_had_begun_is_swept_and_nothing_that_runs_or_is_known_or_i
     assert!(!lives(runs_pid));
 }
 
+/// It may be ending by itself, or another client may hold its monitor: an arrival that comes to nothing leaves no trace all the same.
+#[test]
+fn a_waiting_qemu_whose_monitor_does_not_answer_is_ended_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = host(folder.path(), "host", None);
+    let _swept = Swept(host.clone());
+    let recipe = recipe("name = \"vm\"\nmemory = \"64MiB\"\n", &host);
+    let waits = Vm::incoming(&recipe, &host).unwrap();
+    let (handle, pid) = (waits.handle(), waits.process().pid());
+    let stopped = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(stopped, rustix::process::Signal::STOP).unwrap();
+    drop(waits);
+    assert!(matches!(Vm::reopen(&handle), Err(OpenError::Qmp(_))), "nobody answers");
+    qemu::launch::discard(&handle.belongings).unwrap();
+    assert!(!Path::new(&format!("/proc/{pid}/exe")).exists());
+    assert!(!handle.belongings.qmp.exists());
+    qemu::launch::discard(&handle.belongings).unwrap();
+}
+
 #[test]
 fn memory_modules_that_it_was_started_with_follow_the_vm() {
     let folder = tempfile::tempdir().unwrap();

@@ -25,7 +25,11 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, Condvar, Mutex, mpsc},
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+        mpsc,
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -43,6 +47,8 @@ pub struct Sleepers {
     children: Mutex<HashMap<u32, Child>>,
     pub paused: Mutex<HashSet<u32>>,
     pub swept: Mutex<Vec<String>>,
+    /// Their monitors do not answer.
+    pub silent: AtomicBool,
 }
 
 #[derive(Deserialize)]
@@ -112,6 +118,13 @@ impl Hypervisor for Sleepers {
     }
 
     fn stop(&self, vm: &VmRecord) -> Result<(), Reasons> {
+        if self.silent.load(SeqCst) {
+            return Err("its monitor does not answer".into());
+        }
+        self.discard(vm)
+    }
+
+    fn discard(&self, vm: &VmRecord) -> Result<(), Reasons> {
         self.kill(vm.process.unwrap().pid);
         Ok(())
     }
