@@ -61,7 +61,8 @@ fn outruns(pattern: &str, number: u8) {
             );
             eprintln!("{seen}");
             ensure!(moving < 2.2 * copy, "it did not take much longer than all memory once: {seen}");
-            ensure!(report.number("downtime_ms")? < 100.0, "its pause was short: {seen}");
+            // 50 ms on a quiet machine, 170 where two others wanted its two processors; ungoverned it would be a second and more.
+            ensure!(report.number("downtime_ms")? < 400.0, "its pause was short: {seen}");
             // 5 ms, and what a busy machine adds: 66 ms were seen where six threads wanted two processors.
             ensure!(longest < 150.0, "nobody waited for long: {seen}");
             ensure!(probed.write.p99 < Duration::from_millis(10), "who writes a little hardly waits: {seen}");

@@ -10,7 +10,8 @@ mod stuns;
 mod trust;
 
 use engine::{
-    Acceptor, Beside, Dial, Handle, Options, RemoteRecord, Road, SourceDriver, SourceParts, TcpDial,
+    Acceptor, Beside, Conn, Dial, Handle, Options, RemoteRecord, Road, SourceDriver, SourceParts, TcpDial,
+    Traffic,
     ports::{GuestMemory, Host, Ownership, Request},
     report::{Compression, Event, Mode, Outcome, Past, Phase, Promise, Report},
 };
@@ -19,7 +20,11 @@ use pki::Security;
 use std::{
     io::Write,
     net::{SocketAddr, TcpListener},
-    sync::{Arc, Mutex, atomic::Ordering::SeqCst, mpsc::channel},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering::SeqCst},
+        mpsc::channel,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -56,6 +61,8 @@ struct Source {
     history: Vec<Past>,
     /// Who owns the VM, if it is not for the target to say.
     record: Option<Arc<dyn Ownership>>,
+    /// What is known of the link.
+    link: Option<Rate>,
 }
 
 impl Source {
@@ -80,6 +87,7 @@ impl Source {
             doubt: None,
             history: vec![],
             record: None,
+            link: Some(Rate(1 << 30)),
         }
     }
 
@@ -134,7 +142,7 @@ impl Source {
             journal: Box::new(self.journal.clone()),
             cores: Box::new(|| 1),
             history: self.history.clone(),
-            road: Road { link: Some(Rate(1 << 30)), switchover: Duration::from_millis(8) },
+            road: Road { link: self.link, switchover: Duration::from_millis(8) },
             writers: 1,
             record: self.record.clone().unwrap_or_else(|| Arc::new(RemoteRecord(dial.clone()))),
             dial,
@@ -371,6 +379,49 @@ fn i2_i3_i5_a_link_that_comes_back_goes_on_where_it_was() {
     let written: u64 = report.rounds.iter().skip(1).map(|round| round.pages * 4096).sum();
     let sent = report.wire_bytes;
     assert!(sent < all + written, "{sent} bytes for {all} of memory, and {written} that was written later");
+}
+
+/// Its first look at the link sees nothing: that connection hardly carries anything.
+struct Disturbed {
+    dial: TcpDial,
+    disturbed: TcpDial,
+    probes: AtomicU32,
+}
+
+impl Dial for Disturbed {
+    fn dial(&self, kind: proto::Kind, token: Option<&proto::Token>) -> std::io::Result<Conn> {
+        let first = kind == proto::Kind::Probe && self.probes.fetch_add(1, SeqCst) == 0;
+        if first { &self.disturbed } else { &self.dial }.dial(kind, token)
+    }
+
+    fn is_plaintext(&self) -> bool {
+        self.dial.is_plaintext()
+    }
+
+    fn traffic(&self) -> &Arc<Traffic> {
+        self.dial.traffic()
+    }
+}
+
+#[test]
+fn a_link_that_could_not_be_seen_is_looked_at_once_more() {
+    // On a busy machine the first look may have seen no more than what buffers take in: then another migration.
+    for attempt in 1.. {
+        let (mut source, inn) = (Source::new(), Inn::new(&PAGES));
+        source.link = None;
+        let target = listen(&inn);
+        let cable = Cable::to(target);
+        cable.each.store(16 << 10, SeqCst);
+        let dial = |to| TcpDial::new(vec![to], "here", MIGRATION, Security::Plaintext);
+        let (dial, disturbed) = (dial(target), dial(cable.address));
+        let dial = Arc::new(Disturbed { dial, disturbed, probes: AtomicU32::new(0) });
+        let (report, _) = source.migrate_by(dial.clone(), options(Mode::PreCopy), |_| {});
+        assert_eq!(report.outcome, Outcome::Completed, "{:?}", report.error);
+        if dial.probes.load(SeqCst) == 2 {
+            return assert!(report.forecast.is_some_and(|forecast| forecast.link > 1 << 20));
+        }
+        assert!(attempt < 20, "it was never looked at again");
+    }
 }
 
 #[test]

@@ -21,6 +21,9 @@ use units::{MemorySet, PAGE_SIZE, Rate};
 /// For so long the link is probed where nobody knows how fast it is: on a link with a bucket of 10 ms, long enough to get beyond it.
 const PROBE: Duration = Duration::from_millis(30);
 
+/// … and so many times that where it carried next to nothing: on a busy host nobody may have had a processor to take it in.
+const LONGER: u32 = 5;
+
 /// The same for `whimbrel plan`, which nobody waits for with a VM.
 const LONG_PROBE: Duration = Duration::from_millis(150);
 
@@ -228,7 +231,13 @@ pub fn plan(mut parts: SourceParts, options: &Options) -> Result<Forecast, Strin
 }
 
 fn look(memory: &dyn GuestMemory, dial: &dyn Dial, known: Option<Rate>, time: Duration) -> Surveyed {
-    let link = known.map_or_else(|| survey::probe(dial, time), Ok);
+    let probe = || {
+        survey::probe(dial, time).or_else(|e| match e.kind() {
+            io::ErrorKind::TimedOut => survey::probe(dial, time * LONGER),
+            _ => Err(e),
+        })
+    };
+    let link = known.map_or_else(probe, Ok);
     Surveyed { sample: survey::present(memory).and_then(|present| survey::sample(memory, &present)), link }
 }
 
