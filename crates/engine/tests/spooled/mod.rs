@@ -87,6 +87,14 @@ fn all_modes_bring_the_same_memory_over_both_ways_and_leave_no_file_behind() {
     }
 }
 
+/// The target's guest gets all its memory without the source, which is there again when it has.
+fn finishes_alone(inn: &Inn, cable: &Cable) {
+    wait_until("the target's guest", || inn.cpu.running.load(SeqCst));
+    wait_until("all memory on the target", || has(&inn.journal, "settled"));
+    assert!(cable.cut.load(SeqCst), "nothing came from the source since the commit");
+    cable.mend();
+}
+
 /// From the commit on the source may burn.
 #[test]
 fn strict_a_target_whose_source_is_lost_at_the_commit_finishes_from_the_file_alone() {
@@ -97,19 +105,12 @@ fn strict_a_target_whose_source_is_lost_at_the_commit_finishes_from_the_file_alo
         let cable = Cable::to(listen(&inn));
         let at_the_commit = cable.clone();
         *inn.record.on_claim.lock().unwrap() = Some(Box::new(move || at_the_commit.cut()));
-        let mender = cable.clone();
-        let there = inn.clone();
         // Without it there is nothing to owe.
         if rate == 0 {
             source.ram.guest_writes(0, 5, 77);
         }
-        let (report, events) =
-            source.migrate(cable.address, spooling(Mode::PostCopy, Robust::Strict, directory.path()), |_| {
-                wait_until("the target's guest", || there.cpu.running.load(SeqCst));
-                wait_until("all memory on the target", || has(&there.journal, "settled"));
-                assert!(mender.cut.load(SeqCst), "nothing came from the source since the commit");
-                mender.mend();
-            });
+        let wish = spooling(Mode::PostCopy, Robust::Strict, directory.path());
+        let (report, events) = source.migrate(cable.address, wish, |_| finishes_alone(&inn, &cable));
         let story = format!("{rate}: {report:?}\n{}", notes(&events));
         assert_eq!(inn.ram.content(), source.ram.content(), "{story}");
         assert_eq!(report.outcome, Outcome::Completed, "{story}");
@@ -135,21 +136,18 @@ fn strict_a_target_whose_source_is_lost_tries_again_what_it_could_not_read() {
         away.fail_reads(Some(EIO));
         cut.cut();
     }));
-    let (mender, there) = (cable.clone(), inn.clone());
     let wish = Options {
         max_downtime: Duration::from_millis(500),
         ..spooling(Mode::Hybrid, Robust::Strict, store.path())
     };
     let (report, events) = source.migrate(cable.address, wish, |_| {
-        wait_until("the target's guest", || there.cpu.running.load(SeqCst));
-        let owed = || there.journal.owed.lock().unwrap().as_ref().map_or(0, MemorySet::len);
-        assert!(owed() > 0, "a part of it is only in the file");
+        wait_until("the target's guest", || inn.cpu.running.load(SeqCst));
+        let owed = inn.journal.owed.lock().unwrap().as_ref().map_or(0, MemorySet::len);
+        assert!(owed > 0, "a part of it is only in the file");
         wait_until("reading in vain", || store.failed_reads() > 0);
-        assert!(!has(&there.journal, "settled"));
+        assert!(!has(&inn.journal, "settled"));
         store.fail_reads(None);
-        wait_until("all memory on the target", || has(&there.journal, "settled"));
-        assert!(mender.cut.load(SeqCst), "nothing came from the source since the commit");
-        mender.mend();
+        finishes_alone(&inn, &cable);
     });
     let story = format!("{report:?}\n{}", notes(&events));
     assert_eq!(report.outcome, Outcome::Completed, "{story}");
@@ -638,24 +636,19 @@ fn strict_a_link_lost_while_the_guest_stands_still_does_not_make_the_next_pause_
     source.cpu.on_save.lock().unwrap().push_back(Box::new(move || cutter.cut()));
     let at_the_commit = cable.clone();
     *inn.record.on_claim.lock().unwrap() = Some(Box::new(move || at_the_commit.cut()));
-    let (mender, there, here) = (cable.clone(), inn.clone(), source.cpu.clone());
-    let ram = source.ram.clone();
     // On a busy machine, too, the last pass is small enough for such a pause.
     let wish = Options {
         max_downtime: Duration::from_millis(500),
         ..spooling(Mode::Hybrid, Robust::Strict, directory.path())
     };
     let (report, events) = source.migrate(cable.address, wish, |_| {
-        wait_until("the cut", || mender.cut.load(SeqCst));
-        wait_until("an attempt", || mender.refused.load(SeqCst) > 0);
-        assert!(here.running.load(SeqCst), "a guest waits for a link");
+        wait_until("the cut", || cable.cut.load(SeqCst));
+        wait_until("an attempt", || cable.refused.load(SeqCst) > 0);
+        assert!(source.cpu.running.load(SeqCst), "a guest waits for a link");
         // Some of it was safe.
-        (0..2000).step_by(3).for_each(|page| ram.guest_writes(0, page, page + 7));
-        mender.mend();
-        wait_until("the target's guest", || there.cpu.running.load(SeqCst));
-        wait_until("all memory on the target", || has(&there.journal, "settled"));
-        assert!(mender.cut.load(SeqCst), "nothing came from the source since the commit");
-        mender.mend();
+        (0..2000).step_by(3).for_each(|page| source.ram.guest_writes(0, page, page + 7));
+        cable.mend();
+        finishes_alone(&inn, &cable);
     });
     let story = format!("{report:?}\n{}", notes(&events));
     assert_eq!(inn.ram.content(), source.ram.content(), "{story}");
