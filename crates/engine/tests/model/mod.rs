@@ -17,6 +17,9 @@ use std::{
 };
 use units::*;
 
+/// How long loading a device state may wait for a page.
+const LOAD: Duration = Duration::from_secs(5);
+
 /// RAM, with what a tracker and a watch for missing pages need to know of it.
 pub(crate) struct Ram {
     blocks: Vec<Block>,
@@ -98,18 +101,25 @@ impl Ram {
 
     /// The guest reads a page; waits for it when it is missing. The first eight bytes tell what was written.
     pub(crate) fn guest_reads(&self, block: u16, page: u64) -> u64 {
+        self.reads_within(block, page, Duration::MAX).unwrap()
+    }
+
+    /// The same; none if it has waited for so long.
+    fn reads_within(&self, block: u16, page: u64, patience: Duration) -> Option<u64> {
+        let since = Instant::now();
         let mut inner = self.inner.lock().unwrap();
-        loop {
+        while since.elapsed() < patience {
             if let Some(content) = inner.content[usize::from(block)].get(&page) {
-                return u64::from_le_bytes(*content.first_chunk().unwrap());
+                return Some(u64::from_le_bytes(*content.first_chunk().unwrap()));
             }
             if !inner.watched {
-                return 0;
+                return Some(0);
             }
             inner.faults.push(Fault { block: BlockId(block), page: PageIndex(page) });
             self.changed.notify_all();
-            inner = self.changed.wait(inner).unwrap();
+            inner = self.changed.wait_timeout(inner, patience.min(Duration::from_secs(1))).unwrap().0;
         }
+        None
     }
 
     /// The guest changes one word of a page.
@@ -440,9 +450,11 @@ impl Machine for Cpu {
         }
         assert_eq!((state.stream.len(), state.private.len()), (1000, 1));
         self.loaded.store(state.stream[0], SeqCst);
-        assert_eq!(self.ram.guest_reads(0, 0), 99);
+        // QEMU is not waited for for ever either, when the page that it wants cannot come any more.
+        let waited = || MachineError { what: "load the device state".into(), why: "it took too long".into() };
+        assert_eq!(self.ram.reads_within(0, 0, LOAD).ok_or_else(waited)?, 99);
         if let Some(page) = self.load_reads {
-            self.ram.guest_reads(0, page);
+            self.ram.reads_within(0, page, LOAD).ok_or_else(waited)?;
         }
         if let Some(looks) = self.dies_loaded {
             self.unseen.store(looks, SeqCst);

@@ -42,6 +42,15 @@ fn files(directory: &Path) -> Vec<String> {
     fs::read_dir(directory).unwrap().map(name).collect()
 }
 
+/// Nothing stays behind.
+fn no_files(directory: &Path, story: &str) {
+    let since = Instant::now();
+    while !files(directory).is_empty() {
+        assert!(since.elapsed() < Duration::from_secs(30), "{:?} stay behind: {story}", files(directory));
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
 fn notes(events: &[Event]) -> String {
     let text = |event: &Event| match event {
         Event::Note { text } => Some(text.clone()),
@@ -362,7 +371,7 @@ fn i1_i2_i3_with_a_spool_a_link_cut_at_any_point_leaves_one_guest_with_all_its_m
             _ => panic!("{story}"),
         }
         assert_eq!(inn.ram.overwritten(), 0, "I5: {story}");
-        wait_until("the end of the files", || files(directory.path()).is_empty());
+        no_files(directory.path(), &story);
     }
 }
 
