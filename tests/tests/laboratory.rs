@@ -23,8 +23,10 @@ fn laboratory(story: &str, hosts: &[&str], tell: impl FnOnce(&Lab) -> Result<()>
 
 /// Echoes the first connection to the host's address.
 fn echo(host: &Host) -> Result<SocketAddr> {
-    let address = SocketAddr::from((host.address, 7000));
-    let listener = host.namespace.inside(|| TcpListener::bind(address).doing("listen"))?;
+    // Any port: the one of the echo before it may still be in use.
+    let any = SocketAddr::from((host.address, 0));
+    let listener = host.namespace.inside(|| TcpListener::bind(any).doing("listen"))?;
+    let address = listener.local_addr().doing("see which port it is")?;
     thread::spawn(move || {
         let Ok((mut stream, _)) = listener.accept() else { return };
         let mut buffer = [0; 65536];
