@@ -82,8 +82,8 @@ fn a_page_that_was_written_while_somebody_waited_wakes_him() {
     let missing = target.missing().unwrap();
     qemu.send_peek(1000);
     missing.next(SOON).unwrap().unwrap();
+    // The kernel wakes nobody for that; a signal to QEMU's thread might, so it is not asserted that he waits.
     target.memory().write(RAM, range(990, 20), &content(20, 5)).unwrap();
-    assert!(qemu.gdb_is_silent(A_WHILE));
     assert_eq!(missing.place(RAM, range(980, 40), &content(40, 6)).unwrap(), 20);
     assert_eq!(qemu.gdb_answer(), "05");
 }
