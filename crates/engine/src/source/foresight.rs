@@ -21,11 +21,11 @@ use units::{MemorySet, PAGE_SIZE, Rate};
 /// For so long the link is probed where nobody knows how fast it is: on a link with a bucket of 10 ms, long enough to get beyond it.
 const PROBE: Duration = Duration::from_millis(30);
 
-/// … and so many times that where it carried next to nothing: on a busy host nobody may have had a processor to take it in.
-const LONGER: u32 = 5;
-
 /// The same for `whimbrel plan`, which nobody waits for with a VM.
 const LONG_PROBE: Duration = Duration::from_millis(150);
+
+/// A probe that saw next to nothing is made once more, so many times as long: on a busy host nobody may have had a processor to take it in.
+const LONGER: u32 = 5;
 
 /// For so long, and so often, `whimbrel plan` watches a guest.
 const WATCH: Duration = Duration::from_millis(1000);

@@ -11,10 +11,11 @@ use crate::{
     queue::Round,
     report::{Mode, Robust},
     spooler::{STALL, SpoolJob, SpoolSaid, Spooler},
+    unspool::Files,
 };
 use proto::{SourceEvent, control};
 use securing::{Securing, Stage};
-use spool::{BlockShape, FileName, Header, Kind, Mark, Reader, Secret, Side, Writer};
+use spool::{BlockShape, Header, Kind, Mark, Reader, Secret, Side, Writer};
 use std::{
     ops::ControlFlow,
     path::PathBuf,
@@ -130,8 +131,8 @@ impl SourceDriver {
         match kind {
             control::Kind::Ready(ready) => {
                 if let Some(wanted) = self.options.spool.as_ref().filter(|_| ready.spool) {
-                    let name = FileName { migration: self.parts.migration, side: Side::Target };
-                    self.spooling.theirs = Some(wanted.directory.join(name.to_string()));
+                    let files = Files::of(&wanted.directory, self.parts.migration);
+                    self.spooling.theirs = Some(files.target);
                 }
                 if self.spooling.spooler.is_some() && !ready.spool {
                     self.lose_spool(&format!("{} cannot use it: {}", self.parts.to, ready.no_spool));

@@ -91,7 +91,7 @@ fn all_modes_bring_the_same_memory_over_both_ways_and_leave_no_file_behind() {
             if post_copy {
                 assert!(has(&inn.journal, "spool"), "{story}");
             }
-            wait_until("the end of the files", || files(directory.path()).is_empty());
+            no_files(directory.path(), &story);
         }
     }
 }
@@ -125,7 +125,7 @@ fn strict_a_target_whose_source_is_lost_at_the_commit_finishes_from_the_file_alo
         assert_eq!(report.outcome, Outcome::Completed, "{story}");
         assert!(inn.cpu.running.load(SeqCst) && !source.cpu.running.load(SeqCst), "I1, I4: {story}");
         assert!(report.spool.unwrap().safe_ms.is_some(), "{story}");
-        wait_until("the end of the files", || files(directory.path()).is_empty());
+        no_files(directory.path(), &story);
     }
 }
 
@@ -181,7 +181,7 @@ fn a_target_that_is_heard_over_the_network_after_all_leaves_no_word_on_the_datas
         });
         let story = format!("{report:?}\n{}", notes(&events));
         assert_eq!(report.outcome, Outcome::Completed, "{story}");
-        wait_until("the end of the files", || files(directory.path()).is_empty());
+        no_files(directory.path(), &story);
         if notes(&events).contains("connected to") {
             return;
         }
@@ -263,7 +263,7 @@ fn a_target_that_does_not_see_the_directory_goes_without_and_strict_means_no_pos
     assert_eq!(report.mode, Mode::PreCopy, "{story}");
     assert!(notes(&events).contains("is not allowed here"), "{story}");
     assert!(report.spool.unwrap().trouble.is_some());
-    wait_until("the end of the file", || files(directory.path()).is_empty());
+    no_files(directory.path(), &story);
 }
 
 #[test]
@@ -343,7 +343,7 @@ fn i1_i2_i3_with_a_spool_a_link_cut_at_any_point_leaves_one_guest_with_all_its_m
         let (source, inn) = (Source::with(&LARGE), Inn::new(&LARGE));
         let cable = Cable::to(listen(&inn));
         source.migrate(cable.address, wish(), |_| {});
-        wait_until("the end of the files", || files(directory.path()).is_empty());
+        no_files(directory.path(), "without a cut");
         cable.passed.load(SeqCst)
     };
     for at in [
