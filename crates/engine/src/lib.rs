@@ -52,7 +52,7 @@ mod verify;
 pub use accept::{Acceptor, RemoteRecord};
 pub use beside::Beside;
 pub use conn::{Conn, Dial, TcpDial, Traffic};
-pub use source::{Handle, Options, Road, SourceDriver, SourceParts, SpoolOptions, plan};
+pub use source::{Handle, Options, Reading, Road, SourceDriver, SourceParts, SpoolOptions, plan};
 
 /// What the machines are told of a failure: what was tried, and why it came to nothing.
 fn why(what: &str) -> impl FnOnce(std::io::Error) -> (String, String) {

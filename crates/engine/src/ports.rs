@@ -198,6 +198,18 @@ pub trait Machine: Send {
         Ok(())
     }
 
+    /// How the VM differs from what it was when its migration began, each difference in words: devices, disks, media, jobs, exports,
+    /// memory, vCPUs, QEMU's own migration. Asked several times a second while the guest runs; asks QEMU only when something may have
+    /// happened, or a second after it was asked last.
+    fn watch(&mut self) -> Result<Vec<String>, MachineError> {
+        Ok(vec![])
+    }
+
+    /// The same as it is now. Asked while the guest stands still, before anything is promised: takes 3 ms at most.
+    fn changes(&mut self) -> Result<Vec<String>, MachineError> {
+        Ok(vec![])
+    }
+
     /// Stops the guest. Returns once its disks are drained. The guest was running or paused.
     fn stop(&mut self) -> Result<(), MachineError>;
 

@@ -394,6 +394,15 @@ pub struct Report {
     /// How long it stood still in pauses after which it ran on at the source: a lost link's, a failure's.
     #[serde(default)]
     pub paused_in_vain_ms: f64,
+    /// The part of the downtime in which it was looked whether the VM is still what it was; the rest of it was sent meanwhile.
+    #[serde(default)]
+    pub look_ms: f64,
+    /// How long the VM was read before anything moved.
+    #[serde(default)]
+    pub reading_ms: f64,
+    /// What is different on the target, by what was said before anything moved.
+    #[serde(default)]
+    pub left_behind: Vec<String>,
     /// The passes over dirty memory, the final one (with the guest stopped) included.
     pub rounds: Vec<Round>,
     /// How pages travelled.
@@ -439,6 +448,9 @@ impl Report {
             preflight_ms: 0.0,
             downtime_ms: None,
             paused_in_vain_ms: 0.0,
+            look_ms: 0.0,
+            reading_ms: 0.0,
+            left_behind: Vec::new(),
             rounds: Vec::new(),
             pages: PageCounts::default(),
             guest_bytes: 0,

@@ -32,14 +32,16 @@ mod owning; // who owns the VM: offered, asked
 mod parts; // what it is given
 mod spooling; // the file that pages go into, too
 mod story; // what the user is told
+mod watching; // whether the VM is what it was
 use foresight::Foresight;
 pub(crate) use foresight::foresee;
 pub use foresight::plan;
 use governing::Governing;
 use mending::Mending;
-pub use parts::{Options, Road, SourceParts, SpoolOptions};
+pub use parts::{Options, Reading, Road, SourceParts, SpoolOptions};
 use spooling::Spooling;
 use story::Story;
+use watching::Watching;
 
 /// How long to wait before asking the record or the target again.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -76,8 +78,11 @@ impl Handle {
 #[derive(Debug)]
 enum Signal {
     Event(SourceEvent),
-    /// The device state as it was in the pause of this number, or why there is none.
-    Saved(u32, Result<DeviceState, MachineError>),
+    /// The device state as it was in the pause of this number, or why there is none; and how long it was looked whether the VM is
+    /// what it was.
+    Saved(u32, Result<DeviceState, MachineError>, Duration),
+    /// How the VM differs from what it was.
+    Watched(Result<Vec<String>, MachineError>),
     /// From the streams of this connection's generation: those of an older one no longer matter.
     Said(u32, Said),
     /// From the thread that writes the file.
@@ -138,6 +143,7 @@ pub struct SourceDriver {
     governing: Governing,
     foresight: Foresight,
     spooling: Spooling,
+    watching: Watching,
     story: Story,
 }
 
@@ -191,6 +197,7 @@ impl SourceDriver {
             governing: Governing::default(),
             foresight: Foresight::default(),
             spooling: Spooling::new(round_first),
+            watching: Watching::default(),
             story,
             tell: tell.clone(),
             signals,
@@ -211,6 +218,9 @@ impl SourceDriver {
         self.story.phase(Phase::Preflight);
         if self.parts.dial.is_plaintext() {
             self.story.note(NOT_PROTECTED.to_owned());
+        }
+        for left in std::mem::take(&mut self.parts.reading.left_behind) {
+            self.story.leaves_behind(left);
         }
         match Secrets::draw() {
             Ok(secrets) => self.secrets = secrets,
@@ -297,10 +307,12 @@ impl SourceDriver {
             };
             let event = match signal {
                 Ok(Signal::Event(event)) => self.look_at(event, machine.cancellable()),
-                Ok(Signal::Saved(pause, saved)) if pause == self.pauses_in_vain => {
+                Ok(Signal::Saved(pause, saved, looked)) if pause == self.pauses_in_vain => {
+                    self.story.looked(looked);
                     let event = self.saved(saved);
                     self.hold(event)
                 }
+                Ok(Signal::Watched(seen)) => self.watched(seen),
                 Ok(Signal::Spool(turn, said)) => self.hear_spool(turn, said),
                 Ok(Signal::Said(generation, said)) if generation == self.generation => self.hear(said),
                 Ok(Signal::Opened(generation, stream, conn)) if generation == self.generation => {
@@ -313,6 +325,7 @@ impl SourceDriver {
                 Ok(_) | Err(RecvTimeoutError::Disconnected) => None,
                 Err(RecvTimeoutError::Timeout) => {
                     self.looked = Instant::now();
+                    self.look_around();
                     let watched = if self.gone_before_its_time() {
                         Err(("the VM".to_owned(), String::new()))
                     } else if self.story.now() == Phase::Preflight {

@@ -1,5 +1,6 @@
 //! Whole migrations of a model VM over real sockets.
 
+mod changed;
 mod doubt;
 mod model;
 mod paused;
@@ -135,6 +136,7 @@ impl Source {
             migration,
             epoch: Epoch(3),
             recipe: b"{}".to_vec(),
+            reading: Default::default(),
             memory: self.ram.clone(),
             tracker: Some(Box::new(Seen(self.ram.clone()))),
             stuns: self.stuns.clone().map(|stuns| Box::new(stuns) as Box<_>),

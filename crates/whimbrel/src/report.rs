@@ -99,6 +99,13 @@ fn figures(report: &Report) -> Vec<Vec<String>> {
     }
     if let Some(ms) = report.downtime_ms {
         rows.push(row("downtime", millis(ms)));
+        if report.look_ms > 0.0 {
+            let (pause, before) = (millis(report.look_ms), millis(report.reading_ms));
+            rows.push(row(
+                "looked",
+                format!("{pause} of the downtime, {before} before, whether the VM is what it was"),
+            ));
+        }
     }
     if report.paused_in_vain_ms > 0.0 {
         let words = format!("{} in pauses that came to nothing", millis(report.paused_in_vain_ms));

@@ -1,6 +1,6 @@
 //! What the source does, act by act.
 
-use super::{AGAIN, Signal, SourceDriver};
+use super::{AGAIN, Signal, SourceDriver, watching::save_unchanged};
 use crate::{
     conn::{LONG_SILENCE, SILENCE, now_ns},
     ports::{DeviceState, MachineError},
@@ -52,6 +52,7 @@ impl SourceDriver {
                 Ok(Some(SourceEvent::Decided(step)))
             }
             SourceAct::StopGuest => {
+                self.end_watch();
                 self.parts.machine.lock().get_ready().map_err(|e| (e.what, e.why))?;
                 self.offer().map_err(why("start a thread"))?;
                 self.parts.journal.pausing().map_err(why("journal the pause"))?;
@@ -76,7 +77,8 @@ impl SourceDriver {
             SourceAct::Save => {
                 let (tell, pause) = (self.tell.clone(), self.pauses_in_vain);
                 let save = self.parts.machine.spawn("save", move |machine| {
-                    let _ = tell.send(Signal::Saved(pause, machine.save()));
+                    let (saved, looked) = save_unchanged(machine);
+                    let _ = tell.send(Signal::Saved(pause, saved, looked));
                 });
                 save.map_err(why("start a thread"))?;
                 Ok(None)

@@ -67,6 +67,15 @@ pub struct Road {
     pub switchover: Duration,
 }
 
+/// The VM as it was read when its migration began.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    /// How long that took.
+    pub took: Duration,
+    /// What will be different on the target, in words.
+    pub left_behind: Vec<String>,
+}
+
 /// All that a migration needs at its source.
 pub struct SourceParts {
     /// The VM's name.
@@ -81,6 +90,8 @@ pub struct SourceParts {
     pub epoch: Epoch,
     /// How the target starts a QEMU for it, as JSON.
     pub recipe: Vec<u8>,
+    /// What was found when that was read from the running VM.
+    pub reading: Reading,
     /// The guest's RAM.
     pub memory: Arc<dyn GuestMemory>,
     /// What the guest writes. `None` for a guest that is stopped already, after a restart of the agent.

@@ -71,6 +71,7 @@ impl Story {
         report.pages.total = total;
         report.guest_bytes = total * PAGE_SIZE as u64;
         report.protected = !parts.dial.is_plaintext();
+        report.reading_ms = ms(parts.reading.took);
         let now = Instant::now();
         Self {
             events,
@@ -116,6 +117,17 @@ impl Story {
     pub(super) fn note(&self, text: String) {
         tracing::warn!("{text}");
         (self.events)(Event::Note { text });
+    }
+
+    /// Something will be different on the target.
+    pub(super) fn leaves_behind(&mut self, what: String) {
+        self.note(what.clone());
+        self.report.left_behind.push(what);
+    }
+
+    /// So long it was looked in the pause whether the VM is what it was.
+    pub(super) fn looked(&mut self, time: Duration) {
+        self.report.look_ms = ms(time);
     }
 
     /// Memory begins to move; `present` is what has ever been written.

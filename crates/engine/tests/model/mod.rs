@@ -369,6 +369,8 @@ pub(crate) struct Cpu {
     /// What happens when the guest has just been stopped, and when its device state has just been saved: the first time, the second …
     pub(crate) on_stop: Arc<Mutex<VecDeque<OnTheWay>>>,
     pub(crate) on_save: Arc<Mutex<VecDeque<OnTheWay>>>,
+    /// How it differs from what it was when its migration began.
+    pub(crate) differs: Arc<Mutex<Vec<String>>>,
     /// How often its device state was saved; and which of these states was loaded.
     pub(crate) saves: Arc<AtomicU8>,
     pub(crate) loaded: Arc<AtomicU8>,
@@ -389,6 +391,7 @@ impl Cpu {
             unseen: Arc::default(),
             on_stop: Arc::default(),
             on_save: Arc::default(),
+            differs: Arc::default(),
             saves: Arc::default(),
             loaded: Arc::default(),
         }
@@ -411,6 +414,14 @@ impl Machine for Cpu {
         let (dead, unseen) = (self.dead.clone(), self.unseen.clone());
         let misses = move || unseen.fetch_update(SeqCst, SeqCst, |looks| looks.checked_sub(1)).is_ok();
         Box::new(move || dead.load(SeqCst) && !misses())
+    }
+
+    fn watch(&mut self) -> Result<Vec<String>, MachineError> {
+        self.changes()
+    }
+
+    fn changes(&mut self) -> Result<Vec<String>, MachineError> {
+        Ok(self.differs.lock().unwrap().clone())
     }
 
     fn stop(&mut self) -> Result<(), MachineError> {

@@ -1,0 +1,99 @@
+//! Whether the VM is still what it was when its migration began. Managers, backup tools and people use its QEMU at any moment.
+
+use super::{Signal, SourceDriver};
+use crate::{
+    ports::{DeviceState, Machine, MachineError},
+    report::Phase,
+};
+use proto::SourceEvent;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+
+/// How often the machine is asked while the guest runs. It asks QEMU only when something may have happened; a change that comes
+/// between two looks is found by the look in the pause.
+const EVERY: Duration = Duration::from_millis(250);
+
+/// The looks of one migration.
+#[derive(Default)]
+pub(super) struct Watching {
+    last: Option<Instant>,
+    /// One is under way.
+    busy: bool,
+    /// One that has not begun must not begin: it would keep the machine from whoever stops the guest.
+    over: Arc<AtomicBool>,
+}
+
+impl SourceDriver {
+    /// Looks beside the driver, if it is time.
+    pub(super) fn look_around(&mut self) {
+        let due = self.watching.last.is_none_or(|last| last.elapsed() >= EVERY);
+        if !due || self.watching.busy || !self.is_watched() {
+            return;
+        }
+        self.watching.last = Some(Instant::now());
+        self.watching.over.store(false, SeqCst);
+        let (tell, over) = (self.tell.clone(), self.watching.over.clone());
+        let look = self.parts.machine.later("watch", move |machine| {
+            let seen = if over.load(SeqCst) { Ok(vec![]) } else { machine.watch() };
+            let _ = tell.send(Signal::Watched(seen));
+        });
+        self.watching.busy = look.is_ok();
+    }
+
+    /// The guest is about to be stopped.
+    pub(super) fn end_watch(&self) {
+        self.watching.over.store(true, SeqCst);
+    }
+
+    /// What a look has found.
+    pub(super) fn watched(&mut self, seen: Result<Vec<String>, MachineError>) -> Option<SourceEvent> {
+        self.watching.busy = false;
+        match seen {
+            // Once the guest stands still, the look in the pause tells.
+            Ok(changes) if !changes.is_empty() && self.is_watched() => Some(self.broke(changed(&changes))),
+            Ok(_) => None,
+            // A QEMU that is busy for long answers the look in the pause, or ends the migration there.
+            Err(error) => {
+                tracing::info!(%error, "could not look whether the VM has changed");
+                None
+            }
+        }
+    }
+
+    fn is_watched(&self) -> bool {
+        !self.stopped && matches!(self.story.now(), Phase::Preflight | Phase::PreCopy)
+    }
+}
+
+/// The device state of a VM that is still what it was, and how long looking for that took. Before it is saved: saving takes the disks
+/// from whoever uses them, of which QEMU may die (I3). And after it: until then something may have happened.
+pub(super) fn save_unchanged(machine: &mut dyn Machine) -> (Result<DeviceState, MachineError>, Duration) {
+    let mut looked = Duration::ZERO;
+    let mut look = |machine: &mut dyn Machine| {
+        let begin = Instant::now();
+        let changes = machine.changes();
+        looked += begin.elapsed();
+        match changes?.as_slice() {
+            [] => Ok(()),
+            changes => {
+                let (what, why) = changed(changes);
+                Err(MachineError { what, why })
+            }
+        }
+    };
+    let saved = look(machine).and_then(|()| {
+        let state = machine.save()?;
+        look(machine)?;
+        Ok(state)
+    });
+    (saved, looked)
+}
+
+fn changed(changes: &[String]) -> (String, String) {
+    ("the VM was changed while it was moved".to_owned(), changes.join("\n"))
+}
