@@ -37,6 +37,8 @@ pub struct HandStart {
     pub ram: Ram,
     /// How many vCPUs.
     pub vcpus: u32,
+    /// Pairs of queues of its network card.
+    pub queues: u16,
     /// A VGA card, with video RAM of QEMU's own.
     pub vga: bool,
     /// Another user than root.
@@ -63,6 +65,7 @@ impl HandStart {
             memory: Bytes(256 << 20),
             ram: Ram::Memfd,
             vcpus: 1,
+            queues: 1,
             vga: false,
             user: None,
             qemu: QEMU.into(),
@@ -93,7 +96,7 @@ impl HandStart {
         let dir = host.dir.join(name);
         std::fs::create_dir_all(&dir).doing(format!("make {}", dir.display()))?;
         let tap = format!("t-{name}");
-        host.add_tap(&tap)?;
+        host.add_tap_with(&tap, if self.queues > 1 { "multi_queue" } else { "" })?;
         let mut command = host.namespace.command(&self.qemu);
         self.arguments(&mut command, tools, &dir, &tap);
         let process = host.spawn(name, &mut command)?;
@@ -117,9 +120,13 @@ impl HandStart {
         command.args(["-append", &self.guest.command_line(&self.machine)]);
         command.args(["-qmp", &format!("unix:{},server=on,wait=off", at("qmp.sock"))]);
         command.args(["-serial", &format!("unix:{},server=on,wait=off", at("serial.sock"))]);
-        command.args(["-netdev", &format!("tap,id=net0,ifname={tap},script=no,downscript=no")]);
+        let (queues, vectors) = match self.queues {
+            ..=1 => (String::new(), String::new()),
+            queues => (format!(",queues={queues}"), format!(",mq=on,vectors={}", 2 * queues + 2)),
+        };
+        command.args(["-netdev", &format!("tap,id=net0,ifname={tap},script=no,downscript=no{queues}")]);
         let card = if micro { "virtio-net-device" } else { "virtio-net-pci" };
-        command.args(["-device", &format!("{card},netdev=net0,mac={}", self.guest.mac())]);
+        command.args(["-device", &format!("{card},netdev=net0,mac={}{vectors}", self.guest.mac())]);
         if self.vga {
             command.args(["-device", "VGA"]);
         }

@@ -265,7 +265,12 @@ impl Host {
 
     /// A TAP interface on `br0`, for a machine that is started by hand.
     pub fn add_tap(&self, name: &str) -> Result<()> {
-        self.namespace.ip(&format!("tuntap add dev {name} mode tap"))?;
+        self.add_tap_with(name, "")
+    }
+
+    /// The same, made with these further words of `ip tuntap add`.
+    pub fn add_tap_with(&self, name: &str, words: &str) -> Result<()> {
+        self.namespace.ip(&format!("tuntap add dev {name} mode tap {words}"))?;
         self.namespace.ip(&format!("link set {name} master br0 up")).map(drop)
     }
 

@@ -16,6 +16,8 @@ pub struct VmFile {
     pub memory: String,
     /// How many vCPUs.
     pub vcpus: u32,
+    /// Pairs of queues of its network card.
+    pub queues: u16,
     /// Disk images, each with its format.
     pub disks: Vec<(PathBuf, String)>,
     /// Further lines, put at the top level.
@@ -31,6 +33,7 @@ impl VmFile {
             machine: "q35".to_owned(),
             memory: "256MiB".to_owned(),
             vcpus: 1,
+            queues: 1,
             disks: Vec::new(),
             extra: String::new(),
         }
@@ -38,7 +41,7 @@ impl VmFile {
 
     /// The file's text.
     pub fn text(&self, tools: &Tools) -> String {
-        let Self { name, guest, machine, memory, vcpus, disks, extra } = self;
+        let Self { name, guest, machine, memory, vcpus, queues, disks, extra } = self;
         let (kernel, initrd, words) = (&tools.kernel, &tools.initrd, guest.command_line(machine));
         let mut text = format!(
             "name = {name:?}\nvcpus = {vcpus}\nmemory = {memory:?}\nmachine = {machine:?}\naccel = \"tcg\"\n\
@@ -48,7 +51,7 @@ impl VmFile {
             // Writing to a string cannot fail.
             let _ = writeln!(text, "[[disk]]\npath = {path:?}\nformat = {format:?}");
         }
-        let _ = writeln!(text, "[[net]]\nbridge = \"br0\"\nmac = {:?}", guest.mac());
+        let _ = writeln!(text, "[[net]]\nbridge = \"br0\"\nmac = {:?}\nqueues = {queues}", guest.mac());
         text
     }
 }

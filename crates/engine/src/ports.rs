@@ -185,11 +185,19 @@ pub struct MachineError {
 /// Says whether a process has ended, without waiting and without asking the process.
 pub type HasEnded = Box<dyn Fn() -> bool + Send + Sync>;
 
+/// Says why the network would not hear the guest yet, in words; `None`: it would.
+pub type Unheard = Box<dyn Fn() -> Option<String> + Send>;
+
 /// The QEMU process: vCPUs and device state.
 pub trait Machine: Send {
     /// By which to see whether it has ended, also while somebody uses this port.
     fn has_ended(&self) -> HasEnded {
         Box::new(|| false)
+    }
+
+    /// By which to see whether the network would hear the guest, also while somebody uses this port.
+    fn unheard(&self) -> Unheard {
+        Box::new(|| None)
     }
 
     /// Does ahead of `stop` or `load`, while the guest still runs, whatever would otherwise take time while it does not. May

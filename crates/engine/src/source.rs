@@ -55,6 +55,9 @@ const LOOK: Duration = Duration::from_millis(40);
 /// After so long without an answer about who owns the VM, the user is told that it is in doubt; asking goes on.
 const DOUBT: Duration = Duration::from_secs(30);
 
+/// Notes of the target that are passed on, at most: a hostile one could fill the user's terminal.
+const MOST_NOTES: u32 = 16;
+
 /// Said of each migration to which it applies.
 const NOT_PROTECTED: &str = "NOT PROTECTED (--insecure-plaintext): whoever is on the network can read and change the \
      guest's memory on its way";
@@ -114,6 +117,8 @@ pub struct SourceDriver {
     record: String,
     /// Our word to that record, while it is being written down.
     offering: Option<Receiver<io::Result<()>>>,
+    /// How many notes the target has sent for the user.
+    notes_heard: u32,
     /// The target's own name, which is what it claims by.
     target: String,
     /// The streams that have sent their share of the round.
@@ -173,6 +178,7 @@ impl SourceDriver {
             asked: false,
             record: String::new(),
             offering: None,
+            notes_heard: 0,
             target: String::new(),
             round_parts: HashSet::new(),
             mending: Mending::default(),
@@ -381,6 +387,13 @@ impl SourceDriver {
                     return Some(SourceEvent::Broke { what, why });
                 }
                 self.token = Token::read(&ready.token);
+            }
+            SourceEvent::Message(control::Kind::Note(note)) => {
+                self.notes_heard += 1;
+                if self.notes_heard <= MOST_NOTES {
+                    self.story.note(note.text.clone());
+                }
+                return None;
             }
             SourceEvent::Message(control::Kind::Committed(committed)) => {
                 let resumed = self.heard.to_here(committed.resumed_ns);

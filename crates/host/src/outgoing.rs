@@ -164,7 +164,8 @@ impl Mover {
         }
         let cores = cores(request.cores, &open);
         let road = self.road(&request.to, &open);
-        let recipe = serde_json::to_vec(open.recipe()).map_err(|e| one(&e))?;
+        let recipe = qemu::Recipe { nets: open.networks()?, ..open.recipe().clone() };
+        let recipe = serde_json::to_vec(&recipe).map_err(|e| one(&e))?;
         let source = attach::Source::open(open.process().pid(), open.ram_blocks()).map_err(|e| one(&e))?;
         let writers = open.recipe().vcpus();
         let how = attach::Tracking {

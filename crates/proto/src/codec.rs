@@ -78,6 +78,7 @@ fn words(kind: &mut control::Kind) -> Vec<&mut String> {
         Kind::Committed(committed) => vec![&mut committed.paused_because],
         Kind::Ready(ready) => vec![&mut ready.no_spool],
         Kind::SpoolFailed(failed) => vec![&mut failed.why],
+        Kind::Note(note) => vec![&mut note.text],
         Kind::Claimed(claimed) => vec![&mut claimed.owner],
         _ => vec![],
     }
@@ -98,8 +99,8 @@ fn check(mut bytes: &[u8]) -> Result<(), ControlError> {
         parts += 1;
         let Some(mut content) = content else { continue };
         let limit = match kind {
-            // Hello, Failed, Claim, Ready, Refused, Committed, Claimed, SpoolFailed.
-            1 | 4 | 15 | 20 | 21 | 23 | 26 | 42 => MAX_WORDS,
+            // Hello, Failed, Claim, Ready, Refused, Committed, Claimed, SpoolFailed, Note.
+            1 | 4 | 15 | 20 | 21 | 23 | 26 | 42 | 44 => MAX_WORDS,
             // Prepare, with a recipe.
             10 => 8 * MAX_WORDS,
             _ => MAX_CONTROL,

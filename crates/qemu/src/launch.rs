@@ -220,7 +220,7 @@ fn prepare(recipe: &Recipe, host: &Host, belongings: &mut Belongings) -> Result<
         let tap = tap::name(vm).map_err(|cause| system("read /dev/urandom".to_owned(), cause))?;
         belongings.taps.push(tap.clone());
         write_down(belongings)?;
-        tap::create(&tap, &net.bridge).map_err(|error| unusable(error.to_string()))?;
+        tap::create(&tap, net).map_err(|error| unusable(error.to_string()))?;
         paths.taps.insert(net.id.clone(), tap);
     }
     Ok(paths)

@@ -1,9 +1,10 @@
 //! What the VMs of other hosts may use here. The host that sends a VM says what it needs; this host's own configuration says
 //! whether it gets that.
 
-use crate::recipe::{Recipe, Role, SeenFile, backing_files, device_driver, matches};
+use crate::recipe::{Net, Recipe, Role, SeenFile, backing_files, device_driver, matches};
 use std::{
     io::ErrorKind,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
 };
 
@@ -15,7 +16,8 @@ pub struct Limits {
     pub disks: Vec<PathBuf>,
     /// Directories with kernels and initial RAM disks.
     pub boot: Vec<PathBuf>,
-    /// Bridges; `None`: whichever there are.
+    /// Bridges, each with the VLANs on it that a VM may be in (`br0:20`, `br0:20-29`); on one that filters VLANs, without them only the
+    /// first. `None`: whichever there are.
     pub bridges: Option<Vec<String>>,
     /// Options of QEMU such as `-device`; `None`: all of the allow-list.
     pub options: Option<Vec<String>>,
@@ -41,13 +43,17 @@ impl Limits {
         reasons
     }
 
-    /// Whether a VM may be plugged into this bridge.
-    pub(crate) fn check_bridge(&self, bridge: &str) -> Result<(), String> {
-        match &self.bridges {
-            Some(bridges) if !bridges.iter().any(|name| name == bridge) => {
-                Err(not_granted(&format!("the bridge {bridge}"), "bridges"))
-            }
-            _ => Ok(()),
+    /// Whether a VM may be plugged in like this.
+    pub(crate) fn check_net(&self, net: &Net) -> Result<(), String> {
+        let Some(bridges) = &self.bridges else { return Ok(()) };
+        let bridge = net.bridge.as_str();
+        let granted: Vec<_> = bridges.iter().filter_map(|entry| vlans_granted(entry, bridge)).collect();
+        if granted.is_empty() {
+            return Err(not_granted(&format!("the bridge {bridge}"), "bridges"));
+        }
+        match net.port.vlans_beyond(&granted).first() {
+            Some(vlan) => Err(not_granted(&format!("VLAN {vlan} of the bridge {bridge}"), "bridges")),
+            None => Ok(()),
         }
     }
 
@@ -87,6 +93,17 @@ impl Limits {
             Err(not_granted(&format!("{what}, by where it leads,"), setting))
         }
     }
+}
+
+/// The VLANs that an entry such as `br0`, `br0:20` or `br0:20-29` grants on this bridge.
+fn vlans_granted(entry: &str, bridge: &str) -> Option<RangeInclusive<u16>> {
+    let Some((name, vlans)) = entry.split_once(':') else {
+        // The one that every port begins with.
+        return (entry == bridge).then_some(1..=1);
+    };
+    let (first, last) = vlans.split_once('-').unwrap_or((vlans, vlans));
+    let range = first.parse().ok()?..=last.parse().ok()?;
+    (name == bridge).then_some(range)
 }
 
 fn not_granted(what: &str, setting: &str) -> String {

@@ -38,10 +38,9 @@ pub fn check(recipe: &Recipe, host: &Host) -> Vec<String> {
     }
     reasons.extend(host.limits.check(recipe));
     for net in &recipe.nets {
-        if let Err(why) = host.limits.check_bridge(&net.bridge) {
-            reasons.push(why);
-        } else if let Err(error) = tap::find_bridge(&net.bridge) {
-            reasons.push(error.to_string());
+        match host.limits.check_net(net) {
+            Ok(()) => reasons.extend(tap::misfits(net)),
+            Err(why) => reasons.push(why),
         }
     }
     let usable = |file| host.limits.check_file(file).and_then(|()| files::compare(file));

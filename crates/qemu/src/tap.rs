@@ -1,16 +1,33 @@
 //! TAP interfaces: made for a VM's network card, put on a bridge, and taken away with the VM.
+//!
+//! What a host has set on a TAP goes with the VM: [`read`] looks at it where the VM runs, [`misfits`] says whether this host's bridge
+//! can have such a port, and [`create`] makes one like it.
 
-use crate::random;
+mod link; // network interfaces
+mod port; // how a TAP is plugged in
+mod rules; // rules for packets that stay behind
+mod tools; // the programs of iproute2
+
+pub use port::{Port, Vlan};
+
+use crate::{random, recipe::Net};
+use link::{Link, bridges, link};
 use std::{
     io,
+    ops::RangeInclusive,
     process::{Command, Stdio},
     thread,
     time::Duration,
 };
+use tools::{ip, run, understand};
 
 /// How often, and how long after the last time, it is tried to take away a TAP that could not be.
 const ATTEMPTS: u32 = 20;
 const AGAIN: Duration = Duration::from_millis(500);
+
+/// Addresses of TAPs begin here and end below the multicast addresses. A bridge without a fixed address takes the lowest of its
+/// ports', and would be lost to its neighbours for as long as they remember the one before.
+const ADDRESSES: RangeInclusive<u64> = 0xfe00_0000_0000..=0xfeff_ffff_ffff;
 
 /// Why a TAP could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -46,16 +63,102 @@ pub fn name(vm: &str) -> io::Result<String> {
     Ok(format!("w{stem}-{:06x}", random::number()? & 0xff_ffff))
 }
 
-/// Makes a TAP of this name on `bridge`.
-pub fn create(tap: &str, bridge: &str) -> Result<(), TapError> {
-    let failed = |why| TapError { bridge: bridge.to_owned(), why };
-    find_bridge(bridge).map_err(|error| failed(error.to_string()))?;
-    ip(&["tuntap", "add", "dev", tap, "mode", "tap"]).map_err(failed)?;
-    let up = ip(&["link", "set", "dev", tap, "master", bridge])
-        .and_then(|_| ip(&["link", "set", "dev", tap, "up"]));
-    up.map(drop).map_err(|why| {
+/// Makes a TAP of this name, plugged in as `net` says.
+pub fn create(tap: &str, net: &Net) -> Result<(), TapError> {
+    let failed = |why| TapError { bridge: net.bridge.clone(), why };
+    let bridge = find_bridge(&net.bridge).map_err(|error| failed(error.to_string()))?;
+    let random = random::number().map_err(|error| failed(format!("read /dev/urandom: {error}")))?;
+    let queues: &[&str] = if net.queues() > 1 { &["multi_queue"] } else { &[] };
+    ip(&[&["tuntap", "add", "dev", tap, "mode", "tap"], queues].concat()).map_err(failed)?;
+    plug_in(tap, net, &bridge, &address(bridge.address_number(), random)).map_err(|why| {
         remove(tap);
         failed(why)
+    })
+}
+
+/// In this order: no setting of the TAP's can reach its bridge, and no packet a port that is not yet as it must be.
+fn plug_in(tap: &str, net: &Net, bridge: &Link, address: &str) -> Result<(), String> {
+    let tell =
+        |program: &str, words: &[String]| run(program, &words.iter().map(String::as_str).collect::<Vec<_>>());
+    tell("ip", &net.port.before_joining(tap, address, bridge))?;
+    ip(&["link", "set", "dev", tap, "master", &net.bridge])?;
+    if let Some(words) = net.port.after_joining(tap) {
+        tell("ip", &words)?;
+    }
+    if net.port.vlans.is_some() {
+        for words in net.port.vlan_commands(tap, &vlans(tap)?) {
+            tell("bridge", &words)?;
+        }
+    }
+    if !net.port.down {
+        ip(&["link", "set", "dev", tap, "up"])?;
+    }
+    Ok(())
+}
+
+/// An address for a TAP on a bridge with this address: above it, as long as there is room.
+fn address(bridge: u64, random: u64) -> String {
+    let (lowest, highest) = (*ADDRESSES.start(), *ADDRESSES.end());
+    let above = bridge.clamp(lowest, highest - 1) + 1;
+    let number = above + random % (highest - above + 1);
+    let bytes = number.to_be_bytes();
+    bytes[2..].iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
+}
+
+/// How the TAP of a network card is plugged in here; else everything about it that cannot go with the VM. Each reason says what would
+/// mend it.
+pub(crate) fn read(id: &str, tap: &str) -> Result<(String, Port), Vec<String>> {
+    let of_card = |why: String| format!("network {id}: {why}");
+    let one = |why: String| vec![of_card(why)];
+    let found = link(tap).map_err(|why| one(format!("cannot look at its TAP {tap}: {why}")))?;
+    let kind = found.linkinfo.info_kind.as_str();
+    if kind != "tun" {
+        return Err(one(format!("{tap} is no TAP but of kind {kind:?}; use a TAP on a bridge")));
+    }
+    let Some(name) = found.master.clone() else {
+        return Err(one(format!("its TAP {tap} is on no bridge; ip link set {tap} master BRIDGE")));
+    };
+    let kind = found.linkinfo.info_slave_kind.as_str();
+    if kind != "bridge" {
+        return Err(one(format!(
+            "its TAP {tap} is a port of {name}, which is of kind {kind:?} and no Linux bridge; only those can be carried \
+             over: ip link set {tap} master BRIDGE"
+        )));
+    }
+    let bridge = link(&name).map_err(|why| one(format!("cannot look at its bridge {name}: {why}")))?;
+    let vlans = port::filters(&bridge).then(|| vlans(tap)).transpose().map_err(one)?;
+    let own = found.address.clone().unwrap_or_default();
+    let rules = rules::rules(tap, &own, &name);
+    match Port::read(&found, &bridge, vlans) {
+        Ok(port) if rules.is_empty() => Ok((name, port)),
+        Ok(_) => Err(rules.into_iter().map(of_card).collect()),
+        Err(reasons) => Err(reasons.into_iter().chain(rules).map(of_card).collect()),
+    }
+}
+
+fn vlans(tap: &str) -> Result<Vec<Vlan>, String> {
+    Ok(port::vlans_of(tap, understand(&run("bridge", &["-json", "vlan", "show", "dev", tap])?)?))
+}
+
+/// Why the network card cannot be plugged in here as it is where the VM runs.
+pub(crate) fn misfits(net: &Net) -> Vec<String> {
+    match find_bridge(&net.bridge) {
+        Ok(bridge) => net.port.misfits(&bridge),
+        Err(error) => vec![error.to_string()],
+    }
+}
+
+/// The first of these TAPs that a guest would not be heard through yet: its bridge's spanning tree lets no packet pass for twice its
+/// forward delay. In words.
+pub(crate) fn silent(taps: &[String]) -> Option<String> {
+    taps.iter().find_map(|tap| {
+        let found = link(tap).ok()?;
+        let state = found.port_state();
+        let waits = found.is_up() && matches!(state, "listening" | "learning" | "blocking");
+        waits.then(|| {
+            let bridge = found.master.as_deref().unwrap_or("its bridge");
+            format!("the port of {bridge} is {state} and does not forward yet (STP)")
+        })
     })
 }
 
@@ -86,27 +189,16 @@ fn try_to_remove(tap: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Looks for a bridge of this name in our network namespace. Asks `ip`: `/sys` shows the namespace that it was mounted in, which
-/// need not be ours.
-pub fn find_bridge(name: &str) -> Result<(), BridgeError> {
-    is_among(name, ip(&["-o", "link", "show", "type", "bridge"]))
+/// Looks for a bridge of this name in our network namespace.
+fn find_bridge(name: &str) -> Result<Link, BridgeError> {
+    is_among(name, bridges())
 }
 
-/// Whether a bridge is among those that `ip` lists.
-fn is_among(name: &str, listed: Result<String, String>) -> Result<(), BridgeError> {
+/// The bridge among those that `ip` lists.
+fn is_among(name: &str, listed: Result<Vec<Link>, String>) -> Result<Link, BridgeError> {
     let listed = listed.map_err(|why| BridgeError::Unseen { bridge: name.to_owned(), why })?;
-    let named = |line: &str| line.split(": ").nth(1).and_then(|found| found.split('@').next()) == Some(name);
-    if listed.lines().any(named) { Ok(()) } else { Err(BridgeError::Absent(name.to_owned())) }
-}
-
-/// What `ip` answers.
-fn ip(arguments: &[&str]) -> Result<String, String> {
-    let output = Command::new("ip").args(arguments).stdin(Stdio::null()).output();
-    let output = output.map_err(|error| format!("cannot run ip (package iproute2): {error}"))?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    Err(format!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim()))
+    let found = listed.into_iter().find(|link| link.ifname == name);
+    found.ok_or_else(|| BridgeError::Absent(name.to_owned()))
 }
 
 #[cfg(test)]
@@ -115,19 +207,34 @@ mod tests {
 
     #[test]
     fn only_a_bridge_that_is_not_listed_is_absent() {
-        let listed = "3: br0: <BROADCAST> mtu 1500 \\ link/ether\n5: br1@if4: <BROADCAST> mtu 1500\n";
-        let look = |name: &str, listed: Result<&str, &str>| {
-            is_among(name, listed.map(str::to_owned).map_err(str::to_owned))
-                .map_err(|error| error.to_string())
+        let listed = || understand(r#"[{"ifname":"br0","mtu":1500},{"ifname":"br1","link":"if4"}]"#);
+        let look = |name: &str, listed: Result<Vec<Link>, String>| {
+            is_among(name, listed).map(|found| found.ifname).map_err(|error| error.to_string())
         };
-        assert_eq!(look("br0", Ok(listed)), Ok(()));
-        assert_eq!(look("br1", Ok(listed)), Ok(()));
-        for (name, listed) in [("br", listed), ("br9", listed), ("br0", "")] {
-            let why = look(name, Ok(listed)).unwrap_err();
+        assert_eq!(look("br0", listed()), Ok("br0".to_owned()));
+        assert_eq!(look("br1", listed()), Ok("br1".to_owned()));
+        for (name, listed) in [("br", listed()), ("br9", listed()), ("br0", understand(""))] {
+            let why = look(name, listed).unwrap_err();
             assert!(why.starts_with(&format!("there is no bridge {name} here; make it")), "{why}");
         }
-        let why = look("br0", Err("cannot run ip: Too many open files (os error 24)")).unwrap_err();
+        let why = Err("cannot run ip: Too many open files (os error 24)".to_owned());
+        let why = look("br0", why).unwrap_err();
         assert!(why.starts_with("cannot look whether there is a bridge br0 here: "), "{why}");
         assert!(why.contains("Too many open files") && !why.contains("make it"), "{why}");
+    }
+
+    #[test]
+    fn no_tap_takes_its_bridges_address_over() {
+        let bridges =
+            [0, 0x0200_0000_0001, 0x5254_0012_3456, 0xfdff_ffff_ffff, 0xfe00_0000_0000, 0xfe80_0000_0000];
+        for bridge in bridges {
+            for random in [0, 1, 7 << 40, u64::MAX] {
+                let text = address(bridge, random);
+                let number = Link { address: Some(text.clone()), ..Link::default() }.address_number();
+                assert!(text.starts_with("fe:") && number > bridge, "{text} on {bridge:x}");
+            }
+        }
+        // Without room above it there is no lower one either.
+        assert_eq!(address(0xfeff_ffff_ffff, 5), "fe:ff:ff:ff:ff:ff");
     }
 }

@@ -1,7 +1,7 @@
 //! One QEMU process as the engine's `Machine`: stop, save, load, resume, announce, destroy.
 
 use crate::{
-    adopt::live,
+    adopt::{cmdline, live, nets},
     attach::RamBlock,
     cpu,
     find::{self, FindError},
@@ -10,13 +10,14 @@ use crate::{
     private,
     qmp::{Qmp, QmpError, Version},
     ram::{self, Layout, RamError},
-    recipe::Recipe,
-    state,
+    recipe::{Net, Recipe},
+    state, tap,
 };
-use engine::ports::{DeviceState, HasEnded, Machine, MachineError};
+use engine::ports::{DeviceState, HasEnded, Machine, MachineError, Unheard};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::{
+    collections::BTreeMap,
     fmt::Display,
     fs, io,
     path::Path,
@@ -253,6 +254,20 @@ impl Vm {
         Ok(reasons)
     }
 
+    /// Its network cards as they are plugged in now, which others can have changed; else everything about them that cannot go with it.
+    pub fn networks(&self) -> Result<Vec<Net>, Vec<String>> {
+        let nets = &self.recipe.nets;
+        let ours = nets.iter().zip(&self.belongings.taps).map(|(net, tap)| nets::tap_of(net, tap));
+        let mut taps: BTreeMap<_, _> = ours.collect();
+        if taps.is_empty() && !nets.is_empty() {
+            let argv = find::command_line(&self.process);
+            taps =
+                cmdline::taps(&argv.map_err(|error| vec![format!("cannot read its command line: {error}")])?);
+        }
+        let known = nets.iter().filter_map(|net| Some((net.id.clone(), taps.remove(&net.id)?)));
+        nets::plugged(&self.process, known)
+    }
+
     /// The threads that run its vCPUs.
     pub fn vcpu_threads(&mut self) -> Result<Vec<i32>, QmpError> {
         find::vcpu_threads(&mut self.qmp)
@@ -306,6 +321,11 @@ impl Machine for Vm {
             Ok(process) => Box::new(move || !process.is_alive().unwrap_or(true)),
             Err(_) => Box::new(|| false),
         }
+    }
+
+    fn unheard(&self) -> Unheard {
+        let taps = self.belongings.taps.clone();
+        Box::new(move || tap::silent(&taps))
     }
 
     fn get_ready(&mut self) -> Result<(), MachineError> {
@@ -407,7 +427,11 @@ impl Machine for Vm {
     }
 
     fn announce(&mut self) -> Result<(), MachineError> {
-        let times = json!({ "initial": 50, "max": 550, "rounds": 5, "step": 100 });
+        // Once more after a port of a spanning tree forwards, which takes twice its forward delay: for 35 s by default.
+        let times = match tap::silent(&self.belongings.taps) {
+            None => json!({ "initial": 50, "max": 550, "rounds": 5, "step": 100 }),
+            Some(_) => json!({ "initial": 50, "max": 2000, "rounds": 40, "step": 100 }),
+        };
         self.qmp.execute("announce-self", times).map(drop).map_err(|error| self.error("announce", error))
     }
 

@@ -23,6 +23,7 @@
 //! [[net]]
 //! bridge = "br0"
 //! mac = "52:54:00:12:34:56"
+//! queues = 2                      # pairs of queues; by default one
 //! ```
 
 mod text; // from its text, each mistake with its place
@@ -30,7 +31,8 @@ mod text; // from its text, each mistake with its place
 use crate::{
     host::Host,
     recipe::{
-        self, Accel, Argument, Backing, Console, MemoryBlock, Net, Recipe, Role, files, options::escape,
+        self, Accel, Argument, Backing, Console, MemoryBlock, Net, NetOptions, Recipe, Role, files,
+        options::escape,
     },
 };
 use std::{
@@ -92,6 +94,8 @@ pub struct Card {
     pub bridge: String,
     /// Its address.
     pub mac: String,
+    /// How many pairs of queues it has, if more than one.
+    pub queues: Option<u16>,
 }
 
 /// What is wrong with a VM file, and where.
@@ -188,7 +192,10 @@ impl VmFile {
             main_memory: Some("ram0".to_owned()),
             nets: (0..)
                 .zip(&self.nets)
-                .map(|(n, net)| Net { id: format!("net{n}"), bridge: net.bridge.clone() })
+                .map(|(n, net)| Net {
+                    options: NetOptions { queues: net.queues, ..Default::default() },
+                    ..Net::new(format!("net{n}"), &net.bridge)
+                })
                 .collect(),
             console: if self.console { Console::File } else { Console::None },
             files: seen,
@@ -229,7 +236,13 @@ impl VmFile {
         for (n, net) in self.nets.iter().enumerate() {
             // No option ROM: it would be one more RAM block, for booting from the network only.
             let rom = if bus == "pci" { ",romfile=" } else { "" };
-            add("-device", format!("virtio-net-{bus},id=nic{n},netdev=net{n},mac={}{rom}", net.mac));
+            // A vector for each queue, one for the configuration, one for the control queue.
+            let queues = match net.queues {
+                Some(pairs) if bus == "pci" => format!(",mq=on,vectors={}", 2 * pairs + 2),
+                Some(_) => ",mq=on".to_owned(),
+                None => String::new(),
+            };
+            add("-device", format!("virtio-net-{bus},id=nic{n},netdev=net{n},mac={}{queues}{rom}", net.mac));
         }
         arguments.extend(self.arguments.iter().cloned());
         arguments

@@ -313,11 +313,8 @@ fn what_else_a_recipe_names_cannot_become_an_option_or_a_path() {
         (|r| r.smp = "1\n".to_owned(), "-smp"),
         (|r| r.memory[0].id = "ram0,mem-path=/etc/passwd".to_owned(), "memory block id"),
         (|r| r.memory[0].id = "../ram0".to_owned(), "memory block id"),
-        (|r| r.nets.push(Net { id: "n0,script=/tmp/x".to_owned(), bridge: "br0".to_owned() }), "network id"),
-        (
-            |r| r.nets.push(Net { id: "n0".to_owned(), bridge: "br0 master x".to_owned() }),
-            "no name of a bridge",
-        ),
+        (|r| r.nets.push(Net::new("n0,script=/tmp/x", "br0")), "network id"),
+        (|r| r.nets.push(Net::new("n0", "br0 master x")), "no name of a bridge"),
     ];
     for (change, says) in changes {
         has(&bed.reasons(change), says);
@@ -347,7 +344,7 @@ fn a_host_can_grant_less_than_what_is_harmless() {
     assert_eq!(bed.reasons(|_| ()), Vec::<String>::new());
     has(&bed.with("-append", "quiet"), "-append is not among what this host grants");
     bed.host.limits.bridges = Some(vec!["guests".to_owned()]);
-    let plugged = |r: &mut Recipe| r.nets.push(Net { id: "n0".to_owned(), bridge: "mgmt".to_owned() });
+    let plugged = |r: &mut Recipe| r.nets.push(Net::new("n0", "mgmt"));
     has(&bed.reasons(plugged), "the bridge mgmt is not among what this host grants");
     bed.host.limits = Limits::default();
     has(&bed.reasons(|_| ()), "the disk");

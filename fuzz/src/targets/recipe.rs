@@ -151,7 +151,7 @@ fn recipes() -> Vec<Recipe> {
         memory_options: None,
         memory: vec![memory("ram0", Backing::Memfd)],
         main_memory: Some("ram0".into()),
-        nets: vec![Net { id: "net0".into(), bridge: "br0".into() }],
+        nets: vec![Net::new("net0", "br0")],
         console: Console::File,
         files: files(),
         arguments: vec![

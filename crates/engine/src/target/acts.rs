@@ -10,7 +10,11 @@ use crate::{
     why,
 };
 use proto::{TargetAct, TargetEvent, control};
-use std::{sync::Arc, thread, time::Duration};
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 use units::{Epoch, PAGE_SIZE};
 
 /// RAM blocks of one VM, at most; QEMU itself stops at 256 memory slots of a machine.
@@ -29,6 +33,11 @@ const MAX_RECORD: usize = 256;
 /// message could otherwise unpack to 255 times as much.
 const MAX_STATE: u64 = 512 << 20;
 
+/// How long a bridge's port may take until it forwards: twice the longest forward delay (30 s), and some more. And how often it is
+/// looked; there is no event for it.
+const HEARD: Duration = Duration::from_secs(65);
+const LISTEN: Duration = Duration::from_millis(100);
+
 /// Nobody may have this host wait for longer.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
@@ -46,7 +55,10 @@ impl TargetDriver {
                 self.say(kind);
                 Ok(None)
             }
-            TargetAct::Prepare(prepare) => Ok(Some(TargetEvent::Prepared(self.prepare(prepare)))),
+            TargetAct::Prepare(prepare) => match self.prepare(prepare) {
+                Ok(()) => Ok(self.once_heard()?),
+                refused => Ok(Some(TargetEvent::Prepared(refused))),
+            },
             TargetAct::TakeOwed(bitmaps) => {
                 let taken = self.taken()?;
                 let pages = proto::page_sets(&bitmaps, &taken.landing.shape)
@@ -211,6 +223,36 @@ impl TargetDriver {
         };
         self.taken = Some(taken);
         result
+    }
+
+    /// The target is ready once its network would hear the guest: a bridge with a spanning tree forwards nothing of a new port for up
+    /// to a minute, and until then a guest that is resumed is cut off. Whatever is heard meanwhile is acted upon.
+    fn once_heard(&mut self) -> Result<Option<TargetEvent>, (String, String)> {
+        let unheard = self.taken()?.machine.lock().unheard();
+        let Some(silent) = unheard() else { return Ok(Some(TargetEvent::Prepared(Ok(())))) };
+        let speaker = self.control.as_ref().map(|(_, speaker)| speaker.clone());
+        let note = move |text: String| {
+            tracing::info!(text, "the network");
+            // A source that is gone is noticed by who listens.
+            let note = control::Kind::Note(control::Note { text });
+            drop(speaker.as_ref().map(|speaker| speaker.say(note)));
+        };
+        let host = self.host.name();
+        note(format!("on {host}, {silent}; waiting for it, at most {} s", HEARD.as_secs()));
+        let tell = self.tell.clone();
+        let wait = move || {
+            let end = Instant::now() + HEARD;
+            while let Some(silent) = unheard() {
+                if Instant::now() > end {
+                    note(format!("on {host}, {silent}; the guest's network is silent there until it does"));
+                    break;
+                }
+                thread::sleep(LISTEN);
+            }
+            drop(tell.send(Signal::Event(TargetEvent::Prepared(Ok(())))));
+        };
+        thread::Builder::new().name("heard".into()).spawn(wait).map_err(why("wait for the network"))?;
+        Ok(None)
     }
 
     fn compare(&mut self) -> Result<Result<(), String>, (String, String)> {

@@ -1,7 +1,7 @@
 //! What a QEMU was, by its command line.
 
 use crate::recipe::{
-    Accel, Argument, Backing, Console, MemoryBlock, Recipe, Role, files,
+    Accel, Argument, Backing, Console, MemoryBlock, NetOptions, Recipe, Role, files,
     options::{self, get, is_on},
 };
 use std::{
@@ -14,11 +14,22 @@ use units::Bytes;
 #[derive(Debug)]
 pub(crate) struct Read {
     pub(super) recipe: Recipe,
-    /// TAPs by their netdev's id; their bridges are learned from the running system.
-    pub(super) taps: BTreeMap<String, String>,
+    /// TAPs by their netdev's id; how they are plugged in is learned from the running system.
+    pub(super) taps: BTreeMap<String, Tap>,
     pub(super) reasons: Vec<String>,
     pub(super) notes: Vec<String>,
 }
+
+/// A TAP as the command line names it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Tap {
+    pub(super) ifname: String,
+    pub(super) options: NetOptions,
+}
+
+/// What `-netdev tap` may say besides what goes with the VM: it concerns how this host's TAP was made.
+const TAP_OPTIONS: &[&str] =
+    &["type", "id", "ifname", "script", "downscript", "br", "helper", "vhost", "vhostforce", "poll-us"];
 
 /// Options without a value.
 const FLAGS: &[&str] = &[
@@ -96,6 +107,15 @@ pub(super) fn read(argv: &[String], folder: &Path) -> Read {
         }
     }
     reader.finish()
+}
+
+/// Only the TAPs that a command line names, by their netdev's id.
+pub(crate) fn taps(argv: &[String]) -> BTreeMap<String, Tap> {
+    let mut reader = Reader::new();
+    for words in argv.windows(2).filter(|words| matches!(words[0].as_str(), "-netdev" | "--netdev")) {
+        reader.netdev(&words[1]);
+    }
+    reader.read.taps
 }
 
 struct Reader<'a> {
@@ -286,10 +306,27 @@ impl Reader<'_> {
                 "network {id} has vhost=on: the kernel writes the guest's memory; use vhost=off"
             ));
         }
-        match get(&parsed, "ifname") {
-            Some(tap) => drop(self.read.taps.insert(id, tap.to_owned())),
-            None => self.refuse(format!("network {id} does not name its TAP; use ifname=")),
+        let Some(ifname) = get(&parsed, "ifname").map(str::to_owned) else {
+            return self.refuse(format!("network {id} does not name its TAP; use ifname="));
+        };
+        let mut options = NetOptions::default();
+        for (key, value) in &parsed {
+            let understood = match key.as_str() {
+                "queues" => value.parse().map(|queues| options.queues = Some(queues)).is_ok(),
+                "vnet_hdr" => {
+                    options.vnet_hdr = Some(is_on(value));
+                    true
+                }
+                "sndbuf" => size(value).map(|bytes| options.sndbuf = Some(bytes)).is_some(),
+                key => TAP_OPTIONS.contains(&key),
+            };
+            if !understood {
+                self.refuse(format!(
+                    "network {id} has {key}={value}, which is not carried over; leave it out"
+                ));
+            }
         }
+        self.read.taps.insert(id, Tap { ifname, options });
     }
 
     fn disk(&mut self, option: &str, value: &str, implied: &str, key: &str) {

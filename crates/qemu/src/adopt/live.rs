@@ -1,18 +1,13 @@
 //! What a QEMU is now, by its monitor and by `/proc`, against what its command line says.
 
-use super::cmdline::Read;
+use super::{cmdline::Read, nets};
 use crate::{
     qmp::{Qmp, QmpError},
     ram,
-    recipe::{Accel, Net, Role, SeenFile, backing_files, options},
+    recipe::{Accel, Role, SeenFile, backing_files, options},
 };
 use serde_json::{Value, json};
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::{collections::BTreeMap, fs, path::Path};
 use sys::process::PidFd;
 use units::PAGE_SIZE;
 
@@ -47,7 +42,7 @@ pub(super) fn differences(qmp: &mut Qmp, process: &PidFd, read: &mut Read) -> Re
     state(qmp, &mut reasons)?;
     devices(qmp, read, &mut reasons)?;
     disks(qmp, read, &mut reasons)?;
-    networks(qmp, read, &mut reasons)?;
+    nets::networks(qmp, process, read, &mut reasons)?;
     memory(qmp, process, read, &mut reasons)?;
     Ok(reasons)
 }
@@ -201,41 +196,6 @@ fn disks(qmp: &mut Qmp, read: &mut Read, reasons: &mut Vec<String>) -> Result<()
 
 fn same_file(known: &str, path: &str) -> bool {
     known == path || matches!((fs::canonicalize(known), fs::canonicalize(path)), (Ok(a), Ok(b)) if a == b)
-}
-
-/// Learns the bridge of each TAP; `info network` tells of what was added later.
-fn networks(qmp: &mut Qmp, read: &mut Read, reasons: &mut Vec<String>) -> Result<(), QmpError> {
-    for (id, tap) in std::mem::take(&mut read.taps) {
-        match bridge_of(&tap) {
-            Some(bridge) => read.recipe.nets.push(Net { id, bridge }),
-            None => reasons.push(format!(
-                "network {id}: its TAP {tap} is on no bridge; ip link set {tap} master BRIDGE"
-            )),
-        }
-    }
-    let text = qmp.human("info network")?;
-    for line in text.lines() {
-        let bare = line.trim_start_matches([' ', '\\']);
-        let Some((id, kind)) = bare.split_once(": index=0,type=") else { continue };
-        let kind = kind.split(',').next().unwrap_or_default();
-        let known = read.recipe.nets.iter().any(|net| net.id == id);
-        if kind == "tap"
-            && !known
-            && !reasons.iter().any(|reason| reason.starts_with(&format!("network {id}")))
-        {
-            reasons.push(format!("network {id} was added after the start; start the VM with it"));
-        }
-    }
-    Ok(())
-}
-
-/// Asks `ip`: `/sys` shows another network namespace if the agent has been put into one.
-fn bridge_of(tap: &str) -> Option<String> {
-    let output =
-        Command::new("ip").args(["-o", "link", "show", "dev", tap]).stdin(Stdio::null()).output().ok()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let mut words = text.split_whitespace().skip_while(|word| *word != "master");
-    words.nth(1).map(str::to_owned)
 }
 
 fn memory(qmp: &mut Qmp, process: &PidFd, read: &Read, reasons: &mut Vec<String>) -> Result<(), QmpError> {

@@ -3,8 +3,9 @@
 //! Its command line says what it was, its monitor what it is now. Where both agree and nothing in it would be lost on
 //! the way, that gives the recipe for the target; else every reason is told, each with what would mend it.
 
-mod cmdline;
+pub(crate) mod cmdline;
 pub(crate) mod live;
+pub(crate) mod nets;
 
 use crate::{
     cpu, find,

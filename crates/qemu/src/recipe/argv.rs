@@ -55,9 +55,7 @@ impl Recipe {
             );
         }
         for net in &self.nets {
-            let (id, tap) = (&net.id, paths.taps.get(&net.id).map_or("", String::as_str));
-            // vhost=off: the kernel would write guest memory through no vCPU.
-            add("-netdev", format!("tap,id={id},ifname={tap},script=no,downscript=no,vhost=off"));
+            add("-netdev", net.netdev(paths.taps.get(&net.id).map_or("", String::as_str)));
         }
         if self.console == Console::File {
             let path = escape(&paths.console.to_string_lossy());

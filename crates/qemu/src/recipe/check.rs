@@ -160,8 +160,7 @@ pub fn check(recipe: &Recipe) -> Vec<String> {
 
     must(recipe.nets.len() <= MOST_BLOCKS, format!("{} network cards are too many", recipe.nets.len()));
     for net in recipe.nets.iter().take(MOST_BLOCKS) {
-        must(is_id(&net.id), format!("network id {:?} is not usable", shown(&net.id)));
-        must(is_interface(&net.bridge), format!("{:?} is no name of a bridge", shown(&net.bridge)));
+        net.check().into_iter().for_each(|why| must(false, why));
     }
     must(recipe.files.len() <= MOST_ARGUMENTS, format!("{} files are too many", recipe.files.len()));
     for file in recipe.files.iter().take(MOST_ARGUMENTS) {

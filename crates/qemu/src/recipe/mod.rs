@@ -18,7 +18,7 @@ pub use backing::backing_files;
 pub(crate) use check::{NAME_RULE, device_driver, is_interface, is_name, matches};
 pub use check::{check, check_argument};
 
-use crate::qmp::Version;
+use crate::{qmp::Version, tap::Port};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -107,13 +107,82 @@ pub enum Backing {
 }
 
 /// A network card's host side: a TAP on a bridge.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Net {
     /// The netdev's id, which a `-device` refers to.
     pub id: String,
     /// The bridge, by the name that it has on every host.
     pub bridge: String,
+    /// What the netdev itself was told.
+    #[serde(default)]
+    pub options: NetOptions,
+    /// How its TAP is plugged in.
+    #[serde(default)]
+    pub port: Port,
+}
+
+/// What `-netdev tap` was told that goes with the VM.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetOptions {
+    /// How many pairs of queues there are, where there is more than one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queues: Option<u16>,
+    /// Whether QEMU and the TAP agree on offloads, where that was said: the guest was shown what follows from it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vnet_hdr: Option<bool>,
+    /// How many bytes may wait in the TAP, where that was said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sndbuf: Option<u64>,
+}
+
+/// Pairs of queues that a TAP may have (`MAX_TAP_QUEUES`).
+pub(crate) const MOST_QUEUES: u16 = 256;
+
+impl Net {
+    /// A card on this bridge, plugged in as usual.
+    pub fn new(id: impl Into<String>, bridge: impl Into<String>) -> Self {
+        Self { id: id.into(), bridge: bridge.into(), ..Self::default() }
+    }
+
+    /// How many pairs of queues it has.
+    pub fn queues(&self) -> u16 {
+        self.options.queues.unwrap_or(1)
+    }
+
+    /// Its netdev on this TAP.
+    fn netdev(&self, tap: &str) -> String {
+        let Self { id, options, .. } = self;
+        // vhost=off: the kernel would write guest memory through no vCPU.
+        let mut text = format!("tap,id={id},ifname={tap},script=no,downscript=no,vhost=off");
+        if let Some(queues) = options.queues {
+            text.push_str(&format!(",queues={queues}"));
+        }
+        if let Some(vnet_hdr) = options.vnet_hdr {
+            text.push_str(if vnet_hdr { ",vnet_hdr=on" } else { ",vnet_hdr=off" });
+        }
+        if let Some(sndbuf) = options.sndbuf {
+            text.push_str(&format!(",sndbuf={sndbuf}"));
+        }
+        text
+    }
+
+    /// Everything that is wrong with it; empty when it may be used.
+    fn check(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        if !check::is_id(&self.id) {
+            wrong.push(format!("network id {:?} is not usable", check::shown(&self.id)));
+        }
+        if !is_interface(&self.bridge) {
+            wrong.push(format!("{:?} is no name of a bridge", check::shown(&self.bridge)));
+        }
+        if !(1..=MOST_QUEUES).contains(&self.queues()) {
+            wrong.push(format!("a network card of {} queues is none of 1 to {MOST_QUEUES}", self.queues()));
+        }
+        wrong.extend(self.port.check());
+        wrong
+    }
 }
 
 /// Where the first serial port goes.

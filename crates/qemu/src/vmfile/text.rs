@@ -1,7 +1,7 @@
 //! A VM file from its text: each mistake is told with its place, and what would be right.
 
 use super::{Card, Disk, VmFile};
-use crate::recipe::{self, Accel, Argument, Backing, files};
+use crate::recipe::{self, Accel, Argument, Backing, MOST_QUEUES, files};
 use serde::Deserialize;
 use std::{
     ops::Range,
@@ -53,6 +53,7 @@ struct RawDisk {
 struct RawCard {
     bridge: Spanned<String>,
     mac: Option<Spanned<String>>,
+    queues: Option<Spanned<i64>>,
 }
 
 /// A mistake at a place of the text.
@@ -163,7 +164,15 @@ fn checked(raw: Raw, base: Option<&Path>) -> Result<VmFile, Mistake> {
                 );
             }
         };
-        nets.push(Card { bridge: net.bridge.get_ref().clone(), mac });
+        let queues = match &net.queues {
+            None => None,
+            Some(given) => match u16::try_from(*given.get_ref()) {
+                Ok(1) => None,
+                Ok(queues) if (2..=MOST_QUEUES).contains(&queues) => Some(queues),
+                _ => return wrong(given, format!("queues must be between 1 and {MOST_QUEUES}")),
+            },
+        };
+        nets.push(Card { bridge: net.bridge.get_ref().clone(), mac, queues });
     }
     let file = VmFile {
         accel: match accel.as_str() {

@@ -33,7 +33,7 @@ A configuration file; every line may be left out, flags win over it:
   [allow]                             # what VMs that other hosts send may use here
   disks = [\"/shared\", \"/var/lib/whimbrel/disks\", \"/var/lib/libvirt/images\"]
   boot = [\"/boot\", \"/shared\", \"/var/lib/whimbrel/boot\"]
-  bridges = [\"br0\"]                   # default: whichever there are
+  bridges = [\"br0\", \"br1:20-29\"]    # and VLANs, where a bridge filters them; default: whichever there are
   devices = [\"virtio-*\"]              # default: all that are known to be harmless
   options = [\"-device\", \"-kernel\"]    # the same, of QEMU's options
   spool = [\"/shared\", \"/var/lib/whimbrel/spool\"]   # where memory may come by, too
