@@ -2,6 +2,7 @@
 
 mod address; // where another agent listens
 mod allow; // [allow]: what the VMs of other hosts may use here
+mod memory; // [memory]: how much of it the VMs of other hosts may need
 mod mistake; // what is wrong with it, and where
 mod ownership; // [ownership]: where hosts ask who owns a VM
 mod spool; // [spool]: the file on a datastore that memory goes by, too
@@ -10,6 +11,7 @@ mod tracking; // how the writes of guests are seen
 
 pub use address::Address;
 pub use allow::Allow;
+pub use memory::Overcommit;
 pub use mistake::ConfigError;
 pub use ownership::OwnershipPlace;
 pub use tracking::{Group, Tracker};
@@ -61,6 +63,7 @@ struct File {
     tls: tls::Table,
     ownership: ownership::Table,
     allow: Allow,
+    memory: memory::Table,
     spool: spool::Table,
     peers: BTreeMap<Name, Address>,
 }
@@ -117,6 +120,8 @@ pub struct Config {
     pub ownership: OwnershipPlace,
     /// What the VMs of other hosts may use here.
     pub allow: Allow,
+    /// How many times the memory that is free they may need.
+    pub overcommit: Overcommit,
     /// A directory on a datastore that both hosts reach, for migrations that name none; `None`: they go over the network alone.
     pub spool: Option<PathBuf>,
     /// What must be in the file there when a VM changes hands.
@@ -167,6 +172,7 @@ impl Config {
             tls,
             ownership: file.ownership.place()?,
             allow: file.allow,
+            overcommit: file.memory.overcommit.unwrap_or_default(),
             spool: file.spool.directory,
             robust: file.spool.robust.unwrap_or_default(),
             peers,

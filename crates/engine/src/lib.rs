@@ -18,6 +18,8 @@ pub mod ports;
 pub mod report;
 /// Who owns a VM, where both hosts can ask.
 pub mod shared;
+/// What is done now and then, and takes its time.
+mod spaced;
 
 /// Source: how many streams are in use.
 mod gate;

@@ -7,6 +7,7 @@ use crate::{
     report::{Event, Mode, Phase, Report, Robust},
     secrets::Secrets,
     ship::{Job, Pacer, Said, Streams},
+    spaced::Spaced,
     spooler::SpoolSaid,
 };
 use proto::{Brief, Kind, Shape, Source, SourceAct, SourceEnd, SourceEvent, Step, Token, control};
@@ -46,10 +47,10 @@ use watching::Watching;
 /// How long to wait before asking the record or the target again.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// How often the display is told how it goes.
+/// How often the display is told how it goes, and the guest is watched; less often where that takes long.
 const TICK: Duration = Duration::from_millis(250);
 
-/// How often the guest's writes are looked at while the target prepares.
+/// How often the guest's writes are looked at while the target prepares; less often where that takes long.
 const LOOK: Duration = Duration::from_millis(40);
 
 /// After so long without an answer about who owns the VM, the user is told that it is in doubt; asking goes on.
@@ -137,7 +138,7 @@ pub struct SourceDriver {
     /// What the target had when the link was lost last, and how often in a row it had no more than that.
     lost_here: ((u32, u64), u32),
     /// When it was looked around last.
-    looked: Instant,
+    looked: Spaced,
     stopped: bool,
     /// How many pauses came to nothing, after which the migration went on.
     pauses_in_vain: u32,
@@ -194,7 +195,7 @@ impl SourceDriver {
             heard: Arc::default(),
             generation: 0,
             lost_here: ((u32::MAX, 0), 0),
-            looked: Instant::now(),
+            looked: Spaced::new(),
             stopped: false,
             pauses_in_vain: 0,
             has_ended,
@@ -304,7 +305,7 @@ impl SourceDriver {
                 }
             }
             let every = if self.story.now() == Phase::Preflight { LOOK } else { TICK };
-            let wait = every.saturating_sub(self.looked.elapsed());
+            let wait = self.looked.due_in(every);
             let signal = match self.later.pop_front() {
                 Some(signal) => Ok(signal),
                 // Also while one signal follows the other.
@@ -330,7 +331,7 @@ impl SourceDriver {
                 }
                 Ok(_) | Err(RecvTimeoutError::Disconnected) => None,
                 Err(RecvTimeoutError::Timeout) => {
-                    self.looked = Instant::now();
+                    let began = Instant::now();
                     self.look_around();
                     let watched = if self.gone_before_its_time() {
                         Err(("the VM".to_owned(), String::new()))
@@ -340,6 +341,7 @@ impl SourceDriver {
                         self.tick();
                         self.watch()
                     };
+                    self.looked.done_since(began);
                     watched.err().map(|failed| self.broke(failed))
                 }
             };

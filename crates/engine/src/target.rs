@@ -6,6 +6,7 @@ use crate::{
     faults::Faults,
     land::{Landing, Stage},
     ports::{HasEnded, Host, Machine, Request, SpoolRecord, TargetJournal, Waiting},
+    spaced::Spaced,
     unspool::{Unspool, Unspooled},
 };
 use proto::{Brief, Kind, Target, TargetAct, TargetEnd, TargetEvent, Token, control};
@@ -150,7 +151,7 @@ pub(crate) struct TargetDriver {
     gives_up: Option<Instant>,
     generation: u32,
     /// When it was looked around last.
-    looked: Instant,
+    looked: Spaced,
     round: u32,
     ended_streams: HashSet<u16>,
     arrived: bool,
@@ -199,7 +200,7 @@ impl TargetDriver {
             give_up: Duration::ZERO,
             gives_up: None,
             generation: 0,
-            looked: Instant::now(),
+            looked: Spaced::new(),
             round: 0,
             ended_streams: HashSet::new(),
             arrived: false,
@@ -303,12 +304,18 @@ impl TargetDriver {
     /// How long to wait for a word before looking around.
     fn patience(&self) -> Duration {
         let left = self.gives_up.map_or(LOOK, |end| end.saturating_duration_since(Instant::now()));
-        left.min(LOOK.saturating_sub(self.looked.elapsed()))
+        left.min(self.looked.due_in(LOOK))
     }
 
     /// Nothing was heard for a while: is there still something to wait for?
     fn look_around(&mut self) -> Option<TargetEvent> {
-        self.looked = Instant::now();
+        let began = Instant::now();
+        let seen = self.look();
+        self.looked.done_since(began);
+        seen
+    }
+
+    fn look(&mut self) -> Option<TargetEvent> {
         if self.gives_up.is_some_and(|end| end <= Instant::now()) {
             self.gives_up = None;
             return Some(TargetEvent::GiveUp("it was lost, and not back in time".to_owned()));

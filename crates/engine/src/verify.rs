@@ -1,14 +1,14 @@
 //! Hashes of the stopped guest's memory, by which the two sides are compared.
 
-use crate::ports::GuestMemory;
+use crate::{conn::invalid, ports::GuestMemory};
 use proto::control;
-use std::io;
-use units::{BlockId, MemorySet, PAGE_SIZE, PageIndex, PageRange};
+use std::{collections::BTreeMap, io};
+use units::{BlockId, MemorySet, PAGE_SIZE, PageIndex, PageRange, PageSet};
 
 /// Pages read at once, and hashes in one message: 8 MiB and 16 KiB. Bounds memory, not speed.
 const PIECE: u64 = 2048;
 
-/// Hashes in one message: 1 MiB of them, for 512 MiB of memory.
+/// Hashes in one message, and kept in one part: 1 MiB of them, for 512 MiB of memory.
 const MESSAGE: u64 = 64 * PIECE;
 
 /// A page's hash for the comparison: 0 for zeros, so that holes need not be read.
@@ -16,24 +16,46 @@ pub(crate) fn hash(page: &[u8]) -> u64 {
     if page::is_zero(page) { 0 } else { page::fingerprint(page).max(1) }
 }
 
-/// Hashes all memory, and hands it out in messages.
+/// Hashes all memory, and hands it out in messages. Of what the guest never wrote only its length is said.
 pub(crate) fn hash_all(
     memory: &dyn GuestMemory,
     mut say: impl FnMut(control::Hashes) -> io::Result<()>,
 ) -> io::Result<()> {
     for (i, block) in memory.blocks().iter().enumerate() {
         let id = BlockId(i as u16);
+        let present = memory.present(id)?;
+        let mut holes = PageRange::new(PageIndex(0), 0);
+        let message = |start: PageIndex, hashes, holes| control::Hashes {
+            block: id.0.into(),
+            start: start.0,
+            hashes,
+            holes,
+        };
         for part in PageRange::new(PageIndex(0), block.pages).pieces(MESSAGE) {
-            let hashes = hashes(memory, id, part)?;
-            say(control::Hashes { block: u32::from(id.0), start: part.start.0, hashes })?;
+            if present.runs_within(part).next().is_none() {
+                holes.count += part.count;
+                continue;
+            }
+            if !holes.is_empty() {
+                say(message(holes.start, vec![], holes.count))?;
+            }
+            say(message(part.start, hashes(memory, id, &present, part)?, 0))?;
+            holes = PageRange::new(part.end(), 0);
+        }
+        if !holes.is_empty() {
+            say(message(holes.start, vec![], holes.count))?;
         }
     }
     Ok(())
 }
 
 /// The hashes of `range`; holes are not read.
-fn hashes(memory: &dyn GuestMemory, block: BlockId, range: PageRange) -> io::Result<Vec<u64>> {
-    let present = memory.present(block)?;
+fn hashes(
+    memory: &dyn GuestMemory,
+    block: BlockId,
+    present: &PageSet,
+    range: PageRange,
+) -> io::Result<Vec<u64>> {
     let mut hashes = vec![0; range.count as usize];
     let mut content = vec![0; PIECE as usize * PAGE_SIZE];
     for run in present.runs_within(range) {
@@ -51,30 +73,49 @@ fn hashes(memory: &dyn GuestMemory, block: BlockId, range: PageRange) -> io::Res
 
 /// What the source announced of its memory. Checked against the VM's shape when it arrives.
 #[derive(Debug)]
-pub(crate) struct Announced(Vec<Vec<u64>>);
+pub(crate) struct Announced(Vec<OfBlock>);
+
+/// What was announced of one block.
+#[derive(Debug, Default)]
+struct OfBlock {
+    /// So many pages so far.
+    pages: u64,
+    /// The hashes of each `MESSAGE` pages that are not all holes.
+    parts: BTreeMap<u64, Vec<u64>>,
+}
 
 impl Announced {
     pub(crate) fn new(memory: &dyn GuestMemory) -> Self {
-        Self(memory.blocks().iter().map(|b| Vec::with_capacity(b.pages as usize)).collect())
+        Self(memory.blocks().iter().map(|_| OfBlock::default()).collect())
     }
 
-    /// Takes a message in; they come in order.
+    /// Takes a message in; they come in order, and each but the last ends where a part does.
     pub(crate) fn keep(&mut self, message: &control::Hashes, memory: &dyn GuestMemory) -> io::Result<()> {
         let block = usize::try_from(message.block).unwrap_or(usize::MAX);
         let (Some(kept), Some(shape)) = (self.0.get_mut(block), memory.blocks().get(block)) else {
-            return Err(crate::conn::invalid("hashes of a RAM block that the VM does not have"));
+            return Err(invalid("hashes of a RAM block that the VM does not have"));
         };
-        let end = kept.len() as u64 + message.hashes.len() as u64;
-        if message.start != kept.len() as u64 || end > shape.pages {
-            return Err(crate::conn::invalid("hashes that do not follow one another"));
+        let hashes = message.hashes.len() as u64;
+        let end = kept.pages.checked_add(hashes).and_then(|end| end.checked_add(message.holes));
+        let Some(end) = end.filter(|end| message.start == kept.pages && *end <= shape.pages) else {
+            return Err(invalid("hashes that do not follow one another"));
+        };
+        let whole = kept.pages.is_multiple_of(MESSAGE) && (end.is_multiple_of(MESSAGE) || end == shape.pages);
+        if !whole || hashes > MESSAGE || (hashes > 0 && message.holes > 0) {
+            return Err(invalid("hashes in other parts than agreed"));
         }
-        kept.extend_from_slice(&message.hashes);
+        if hashes > 0 {
+            kept.parts.insert(kept.pages / MESSAGE, message.hashes.clone());
+        }
+        kept.pages = end;
         Ok(())
     }
 
     /// The hash of a page that is still to come.
     pub(crate) fn of(&self, block: BlockId, page: PageIndex) -> Option<u64> {
-        self.0.get(usize::from(block.0))?.get(page.0 as usize).copied()
+        let block = self.0.get(usize::from(block.0)).filter(|block| page.0 < block.pages)?;
+        let part = block.parts.get(&(page.0 / MESSAGE));
+        Some(part.and_then(|part| part.get((page.0 % MESSAGE) as usize)).copied().unwrap_or(0))
     }
 
     /// The first page outside `owed` whose content is not what was announced, if there is one.
@@ -85,17 +126,22 @@ impl Announced {
     ) -> io::Result<Option<(BlockId, PageIndex)>> {
         for (i, block) in memory.blocks().iter().enumerate() {
             let id = BlockId(i as u16);
-            let here = hashes(memory, id, PageRange::new(PageIndex(0), block.pages))?;
-            let announced = &self.0[i];
-            if announced.len() != here.len() {
-                return Err(crate::conn::invalid("hashes of a part of the memory are missing"));
+            if self.0[i].pages != block.pages {
+                return Err(invalid("hashes of a part of the memory are missing"));
             }
-            let differs = |page: &u64| {
-                here[*page as usize] != announced[*page as usize]
-                    && !owed.block(id).contains(PageIndex(*page))
-            };
-            if let Some(page) = (0..block.pages).find(differs) {
-                return Ok(Some((id, PageIndex(page))));
+            let present = memory.present(id)?;
+            for part in PageRange::new(PageIndex(0), block.pages).pieces(MESSAGE) {
+                let announced = self.0[i].parts.get(&(part.start.0 / MESSAGE));
+                if announced.is_none() && present.runs_within(part).next().is_none() {
+                    continue;
+                }
+                let here = hashes(memory, id, &present, part)?;
+                let there = |n: usize| announced.map_or(0, |announced| announced[n]);
+                let at = |n: usize| PageIndex(part.start.0 + n as u64);
+                let differs = |n: &usize| here[*n] != there(*n) && !owed.block(id).contains(at(*n));
+                if let Some(n) = (0..here.len()).find(differs) {
+                    return Ok(Some((id, at(n))));
+                }
             }
         }
         Ok(None)

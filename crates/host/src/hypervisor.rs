@@ -58,6 +58,7 @@ impl QemuHost {
         host.owner = config.state_dir.clone();
         let agent::config::Allow { disks, boot, bridges, options, devices, spool: _ } = config.allow.clone();
         host.limits = Limits { disks, boot, bridges, options, devices };
+        host.overcommit = config.overcommit.0;
         // A bare name is looked for in PATH, which is also what happens without one.
         host.qemu = Some(config.qemu.clone()).filter(|path| path.components().count() > 1);
         Self { host, kvm: Arc::new(Kvm { find_out: kvm, found: Mutex::default() }) }

@@ -1,6 +1,7 @@
 //! Takes VMs in: the engine's `Host` with QEMU and the agent's store.
 
 use crate::{
+    arrivals::{Arrivals, Place},
     hypervisor::{QemuHost, Waits, found},
     record::{HostRecord, differ},
 };
@@ -29,11 +30,12 @@ pub(crate) struct Incoming {
     pub(crate) store: Store,
     pub(crate) config: Arc<Config>,
     pub(crate) shared: Option<Arc<dyn SharedRecord>>,
+    pub(crate) arrivals: Arrivals,
 }
 
 impl Incoming {
-    /// Looks whether a VM can be taken in, before anything is started for it.
-    fn look(&self, request: &Request) -> Result<Recipe, Vec<String>> {
+    /// Looks whether a VM can be taken in, before anything is started for it, and keeps its memory free.
+    fn look(&self, request: &Request) -> Result<(Recipe, Place), Vec<String>> {
         name::check(&request.vm).map_err(|why| vec![why])?;
         // It is recorded, and shown.
         name::check(&request.from).map_err(|why| vec![format!("the source calls itself {why}")])?;
@@ -43,7 +45,8 @@ impl Incoming {
         let recipe: Recipe = serde_json::from_slice(&request.recipe).map_err(|e| {
             vec![format!("its description cannot be read: {e}; are both hosts' versions the same?")]
         })?;
-        let mut reasons = preflight::check(&recipe, &self.qemu.host());
+        let host = self.qemu.host();
+        let mut reasons = preflight::check(&recipe, &host);
         if recipe.name != request.vm {
             reasons.push(format!("the request is for {}, its description for {}", request.vm, recipe.name));
         }
@@ -53,7 +56,13 @@ impl Incoming {
             Ok(Some(_)) => reasons.push(format!("{} has a VM named {} already", self.name(), request.vm)),
             Err(error) => reasons.push(error.to_string()),
         }
-        if reasons.is_empty() { Ok(recipe) } else { Err(reasons) }
+        if !reasons.is_empty() {
+            return Err(reasons);
+        }
+        match self.arrivals.reserve(preflight::needs(&recipe, &host), host.overcommit) {
+            Ok(place) => Ok((recipe, place)),
+            Err(why) => Err(vec![why]),
+        }
     }
 
     /// All that is needed around a QEMU that waits; the caller ends it if this fails.
@@ -114,10 +123,11 @@ impl Host for Incoming {
     }
 
     fn prepare(&self, request: &Request) -> Result<Waiting, Vec<String>> {
-        let recipe = self.look(request)?;
+        let (recipe, place) = self.look(request)?;
         let mut vm = Vm::incoming(&recipe, &self.qemu.host()).map_err(|e| vec![e.to_string()])?;
         match self.take(request, &mut vm) {
             Ok(Taken { memory, missing, arrival }) => {
+                place.lands_in(&memory);
                 Ok(Waiting { memory, missing, machine: Box::new(vm), journal: Box::new(arrival) })
             }
             Err(mut reasons) => {

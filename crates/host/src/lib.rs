@@ -1,5 +1,7 @@
 //! A host of real VMs: what the agent asks for, done with QEMU and the engine.
 
+/// Memory that is kept free for VMs on their way here.
+mod arrivals;
 /// Starts, finds and ends VMs.
 mod hypervisor;
 /// Takes VMs in.

@@ -1,6 +1,7 @@
 //! Moves VMs away: the agent's `Migrator` with the engine.
 
 use crate::{
+    arrivals::Arrivals,
     hypervisor::{QemuHost, handle_of, kept, open},
     incoming::Incoming,
     janitor::Janitor,
@@ -70,7 +71,8 @@ impl Mover {
         let store = context.registry.store().clone();
         let shared = context.registry.record().cloned();
         let config = context.config.clone();
-        let incoming = Incoming { qemu, store: store.clone(), config, shared: shared.clone() };
+        let arrivals = Arrivals::default();
+        let incoming = Incoming { qemu, store: store.clone(), config, shared: shared.clone(), arrivals };
         let acceptor = Acceptor::new(Arc::new(incoming), security.clone());
         let janitor = Janitor::start(&context.config, &store);
         Self { config: context.config.clone(), store, shared, acceptor, security, janitor }

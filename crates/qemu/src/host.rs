@@ -26,6 +26,8 @@ pub struct Host {
     pub kvm: bool,
     /// What the VMs of other hosts may use here: at first nothing.
     pub limits: Limits,
+    /// How many hundredths of the memory that is free VMs of other hosts may need.
+    pub overcommit: u32,
 }
 
 impl Host {
@@ -39,6 +41,7 @@ impl Host {
             shared_memory: BTreeMap::new(),
             kvm: false,
             limits: Limits::default(),
+            overcommit: 100,
         }
     }
 

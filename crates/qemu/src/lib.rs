@@ -43,6 +43,9 @@ pub mod adopt;
 /// Whether this host can take a VM over.
 pub mod preflight;
 
+/// How much memory a VM can get here.
+pub mod room;
+
 mod cpu;
 mod private;
 mod random;

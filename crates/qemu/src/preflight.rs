@@ -4,6 +4,7 @@ use crate::{
     host::{Host, fits_socket},
     qmp::Version,
     recipe::{self, Accel, Backing, Recipe, files},
+    room::Room,
     tap,
 };
 use std::{
@@ -14,7 +15,6 @@ use std::{
     process::{Command, Stdio},
     sync::{LazyLock, Mutex, PoisonError},
 };
-use units::Bytes;
 
 /// Memory that QEMU takes for itself besides the guest's: measured at 60 to 90 MiB for small guests.
 const QEMU_ITSELF: u64 = 128 << 20;
@@ -81,14 +81,7 @@ fn check_program(recipe: &Recipe, program: &Path, reasons: &mut Vec<String>) {
 
 fn check_memory(recipe: &Recipe, host: &Host, reasons: &mut Vec<String>) {
     let shared = |id: &str| host.shared_memory.contains_key(id);
-    let needed: u64 = recipe.memory.iter().filter(|block| !shared(&block.id)).map(|block| block.bytes).sum();
-    let free = fs::read_to_string("/proc/meminfo").ok().and_then(|text| available(&text)).unwrap_or(u64::MAX);
-    if free < needed.saturating_add(QEMU_ITSELF) {
-        let (needed, free) = (Bytes(needed), Bytes(free));
-        reasons.push(format!(
-            "the VM needs {needed} of memory and QEMU some more, but only {free} are free here"
-        ));
-    }
+    reasons.extend(Room::least().refuses(needs(recipe, host), 0, host.overcommit));
     let in_files = recipe.memory.iter().filter(|block| block.backing == Backing::File && !shared(&block.id));
     let needed: u64 = in_files.map(|block| block.bytes).sum();
     if needed == 0 {
@@ -96,18 +89,18 @@ fn check_memory(recipe: &Recipe, host: &Host, reasons: &mut Vec<String>) {
     }
     match rustix::fs::statvfs(&host.memory) {
         Err(error) => reasons.push(format!("memory directory {}: {error}", host.memory.display())),
-        Ok(space) if space.f_bavail.saturating_mul(space.f_frsize) < needed => {
-            let (needed, free) = (Bytes(needed), Bytes(space.f_bavail.saturating_mul(space.f_frsize)));
-            let place = host.memory.display();
-            reasons.push(format!("the VM's memory files need {needed}, but only {free} are free in {place}"));
+        Ok(space) => {
+            let left = space.f_bavail.saturating_mul(space.f_frsize);
+            let place = format!("in {}, where its memory files go", host.memory.display());
+            reasons.extend(Room { left, place }.refuses(needed, 0, host.overcommit));
         }
-        Ok(_) => {}
     }
 }
 
-fn available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1 << 10)
+/// How much memory a VM will take here at most, QEMU's own included.
+pub fn needs(recipe: &Recipe, host: &Host) -> u64 {
+    let new = recipe.memory.iter().filter(|block| !host.shared_memory.contains_key(&block.id));
+    new.fold(QEMU_ITSELF, |sum, block| sum.saturating_add(block.bytes))
 }
 
 /// Asks a QEMU program ahead of time what [`check`] will want to know of it.
@@ -192,11 +185,5 @@ mod tests {
         assert_eq!(asked(), 2);
         fs::remove_file(&program).unwrap();
         assert!(version(&program).is_err());
-    }
-
-    #[test]
-    fn free_memory_is_read_in_bytes() {
-        assert_eq!(available("MemTotal: 9 kB\nMemAvailable:   2048 kB\n"), Some(2 << 20));
-        assert_eq!(available("MemTotal: 9 kB\n"), None);
     }
 }

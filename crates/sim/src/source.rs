@@ -149,7 +149,7 @@ impl World {
                         work.hashes = hashes(&self.qemus[0].ram.pages, self.setup.pages);
                     }
                     let hashes = std::mem::take(&mut work.hashes);
-                    let hashes = control::Hashes { block: 0, start: 0, hashes };
+                    let hashes = control::Hashes { block: 0, start: 0, hashes, holes: 0 };
                     let control = work.control;
                     if let Some(conn) = control.and_then(|id| self.conn(id)) {
                         conn.say(Side::Source, Word::Say(Printed(Kind::Hashes(hashes))));

@@ -5,7 +5,12 @@
 
 use linux_raw_sys::general::HUGETLBFS_MAGIC;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fstatfs, seek};
-use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    os::unix::fs::{FileExt, MetadataExt},
+};
 use units::{PAGE_SIZE, PageIndex, PageRange, PageSet};
 
 /// A window of a memfd or of a file on tmpfs that a process maps as its RAM. Holes are pages that nobody ever wrote.
@@ -41,6 +46,11 @@ impl RamFile {
     /// The size of the window in pages.
     pub fn pages(&self) -> u64 {
         (self.window.end - self.window.start) / PAGE_SIZE as u64
+    }
+
+    /// How many bytes of the file are there; 0 where that cannot be asked.
+    pub fn allocated(&self) -> u64 {
+        self.file.metadata().map_or(0, |metadata| metadata.blocks() * 512)
     }
 
     /// The file itself.

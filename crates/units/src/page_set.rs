@@ -2,17 +2,19 @@
 
 use crate::{BlockId, Bytes, PAGE_SIZE, PageIndex, PageRange};
 
-/// A set of pages of one RAM block: one bit a page, 32 KiB for each GiB.
+/// A set of pages of one RAM block: one bit a page, 32 KiB for each GiB. How many pages are in it is counted along: whoever asks
+/// that often, for a block of 256 GiB, must not look at 8 MiB each time.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PageSet {
     words: Vec<u64>,
     pages: u64,
+    count: u64,
 }
 
 impl PageSet {
     /// No page of a block of `pages` pages.
     pub fn empty(pages: u64) -> Self {
-        Self { words: vec![0; pages.div_ceil(64) as usize], pages }
+        Self { words: vec![0; pages.div_ceil(64) as usize], pages, count: 0 }
     }
 
     /// Every page of a block of `pages` pages.
@@ -29,12 +31,12 @@ impl PageSet {
 
     /// How many pages are in the set.
     pub fn len(&self) -> u64 {
-        self.words.iter().map(|w| u64::from(w.count_ones())).sum()
+        self.count
     }
 
     /// Whether no page is in the set.
     pub fn is_empty(&self) -> bool {
-        self.words.iter().all(|w| *w == 0)
+        self.count == 0
     }
 
     /// Whether `page` is in the set; a page beyond the block is not.
@@ -68,7 +70,10 @@ impl PageSet {
 
     /// Takes every page out.
     pub fn clear(&mut self) {
-        self.words.fill(0);
+        if self.count > 0 {
+            self.words.fill(0);
+            self.count = 0;
+        }
     }
 
     /// Adds the pages of `other`, a set of the same block.
@@ -103,7 +108,9 @@ impl PageSet {
             word[..eight.len()].copy_from_slice(eight);
             u64::from_le_bytes(word)
         };
-        let set = Self { words: bytes.chunks(8).map(word).collect(), pages };
+        let words: Vec<u64> = bytes.chunks(8).map(word).collect();
+        let count = words.iter().map(|word| u64::from(word.count_ones())).sum();
+        let set = Self { words, pages, count };
         let beyond = set.words.last().is_some_and(|w| !pages.is_multiple_of(64) && w >> (pages % 64) != 0);
         (!beyond).then_some(set)
     }
@@ -140,15 +147,20 @@ impl PageSet {
         while at < range.end().0 {
             let bit = at % 64;
             let count = (64 - bit).min(range.end().0 - at);
-            apply(&mut self.words[(at / 64) as usize], (u64::MAX >> (64 - count)) << bit);
+            let word = &mut self.words[(at / 64) as usize];
+            let before = u64::from(word.count_ones());
+            apply(word, (u64::MAX >> (64 - count)) << bit);
+            self.count = self.count - before + u64::from(word.count_ones());
             at += count;
         }
     }
 
     fn zip(&mut self, other: &PageSet, apply: impl Fn(&mut u64, u64)) {
         assert_eq!(self.pages, other.pages, "sets of different blocks");
+        self.count = 0;
         for (mine, theirs) in self.words.iter_mut().zip(&other.words) {
             apply(mine, *theirs);
+            self.count += u64::from(mine.count_ones());
         }
     }
 }

@@ -68,7 +68,8 @@ pub(crate) fn kinds() -> Vec<Kind> {
             record: "0123456789abcdef".into(),
         }),
         Kind::Owed(control::Owed { blocks: bitmaps(&owed) }),
-        Kind::Hashes(control::Hashes { block: 0, start: 0, hashes: (0..20).collect() }),
+        Kind::Hashes(control::Hashes { block: 0, start: 0, hashes: (0..20).collect(), holes: 0 }),
+        Kind::Hashes(control::Hashes { block: 0, start: 0, hashes: vec![], holes: 1 << 20 }),
         Kind::State(control::State {
             after_round: 3,
             stream: Some(packed(b"QEVM QEVM QEVM QEVM QEVM")),

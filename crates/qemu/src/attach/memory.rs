@@ -23,6 +23,11 @@ impl Memory {
         &self.regions
     }
 
+    /// How many bytes of it are there: all but the holes.
+    pub fn allocated(&self) -> u64 {
+        self.regions.iter().map(|region| region.ram.allocated()).fold(0, u64::saturating_add)
+    }
+
     fn region(&self, id: BlockId) -> io::Result<&Region> {
         region::get(&self.regions, id)
     }

@@ -1,0 +1,98 @@
+//! Memory that VMs will still take which are on their way here: two that fit one by one may not fit together.
+
+use qemu::{attach, room::Room};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+/// All VMs that are arriving.
+#[derive(Clone, Default)]
+pub(crate) struct Arrivals(Arc<Mutex<Vec<Arc<Arriving>>>>);
+
+struct Arriving {
+    needed: u64,
+    /// Where it lands, once there is a QEMU for it. Gone when the migration is over.
+    memory: OnceLock<Weak<attach::Memory>>,
+}
+
+/// A VM's memory, kept free for it until it has landed or is dropped.
+pub(crate) struct Place {
+    arrivals: Arrivals,
+    arriving: Arc<Arriving>,
+}
+
+impl Arrivals {
+    /// Keeps so much free, unless it is not there. `overcommit` as in [`Room::refuses`].
+    pub(crate) fn reserve(&self, needed: u64, overcommit: u32) -> Result<Place, String> {
+        self.reserve_within(needed, overcommit, Room::least)
+    }
+
+    fn reserve_within(
+        &self,
+        needed: u64,
+        overcommit: u32,
+        room: impl FnOnce() -> Room,
+    ) -> Result<Place, String> {
+        let mut all = self.locked();
+        // What has landed is no longer free: in this order it is counted twice rather than not at all.
+        let reserved = outstanding(&mut all);
+        if let Some(why) = room().refuses(needed, reserved, overcommit) {
+            return Err(why);
+        }
+        let arriving = Arc::new(Arriving { needed, memory: OnceLock::new() });
+        all.push(arriving.clone());
+        Ok(Place { arrivals: self.clone(), arriving })
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Vec<Arc<Arriving>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What all of them will still take. Those that are over are forgotten.
+fn outstanding(all: &mut Vec<Arc<Arriving>>) -> u64 {
+    let mut sum = 0u64;
+    all.retain(|arriving| {
+        let taken = match arriving.memory.get().map(Weak::upgrade) {
+            None => 0,
+            Some(None) => return false,
+            Some(Some(memory)) => memory.allocated(),
+        };
+        sum = sum.saturating_add(arriving.needed.saturating_sub(taken));
+        true
+    });
+    sum
+}
+
+impl Place {
+    /// It lands there: the place is kept as long as somebody has that.
+    pub(crate) fn lands_in(self, memory: &Arc<attach::Memory>) {
+        let _ = self.arriving.memory.set(Arc::downgrade(memory));
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.arriving.memory.get().is_none() {
+            self.arrivals.locked().retain(|arriving| !Arc::ptr_eq(arriving, &self.arriving));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_that_fit_one_by_one_are_not_both_taken() {
+        let arrivals = Arrivals::default();
+        let room = || Room { left: 10 << 30, place: "here".to_owned() };
+        let first = arrivals.reserve_within(6 << 30, 100, room).ok().unwrap();
+        let why = arrivals.reserve_within(6 << 30, 100, room).err().unwrap();
+        assert!(why.contains("needs 6.0 GiB") && why.contains("arriving will take 6.0 GiB of that"), "{why}");
+        assert!(arrivals.reserve_within(6 << 30, 150, room).is_ok(), "a host that overcommits takes it");
+        drop(first);
+        assert!(
+            arrivals.reserve_within(6 << 30, 100, room).is_ok(),
+            "one that came to nothing keeps nothing"
+        );
+    }
+}
