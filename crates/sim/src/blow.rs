@@ -362,6 +362,7 @@ impl World {
                 self.spool.own_doomed[0] = false;
                 self.watchdog_is_alone();
                 self.source.journal.crash(lucky);
+                self.state_is_not_recorded();
                 self.ghost.orphan[0] |=
                     self.qemus[0].alive && *self.source.journal.durable() == source::Departure::Settled;
                 // The watch over writes dies with its descriptor: fail open.
@@ -381,13 +382,13 @@ impl World {
                 self.target.store.crash(false);
                 let store = self.target.store.durable();
                 self.ghost.orphan[1] |=
-                    self.qemus[1].alive && !self.qemus[1].runs && !store.arrived && store.arrival.is_none();
+                    self.qemus[1].alive && !self.qemus[1].runs() && !store.arrived && store.arrival.is_none();
                 // A fault that was heard of is heard of again: the watch is QEMU's too. Fail stop.
             }
         }
     }
 
-    fn kill(&mut self, side: Side) {
+    pub(crate) fn kill(&mut self, side: Side) {
         if self.qemus[side.at()].alive {
             self.ghost.killed[side.at()] = true;
             self.ghost.killed_before_commit |= !self.ghost.committed;

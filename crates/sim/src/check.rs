@@ -5,6 +5,7 @@
 use crate::{
     link::Side,
     pages::Pages,
+    qemu::Run,
     setup::Spooling,
     source::Departure,
     world::{Weather, World},
@@ -19,12 +20,14 @@ const SELDOM: u32 = 16;
 /// How a run ended.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum End {
-    /// The guest runs there, and has all its memory.
+    /// The guest runs there, or stands still there as somebody else wants it, and has all its memory.
     Runs(Side),
     /// It runs on the target and waits for memory that was lost with the source, against which nobody asked for protection.
     Lacks,
     /// Nobody runs it, because the process that did, or had its only memory, was killed.
     Killed,
+    /// It is where QEMU's own migration has taken it.
+    Elsewhere,
     /// Nobody runs it, because the agent is never started again that had to ask the record, or to do what the killed watchdog would
     /// have done.
     Unattended,
@@ -34,7 +37,7 @@ impl World {
     /// After every move.
     pub fn check(&mut self) {
         let [source, target] = [&self.qemus[0], &self.qemus[1]];
-        let (there, here) = (source.runs, target.runs);
+        let (there, here) = (source.runs(), target.runs());
         if there && here {
             return self.breach(|| "I1: the guest runs on both hosts".into());
         }
@@ -48,6 +51,22 @@ impl World {
         }
         if there && self.ghost.by_person && !self.burnt[1] {
             return self.breach(|| "I1: a person decided, and the target lives".into());
+        }
+        if (there || here) && self.ghost.elsewhere {
+            return self
+                .breach(|| "I1: QEMU's own migration has taken the guest away, and it runs here".into());
+        }
+        if here && self.ghost.quit {
+            return self.breach(|| "I9: somebody has ended the VM, and it runs on the target".into());
+        }
+        let unwanted = self.ghost.wanted.is_some_and(|wanted| wanted != Run::Running);
+        if (there || here) && unwanted {
+            let wanted = self.ghost.wanted;
+            return self.breach(|| format!("I9: the guest runs, and would be {wanted:?}"));
+        }
+        let differs = (target.config ^ self.ghost.config) & !self.ghost.unseen;
+        if self.ghost.committed && target.started && differs != 0 {
+            return self.breach(|| "I9: the VM on the target has other devices or media".into());
         }
         if source.has_disk && target.has_disk {
             return self.breach(|| "I6: both QEMUs have the disk active".into());
@@ -141,8 +160,12 @@ impl World {
     }
 
     fn judge(&self) -> Result<End, String> {
-        let [source, target] = [&self.qemus[0], &self.qemus[1]];
-        if source.runs {
+        let target = &self.qemus[1];
+        if self.ghost.elsewhere {
+            self.nothing_left(Side::Target)?;
+            return Ok(End::Elsewhere);
+        }
+        if self.is_at(Side::Source) {
             self.all_there(Side::Source)?;
             self.nothing_left(Side::Target)?;
             let settled = *self.source.journal.durable() == Departure::None && self.source.work.is_none();
@@ -154,7 +177,7 @@ impl World {
             }
             return Ok(End::Runs(Side::Source));
         }
-        if target.runs {
+        if self.is_at(Side::Target) {
             let lacking = target.watched;
             if lacking {
                 let lost = self.ghost.killed[0] || self.ghost.for_good;
@@ -178,10 +201,23 @@ impl World {
             return Ok(End::Killed);
         }
         let journal = self.source.journal.durable();
-        if self.ghost.for_good && (*journal == Departure::Promised || self.ghost.unwatched) {
+        let promised = matches!(journal, Departure::Promised(_));
+        if self.ghost.for_good && (promised || self.ghost.unwatched) {
             return Ok(End::Unattended);
         }
         Err(format!("I1: nobody runs it, though the {owner:?} could; the source's journal says {journal:?}"))
+    }
+
+    /// Whether the guest is on this side as it would be without the migration: running, or otherwise.
+    fn is_at(&self, side: Side) -> bool {
+        let qemu = &self.qemus[side.at()];
+        let owner = if self.ghost.committed && !self.ghost.by_person { Side::Target } else { Side::Source };
+        let as_wanted = match self.ghost.wanted {
+            Some(Run::Running) => false,
+            Some(wanted) => wanted.like(qemu.run),
+            None => true,
+        };
+        qemu.runs() || (side == owner && qemu.alive && qemu.started && !qemu.frozen && as_wanted)
     }
 
     /// The page-level oracle.
@@ -209,7 +245,7 @@ impl World {
             return Err(format!("a QEMU is left behind on the {side:?}"));
         }
         let open = match side {
-            Side::Source => *self.source.journal.durable() == Departure::Promised && !self.burnt[0],
+            Side::Source => matches!(self.source.journal.durable(), Departure::Promised(_)) && !self.burnt[0],
             Side::Target => self.target.store.durable().arrival.is_some() && !self.burnt[1],
         };
         if open { Err(format!("the {side:?}'s journal is still open")) } else { Ok(()) }

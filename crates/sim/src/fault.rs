@@ -137,6 +137,36 @@ faults! {
     WatchdogToldLate = "watchdog-told-late",
     /// It never lets a guest run.
     WatchdogIdle = "watchdog-idle",
+    /// It lets a guest run that somebody had paused.
+    WatchdogForgetsRunState = "watchdog-forgets-run-state",
+    /// A guest is taken to have run before it was stopped.
+    RunStateAssumed = "run-state-assumed",
+    /// How it was is looked at only before it is stopped.
+    RunStateReadEarly = "run-state-read-early",
+    /// A guest that has switched itself off, sleeps, or has panicked is carried over as if it ran.
+    EndedGuestCarried = "ended-guest-carried",
+    /// A failed migration lets a guest run that somebody had paused.
+    PausedSetRunning = "paused-set-running",
+    /// A restarted source does.
+    RecoveryForgetsRunState = "recovery-forgets-run-state",
+    /// The target does.
+    TargetForgetsRunState = "target-forgets-run-state",
+    /// Devices and media are not looked at again in the pause.
+    ConfigNotLookedAt = "config-not-looked-at",
+    /// QEMU's own migration is not noticed.
+    TheirMigrationIgnored = "their-migration-ignored",
+    /// A guest that QEMU's own migration has taken away is let run here.
+    PostmigrateResumed = "postmigrate-resumed",
+    /// What QEMU's events have told of the pause is not looked at before the permit.
+    EventsNotLookedAt = "events-not-looked-at",
+    /// QEMU is stopped as a process only when the permit is out.
+    FrozenAfterPermit = "frozen-after-permit",
+    /// … or never.
+    NotFrozen = "not-frozen",
+    /// … or before the promise: nobody else can let the guest run then.
+    FrozenBeforePromise = "frozen-before-promise",
+    /// It is not let go on when the guest is to run here again.
+    NotThawed = "not-thawed",
     /// The target compares nothing, and says that all is well.
     VerifySkipped = "verify-skipped",
     /// The source hashes its memory before a device has written to it for the last time.
@@ -157,6 +187,11 @@ impl Fault {
     /// Whether it takes a spool: the list has these together.
     pub(crate) fn is_of_spool(self) -> bool {
         (Self::SpoolNotSynced as u8..=Self::CompleteTooEarly as u8).contains(&(self as u8))
+    }
+
+    /// Whether it takes somebody else who acts on the VM: the list has these together, too.
+    pub(crate) fn is_of_others(self) -> bool {
+        (Self::WatchdogForgetsRunState as u8..=Self::NotThawed as u8).contains(&(self as u8))
     }
 }
 

@@ -5,7 +5,7 @@ use crate::{
     enumerate::{Counts, Enumeration},
     fault::Fault,
     link::Side,
-    random::{self, SPOOLED},
+    random::{self, MEDDLED, SPOOLED},
     schedule::{Course, Schedule, Turn},
     setup::{Keeper, Setup, Spooling, Way},
 };
@@ -24,7 +24,8 @@ use std::{
 pub struct Size {
     /// Whether every second blow is tried behind every first, and a few kinds of turns three at a time.
     pub pairs: bool,
-    /// Seeds for random runs, from 0 on; and half as many for storms over a spool.
+    /// Seeds for random runs in which others act on the VM, too; a quarter as many for storms alone, and for
+    /// those over a spool.
     pub seeds: u64,
     /// Threads that runs are shared out among; none has a thread of its own.
     pub threads: usize,
@@ -104,8 +105,8 @@ fn pairs() -> Vec<Setup> {
     all
 }
 
-/// Storms of three turns, of these few: who loses the link, who hears of it late, and who then would not go on; or what a target
-/// makes of a switchover that was undone.
+/// Storms of three turns, of these few: who loses the link, who hears of it late, and who then would not go
+/// on; or what a target makes of a switchover that was undone.
 fn triples() -> impl Iterator<Item = (Setup, Vec<Turn>)> {
     let refuse = Turn::Blow(Blow::Refuse);
     let crash = Turn::Blow(Blow::Crash { side: Side::Target, lucky: false, again: Again::Soon });
@@ -120,6 +121,37 @@ fn triples() -> impl Iterator<Item = (Setup, Vec<Turn>)> {
         (tiny(Way::Hybrid, 1), few(0, refuse)),
     ]
     .into_iter()
+}
+
+/// What others do, at every step; and in full also what befalls the agents, the link and the guest before or
+/// after it.
+fn meddled(all_of_them: bool) -> Vec<(Setup, u32, Vec<Turn>)> {
+    let others: Vec<Turn> = Turn::others().collect();
+    let crash = |side, again| Turn::Blow(Blow::Crash { side, lucky: false, again });
+    let beside = [
+        Turn::Sleep,
+        crash(Side::Source, Again::Soon),
+        crash(Side::Source, Again::Never),
+        crash(Side::Target, Again::Soon),
+        Turn::Blow(Blow::Fail(Side::Source)),
+        Turn::Blow(Blow::Refuse),
+        Turn::Blow(Blow::Cut(0)),
+    ];
+    let both: Vec<Turn> = others.iter().copied().chain(beside).collect();
+    let mut all = Vec::new();
+    for (keeper, way) in [Keeper::Target, Keeper::Etcd]
+        .iter()
+        .flat_map(|keeper| [Way::PreCopy, Way::Hybrid, Way::PostCopy].map(|way| (*keeper, way)))
+    {
+        let small = Setup { rejoin: keeper == Keeper::Target, ..Setup::small(way, keeper, Spooling::Off) };
+        all.push((small, 1, others.clone()));
+        all.push((Setup { paused: true, ..small }, 1, others.clone()));
+        if all_of_them {
+            let tiny = Setup { pages: 2, busy: 3, ..small };
+            all.push((tiny, 2, both.clone()));
+        }
+    }
+    all
 }
 
 fn ways() -> impl Iterator<Item = (Way, Spooling)> {
@@ -137,6 +169,7 @@ pub fn storm(size: Size, tell: impl Fn(&str) + Sync) -> Report {
     let begin = Instant::now();
     let mut work: Vec<_> =
         singles(size.pairs).into_iter().map(|setup| (setup, 1, Turn::all().collect())).collect();
+    work.extend(meddled(size.pairs));
     if size.pairs {
         work.extend(pairs().into_iter().map(|setup| (setup, 2, Turn::all().collect())));
         work.extend(triples().map(|(setup, few)| (setup, 3, few)));
@@ -178,10 +211,12 @@ pub fn storm(size: Size, tell: impl Fn(&str) + Sync) -> Report {
                 return;
             }
             let to = (from + SHARE).min(size.seeds);
-            let (mut counts, mut findings) = seeds(from..to, None, false);
-            let (more, found) = seeds(SPOOLED + from / 2..SPOOLED + to / 2, None, false);
-            counts.add(more);
-            findings.extend(found);
+            let (mut counts, mut findings) = seeds(from / 4..to / 4, None, false);
+            for first in [SPOOLED + from / 4..SPOOLED + to / 4, MEDDLED + from..MEDDLED + to] {
+                let (more, found) = seeds(first, None, false);
+                counts.add(more);
+                findings.extend(found);
+            }
             let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
             all.0.add(counts);
             all.1.extend(findings);
@@ -222,12 +257,17 @@ fn seeds(range: std::ops::Range<u64>, fault: Option<Fault>, first: bool) -> (Cou
     (counts, findings)
 }
 
-/// Hunts for one planted fault with what the tests run; returns the first run that shows it, and how many it took.
+/// Hunts for one planted fault with what the tests run; returns the first run that shows it, and how many it
+/// took.
 pub fn hunt(fault: Fault) -> (Option<Finding>, u64) {
     /// Most show themselves soon, somewhere; this takes some seconds.
     const FIRST: u64 = 20_000;
     let mut runs = 0;
-    let kinds: &[u64] = if fault.is_of_spool() { &[SPOOLED, 0] } else { &[0] };
+    let kinds: &[u64] = match fault {
+        _ if fault.is_of_spool() => &[SPOOLED, 0],
+        _ if fault.is_of_others() => &[MEDDLED],
+        _ => &[0],
+    };
     for first in kinds.iter().copied() {
         let (counts, mut findings) = seeds(first..first + FIRST, Some(fault), true);
         runs += counts.schedules;
@@ -235,10 +275,11 @@ pub fn hunt(fault: Fault) -> (Option<Finding>, u64) {
             return (Some(finding), runs);
         }
     }
+    let others = meddled(true).into_iter().filter(|_| fault.is_of_others());
     let few = triples().take(2).map(|(setup, few)| (setup, 3, few));
     // Those with most in them first.
     let all = singles(false).into_iter().rev().map(|setup| (setup, 1, Turn::all().collect()));
-    for (setup, turns, among) in few.chain(all) {
+    for (setup, turns, among) in others.chain(few).chain(all) {
         let done = Enumeration::run(setup, Some(fault), turns, &among);
         runs += done.counts.schedules;
         if let Some((schedule, what)) = done.found {

@@ -14,6 +14,7 @@ mod guest; // the model guest, and what it wrote
 mod hunt; // all storms: what is run for tests, and what for `./dev storm`
 mod link; // connections
 mod moves; // who can move, and one move at a time
+mod outside; // what others do to the VM meanwhile
 mod pages; // sets of pages, and what they hold
 mod printed; // hashes for values of the protocol
 mod qemu; // QEMU, and the kernel's watch over it
@@ -33,6 +34,7 @@ pub use enumerate::{Counts, Enumeration};
 pub use fault::Fault;
 pub use hunt::{Finding, Report, Size, hunt, storm};
 pub use link::Side;
+pub use outside::{Meddle, Outside};
 pub use random::run as run_at_random;
 pub use schedule::{Course, Schedule, Turn};
 pub use setup::{Keeper, Setup, Spooling, Way};

@@ -5,6 +5,7 @@ use crate::{
     guest::Deed,
     link::{Over, Purpose, Side, Word},
     printed::Printed,
+    qemu::Run,
     record::Answer,
     setup::Keeper,
     source, target,
@@ -128,7 +129,7 @@ impl World {
             Who::Saver => self.up[0] && self.source.work.as_ref().is_some_and(|work| work.saving.is_some()),
             Who::Recorder => self.recorder_can(),
             Who::Faults => self.faults_can(),
-            Who::Guest => self.guest.rest > 0 && self.qemus.iter().any(|q| q.runs && q.waits_for.is_none()),
+            Who::Guest => self.guest.rest > 0 && self.qemus.iter().any(|q| q.runs() && q.waits_for.is_none()),
             Who::Server => self.server_can(),
             Who::Spooler => self.spooler_can(),
             Who::Reader => self.reader_can(),
@@ -328,7 +329,7 @@ impl World {
 
     /// The guest does its next deed, wherever it runs.
     fn guest_moves(&mut self) {
-        let Some(side) = self.qemus.iter().position(|q| q.runs && q.waits_for.is_none()) else { return };
+        let Some(side) = self.qemus.iter().position(|q| q.runs() && q.waits_for.is_none()) else { return };
         let qemu = &mut self.qemus[side];
         let deed = self.guest.deed(self.setup.guest, self.setup.pages);
         let touched = match deed {
@@ -371,6 +372,7 @@ impl World {
         if side == Side::Source && self.ghost.spoken {
             self.ghost.by_person = true;
             // What the target did is lost with its host: the guest goes on from where it was stopped.
+            self.ghost.wanted = self.ghost.wanted_at_stop;
             if let Some(stop) = self.at_stop.take() {
                 self.guest = *stop;
             }
@@ -378,7 +380,7 @@ impl World {
         let other_has_disk = self.qemus[side.other().at()].has_disk;
         let qemu = &mut self.qemus[side.at()];
         let state = qemu.state;
-        qemu.runs = true;
+        qemu.run = Run::Running;
         qemu.has_disk = true;
         say!(self, "the guest runs on the {side:?}");
         self.guest.wake(self.setup.busy);

@@ -1,14 +1,80 @@
 //! A QEMU process: vCPUs, memory, the kernel's watch over it, and its disk's lock.
 
-use crate::pages::{Pages, Ram};
+use crate::{
+    outside::{Meddle, News},
+    pages::{Pages, Ram},
+};
+
+/// QEMU's run state, as far as it makes a difference here.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Run {
+    /// Nothing has run yet, or it was reset while it stood still.
+    Prelaunch,
+    /// Its vCPUs run.
+    Running,
+    /// Somebody has stopped it.
+    Paused,
+    /// The guest sleeps (S3).
+    Suspended,
+    /// The guest has switched itself off, and QEMU is to stay (`-no-shutdown`).
+    Shutdown,
+    /// The guest has panicked.
+    Panicked,
+    /// QEMU's own migration has taken it away.
+    Postmigrate,
+}
+
+impl Run {
+    /// Whether `cont` alone lets it run.
+    pub fn stands_still(self) -> bool {
+        matches!(self, Self::Prelaunch | Self::Paused)
+    }
+
+    /// Whether a person would say that they are the same.
+    pub fn like(self, other: Self) -> bool {
+        self == other || (self.stands_still() && other.stands_still())
+    }
+}
+
+/// What the guest did before our `stop`, as far as it can be carried over.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Was {
+    /// It ran.
+    Ran,
+    /// Somebody had paused it.
+    Stood,
+}
+
+/// A migration that QEMU was asked for by somebody else.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Theirs {
+    /// There is none, or it failed.
+    None,
+    /// It gets on.
+    Active,
+    /// The VM is somewhere else.
+    Finished,
+}
 
 /// The process on one host.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Qemu {
     /// Whether the process is there.
     pub alive: bool,
-    /// Whether its vCPUs run.
-    pub runs: bool,
+    /// Its run state.
+    pub run: Run,
+    /// It is stopped as a process (`SIGSTOP`): nothing of it does anything.
+    pub frozen: bool,
+    /// What its monitor was asked for meanwhile.
+    pub queued: Option<Meddle>,
+    /// Which of its devices and media are not as they were when the migration began.
+    pub config: u8,
+    /// A migration of QEMU's own.
+    pub theirs: Theirs,
+    /// What its events have told since our `stop`.
+    pub told: News,
+    /// A waiting one was let run, or left standing still as the source's guest was.
+    pub started: bool,
     /// The guest's memory. Outlives the process for as long as an agent has it open.
     pub ram: Ram,
     /// What its vCPUs' registers are; none before a device state was loaded.
@@ -28,7 +94,13 @@ impl Qemu {
     pub fn none() -> Self {
         Self {
             alive: false,
-            runs: false,
+            run: Run::Prelaunch,
+            frozen: false,
+            queued: None,
+            config: 0,
+            theirs: Theirs::None,
+            told: News::default(),
+            started: false,
             ram: Ram::empty(),
             state: None,
             tracked: None,
@@ -40,12 +112,25 @@ impl Qemu {
 
     /// A running one.
     pub fn running(ram: Ram) -> Self {
-        Self { alive: true, runs: true, ram, state: Some(0), has_disk: true, ..Self::none() }
+        Self {
+            alive: true,
+            run: Run::Running,
+            started: true,
+            ram,
+            state: Some(0),
+            has_disk: true,
+            ..Self::none()
+        }
     }
 
     /// One that waits for a device state (`-S -incoming defer`).
     pub fn waiting() -> Self {
         Self { alive: true, ..Self::none() }
+    }
+
+    /// Whether its vCPUs run.
+    pub fn runs(&self) -> bool {
+        self.run == Run::Running
     }
 
     /// The process ends. Its memory stays as long as somebody has it open.

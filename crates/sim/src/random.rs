@@ -6,6 +6,7 @@ use crate::{
     guest::mix,
     link::Side,
     moves::{READER, TO_TARGET},
+    outside::Outside,
     schedule::ENDLESS,
     setup::{Keeper, Setup, Spooling, Way},
     world::{Weather, World},
@@ -53,6 +54,7 @@ fn setup(chance: &mut Chance, spooled: bool) -> Setup {
         eager: chance.below(8) == 0,
         rejoin: chance.below(4) > 0,
         verify: chance.below(3) == 0,
+        paused: false,
     }
 }
 
@@ -81,6 +83,9 @@ impl When {
 
 /// From this seed on every run has a spool, and its storm is about that.
 pub(crate) const SPOOLED: u64 = 1 << 32;
+
+/// From this seed on others act on the VM, too.
+pub(crate) const MEDDLED: u64 = 2 << 32;
 
 /// What befalls a spool, and whoever writes and reads it: hosts and links that are lost, a datastore that fails, damage.
 const AT_SPOOL: [&[Blow]; 3] = [
@@ -115,8 +120,10 @@ const AT_SPOOL: [&[Blow]; 3] = [
 /// A run from this seed, to its end.
 pub fn run(seed: u64, fault: Option<Fault>, trace: bool) -> World {
     let mut chance = Chance(mix(seed));
-    let at_spool = seed >= SPOOLED;
-    let setup = setup(&mut chance, at_spool);
+    let at_spool = (SPOOLED..MEDDLED).contains(&seed);
+    let others: Vec<Outside> = if seed >= MEDDLED { Outside::all().collect() } else { Vec::new() };
+    let mut setup = setup(&mut chance, at_spool);
+    setup.paused = !others.is_empty() && chance.below(8) == 0;
     let mut world = World::new(setup, fault);
     if trace {
         world.trace.0 = Some(vec![format!("setup {setup}")]);
@@ -140,6 +147,14 @@ pub fn run(seed: u64, fault: Option<Fault>, trace: bool) -> World {
             return world;
         }
         if blows > 0 && when.is_now(&world) && chance.below(rarely) == 0 {
+            if !others.is_empty() && chance.below(2) == 0 {
+                let outside = chance.of(&others);
+                if world.can_meddle(outside) {
+                    blows -= 1;
+                    world.meddle(outside);
+                    continue;
+                }
+            }
             let any = Blow::of(chance.below(u32::from(Blow::COUNT)) as u8);
             let blow = if at_spool { chance.of(blows_at_spool) } else { any };
             if world.can_strike(blow) {

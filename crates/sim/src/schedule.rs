@@ -3,6 +3,7 @@
 use crate::{
     blow::Blow,
     fault::Fault,
+    outside::Outside,
     random,
     setup::Setup,
     world::{Weather, World},
@@ -21,13 +22,20 @@ pub enum Turn {
     Time,
     /// The storm strikes.
     Blow(Blow),
+    /// Somebody else acts on the VM.
+    Others(Outside),
 }
 
 impl Turn {
-    /// All of them.
+    /// All of them, as long as nobody else acts on the VM.
     pub fn all() -> impl Iterator<Item = Self> {
         let blows = (0..Blow::COUNT).map(|number| Self::Blow(Blow::of(number)));
         [Self::Sleep, Self::Time].into_iter().chain(blows)
+    }
+
+    /// All that others do.
+    pub fn others() -> impl Iterator<Item = Self> {
+        Outside::all().map(Self::Others)
     }
 }
 
@@ -91,6 +99,7 @@ impl World {
             Turn::Sleep => (self.movers() & !self.asleep).count_ones() > 1,
             Turn::Time => !self.timers.is_empty() && self.movers() != 0,
             Turn::Blow(blow) => self.can_strike(blow),
+            Turn::Others(outside) => self.can_meddle(outside),
         }
     }
 
@@ -109,6 +118,7 @@ impl World {
                 self.check();
             }
             Turn::Blow(blow) => self.strike(blow),
+            Turn::Others(outside) => self.meddle(outside),
         }
     }
 }
@@ -119,6 +129,7 @@ impl fmt::Display for Turn {
             Self::Sleep => f.write_str("sleep"),
             Self::Time => f.write_str("time"),
             Self::Blow(blow) => blow.fmt(f),
+            Self::Others(outside) => outside.fmt(f),
         }
     }
 }
@@ -161,7 +172,10 @@ impl FromStr for Schedule {
             let turn = match turn {
                 "sleep" => Turn::Sleep,
                 "time" => Turn::Time,
-                blow => Turn::Blow(blow.parse()?),
+                word => match word.parse() {
+                    Ok(blow) => Turn::Blow(blow),
+                    Err(_) => Turn::Others(word.parse()?),
+                },
             };
             Ok((at, turn))
         });

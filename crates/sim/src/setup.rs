@@ -61,12 +61,14 @@ pub struct Setup {
     pub rejoin: bool,
     /// Both sides compare their memory before the commit (`--verify`).
     pub verify: bool,
+    /// Somebody has paused the guest before.
+    pub paused: bool,
 }
 
 impl Setup {
     /// A small VM that migrates so.
     pub fn small(way: Way, keeper: Keeper, spooling: Spooling) -> Self {
-        let (eager, rejoin, verify) = (false, false, false);
+        let (eager, rejoin, verify, paused) = (false, false, false, false);
         Self {
             way,
             keeper,
@@ -79,6 +81,7 @@ impl Setup {
             eager,
             rejoin,
             verify,
+            paused,
         }
     }
 
@@ -92,6 +95,7 @@ impl Setup {
 const EAGER: &str = "eager";
 const REJOIN: &str = "rejoin";
 const VERIFY: &str = "verify";
+const PAUSED: &str = "paused";
 
 const WAYS: [(Way, &str); 3] = [(Way::PreCopy, "pre"), (Way::Hybrid, "hybrid"), (Way::PostCopy, "post")];
 const KEEPERS: [(Keeper, &str); 3] =
@@ -117,7 +121,7 @@ impl fmt::Display for Setup {
         let (way, keeper) = (word(self.way, &WAYS), word(self.keeper, &KEEPERS));
         let spooling = word(self.spooling, &SPOOLINGS);
         write!(f, "{way}-{keeper}-{spooling}-{streams}-{pages}-{rounds}-{guest}-{busy}")?;
-        let also = [(self.eager, EAGER), (self.rejoin, REJOIN), (self.verify, VERIFY)];
+        let also = [(self.eager, EAGER), (self.rejoin, REJOIN), (self.verify, VERIFY), (self.paused, PAUSED)];
         also.iter().filter(|(set, _)| *set).try_for_each(|(_, word)| write!(f, "-{word}"))
     }
 }
@@ -150,7 +154,8 @@ impl FromStr for Setup {
                 EAGER => setup.eager = true,
                 REJOIN => setup.rejoin = true,
                 VERIFY => setup.verify = true,
-                more => return Err(format!("{more} is none of {EAGER}, {REJOIN}, {VERIFY}")),
+                PAUSED => setup.paused = true,
+                more => return Err(format!("{more} is none of {EAGER}, {REJOIN}, {VERIFY}, {PAUSED}")),
             }
         }
         Ok(setup)

@@ -7,6 +7,7 @@ use crate::{
     link::{Purpose, Side, Word},
     pages::{MOST, Pages, Table},
     printed::Printed,
+    qemu::Was,
     setup::{Keeper, Setup},
     watchdog::Word::{Back, Pausing, Promised},
     world::{Timer, Weather, World, say},
@@ -19,6 +20,7 @@ use proto::{
 mod call_off; // how the target learns that it is over
 mod hears; // what it makes of what it hears
 mod link; // its connections, and how it asks the record
+mod looking; // what others have done, and what the guest is let do again
 mod recovery; // after a restart
 mod spooling; // the file on the datastore
 mod steps; // its acts, step by step
@@ -105,9 +107,20 @@ impl World {
         if act == SourceAct::Rejoin {
             self.leave_spool();
         }
+        let frozen_late = self.has(Fault::FrozenAfterPermit);
+        let frozen_early = self.has(Fault::FrozenBeforePromise);
+        let looks_away = self.has(Fault::EventsNotLookedAt);
+        if act == SourceAct::StopGuest {
+            self.look_at_run_state();
+        }
         let Some(work) = self.source.work.as_deref_mut() else { return };
+        let (pausing, departure) = (Pausing(work.was), Departure::Pausing(work.was));
+        let promised = Departure::Promised(work.was);
         let steps: &[Do] = match act {
             SourceAct::Send(kind) => {
+                if frozen_late && matches!(kind, Kind::Permit(_)) {
+                    work.steps.push_back(Do::Freeze);
+                }
                 let control = work.control;
                 if let Some(conn) = control.and_then(|id| self.conn(id)) {
                     conn.say(Side::Source, Word::Say(Printed(kind)));
@@ -127,13 +140,13 @@ impl World {
             }
             SourceAct::Decide => &[Do::Collect, Do::Decide],
             SourceAct::StopGuest if pause_first => {
-                &[Do::Stop, Do::Tell(Pausing), Do::Journal(Departure::Pausing), Do::Sync, Do::Stopped]
+                &[Do::Stop, Do::Tell(pausing), Do::Journal(departure), Do::Sync, Do::Stopped]
             }
             SourceAct::StopGuest if told_late => {
-                &[Do::Journal(Departure::Pausing), Do::Sync, Do::Stop, Do::Tell(Pausing), Do::Stopped]
+                &[Do::Journal(departure), Do::Sync, Do::Stop, Do::Tell(pausing), Do::Stopped]
             }
             SourceAct::StopGuest => {
-                &[Do::Tell(Pausing), Do::Journal(Departure::Pausing), Do::Sync, Do::Stop, Do::Stopped]
+                &[Do::Tell(pausing), Do::Journal(departure), Do::Sync, Do::Stop, Do::Stopped]
             }
             SourceAct::SendOwed => &[Do::Collect, Do::SayOwed],
             SourceAct::Save => {
@@ -157,7 +170,8 @@ impl World {
                 }
                 self.announce_relaxed();
                 let Some(work) = self.source.work.as_deref_mut() else { return };
-                let stream = control::Packed { raw: u64::from(work.state), lz4: vec![] };
+                let was = u64::from(work.was == Was::Stood) << STOOD;
+                let stream = control::Packed { raw: u64::from(work.state) | was, lz4: vec![] };
                 let state = control::State { after_round, stream: Some(stream), ..Default::default() };
                 let control = work.control;
                 if let Some(conn) = control.and_then(|id| self.conn(id)) {
@@ -170,14 +184,33 @@ impl World {
                 work.todo.push_back(Printed(SourceAct::Promise));
                 return;
             }
-            SourceAct::Promise => {
-                &[Do::Journal(Departure::Promised), Do::Sync, Do::Tell(Promised), Do::Promised]
+            SourceAct::Promise if frozen_early => &[
+                Do::Freeze,
+                Do::Journal(promised),
+                Do::Sync,
+                Do::Tell(Promised),
+                Do::LookFrozen,
+                Do::Promised,
+            ],
+            SourceAct::Promise if frozen_late || self.fault == Some(Fault::NotFrozen) => {
+                &[Do::Journal(promised), Do::Sync, Do::Tell(Promised), Do::LookFrozen, Do::Promised]
             }
+            SourceAct::Promise if looks_away => {
+                &[Do::Journal(promised), Do::Sync, Do::Tell(Promised), Do::Freeze, Do::Promised]
+            }
+            SourceAct::Promise => &[
+                Do::Journal(promised),
+                Do::Sync,
+                Do::Tell(Promised),
+                Do::Freeze,
+                Do::LookFrozen,
+                Do::Promised,
+            ],
             SourceAct::ResumeGuest => {
                 if !work.stopped {
                     return;
                 }
-                &[Do::Resume, Do::Insist(Departure::None), Do::Sync, Do::Tell(Back)]
+                &[Do::Thaw, Do::Resume, Do::Insist(Departure::None), Do::Sync, Do::Tell(Back)]
             }
             SourceAct::RunOn => {
                 let owed = std::mem::take(&mut work.owed);
@@ -230,6 +263,9 @@ impl World {
         self.setup.keeper == Keeper::Target
     }
 }
+
+/// Where a device state says that the guest stood still: above the state itself.
+pub(crate) const STOOD: u32 = 16;
 
 /// A page set as it travels. Not compressed: proto has its own tests for that.
 pub(crate) fn bitmap(pages: Pages) -> control::Bitmap {

@@ -7,9 +7,10 @@ use crate::{
     link::{Over, Side, Word},
     pages::Pages,
     printed::Printed,
+    qemu::Was,
     record::Answer,
     setup::Keeper,
-    source::{bitmap, pages, short},
+    source::{STOOD, bitmap, pages, short},
     world::{Timer, World, say},
 };
 use proto::{
@@ -96,7 +97,9 @@ impl World {
             TargetAct::KeepHashes(hashes) => return work.hashes = hashes.hashes,
             TargetAct::Compare => &[Do::Compare],
             TargetAct::Load(state) => {
-                work.state = state.stream.map_or(0, |stream| stream.raw as u16);
+                let raw = state.stream.map_or(0, |stream| stream.raw);
+                work.state = raw as u16;
+                work.was = if raw >> STOOD == 0 { Was::Ran } else { Was::Stood };
                 &[Do::Enter, Do::Load, Do::AwaitRecorded, Do::AwaitSpoolRecorded, Do::Loaded]
             }
             TargetAct::Claim => {

@@ -3,14 +3,15 @@
 use crate::{
     fault::Fault,
     link::Side,
+    qemu::Was,
     world::{World, say},
 };
 
 /// The last word that it was told, from a pipe that the kernel keeps until it is read.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Word {
-    /// The pause is ours.
-    Pausing,
+    /// The pause is ours, and this is how the guest was before.
+    Pausing(Was),
     /// Only the record decides.
     Promised,
     /// The guest is back.
@@ -42,7 +43,12 @@ impl World {
     /// The only one who could tell it more is gone: the driver, or its agent.
     pub fn watchdog_is_alone(&mut self) {
         if let Watchdog::Watches(last) = self.watchdog {
-            let acts = last == Some(Word::Pausing) && !self.has(Fault::WatchdogIdle);
+            let regardless = self.has(Fault::WatchdogForgetsRunState);
+            let ours = match last {
+                Some(Word::Pausing(was)) => was == Was::Ran || regardless,
+                _ => false,
+            };
+            let acts = ours && !self.has(Fault::WatchdogIdle);
             self.watchdog = if acts { Watchdog::Acts } else { Watchdog::Ended };
         }
     }
@@ -50,8 +56,11 @@ impl World {
     /// It lets the guest run, if it stands still.
     pub fn watchdog_moves(&mut self) {
         self.watchdog = Watchdog::Ended;
+        if self.has(Fault::WatchdogAfterPromise) {
+            self.thaw(Side::Source);
+        }
         let qemu = &self.qemus[0];
-        let stands_still = qemu.alive && !qemu.runs;
+        let stands_still = qemu.alive && qemu.run.stands_still() && !qemu.frozen;
         say!(
             self,
             "watchdog: {}",

@@ -5,7 +5,7 @@ use crate::{
     guest::Guest,
     link::{Conn, Purpose, Side},
     pages::Pages,
-    qemu::Qemu,
+    qemu::{Qemu, Run},
     record::Elsewhere,
     setup::{Setup, Spooling},
     source::SourceAgent,
@@ -115,6 +115,22 @@ pub struct Ghost {
     pub damaged: Pages,
     /// How the weather was.
     pub weather: Weather,
+    /// The run state in which the guest would be without the migration; none where nobody can tell.
+    pub wanted: Option<Run>,
+    /// … when it was stopped for the switchover.
+    pub wanted_at_stop: Option<Run>,
+    /// Somebody has paused the guest since its run state was recorded.
+    pub unrecorded: bool,
+    /// Its devices and media, as `Qemu::config`.
+    pub config: u8,
+    /// … when the source looked at them for the second time.
+    pub looked: u8,
+    /// … of which this changed when nobody could see it any more: after that look, and without an event.
+    pub unseen: u8,
+    /// Somebody has ended the VM.
+    pub quit: bool,
+    /// QEMU's own migration has taken the VM somewhere else.
+    pub elsewhere: bool,
 }
 
 /// How much happened that a migration has to bear: what it must come to depends on it.
@@ -212,12 +228,13 @@ impl World {
     /// A guest that runs on the source, and a user who wants it elsewhere.
     pub fn new(setup: Setup, fault: Option<Fault>) -> Self {
         let (guest, ram) = Guest::new(setup.pages, BEFORE);
+        let run = if setup.paused { Run::Paused } else { Run::Running };
         let mut world = Self {
             setup,
             fault,
             guest,
             at_stop: None,
-            qemus: [Qemu::running(ram), Qemu::none()],
+            qemus: [Qemu { run, ..Qemu::running(ram) }, Qemu::none()],
             up: [true; 2],
             burnt: [false; 2],
             source: SourceAgent::new(&setup),
@@ -232,7 +249,7 @@ impl World {
             turn: 0,
             asleep: 0,
             idle: 0,
-            ghost: Ghost::default(),
+            ghost: Ghost { wanted: Some(run), ..Ghost::default() },
             breach: Aside(None),
             trace: Aside(None),
             steps: Aside(0),

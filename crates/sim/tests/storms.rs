@@ -110,6 +110,29 @@ fn a_link_that_is_lost_once_in_the_pause_ends_no_migration() {
     }
 }
 
+/// Whoever pauses the guest in the middle of it finds it paused where it is then, and loses no migration by that.
+#[test]
+fn i9_a_guest_that_somebody_pauses_arrives_paused() {
+    for setup in ["pre-held-bare-1-3-1-1-5", "hybrid-etcd-bare-1-4-1-1-6-rejoin"] {
+        let ends = at_each_step(setup, "stop", "others: stop");
+        assert!(ends.len() > 20, "{setup}: {} times", ends.len());
+        assert!(ends.iter().all(|end| *end == Some(End::Runs(Side::Target))), "{setup}: {ends:?}");
+        let paused = format!("{setup}-paused");
+        let ends = at_each_step(&paused, "cancel", "act ResumeGuest");
+        assert!(ends.iter().all(|end| *end == Some(End::Runs(Side::Source))), "{paused}: {ends:?}");
+    }
+}
+
+/// Whatever others do to the source's QEMU in the pause that a migration cannot carry over ends it before the permit.
+#[test]
+fn i9_what_cannot_be_carried_over_ends_a_migration() {
+    for (what, least) in [("cont", 5), ("reset", 5), ("eject", 20), ("power-off", 10), ("panic", 10)] {
+        let ends = at_each_step("pre-held-bare-1-3-1-1-5", what, "the VM has changed");
+        assert!(ends.len() >= least, "{what}: {} times", ends.len());
+        assert!(ends.iter().all(|end| *end == Some(End::Runs(Side::Source))), "{what}: {ends:?}");
+    }
+}
+
 /// An agent that is never started again leaves no guest that stands still, unless it has promised to ask first.
 #[test]
 fn a_watchdog_needs_no_agent() {

@@ -90,6 +90,7 @@ impl World {
                 work.event(event);
             }
             Heard::Spool(turn, said) => self.hear_spool(turn, said),
+            Heard::Qemu(news) => self.hear_qemu(news),
             Heard::Cancel => work.event(SourceEvent::Cancel),
             Heard::Resolved => work.event(SourceEvent::Resolved),
         }
@@ -104,9 +105,10 @@ impl World {
     /// The thread that saves the device state (`Machine::save`): devices may still write to guest memory.
     pub fn source_saves(&mut self) {
         let disks_stay = self.has(Fault::DisksStayActive);
+        let changed = self.has_changed();
         let Some(work) = self.source.work.as_deref_mut() else { return };
         let qemu = &mut self.qemus[0];
-        if !qemu.alive || std::mem::take(&mut work.fails) {
+        if !qemu.alive || (changed && work.saving == Some(Saving::Begun)) || std::mem::take(&mut work.fails) {
             work.saving = None;
             return work.heard.push_back(Heard::Saved(work.pauses_in_vain, false));
         }
@@ -128,8 +130,9 @@ impl World {
         }
         work.saving = None;
         work.state = qemu.state.unwrap_or(0);
-        qemu.has_disk &= disks_stay;
-        work.heard.push_back(Heard::Saved(work.pauses_in_vain, true));
+        // Whoever let the guest run keeps its disks: QEMU looks.
+        qemu.has_disk &= disks_stay || qemu.runs();
+        work.heard.push_back(Heard::Saved(work.pauses_in_vain, !changed));
         say!(self, "source: device state saved");
     }
 
@@ -144,10 +147,7 @@ impl World {
         } else if qemu.alive {
             work.stopped = false;
             qemu.tracked = None;
-            // The watchdog may have been faster.
-            if !qemu.runs {
-                self.guest_runs(Side::Source);
-            }
+            self.as_it_was();
         } else if work.machine.is_some() {
             // There is nothing to bring back; the recovery says so.
             work.steps.clear();
@@ -170,7 +170,7 @@ impl World {
             qemu.tracked = Some(Pages::default());
         }
         let too_often = work.pauses_in_vain > IN_VAIN;
-        self.guest_runs(Side::Source);
+        self.as_it_was();
         if too_often && let Some(work) = self.source.work.as_deref_mut() {
             // Once that is in the journal.
             work.steps.push_back(Do::TooOften);

@@ -14,7 +14,7 @@ use proto::Source;
 /// What follows an answer (`Recovery::ask`).
 pub(super) fn after(answer: Answer) -> Vec<Do> {
     match answer {
-        Answer::Yours(_) => vec![Do::Resume, Do::Insist(Departure::None), Do::Sync],
+        Answer::Yours(_) => vec![Do::Thaw, Do::Resume, Do::Insist(Departure::None), Do::Sync],
         Answer::Lost(_) => vec![Do::Insist(Departure::Gone), Do::Sync, Do::TakeUp],
         Answer::Unknown => vec![Do::Wait, Do::Ask, Do::AwaitAnswer],
     }
@@ -25,14 +25,20 @@ impl World {
     pub fn take_up(&mut self) {
         let state = *self.source.journal.read();
         say!(self, "source: recovery finds {state:?}");
+        self.state_is_not_recorded();
         let mut work = Work::new(None);
+        if let Departure::Pausing(was) | Departure::Promised(was) = state
+            && !self.has(Fault::RecoveryForgetsRunState)
+        {
+            work.was = was;
+        }
         match state {
             Departure::None | Departure::Settled => return self.source.work = None,
-            Departure::Promised if !self.has(Fault::ResumeWithoutAsking) => {
+            Departure::Promised(_) if !self.has(Fault::ResumeWithoutAsking) => {
                 work.steps.extend([Do::Ask, Do::AwaitAnswer]);
             }
-            Departure::Pausing | Departure::Promised => {
-                work.steps.extend([Do::Resume, Do::Insist(Departure::None), Do::Sync]);
+            Departure::Pausing(_) | Departure::Promised(_) => {
+                work.steps.extend([Do::Thaw, Do::Resume, Do::Insist(Departure::None), Do::Sync]);
             }
             Departure::Gone => {
                 if !self.qemus[0].alive {
@@ -52,7 +58,8 @@ impl World {
     pub fn source_in_doubt(&mut self) {
         let Some(work) = self.source.work.as_deref() else { return };
         let asking = work.steps.iter().any(|step| matches!(step, Do::Wait | Do::Ask | Do::AwaitAnswer));
-        if work.machine.is_some() && asking && *self.source.journal.read() == Departure::Promised {
+        let promised = matches!(self.source.journal.read(), Departure::Promised(_));
+        if work.machine.is_some() && asking && promised {
             self.source_hangs_up();
             self.call_off(Timer::Patience(Side::Source));
             self.call_off(Timer::Stall);
@@ -74,13 +81,14 @@ impl World {
             return;
         }
         let state = *self.source.journal.durable();
-        if !self.up[0] || (state != Departure::Promised && self.source.work.is_some()) {
+        let promised = matches!(state, Departure::Promised(_));
+        if !self.up[0] || (!promised && self.source.work.is_some()) {
             if state != Departure::Gone {
                 self.set(Timer::Person);
             }
             return;
         }
-        if state != Departure::Promised {
+        if !promised {
             return;
         }
         let Some(work) = self.source.work.as_deref_mut() else { return };

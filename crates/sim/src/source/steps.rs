@@ -7,6 +7,7 @@ use crate::{
     link::{Side, Word},
     pages::Pages,
     printed::Printed,
+    qemu::Was,
     watchdog::Word::Pausing,
     world::{Timer, World, say},
 };
@@ -38,11 +39,14 @@ impl World {
             Do::Journal(state) | Do::Insist(state) => self.source.journal.write(|entry| *entry = state),
             Do::Sync => {
                 if self.fault == Some(Fault::PromiseNotSynced)
-                    && *self.source.journal.read() == Departure::Promised
+                    && matches!(self.source.journal.read(), Departure::Promised(_))
                 {
                     return self.set(Timer::Lazy(Side::Source));
                 }
                 self.source.journal.sync();
+                let ran = Departure::Pausing(Was::Ran) == *self.source.journal.durable()
+                    || Departure::Promised(Was::Ran) == *self.source.journal.durable();
+                self.ghost.unrecorded &= ran;
                 if *self.source.journal.durable() == Departure::None && work.machine.is_none() {
                     // The recovery has brought it back.
                     self.source.work = None;
@@ -80,7 +84,7 @@ impl World {
             Do::Tell(word) => {
                 // A pause that nobody watches over does not begin.
                 if !self.tell_watchdog(word)
-                    && word == Pausing
+                    && matches!(word, Pausing(_))
                     && let Some(work) = self.source.work.as_deref_mut()
                 {
                     work.broke("journal the pause");
@@ -91,13 +95,13 @@ impl World {
                 self.guest.wake(self.setup.busy);
                 self.source_decides();
             }
-            Do::Stop => {
-                work.stopped = true;
-                if !qemu.alive {
-                    return work.broke("stop the guest");
+            Do::Stop => self.source_stops(),
+            Do::Freeze => qemu.frozen = qemu.alive,
+            Do::LookFrozen => self.look_frozen(),
+            Do::Thaw => {
+                if self.fault != Some(Fault::NotThawed) {
+                    self.thaw(Side::Source);
                 }
-                qemu.runs = false;
-                self.at_stop = Some(Box::new(self.guest.clone()));
             }
             Do::Stopped => work.event(SourceEvent::Stopped),
             Do::StreamsOpen => {

@@ -4,8 +4,10 @@ use super::{Call, Said, Spooling};
 use crate::{
     driver::Driver,
     durable::Durable,
+    outside::News,
     pages::{MOST, Pages, Table},
     printed::Printed,
+    qemu::Was,
     record::{Answer, EPOCH},
     setup::{self, Setup, Way},
     watchdog::Word,
@@ -22,10 +24,10 @@ pub enum Departure {
     /// Nothing.
     #[default]
     None,
-    /// The pause is ours.
-    Pausing,
+    /// The pause is ours, and this is how the guest was before.
+    Pausing(Was),
     /// Only the record decides.
-    Promised,
+    Promised(Was),
     /// It is the target's.
     Gone,
     /// … and the target has all of it: the VM is forgotten here.
@@ -90,6 +92,8 @@ pub struct Work {
     pub begun: bool,
     /// Our pause.
     pub stopped: bool,
+    /// How the guest was before it.
+    pub was: Was,
     /// A switchover was undone: the next step may be another one.
     pub undone: bool,
     /// How many pauses came to nothing, after which the migration went on.
@@ -174,6 +178,8 @@ pub enum Heard {
     Answer(Answer),
     /// The user wants it to end.
     Cancel,
+    /// QEMU's event.
+    Qemu(News),
     /// A person has fenced the target.
     Resolved,
     /// The thread that writes the spool has said this of a job of this turn.
@@ -219,6 +225,12 @@ pub enum Do {
     Stop,
     /// `Stopped`.
     Stopped,
+    /// Stops QEMU as a process.
+    Freeze,
+    /// Looks what its events have told before that.
+    LookFrozen,
+    /// Lets it go on.
+    Thaw,
     /// Says what is owed.
     SayOwed,
     /// `Promised`.
@@ -302,6 +314,7 @@ impl Work {
             focus: 0,
             begun: false,
             stopped: false,
+            was: Was::Ran,
             undone: false,
             pauses_in_vain: 0,
             saving: None,

@@ -34,7 +34,7 @@ impl World {
                 }
                 work.landed.add(page);
                 let before = qemu.ram.at(page);
-                let runs = qemu.runs;
+                let runs = qemu.runs();
                 let now = Page { content, ..meant };
                 qemu.ram.put(page, now);
                 if content == 0 {

@@ -7,6 +7,7 @@
 use super::{Do, Session, Stage, Unspool};
 use crate::{
     fault::Fault,
+    qemu::Was,
     record::Answer,
     world::{World, say},
 };
@@ -45,6 +46,9 @@ impl World {
             }
             // Whoever the record names, it cannot run here any more.
             (false, _) => work.steps.extend(GIVE_UP),
+        }
+        if arrival.stood {
+            work.was = Was::Stood;
         }
         self.target.work = Some(Box::new(work));
     }

@@ -388,7 +388,7 @@ impl World {
         }
         say!(self, "target: page {page} of the spool is {}", now.content);
         let qemu = &mut self.qemus[1];
-        let (before, runs) = (qemu.ram.at(page), qemu.runs);
+        let (before, runs) = (qemu.ram.at(page), qemu.runs());
         self.ghost.damaged.drop(page);
         qemu.ram.put(page, now);
         if now.content == 0 {

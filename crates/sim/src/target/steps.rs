@@ -6,7 +6,7 @@ use crate::{
     fault::Fault,
     link::Side,
     pages::Pages,
-    qemu::Qemu,
+    qemu::{Qemu, Run, Was},
     record::{Answer, Asked, Owner},
     setup::Keeper,
     spool::Own,
@@ -28,8 +28,10 @@ impl World {
         let kept = self.has(Fault::OwedKeptByTarget);
         let written = self.has(Fault::OwedKeptInJournal);
         let complete = self.has(Fault::CompleteTooEarly);
+        let regardless = self.has(Fault::TargetForgetsRunState);
         let qemu = &mut self.qemus[1];
         let Some(work) = self.target.work.as_deref_mut() else { return };
+        let stood = work.was == Was::Stood;
         let can_fail = matches!(step, Do::Start | Do::Punch(_) | Do::Load);
         if can_fail && std::mem::take(&mut work.fails) {
             say!(self, "target: that fails");
@@ -132,6 +134,7 @@ impl World {
                     }
                     if let (Answer::Yours(_), Some(arrival)) = (answer, &mut store.arrival) {
                         arrival.claimed = true;
+                        arrival.stood = stood;
                     }
                 });
                 work.answer = Some(answer);
@@ -143,6 +146,7 @@ impl World {
             Do::Intend => self.target.store.write(|store| {
                 if let Some(arrival) = &mut store.arrival {
                     arrival.claiming = true;
+                    arrival.stood = stood;
                 }
             }),
             Do::Ask => {
@@ -173,14 +177,28 @@ impl World {
                 }
                 if qemu.alive {
                     work.event(TargetEvent::Resumed { at_ns: 1 });
-                    self.guest_runs(Side::Target);
+                    qemu.started = true;
+                    qemu.run = Run::Paused;
+                    if !stood || regardless {
+                        self.guest_runs(Side::Target);
+                    }
                 } else {
                     work.event(TargetEvent::ResumeFailed("QEMU is gone".into()));
                 }
             }
             Do::Run => {
-                if qemu.alive && !qemu.runs {
-                    self.guest_runs(Side::Target);
+                if qemu.started && self.ghost.wanted.is_some_and(Run::stands_still) {
+                    // Whether it was let run before the agent died is not recorded.
+                    self.ghost.wanted = None;
+                }
+                if qemu.alive {
+                    qemu.started = true;
+                    if qemu.run == Run::Prelaunch {
+                        qemu.run = Run::Paused;
+                    }
+                    if qemu.run.stands_still() && (!stood || regardless) {
+                        self.guest_runs(Side::Target);
+                    }
                 }
             }
             Do::Close => {

@@ -7,6 +7,7 @@ use crate::{
     link::Over,
     pages::Pages,
     printed::Printed,
+    qemu::Was,
     record::{Answer, Asked, Owner},
 };
 use proto::{
@@ -35,6 +36,8 @@ pub struct Arrival {
     pub claiming: bool,
     /// This host has claimed it.
     pub claimed: bool,
+    /// The guest stood still before the migration stopped it.
+    pub stood: bool,
     /// What it was owed when it was claimed.
     pub owing: Option<Pages>,
     /// Where it can be found if the source is lost.
@@ -107,6 +110,8 @@ pub struct Session {
     pub recording: Recording,
     /// The device state.
     pub state: u16,
+    /// How the guest was before the source stopped it.
+    pub was: Was,
     /// The source said that its guest is back.
     pub source_is_back: bool,
     /// The claim was won.
@@ -250,6 +255,7 @@ impl Session {
             watches: false,
             recording: Recording::Done,
             state: 0,
+            was: Was::Ran,
             source_is_back: false,
             arrived: false,
             answer: None,
