@@ -233,6 +233,10 @@ fn options_that_would_open_or_execute_something_are_refused_however_they_are_wri
         ("-device", "usb-host,hostdevice=/dev/bus/usb/001/001".to_owned()),
         ("-device", "{\"driver\":\"VGA\",\"romfile\":\"/etc/passwd\"}".to_owned()),
         ("-device", "virtio-net-pci,file=/etc/passwd".to_owned()),
+        ("-device", format!("usb-tablet,pcap={secret}")),
+        ("-device", "isa-serial,chardev=whimbrel-qmp".to_owned()),
+        ("-audiodev", format!("wav,id=a,path={secret}")),
+        ("-initrd", format!("{},{secret}", bed.path("boot/vmlinuz").display())),
         ("-global", "VGA.romfile=passwd".to_owned()),
         ("-global", "driver=VGA,property=romfile,value=passwd".to_owned()),
         ("-global", "driver=migration,property=send-configuration,value=on".to_owned()),
@@ -307,7 +311,7 @@ fn what_else_a_recipe_names_cannot_become_an_option_or_a_path() {
     type Change = fn(&mut Recipe);
     let changes: [(Change, &str); 9] = [
         (|r| r.machine = "pc-q35-7.2,firmware=/etc/passwd".to_owned(), "firmware"),
-        (|r| r.machine = "kernel=/etc/passwd,type=q35".to_owned(), "no machine's name"),
+        (|r| r.machine = "kernel=/etc/passwd,type=q35".to_owned(), "machine \"\" is not allowed"),
         (|r| r.machine.push_str(",memory-backend=x"), "memory-backend"),
         (|r| r.cpu = "qemu64 -bios /etc/passwd".to_owned(), "-cpu"),
         (|r| r.smp = "1\n".to_owned(), "-smp"),

@@ -1,6 +1,6 @@
 //! QEMU's command line from a recipe.
 
-use super::{Backing, Console, Recipe, options::escape};
+use super::{Backing, Console, Recipe, allow, options::escape};
 use std::{collections::BTreeMap, path::PathBuf};
 
 /// The id of our monitor's socket.
@@ -64,7 +64,7 @@ impl Recipe {
         }
         for argument in &self.arguments {
             argv.push(argument.option.clone());
-            argv.extend(argument.value.clone());
+            argv.extend(allow::written(argument));
         }
         let mut add = |option: &str, value: String| argv.extend([option.to_owned(), value]);
         add("-display", "none".to_owned());

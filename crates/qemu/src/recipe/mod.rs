@@ -5,6 +5,7 @@
 //! name that belongs to one host except bridges and shared files: TAPs, sockets, logs and memory files are each host's
 //! own.
 
+mod allow;
 mod argv;
 mod backing;
 mod check;
@@ -13,10 +14,12 @@ pub mod files;
 /// The syntax of option values.
 pub mod options;
 
+pub use allow::check_argument;
+pub(crate) use allow::device_driver;
 pub use argv::Paths;
 pub use backing::backing_files;
-pub(crate) use check::{NAME_RULE, device_driver, is_interface, is_name, matches};
-pub use check::{check, check_argument};
+pub use check::check;
+pub(crate) use check::{NAME_RULE, is_interface, is_name, matches};
 
 use crate::{qmp::Version, tap::Port};
 use serde::{Deserialize, Serialize};
@@ -171,7 +174,7 @@ impl Net {
     /// Everything that is wrong with it; empty when it may be used.
     fn check(&self) -> Vec<String> {
         let mut wrong = Vec::new();
-        if !check::is_id(&self.id) {
+        if !allow::is_id(&self.id) {
             wrong.push(format!("network id {:?} is not usable", check::shown(&self.id)));
         }
         if !is_interface(&self.bridge) {

@@ -41,6 +41,11 @@ pub fn escape(value: &str) -> String {
     value.replace(',', ",,")
 }
 
+/// `off` and its synonyms.
+pub fn is_off(value: &str) -> bool {
+    matches!(value, "off" | "no" | "false" | "n")
+}
+
 /// `on` and its synonyms.
 pub fn is_on(value: &str) -> bool {
     matches!(value, "on" | "yes" | "true" | "y")

@@ -1,0 +1,128 @@
+//! What a disk's options may say.
+
+use super::{
+    devices::Property,
+    forms::Form::{self, *},
+    options::fit,
+};
+use crate::recipe::{Role, check::shown, options};
+
+/// Whether a path is among the recipe's files of this role.
+pub(super) type FileOf<'a> = &'a dyn Fn(Role, &str) -> bool;
+
+const FORMATS: Form = Word(&["raw", "qcow2"]);
+const ZEROES: Form = Word(&["off", "on", "unmap"]);
+const DISCARD: Form = Word(&["ignore", "off", "unmap", "on"]);
+const LOCKED: Form = Word(&["on", "auto"]);
+/// Direct reads write guest memory behind the tracker's back, unless they are reopened without; whoever does that says so.
+const THREADS: Form = Word(&["threads"]);
+
+/// Properties of a block node that open nothing.
+const NODE: &[Property] = &[
+    ("aio", THREADS),
+    ("auto-read-only", Switch),
+    ("cache-clean-interval", Number),
+    ("cache-size", Size),
+    ("cache.direct", Off),
+    ("cache.no-flush", Switch),
+    ("detect-zeroes", ZEROES),
+    ("discard", DISCARD),
+    ("discard-no-unref", Switch),
+    ("driver", Word(&["file", "raw", "qcow2", "null-co"])),
+    ("file", Id),
+    ("l2-cache-entry-size", Size),
+    ("l2-cache-size", Size),
+    ("lazy-refcounts", Switch),
+    ("locking", LOCKED),
+    ("node-name", Id),
+    ("offset", Size),
+    ("overlap-check", Word(&["none", "constant", "cached", "all"])),
+    ("pass-discard-other", Switch),
+    ("pass-discard-request", Switch),
+    ("pass-discard-snapshot", Switch),
+    ("read-only", Switch),
+    ("refcount-cache-size", Size),
+    ("size", Size),
+];
+
+pub(super) fn blockdev(value: &str, file_of: FileOf) -> Result<(), String> {
+    let parsed = options::parse(value, "driver");
+    let driver = options::get(&parsed, "driver").unwrap_or_default();
+    if !matches!(driver, "file" | "raw" | "qcow2" | "null-co") {
+        return Err(format!("block driver {} is not allowed", shown(driver)));
+    }
+    check(&parsed, file_of, &["filename", "file.filename"], |key| {
+        find(NODE, key.strip_prefix("file.").unwrap_or(key))
+    })
+}
+
+const DRIVE: &[Property] = &[
+    ("aio", THREADS),
+    ("bus", Number),
+    ("cache", Word(&["writeback", "writethrough", "unsafe"])),
+    ("cache.direct", Off),
+    ("cache.no-flush", Switch),
+    ("cache.writeback", Switch),
+    ("copy-on-read", Switch),
+    ("detect-zeroes", ZEROES),
+    ("discard", DISCARD),
+    ("file.locking", LOCKED),
+    ("format", FORMATS),
+    ("id", Id),
+    ("if", Word(&["none", "virtio", "ide", "scsi"])),
+    ("index", Number),
+    ("media", Word(&["disk", "cdrom"])),
+    ("node-name", Id),
+    ("readonly", Switch),
+    ("rerror", Word(&["report", "ignore", "enospc", "stop"])),
+    // A snapshot's own writes would stay behind in a temporary file.
+    ("snapshot", Off),
+    ("unit", Number),
+    ("werror", Word(&["report", "ignore", "enospc", "stop"])),
+];
+
+/// `throttling.iops-total-max` and its like.
+fn throttles(key: &str) -> Option<Form> {
+    let rest = key.strip_prefix("throttling.")?;
+    if rest == "group" {
+        return Some(Id);
+    }
+    let rest = rest.strip_prefix("iops-").or(rest.strip_prefix("bps-"))?;
+    let rest = rest.strip_suffix("-length").map_or(rest, |rest| rest);
+    let rest = rest.strip_suffix("-max").unwrap_or(rest);
+    ["total", "read", "write", "size"].contains(&rest).then_some(Number)
+}
+
+pub(super) fn drive(value: &str, file_of: FileOf) -> Result<(), String> {
+    let parsed = options::parse(value, "");
+    check(&parsed, file_of, &["file"], |key| find(DRIVE, key).or_else(|| throttles(key)))?;
+    let named = |key: &str| options::get(&parsed, key).is_some();
+    // Without a format QEMU guesses it from what the guest wrote there.
+    if named("file") && !named("format") {
+        return Err("it names no format (format=raw or format=qcow2)".to_owned());
+    }
+    Ok(())
+}
+
+fn check(
+    parsed: &[(String, String)],
+    file_of: FileOf,
+    names: &[&str],
+    form: impl Fn(&str) -> Option<Form>,
+) -> Result<(), String> {
+    // Twice the same file is twice the same key, too.
+    let (files, rest): (Vec<_>, Vec<_>) =
+        parsed.iter().cloned().partition(|(key, _)| names.contains(&key.as_str()));
+    for (key, path) in &files {
+        if files.len() > 1 || !file_of(Role::Disk, path) {
+            let why =
+                if files.len() > 1 { "it names two files" } else { "it is not among the recipe's disks" };
+            return Err(format!("{}={} is not allowed: {why}", shown(key), shown(path)));
+        }
+    }
+    fit("", &rest, form)
+}
+
+fn find(table: &[Property], name: &str) -> Option<Form> {
+    table.iter().find(|(property, _)| *property == name).map(|(_, form)| *form)
+}

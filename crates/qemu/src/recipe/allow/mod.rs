@@ -1,0 +1,114 @@
+//! What an option of QEMU's command line may say, as an allow-list: known options, known keys in each, and a known form for
+//! every value. A peer's recipe is hostile: what is not known here is refused, whatever it may mean to some QEMU.
+//!
+//! QEMU is given what was understood, not what was sent ([`written`]): its parsers differ in small things (a flag that
+//! begins with `no`, a doubled comma before the first `=`), and none of these differences may carry a meaning.
+
+mod block;
+mod devices;
+mod forms;
+mod options;
+
+pub(crate) use forms::is_id;
+pub(super) use forms::{LONGEST_NAME, is_word};
+pub(super) use options::{cpu, machine, memory, smp};
+
+use super::{
+    Argument, Role, SeenFile,
+    check::shown,
+    options::{escape, get, parse},
+};
+
+/// The most text that an option's value may have.
+pub(super) const LONGEST_VALUE: usize = 16 << 10;
+
+/// Options without a value.
+const FLAGS: &[&str] =
+    &["-no-reboot", "-no-shutdown", "-no-hpet", "-no-acpi", "-usb", "-enable-fips", "-no-fd-bootchk"];
+
+/// Whether one option of the command line may be passed on; says why not.
+pub fn check_argument(argument: &Argument, files: &[SeenFile]) -> Result<(), String> {
+    let option = argument.option.as_str();
+    let refuse = |why: String| -> Result<(), String> {
+        Err(format!("{} {}: {why}", shown(option), shown(argument.value.as_deref().unwrap_or(""))))
+    };
+    let not_allowed = || refuse("this option is not allowed".to_owned());
+    let Some(value) = argument.value.as_deref() else {
+        return if FLAGS.contains(&option) { Ok(()) } else { not_allowed() };
+    };
+    if value.len() > LONGEST_VALUE || value.contains('\0') {
+        return refuse("its value is too long or has a NUL in it".to_owned());
+    }
+    if value.starts_with('{') && option != "-append" {
+        return refuse("options in JSON are not understood; write key=value".to_owned());
+    }
+    let file_of = |role: Role, path: &str| {
+        files.iter().any(|file| file.role == role && file.path.to_str() == Some(path))
+    };
+    match option {
+        // A multiboot kernel's modules are a list, cut at commas and blanks.
+        "-initrd" if value.contains([',', ' ']) => {
+            refuse("QEMU takes a comma or a blank in it for a list; rename the file".to_owned())
+        }
+        "-kernel" | "-initrd" if file_of(Role::Boot, value) => Ok(()),
+        "-kernel" | "-initrd" => refuse("the file is not among the recipe's boot files".to_owned()),
+        "-global" => global(value).or_else(refuse),
+        "-device" => device(value).or_else(refuse),
+        "-blockdev" => block::blockdev(value, &file_of).or_else(refuse),
+        "-drive" => block::drive(value, &file_of).or_else(refuse),
+        _ => options::check(option, value)
+            .unwrap_or_else(|| Err("this option is not allowed".to_owned()))
+            .or_else(refuse),
+    }
+}
+
+/// Which device a `-device` makes.
+pub(crate) fn device_driver(value: &str) -> String {
+    get(&parse(value, "driver"), "driver").unwrap_or_default().to_owned()
+}
+
+fn device(value: &str) -> Result<(), String> {
+    let driver = device_driver(value);
+    if !devices::is_known(&driver) {
+        return Err(format!("device {} is not allowed", shown(&driver)));
+    }
+    options::fit("property", &parse(value, "driver"), |key| devices::property(&driver, key))
+}
+
+/// `driver.property=value` only: the longer form would say the same in words that are not looked at here.
+fn global(value: &str) -> Result<(), String> {
+    let parts = value.split_once('=').and_then(|(name, value)| Some((name.split_once('.')?, value)));
+    let Some(((driver, property), set)) = parts else {
+        return Err("only driver.property=value is allowed".to_owned());
+    };
+    match devices::global(driver, property) {
+        Some(form) if form.fits(set) => Ok(()),
+        Some(form) => Err(format!("{}.{} must be {}", shown(driver), shown(property), form.wants())),
+        None => Err(format!(
+            "{}.{} is not allowed: it is not among what is known to open nothing; leave it out",
+            shown(driver),
+            shown(property)
+        )),
+    }
+}
+
+/// An option's value as QEMU is given it: every key spelled out, none left to be implied or taken apart in another way than it
+/// was here. For an argument that [`check_argument`] found nothing wrong with.
+pub(super) fn written(argument: &Argument) -> Option<String> {
+    let value = argument.value.as_deref()?;
+    let implied = match argument.option.as_str() {
+        "-device" | "-blockdev" | "-audiodev" => "driver",
+        "-object" => "qom-type",
+        "-chardev" => "backend",
+        "-numa" => "type",
+        "-boot" => "order",
+        "-drive" | "-rtc" | "-smbios" | "-overcommit" => "",
+        _ => return Some(value.to_owned()),
+    };
+    let pairs = parse(value, implied).into_iter();
+    let written: Vec<_> = pairs.map(|(key, value)| format!("{key}={}", escape(&value))).collect();
+    Some(written.join(","))
+}
+
+#[cfg(test)]
+mod tests;
