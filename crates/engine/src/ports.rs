@@ -46,6 +46,11 @@ pub trait Tracker: Send {
     /// same instant. Whoever clears a dirty bit here owes the page (I2).
     fn collect(&mut self, dirty: &mut MemorySet) -> io::Result<()>;
 
+    /// Whether `govern` can come to anything.
+    fn can_govern(&self) -> bool {
+        true
+    }
+
     /// From now on the guest may begin to write to pages only at a share of this pace, in pages a second, at which pages are
     /// sent; so that each round leaves less than the one before (`policy::Governor`). Said again whenever the pace changes.
     fn govern(&mut self, sent_per_s: f64) -> io::Result<()> {

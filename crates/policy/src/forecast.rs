@@ -50,6 +50,9 @@ pub struct Measured {
     pub writers: u32,
     /// Whether its writers are governed from the start: because they had to be before, or write far more than the link carries.
     pub hard: bool,
+    /// Whether nobody can be governed: its memory is on a file system where writers cannot be made to wait.
+    #[serde(default)]
+    pub ungovernable: bool,
 }
 
 /// How memory travels relative to the switchover.
@@ -209,6 +212,7 @@ impl Measured {
             let outrun = wanted > OUTRUN * moved;
             let mut changed = false;
             if !played.governed
+                && !self.ungovernable
                 && outrun
                 && self.time(wanted, self.again, rules) + self.fixed > rules.downtime
             {

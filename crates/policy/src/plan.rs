@@ -307,6 +307,7 @@ mod tests {
             fixed: 0.008,
             writers: 2,
             hard,
+            ungovernable: false,
         }
     }
 

@@ -3,7 +3,7 @@
 //! It is reached by `pread` and `pwrite`, not through a mapping of our own: a hole that is read stays a hole, nothing
 //! counts as our memory, and no fault or truncation can reach us.
 
-use linux_raw_sys::general::HUGETLBFS_MAGIC;
+use linux_raw_sys::general::{HUGETLBFS_MAGIC, TMPFS_MAGIC};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fstatfs, seek};
 use std::{
     fs::File,
@@ -41,6 +41,12 @@ impl RamFile {
     /// hole is a huge page.
     pub fn is_hugetlb(&self) -> io::Result<bool> {
         Ok(fstatfs(&self.file)?.f_type as u64 == u64::from(HUGETLBFS_MAGIC))
+    }
+
+    /// Whether it is memory of the kernel's own (a memfd, tmpfs): only there can a writer be made to wait by somebody else, and a
+    /// missing page be waited for.
+    pub fn is_shmem(&self) -> io::Result<bool> {
+        Ok(fstatfs(&self.file)?.f_type as u64 == u64::from(TMPFS_MAGIC))
     }
 
     /// The size of the window in pages.

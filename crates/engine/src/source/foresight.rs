@@ -121,7 +121,8 @@ impl SourceDriver {
             }
         };
         let seen = Seen { present: self.dirty.len(), written: &self.foresight.written, sample, link };
-        let measured = seen.measured(&mut self.parts, &self.options);
+        let governable = self.parts.tracker.as_ref().is_none_or(|tracker| tracker.can_govern());
+        let measured = ungovernable(seen.measured(&mut self.parts, &self.options), !governable);
         let plan = policy::plan(&measured, &terms(&self.options, self.story.lasted()));
         tracing::debug!(?measured, ?plan, "foreseen");
         for promise in &plan.gives_way {
@@ -202,6 +203,7 @@ pub fn plan(mut parts: SourceParts, options: &Options) -> Result<Forecast, Strin
     let begin = Instant::now();
     let mut tracker = parts.tracker.take().ok_or("its writes cannot be followed")?;
     tracker.begin().map_err(|e| text("follow its writes", e))?;
+    let governable = tracker.can_govern();
     (parts.cores)();
     let begun = Instant::now();
     let pages: Vec<u64> = parts.memory.blocks().iter().map(|block| block.pages).collect();
@@ -224,7 +226,7 @@ pub fn plan(mut parts: SourceParts, options: &Options) -> Result<Forecast, Strin
     let sample = sample.map_err(|e| text("look at its memory", e))?;
     let present = survey::present(&*parts.memory).map_err(|e| text("look for its pages", e))?.len();
     let seen = Seen { present, written: &written, sample, link };
-    let measured = seen.measured(&mut parts, options);
+    let measured = ungovernable(seen.measured(&mut parts, options), !governable);
     tracing::debug!(?measured, took = ?begin.elapsed(), "a plan");
     let plan = policy::plan(&measured, &terms(options, PREFLIGHT));
     Ok(seen.forecast(&measured, plan, watched, PREFLIGHT))
@@ -256,6 +258,11 @@ fn terms(options: &Options, passed: Duration) -> Terms {
         },
         post_copy: options.post_copy(),
     }
+}
+
+/// Of a guest that cannot be governed, whatever it writes.
+fn ungovernable(measured: Measured, ungovernable: bool) -> Measured {
+    Measured { hard: measured.hard && !ungovernable, ungovernable, ..measured }
 }
 
 /// What was found out about this migration.
@@ -324,6 +331,7 @@ impl Seen<'_> {
             look,
             fixed,
             writers,
+            ungovernable: false,
         }
     }
 }

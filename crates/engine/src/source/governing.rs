@@ -123,7 +123,7 @@ impl SourceDriver {
     fn may_govern(&self) -> bool {
         // A guest that may end in post-copy need not be slowed, unless that is kinder.
         let wanted = (!self.options.post_copy() || self.governing_is_kinder()) && !self.governing.unsupported;
-        wanted && !self.stopped && self.parts.tracker.is_some()
+        wanted && !self.stopped && self.parts.tracker.as_ref().is_some_and(|tracker| tracker.can_govern())
     }
 
     /// Before anything was sent.

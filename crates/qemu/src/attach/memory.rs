@@ -28,6 +28,16 @@ impl Memory {
         self.regions.iter().map(|region| region.ram.allocated()).fold(0, u64::saturating_add)
     }
 
+    /// A block that is no memory of the kernel's own but a file on a disk.
+    pub(super) fn on_disk(&self) -> io::Result<Option<&str>> {
+        for Region { block, ram, .. } in &self.regions {
+            if !ram.is_shmem()? {
+                return Ok(Some(&block.name));
+            }
+        }
+        Ok(None)
+    }
+
     fn region(&self, id: BlockId) -> io::Result<&Region> {
         region::get(&self.regions, id)
     }

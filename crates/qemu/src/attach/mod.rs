@@ -69,6 +69,15 @@ pub enum Error {
         /// QEMU's name for it.
         block: String,
     },
+    /// Its writers cannot be made to wait.
+    #[error(
+        "RAM block {block} is a file on a disk, whose writes only the asynchronous tracker can follow (Linux 6.7, without \
+         --tracker synchronous): put its mem-path on a tmpfs such as /dev/shm, or use memory-backend-memfd"
+    )]
+    OnDisk {
+        /// QEMU's name for it.
+        block: String,
+    },
     /// More RAM blocks than a migration can name.
     #[error("a VM with {count} RAM blocks is not supported")]
     TooMany {

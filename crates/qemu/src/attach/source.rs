@@ -29,6 +29,11 @@ impl Source {
         &self.process
     }
 
+    /// A RAM block whose writers cannot be made to wait, because it is a file on a disk.
+    pub fn on_disk(&self) -> Result<Option<&str>, Error> {
+        self.memory.on_disk().map_err(Error::step("look at the memory", self.process.pid()))
+    }
+
     /// A tracker of its writes. Borrows a thread of QEMU for well under a millisecond. One at a time: while another tracker
     /// has its RAM, `begin` fails.
     pub fn tracker(&self) -> Result<AsyncTracker, Error> {

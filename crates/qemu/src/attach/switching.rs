@@ -17,6 +17,8 @@ pub struct SwitchingTracker {
     now: Now,
     /// Nobody knows what was written during a change: all of it counts as written, once.
     unsure: bool,
+    /// Its memory is on a disk: there is only one way.
+    on_disk: bool,
 }
 
 #[derive(Debug)]
@@ -27,7 +29,11 @@ enum Now {
 
 impl SwitchingTracker {
     pub(super) fn attach(process: &Arc<PidFd>, memory: &Arc<Memory>, how: Tracking) -> Result<Self, Error> {
-        let governed = || GovernedTracker::attach(process, memory, &how).map(Now::Governed);
+        let on_disk = memory.on_disk().map_err(Error::step("look at the memory", process.pid()))?;
+        let governed = || match on_disk {
+            Some(block) => Err(Error::OnDisk { block: block.to_owned() }),
+            None => GovernedTracker::attach(process, memory, &how).map(Now::Governed),
+        };
         let now = if how.synchronous {
             governed()?
         } else {
@@ -37,8 +43,9 @@ impl SwitchingTracker {
                 attached => Now::Free(attached?),
             }
         };
+        let on_disk = on_disk.is_some();
         let (process, memory) = (Arc::clone(process), Arc::clone(memory));
-        Ok(Self { process, memory, how, agreed: None, now, unsure: false })
+        Ok(Self { process, memory, how, agreed: None, now, unsure: false, on_disk })
     }
 
     /// One page has one watcher at a time, so between the two its writes are seen by nobody. They are not looked for: once
@@ -86,7 +93,14 @@ impl Tracker for SwitchingTracker {
         }
     }
 
+    fn can_govern(&self) -> bool {
+        !self.on_disk
+    }
+
     fn govern(&mut self, sent_per_s: f64) -> io::Result<()> {
+        if self.on_disk {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         self.change()?;
         match &mut self.now {
             Now::Free(tracker) => tracker.govern(sent_per_s),
