@@ -10,13 +10,15 @@ use qemu::{
     Handle, Host, Limits, OpenError, Recipe, Vm, VmFile,
     attach::RamBlock,
     launch::{self, Belongings},
-    preflight,
+    preflight, sharing,
 };
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeSet,
     fmt::Display,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    thread,
 };
 
 /// This host's QEMU.
@@ -149,6 +151,17 @@ impl Display for OpenOr {
     }
 }
 
+/// Takes away what migrations have left beside the disks that did not end by themselves. Nobody waits for it: a datastore may hang.
+fn sweep_tokens(known: &[VmRecord]) {
+    let recipes: Vec<_> = known.iter().filter_map(|vm| Some(handle_of(vm).ok()?.recipe)).collect();
+    let files = recipes.iter().flat_map(|recipe| &recipe.files);
+    let folders: BTreeSet<_> = files.filter_map(|file| Some(file.path.parent()?.to_owned())).collect();
+    let sweep = move || folders.iter().for_each(|folder| sharing::sweep(folder));
+    if let Err(error) = thread::Builder::new().name("sweep".into()).spawn(sweep) {
+        tracing::debug!(%error, "nobody looks for tokens");
+    }
+}
+
 fn reasons(error: impl Display) -> Reasons {
     error.to_string().into()
 }
@@ -201,6 +214,7 @@ impl Hypervisor for QemuHost {
     }
 
     fn sweep_others(&self, known: &[VmRecord]) {
+        sweep_tokens(known);
         let known: Vec<&Path> = known.iter().map(|vm| vm.qmp.as_path()).collect();
         let swept = launch::sweep_others(&known, &self.host);
         if swept > 0 {

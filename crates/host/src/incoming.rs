@@ -14,7 +14,7 @@ use engine::{
     ports::{Block, Host, Machine, MissingPages, Ownership, OwnershipRecord, Request, Waiting},
     shared::SharedRecord,
 };
-use qemu::{Recipe, Vm, attach, preflight};
+use qemu::{Recipe, Vm, attach, preflight, recipe::files::Opened};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -34,8 +34,8 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
-    /// Looks whether a VM can be taken in, before anything is started for it, and keeps its memory free.
-    fn look(&self, request: &Request) -> Result<(Recipe, Place), Vec<String>> {
+    /// Looks whether a VM can be taken in, before anything is started for it: opens its files, and keeps its memory free.
+    fn look(&self, request: &Request) -> Result<(Recipe, Vec<Opened>, Place), Vec<String>> {
         name::check(&request.vm).map_err(|why| vec![why])?;
         // It is recorded, and shown.
         name::check(&request.from).map_err(|why| vec![format!("the source calls itself {why}")])?;
@@ -46,7 +46,11 @@ impl Incoming {
             vec![format!("its description cannot be read: {e}; are both hosts' versions the same?")]
         })?;
         let host = self.qemu.host();
-        let mut reasons = preflight::check(&recipe, &host);
+        let checked = preflight::check(&recipe, &host, &request.from, &request.migration.to_string());
+        let (opened, mut reasons) = match checked {
+            Ok(opened) => (opened, vec![]),
+            Err(reasons) => (vec![], reasons),
+        };
         if recipe.name != request.vm {
             reasons.push(format!("the request is for {}, its description for {}", request.vm, recipe.name));
         }
@@ -60,7 +64,7 @@ impl Incoming {
             return Err(reasons);
         }
         match self.arrivals.reserve(preflight::needs(&recipe, &host), host.overcommit) {
-            Ok(place) => Ok((recipe, place)),
+            Ok(place) => Ok((preflight::settle(recipe, &opened), opened, place)),
             Err(why) => Err(vec![why]),
         }
     }
@@ -123,9 +127,10 @@ impl Host for Incoming {
     }
 
     fn prepare(&self, request: &Request) -> Result<Waiting, Vec<String>> {
-        let (recipe, place) = self.look(request)?;
+        let (recipe, opened, place) = self.look(request)?;
         let mut vm = Vm::incoming(&recipe, &self.qemu.host()).map_err(|e| vec![e.to_string()])?;
-        match self.take(request, &mut vm) {
+        let taken = vm.uses(&opened).and_then(|()| self.take(request, &mut vm));
+        match taken {
             Ok(Taken { memory, missing, arrival }) => {
                 place.lands_in(&memory);
                 Ok(Waiting { memory, missing, machine: Box::new(vm), journal: Box::new(arrival) })

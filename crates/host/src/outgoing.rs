@@ -20,16 +20,16 @@ use engine::{
         Claim, Claimed, DeviceState, GuestMemory, HasEnded, Machine, MachineError, Ownership, Request,
         SourceJournal, TargetJournal, Tracker, Waiting,
     },
-    report::{Compression, Failure, Forecast, Mode, Outcome, Past, Promise, Report},
+    report::{Compression, Event, Failure, Forecast, Mode, Outcome, Past, Phase, Promise, Report},
     shared::{SharedRecord, not_behind},
 };
 use pki::Security;
-use qemu::{Accel, SpareCores, Vm, attach};
+use qemu::{Accel, SpareCores, Vm, attach, sharing::Shown};
 use std::{
     io,
     net::{SocketAddr, TcpStream, ToSocketAddrs},
     ops::RangeInclusive,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
 };
@@ -156,7 +156,13 @@ impl Mover {
         Road { link: known.link(), switchover }
     }
 
-    fn parts(&self, request: &MigrateRequest, watched: bool) -> Result<SourceParts, Vec<String>> {
+    /// All that a migration consists of; if it is `for_real`, with its watchdog, and its files shown to the target for as long as
+    /// what comes with it lives.
+    fn parts(
+        &self,
+        request: &MigrateRequest,
+        for_real: bool,
+    ) -> Result<(SourceParts, Option<Shown>), Vec<String>> {
         let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
         let vm = &request.vm;
         let mut open = open(vm).map_err(|e| one(&e))?;
@@ -166,7 +172,14 @@ impl Mover {
         }
         let cores = cores(request.cores, &open);
         let road = self.road(&request.to, &open);
-        let recipe = qemu::Recipe { nets: open.networks()?, ..open.recipe().clone() };
+        let shown = if for_real {
+            Some(open.show_files(self.store.host(), &request.id.to_string())?)
+        } else {
+            open.check_files()?;
+            None
+        };
+        let recipe = shown.as_ref().map_or(open.recipe(), |shown| &shown.recipe);
+        let recipe = qemu::Recipe { nets: open.networks()?, ..recipe.clone() };
         let recipe = serde_json::to_vec(&recipe).map_err(|e| one(&e))?;
         let source = attach::Source::open(open.process().pid(), open.ram_blocks()).map_err(|e| one(&e))?;
         let writers = open.recipe().vcpus();
@@ -188,7 +201,7 @@ impl Mover {
             None => Arc::new(RemoteRecord(dial.clone())),
         };
         let journal = self.store.departure(&vm.name, request.id, &request.to, &address).decided_by(&identity);
-        let journal: Box<dyn SourceJournal> = if watched {
+        let journal: Box<dyn SourceJournal> = if for_real {
             let watchdog = Watchdog::start(vm).map_err(|e| vec![format!("cannot start a watchdog: {e}")])?;
             Box::new(Watched { journal, watchdog })
         } else {
@@ -214,7 +227,7 @@ impl Mover {
             record,
             dial,
         };
-        Ok(parts)
+        Ok((parts, shown))
     }
 
     /// The epoch at which this host owns the VM, and which record says so. A shared one is asked now: if it cannot be, or says
@@ -268,6 +281,17 @@ impl Mover {
         let called = if to == address { address.rsplit_once(':').map_or(to, |(host, _)| host) } else { to };
         Ok(Arc::new(TcpDial::new(addresses, called, migration, self.security.clone())))
     }
+}
+
+/// Shows files until the target has looked: it has when the phase begins in which pages are sent. In the end it is over in any case.
+fn until_asked(shown: Option<Shown>, events: Events) -> Events {
+    let shown = Mutex::new(shown);
+    Arc::new(move |event| {
+        if matches!(event, Event::Phase { phase, .. } if phase != Phase::Preflight) {
+            drop(shown.lock().unwrap_or_else(PoisonError::into_inner).take());
+        }
+        events(event);
+    })
 }
 
 /// As many data connections as it pays to use, but no more than there are cores: further ones move more only by what they
@@ -345,7 +369,7 @@ impl Machine for Later {
 
 impl Migrator for Mover {
     fn migrate(&self, request: &MigrateRequest, events: Events, wishes: &Wishes) -> Report {
-        let parts = match self.parts(request, true) {
+        let (parts, shown) = match self.parts(request, true) {
             Ok(parts) => parts,
             Err(reasons) => {
                 let here = self.store.host();
@@ -361,7 +385,7 @@ impl Migrator for Mover {
         };
         let options = Self::options(request, &parts.history);
         let _at_work = options.spool.as_ref().map(|spool| self.janitor.at_work(request.id, &spool.directory));
-        let (driver, handle) = SourceDriver::new(parts, options, events);
+        let (driver, handle) = SourceDriver::new(parts, options, until_asked(shown, events));
         let (canceller, resolver) = (handle.clone(), handle);
         wishes.cancel.then(move || canceller.cancel());
         wishes.resolve_here.then(move || resolver.resolve_here());
@@ -369,7 +393,7 @@ impl Migrator for Mover {
     }
 
     fn plan(&self, request: &MigrateRequest) -> Result<Forecast, String> {
-        let parts = self.parts(request, false).map_err(|reasons| reasons.join("\n"))?;
+        let (parts, _) = self.parts(request, false).map_err(|reasons| reasons.join("\n"))?;
         let options = Self::options(request, &parts.history);
         engine::plan(parts, &options)
     }

@@ -4,7 +4,7 @@
 //! shipped.
 
 use crate::{
-    adopt::{self, live},
+    adopt::{self, live, names::Names},
     cpu, find,
     limits::Limits,
     private,
@@ -74,7 +74,8 @@ pub fn monitor(said: &[u8], question: Question) -> Result<(), String> {
         Question::Hindrances => live::state(&mut qmp, &mut reasons),
         Question::Differences => {
             let argv = ["qemu", "-nodefaults", "-device", "virtio-rng-pci,id=rng", "-smp", "2"];
-            adopt::understand(&mut qmp, &me, &argv.map(str::to_owned), Path::new("/nowhere")).map(drop)
+            adopt::understand(&mut qmp, &me, &argv.map(str::to_owned), &Names::In(Path::new("/nowhere")))
+                .map(drop)
         }
         Question::Cpu => cpu::pinned_machine(&mut qmp)
             .and_then(|_| cpu::features(&mut qmp))

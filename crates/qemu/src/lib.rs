@@ -6,6 +6,9 @@ pub mod vmfile;
 /// What a host must know to start a QEMU that can take a VM over.
 pub mod recipe;
 
+/// Whether two hosts have the same file.
+pub mod sharing;
+
 /// The host that a VM is started on.
 pub mod host;
 
@@ -46,7 +49,10 @@ pub mod preflight;
 /// How much memory a VM can get here.
 pub mod room;
 
+mod arriving;
 mod cpu;
+mod flush;
+mod held;
 mod private;
 mod random;
 mod spare;

@@ -1,9 +1,8 @@
 //! What the VMs of other hosts may use here. The host that sends a VM says what it needs; this host's own configuration says
 //! whether it gets that.
 
-use crate::recipe::{Net, Recipe, Role, SeenFile, backing_files, device_driver, matches};
+use crate::recipe::{Net, Recipe, Role, device_driver, files::Opened, matches};
 use std::{
-    io::ErrorKind,
     ops::RangeInclusive,
     path::{Path, PathBuf},
 };
@@ -57,40 +56,30 @@ impl Limits {
         }
     }
 
-    /// Whether a VM may use this file, and whatever QEMU would open because of it. Where it may not, nothing is told of it:
-    /// neither whether it exists nor what is in it.
-    pub(crate) fn check_file(&self, file: &SeenFile) -> Result<(), String> {
-        self.check_path(&file.path, file.role)?;
-        if file.role == Role::Disk {
-            // What the image itself says, not what its sender says of it.
-            for backing in backing_files(&file.path)? {
-                self.check_path(&backing.path, Role::Backing)?;
-            }
+    /// Whether a VM may use a file of this name. By the name alone: what is there is not looked at, and so not told.
+    pub(crate) fn check_name(&self, path: &Path, role: Role) -> Result<(), String> {
+        let (setting, dirs) = self.dirs(role);
+        if dirs.iter().any(|dir| path.starts_with(dir)) {
+            return Ok(());
         }
-        Ok(())
+        Err(not_granted(&format!("the {} {}", role.word(), path.display()), setting))
     }
 
-    fn check_path(&self, path: &Path, role: Role) -> Result<(), String> {
-        let (word, setting, dirs) = match role {
-            Role::Disk => ("the disk", "disks", &self.disks),
-            Role::Backing => ("the backing file", "disks", &self.disks),
-            Role::Boot => ("the boot file", "boot", &self.boot),
-        };
-        let what = format!("{word} {}", path.display());
-        if !dirs.iter().any(|dir| path.starts_with(dir)) {
-            return Err(not_granted(&what, setting));
-        }
-        let real = match path.canonicalize() {
-            Ok(real) => real,
-            // It is told of when it is compared.
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(format!("cannot look where {what} leads: {error}")),
-        };
-        let inside = |dir: &PathBuf| dir.canonicalize().is_ok_and(|dir| real.starts_with(dir));
+    /// Whether a VM may use a file that was opened, by where its name led.
+    pub(crate) fn check_opened(&self, opened: &Opened) -> Result<(), String> {
+        let (setting, dirs) = self.dirs(opened.role);
+        let inside = |dir: &PathBuf| dir.canonicalize().is_ok_and(|dir| opened.real.starts_with(dir));
         if dirs.iter().any(inside) {
-            Ok(())
-        } else {
-            Err(not_granted(&format!("{what}, by where it leads,"), setting))
+            return Ok(());
+        }
+        let (word, path) = (opened.role.word(), opened.path.display());
+        Err(not_granted(&format!("the {word} {path}, by where it leads,"), setting))
+    }
+
+    fn dirs(&self, role: Role) -> (&'static str, &[PathBuf]) {
+        match role {
+            Role::Disk | Role::Backing => ("disks", &self.disks),
+            Role::Boot => ("boot", &self.boot),
         }
     }
 }

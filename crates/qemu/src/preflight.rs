@@ -1,9 +1,10 @@
 //! Whether this host can take a VM over: looked at before anything is started, every reason told.
 
 use crate::{
+    arriving,
     host::{Host, fits_socket},
     qmp::Version,
-    recipe::{self, Accel, Backing, Recipe, files},
+    recipe::{self, Accel, Backing, Recipe, files::Opened},
     room::Room,
     tap,
 };
@@ -16,18 +17,24 @@ use std::{
     sync::{LazyLock, Mutex, PoisonError},
 };
 
+pub use crate::arriving::settle;
+
+/// What the kernel calls a tmpfs (`statfs(2)`).
+const TMPFS: u64 = 0x0102_1994;
+
 /// Memory that QEMU takes for itself besides the guest's: measured at 60 to 90 MiB for small guests.
 const QEMU_ITSELF: u64 = 128 << 20;
 
-/// Every reason why `host` cannot take over the VM of this recipe; empty when it can. Starts nothing that stays.
+/// Opens what this VM needs of `host`, or says every reason why that cannot take it over. Starts nothing that stays. `from` and
+/// `migration` are what the source's proofs hang on.
 ///
 /// What only a started QEMU can tell (the CPU features that its guest would see) is asked of it afterwards:
 /// [`crate::Vm::missing_features`].
-pub fn check(recipe: &Recipe, host: &Host) -> Vec<String> {
+pub fn check(recipe: &Recipe, host: &Host, from: &str, migration: &str) -> Result<Vec<Opened>, Vec<String>> {
     let mut reasons = recipe::check(recipe);
     if !reasons.is_empty() {
         // Nothing of a recipe that is not well formed is looked up on this host.
-        return reasons;
+        return Err(reasons);
     }
     match host.program() {
         Err(why) => reasons.push(why),
@@ -43,20 +50,14 @@ pub fn check(recipe: &Recipe, host: &Host) -> Vec<String> {
             Err(why) => reasons.push(why),
         }
     }
-    let usable = |file| host.limits.check_file(file).and_then(|()| files::compare(file));
-    for why in recipe.files.iter().filter_map(|file| usable(file).err()) {
-        // A backing file is looked at by itself, and as part of its image.
-        if !reasons.contains(&why) {
-            reasons.push(why);
-        }
-    }
+    let opened = arriving::files(recipe, &host.limits, from, migration, &mut reasons);
     check_memory(recipe, host, &mut reasons);
     // The tag is as long as the one that is drawn later.
     if !fits_socket(&host.in_runtime(&format!("{}-00000000", recipe.name), "qmp")) {
         reasons
             .push(format!("the path of a socket in {} would be too long for Linux", host.runtime.display()));
     }
-    reasons
+    if reasons.is_empty() { Ok(opened) } else { Err(reasons) }
 }
 
 fn check_program(recipe: &Recipe, program: &Path, reasons: &mut Vec<String>) {
@@ -93,6 +94,12 @@ fn check_memory(recipe: &Recipe, host: &Host, reasons: &mut Vec<String>) {
             let left = space.f_bavail.saturating_mul(space.f_frsize);
             let place = format!("in {}, where its memory files go", host.memory.display());
             reasons.extend(Room { left, place }.refuses(needed, 0, host.overcommit));
+            if rustix::fs::statfs(&host.memory).is_ok_and(|found| found.f_type as u64 != TMPFS) {
+                let place = host.memory.display();
+                reasons.push(format!(
+                    "memory files in {place} would be on a disk; let the agent's memory directory be on a tmpfs"
+                ));
+            }
         }
     }
 }

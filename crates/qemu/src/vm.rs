@@ -5,6 +5,7 @@ use crate::{
     attach::RamBlock,
     cpu,
     find::{self, FindError},
+    flush,
     host::Host,
     launch::{self, Belongings, LaunchError, Started},
     private,
@@ -19,11 +20,14 @@ use serde_json::json;
 use std::{
     collections::BTreeMap,
     fmt::Display,
-    fs, io,
+    fs::{self, File},
+    io,
     path::Path,
     time::{Duration, Instant, SystemTime},
 };
 use sys::process::PidFd;
+
+mod files; // what its QEMU has open
 
 /// How long `stop` may take: it drains the disks, and the guest stands still meanwhile. Where storage hangs, QEMU itself does, and
 /// the guest goes on when that is over; a migration is no reason to wait for it for longer.
@@ -48,6 +52,8 @@ pub struct Vm {
     door: Option<state::Door>,
     /// Where this QEMU writes its device state to.
     exit: Option<state::Exit>,
+    /// Disks that QEMU does not flush itself, because it was told so (`cache.no-flush`): we do.
+    unflushed: Vec<File>,
     /// Whether the guest stands still because of us: stopped, or loaded and not yet started.
     stands_still: bool,
     stopped_at: Option<SystemTime>,
@@ -163,6 +169,7 @@ impl Vm {
             private,
             door: None,
             exit: None,
+            unflushed: Vec::new(),
             stands_still: false,
             stopped_at: None,
             resumed_at: None,
@@ -338,6 +345,10 @@ impl Machine for Vm {
             return Err(self.error(what, format!("it is in state {status}, neither running nor paused")));
         }
         self.look_ahead();
+        // Most of what there is to write, while the guest runs.
+        if let Err(error) = flush::all(&self.unflushed) {
+            tracing::warn!(vm = self.name(), %error, "its disks cannot be flushed yet");
+        }
         if self.exit.is_none() {
             self.exit = Some(state::open_exit(&mut self.qmp).map_err(|error| self.error(what, error))?);
         }
@@ -408,6 +419,8 @@ impl Machine for Vm {
         let saved = state::save(&mut self.qmp, &mut exit);
         self.exit = Some(exit);
         let stream = saved.map_err(|error| self.error(what, error))?;
+        // Its disks are inactive now: nothing follows. Before anybody else may open them for good.
+        flush::all(&self.unflushed).map_err(|error| self.error("flush the disks of", error))?;
         let private =
             self.private.save(&mut self.qmp, &self.process).map_err(|error| self.error(what, error))?;
         Ok(DeviceState { stream, private })
@@ -418,6 +431,8 @@ impl Machine for Vm {
         let Some(door) = self.door.take() else {
             return Err(self.error(what, "its QEMU does not wait for one"));
         };
+        // QEMU may open an image by its name once more, for writing, when it is activated.
+        self.check_names().map_err(|why| self.error(what, why))?;
         state::load(&mut self.qmp, door, &state.stream).map_err(|error| self.error(what, error))?;
         // Afterwards: only the loaded state maps video memory where QEMU 7 can name it.
         let private = self.private.load(&mut self.qmp, &self.process, &state.private);

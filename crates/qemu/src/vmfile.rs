@@ -201,6 +201,7 @@ impl VmFile {
             files: seen,
             arguments: self.devices(),
             cpu_features: Vec::new(),
+            proof: None,
         };
         if reasons.is_empty() {
             reasons = recipe::check(&recipe);
@@ -244,7 +245,12 @@ impl VmFile {
             };
             add("-device", format!("virtio-net-{bus},id=nic{n},netdev=net{n},mac={}{queues}{rom}", net.mac));
         }
-        arguments.extend(self.arguments.iter().cloned());
+        arguments.extend(self.arguments.iter().cloned().map(|mut argument| {
+            if argument.option == "-device" {
+                argument.value = argument.value.map(|value| recipe::aliases::resolve(&value));
+            }
+            argument
+        }));
         arguments
     }
 }

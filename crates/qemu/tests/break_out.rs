@@ -3,9 +3,9 @@
 
 mod common;
 
-use common::{hand::has, host, recipe};
+use common::{hand::has, host, preflight, recipe};
 use qemu::{
-    Host, Limits, Recipe, preflight,
+    Host, Limits, Recipe,
     recipe::{Argument, FeatureWord, Net, Role, files},
 };
 use std::{
@@ -51,7 +51,7 @@ impl Bed {
     fn reasons(&self, change: impl FnOnce(&mut Recipe)) -> Vec<String> {
         let mut recipe = self.recipe.clone();
         change(&mut recipe);
-        preflight::check(&recipe, &self.host)
+        preflight(&recipe, &self.host)
     }
 
     /// The same VM with one file more, as a hostile host would describe it: nothing that it says of it is wrong.
@@ -149,10 +149,7 @@ fn paths_that_climb_or_lead_out_are_refused() {
     symlink("disks/dir/key", bed.path("hop")).unwrap();
     symlink(bed.path("hop"), bed.path("disks/twice")).unwrap();
     for link in ["disks/link.img", "disks/dir/key", "disks/twice"] {
-        has(
-            &bed.with_file(&bed.path(link), Role::Disk),
-            "by where it leads, is not among what this host grants",
-        );
+        has(&bed.with_file(&bed.path(link), Role::Disk), "is not shown to be the file that the source uses");
     }
     let outside =
         ["/proc/self/environ", "//proc/self/environ", "/dev/fd/0", "/dev/fdset/3", "//dev//fdset/3"];
@@ -173,7 +170,12 @@ fn what_an_image_reads_behind_itself_is_granted_too_or_the_image_is_refused() {
         path
     };
     let within = image("disks/within.qcow2", "web.img");
-    assert_eq!(bed.with_file(&within, Role::Disk), Vec::<String>::new());
+    has(&bed.with_file(&within, Role::Disk), "web.img behind it here, and not at the source");
+    let both = bed.reasons(|recipe| {
+        recipe.files.push(files::look(&within, Role::Disk).unwrap());
+        recipe.files.push(files::look(&bed.path("disks/web.img"), Role::Backing).unwrap());
+    });
+    assert_eq!(both, Vec::<String>::new());
     let secret = bed.path("secret/key").display().to_string();
     // The sender does not mention what is behind them.
     for backing in [&secret[..], "../secret/key"] {
@@ -182,7 +184,13 @@ fn what_an_image_reads_behind_itself_is_granted_too_or_the_image_is_refused() {
         has(&reasons, "is not among what this host grants");
     }
     image("disks/chain.qcow2", "out.qcow2");
-    has(&bed.with_file(&bed.path("disks/chain.qcow2"), Role::Disk), "the backing file");
+    let chain = bed.path("disks/chain.qcow2");
+    has(&bed.with_file(&chain, Role::Disk), "behind it here, and not at the source");
+    let mentioned = bed.reasons(|recipe| {
+        recipe.files.push(files::look(&chain, Role::Disk).unwrap());
+        recipe.files.push(files::look(&bed.path("disks/out.qcow2"), Role::Backing).unwrap());
+    });
+    has(&mentioned, "is not among what this host grants");
     for backing in
         ["nbd://127.0.0.1/x", "file:/etc/passwd", "json:{\"driver\":\"file\",\"filename\":\"/etc/passwd\"}"]
     {

@@ -4,7 +4,7 @@ mod common;
 
 use common::{hand::*, *};
 use engine::ports::Machine;
-use qemu::{Vm, VmFile, preflight, qmp::Qmp};
+use qemu::{Vm, VmFile, qmp::Qmp};
 use serde_json::json;
 use std::{
     fs::{self, File},
@@ -95,20 +95,28 @@ fn a_target_tells_every_reason_why_it_cannot() {
     );
     let mut recipe = recipe(&text, &source);
     fs::write(&kernel, "two").unwrap();
-    // Renamed over, so that the path leads to another file.
-    fs::write(folder.path().join("other"), "disk").unwrap();
-    fs::rename(folder.path().join("other"), &disk).unwrap();
+    // The source has another one that looks the same.
+    let other = folder.path().join("other");
+    fs::write(&other, "disk").unwrap();
+    let there = |path: &Path| if path == disk { other.clone() } else { path.to_owned() };
     recipe.memory[0].bytes = 8 << 40;
     recipe.qemu.major = 99;
     recipe.accel = qemu::recipe::Accel::Kvm;
-    let reasons = preflight::check(&recipe, &source);
-    for what in ["older than the 99", "KVM", "no bridge nobr0", "disk", "its content differs", "8.0 TiB"] {
+    let reasons = preflight_of(&recipe, &source, there);
+    for what in [
+        "older than the 99",
+        "KVM",
+        "no bridge nobr0",
+        "that the source uses",
+        "with the source's content",
+        "8.0 TiB",
+    ] {
         has(&reasons, what);
     }
     assert_eq!(reasons.len(), 6, "{reasons:#?}");
     recipe.qemu.major = 7;
     recipe.machine = "pc-q35-99.0".to_owned();
-    has(&preflight::check(&recipe, &source), "has no machine pc-q35-99.0");
+    has(&preflight(&recipe, &source), "has no machine pc-q35-99.0");
 }
 
 #[test]
@@ -179,16 +187,16 @@ fn a_backing_file_that_the_target_does_not_see_is_named_before_anything_is_start
     drop(vm);
 
     for recipe in [run, adopted] {
-        assert_eq!(preflight::check(&recipe, &host), Vec::<String>::new());
+        assert_eq!(preflight(&recipe, &host), Vec::<String>::new());
         let (base, away) = (folder.path().join("base.img"), folder.path().join("away"));
         fs::rename(&base, &away).unwrap();
-        let missing = format!("backing file {}: No such file or directory (os error 2)", base.display());
-        assert_eq!(preflight::check(&recipe, &host), [missing]);
-        // Another file in its place is no better.
-        fs::copy(&away, &base).unwrap();
-        let reasons = preflight::check(&recipe, &host);
+        let there = |path: &Path| if path == base { away.clone() } else { path.to_owned() };
+        let reasons = preflight_of(&recipe, &host, there);
         assert_eq!(reasons.len(), 1, "{reasons:#?}");
-        has(&reasons, "put it on a file system that both hosts share");
+        has(&reasons, "base.img is not shown to be the file that the source uses");
+        // Another file in its place is no better, and looks no different to the source.
+        fs::copy(&away, &base).unwrap();
+        assert_eq!(preflight_of(&recipe, &host, there), reasons);
         fs::rename(&away, &base).unwrap();
     }
 }

@@ -15,6 +15,9 @@ pub mod ram;
 /// Files whose descriptors nobody inherits.
 pub mod apart;
 
+/// Locks on bytes of a file.
+pub mod lock;
+
 /// System calls in the place of another process.
 pub mod inject;
 

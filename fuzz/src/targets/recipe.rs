@@ -128,6 +128,7 @@ fn files() -> Vec<SeenFile> {
         path: path.into(),
         role,
         bytes: 1 << 20,
+        device: 3,
         inode: 7,
         digest: digest.map(str::to_owned),
     };
@@ -167,6 +168,7 @@ fn recipes() -> Vec<Recipe> {
             Argument::new("-device", "virtio-net-pci,id=nic0,netdev=net0,mac=52:54:00:12:34:56,romfile="),
         ],
         cpu_features: vec![FeatureWord { eax: 7, ecx: Some(0), register: "EBX".into(), bits: 5 }],
+        proof: None,
     };
     let theirs = Recipe {
         machine: "microvm,pic=off,pit=off".into(),

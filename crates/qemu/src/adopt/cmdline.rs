@@ -1,13 +1,11 @@
 //! What a QEMU was, by its command line.
 
+use super::names::Names;
 use crate::recipe::{
-    Accel, Argument, Backing, Console, MemoryBlock, NetOptions, Recipe, Role, files,
+    Accel, Argument, Backing, Console, MemoryBlock, NetOptions, Recipe, Role, aliases, files,
     options::{self, get, is_on},
 };
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::Path};
 use units::Bytes;
 
 /// What the command line says.
@@ -18,6 +16,8 @@ pub(crate) struct Read {
     pub(super) taps: BTreeMap<String, Tap>,
     pub(super) reasons: Vec<String>,
     pub(super) notes: Vec<String>,
+    /// Disks whose name leads to no file that can be used, and why: that matters unless the medium was changed since.
+    pub(super) lost: Vec<(String, String)>,
 }
 
 /// A TAP as the command line names it.
@@ -84,9 +84,9 @@ const HOST_ONLY: &[&str] = &[
     "-async-teardown",
 ];
 
-/// Reads a command line. `folder` is where the process runs: relative paths begin there.
-pub(super) fn read(argv: &[String], folder: &Path) -> Read {
-    let mut reader = Reader { folder, ..Reader::new() };
+/// Reads a command line. `names` says what the file names in it lead to.
+pub(super) fn read(argv: &[String], names: &Names<'_>) -> Read {
+    let mut reader = Reader::new(names);
     let mut rest = argv.iter().skip(1);
     while let Some(word) = rest.next() {
         // QEMU takes two dashes for one.
@@ -111,7 +111,8 @@ pub(super) fn read(argv: &[String], folder: &Path) -> Read {
 
 /// Only the TAPs that a command line names, by their netdev's id.
 pub(crate) fn taps(argv: &[String]) -> BTreeMap<String, Tap> {
-    let mut reader = Reader::new();
+    let names = Names::In(Path::new("/"));
+    let mut reader = Reader::new(&names);
     for words in argv.windows(2).filter(|words| matches!(words[0].as_str(), "-netdev" | "--netdev")) {
         reader.netdev(&words[1]);
     }
@@ -119,7 +120,7 @@ pub(crate) fn taps(argv: &[String]) -> BTreeMap<String, Tap> {
 }
 
 struct Reader<'a> {
-    folder: &'a Path,
+    names: &'a Names<'a>,
     read: Read,
     flags: Vec<String>,
     /// Character devices, by id: what becomes of one depends on who uses it.
@@ -128,8 +129,8 @@ struct Reader<'a> {
     monitors: Vec<String>,
 }
 
-impl Reader<'_> {
-    fn new() -> Self {
+impl<'a> Reader<'a> {
+    fn new(names: &'a Names<'a>) -> Self {
         let recipe = Recipe {
             name: String::new(),
             qemu: Default::default(),
@@ -145,10 +146,12 @@ impl Reader<'_> {
             files: Vec::new(),
             arguments: Vec::new(),
             cpu_features: Vec::new(),
+            proof: None,
         };
-        let read = Read { recipe, taps: BTreeMap::new(), reasons: Vec::new(), notes: Vec::new() };
+        let read =
+            Read { recipe, taps: BTreeMap::new(), reasons: Vec::new(), notes: Vec::new(), lost: Vec::new() };
         Self {
-            folder: Path::new("/"),
+            names,
             read,
             flags: Vec::new(),
             chardevs: Vec::new(),
@@ -209,10 +212,10 @@ impl Reader<'_> {
             "-drive" => self.disk(option, value, "", "file"),
             "-blockdev" => self.disk(option, value, "driver", "filename"),
             "-kernel" | "-initrd" => {
-                let path = self.absolute(value);
-                self.file(&path, Role::Boot);
-                self.pass(option, path.to_string_lossy());
+                let path = self.file(value, Role::Boot);
+                self.pass(option, path);
             }
+            "-device" => self.pass(option, aliases::resolve(value)),
             "-display" | "-vnc" | "-spice" if value != "none" => {
                 self.note(format!("the display ({option} {value}) stays behind; the target has none"));
             }
@@ -260,6 +263,8 @@ impl Reader<'_> {
         let kind = get(&parsed, "qom-type").unwrap_or_default();
         let backing = match kind {
             "memory-backend-memfd" => Backing::Memfd,
+            // The same to a guest: memory that no file has a name for.
+            "memory-backend-ram" if get(&parsed, "share").is_some_and(is_on) => Backing::Memfd,
             "memory-backend-file" => Backing::File,
             // Private memory is refused by what QEMU says of the block.
             _ if kind.starts_with("memory-backend-") => return,
@@ -334,28 +339,30 @@ impl Reader<'_> {
             return self.refuse(format!("{option} in JSON is not understood; write key=value"));
         }
         let mut parsed = options::parse(value, implied);
-        let mut used = Vec::new();
         for (name, value) in &mut parsed {
             if name == key || name == "file.filename" {
-                let path = self.absolute(value);
-                *value = path.to_string_lossy().into_owned();
-                used.push(path);
+                *value = self.file(value, Role::Disk);
             }
-        }
-        for path in used {
-            self.file(&path, Role::Disk);
         }
         self.pass(option, options::join(&parsed, implied));
     }
 
-    fn absolute(&self, path: &str) -> PathBuf {
-        self.folder.join(path)
-    }
-
-    fn file(&mut self, path: &Path, role: Role) {
-        match files::look(path, role) {
-            Ok(seen) => self.read.recipe.files.push(seen),
-            Err(why) => self.refuse(why),
+    /// Notes a file down; says what it is called here.
+    fn file(&mut self, name: &str, role: Role) -> String {
+        let found = self.names.file(role, name).and_then(|path| files::look(&path, role));
+        match found {
+            Ok(seen) => {
+                let path = seen.path.to_string_lossy().into_owned();
+                self.read.recipe.files.push(seen);
+                path
+            }
+            Err(why) => {
+                match role {
+                    Role::Boot => self.refuse(why),
+                    _ => self.read.lost.push((name.to_owned(), why)),
+                }
+                name.to_owned()
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! What a QEMU is now, by its monitor and by `/proc`, against what its command line says.
 
-use super::{cmdline::Read, nets};
+use super::{cmdline::Read, names::Names, nets};
 use crate::{
     qmp::{Qmp, QmpError},
     ram,
@@ -37,11 +37,16 @@ const REFUSED: &[(&str, &str)] = &[
 ];
 
 /// Everything in which the running VM cannot be migrated, or is not what its command line says.
-pub(super) fn differences(qmp: &mut Qmp, process: &PidFd, read: &mut Read) -> Result<Vec<String>, QmpError> {
+pub(super) fn differences(
+    qmp: &mut Qmp,
+    process: &PidFd,
+    names: &Names<'_>,
+    read: &mut Read,
+) -> Result<Vec<String>, QmpError> {
     let mut reasons = Vec::new();
     state(qmp, &mut reasons)?;
     devices(qmp, read, &mut reasons)?;
-    disks(qmp, read, &mut reasons)?;
+    disks(qmp, names, read, &mut reasons)?;
     nets::networks(qmp, process, read, &mut reasons)?;
     memory(qmp, process, read, &mut reasons)?;
     Ok(reasons)
@@ -150,8 +155,20 @@ fn children(qmp: &mut Qmp, path: &str) -> Result<Vec<(String, String)>, QmpError
     Ok(answer.as_array().into_iter().flatten().filter_map(child).collect())
 }
 
-fn disks(qmp: &mut Qmp, read: &mut Read, reasons: &mut Vec<String>) -> Result<(), QmpError> {
-    let nodes = qmp.execute("query-named-block-nodes", json!({ "flat": true }))?;
+fn disks(
+    qmp: &mut Qmp,
+    names: &Names<'_>,
+    read: &mut Read,
+    reasons: &mut Vec<String>,
+) -> Result<(), QmpError> {
+    let mut nodes = qmp.execute("query-named-block-nodes", json!({ "flat": true }))?;
+    for node in nodes.as_array_mut().into_iter().flatten() {
+        // By the names of this host. Of what is not found here, all that can be told is what QEMU calls it.
+        let found = node["file"].as_str().and_then(|name| names.file(Role::Disk, name).ok());
+        if let Some(path) = found {
+            node["file"] = path.to_string_lossy().into();
+        }
+    }
     for node in nodes.as_array().into_iter().flatten().filter(|node| node["drv"] == "qcow2") {
         let Some(image) = node["file"].as_str().map(Path::new) else { continue };
         let is_ours = |file: &SeenFile| file.role == Role::Disk && file.path == image;
@@ -163,6 +180,7 @@ fn disks(qmp: &mut Qmp, read: &mut Read, reasons: &mut Vec<String>) -> Result<()
             Err(why) => reasons.push(why),
         }
     }
+    reasons.extend(std::mem::take(&mut read.lost).into_iter().map(|(_, why)| why));
     let known: Vec<&str> = read
         .recipe
         .files

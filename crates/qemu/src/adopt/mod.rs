@@ -5,16 +5,19 @@
 
 pub(crate) mod cmdline;
 pub(crate) mod live;
+pub(crate) mod names;
 pub(crate) mod nets;
 
 use crate::{
-    cpu, find,
+    attach, cpu, find,
+    held::{Held, mixed},
     launch::Belongings,
     qmp::{Qmp, QmpError},
     ram::{self, Layout, RamError},
     recipe,
     vm::{OpenError, Vm},
 };
+use names::Names;
 use serde_json::json;
 use std::path::Path;
 use sys::process::PidFd;
@@ -43,11 +46,13 @@ impl Vm {
             }
             Err(error) => return Err(error.into()),
         };
-        let argv = find::command_line(&process)
-            .map_err(|cause| OpenError::Refused { vm: name.to_owned(), reasons: vec![cause.to_string()] })?;
-        let folder = std::fs::read_link(process.proc_path("cwd")).unwrap_or_default();
-        let (read, wrong) = understand(&mut qmp, &process, &argv, &folder)?;
+        let refused = |why: String| OpenError::Refused { vm: name.to_owned(), reasons: vec![why] };
+        let argv = find::command_line(&process).map_err(|cause| refused(cause.to_string()))?;
+        let held = Held::by(&process)
+            .map_err(|cause| refused(format!("cannot look which files it has open: {cause}")))?;
+        let (read, wrong) = understand(&mut qmp, &process, &argv, &Names::Of(&held))?;
         reasons.extend(wrong);
+        reasons.extend(mixed::up(&mut qmp, &held)?);
 
         let mut recipe = read.recipe;
         recipe.name = name.to_owned();
@@ -64,10 +69,19 @@ impl Vm {
         if !reasons.is_empty() {
             return Err(OpenError::Refused { vm: name.to_owned(), reasons });
         }
+        let mut notes = read.notes;
+        if let Ok(source) = attach::Source::open(process.pid(), &layout.main)
+            && let Ok(Some(block)) = source.on_disk()
+        {
+            notes.push(format!(
+                "RAM block {block} is a file on a disk: its writers cannot be slowed, so it may have to move by post-copy; put \
+                 its mem-path on a tmpfs, or use memory-backend-memfd"
+            ));
+        }
         let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
         qmp.execute("migrate-set-capabilities", events)?;
         let belongings = Belongings { qmp: socket.to_owned(), ..Belongings::default() };
-        Ok(Adopted { vm: Vm::new(qmp, process, recipe, belongings, layout), notes: read.notes })
+        Ok(Adopted { vm: Vm::new(qmp, process, recipe, belongings, layout), notes })
     }
 }
 
@@ -76,16 +90,16 @@ pub(crate) fn understand(
     qmp: &mut Qmp,
     process: &PidFd,
     argv: &[String],
-    folder: &Path,
+    names: &Names<'_>,
 ) -> Result<(cmdline::Read, Vec<String>), QmpError> {
-    let mut read = cmdline::read(argv, folder);
+    let mut read = cmdline::read(argv, names);
     let mut reasons = std::mem::take(&mut read.reasons);
-    reasons.extend(live::differences(qmp, process, &mut read)?);
+    reasons.extend(live::differences(qmp, process, names, &mut read)?);
     Ok((read, reasons))
 }
 
 /// See [`crate::fuzz::command_line`].
 pub(crate) fn read(argv: &[String], folder: &Path) -> (crate::Recipe, Vec<String>) {
-    let read = cmdline::read(argv, folder);
-    (read.recipe, read.reasons)
+    let cmdline::Read { recipe, reasons, lost, .. } = cmdline::read(argv, &Names::In(folder));
+    (recipe, reasons.into_iter().chain(lost.into_iter().map(|(_, why)| why)).collect())
 }

@@ -24,9 +24,10 @@ const DATA_FILE: u64 = 1 << 2;
 
 /// Every file behind the qcow2 image `image`, the nearest first; says what is wrong with one that cannot be used.
 pub fn backing_files(image: &Path) -> Result<Vec<SeenFile>, String> {
+    let open = |path: &Path| File::open(path).map_err(|error| format!("disk {}: {error}", path.display()));
     let mut found = Vec::new();
     let mut at = image.to_owned();
-    while let Some(next) = named_in(&at)? {
+    while let Some(next) = backing_of(&open(&at)?, &at)? {
         if found.len() == LONGEST_CHAIN {
             return Err(format!("disk {}: more than {LONGEST_CHAIN} backing files", image.display()));
         }
@@ -36,10 +37,9 @@ pub fn backing_files(image: &Path) -> Result<Vec<SeenFile>, String> {
     Ok(found)
 }
 
-/// The backing file that an image names; none where it names none, or is no qcow2 image.
-fn named_in(image: &Path) -> Result<Option<PathBuf>, String> {
+/// The backing file that the open image `file`, called `image`, names; none where it names none, or is no qcow2 image.
+pub fn backing_of(file: &File, image: &Path) -> Result<Option<PathBuf>, String> {
     let failed = |error: io::Error| format!("disk {}: {error}", image.display());
-    let file = File::open(image).map_err(failed)?;
     let mut header = [0; 80];
     match file.read_exact_at(&mut header, 0) {
         Ok(()) if header.starts_with(MAGIC) => {}

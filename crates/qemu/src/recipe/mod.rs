@@ -5,6 +5,7 @@
 //! name that belongs to one host except bridges and shared files: TAPs, sockets, logs and memory files are each host's
 //! own.
 
+pub(crate) mod aliases;
 mod allow;
 mod argv;
 mod backing;
@@ -13,17 +14,18 @@ mod check;
 pub mod files;
 /// The syntax of option values.
 pub mod options;
+mod read_only;
 
 pub use allow::check_argument;
 pub(crate) use allow::device_driver;
 pub use argv::Paths;
-pub use backing::backing_files;
+pub use backing::{backing_files, backing_of};
 pub use check::check;
 pub(crate) use check::{NAME_RULE, is_interface, is_name, matches};
 
-use crate::{qmp::Version, tap::Port};
+use crate::{qmp::Version, sharing::Secret, tap::Port};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 /// All that a target needs. From a peer it is hostile until [`check()`] found nothing wrong with it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -64,6 +66,9 @@ pub struct Recipe {
     /// CPU features that the guest was shown; empty before it was ever started.
     #[serde(default)]
     pub cpu_features: Vec<FeatureWord>,
+    /// By what the source of a migration shows that it has these files; none but on its way. See [`crate::sharing`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<Secret>,
 }
 
 /// How the guest's instructions are executed.
@@ -218,7 +223,7 @@ impl Argument {
 }
 
 /// What a file is to the VM.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Written by the guest: must be the same file on both hosts.
@@ -227,6 +232,17 @@ pub enum Role {
     Backing,
     /// Only read: must have the same content.
     Boot,
+}
+
+impl Role {
+    /// What a person is told that such a file is.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Disk => "disk",
+            Self::Backing => "backing file",
+            Self::Boot => "boot file",
+        }
+    }
 }
 
 /// A file as its host saw it.
@@ -239,11 +255,27 @@ pub struct SeenFile {
     pub role: Role,
     /// Its size in bytes.
     pub bytes: u64,
-    /// Its inode, which hosts on one shared file system agree on.
+    /// Its file system on this host, as long as that is up; 0: not known. Never told to another host.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub device: u64,
+    /// Its inode there.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub inode: u64,
-    /// For [`Role::Boot`]: a digest of its content. For disks none: the guest writes them, and images are large.
+    /// For what the guest only reads: a digest of its content, sealed for the host that it is sent to.
     #[serde(default)]
     pub digest: Option<String>,
+}
+
+impl SeenFile {
+    /// Which file it was on this host, where that is known.
+    pub fn identity(&self) -> Option<files::Identity> {
+        let Self { device, inode, .. } = *self;
+        (device != 0).then_some(files::Identity { device, inode })
+    }
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// One register of CPUID as the guest sees it.
@@ -265,6 +297,11 @@ impl Recipe {
     /// The guest's memory in bytes.
     pub fn memory_bytes(&self) -> u64 {
         self.memory.iter().fold(0, |sum, block| sum.saturating_add(block.bytes))
+    }
+
+    /// The names of files that the VM only reads, whatever anybody says of them.
+    pub fn only_read(&self) -> BTreeSet<String> {
+        read_only::files(&self.arguments)
     }
 
     /// The machine's name without its options.

@@ -1,7 +1,7 @@
 //! A VM file from its text: each mistake is told with its place, and what would be right.
 
 use super::{Card, Disk, VmFile};
-use crate::recipe::{self, Accel, Argument, Backing, MOST_QUEUES, files};
+use crate::recipe::{self, Accel, Argument, Backing, MOST_QUEUES};
 use serde::Deserialize;
 use std::{
     ops::Range,
@@ -256,6 +256,6 @@ fn is_mac(text: &str) -> bool {
 
 /// An address of QEMU's own range that depends on the VM's name and the card's number only.
 fn mac_of(name: &str, card: usize) -> String {
-    let hash = files::digest_bytes(format!("{name}/{card}").as_bytes());
+    let hash = twox_hash::XxHash3_64::oneshot(format!("{name}/{card}").as_bytes());
     format!("52:54:00:{:02x}:{:02x}:{:02x}", hash as u8, (hash >> 8) as u8, (hash >> 16) as u8)
 }

@@ -4,9 +4,9 @@
 
 pub(crate) mod hand;
 
-use qemu::{Host, Limits, Recipe, VmFile};
+use qemu::{Host, Limits, Recipe, VmFile, preflight, recipe::SeenFile, sharing};
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -60,6 +60,27 @@ pub(crate) fn host(folder: &Path, name: &str, qemu: Option<PathBuf>) -> Host {
 pub(crate) fn recipe(text: &str, host: &Host) -> Recipe {
     let file = VmFile::parse(text, Path::new("test.toml")).unwrap();
     file.recipe(host).unwrap()
+}
+
+/// What `host` says to a VM of a source that sees the same files, and shows them.
+pub(crate) fn preflight(recipe: &Recipe, host: &Host) -> Vec<String> {
+    preflight_of(recipe, host, Path::to_owned)
+}
+
+/// The same of a source that has files elsewhere.
+pub(crate) fn preflight_of(recipe: &Recipe, host: &Host, there: impl Fn(&Path) -> PathBuf) -> Vec<String> {
+    let mut recipe = recipe.clone();
+    let is_file = |file: &SeenFile| file.path.is_absolute() && there(&file.path).is_file();
+    let (files, others) = recipe.files.into_iter().partition(is_file);
+    recipe.files = files;
+    let open = |file: &SeenFile, write: bool| {
+        File::options().read(true).write(write).open(there(&file.path)).map_err(|error| error.to_string())
+    };
+    let shown = sharing::show(&recipe, "a", "1", &open);
+    // What nobody can have, or show, is asked for nevertheless.
+    let mut asked = shown.as_ref().map_or(recipe, |shown| shown.recipe.clone());
+    asked.files.extend(others);
+    preflight::check(&asked, host, "a", "1").err().unwrap_or_default()
 }
 
 /// What the guest has counted by its last heartbeat: heartbeats, and pages written to its disk.

@@ -11,7 +11,7 @@ fn disks_are_handed_on_as_qemu_wants_them_written() {
     let drive = "file=a,,b.img,format=raw,if=none,id=d,readonly=off";
     let node = "file,node-name=n,filename=a,,b.img";
     let argv = ["qemu", "-nodefaults", "-drive", drive, "-blockdev", node].map(str::to_owned);
-    let Read { recipe, reasons, .. } = read(&argv, &folder);
+    let Read { recipe, reasons, .. } = read(&argv, &Names::In(&folder));
     std::fs::remove_dir_all(&folder).unwrap();
     assert_eq!(reasons, Vec::<String>::new());
     let path = options::escape(&image.to_string_lossy());
@@ -32,7 +32,8 @@ fn disks_are_handed_on_as_qemu_wants_them_written() {
 fn refused(words: &[&str]) -> Vec<String> {
     let argv: Vec<String> =
         ["qemu", "-nodefaults"].iter().chain(words).map(|word| (*word).to_owned()).collect();
-    read(&argv, Path::new("/")).reasons
+    let Read { reasons, lost, .. } = read(&argv, &Names::In(Path::new("/")));
+    reasons.into_iter().chain(lost.into_iter().map(|(_, why)| why)).collect()
 }
 
 #[test]
@@ -73,6 +74,6 @@ fn each_refusal_says_why_and_what_would_mend_it() {
         assert!(reasons[0].contains(why) && reasons[0].contains(mend), "{words:?}: {reasons:#?}");
     }
     assert_eq!(refused(&["-netdev", "tap,id=n,ifname=t0,vhost=off"]), Vec::<String>::new());
-    let reasons = read(&["qemu".to_owned()], Path::new("/")).reasons;
+    let reasons = read(&["qemu".to_owned()], &Names::In(Path::new("/"))).reasons;
     assert!(reasons[0].contains("without -nodefaults"), "{reasons:#?}");
 }

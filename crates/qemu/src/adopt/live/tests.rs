@@ -45,9 +45,9 @@ fn found(words: &[&str], odd: impl Fn(&str, &Value) -> Option<Value> + Send + 's
     let object = "memory-backend-memfd,id=mem,size=64M,share=on";
     let start = ["qemu", "-nodefaults", "-object", object];
     let argv: Vec<String> = start.iter().chain(words).map(|word| (*word).to_owned()).collect();
-    let mut read = cmdline::read(&argv, Path::new("/"));
+    let mut read = cmdline::read(&argv, &Names::In(Path::new("/")));
     let process = PidFd::open(std::process::id() as i32).unwrap();
-    differences(&mut qmp, &process, &mut read).unwrap()
+    differences(&mut qmp, &process, &Names::In(Path::new("/")), &mut read).unwrap()
 }
 
 /// A device of this kind where QEMU keeps those that have an id.

@@ -6,8 +6,14 @@ use std::path::PathBuf;
 type Check = fn(&str) -> Result<(), String>;
 
 fn verdict(option: &str, value: &str) -> Result<(), String> {
-    let file =
-        |path: &str, role| SeenFile { path: PathBuf::from(path), role, bytes: 1, inode: 1, digest: None };
+    let file = |path: &str, role| SeenFile {
+        path: PathBuf::from(path),
+        role,
+        bytes: 1,
+        device: 1,
+        inode: 1,
+        digest: None,
+    };
     let files = [file("/d/a.img", Role::Disk), file("/b/k", Role::Boot), file("/b/a,/b/k", Role::Boot)];
     check_argument(&Argument::new(option, value), &files)
 }
