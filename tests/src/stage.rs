@@ -171,6 +171,8 @@ impl Traces {
         interfaces.sort();
         let mut files = Vec::new();
         below(&host.dir.join("run"), &mut files);
+        // What a QEMU said that refused a state is kept for people.
+        files.retain(|file| !file.ends_with(".failed.log"));
         files.sort();
         Ok(Self { processes, interfaces, files })
     }

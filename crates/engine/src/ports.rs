@@ -173,7 +173,8 @@ pub trait MissingPages: Send + Sync {
 pub struct DeviceState {
     /// QEMU's own stream.
     pub stream: Vec<u8>,
-    /// RAM blocks that QEMU keeps private (video memory, ROMs), by QEMU's name for them.
+    /// RAM blocks that QEMU keeps private (video memory, ROMs), by QEMU's name for them: what changed since the request, or all of one
+    /// that did not come with it.
     pub private: Vec<(String, Vec<u8>)>,
 }
 
@@ -362,6 +363,9 @@ pub struct Request {
     pub recipe: Vec<u8>,
     /// Its RAM blocks.
     pub blocks: Vec<Block>,
+    /// RAM blocks that its QEMU keeps private, by QEMU's name for them, as they were while the guest ran: the waiting QEMU is given
+    /// them at once.
+    pub private: Vec<(String, Vec<u8>)>,
     /// Whether the guest may start before all its memory is there.
     pub post_copy: bool,
     /// Which ownership record decides, by its identity; empty: this host's own.

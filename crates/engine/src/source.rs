@@ -283,6 +283,7 @@ impl SourceDriver {
             seal_key: self.secrets.seals.to_vec(),
             spool: self.spool_offer(),
             record: self.record.clone(),
+            private: acts::private_blocks(&self.parts.private),
         }
     }
 
@@ -386,6 +387,14 @@ impl SourceDriver {
                     let what = "agree on who keeps the ownership record".into();
                     let why =
                         format!("it was to be {:?}, and the target says {:?}", self.record, ready.record);
+                    return Some(SourceEvent::Broke { what, why });
+                }
+                if !ready.private && !self.parts.private.is_empty() {
+                    let what = "bring the guest's firmware to the target".into();
+                    let why = format!(
+                        "{} runs an older Whimbrel, which would lose it: update it first",
+                        self.target
+                    );
                     return Some(SourceEvent::Broke { what, why });
                 }
                 self.token = Token::read(&ready.token);

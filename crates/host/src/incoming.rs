@@ -89,6 +89,11 @@ impl Incoming {
             return Err(reasons);
         }
         let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
+        if request.private.is_empty() {
+            let why = "its Whimbrel is an older one, which would lose the guest's firmware: update it first";
+            return Err(vec![format!("{}: {why}", request.from)]);
+        }
+        vm.take_ahead(&request.private).map_err(|e| one(&e))?;
         let target = attach::Target::open(vm.process().pid(), vm.ram_blocks()).map_err(|e| one(&e))?;
         let missing = request.post_copy.then(|| target.missing()).transpose().map_err(|e| one(&e))?;
         let waits = missing.as_ref().map(|m| Waits { fd: m.fd_number(), blocks: vm.ram_blocks().to_vec() });

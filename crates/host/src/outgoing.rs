@@ -15,7 +15,7 @@ use agent::{
     store::{Arrival, ArrivalRecord, DepartureRecord, Store, VmRecord},
 };
 use engine::{
-    Acceptor, Beside, Dial, Options, RemoteRecord, Road, SourceDriver, SourceParts, TcpDial,
+    Acceptor, Beside, Dial, Options, Reading, RemoteRecord, Road, SourceDriver, SourceParts, TcpDial,
     ports::{
         Claim, Claimed, DeviceState, GuestMemory, HasEnded, Machine, MachineError, Ownership, Request,
         SourceJournal, TargetJournal, Tracker, Waiting,
@@ -106,6 +106,7 @@ impl Mover {
             from: record.from.clone(),
             epoch: Epoch(0),
             recipe: vec![],
+            private: vec![],
             blocks,
             post_copy: true,
             record: String::new(),
@@ -181,6 +182,9 @@ impl Mover {
         let recipe = shown.as_ref().map_or(open.recipe(), |shown| &shown.recipe);
         let recipe = qemu::Recipe { nets: open.networks()?, ..recipe.clone() };
         let recipe = serde_json::to_vec(&recipe).map_err(|e| one(&e))?;
+        let private = open.copy_ahead().map_err(|e| one(&e))?;
+        let left_behind = open.warnings().map_err(|e| one(&e))?;
+        let reading = Reading { left_behind, ..Reading::default() };
         let source = attach::Source::open(open.process().pid(), open.ram_blocks()).map_err(|e| one(&e))?;
         let writers = open.recipe().vcpus();
         let how = attach::Tracking {
@@ -214,7 +218,8 @@ impl Mover {
             migration: request.id,
             epoch,
             recipe,
-            reading: Default::default(),
+            private,
+            reading,
             memory: source.memory(),
             tracker: Some(tracker),
             stuns: Some(Box::new(stuns)),
@@ -433,6 +438,7 @@ impl Migrator for Mover {
                 migration: departure.migration,
                 epoch: Epoch(0),
                 recipe: vec![],
+                private: vec![],
                 reading: Default::default(),
                 memory: source.memory(),
                 tracker: None,

@@ -87,7 +87,7 @@ pub fn monitor(said: &[u8], question: Question) -> Result<(), String> {
         }
         Question::Private => {
             let layout = ram::layout(&mut qmp).map_err(|e| e.to_string())?;
-            return private::Places::new(&layout).locate(&mut qmp).map_err(|e| e.to_string());
+            return private::Places::new(&layout).ask(&mut qmp).map_err(|e| e.to_string());
         }
         Question::Loaded => return state::wait_loaded(&mut qmp).map_err(|e| e.to_string()),
     };
@@ -117,7 +117,8 @@ pub fn private(packed: &[u8], size: usize) -> Result<Vec<bool>, String> {
     private::unpack(packed, &mut vec![0; size])
 }
 
-/// Packs private memory of which every page is present.
+/// Packs private memory, zeros left out.
 pub fn pack_private(bytes: &[u8]) -> Vec<u8> {
-    private::pack(bytes, |_| true)
+    let pages: Vec<&[u8]> = bytes.chunks(units::PAGE_SIZE).collect();
+    private::pack(bytes, |page| !private::is_zero(pages[page]))
 }

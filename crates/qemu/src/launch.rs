@@ -32,6 +32,9 @@ const LOOK: Duration = Duration::from_millis(2);
 /// The ending of the files in which belongings are written down.
 const NOTE: &str = "belongings";
 
+/// The ending of the log that a QEMU leaves which could not load a VM's state.
+const FAILED: &str = "failed.log";
+
 /// How much of QEMU's log is quoted when it does not start.
 const QUOTE: u64 = 2000;
 
@@ -88,6 +91,17 @@ impl Belongings {
         let new = self.qmp.with_extension("new");
         fs::write(&new, text)?;
         fs::rename(new, self.note())
+    }
+
+    /// Keeps all that QEMU printed, if that is anything, under a name that stays when the rest is removed, until the next of this VM's QEMUs
+    /// fails here; says where.
+    pub(crate) fn keep_log(&self, vm: &str) -> Option<PathBuf> {
+        let log = self.log.as_ref().filter(|log| fs::metadata(log).is_ok_and(|file| file.len() > 0))?;
+        let kept = log.with_file_name(format!("{vm}.{FAILED}"));
+        // A name for the same file: what QEMU still prints gets there, too.
+        let _ = fs::remove_file(&kept);
+        fs::hard_link(log, &kept).ok()?;
+        Some(kept)
     }
 
     /// The end of what QEMU printed.

@@ -53,6 +53,7 @@ mod arriving;
 mod cpu;
 mod flush;
 mod held;
+mod made_up;
 mod private;
 mod random;
 mod spare;

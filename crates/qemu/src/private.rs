@@ -1,25 +1,30 @@
 //! RAM blocks that QEMU keeps to itself: they are in no shared file, and not in the device state either.
 //!
-//! Those that the guest can write (video memory; microvm's firmware) are carried, page by page, zeros left out. Those
-//! that it cannot (firmware, option ROMs, tables of the firmware's configuration interface) are each QEMU's own: the guest copied what
-//! it needed from them when it booted, and after a reboot uses its new host's.
+//! Video memory, firmware, option ROMs, tables of the firmware's configuration interface. A QEMU that waits for a guest
+//! leaves firmware as zeros, because its own migration carries all of these blocks, read-only ones too: whoever does not has a guest that
+//! is dead at its next reboot. So all are carried, zeros left out: copied while the guest runs, and what has changed since
+//! once it stands still.
+
+mod pack;
+mod records;
+mod section;
 
 use crate::{
     qmp::{Qmp, QmpError},
     ram::{self, Layout, Listed, RamError},
 };
+pub(crate) use pack::{is_zero, pack, unpack};
+pub(crate) use section::Given;
 use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
-use sys::process::PidFd;
+use sys::{maps, process::PidFd};
 use units::PAGE_SIZE;
 
 /// The largest private block that is carried: QEMU's VGA has at most 512 MiB.
 const LARGEST: u64 = 1 << 30;
 
-/// Before the pages: the block's size.
-const HEADER: usize = 8;
-
-/// Before each page: its number.
-const NUMBER: usize = 8;
+/// As much of them as is copied ahead of the pause: more than a `q35` with four network cards and a VGA of the usual
+/// size has. A copy is kept, and goes into one message.
+const AHEAD: u64 = 48 << 20;
 
 /// Why private memory did not get out or in.
 #[derive(Debug, thiserror::Error)]
@@ -28,104 +33,207 @@ pub(crate) enum PrivateError {
     Qmp(#[from] QmpError),
     #[error("{0}; the VM cannot be migrated while that is so")]
     Nowhere(#[from] RamError),
+    #[error("where QEMU's private RAM blocks lie: {0}")]
+    Maps(io::Error),
     #[error("private RAM block {block}: {cause}")]
     Access { block: String, cause: io::Error },
     #[error("private RAM block {block} of the source is not the same here: {why}")]
     Differs { block: String, why: String },
 }
 
-/// The private blocks that the guest can write, and where they lie as far as that is known.
+/// The private blocks of a QEMU, and where they lie as far as that is known.
 #[derive(Debug)]
-pub(crate) struct Places(Vec<(Listed, Option<u64>)>);
+pub(crate) struct Places {
+    places: Vec<Place>,
+    /// A block of main memory, whose address is known.
+    known: Option<Listed>,
+    located: bool,
+}
+
+#[derive(Debug)]
+struct Place {
+    block: Listed,
+    hva: Option<u64>,
+    /// Whether only what the kernel says to be present exists of it. Memory that has a file may exist without being mapped.
+    anonymous: bool,
+    /// What was copied of it while the guest ran.
+    ahead: Option<Copied>,
+}
+
+/// A block's content at some time.
+#[derive(Debug)]
+struct Copied {
+    bytes: Vec<u8>,
+    /// Which pages exist; the others are zeros.
+    present: Vec<bool>,
+}
+
+impl Copied {
+    fn page(&self, number: usize) -> &[u8] {
+        let end = self.bytes.len().min((number + 1) * PAGE_SIZE);
+        &self.bytes[number * PAGE_SIZE..end]
+    }
+
+    /// All of it.
+    fn whole(&self) -> Vec<u8> {
+        pack(&self.bytes, |page| self.present[page] && !is_zero(self.page(page)))
+    }
+
+    /// What differs from an earlier copy; nothing if nothing does.
+    fn since(&self, before: &Copied) -> Option<Vec<u8>> {
+        if before.bytes.len() != self.bytes.len() {
+            return Some(self.whole());
+        }
+        let exists = |page: usize| self.present[page] || before.present[page];
+        let changed: Vec<bool> = (0..self.present.len())
+            .map(|page| exists(page) && self.page(page) != before.page(page))
+            .collect();
+        changed.contains(&true).then(|| pack(&self.bytes, |page| changed[page]))
+    }
+}
 
 impl Places {
     pub(crate) fn new(layout: &Layout) -> Self {
-        let writable = layout.private.iter().filter(|block| !is_rom(block));
-        Self(writable.map(|block| (block.clone(), block.hva)).collect())
+        let place =
+            |block: &Listed| Place { block: block.clone(), hva: block.hva, anonymous: false, ahead: None };
+        let places = layout.private.iter().map(place).collect();
+        Self { places, known: layout.known.clone(), located: false }
     }
 
-    /// Copies them out of a stopped guest.
+    /// The blocks, as QEMU listed them.
+    pub(crate) fn blocks(&self) -> Vec<Listed> {
+        self.places.iter().map(|place| place.block.clone()).collect()
+    }
+
+    /// Copies them while the guest runs; [`Self::save`] then tells only what has changed since.
+    pub(crate) fn copy_ahead(
+        &mut self,
+        qmp: &mut Qmp,
+        process: &PidFd,
+    ) -> Result<Vec<(String, Vec<u8>)>, PrivateError> {
+        self.locate(qmp, process)?;
+        self.resize(qmp)?;
+        let (mut copied, mut room) = (Vec::new(), AHEAD);
+        for place in &mut self.places {
+            let Some(left) = room.checked_sub(place.block.used) else { continue };
+            room = left;
+            let copy = place.read(process)?;
+            copied.push((place.block.name.clone(), copy.whole()));
+            place.ahead = Some(copy);
+        }
+        Ok(copied)
+    }
+
+    /// Copies them out of a stopped guest: all of those that were not copied ahead, and what has changed of the others.
     pub(crate) fn save(
         &mut self,
         qmp: &mut Qmp,
         process: &PidFd,
     ) -> Result<Vec<(String, Vec<u8>)>, PrivateError> {
-        self.locate(qmp)?;
+        self.locate(qmp, process)?;
+        self.resize(qmp)?;
         let mut saved = Vec::new();
-        for (block, hva) in &self.0 {
-            let Some(hva) = hva else { continue };
-            let mut bytes = vec![0; block.used.min(LARGEST) as usize];
-            let present = present(process, *hva, bytes.len()).map_err(|cause| access(block, cause))?;
-            for run in runs(bytes.len(), |page| present[page]) {
-                read(process, *hva + run.start as u64, &mut bytes[run])
-                    .map_err(|cause| access(block, cause))?;
-            }
-            saved.push((block.name.clone(), pack(&bytes, |page| present[page])));
+        for place in &self.places {
+            let now = place.read(process)?;
+            let told = place.ahead.as_ref().map_or_else(|| Some(now.whole()), |before| now.since(before));
+            saved.extend(told.map(|packed| (place.block.name.clone(), packed)));
         }
         Ok(saved)
     }
 
-    /// Puts them into a QEMU that has loaded its device state and does not run yet.
-    pub(crate) fn load(
-        &mut self,
-        qmp: &mut Qmp,
-        process: &PidFd,
-        saved: &[(String, Vec<u8>)],
-    ) -> Result<(), PrivateError> {
-        self.locate(qmp)?;
-        let differs = |block: &str, why: String| PrivateError::Differs { block: block.to_owned(), why };
-        for (block, _) in &self.0 {
-            if !saved.iter().any(|(name, _)| *name == block.name) {
-                return Err(differs(&block.name, "the source has none of this name".to_owned()));
+    /// Whether its firmware is all zeros: a Whimbrel that did not carry it brought the VM here.
+    pub(crate) fn lost_firmware(&mut self, qmp: &mut Qmp, process: &PidFd) -> Result<bool, PrivateError> {
+        self.locate(qmp, process)?;
+        let firmware = |place: &&Place| matches!(place.block.name.as_str(), "pc.bios" | "system.flash0");
+        let Some(place) = self.places.iter().find(firmware) else { return Ok(false) };
+        Ok(is_zero(&place.read(process)?.bytes))
+    }
+
+    /// Finds those whose address is not known yet. Where a block lies never changes.
+    pub(crate) fn locate(&mut self, qmp: &mut Qmp, process: &PidFd) -> Result<(), PrivateError> {
+        if self.located {
+            return Ok(());
+        }
+        let unknown: Vec<Listed> =
+            self.places.iter().filter(|place| place.hva.is_none()).map(|place| place.block.clone()).collect();
+        if let Some(known) = self.known.as_ref().filter(|_| !unknown.is_empty()) {
+            let found = records::find(process, &unknown, known).map_err(PrivateError::Maps)?;
+            for place in &mut self.places {
+                place.hva = place.hva.or_else(|| found.get(&place.block.name).copied());
             }
         }
-        for (name, packed) in saved {
-            let found = self.0.iter().find(|(block, _)| block.name == *name);
-            let Some((block, Some(hva))) = found else {
-                return Err(differs(name, "there is none of this name".to_owned()));
-            };
-            let own = block.used.min(LARGEST);
-            // Firmware ends at a fixed address of the guest, so the end of a larger one is where a smaller one was.
-            let size =
-                if name.ends_with(".bios") { packed_size(packed).unwrap_or(own).min(own) } else { own };
-            let (mut bytes, hva) = (vec![0; size as usize], *hva + (own - size));
-            let carried = unpack(packed, &mut bytes).map_err(|why| differs(name, why))?;
-            let present = present(process, hva, bytes.len()).map_err(|cause| access(block, cause))?;
-            // What neither side ever touched is zeros on both.
-            for run in runs(bytes.len(), |page| carried[page] || present[page]) {
-                write(process, hva + run.start as u64, &bytes[run]).map_err(|cause| access(block, cause))?;
+        self.ask(qmp)?;
+        let mappings = maps::read(process).map_err(PrivateError::Maps)?;
+        for place in &mut self.places {
+            let at = |mapping: &&maps::Mapping| place.hva.is_some_and(|hva| mapping.addresses.contains(&hva));
+            place.anonymous = mappings.iter().find(at).is_some_and(|found| found.inode == 0 && !found.shared);
+        }
+        self.located = true;
+        Ok(())
+    }
+
+    /// Asks QEMU for the addresses that are not known yet: it tells those of blocks that the guest has mapped just now.
+    pub(crate) fn ask(&mut self, qmp: &mut Qmp) -> Result<(), PrivateError> {
+        if self.places.iter().all(|place| place.hva.is_some()) {
+            return Ok(());
+        }
+        let tree = ram::read_tree(qmp)?;
+        let regions: Vec<String> = self.places.iter().map(|place| region(&place.block).to_owned()).collect();
+        for place in self.places.iter_mut().filter(|place| place.hva.is_none()) {
+            let region = region(&place.block);
+            if regions.iter().filter(|other| *other == region).count() > 1 {
+                let why = format!(
+                    "several blocks are called {region}, and the records that QEMU keeps of them are not understood"
+                );
+                return Err(RamError::Nowhere { name: place.block.name.clone(), why }.into());
             }
+            place.hva = Some(ram::translate(qmp, &tree, region)?);
         }
         Ok(())
     }
 
-    /// Asks QEMU for the addresses that are not known yet. Video memory is known to old QEMUs only where the guest has
-    /// it mapped; where it lies in QEMU never changes.
-    pub(crate) fn locate(&mut self, qmp: &mut Qmp) -> Result<(), PrivateError> {
-        if self.0.iter().all(|(_, hva)| hva.is_some()) {
+    /// Tables change their size when the guest's firmware asks for them.
+    fn resize(&mut self, qmp: &mut Qmp) -> Result<(), PrivateError> {
+        if self.places.is_empty() {
             return Ok(());
         }
-        let tree = ram::read_tree(qmp)?;
-        // Where QEMU does not tell (7), its memory tree does: firmware is writable on microvm, but not on q35.
-        self.0.retain(|(block, hva)| {
-            hva.is_some() || !block.name.ends_with(".bios") || tree.contains_key(&block.name)
-        });
-        for (block, hva) in self.0.iter_mut().filter(|(_, hva)| hva.is_none()) {
-            // The region's name lacks the device's address in front.
-            let region = block.name.rsplit('/').next().unwrap_or(&block.name);
-            *hva = Some(ram::translate(qmp, &tree, region)?);
+        let now = ram::listed(qmp)?;
+        for place in &mut self.places {
+            let name = &place.block.name;
+            let Some(listed) = now.iter().find(|listed| listed.name == *name) else {
+                let why = "it is not there any more".to_owned();
+                return Err(RamError::Nowhere { name: name.clone(), why }.into());
+            };
+            place.block.used = listed.used.min(place.block.total);
         }
         Ok(())
     }
 }
 
-/// What the guest surely cannot write.
-fn is_rom(block: &Listed) -> bool {
-    if let Some(read_only) = block.read_only {
-        return read_only;
+impl Place {
+    fn read(&self, process: &PidFd) -> Result<Copied, PrivateError> {
+        let block = &self.block;
+        let hva = self.hva.ok_or_else(|| access(block, io::ErrorKind::NotFound.into()))?;
+        if block.used > LARGEST {
+            let why = format!("it has {} bytes; at most {LARGEST} are carried", block.used);
+            return Err(access(block, io::Error::other(why)));
+        }
+        let mut bytes = vec![0; block.used as usize];
+        let present = if self.anonymous {
+            present(process, hva, bytes.len()).map_err(|cause| access(block, cause))?
+        } else {
+            vec![true; bytes.len().div_ceil(PAGE_SIZE)]
+        };
+        for run in runs(bytes.len(), |page| present[page]) {
+            read(process, hva + run.start as u64, &mut bytes[run]).map_err(|cause| access(block, cause))?;
+        }
+        Ok(Copied { bytes, present })
     }
-    let name = block.name.as_str();
-    name.starts_with("/rom@") || name.ends_with(".rom") || name == "pc.rom"
+}
+
+/// The region's name lacks the device's address in front.
+fn region(block: &Listed) -> &str {
+    block.name.rsplit('/').next().unwrap_or(&block.name)
 }
 
 fn access(block: &Listed, cause: io::Error) -> PrivateError {
@@ -167,54 +275,6 @@ fn read(process: &PidFd, hva: u64, into: &mut [u8]) -> io::Result<()> {
     Ok(())
 }
 
-fn write(process: &PidFd, hva: u64, from: &[u8]) -> io::Result<()> {
-    let mut at = hva;
-    for piece in from.chunks(PIECE) {
-        process.write_memory(at, piece)?;
-        at += piece.len() as u64;
-    }
-    Ok(())
-}
-
-/// The size, then each page of `present` ones that is not zero, with its number before it.
-pub(crate) fn pack(bytes: &[u8], present: impl Fn(usize) -> bool) -> Vec<u8> {
-    let mut packed = (bytes.len() as u64).to_le_bytes().to_vec();
-    for (number, page) in bytes.chunks(PAGE_SIZE).enumerate() {
-        if present(number) && page.iter().any(|byte| *byte != 0) {
-            packed.extend((number as u64).to_le_bytes());
-            packed.extend(page);
-        }
-    }
-    packed
-}
-
-/// The size of a packed block.
-fn packed_size(packed: &[u8]) -> Option<u64> {
-    packed.get(..HEADER)?.try_into().map(u64::from_le_bytes).ok()
-}
-
-/// Undoes [`pack`] into zeros and says which pages there were. Foreign input: every number is checked.
-pub(crate) fn unpack(packed: &[u8], into: &mut [u8]) -> Result<Vec<bool>, String> {
-    let number = |bytes: &[u8]| bytes.try_into().map(u64::from_le_bytes).ok();
-    let size = packed_size(packed).ok_or("it has no size")?;
-    if size != into.len() as u64 {
-        return Err(format!("it has {size} bytes there and {} here", into.len()));
-    }
-    let mut carried = vec![false; into.len().div_ceil(PAGE_SIZE)];
-    let mut rest = &packed[HEADER..];
-    while !rest.is_empty() {
-        let page = rest.get(..NUMBER).and_then(number).ok_or("it is cut off")?;
-        rest = &rest[NUMBER..];
-        let start = usize::try_from(page).ok().and_then(|page| page.checked_mul(PAGE_SIZE));
-        let start = start.filter(|start| *start < into.len()).ok_or("a page lies beyond its end")?;
-        let length = PAGE_SIZE.min(into.len() - start);
-        into[start..start + length].copy_from_slice(rest.get(..length).ok_or("it is cut off")?);
-        carried[start / PAGE_SIZE] = true;
-        rest = &rest[length..];
-    }
-    Ok(carried)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,26 +284,5 @@ mod tests {
         let wanted = [true, true, false, true];
         let page = PAGE_SIZE;
         assert_eq!(runs(3 * page + 5, |at| wanted[at]), [0..2 * page, 3 * page..3 * page + 5]);
-    }
-
-    #[test]
-    fn a_block_survives_being_packed_without_its_zeros() {
-        let mut bytes = vec![0; 5 * PAGE_SIZE + 7];
-        bytes[PAGE_SIZE] = 1;
-        *bytes.last_mut().unwrap() = 2;
-        let packed = pack(&bytes, |_| true);
-        assert_eq!(packed.len(), HEADER + NUMBER + PAGE_SIZE + NUMBER + 7);
-        let mut again = vec![0; bytes.len()];
-        unpack(&packed, &mut again).unwrap();
-        assert_eq!(bytes, again);
-        for cut in 0..packed.len() {
-            // Only a cut between two pages leaves something whole.
-            let whole = cut == HEADER || cut == HEADER + NUMBER + PAGE_SIZE;
-            assert_eq!(unpack(&packed[..cut], &mut again).is_ok(), whole, "cut at {cut}");
-        }
-        assert!(unpack(&packed, &mut vec![0; PAGE_SIZE]).is_err());
-        let mut beyond = packed.clone();
-        beyond[HEADER] = 200;
-        assert!(unpack(&beyond, &mut again).is_err());
     }
 }

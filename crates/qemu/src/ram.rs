@@ -16,6 +16,8 @@ pub struct Listed {
     pub name: String,
     /// The size of the pages that it consists of.
     pub page_bytes: u64,
+    /// Where it begins in QEMU's count of all RAM.
+    pub offset: u64,
     /// Bytes in use.
     pub used: u64,
     /// Bytes reserved: more than `used` for blocks that may grow.
@@ -44,6 +46,8 @@ pub struct Layout {
     pub main: Vec<RamBlock>,
     /// Video memory, ROMs and tables, which QEMU keeps to itself.
     pub private: Vec<Listed>,
+    /// A block of main memory as QEMU lists it, with its address.
+    pub known: Option<Listed>,
 }
 
 /// Why the RAM blocks are not known, or not usable.
@@ -94,6 +98,7 @@ pub fn layout(qmp: &mut Qmp) -> Result<Layout, RamError> {
             Some(hva) => hva,
             None => locate(qmp, &mut tree, id)?,
         };
+        found.known.get_or_insert_with(|| Listed { hva: Some(hva), ..listed.clone() });
         found.main.push(RamBlock { name: backend.id.clone(), bytes: listed.total, hva });
     }
     found.main.sort_by(|a, b| a.name.cmp(&b.name));
@@ -142,6 +147,7 @@ fn parse_listed(line: &str) -> Option<Listed> {
     (!name.is_empty()).then_some(Listed {
         name,
         page_bytes,
+        offset: number(1)?,
         used: number(2)?,
         total: number(3)?,
         hva: number(4),
@@ -158,7 +164,7 @@ pub(crate) struct Mapped {
     offset: u64,
 }
 
-/// Pieces of writable RAM by the name of their region, from `info mtree -f`.
+/// Pieces of RAM and ROM by the name of their region, from `info mtree -f`.
 pub(crate) type Tree = BTreeMap<String, Mapped>;
 
 /// Reads the memory tree once; later calls use what `tree` holds.
@@ -170,7 +176,7 @@ fn locate(qmp: &mut Qmp, tree: &mut Option<Tree>, region: &str) -> Result<u64, R
     translate(qmp, tree, region)
 }
 
-/// The writable RAM that the guest's system memory shows just now.
+/// The RAM and ROM that the guest's system memory shows just now.
 pub(crate) fn read_tree(qmp: &mut Qmp) -> Result<Tree, QmpError> {
     Ok(parse_tree(&qmp.human("info mtree -f")?))
 }
@@ -190,9 +196,9 @@ pub(crate) fn translate(qmp: &mut Qmp, tree: &Tree, region: &str) -> Result<u64,
 }
 
 /// Lines like `  0000000000100000-0000000003ffffff (prio 0, ram): ram0 @0000000000100000 KVM`, in views of the
-/// system's memory.
+/// system's memory. ROM counts too, as long as nothing shows the region as RAM: firmware can show RAM as ROM.
 fn parse_tree(text: &str) -> Tree {
-    let mut tree = Tree::new();
+    let (mut tree, mut roms) = (Tree::new(), Tree::new());
     let mut system = false;
     for line in text.lines() {
         if let Some(root) = line.trim().strip_prefix("Root memory region: ") {
@@ -200,21 +206,25 @@ fn parse_tree(text: &str) -> Tree {
         }
         let Some((range, rest)) = line.trim().split_once(" (prio ") else { continue };
         let Some((kind, region)) = rest.split_once("): ") else { continue };
-        if !system || !kind.ends_with(", ram") {
-            continue;
-        }
-        let Some(gpa) = range.split_once('-').and_then(|(start, _)| u64::from_str_radix(start, 16).ok())
-        else {
-            continue;
+        let place = match kind.rsplit_once(", ").map(|(_, kind)| kind) {
+            Some("ram") => &mut tree,
+            Some("rom" | "romd") => &mut roms,
+            _ => continue,
         };
-        let region = region.strip_suffix(" KVM").unwrap_or(region).trim_end();
+        let gpa = range.split_once('-').and_then(|(start, _)| u64::from_str_radix(start, 16).ok());
+        let Some(gpa) = gpa.filter(|_| system) else { continue };
+        // The accelerator that has the region mapped, once for each address space that it is in.
+        let region = region.trim_end_matches(" KVM").trim_end();
         let (name, offset) = match region.rsplit_once(" @") {
             Some((name, offset)) => (name, u64::from_str_radix(offset, 16).ok()),
             None => (region, Some(0)),
         };
         if let Some(offset) = offset {
-            tree.entry(name.to_owned()).or_insert(Mapped { gpa, offset });
+            place.entry(name.to_owned()).or_insert(Mapped { gpa, offset });
         }
+    }
+    for (name, mapped) in roms {
+        tree.entry(name).or_insert(mapped);
     }
     tree
 }
@@ -240,16 +250,43 @@ mod tests {
         assert_eq!(parse_listed("              Block Name    PSize              Offset"), None);
     }
 
+    /// Lines of `info mtree -f` as QEMU 7.2 and 10.0 print them.
     #[test]
-    fn the_tree_tells_writable_ram_of_the_system_only() {
-        let text = "FlatView #0\n AS \"memory\", root: system\n Root memory region: system\n\
-            \x20 0000000000000000-000000000009ffff (prio 0, rom): ram0\n\
-            \x20 0000000000100000-0000000003ffffff (prio 0, ram): ram0 @0000000000100000 KVM\n\
+    fn the_tree_tells_where_the_systems_ram_and_rom_is() {
+        let under_kvm = "FlatView #1\n AS \"memory\", root: system\n AS \"cpu-memory-0\", root: system\n\
+            \x20Root memory region: system\n\
+            \x20 0000000000000000-00000000000effff (prio 0, ram): ram0 KVM KVM\n\
+            \x20 00000000000f0000-00000000000fffff (prio 0, ram): pc.bios KVM KVM\n\
+            \x20 0000000000100000-0000000003ffffff (prio 0, ram): ram0 @0000000000100000 KVM KVM\n\
+            \x20 00000000feb00000-00000000feb01fff (prio 0, i/o): virtio-mmio\n\
+            \x20 00000000ffff0000-00000000ffffffff (prio 0, ram): pc.bios KVM KVM\n\n";
+        let emulated = "FlatView #0\n Root memory region: memory\n\
+            \x20 00000000000c0000-00000000000cafff (prio 0, rom): ram0 @00000000000c0000\n\
+            \x20 0000000000100000-0000000003ffffff (prio 0, ram): ram0 @0000000000100000\n\
             \x20 00000000fd000000-00000000fdffffff (prio 1, ram): vga.vram\n\
+            \x20 00000000ffc00000-00000000ffc83fff (prio 0, romd): system.flash1\n\
+            \x20 00000000fffc0000-00000000ffffffff (prio 0, rom): pc.bios\n\
             FlatView #1\n Root memory region: bus\n  0000000000000000-0fff (prio 0, ram): other\n";
-        let tree = parse_tree(text);
-        assert_eq!(tree.len(), 2);
-        assert_eq!(tree["ram0"], Mapped { gpa: 0x10_0000, offset: 0x10_0000 });
-        assert_eq!(tree["vga.vram"], Mapped { gpa: 0xfd00_0000, offset: 0 });
+        let once = "FlatView #0\n Root memory region: system\n\
+            \x20 0000000000100000-0000000003ffffff (prio 0, ram): a @b @0000000000100000 KVM\n";
+        type Row<'a> = (&'a str, &'a [(&'a str, u64, u64)]);
+        let rows: [Row<'_>; 3] = [
+            (under_kvm, &[("pc.bios", 0xf_0000, 0), ("ram0", 0, 0)]),
+            (
+                emulated,
+                &[
+                    ("pc.bios", 0xfffc_0000, 0),
+                    ("ram0", 0x10_0000, 0x10_0000),
+                    ("system.flash1", 0xffc0_0000, 0),
+                    ("vga.vram", 0xfd00_0000, 0),
+                ],
+            ),
+            (once, &[("a @b", 0x10_0000, 0x10_0000)]),
+        ];
+        for (text, expected) in rows {
+            let tree = parse_tree(text);
+            let found: Vec<_> = tree.iter().map(|(name, at)| (name.as_str(), at.gpa, at.offset)).collect();
+            assert_eq!(found, expected, "{text}");
+        }
     }
 }

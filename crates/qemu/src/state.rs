@@ -6,7 +6,8 @@
 //! In: `migrate-incoming` from a socket. Not `xen-load-devices-state`: outside of Xen that one aborts QEMU (seen on 7.2
 //! and 10.0: it ends an incoming migration that was never begun). The stream lacks two sections of an ordinary one: the
 //! configuration at its beginning, which `migration.send-configuration=off` makes QEMU not expect, and a
-//! description at its end, which we append.
+//! description at its end, which we append. Between its head and its first section go the RAM blocks that QEMU keeps private
+//! (see [`crate::private`]), most of them long before the rest.
 
 use crate::qmp::{Qmp, QmpError};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -18,7 +19,7 @@ use std::{
     os::fd::{AsFd, AsRawFd},
     os::unix::net::UnixStream,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// How long QEMU may take to write it: milliseconds, unless its disks are slow to inactivate.
@@ -32,6 +33,15 @@ const LARGEST: u64 = 256 << 20;
 
 /// `QEMU_VM_VMDESCRIPTION`, its length, and an empty description: without it QEMU complains on its standard error.
 const DESCRIPTION: &[u8] = b"\x06\0\0\0\x02{}";
+
+/// What a stream begins with: `QEVM`, version 3.
+const HEAD: &[u8] = b"QEVM\0\0\0\x03";
+
+/// How long a QEMU that waits may take to read what is sent ahead of the pause.
+const AHEAD: Duration = Duration::from_secs(20);
+
+/// How often we look whether it has.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// Why a device state did not get out or in.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +57,10 @@ pub(crate) enum StateError {
     Unsupported,
     #[error("QEMU could not load the state: {0}")]
     Failed(String),
+    #[error("the device state does not begin as QEMU's do")]
+    NoState,
+    #[error("QEMU does not read what is sent to it ahead of its device state")]
+    Deaf,
     #[error("QEMU wrote {0} bytes of device state, more than any VM has")]
     TooLarge(u64),
 }
@@ -96,7 +110,11 @@ pub(crate) fn save(qmp: &mut Qmp, exit: &mut Exit) -> Result<Vec<u8>, StateError
 
 /// Where a waiting QEMU reads its device state from.
 #[derive(Debug)]
-pub(crate) struct Door(UnixStream);
+pub(crate) struct Door {
+    ours: UnixStream,
+    /// Whether the stream has begun.
+    begun: bool,
+}
 
 /// Lets a QEMU in state `inmigrate` wait for its device state, so that nothing but the state itself has to be said while
 /// the guest stands still.
@@ -104,7 +122,7 @@ pub(crate) fn open_door(qmp: &mut Qmp) -> Result<Door, StateError> {
     let (ours, theirs) = UnixStream::pair().map_err(system("make a socket pair"))?;
     qmp.get_fd("whimbrel-state", theirs.as_fd())?;
     qmp.execute("migrate-incoming", json!({ "uri": "fd:whimbrel-state" }))?;
-    Ok(Door(ours))
+    Ok(Door { ours, begun: false })
 }
 
 /// Makes a waiting QEMU's heap as large as loading a device state needs it, about 2.5 MiB. Fresh memory costs a page fault for
@@ -114,11 +132,42 @@ pub(crate) fn widen_heap(qmp: &mut Qmp) -> Result<(), QmpError> {
     qmp.execute("query-qmp-schema", json!({})).map(drop)
 }
 
-/// Loads a device state into a QEMU that waits for it. It is `paused` afterwards.
-pub(crate) fn load(qmp: &mut Qmp, Door(ours): Door, stream: &[u8]) -> Result<(), StateError> {
-    let stopper = ours.try_clone().map_err(system("duplicate a socket"))?;
+/// Sends sections of the stream that need not wait for the device state. Returns once QEMU has taken them, or says why it does
+/// not.
+pub(crate) fn feed_ahead(qmp: &mut Qmp, door: &mut Door, sections: &[u8]) -> Result<(), StateError> {
+    let failed = system("write to QEMU");
+    let mut write = || -> io::Result<()> {
+        door.ours.set_write_timeout(Some(AHEAD))?;
+        if !door.begun {
+            door.ours.write_all(HEAD)?;
+        }
+        door.ours.write_all(sections)?;
+        door.ours.set_write_timeout(None)
+    };
+    let written = write();
+    door.begun = true;
+    let end = Instant::now() + AHEAD;
+    while written.is_ok() && sys::socket::unread(&door.ours).map_err(system("look at a socket"))? > 0 {
+        if Instant::now() > end {
+            return Err(StateError::Deaf);
+        }
+        thread::sleep(LOOK);
+    }
+    // Its main loop reads the stream and answers us in turns: what it has read it has also looked at by then.
+    let answer = qmp.execute("query-migrate", json!({}))?;
+    if answer["status"] == "failed" {
+        return Err(StateError::Failed(why_failed(&answer)));
+    }
+    written.map_err(failed)
+}
+
+/// Loads a device state into a QEMU that waits for it, with more sections before it. It is `paused` afterwards.
+pub(crate) fn load(qmp: &mut Qmp, door: Door, sections: &[u8], stream: &[u8]) -> Result<(), StateError> {
+    let state = stream.strip_prefix(HEAD).ok_or(StateError::NoState)?;
+    let head = if door.begun { &[] } else { HEAD };
+    let stopper = door.ours.try_clone().map_err(system("duplicate a socket"))?;
     thread::scope(|scope| {
-        let feeder = scope.spawn(move || feed(ours, stream));
+        let feeder = scope.spawn(move || feed(door.ours, &[head, sections, state]));
         let loaded = wait_loaded(qmp);
         if loaded.is_err() {
             // Unblocks the feeder. It fails when QEMU has ended, which unblocks it as well.
@@ -130,8 +179,10 @@ pub(crate) fn load(qmp: &mut Qmp, Door(ours): Door, stream: &[u8]) -> Result<(),
     })
 }
 
-fn feed(mut socket: UnixStream, stream: &[u8]) -> io::Result<()> {
-    socket.write_all(stream)?;
+fn feed(mut socket: UnixStream, parts: &[&[u8]]) -> io::Result<()> {
+    for part in parts {
+        socket.write_all(part)?;
+    }
     // QEMU closes its end as soon as it has what it needs, perhaps before it read the description.
     match socket.write_all(DESCRIPTION).and_then(|()| socket.shutdown(Shutdown::Write)) {
         Err(error)
@@ -152,9 +203,11 @@ pub(crate) fn wait_loaded(qmp: &mut Qmp) -> Result<(), StateError> {
     };
     if event.data["status"] != "completed" {
         let answer = qmp.execute("query-migrate", json!({}))?;
-        return Err(StateError::Failed(
-            answer["error-desc"].as_str().unwrap_or("it does not say why").to_owned(),
-        ));
+        return Err(StateError::Failed(why_failed(&answer)));
     }
     Ok(())
+}
+
+fn why_failed(answer: &serde_json::Value) -> String {
+    answer["error-desc"].as_str().unwrap_or("it does not say why").to_owned()
 }

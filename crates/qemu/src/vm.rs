@@ -8,11 +8,12 @@ use crate::{
     flush,
     host::Host,
     launch::{self, Belongings, LaunchError, Started},
-    private,
+    made_up, private,
     qmp::{Qmp, QmpError, Version},
     ram::{self, Layout, RamError},
     recipe::{Net, Recipe},
-    state, tap,
+    state::{self, StateError},
+    tap,
 };
 use engine::ports::{DeviceState, HasEnded, Machine, MachineError, Unheard};
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,9 @@ const STOP: Duration = Duration::from_secs(10);
 /// How long the guest may take to run after `cont`.
 const RESUME: Duration = Duration::from_secs(10);
 
+/// How long a QEMU that did not load a state may take to end with its last words; the guest stands still at the source.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
 /// How long QEMU may take to end by itself before it is killed.
 const QUIT: Duration = Duration::from_secs(3);
 
@@ -48,6 +52,8 @@ pub struct Vm {
     belongings: Belongings,
     layout: Layout,
     private: private::Places,
+    /// What a QEMU that waits has been given of its private blocks.
+    given: private::Given,
     /// Where a QEMU that waits for its device state reads it from.
     door: Option<state::Door>,
     /// Where this QEMU writes its device state to.
@@ -137,6 +143,9 @@ impl Vm {
                 if !incoming {
                     recipe.machine = cpu::with_machine(&recipe.machine, &machine);
                     recipe.cpu_features = features;
+                    if let Err(error) = made_up::carry(&mut qmp, &mut recipe) {
+                        tracing::warn!(vm = recipe.name, %error, "what QEMU made up is not known");
+                    }
                 }
                 recipe.qemu = qmp.version();
                 Ok(Self::new(qmp, process, recipe, belongings, layout))
@@ -167,6 +176,7 @@ impl Vm {
             belongings,
             layout,
             private,
+            given: private::Given::default(),
             door: None,
             exit: None,
             unflushed: Vec::new(),
@@ -193,9 +203,7 @@ impl Vm {
             return Err(gone());
         }
         let layout = ram::layout(&mut qmp)?;
-        let mut vm = Self::new(qmp, process, handle.recipe.clone(), handle.belongings.clone(), layout);
-        vm.look_ahead();
-        Ok(vm)
+        Ok(Self::new(qmp, process, handle.recipe.clone(), handle.belongings.clone(), layout))
     }
 
     /// What to remember of it.
@@ -296,6 +304,33 @@ impl Vm {
         Ok(cpu::missing(&self.recipe.cpu_features, &here))
     }
 
+    /// Copies the RAM blocks that QEMU keeps private, while the guest runs. [`Machine::save`] tells only what changed in
+    /// them since: the target must have been given these first.
+    pub fn copy_ahead(&mut self) -> Result<Vec<(String, Vec<u8>)>, MachineError> {
+        let copied = self.private.copy_ahead(&mut self.qmp, &self.process);
+        copied.map_err(|error| self.error("copy the firmware and video memory of", error))
+    }
+
+    /// Gives a QEMU that waits for its device state what [`Self::copy_ahead`] copied at the source.
+    pub fn take_ahead(&mut self, private: &[(String, Vec<u8>)]) -> Result<(), MachineError> {
+        let what = "load the firmware and video memory of";
+        let section = self.given.section(&self.private.blocks(), private);
+        let section = section.map_err(|error| self.error(what, error))?;
+        let Some(door) = &mut self.door else {
+            return Err(self.error(what, "its QEMU does not wait for a state"));
+        };
+        state::feed_ahead(&mut self.qmp, door, &section).map_err(|error| self.not_loaded(what, &error))
+    }
+
+    /// What the user must know before the VM is moved.
+    pub fn warnings(&mut self) -> Result<Vec<String>, MachineError> {
+        let lost = self.private.lost_firmware(&mut self.qmp, &self.process);
+        let lost = lost.map_err(|error| self.error("look at the firmware of", error))?;
+        let why = "its firmware is zeros, since an older Whimbrel moved it here: the guest runs, but cannot reboot; power it \
+                   off and start it anew";
+        Ok(if lost { vec![why.to_owned()] } else { vec![] })
+    }
+
     fn error(&self, what: &str, why: impl Display) -> MachineError {
         let mut why = why.to_string();
         if !self.process.is_alive().unwrap_or(false) {
@@ -307,10 +342,22 @@ impl Vm {
         MachineError { what: format!("{what} {}", self.recipe.name), why }
     }
 
+    /// QEMU did not take what it was given: it says why as it ends, and nowhere else.
+    fn not_loaded(&self, what: &str, error: &StateError) -> MachineError {
+        if matches!(error, StateError::Qmp(_) | StateError::Failed(_)) {
+            let _ = self.process.wait(LAST_WORDS);
+        }
+        let mut failed = self.error(what, error);
+        if let Some(kept) = self.belongings.keep_log(self.name()) {
+            failed.why.push_str(&format!("; all that it said is kept in {}", kept.display()));
+        }
+        failed
+    }
+
     /// Finds out while the guest runs what would otherwise cost time while it does not. What is not to be found now
     /// is asked again when it is needed.
     fn look_ahead(&mut self) {
-        if let Err(error) = self.private.locate(&mut self.qmp) {
+        if let Err(error) = self.private.locate(&mut self.qmp, &self.process) {
             tracing::debug!(vm = self.name(), %error, "not yet known");
         }
     }
@@ -433,10 +480,10 @@ impl Machine for Vm {
         };
         // QEMU may open an image by its name once more, for writing, when it is activated.
         self.check_names().map_err(|why| self.error(what, why))?;
-        state::load(&mut self.qmp, door, &state.stream).map_err(|error| self.error(what, error))?;
-        // Afterwards: only the loaded state maps video memory where QEMU 7 can name it.
-        let private = self.private.load(&mut self.qmp, &self.process, &state.private);
-        private.map_err(|error| self.error(what, error))?;
+        let section = self.given.section(&self.private.blocks(), &state.private);
+        let section = section.map_err(|error| self.error(what, error))?;
+        let loaded = state::load(&mut self.qmp, door, &section, &state.stream);
+        loaded.map_err(|error| self.not_loaded(what, &error))?;
         self.stands_still = true;
         Ok(())
     }

@@ -86,7 +86,8 @@ fn what_a_vm_is_made_of_is_learned_and_starts_the_same_vm_elsewhere() {
     vm.stop().unwrap();
     let seen = screen(&mut vm);
     let state = vm.save().unwrap();
-    assert_eq!(state.private.len(), 1, "the video memory");
+    let carried = |name: &str| state.private.iter().any(|(block, _)| block.ends_with(name));
+    assert!(carried("vga.vram") && carried("pc.bios"), "video memory and firmware");
     next.load(&state).unwrap();
     assert_eq!(screen(&mut next), seen);
     next.resume().unwrap();
@@ -143,8 +144,14 @@ fn a_broken_state_is_an_error_with_qemus_words_and_nothing_stays() {
     next.resume().expect_err("nothing has been loaded");
     let error = next.load(&state).unwrap_err().to_string();
     assert!(error.contains("load the device state of hand"), "{error}");
+    let kept = hand.folder.path().join("target/hand.failed.log");
+    assert!(error.contains("its last words:") && error.contains(&kept.display().to_string()), "{error}");
     next.destroy().unwrap();
-    assert!(fs::read_dir(hand.folder.path().join("target")).unwrap().next().is_none());
+    let stays: Vec<_> =
+        fs::read_dir(hand.folder.path().join("target")).unwrap().flatten().map(|e| e.path()).collect();
+    assert_eq!(stays, std::slice::from_ref(&kept));
+    let words = fs::read_to_string(kept).unwrap();
+    assert!(words.contains("load of migration failed") || words.contains("error"), "{words}");
     vm.resume().unwrap();
 }
 

@@ -1,10 +1,13 @@
-//! What a TCP connection was given and has not carried yet (`man 7 tcp`: SIOCOUTQ).
+//! What a connection was given and has not carried yet (`man 7 tcp`, `man 7 unix`: SIOCOUTQ).
 
 use crate::ioctl;
 use nix::libc;
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::net::UnixStream,
+    },
 };
 
 /// Bytes that wait in a connection's queue.
@@ -27,6 +30,14 @@ pub fn queue(socket: impl AsFd) -> io::Result<Queue> {
     // In this order what is confirmed in between cannot make more unsent than unconfirmed.
     let unsent = bytes(ioctl::SIOCOUTQNSD)?;
     Ok(Queue { unconfirmed: bytes(ioctl::SIOCOUTQ)?.max(unsent), unsent })
+}
+
+/// Memory that holds what the other end of a socket pair has not read yet; 0 once it has read everything, or is gone.
+pub fn unread(socket: &UnixStream) -> io::Result<u64> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the request fills an `int`.
+    unsafe { ioctl::run(socket.as_raw_fd(), ioctl::SIOCOUTQ, &mut bytes) }?;
+    Ok(u64::try_from(bytes).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -69,6 +80,19 @@ mod tests {
             assert!(since.elapsed() < Duration::from_secs(20), "it does not arrive");
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn what_the_other_end_of_a_pair_has_not_read_waits() {
+        let (mut one, mut other) = UnixStream::pair().unwrap();
+        assert_eq!(unread(&one).unwrap(), 0);
+        one.write_all(&[1; 100]).unwrap();
+        assert!(unread(&one).unwrap() >= 100);
+        other.read_exact(&mut [0; 100]).unwrap();
+        assert_eq!(unread(&one).unwrap(), 0);
+        one.write_all(&[1; 100]).unwrap();
+        drop(other);
+        assert_eq!(unread(&one).unwrap(), 0, "nobody will read it");
     }
 
     #[test]

@@ -185,14 +185,10 @@ impl SourceDriver {
         }
         self.announce_relaxed();
         let state = self.state.take().unwrap_or_default();
-        let private = |(name, content): &(String, Vec<u8>)| control::PrivateBlock {
-            name: name.clone(),
-            content: Some(proto::packed(content)),
-        };
         self.say(control::Kind::State(control::State {
             after_round,
             stream: Some(proto::packed(&state.stream)),
-            private: state.private.iter().map(private).collect(),
+            private: private_blocks(&state.private),
             history: self.story.history(&self.parts.history, self.streams.as_ref().and_then(Streams::learnt)),
         }));
         Ok(SourceEvent::StateSent)
@@ -237,4 +233,13 @@ impl SourceDriver {
             thread::sleep(AGAIN);
         }
     }
+}
+
+/// As they travel.
+pub(super) fn private_blocks(blocks: &[(String, Vec<u8>)]) -> Vec<control::PrivateBlock> {
+    let packed = |(name, content): &(String, Vec<u8>)| control::PrivateBlock {
+        name: name.clone(),
+        content: Some(proto::packed(content)),
+    };
+    blocks.iter().map(packed).collect()
 }

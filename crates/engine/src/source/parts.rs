@@ -92,6 +92,8 @@ pub struct SourceParts {
     pub recipe: Vec<u8>,
     /// What was found when that was read from the running VM.
     pub reading: Reading,
+    /// RAM blocks that QEMU keeps private, as they were when this was made, by name; `Machine::save` tells what changed in them.
+    pub private: Vec<(String, Vec<u8>)>,
     /// The guest's RAM.
     pub memory: Arc<dyn GuestMemory>,
     /// What the guest writes. `None` for a guest that is stopped already, after a restart of the agent.

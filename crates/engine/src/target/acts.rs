@@ -50,6 +50,8 @@ impl TargetDriver {
                     ready.spool = self.taken.as_ref().is_some_and(|taken| taken.spool.is_some());
                     ready.no_spool = std::mem::take(&mut self.no_spool);
                     ready.record = self.taken()?.request.record.clone();
+                    // Otherwise `prepare` would have failed.
+                    ready.private = true;
                 }
                 self.gave_reasons |= matches!(kind, control::Kind::Failed(_) | control::Kind::Refused(_));
                 self.say(kind);
@@ -171,19 +173,23 @@ impl TargetDriver {
                 Err(_) => return Err(vec!["the key of the seals has another length than agreed".into()]),
             },
         };
-        let request = Request {
+        let private = unpack_private(&prepare.private, &mut { MAX_STATE }).map_err(|why| vec![why])?;
+        let mut request = Request {
             migration: self.migration,
             vm: prepare.vm,
             from: self.source.clone(),
             epoch: Epoch(prepare.epoch),
             recipe: prepare.recipe,
             blocks,
+            private,
             post_copy: prepare.post_copy,
             record: prepare.record,
             history: vec![],
         };
         self.give_up = Duration::from_millis(prepare.give_up_ms).min(LONGEST);
         let waiting = self.host.prepare(&request)?;
+        // QEMU has it now.
+        request.private = vec![];
         let spool = prepare.spool;
         let tell = self.tell.clone();
         let all_placed = move || drop(tell.send(Signal::Event(TargetEvent::AllPlaced)));
@@ -349,18 +355,26 @@ pub(crate) fn unpack(state: &control::State) -> Result<DeviceState, String> {
 
 /// All parts together may be so large.
 fn unpack_within(state: &control::State, mut room: u64) -> Result<DeviceState, String> {
-    let mut raw = |packed: &Option<control::Packed>| -> Result<Vec<u8>, String> {
-        let Some(packed) = packed else { return Ok(vec![]) };
-        let raw = proto::unpacked(packed, room).map_err(|e| e.to_string())?;
-        room -= raw.len() as u64;
-        Ok(raw)
+    let private = unpack_private(&state.private, &mut room)?;
+    let stream = state.stream.as_ref().map_or(Ok(vec![]), |stream| unpack_part(stream, &mut room))?;
+    Ok(DeviceState { stream, private })
+}
+
+fn unpack_private(
+    blocks: &[control::PrivateBlock],
+    room: &mut u64,
+) -> Result<Vec<(String, Vec<u8>)>, String> {
+    let mut unpack = |block: &control::PrivateBlock| {
+        let content = block.content.as_ref().map_or(Ok(vec![]), |content| unpack_part(content, room))?;
+        Ok((block.name.clone(), content))
     };
-    let private = state
-        .private
-        .iter()
-        .map(|b| Ok((b.name.clone(), raw(&b.content)?)))
-        .collect::<Result<_, String>>()?;
-    Ok(DeviceState { stream: raw(&state.stream)?, private })
+    blocks.iter().map(&mut unpack).collect()
+}
+
+fn unpack_part(packed: &control::Packed, room: &mut u64) -> Result<Vec<u8>, String> {
+    let raw = proto::unpacked(packed, *room).map_err(|e| e.to_string())?;
+    *room -= raw.len() as u64;
+    Ok(raw)
 }
 
 #[cfg(test)]

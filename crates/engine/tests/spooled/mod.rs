@@ -541,6 +541,7 @@ impl Restarted {
             from: "source".into(),
             epoch: Epoch(0),
             recipe: vec![],
+            private: vec![],
             record: String::new(),
             blocks: PAGES
                 .iter()
