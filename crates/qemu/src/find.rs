@@ -47,6 +47,17 @@ pub fn process_of(qmp: &mut Qmp) -> Result<PidFd, FindError> {
     let first = *threads.first().ok_or_else(|| not_found("it has no vCPU threads".to_owned()))?;
     let owner = if has_thread(peer, first) { peer } else { thread_group(first).unwrap_or(peer) };
 
+    // The numbers by which QEMU calls its threads are those of its own PID namespace.
+    if let (Ok(ours), Ok(theirs)) =
+        (fs::read_link("/proc/self/ns/pid"), fs::read_link(format!("/proc/{peer}/ns/pid")))
+        && ours != theirs
+    {
+        return Err(not_found(format!(
+            "process {peer} is in another PID namespace than the agent (a container?): run the agent there (nsenter -t {peer} -p -m), \
+             or QEMU outside"
+        )));
+    }
+
     // Held first, looked at afterwards: whatever is true of the held process stays true of it.
     let process = PidFd::open(owner).map_err(|cause| system(&format!("pidfd_open({owner})"), cause))?;
     if let Some(stranger) = threads.iter().find(|thread| !has_thread(owner, **thread)) {

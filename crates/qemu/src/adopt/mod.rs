@@ -12,6 +12,7 @@ use crate::{
     attach, cpu, find,
     held::{Held, mixed},
     launch::Belongings,
+    made_up,
     qmp::{Qmp, QmpError},
     ram::{self, Layout, RamError},
     recipe,
@@ -63,6 +64,11 @@ impl Vm {
         if !layout.main.is_empty() {
             reasons.extend(recipe::check(&recipe));
         }
+        // Last: it is the only thing that QEMU could notice.
+        if reasons.is_empty() {
+            let tried = attach::Source::open(process.pid(), &layout.main).and_then(|source| source.try_out());
+            reasons.extend(tried.err().map(|error| error.to_string()));
+        }
         // A device that is refused by its kind is refused as an argument too: the better explained reason stands.
         let mut told = std::collections::BTreeSet::new();
         reasons.retain(|reason| told.insert(reason.clone()));
@@ -95,6 +101,7 @@ pub(crate) fn understand(
     let mut read = cmdline::read(argv, names);
     let mut reasons = std::mem::take(&mut read.reasons);
     reasons.extend(live::differences(qmp, process, names, &mut read)?);
+    made_up::carry(qmp, &mut read.recipe)?;
     Ok((read, reasons))
 }
 

@@ -2,7 +2,7 @@
 
 use super::{AsyncTracker, Error, GovernedTracker, Memory, RamBlock, SwitchingTracker, VcpuStuns, region};
 use std::{sync::Arc, time::Duration};
-use sys::process::PidFd;
+use sys::{inject::Borrowed, process::PidFd};
 
 /// A running QEMU whose RAM can be read and tracked. Opening it changes nothing in QEMU.
 #[derive(Debug)]
@@ -32,6 +32,15 @@ impl Source {
     /// A RAM block whose writers cannot be made to wait, because it is a file on a disk.
     pub fn on_disk(&self) -> Result<Option<&str>, Error> {
         self.memory.on_disk().map_err(Error::step("look at the memory", self.process.pid()))
+    }
+
+    /// Tries what every migration does to QEMU: borrows a thread of it and has it make a userfaultfd, which is closed again. What a
+    /// debugger, a filter or a lack of rights is against is found before it matters.
+    pub fn try_out(&self) -> Result<(), Error> {
+        let pid = self.process.pid();
+        let thread = Borrowed::seize(&self.process).map_err(Error::step("borrow a thread", pid))?;
+        let made = thread.userfaultfd().map_err(Error::step("watch the memory", pid))?;
+        thread.close(made).map_err(Error::step("close a descriptor", pid))
     }
 
     /// A tracker of its writes. Borrows a thread of QEMU for well under a millisecond. One at a time: while another tracker

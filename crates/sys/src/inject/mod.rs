@@ -13,6 +13,7 @@
 //! ptrace belongs to one thread, so each borrowed thread gets a thread of ours. A thread that does not stop in time (it
 //! may wait in the kernel for a page that only we can bring) is left to it: whenever it stops, it is let go at once.
 
+mod filter;
 mod frame;
 mod gadget;
 mod thread;
@@ -65,7 +66,7 @@ impl Borrowed {
                 Ok(_) => break,
                 // A lack of rights is the same for all threads.
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied && last.is_none() => {
-                    return Err(error);
+                    return Err(named(process, tid, error));
                 }
                 Err(error) => last = Some(error),
             }
@@ -139,19 +140,22 @@ impl Borrowed {
 
     /// Makes a userfaultfd (`O_CLOEXEC`, `O_NONBLOCK`, kernel faults too) in the process and returns its number there.
     ///
-    /// Where the process has no right to do that, it is lent `/dev/userfaultfd`, opened by us.
+    /// Where the process has no right to do that, or must not try, it is lent `/dev/userfaultfd`, opened by us.
     pub fn userfaultfd(&self) -> io::Result<RawFd> {
         // Never UFFD_USER_MODE_ONLY: a system call of QEMU or KVM itself may be the first to touch a page.
         let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
         match self.syscall(libc::SYS_userfaultfd, [flags, 0, 0, 0, 0, 0]) {
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
+            // A filter may say that there is no such call, or anything else.
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENOSYS))
+                    || filter::is_forbidden(&error) => {}
             made => return made.map(|n| n as RawFd),
         }
         let device = fs::OpenOptions::new().read(true).write(true).open("/dev/userfaultfd").map_err(|error| {
             let pid = self.process.pid();
             let text = format!(
-                "process {pid} has no right to make a userfaultfd (sysctl vm.unprivileged_userfaultfd is 0), \
-                 and /dev/userfaultfd cannot be opened for it: {error}"
+                "process {pid} cannot make a userfaultfd (sysctl vm.unprivileged_userfaultfd is 0, or its seccomp filter is \
+                 against it), and /dev/userfaultfd cannot be opened for it: {error}; run the agent as root on Linux 6.1 or newer"
             );
             io::Error::new(io::ErrorKind::PermissionDenied, text)
         })?;
@@ -235,6 +239,23 @@ impl Drop for Borrowed {
             drop(lender.join());
         }
     }
+}
+
+/// Why a thread cannot be borrowed: the kernel says no more than that it is not permitted.
+fn named(process: &PidFd, tid: i32, error: io::Error) -> io::Error {
+    let status = fs::read_to_string(process.proc_path(format!("task/{tid}/status"))).unwrap_or_default();
+    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:")).map_or("0", str::trim);
+    let pid = process.pid();
+    let text = if tracer == "0" {
+        format!(
+            "the kernel does not let us trace process {pid} ({error}): run the agent as root, with CAP_SYS_PTRACE, and without a \
+             filter of its own"
+        )
+    } else {
+        let name = fs::read_to_string(format!("/proc/{tracer}/comm")).unwrap_or_default();
+        format!("process {pid} is traced by process {tracer} ({}): detach that debugger", name.trim())
+    };
+    io::Error::new(io::ErrorKind::PermissionDenied, text)
 }
 
 fn int(bytes: &[u8]) -> i32 {

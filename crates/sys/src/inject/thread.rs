@@ -1,9 +1,13 @@
 //! One thread of another process, stopped with ptrace. All of it runs on the one thread of ours that stopped it.
 
-use super::{frame, gadget::Gadgets};
+use super::{
+    filter::{self, Filters, Instruction, Verdict},
+    frame,
+    gadget::Gadgets,
+};
 use crate::process::PidFd;
 use nix::libc::{self, user_regs_struct as Registers};
-use std::{io, mem::MaybeUninit, ptr, sync::Arc};
+use std::{fs, io, mem::MaybeUninit, ptr, sync::Arc};
 
 /// The kernel's code segment for 64-bit programs.
 const USER_CS: u64 = 0x33;
@@ -14,6 +18,12 @@ const STATE: usize = 1 << 16;
 /// The extended state, among the register sets (`elf.h`).
 const NT_X86_XSTATE: usize = 0x202;
 
+/// Copies one of a thread's seccomp filters out, or says how many instructions it has (`ptrace(2)`).
+const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
+
+/// How many bytes the instruction `syscall` has: filters see the address after it.
+const SYSCALL_BYTES: u64 = 2;
+
 /// Signals that the thread raises by itself are never blocked: the kernel would reset their handlers.
 const SYNCHRONOUS: [i32; 6] =
     [libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGSYS];
@@ -23,6 +33,7 @@ pub(super) struct Traced {
     process: Arc<PidFd>,
     tid: i32,
     gadgets: Gadgets,
+    filters: Filters,
     own: Registers,
     mask: u64,
     /// Where the frame is that leads back, once a call has been made.
@@ -60,11 +71,17 @@ impl Traced {
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
         let mask = signal_mask(tid)?;
-        Ok(Self { process, tid, gadgets, own, mask, frame: None, stop_asked: false })
+        let filters = filters(&process, tid)?;
+        Ok(Self { process, tid, gadgets, filters, own, mask, frame: None, stop_asked: false })
     }
 
-    /// Makes a system call.
+    /// Makes a system call, unless a seccomp filter of the thread has something against it: it might kill the process for it.
     pub(super) fn syscall(&mut self, number: i64, arguments: [u64; 6]) -> io::Result<u64> {
+        match self.filters.verdict(number, self.gadgets.syscall + SYSCALL_BYTES, arguments) {
+            Verdict::Made => {}
+            Verdict::Fails(errno) => return Err(io::Error::from_raw_os_error(errno)),
+            Verdict::Harmful => return Err(filter::not_tried(self.process.pid(), number, &self.filters)),
+        }
         self.prepare(number, arguments)?;
         self.finish()
     }
@@ -157,6 +174,40 @@ impl Drop for Traced {
 fn request(request: libc::c_uint, tid: i32, address: usize, data: usize) -> io::Result<()> {
     // SAFETY: the requests made through here (SEIZE, INTERRUPT, SYSCALL, CONT, DETACH) take plain numbers.
     unsafe { ptrace(request, tid, address, data) }
+}
+
+/// The seccomp filters of a stopped thread. It cannot get more while it is stopped, except by a call of another thread
+/// (`SECCOMP_FILTER_FLAG_TSYNC`), which QEMU makes before it runs a guest.
+fn filters(process: &PidFd, tid: i32) -> io::Result<Filters> {
+    let status = fs::read_to_string(process.proc_path(format!("task/{tid}/status")))?;
+    let mode = status.lines().find_map(|line| line.strip_prefix("Seccomp:")).map(str::trim);
+    // A kernel without seccomp says nothing.
+    if matches!(mode, None | Some("0")) {
+        return Ok(Filters::Known(Vec::new()));
+    }
+    let mut known = Vec::new();
+    loop {
+        match filter_at(tid, known.len()) {
+            Ok(filter) => known.push(filter),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) && !known.is_empty() => {
+                return Ok(Filters::Known(known));
+            }
+            Err(_) => return Ok(Filters::Unknown),
+        }
+    }
+}
+
+/// One of them, the newest first.
+fn filter_at(tid: i32, index: usize) -> io::Result<Vec<Instruction>> {
+    let length = |into: *mut Instruction| {
+        // SAFETY: the request fills nothing where it is given no address, else as many instructions as it said before: the thread
+        // is stopped, and so its filters stay as they are.
+        let said = unsafe { libc::ptrace(PTRACE_SECCOMP_GET_FILTER, tid, index, into) };
+        usize::try_from(said).map_err(|_| io::Error::last_os_error())
+    };
+    let mut filter = vec![Instruction::default(); length(ptr::null_mut())?];
+    let filled = length(filter.as_mut_ptr())?;
+    if filled == filter.len() { Ok(filter) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
 /// # Safety
