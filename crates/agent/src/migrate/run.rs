@@ -224,6 +224,9 @@ impl Migrations {
         if !vm.process.is_some_and(|process| process.is_alive()) {
             return Err(self.refuse(Kind::Conflict, &vm.name, "its QEMU is gone"));
         }
+        if let Some(Err(why)) = vm.process.map(|process| self.registry.charge(process)) {
+            return Err(self.refuse(Kind::Conflict, &vm.name, &why));
+        }
         let id = random_id().map_err(|e| {
             self.refuse(Kind::Failed, &vm.name, &format!("no random numbers: {e}")).vm_runs_on(here)
         })?;

@@ -1,5 +1,6 @@
 //! The VMs of this host.
 
+mod charge;
 mod lease;
 mod shared;
 mod view;
@@ -28,12 +29,36 @@ pub struct Registry {
     hypervisor: Arc<dyn Hypervisor>,
     leases: Arc<lease::Leases>,
     shared: shared::Shared,
+    charges: charge::Charges,
 }
 
 impl Registry {
     /// The VMs that `store` knows, and the record that says which of them are this host's, where all hosts share one.
     pub fn new(store: Store, hypervisor: Arc<dyn Hypervisor>, record: Option<Arc<dyn SharedRecord>>) -> Self {
-        Self { store, hypervisor, leases: Arc::default(), shared: shared::Shared::new(record) }
+        let shared = shared::Shared::new(record);
+        let registry =
+            Self { store, hypervisor, leases: Arc::default(), shared, charges: Default::default() };
+        let known = registry.store.vms().unwrap_or_default();
+        for (vm, process) in
+            known.iter().filter_map(|vm| Some((vm, vm.process?))).filter(|(_, p)| p.is_alive())
+        {
+            if let Err(why) = registry.charge(process) {
+                warn!(vm = vm.name, why, "it will not be moved from here");
+            }
+        }
+        registry
+    }
+
+    /// This agent is in charge of the process; or why it cannot be.
+    pub(crate) fn charge(&self, process: Process) -> Result<charge::Charge, String> {
+        match self.charges.take(process) {
+            Ok(charge::Charge::Others) => Err(format!(
+                "another agent of this host is in charge of its QEMU (process {}); stop that agent, or use it",
+                process.pid
+            )),
+            Ok(charge) => Ok(charge),
+            Err(error) => Err(format!("cannot take charge of its QEMU (process {}): {error}", process.pid)),
+        }
     }
 
     /// The store behind it.
@@ -99,6 +124,8 @@ impl Registry {
             vm.belongings = found.belongings;
         };
         self.store.update_vm(&plan.name, fill).map_err(|e| self.store_failed(e))?;
+        // Nobody else knows of it yet.
+        let _ = self.charge(process);
         info!(vm = plan.name, pid = process.pid, "started");
         self.show_leased(&plan.name)
     }
@@ -115,6 +142,14 @@ impl Registry {
         if let Some(other) = others.iter().find(|vm| vm.process == Some(process) && vm.name != name) {
             return Err(cannot(Kind::Conflict, format!("its QEMU is the VM {} already", other.name).into()));
         }
+        match self.charge(process) {
+            Ok(charge::Charge::Ours) => {
+                let why = "this agent is in charge of its QEMU already, under another name";
+                return Err(cannot(Kind::Conflict, why.into()));
+            }
+            Ok(_) => {}
+            Err(why) => return Err(cannot(Kind::Conflict, why.into())),
+        }
         let record = VmRecord {
             name: name.to_owned(),
             recipe: found.recipe,
@@ -124,8 +159,8 @@ impl Registry {
             origin: Origin::Adopted,
             standing: Standing::Here,
         };
-        self.add(&record, "adopt")?;
-        self.take(name, "adopt", None)?;
+        let added = self.add(&record, "adopt").and_then(|()| self.take(name, "adopt", None));
+        added.inspect_err(|_| self.charges.release(process))?;
         info!(vm = name, pid = process.pid, "adopted");
         self.show_leased(name)
     }
