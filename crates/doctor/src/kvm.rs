@@ -2,7 +2,7 @@
 
 use crate::Check;
 use std::fs;
-use sys::kvm::{KvmError, Ran, USABLE_TURNS_PER_SECOND, measure};
+use sys::kvm::{KvmError, Ran, USABLE_SHARE, measure};
 
 const NAME: &str = "kvm";
 
@@ -35,9 +35,10 @@ fn judge(measured: Result<Ran, KvmError>, driver: Option<&str>) -> Check {
             &[],
             format!("/dev/kvm works, but only {:.2} million loop turns/s: {slow}", ran.speed() / 1e6),
             format!(
-                "it lacks the hardware's help (at least {:.0} million/s are usual): enable nested virtualisation on \
-                 the machine below, or leave it",
-                USABLE_TURNS_PER_SECOND / 1e6
+                "it lacks the hardware's help (the processor itself makes {:.0} million/s, a guest should make {:.0}): enable \
+                 nested virtualisation on the machine below, or leave it",
+                ran.native / 1e6,
+                ran.native * USABLE_SHARE / 1e6
             ),
         ),
         Err(e @ KvmError::Absent) => Check::warn(
@@ -71,7 +72,7 @@ mod tests {
 
     #[test]
     fn kvm_is_judged_by_what_a_guest_did_and_never_fails_a_host() {
-        let ran = |turns, ms| Ok(Ran { turns, time: Duration::from_millis(ms), finished: true });
+        let ran = |turns, ms| Ok(Ran { turns, time: Duration::from_millis(ms), native: 3e9, finished: true });
         let broken = || KvmError::Broken { what: "create a VM", why: io::ErrorKind::Unsupported.into() };
         let table: [(Result<Ran, KvmError>, Status, &str); 6] = [
             (ran(20_000_000, 10), Status::Ok, ""),

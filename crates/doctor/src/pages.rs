@@ -27,7 +27,9 @@ const FOR_ASYNCHRONOUS: [Asked; 2] =
 type Asked = (&'static str, Features, &'static str);
 const NEWER: &str = "boot a newer kernel, built with CONFIG_USERFAULTFD";
 /// How long a fault may take to reach us: it takes 20 µs.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(10);
+/// What mends a machine on which nobody can be waited for any longer.
+const BUSY: &str = "try again when the machine is less busy";
 
 /// `userfaultfd`, the features of both ways, `dirty-tracking`, `missing-pages`, `shmem-huge-pages`.
 pub(crate) fn checks(patient: &io::Result<Patient>) -> Vec<Check> {
@@ -51,6 +53,15 @@ pub(crate) fn checks(patient: &io::Result<Patient>) -> Vec<Check> {
     checks
 }
 
+/// What mends a failure: nothing of the kernel's where it was only late.
+fn remedy<'a>(error: &io::Error, usual: &'a str) -> &'a str {
+    if error.kind() == io::ErrorKind::TimedOut { BUSY } else { usual }
+}
+
+fn late(text: String) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, text)
+}
+
 /// The right to a userfaultfd, also for faults in the kernel, as vCPUs have them.
 fn right(patient: &Patient) -> Check {
     match patient.uffd(Features::NONE) {
@@ -61,8 +72,11 @@ fn right(patient: &Patient) -> Check {
             USERFAULTFD.0,
             BOTH,
             format!("cannot be made in another process: {e}"),
-            "run as root, or give the agent the device: chmod 0660 /dev/userfaultfd and its group, or sysctl \
+            remedy(
+                &e,
+                "run as root, or give the agent the device: chmod 0660 /dev/userfaultfd and its group, or sysctl \
              vm.unprivileged_userfaultfd=1; a kernel without CONFIG_USERFAULTFD cannot",
+            ),
         ),
     }
 }
@@ -70,13 +84,19 @@ fn right(patient: &Patient) -> Check {
 /// Asks for each feature with `UFFDIO_API`.
 fn tracking_features(patient: &Patient) -> Check {
     let name = FEATURES.0;
+    let busy = std::cell::Cell::new(false);
     let missing = |asked: &[Asked]| {
         let lacks = |(what, feature, since): &Asked| {
-            patient.uffd(*feature).err().map(|e| format!("{what} (Linux {since}): {e}"))
+            let error = patient.uffd(*feature).err()?;
+            busy.set(busy.get() || error.kind() == io::ErrorKind::TimedOut);
+            Some(format!("{what} (Linux {since}): {error}"))
         };
         asked.iter().filter_map(lacks).collect::<Vec<_>>().join(", ")
     };
     let (needed, wanted) = (missing(&NEEDED), missing(&FOR_ASYNCHRONOUS));
+    if busy.get() {
+        return Check::fail(name, PRE_COPY, format!("not tried: {needed} {wanted}"), BUSY);
+    }
     if !needed.is_empty() {
         return Check::fail(name, PRE_COPY, format!("missing: {needed}"), NEWER);
     }
@@ -93,7 +113,12 @@ fn tracking_features(patient: &Patient) -> Check {
 fn dirty_tracking(patient: &Patient) -> Check {
     match track(patient) {
         Ok(()) => Check::ok(TRACKING.0, PRE_COPY, "PAGEMAP_SCAN reports what was written, and nothing else"),
-        Err(e) => Check::fail(TRACKING.0, PRE_COPY, e.to_string(), "boot Linux 6.7 or newer (PAGEMAP_SCAN)"),
+        Err(e) => Check::fail(
+            TRACKING.0,
+            PRE_COPY,
+            e.to_string(),
+            remedy(&e, "boot Linux 6.7 or newer (PAGEMAP_SCAN)"),
+        ),
     }
 }
 
@@ -134,7 +159,7 @@ fn track(patient: &Patient) -> io::Result<()> {
 fn hearing(patient: &Patient) -> Check {
     match hear(patient) {
         Ok(()) => Check::ok(TRACKING.0, PRE_COPY, "writes to protected pages are heard of, and let through"),
-        Err(e) => Check::fail(TRACKING.0, PRE_COPY, e.to_string(), NEWER),
+        Err(e) => Check::fail(TRACKING.0, PRE_COPY, e.to_string(), remedy(&e, NEWER)),
     }
 }
 
@@ -157,7 +182,7 @@ fn hear(patient: &Patient) -> io::Result<()> {
                     uffd.unprotect(wanted..wanted + PAGE_SIZE as u64)
                 }
                 Some(fault) => Err(io::Error::other(format!("{fault:?} where {wanted:#x} was written"))),
-                None => Err(io::Error::other(format!("a write was not heard of within {PATIENCE:?}"))),
+                None => Err(late(format!("a write was not heard of within {PATIENCE:?}"))),
             }
         });
         // Whatever happened: the writer waits no more once the descriptor, which is ours alone, is closed.
@@ -172,7 +197,7 @@ fn missing_pages(patient: &Patient) -> Check {
         Ok(()) => {
             Check::ok(MISSING.0, POST_COPY, "a missing page of another process' shared memory was served")
         }
-        Err(e) => Check::fail(MISSING.0, POST_COPY, e.to_string(), NEWER),
+        Err(e) => Check::fail(MISSING.0, POST_COPY, e.to_string(), remedy(&e, NEWER)),
     }
 }
 
@@ -197,7 +222,7 @@ fn serve(patient: &Patient) -> io::Result<()> {
             Some(fault) => {
                 Err(io::Error::other(format!("a fault at {:#x}, where nobody touched", fault.address)))
             }
-            None => Err(io::Error::other(format!("no fault was reported within {PATIENCE:?}"))),
+            None => Err(late(format!("no fault was reported within {PATIENCE:?}"))),
         })();
         // Whatever happened: the reader waits no more once the descriptor, which is ours alone, is closed.
         drop(uffd);
@@ -256,6 +281,12 @@ fn address(ram: &Range<u64>, n: u64) -> u64 {
 mod tests {
     use super::*;
     use Status::{Fail, Ok as Good};
+
+    #[test]
+    fn a_machine_that_is_too_busy_needs_no_newer_kernel() {
+        assert_eq!(remedy(&late("no fault".to_owned()), NEWER), BUSY);
+        assert_eq!(remedy(&io::Error::other("pages [1] instead of [2]"), NEWER), NEWER);
+    }
 
     #[test]
     fn huge_pages_are_judged_by_what_they_do_and_by_what_they_may_do() {

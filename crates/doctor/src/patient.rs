@@ -14,6 +14,7 @@ use std::{
     path::PathBuf,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::Arc,
+    time::{Duration, Instant},
 };
 use sys::{
     inject::Borrowed,
@@ -25,6 +26,8 @@ use units::{Bytes, PageIndex, PageRange};
 
 /// The size of its RAM: two huge pages, so that these show when they are in use.
 const RAM: Bytes = Bytes(4 << 20);
+/// How long its thread may take to stop. It waits for input: where nothing else runs that is microseconds.
+const BUSY: Duration = Duration::from_secs(10);
 /// How many pages its RAM has.
 pub(crate) const PAGES: u64 = RAM.0 / units::PAGE_SIZE as u64;
 
@@ -105,8 +108,22 @@ impl Patient {
         Ok(uffd)
     }
 
+    /// On a busy machine its only thread may not get to where it stops: tried again for a while.
     fn borrow(&self) -> io::Result<Borrowed> {
-        Borrowed::seize(&self.process)
+        let end = Instant::now() + BUSY;
+        loop {
+            match Borrowed::seize(&self.process) {
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    if Instant::now() > end {
+                        let text = format!(
+                            "{error} within {BUSY:?}: this machine is too busy to tell; try again later"
+                        );
+                        return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+                    }
+                }
+                other => return other,
+            }
+        }
     }
 }
 

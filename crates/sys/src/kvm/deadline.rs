@@ -4,7 +4,10 @@
 //! long as the vCPU runs. A timer sends it. So `KVM_RUN` ends with `EINTR`, whether the signal came before or during
 //! it, no handler is ever needed, and the signal dies with the thread.
 
-use super::abi::{self, SignalMask};
+use super::{
+    abi::{self, SignalMask},
+    native::used,
+};
 use nix::libc;
 use std::{
     io,
@@ -15,7 +18,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Runs the vCPU. Says whether it left by itself (or else the time was up), and how long it ran.
+/// Runs the vCPU for at most `limit` by the clock on the wall. Says whether it left by itself (or else the time was up), and how much
+/// processor time it took.
 pub(super) fn run(vcpu: BorrowedFd<'_>, limit: Duration) -> io::Result<(bool, Duration)> {
     thread::scope(|scope| {
         let runner = thread::Builder::new().name("tiny-vcpu".into()).spawn_scoped(scope, || {
@@ -24,14 +28,15 @@ pub(super) fn run(vcpu: BorrowedFd<'_>, limit: Duration) -> io::Result<(bool, Du
             let mask = SignalMask { len: 8, blocked: !(1u64 << (signal - 1)) };
             abi::set(vcpu, abi::SET_SIGNAL_MASK, &mask)?;
             let _timer = Timer::start(signal, limit)?;
-            let began = Instant::now();
+            let (began, before) = (Instant::now(), used()?);
+            let took = || used().map(|now| now.saturating_sub(before));
             loop {
                 match abi::plain(vcpu, abi::RUN, 0) {
-                    Ok(_) => return Ok((true, began.elapsed())),
+                    Ok(_) => return Ok((true, took()?)),
                     // A debugger that stops us interrupts the call too; only the deadline ends it.
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => {
                         if began.elapsed() >= limit {
-                            return Ok((false, began.elapsed()));
+                            return Ok((false, took()?));
                         }
                     }
                     Err(e) => return Err(e),
