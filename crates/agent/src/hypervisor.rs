@@ -1,6 +1,7 @@
 //! What the agent asks of the program that runs the VMs. Kept by QEMU; tests keep it with a model.
 
 use crate::store::VmRecord;
+use engine::ports::RunState;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -79,8 +80,8 @@ pub trait Hypervisor: Send + Sync {
     /// been seen to by then.
     fn learn(&self) {}
 
-    /// Lets its guest run; harmless if it does.
-    fn resume(&self, vm: &VmRecord) -> Result<(), Reasons>;
+    /// Gives its guest the state back that it had before a migration stopped it; harmless if it has it.
+    fn restore(&self, vm: &VmRecord, before: RunState) -> Result<(), Reasons>;
 
     /// Ends its process and removes what belonged to it; harmless if it has ended.
     fn stop(&self, vm: &VmRecord) -> Result<(), Reasons>;

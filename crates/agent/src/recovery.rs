@@ -10,7 +10,7 @@ use crate::{
 };
 use engine::{
     ports::{Claim, Claimed, SourceJournal},
-    report::{Failure, Mode, Outcome, Report},
+    report::{Failure, Fate, Mode, Outcome, Report},
 };
 use std::{
     collections::HashSet,
@@ -267,7 +267,7 @@ impl Recovery {
         let host = self.registry.host();
         let alive = alive(vm);
         if alive {
-            self.registry.hypervisor().resume(vm)?;
+            self.registry.hypervisor().restore(vm, entry.before)?;
         }
         self.journal(vm, entry).back().map_err(|e| e.to_string())?;
         info!(vm = vm.name, to = entry.to, alive, "a migration failed; the VM is here");
@@ -277,6 +277,11 @@ impl Recovery {
             place: format!("agent of {host}"),
             why: if alive { why.to_owned() } else { format!("{why}, and its QEMU has ended") },
             vm_runs_on: alive.then(|| host.to_owned()),
+        });
+        let host = host.to_owned();
+        report.fate = Some(match alive {
+            true => Fate::On { host, state: entry.before },
+            false => Fate::Ended { host },
         });
         self.keep(&report);
         Ok(())

@@ -3,7 +3,7 @@
 mod fake;
 
 use agent::store::{Origin, Process, Standing, Store, VmRecord};
-use engine::ports::{Claimed, OwnershipRecord, SourceJournal};
+use engine::ports::{Claimed, OwnershipRecord, RunState, SourceJournal};
 use fake::{Host, until};
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering::SeqCst;
@@ -35,7 +35,7 @@ fn open(host: &Host) -> Store {
 }
 
 fn promised(journal: &mut dyn SourceJournal) {
-    journal.pausing().unwrap();
+    journal.pausing(RunState::Running).unwrap();
     journal.promise(Epoch(1)).unwrap();
 }
 
@@ -97,13 +97,42 @@ fn a_start_that_was_interrupted_is_swept_away() {
 
 #[test]
 fn a_guest_that_was_paused_before_the_promise_runs_on_at_once() {
-    let (mut host, pid) = died(|journal| journal.pausing().unwrap());
+    let (mut host, pid) = died(|journal| journal.pausing(RunState::Running).unwrap());
     host.start().unwrap();
     assert!(!host.vms.paused.lock().unwrap().contains(&pid));
     assert_eq!(show(&host, "web1")["state"], "running");
     let end = host.follow("web1").pop().unwrap();
     assert_eq!((&end["outcome"], &end["error"]["vm_runs_on"]), (&json!("failed"), &json!("hosta")));
     assert_eq!(*host.script.asked.lock().unwrap(), 0, "nobody else had a say in it");
+}
+
+#[test]
+fn i9_a_guest_that_a_person_had_paused_stays_paused_after_a_crash() {
+    let paused: [fn(&mut dyn SourceJournal); 2] = [
+        |journal| journal.pausing(RunState::Paused).unwrap(),
+        // Paused by somebody in the instant before our stop, which was found out after it.
+        |journal| {
+            journal.pausing(RunState::Running).unwrap();
+            journal.pausing(RunState::Paused).unwrap();
+        },
+    ];
+    for journal in paused {
+        let (mut host, pid) = died(|departure| journal(departure));
+        host.start().unwrap();
+        assert!(host.vms.paused.lock().unwrap().contains(&pid));
+        assert_eq!(show(&host, "web1")["state"], "paused");
+        let end = host.follow("web1").pop().unwrap();
+        assert_eq!(end["fate"], json!({ "vm": "on", "host": "hosta", "state": "paused" }));
+    }
+    // The same after the promise, once the record has said that it is ours.
+    let (mut host, pid) = died(|journal| {
+        journal.pausing(RunState::Paused).unwrap();
+        journal.promise(Epoch(1)).unwrap();
+    });
+    *host.script.answer.lock().unwrap() = Some(Claimed::Yours(Epoch(2)));
+    host.start().unwrap();
+    until("the record's word", || show(&host, "web1")["state"] == "paused");
+    assert!(host.vms.paused.lock().unwrap().contains(&pid));
 }
 
 #[test]

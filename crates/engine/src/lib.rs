@@ -9,6 +9,8 @@ mod beside;
 mod channel;
 /// Connections: handshake, counting, control messages.
 mod conn;
+/// What became of a VM.
+mod fate;
 /// What takes bytes from strangers, for those who try to break it.
 #[doc(hidden)]
 pub mod fuzz;
@@ -16,6 +18,8 @@ pub mod fuzz;
 pub mod ports;
 /// What a migration says of itself.
 pub mod report;
+/// What a VM does, in QEMU's words.
+mod run_state;
 /// Who owns a VM, where both hosts can ask.
 pub mod shared;
 /// What is done now and then, and takes its time.

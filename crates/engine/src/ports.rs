@@ -3,7 +3,7 @@
 //! `qemu` keeps these with a real QEMU process, the agent keeps the records, and tests keep them with a model. Every
 //! method may be called from any thread that owns the port; none may block on another VM.
 
-pub use crate::unspool::SpoolRecord;
+pub use crate::{run_state::RunState, unspool::SpoolRecord};
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 use units::{BlockId, Epoch, MemorySet, MigrationId, PageIndex, PageRange, PageSet};
 
@@ -224,11 +224,27 @@ pub trait Machine: Send {
         Ok(vec![])
     }
 
-    /// Stops the guest. Returns once its disks are drained. The guest was running or paused.
-    fn stop(&mut self) -> Result<(), MachineError>;
+    /// What the VM does now.
+    fn run_state(&mut self) -> Result<RunState, MachineError>;
+
+    /// Stops the guest. Returns once its disks are drained, with the state in which it was before: somebody
+    /// else may have stopped it a moment ago, or it may have stopped by itself. A guest that did not run is
+    /// left as it is.
+    fn stop(&mut self) -> Result<RunState, MachineError>;
 
     /// Lets the guest run. Returns once QEMU says that it does, with how long ago that was; asking again is harmless.
     fn resume(&mut self) -> Result<Duration, MachineError>;
+
+    /// Gives the VM the state that it had before `stop`, here or where it was loaded: `Running` lets it run,
+    /// as `resume` does; any other leaves its vCPUs as they are. Its disks are its own again either way. What
+    /// somebody else has done to it since
+    /// `stop` is not undone. Asking again is harmless.
+    fn restore(&mut self, before: RunState) -> Result<Duration, MachineError>;
+
+    /// From now on nobody can have the stopped guest run but by `restore`, whoever ends, ourselves included:
+    /// whatever others asked of it meanwhile is not done. Fails if something was done to it since `stop`, and
+    /// says what.
+    fn freeze(&mut self) -> Result<(), MachineError>;
 
     /// The device state of the stopped guest. Inactivates its disks; `resume` activates them again.
     fn save(&mut self) -> Result<DeviceState, MachineError>;
@@ -312,8 +328,9 @@ pub trait Ownership: Send + Sync {
 
 /// What the source promises, each durable before the method returns.
 pub trait SourceJournal: Send {
-    /// The coming pause is ours: a restarted agent may resume the guest.
-    fn pausing(&mut self) -> io::Result<()>;
+    /// The coming pause is ours: a restarted agent may give the guest the state back that it has now. Said
+    /// again if it turns out to have had another one.
+    fn pausing(&mut self, before: RunState) -> io::Result<()>;
 
     /// From now on this guest runs here again only if the ownership record says so.
     fn promise(&mut self, expected: Epoch) -> io::Result<()>;
@@ -333,6 +350,12 @@ pub trait TargetJournal: Send {
     /// These pages are still on their way when the guest starts. Before the claim, in a post-copy. None: what was recorded before, of
     /// pages and of a file, was taken back.
     fn owed(&mut self, pages: &MemorySet) -> io::Result<()>;
+
+    /// In which state the guest will go on here. Before the claim; not said of one that runs.
+    fn goes_on(&mut self, state: RunState) -> io::Result<()>;
+
+    /// It went on: what it does from now on is its own affair, and that of its users.
+    fn went_on(&mut self) -> io::Result<()>;
 
     /// A file has what is owed, or will have. Before the claim.
     fn spool(&mut self, record: &SpoolRecord) -> io::Result<()> {

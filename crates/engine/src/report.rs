@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::fate::Fate;
 use policy::Learnt;
 pub use policy::{Course, LONGEST_STALL, Plan, Promise, Span, Way};
 
@@ -383,6 +384,9 @@ pub struct Report {
     pub to: String,
     /// How it ended.
     pub outcome: Outcome,
+    /// What became of the VM, where that is known: see [`Report::fate`].
+    #[serde(default)]
+    pub fate: Option<Fate>,
     /// The mode that it ended in: never `auto`, unless it ended before that was decided.
     pub mode: Mode,
     /// From the request to the end, preflight included.
@@ -391,6 +395,10 @@ pub struct Report {
     pub preflight_ms: f64,
     /// From just before `stop` on the source to the guest running on the target; `None` if it never paused for good.
     pub downtime_ms: Option<f64>,
+    /// The part of it that went into having the source's QEMU stand still, so that nobody can have the guest
+    /// run on there.
+    #[serde(default)]
+    pub frozen_in_ms: Option<f64>,
     /// How long it stood still in pauses after which it ran on at the source: a lost link's, a failure's.
     #[serde(default)]
     pub paused_in_vain_ms: f64,
@@ -443,10 +451,12 @@ impl Report {
             from: from.to_owned(),
             to: to.to_owned(),
             outcome,
+            fate: None,
             mode,
             total_ms: 0.0,
             preflight_ms: 0.0,
             downtime_ms: None,
+            frozen_in_ms: None,
             paused_in_vain_ms: 0.0,
             look_ms: 0.0,
             reading_ms: 0.0,

@@ -2,9 +2,9 @@
 
 use crate::{
     conn::{Conn, Heard, Speaker, now_ns},
-    ports::{DeviceState, HasEnded, MachineError},
+    ports::{DeviceState, HasEnded, MachineError, RunState},
     queue::{Owing, Round},
-    report::{Event, Mode, Phase, Report, Robust},
+    report::{Event, Fate, Mode, Phase, Report, Robust},
     secrets::Secrets,
     ship::{Job, Pacer, Said, Streams},
     spaced::Spaced,
@@ -140,6 +140,8 @@ pub struct SourceDriver {
     /// When it was looked around last.
     looked: Spaced,
     stopped: bool,
+    /// What the VM did before it was stopped.
+    before: RunState,
     /// How many pauses came to nothing, after which the migration went on.
     pauses_in_vain: u32,
     /// Whether the VM's QEMU has ended.
@@ -197,6 +199,7 @@ impl SourceDriver {
             lost_here: ((u32::MAX, 0), 0),
             looked: Spaced::new(),
             stopped: false,
+            before: RunState::Running,
             pauses_in_vain: 0,
             has_ended,
             doubt_since: None,
@@ -477,7 +480,12 @@ impl SourceDriver {
         }
         self.hang_up();
         self.end_spool();
-        let runs_here = !self.stopped && !(self.has_ended)();
-        self.story.finish(end, runs_here)
+        let host = self.parts.from.clone();
+        let here = match (self.stopped, (self.has_ended)()) {
+            (_, true) => Fate::Ended { host },
+            (true, false) => Fate::Stuck { host },
+            (false, false) => Fate::On { host, state: self.before },
+        };
+        self.story.finish(end, here, self.before)
     }
 }

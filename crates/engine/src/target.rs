@@ -5,7 +5,7 @@ use crate::{
     conn::{Conn, Speaker},
     faults::Faults,
     land::{Landing, Stage},
-    ports::{HasEnded, Host, Machine, Request, SpoolRecord, TargetJournal, Waiting},
+    ports::{HasEnded, Host, Machine, Request, RunState, SpoolRecord, TargetJournal, Waiting},
     spaced::Spaced,
     unspool::{Unspool, Unspooled},
 };
@@ -107,6 +107,23 @@ impl Taken {
         Ok(())
     }
 
+    /// The guest does what it did on the source. Only of interest as long as it lacks pages: the arrival is
+    /// over after that.
+    fn note_that_it_went_on(&self) {
+        if !self.landing.lacking() {
+            return;
+        }
+        // Beside us: a disk's write takes as long as a few pages that the guest may wait for.
+        let noted = self.journal.later("went on", |journal| {
+            if let Err(e) = journal.went_on() {
+                tracing::error!(%e, "an agent that is started again will have the guest go on once more");
+            }
+        });
+        if let Err(e) = noted {
+            tracing::error!(%e, "no thread to record that the guest goes on");
+        }
+    }
+
     /// The source is back, and its guest runs there: nothing of what it announced holds. That goes into the record, too: what is
     /// written there of owed pages would be waited for after a restart (zeros among them stay holes), and what is written of the file
     /// must not come after what is written of it next.
@@ -155,6 +172,8 @@ pub(crate) struct TargetDriver {
     round: u32,
     ended_streams: HashSet<u16>,
     arrived: bool,
+    /// What the guest does once it is here.
+    goes_on: RunState,
     /// The source said that the guest goes on there: it will never ask the record about this migration.
     source_is_back: bool,
     /// The source was told why nothing comes of it.
@@ -204,6 +223,7 @@ impl TargetDriver {
             round: 0,
             ended_streams: HashSet::new(),
             arrived: false,
+            goes_on: RunState::Running,
             source_is_back: false,
             gave_reasons: false,
             no_spool: String::new(),

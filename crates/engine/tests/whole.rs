@@ -6,6 +6,7 @@ mod model;
 mod paused;
 mod shared;
 mod spooled;
+mod states;
 mod streams;
 mod stuns;
 mod trust;

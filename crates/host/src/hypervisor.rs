@@ -5,10 +5,11 @@ use agent::{
     hypervisor::{Condition, Found, Hypervisor, Plan, Reasons},
     store::VmRecord,
 };
-use engine::ports::Machine;
+use engine::ports::{Machine, RunState};
 use qemu::{
     Handle, Host, Limits, OpenError, Recipe, Vm, VmFile,
     attach::RamBlock,
+    frozen,
     launch::{self, Belongings},
     preflight, sharing,
 };
@@ -71,6 +72,9 @@ impl QemuHost {
         Host { kvm: self.kvm.usable(), ..self.host.clone() }
     }
 }
+
+/// What to do about a process that nobody of ours has stopped.
+const STOPPED: &str = "`kill -CONT` lets it go on";
 
 /// What a VM file comes to.
 #[derive(Serialize, Deserialize)]
@@ -195,6 +199,9 @@ impl Hypervisor for QemuHost {
     }
 
     fn condition(&self, vm: &VmRecord) -> Condition {
+        if handle_of(vm).is_ok_and(|handle| frozen::is_frozen(&handle).unwrap_or(false)) {
+            return Condition::Unknown(format!("its QEMU process is stopped; {STOPPED}"));
+        }
         match open(vm) {
             Ok(mut open) => match open.status() {
                 Ok(status) if status == "running" => Condition::Running,
@@ -232,9 +239,14 @@ impl Hypervisor for QemuHost {
         }
     }
 
-    fn resume(&self, vm: &VmRecord) -> Result<(), Reasons> {
+    fn restore(&self, vm: &VmRecord, before: RunState) -> Result<(), Reasons> {
+        // Frozen by the agent before us, which may have ended in the middle of it.
+        frozen::thaw(&handle_of(vm)?).map_err(reasons)?;
         let mut open = open(vm).map_err(reasons)?;
-        open.resume().map_err(reasons)?;
+        open.restore(before).map_err(reasons)?;
+        if before != RunState::Running {
+            return Ok(());
+        }
         // Switches may have learned another way to it meanwhile.
         if let Err(error) = open.announce() {
             tracing::warn!(vm = vm.name, %error, "it runs, but could not be announced to the network");

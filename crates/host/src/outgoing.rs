@@ -18,13 +18,18 @@ use engine::{
     Acceptor, Beside, Dial, Options, Reading, RemoteRecord, Road, SourceDriver, SourceParts, TcpDial,
     ports::{
         Claim, Claimed, DeviceState, GuestMemory, HasEnded, Machine, MachineError, Ownership, Request,
-        SourceJournal, TargetJournal, Tracker, Waiting,
+        RunState, SourceJournal, TargetJournal, Tracker, Waiting,
     },
     report::{Compression, Event, Failure, Forecast, Mode, Outcome, Past, Phase, Promise, Report},
     shared::{SharedRecord, not_behind},
 };
 use pki::Security;
-use qemu::{Accel, SpareCores, Vm, attach, sharing::Shown};
+use qemu::{
+    Accel, SpareCores, Vm,
+    attach::{self, RamBlock},
+    frozen,
+    sharing::Shown,
+};
 use std::{
     io,
     net::{SocketAddr, TcpStream, ToSocketAddrs},
@@ -51,6 +56,9 @@ const EMULATED_SWITCHOVER: Duration = Duration::from_millis(14);
 
 /// How long incoming migrations have to end when the agent does.
 const GIVE_UP: Duration = Duration::from_secs(3);
+
+/// How long the QEMU of a guest that has left may take to stand still.
+const FREEZE: Duration = Duration::from_secs(10);
 
 /// How long to wait before a QEMU is asked again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -89,7 +97,7 @@ impl Mover {
         let target = attach::Target::reopen(handle.pid, &waits.blocks).map_err(|e| text(&e))?;
         if !target.is_watched(waits.fd).map_err(|e| text(&e))? {
             // The agent before us had ended the watch, which is done once everything is there, and not lived to record that.
-            run(vm)?;
+            run(vm, record)?;
             return { arrival }.settled().map_err(|e| text(&e));
         }
         let missing = target.retake(waits.fd).map_err(|e| text(&e))?;
@@ -97,7 +105,7 @@ impl Mover {
         let waiting = Waiting {
             memory: target.memory(),
             missing: Some(Arc::new(missing)),
-            machine: Box::new(Later(vm.clone())),
+            machine: Box::new(Later { vm: vm.clone(), left: false }),
             journal: Box::new(arrival),
         };
         let request = Request {
@@ -115,7 +123,7 @@ impl Mover {
         thread::scope(|scope| {
             // Killed between the claim and `cont`, it does not run yet. Asked beside the faults, which it may be waiting for.
             scope.spawn(|| {
-                while let Err(why) = run(vm) {
+                while let Err(why) = run(vm, record) {
                     tracing::warn!(vm = vm.name, why, "it belongs here and does not run yet");
                     if !vm.process.is_some_and(|process| process.is_alive()) {
                         return;
@@ -149,9 +157,9 @@ impl Mover {
     }
 
     /// What is known of the way to a host, for a VM that is executed like this one.
-    fn road(&self, to: &str, vm: &Vm) -> Road {
+    fn road(&self, to: &str, accel: Accel) -> Road {
         let known = self.store.road(to);
-        let usual = if vm.recipe().accel == Accel::Kvm { SWITCHOVER } else { EMULATED_SWITCHOVER };
+        let usual = if accel == Accel::Kvm { SWITCHOVER } else { EMULATED_SWITCHOVER };
         // A quick one may have been luck; one that was disturbed must not lengthen those that follow, nor make them impossible.
         let switchover = known.switchover().map_or(usual, |seen| seen.clamp(usual / 2, usual));
         Road { link: known.link(), switchover }
@@ -171,8 +179,8 @@ impl Mover {
         if !hindrances.is_empty() {
             return Err(hindrances);
         }
-        let cores = cores(request.cores, &open);
-        let road = self.road(&request.to, &open);
+        let cores = cores(request.cores, SpareCores::beside(open.process()));
+        let road = self.road(&request.to, open.recipe().accel);
         let shown = if for_real {
             Some(open.show_files(self.store.host(), &request.id.to_string())?)
         } else {
@@ -205,6 +213,7 @@ impl Mover {
             None => Arc::new(RemoteRecord(dial.clone())),
         };
         let journal = self.store.departure(&vm.name, request.id, &request.to, &address).decided_by(&identity);
+        let journal = journal.with_memory(serde_json::to_value(open.ram_blocks()).map_err(|e| one(&e))?);
         let journal: Box<dyn SourceJournal> = if for_real {
             let watchdog = Watchdog::start(vm).map_err(|e| vec![format!("cannot start a watchdog: {e}")])?;
             Box::new(Watched { journal, watchdog })
@@ -308,20 +317,30 @@ fn streams() -> RangeInclusive<u32> {
 }
 
 /// How many cores may compress: as many as the user said, or those that the guest leaves.
-fn cores(wanted: Option<u32>, vm: &Vm) -> Box<dyn FnMut() -> u32 + Send> {
+fn cores(wanted: Option<u32>, mut spare: SpareCores) -> Box<dyn FnMut() -> u32 + Send> {
     match wanted {
         Some(cores) => Box::new(move || cores),
-        None => {
-            let mut spare = SpareCores::beside(vm.process());
-            Box::new(move || spare.now())
-        }
+        None => Box::new(move || spare.now()),
     }
 }
 
-/// Lets the guest of a claimed VM run, if it does not yet.
-fn run(vm: &VmRecord) -> Result<(), String> {
+/// Lets the guest of a claimed VM go on as it was on its source, if it did not yet. Later it is its users' to
+/// stop and to let run.
+fn run(vm: &VmRecord, arrival: &ArrivalRecord) -> Result<(), String> {
+    if arrival.went_on {
+        return Ok(());
+    }
     let mut open = open(vm).map_err(|e| e.to_string())?;
-    open.resume().map(drop).map_err(|e| e.to_string())
+    open.restore(arrival.goes_on).map(drop).map_err(|e| e.to_string())
+}
+
+/// Where the memory lies of a VM that has left. Its QEMU is asked only where that was not recorded yet.
+fn memory_of(vm: &VmRecord, departure: &DepartureRecord) -> Result<Vec<RamBlock>, String> {
+    if !departure.memory.is_null() {
+        return serde_json::from_value(departure.memory.clone())
+            .map_err(|e| format!("what is recorded of its memory cannot be read: {e}"));
+    }
+    Ok(open(vm).map_err(|e| e.to_string())?.ram_blocks().to_vec())
 }
 
 /// Nothing is owed to this guest: it waits at no hole of its memory any more.
@@ -332,23 +351,42 @@ fn end_watch(vm: &VmRecord) -> Result<(), String> {
 }
 
 /// A QEMU that is not asked before it has to be: it may be waiting for a page that we serve.
-struct Later(VmRecord);
+struct Later {
+    vm: VmRecord,
+    /// The guest runs elsewhere, and this process is frozen.
+    left: bool,
+}
 
 impl Later {
     fn open(&self) -> Result<Vm, MachineError> {
-        open(&self.0)
-            .map_err(|why| MachineError { what: format!("reach {}", self.0.name), why: why.to_string() })
+        open(&self.vm).map_err(|why| self.error("reach", &why))
+    }
+
+    fn error(&self, what: &str, why: &dyn std::fmt::Display) -> MachineError {
+        MachineError { what: format!("{what} {}", self.vm.name), why: why.to_string() }
     }
 }
 
 impl Machine for Later {
     fn has_ended(&self) -> HasEnded {
-        let process = self.0.process;
+        let process = self.vm.process;
         Box::new(move || !process.is_some_and(|process| process.is_alive()))
     }
 
-    fn stop(&mut self) -> Result<(), MachineError> {
+    fn run_state(&mut self) -> Result<RunState, MachineError> {
+        self.open()?.run_state()
+    }
+
+    fn stop(&mut self) -> Result<RunState, MachineError> {
         self.open()?.stop()
+    }
+
+    fn restore(&mut self, before: RunState) -> Result<Duration, MachineError> {
+        self.open()?.restore(before)
+    }
+
+    fn freeze(&mut self) -> Result<(), MachineError> {
+        self.open()?.freeze()
     }
 
     fn resume(&mut self) -> Result<Duration, MachineError> {
@@ -368,6 +406,10 @@ impl Machine for Later {
     }
 
     fn destroy(&mut self) -> Result<(), MachineError> {
+        if self.left {
+            let handle = handle_of(&self.vm).map_err(|why| self.error("end", &why))?;
+            return frozen::end(&handle).map_err(|why| self.error("end", &why));
+        }
         self.open()?.destroy()
     }
 }
@@ -423,11 +465,14 @@ impl Migrator for Mover {
 
     fn serve_gone(&self, vm: &VmRecord, departure: &DepartureRecord) {
         let served = (|| -> Result<Report, String> {
-            let open = open(vm).map_err(|e| e.to_string())?;
-            let cores = cores(None, &open);
-            let road = self.road(&departure.to, &open);
+            let handle = handle_of(vm)?;
+            // Its monitor answers nobody: the agent before us has frozen it, so that nobody has its guest run
+            // on here.
             let source =
-                attach::Source::open(open.process().pid(), open.ram_blocks()).map_err(|e| e.to_string())?;
+                attach::Source::open(handle.pid, &memory_of(vm, departure)?).map_err(|e| e.to_string())?;
+            source.process().freeze(FREEZE).map_err(|e| format!("its QEMU does not stand still: {e}"))?;
+            let cores = cores(None, SpareCores::beside(source.process()));
+            let road = self.road(&departure.to, handle.recipe.accel);
             let dial = self
                 .dial(&departure.to, &departure.address, departure.migration)
                 .map_err(|e| e.to_string())?;
@@ -443,7 +488,7 @@ impl Migrator for Mover {
                 memory: source.memory(),
                 tracker: None,
                 stuns: None,
-                machine: Beside::new(Box::new(open)),
+                machine: Beside::new(Box::new(Later { vm: vm.clone(), left: true })),
                 journal: {
                     let DepartureRecord { migration, to, address, record, .. } = departure;
                     let journal = self.store.departure(&vm.name, *migration, to, address);
@@ -494,7 +539,7 @@ impl Migrator for Mover {
         } else {
             // It was ready for a post-copy that did not come to it: what was never sent must not be waited for.
             end_watch(vm)
-                .and_then(|()| run(vm))
+                .and_then(|()| run(vm, record))
                 .and_then(|()| { arrival }.settled().map_err(|e| e.to_string()))
         };
         match gone_on {

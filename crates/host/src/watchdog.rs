@@ -7,6 +7,7 @@
 //! | last word | written | it then |
 //! |---|---|---|
 //! | pausing | before the journal says so, and before `stop` | lets the guest run |
+//! | pausing a guest that somebody had stopped | the same | gives it its disks back, and leaves it so |
 //! | promised | when the promise is durable, before the permit is sent | does nothing: only the record decides by now (I1) |
 //! | back | when the journal says so | does nothing |
 //!
@@ -18,7 +19,7 @@
 
 use crate::hypervisor::open;
 use agent::store::{Departure, Process, VmRecord};
-use engine::ports::{Machine, SourceJournal};
+use engine::ports::{Machine, RunState, SourceJournal};
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read, Write},
@@ -48,6 +49,7 @@ pub const COMMAND: &str = "watchdog";
 const WATCHES: &[u8] = b"watching\n";
 
 const PAUSING: u8 = b'p';
+const PAUSED: u8 = b's';
 const PROMISED: u8 = b'x';
 const BACK: u8 = b'b';
 
@@ -89,7 +91,7 @@ impl Watchdog {
 
     fn say(&mut self, word: u8) -> io::Result<()> {
         self.write(&[word])?;
-        self.armed = word == PAUSING;
+        self.armed = matches!(word, PAUSING | PAUSED);
         Ok(())
     }
 }
@@ -113,11 +115,12 @@ pub(crate) struct Watched {
 }
 
 impl SourceJournal for Watched {
-    fn pausing(&mut self) -> io::Result<()> {
+    fn pausing(&mut self, before: RunState) -> io::Result<()> {
+        let word = if before == RunState::Running { PAUSING } else { PAUSED };
         self.watchdog
-            .say(PAUSING)
+            .say(word)
             .map_err(|e| io::Error::new(e.kind(), format!("the pause's watchdog is gone: {e}")))?;
-        self.journal.pausing()
+        self.journal.pausing(before)
     }
 
     fn promise(&mut self, expected: Epoch) -> io::Result<()> {
@@ -175,9 +178,11 @@ fn watch_words(words: &mut impl BufRead) -> Result<(), String> {
     let mut all = vec![];
     // An end that is an error is an end, too.
     let _ = words.read_to_end(&mut all);
-    if all.last() != Some(&PAUSING) {
-        return Ok(());
-    }
+    let before = match all.last() {
+        Some(&PAUSING) => RunState::Running,
+        Some(&PAUSED) => RunState::Paused,
+        _ => return Ok(()),
+    };
     thread::spawn(|| {
         thread::sleep(LIMIT);
         // In the middle of whatever it is: nothing may come late.
@@ -186,7 +191,7 @@ fn watch_words(words: &mut impl BufRead) -> Result<(), String> {
     let begin = Instant::now();
     loop {
         let resumed = open(&vm).map_err(|e| e.to_string()).and_then(|mut machine| {
-            machine.resume().map_err(|e| e.to_string())?;
+            machine.restore(before).map_err(|e| e.to_string())?;
             // It may have been announced elsewhere; a network that knows where it is anyway is not harmed.
             let _ = machine.announce();
             Ok(())

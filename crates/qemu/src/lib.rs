@@ -40,6 +40,9 @@ pub mod attach;
 /// The engine's machine port, kept with a QEMU process.
 pub mod vm;
 
+/// A QEMU that stands still as a whole.
+pub mod frozen;
+
 /// Taking charge of a QEMU that somebody else started.
 pub mod adopt;
 
@@ -52,6 +55,7 @@ pub mod room;
 mod arriving;
 mod cpu;
 mod flush;
+mod halt;
 mod held;
 mod made_up;
 mod private;

@@ -31,6 +31,9 @@ const LOAD: Duration = Duration::from_secs(60);
 /// The largest device state that is taken: two hundred times that of a `q35` with everything on it.
 const LARGEST: u64 = 256 << 20;
 
+/// The name of an export that never comes to be.
+const EXPORT: &str = "whimbrel-activate";
+
 /// `QEMU_VM_VMDESCRIPTION`, its length, and an empty description: without it QEMU complains on its standard error.
 const DESCRIPTION: &[u8] = b"\x06\0\0\0\x02{}";
 
@@ -106,6 +109,28 @@ pub(crate) fn save(qmp: &mut Qmp, exit: &mut Exit) -> Result<Vec<u8>, StateError
     // No more than it has just been found to be: a QEMU that goes on writing is none that waits for us.
     Read::by_ref(&mut exit.file).take(bytes).read_to_end(&mut stream).map_err(system("read a memfd"))?;
     Ok(stream)
+}
+
+/// Has the disks of a guest that stands still be its own again, as `cont` does for one that goes on: `save`
+/// has inactivated them, and QEMU aborts if somebody writes to an inactive one, with a block job for example.
+/// Harmless where they are active.
+pub(crate) fn activate_disks(qmp: &mut Qmp) -> Result<(), QmpError> {
+    match qmp.execute("blockdev-set-active", json!({ "active": true })) {
+        Err(error) if error.is_unknown_command() => {}
+        answer => return answer.map(drop),
+    }
+    // Before QEMU 10 there is no word for it, but an export over NBD activates the node that it is asked for,
+    // and is refused only then, because there is no NBD server.
+    let nodes = qmp.execute("query-named-block-nodes", json!({ "flat": true }))?;
+    for node in nodes.as_array().into_iter().flatten().filter_map(|node| node["node-name"].as_str()) {
+        let export = json!({ "type": "nbd", "id": EXPORT, "node-name": node });
+        match qmp.execute("block-export-add", export) {
+            Ok(_) => drop(qmp.execute("block-export-del", json!({ "id": EXPORT, "mode": "hard" }))?),
+            Err(QmpError::Refused { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Where a waiting QEMU reads its device state from.

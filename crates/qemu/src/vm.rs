@@ -5,7 +5,7 @@ use crate::{
     attach::RamBlock,
     cpu,
     find::{self, FindError},
-    flush,
+    flush, halt,
     host::Host,
     launch::{self, Belongings, LaunchError, Started},
     made_up, private,
@@ -15,7 +15,7 @@ use crate::{
     state::{self, StateError},
     tap,
 };
-use engine::ports::{DeviceState, HasEnded, Machine, MachineError, Unheard};
+use engine::ports::{DeviceState, HasEnded, Machine, MachineError, RunState, Unheard};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::{
@@ -40,6 +40,10 @@ const RESUME: Duration = Duration::from_secs(10);
 /// How long a QEMU that did not load a state may take to end with its last words; the guest stands still at the source.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
+/// How long QEMU may take to stand still as a whole: 0.3 ms where each of its threads is given a processor at
+/// once. The guest stands still meanwhile; beyond, it goes on at the source.
+const FREEZE: Duration = Duration::from_millis(500);
+
 /// How long QEMU may take to end by itself before it is killed.
 const QUIT: Duration = Duration::from_secs(3);
 
@@ -62,6 +66,10 @@ pub struct Vm {
     unflushed: Vec<File>,
     /// Whether the guest stands still because of us: stopped, or loaded and not yet started.
     stands_still: bool,
+    /// Whether its QEMU stands still as a whole.
+    frozen: bool,
+    /// The number of the first event since it was stopped by us.
+    still_since: Option<u64>,
     stopped_at: Option<SystemTime>,
     resumed_at: Option<SystemTime>,
 }
@@ -181,6 +189,8 @@ impl Vm {
             exit: None,
             unflushed: Vec::new(),
             stands_still: false,
+            frozen: false,
+            still_since: None,
             stopped_at: None,
             resumed_at: None,
         }
@@ -354,6 +364,20 @@ impl Vm {
         failed
     }
 
+    /// Lets its QEMU go on, if it stands still as a whole.
+    fn thaw(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.frozen) { self.process.thaw() } else { Ok(()) }
+    }
+
+    /// QEMU needs the place for its device state no more.
+    fn give_back_exit(&mut self) {
+        if let Some(exit) = self.exit.take()
+            && let Err(error) = state::close_exit(&mut self.qmp, exit)
+        {
+            tracing::debug!(vm = self.name(), %error, "a descriptor stays in QEMU");
+        }
+    }
+
     /// Finds out while the guest runs what would otherwise cost time while it does not. What is not to be found now
     /// is asked again when it is needed.
     fn look_ahead(&mut self) {
@@ -362,9 +386,19 @@ impl Vm {
         }
     }
 
+    /// What it does, in our words for QEMU's.
+    fn state(&mut self) -> Result<RunState, QmpError> {
+        self.status().map(|word| RunState::from_name(&word))
+    }
+
+    /// What has happened to it since `stop`, by all that its monitor has said so far.
+    fn changed(&self) -> Option<&'static str> {
+        self.still_since.and_then(|number| halt::changed(self.qmp.events_since(number)))
+    }
+
     /// Whether the guest runs.
     fn runs(&mut self) -> Result<bool, QmpError> {
-        Ok(self.status()? == "running")
+        Ok(self.state()? == RunState::Running)
     }
 }
 
@@ -387,9 +421,9 @@ impl Machine for Vm {
             return state::widen_heap(&mut self.qmp).map_err(|error| self.error("get ready to load", error));
         }
         let what = "get ready to stop";
-        let status = self.status().map_err(|error| self.error(what, error))?;
-        if matches!(status.as_str(), "inmigrate" | "prelaunch" | "finish-migrate") {
-            return Err(self.error(what, format!("it is in state {status}, neither running nor paused")));
+        let state = self.state().map_err(|error| self.error(what, error))?;
+        if let Some(why) = state.hindrance() {
+            return Err(self.error(what, why));
         }
         self.look_ahead();
         // Most of what there is to write, while the guest runs.
@@ -402,19 +436,69 @@ impl Machine for Vm {
         Ok(())
     }
 
-    fn stop(&mut self) -> Result<(), MachineError> {
+    fn run_state(&mut self) -> Result<RunState, MachineError> {
+        self.state().map_err(|error| self.error("ask what it does:", error))
+    }
+
+    fn stop(&mut self) -> Result<RunState, MachineError> {
         let what = "stop";
         if self.exit.is_none() {
             self.get_ready()?;
         }
-        self.qmp.forget_events("STOP");
         self.stopped_at = None;
+        let before = self.state().map_err(|error| self.error(what, error))?;
+        let heard = self.qmp.heard();
         self.qmp.execute_within("stop", json!({}), STOP).map_err(|error| self.error(what, error))?;
-        // A guest that was paused before sends no event.
-        let event = self.qmp.wait_event(Duration::ZERO, |event| event.name == "STOP");
-        self.stopped_at = event.map_err(|error| self.error(what, error))?.map(|event| event.at);
-        self.stands_still = true;
-        Ok(())
+        let answered = self.qmp.heard();
+        // QEMU's `stop` succeeds from every state, and does nothing to a guest that does not run.
+        let after = self.state().map_err(|error| self.error(what, error))?;
+        let around = self.qmp.events_since(heard).filter(|event| event.number < answered);
+        let found = halt::found(before, around, after);
+        self.stopped_at = found.stopped_at;
+        self.stands_still = after == RunState::Paused;
+        self.still_since = Some(answered);
+        match self.changed() {
+            Some(changed) => Err(self.error(what, changed)),
+            None if after == RunState::Running => Err(self.error(what, "it runs on")),
+            None => Ok(found.state),
+        }
+    }
+
+    fn freeze(&mut self) -> Result<(), MachineError> {
+        let what = "freeze";
+        self.process.freeze(FREEZE).map_err(|error| self.error(what, error))?;
+        self.frozen = true;
+        // QEMU says RESUME before a vCPU runs, and into the socket itself: what is not in there by now has
+        // not happened, and never will.
+        self.qmp.hear().map_err(|error| self.error(what, error))?;
+        match self.changed() {
+            Some(changed) => Err(self.error(what, changed)),
+            None => Ok(()),
+        }
+    }
+
+    fn restore(&mut self, before: RunState) -> Result<Duration, MachineError> {
+        let what = "restore";
+        self.thaw().map_err(|error| self.error(what, error))?;
+        self.qmp.hear().map_err(|error| self.error(what, error))?;
+        let since = self.still_since.map(|number| self.qmp.events_since(number));
+        let taken_over = since.is_some_and(halt::taken_over);
+        if before == RunState::Running && !taken_over {
+            let ago = self.resume()?;
+            self.still_since = None;
+            return Ok(ago);
+        }
+        if before == RunState::Suspended
+            && self.state().map_err(|error| self.error(what, error))? == RunState::Paused
+        {
+            // Since QEMU 9 `stop` also stops a guest that sleeps, and `cont` lets it sleep on.
+            self.qmp.execute("cont", json!({})).map_err(|error| self.error(what, error))?;
+        }
+        // What was stopped already when we came, or by somebody else since, stays so.
+        (self.stands_still, self.still_since) = (false, None);
+        state::activate_disks(&mut self.qmp).map_err(|error| self.error(what, error))?;
+        self.give_back_exit();
+        Ok(Duration::ZERO)
     }
 
     fn resume(&mut self) -> Result<Duration, MachineError> {
@@ -450,11 +534,7 @@ impl Machine for Vm {
         let at = event.map_or_else(SystemTime::now, |event| event.at);
         let ago = at.elapsed().unwrap_or_default().min(asked.elapsed());
         self.resumed_at = Some(at);
-        if let Some(exit) = self.exit.take()
-            && let Err(error) = state::close_exit(&mut self.qmp, exit)
-        {
-            tracing::debug!(vm = self.name(), %error, "a descriptor stays in QEMU");
-        }
+        self.give_back_exit();
         Ok(ago)
     }
 
@@ -498,10 +578,14 @@ impl Machine for Vm {
     }
 
     fn destroy(&mut self) -> Result<(), MachineError> {
-        let asked = self.qmp.execute_within("quit", json!({}), QUIT);
+        // One that stands still is not let go for that: what others asked of it meanwhile would be done
+        // first.
+        let quits = !self.frozen && self.qmp.execute_within("quit", json!({}), QUIT).is_ok();
         let ended = |vm: &Self, time| vm.process.wait(time).map_err(|error| vm.error("end", error));
-        if !ended(self, if asked.is_ok() { QUIT } else { Duration::ZERO })? {
-            tracing::warn!(vm = self.name(), "QEMU does not end by itself and is killed");
+        if !ended(self, if quits { QUIT } else { Duration::ZERO })? {
+            if !self.frozen {
+                tracing::warn!(vm = self.name(), "QEMU does not end by itself and is killed");
+            }
             launch::kill(&self.process);
             if !ended(self, QUIT)? {
                 return Err(
@@ -526,7 +610,7 @@ fn prepare(qmp: &mut Qmp, incoming: bool) -> Result<(), QmpError> {
 }
 
 /// Whether its process is there. One that cannot be looked at is not gone: what it uses is not to be taken away.
-fn lives(handle: &Handle) -> io::Result<bool> {
+pub(crate) fn lives(handle: &Handle) -> io::Result<bool> {
     let Some(process) = launch::while_it_is_there(PidFd::open(handle.pid))? else { return Ok(false) };
     let Some(began) = launch::while_it_is_there(started(&process))? else { return Ok(false) };
     // Where that was not known when it was recorded, its monitor tells them apart.

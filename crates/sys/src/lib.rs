@@ -24,6 +24,9 @@ pub mod inject;
 /// Threads of another process that stand still for a moment.
 pub mod stun;
 
+/// A process that stands still as a whole.
+mod freeze;
+
 /// Write protection and missing pages of another process.
 pub mod uffd;
 

@@ -10,7 +10,10 @@ use crate::{
     words,
 };
 use agent::api::{MigrateOptions, Started};
-use engine::report::{Event, Forecast, Outcome, Promise, Report, Robust};
+use engine::{
+    ports::RunState,
+    report::{Event, Fate, Forecast, Outcome, Promise, Report, Robust},
+};
 use hyper::Method;
 use serde_json::json;
 use std::{
@@ -98,7 +101,7 @@ pub(crate) fn status(client: &Client, args: &Status) -> Result<ExitCode, Trouble
             print_status(&args.vm, &events)?;
         }
         let code = match events.last() {
-            Some(Event::Done(report)) if report.outcome == Outcome::InDoubt => IN_DOUBT,
+            Some(Event::Done(report)) if status_of(report) == IN_DOUBT => IN_DOUBT,
             _ => DONE,
         };
         Ok(ExitCode::from(code))
@@ -119,13 +122,16 @@ pub(crate) fn cancel(client: &Client, args: &Cancel) -> Result<ExitCode, Trouble
         let mut out = io::stdout().lock();
         if args.json {
             writeln!(out, "{}", words::json(&report))?;
-        } else if report.outcome == Outcome::Cancelled {
+        } else if matches!(report.fate(), Fate::On { state: RunState::Running, .. })
+            && report.outcome == Outcome::Cancelled
+        {
             writeln!(out, "cancelled; {} runs on {} as before", report.vm, report.from)?;
+        } else if report.outcome == Outcome::Cancelled {
+            write!(out, "{}", render(&report, When::Now))?;
         } else {
             writeln!(out, "too late to cancel:\n{}", render(&report, When::Now))?;
         }
-        let cancelled = report.outcome == Outcome::Cancelled;
-        let code = if cancelled { DONE } else { status_of(&report).max(FAILED) };
+        let code = if status_of(&report) == CANCELLED { DONE } else { status_of(&report).max(FAILED) };
         Ok(ExitCode::from(code))
     })
 }

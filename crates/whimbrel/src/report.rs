@@ -4,7 +4,10 @@ use crate::{
     forecast,
     words::{count, counted, micros, millis, table},
 };
-use engine::report::{Outcome, Report, Spooled};
+use engine::{
+    ports::RunState,
+    report::{Fate, Outcome, Report, Spooled},
+};
 use units::Bytes;
 
 /// How long ago it was.
@@ -18,21 +21,9 @@ pub(crate) enum When {
 
 /// All of it: what became of the VM, then figures or reasons.
 pub(crate) fn render(report: &Report, when: When) -> String {
-    let Report { vm, from, to, .. } = report;
-    let head = match report.outcome {
-        Outcome::Completed if when == When::Before => {
-            format!("The last migration of {vm} from {from} took it to {to}")
-        }
-        Outcome::Completed => format!("{vm} runs on {to} now"),
-        Outcome::Cancelled => {
-            format!("The migration of {vm} to {to} was cancelled; {vm} runs on {from} as before.")
-        }
-        Outcome::Failed => format!("The migration of {vm} to {to} failed."),
-        Outcome::InDoubt => {
-            format!("The migration of {vm} to {to} ended in doubt: {vm} is stopped until it is settled.")
-        }
-    };
-    let mut words = head;
+    let from = &report.from;
+    let fate = report.fate();
+    let mut words = head(report, &fate, when);
     if report.outcome == Outcome::Completed {
         words += match report.verified {
             Some(true) => ": all its memory was compared and is the same.",
@@ -50,14 +41,7 @@ pub(crate) fn render(report: &Report, when: When) -> String {
             error.why.lines().enumerate().map(|(i, line)| row(if i == 0 { "why" } else { "" }, line)),
         );
         rows.push(row("where", &error.place));
-        let runs = match &error.vm_runs_on {
-            Some(host) if *host == report.from => {
-                format!("the VM runs on {host}, as if nothing had happened")
-            }
-            Some(host) => format!("the VM runs on {host}"),
-            None => "nobody can say where the VM runs".to_owned(),
-        };
-        rows.push(row("VM", runs));
+        rows.push(row("VM", whereabouts(&fate, from)));
         words += &indented(&rows);
     }
     // Nothing was measured when it ended before memory moved, or when the agent lost count.
@@ -72,15 +56,68 @@ pub(crate) fn render(report: &Report, when: When) -> String {
     words
 }
 
+fn head(report: &Report, fate: &Fate, when: When) -> String {
+    let Report { vm, from, to, .. } = report;
+    match (report.outcome, fate) {
+        (Outcome::Completed, Fate::On { state: RunState::Running, .. }) if when == When::Now => {
+            format!("{vm} runs on {to} now")
+        }
+        (Outcome::Completed, Fate::On { state, .. }) if when == When::Now => {
+            format!("{vm} is on {to} now, {state}, as it was")
+        }
+        (Outcome::Completed, _) => format!("The last migration of {vm} from {from} took it to {to}"),
+        (Outcome::Cancelled, Fate::On { state: RunState::Running, .. }) => {
+            format!("The migration of {vm} to {to} was cancelled; {vm} runs on {from} as before.")
+        }
+        (Outcome::Cancelled, Fate::On { state, .. }) => {
+            format!("The migration of {vm} to {to} was cancelled; {vm} is on {from}, {state}, as it was.")
+        }
+        (Outcome::Cancelled, _) => {
+            format!("The migration of {vm} to {to} was cancelled, and {vm} does not run.")
+        }
+        (Outcome::Failed, Fate::Stuck { host }) if host == to => {
+            format!("{vm} was moved to {to}, and does not run there.")
+        }
+        (Outcome::Failed, Fate::Stuck { .. } | Fate::Ended { .. }) => {
+            format!("The migration of {vm} to {to} failed, and {vm} does not run.")
+        }
+        (Outcome::Failed, _) => format!("The migration of {vm} to {to} failed."),
+        (Outcome::InDoubt, _) => {
+            format!("The migration of {vm} to {to} ended in doubt: {vm} is stopped until it is settled.")
+        }
+    }
+}
+
+/// Where the VM is now, and what it does.
+fn whereabouts(fate: &Fate, from: &str) -> String {
+    match fate {
+        Fate::On { host, state: RunState::Running } if host == from => {
+            format!("the VM runs on {host}, as if nothing had happened")
+        }
+        Fate::On { host, state: RunState::Running } => format!("the VM runs on {host}"),
+        Fate::On { host, state } => format!("the VM is on {host}, {state}, as it was"),
+        Fate::Stuck { host } => {
+            format!("the VM belongs to {host} and stands still there; nobody else runs it")
+        }
+        Fate::Ended { host } => format!("its QEMU on {host} has ended; nobody runs the VM"),
+        Fate::Unknown => "nobody can say where the VM runs".to_owned(),
+    }
+}
+
 /// What to do next; `None` if there is nothing to do.
 pub(crate) fn next_step(report: &Report) -> Option<String> {
     let Report { vm, from, to, .. } = report;
     match report.outcome {
         Outcome::Completed | Outcome::Cancelled => None,
-        Outcome::Failed => {
-            Some(format!("mend what the reason says and migrate again; nothing of {vm} was left on {to}"))
-                .filter(|_| report.error.as_ref().is_none_or(|error| error.vm_runs_on.as_ref() == Some(from)))
-        }
+        Outcome::Failed => match report.fate() {
+            Fate::On { host, .. } if host == *from => {
+                Some(format!("mend what the reason says and migrate again; nothing of {vm} was left on {to}"))
+            }
+            Fate::Stuck { host } => Some(format!(
+                "mend what the reason says, and then have it go on through QEMU's monitor on {host} (cont)"
+            )),
+            _ => None,
+        },
         Outcome::InDoubt => Some(format!(
             "bring {to} back: {from} goes on asking it and settles this by itself. Only if {to} is lost for good, cut its \
              power, then on {from}: whimbrel resolve {vm} --here --i-have-fenced {to}"
@@ -186,4 +223,127 @@ fn row(name: &str, value: impl Into<String>) -> Vec<String> {
 
 fn indented(rows: &[Vec<String>]) -> String {
     table(rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trouble::{CANCELLED, DONE, FAILED, IN_DOUBT, status_of};
+    use engine::report::{Failure, Mode};
+
+    /// Every outcome: the headline, what is said of the VM, the exit status and the JSON all come from one
+    /// value.
+    #[test]
+    fn headline_and_exit_status_say_what_became_of_the_vm() {
+        let on = |host: &str, state| Fate::On { host: host.to_owned(), state };
+        let (stuck, ended) =
+            (|host: &str| Fate::Stuck { host: host.into() }, |host: &str| Fate::Ended { host: host.into() });
+        use RunState::{GuestPanicked, Paused, Running, Shutdown};
+        let table = [
+            (Outcome::Completed, on("b", Running), DONE, "web1 runs on b now.", ""),
+            (Outcome::Completed, on("b", Paused), DONE, "web1 is on b now, paused, as it was.", ""),
+            (
+                Outcome::Failed,
+                stuck("b"),
+                FAILED,
+                "web1 was moved to b, and does not run there.",
+                "belongs to b and stands still there",
+            ),
+            (
+                Outcome::Failed,
+                ended("b"),
+                FAILED,
+                "failed, and web1 does not run.",
+                "its QEMU on b has ended",
+            ),
+            (
+                Outcome::Failed,
+                on("a", Running),
+                FAILED,
+                "The migration of web1 to b failed.",
+                "runs on a, as if nothing had happened",
+            ),
+            (
+                Outcome::Failed,
+                on("a", Paused),
+                FAILED,
+                "The migration of web1 to b failed.",
+                "the VM is on a, paused, as it was",
+            ),
+            (Outcome::Failed, on("a", Shutdown), FAILED, "failed.", "the VM is on a, shutdown, as it was"),
+            (
+                Outcome::Failed,
+                on("a", GuestPanicked),
+                FAILED,
+                "failed.",
+                "the VM is on a, guest-panicked, as it was",
+            ),
+            (
+                Outcome::Failed,
+                stuck("a"),
+                FAILED,
+                "failed, and web1 does not run.",
+                "belongs to a and stands still there",
+            ),
+            (
+                Outcome::Failed,
+                ended("a"),
+                FAILED,
+                "failed, and web1 does not run.",
+                "its QEMU on a has ended",
+            ),
+            (Outcome::Failed, Fate::Unknown, IN_DOUBT, "failed.", "nobody can say where the VM runs"),
+            (Outcome::Cancelled, on("a", Running), CANCELLED, "cancelled; web1 runs on a as before.", ""),
+            (
+                Outcome::Cancelled,
+                on("a", Paused),
+                CANCELLED,
+                "cancelled; web1 is on a, paused, as it was.",
+                "",
+            ),
+            (Outcome::Cancelled, stuck("a"), FAILED, "was cancelled, and web1 does not run.", "belongs to a"),
+            (Outcome::InDoubt, Fate::Unknown, IN_DOUBT, "ended in doubt", "nobody can say where the VM runs"),
+        ];
+        for (outcome, fate, status, headline, vm) in table {
+            let mut report = Report::blank("web1", "a", "b", Mode::Auto, outcome);
+            report.fate = Some(fate.clone());
+            if !vm.is_empty() {
+                let text = |text: &str| text.to_owned();
+                let failure = Failure { what: text("w"), place: text("p"), why: text("y"), vm_runs_on: None };
+                report.error = Some(failure);
+            }
+            let words = render(&report, When::Now);
+            let first = words.lines().next().unwrap();
+            assert!(first.contains(headline), "{outcome:?} {fate:?}: {first}");
+            assert!(words.contains(vm), "{outcome:?} {fate:?}: {words}");
+            assert_eq!(words.contains("nobody can say"), fate == Fate::Unknown, "{words}");
+            assert_eq!(status_of(&report), status, "{outcome:?} {fate:?}");
+            let json = serde_json::to_value(&report).unwrap();
+            assert_eq!(serde_json::from_value::<Fate>(json["fate"].clone()).unwrap(), fate);
+        }
+        let mut differs = Report::blank("web1", "a", "b", Mode::Auto, Outcome::Completed);
+        differs.verified = Some(false);
+        assert_eq!(status_of(&differs), FAILED, "its memory differs");
+    }
+
+    #[test]
+    fn a_report_of_yesterday_says_what_became_of_the_vm() {
+        let failure = |runs: Option<&str>| {
+            let text = String::new;
+            Some(Failure { what: text(), place: text(), why: text(), vm_runs_on: runs.map(str::to_owned) })
+        };
+        let on = |host: &str| Fate::On { host: host.to_owned(), state: RunState::Running };
+        for (outcome, error, fate) in [
+            (Outcome::Completed, None, on("b")),
+            (Outcome::Completed, failure(None), Fate::Stuck { host: "b".into() }),
+            (Outcome::Failed, failure(Some("a")), on("a")),
+            (Outcome::Failed, failure(None), Fate::Unknown),
+            (Outcome::Cancelled, None, on("a")),
+            (Outcome::InDoubt, failure(None), Fate::Unknown),
+        ] {
+            let mut report = Report::blank("web1", "a", "b", Mode::Auto, outcome);
+            report.error = error;
+            assert_eq!(report.fate(), fate, "{outcome:?}");
+        }
+    }
 }

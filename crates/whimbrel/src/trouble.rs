@@ -1,7 +1,7 @@
 //! What went wrong, in words or as JSON, and the exit status for it.
 
 use crate::words::json;
-use engine::report::{Failure, Outcome, Report};
+use engine::report::{Failure, Fate, Outcome, Report};
 use std::{collections::BTreeMap, io, process::ExitCode};
 
 /// Nothing more to wish for.
@@ -78,11 +78,11 @@ impl From<io::Error> for Trouble {
 
 /// The exit status for how a migration ended.
 pub(crate) fn status_of(report: &Report) -> u8 {
-    match report.outcome {
-        Outcome::Completed => DONE,
-        Outcome::Failed => FAILED,
-        Outcome::Cancelled => CANCELLED,
-        Outcome::InDoubt => IN_DOUBT,
+    match (report.outcome, report.fate()) {
+        (Outcome::InDoubt, _) | (_, Fate::Unknown) => IN_DOUBT,
+        (Outcome::Completed, Fate::On { .. }) if report.verified != Some(false) => DONE,
+        (Outcome::Cancelled, Fate::On { .. }) => CANCELLED,
+        _ => FAILED,
     }
 }
 

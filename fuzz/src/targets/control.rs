@@ -76,6 +76,7 @@ pub(crate) fn kinds() -> Vec<Kind> {
             stream: Some(packed(b"QEVM QEVM QEVM QEVM QEVM")),
             private: vec![private],
             history: b"[]".to_vec(),
+            paused: true,
         }),
         Kind::Permit(control::Permit {}),
         Kind::Claim(control::Claim { vm: "web1".into(), expected: 4, claimer: "hosta".into() }),

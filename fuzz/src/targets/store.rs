@@ -3,7 +3,7 @@ use agent::{
     fuzz::{MIGRATION, NAME, TABLES, read_owed, read_row, store, write_owed},
     store::{DepartureState, Store},
 };
-use engine::ports::{Claim, Claimed, Ownership, SourceJournal, TargetJournal};
+use engine::ports::{Claim, Claimed, Ownership, RunState, SourceJournal, TargetJournal};
 use std::collections::BTreeSet;
 use units::{BlockId, Epoch, MemorySet, PageIndex, PageRange};
 
@@ -78,7 +78,10 @@ fn walk(store: &Store, step: u8, owners: &mut BTreeSet<&'static str>) {
     };
     let arrival = || store.arrival(NAME).ok().flatten();
     match step % 10 {
-        0 => assert!(journal.pausing().is_err() || matches!(ours, None | Some(DepartureState::Pausing))),
+        0 => assert!(
+            journal.pausing(RunState::Running).is_err()
+                || matches!(ours, None | Some(DepartureState::Pausing))
+        ),
         1 => assert!(journal.promise(expected).is_err() || !gone, "I4: promised again"),
         2 => assert!(journal.back().is_err() || !gone, "I4: back although it is gone"),
         3 => {

@@ -7,6 +7,7 @@ use crate::{
     refusal::Refusal,
     store::{DepartureState, Standing, StoreError, VmRecord},
 };
+use engine::ports::RunState;
 
 impl Registry {
     /// All VMs of this host, by name.
@@ -75,7 +76,8 @@ impl Registry {
         }
         if let Some((_, entry)) = self.store.arrival(&vm.name)? {
             let note = format!("came from {}, which still has memory of it", entry.from);
-            return Ok(Some((VmState::Running, Some(note).filter(|_| entry.owing))));
+            let state = if entry.goes_on == RunState::Running { VmState::Running } else { VmState::Paused };
+            return Ok(Some((state, Some(note).filter(|_| entry.owing))));
         }
         Ok(self.store.departure_of(&vm.name)?.map(|entry| match entry.state {
             DepartureState::Pausing => (VmState::Busy, None),

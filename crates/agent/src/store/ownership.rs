@@ -10,7 +10,7 @@ use super::{
     ArrivalRecord, Standing, Store, StoreError, Trouble, VmRecord, decode, encode, owed, records::Owner,
     target, vms,
 };
-use engine::ports::{Claim, Claimed, Ownership, OwnershipRecord};
+use engine::ports::{Claim, Claimed, Ownership, OwnershipRecord, RunState};
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -143,6 +143,8 @@ impl Store {
                 claimed: false,
                 owing: false,
                 claiming: false,
+                goes_on: RunState::Running,
+                went_on: false,
             };
             target::put(change, &vm.name, &arrival)?;
             Ok(Seen::Free)

@@ -1,6 +1,6 @@
 //! What is recorded, as it is written: JSON, so that a person can read it and a later version can add to it.
 
-use engine::ports::OwnershipRecord;
+use engine::ports::{OwnershipRecord, RunState};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use units::{Epoch, MigrationId};
@@ -95,6 +95,13 @@ pub struct DepartureRecord {
     /// Which ownership record decides it, by its identity; empty: the target's.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub record: String,
+    /// What the guest did before it was stopped: what it does again if it goes on here.
+    #[serde(default)]
+    pub before: RunState,
+    /// Where its memory lies, in the hypervisor's words: from the promise on its process stands still, and
+    /// cannot be asked.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub memory: serde_json::Value,
     /// How far it has come.
     #[serde(flatten)]
     pub state: DepartureState,
@@ -115,6 +122,12 @@ pub struct ArrivalRecord {
     /// Whether a shared record may already say that this host owns it: only that record decides.
     #[serde(default)]
     pub claiming: bool,
+    /// What the guest does once it is here.
+    #[serde(default)]
+    pub goes_on: RunState,
+    /// Whether it did so already: what it does since then is the business of its users.
+    #[serde(default)]
+    pub went_on: bool,
 }
 
 /// An ownership record as it is written.

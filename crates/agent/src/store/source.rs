@@ -4,8 +4,9 @@ use super::{
     DepartureRecord, DepartureState, Store, StoreError, Trouble, decode, encode, entries, experience,
     ownership, vms,
 };
-use engine::ports::{OwnershipRecord, SourceJournal};
+use engine::ports::{OwnershipRecord, RunState, SourceJournal};
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
+use serde_json::Value;
 use std::io;
 use units::{Epoch, MigrationId};
 
@@ -30,6 +31,9 @@ pub struct Departure {
     to: String,
     address: String,
     decided_by: String,
+    /// What the guest did before it was stopped, once that is known.
+    before: Option<RunState>,
+    memory: Value,
 }
 
 /// What a step makes of the journal.
@@ -46,7 +50,16 @@ impl Store {
     /// The journal of a migration from here to the host `to` at `address`. Nothing is written before its first entry.
     pub fn departure(&self, vm: &str, migration: MigrationId, to: &str, address: &str) -> Departure {
         let (vm, to, address) = (vm.to_owned(), to.to_owned(), address.to_owned());
-        Departure { store: self.clone(), vm, migration, to, address, decided_by: String::new() }
+        Departure {
+            store: self.clone(),
+            vm,
+            migration,
+            to,
+            address,
+            decided_by: String::new(),
+            before: None,
+            memory: Value::Null,
+        }
     }
 
     /// All VMs with an entry in the source's journal.
@@ -68,6 +81,11 @@ impl Departure {
         Self { decided_by: identity.to_owned(), ..self }
     }
 
+    /// Of a VM whose memory lies there, in the hypervisor's words.
+    pub fn with_memory(self, memory: Value) -> Self {
+        Self { memory, ..self }
+    }
+
     /// Changes the entry as `next` says, which sees the state of this migration's entry, if there is one.
     fn step(
         &self,
@@ -83,6 +101,7 @@ impl Departure {
             if let Some(entry) = before.as_ref().filter(|entry| entry.migration != self.migration) {
                 return Ok(Some(format!("its migration {} to {} is not over", entry.migration, entry.to)));
             }
+            let (did, lay) = before.as_ref().map(|entry| (entry.before, entry.memory.clone())).unzip();
             let before = before.map(|entry| entry.state);
             match next(before) {
                 Err(why) => return Ok(Some(why)),
@@ -96,6 +115,12 @@ impl Departure {
                         to: self.to.clone(),
                         address: self.address.clone(),
                         record: self.decided_by.clone(),
+                        before: self.before.or(did).unwrap_or_default(),
+                        memory: if self.memory.is_null() {
+                            lay.unwrap_or_default()
+                        } else {
+                            self.memory.clone()
+                        },
                         state,
                     };
                     entries.insert(self.vm.as_str(), encode(&entry)?.as_slice())?;
@@ -121,7 +146,8 @@ fn nothing(_: &WriteTransaction, _: Option<DepartureState>) -> Result<(), Troubl
 }
 
 impl SourceJournal for Departure {
-    fn pausing(&mut self) -> io::Result<()> {
+    fn pausing(&mut self, before: RunState) -> io::Result<()> {
+        self.before = Some(before);
         let next = |before| match before {
             None | Some(DepartureState::Pausing) => Ok(Step::Write(DepartureState::Pausing)),
             Some(_) => Err("it has promised more already".to_owned()),

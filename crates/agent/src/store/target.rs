@@ -3,7 +3,7 @@
 use super::{
     ArrivalRecord, Store, StoreError, Trouble, decode, encode, entries, owed, ownership, spools, vms,
 };
-use engine::ports::{Claim, SpoolRecord, TargetJournal};
+use engine::ports::{Claim, RunState, SpoolRecord, TargetJournal};
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 use std::io;
 use units::{MemorySet, MigrationId};
@@ -107,6 +107,16 @@ impl Arrival {
         Self { store, vm, migration }
     }
 
+    /// Changes the entry; harmless where it is gone, because all is settled.
+    fn change_arrival(&self, what: &str, how: impl FnOnce(&mut ArrivalRecord)) -> io::Result<()> {
+        self.store.change(what, |change| {
+            let Some(mut arrival) = get(change, &self.vm, self.migration)? else { return Ok(()) };
+            how(&mut arrival);
+            put(change, &self.vm, &arrival)
+        })?;
+        Ok(())
+    }
+
     /// The migration did not come to its commit: the VM is forgotten here, and nobody can claim it for this host any
     /// more; the source still can for itself. Says `false`, and changes nothing, if this host has claimed it already.
     pub fn abandon(&self) -> Result<bool, StoreError> {
@@ -141,6 +151,16 @@ impl TargetJournal for Arrival {
             Ok(true)
         })?;
         if there { Ok(()) } else { Err(io::Error::other(format!("cannot {what}: its arrival was given up"))) }
+    }
+
+    fn goes_on(&mut self, state: RunState) -> io::Result<()> {
+        self.change_arrival(&format!("record what {} does here", self.vm), |arrival| {
+            arrival.goes_on = state;
+        })
+    }
+
+    fn went_on(&mut self) -> io::Result<()> {
+        self.change_arrival(&format!("record that {} went on", self.vm), |arrival| arrival.went_on = true)
     }
 
     fn spool(&mut self, record: &SpoolRecord) -> io::Result<()> {

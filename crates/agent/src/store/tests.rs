@@ -2,7 +2,9 @@
 
 use super::*;
 use engine::{
-    ports::{Claim, Claimed, Ownership, OwnershipRecord, SourceJournal, SpoolRecord, TargetJournal},
+    ports::{
+        Claim, Claimed, Ownership, OwnershipRecord, RunState, SourceJournal, SpoolRecord, TargetJournal,
+    },
     report::{Mode, Outcome, Past, Report},
 };
 use std::{env, process::Command, sync::Barrier, thread, time::Duration};
@@ -212,19 +214,22 @@ fn the_source_journal_walks_only_forward() {
     let mut journal = store.departure("web1", FIRST, "far", "10.0.0.2:7471");
     assert!(journal.promise(Epoch(1)).is_err(), "a promise before the pause");
     assert!(journal.gone(Epoch(2)).is_err(), "gone without a promise");
-    journal.pausing().unwrap();
+    journal.pausing(RunState::Running).unwrap();
     assert_eq!(state(), Some(DepartureState::Pausing));
     journal.back().unwrap();
     assert_eq!(state(), None);
     assert_eq!(store.owner("web1").unwrap(), Some(record("there", 1)));
 
-    journal.pausing().unwrap();
+    journal.pausing(RunState::Running).unwrap();
     journal.promise(Epoch(1)).unwrap();
-    assert!(store.departure("web1", MigrationId(9), "far", "x:1").pausing().is_err(), "two at once");
+    assert!(
+        store.departure("web1", MigrationId(9), "far", "x:1").pausing(RunState::Running).is_err(),
+        "two at once"
+    );
     journal.back().unwrap();
     assert_eq!(store.owner("web1").unwrap().unwrap().epoch, Epoch(2), "it was claimed back");
 
-    journal.pausing().unwrap();
+    journal.pausing(RunState::Running).unwrap();
     journal.promise(Epoch(2)).unwrap();
     journal.gone(Epoch(3)).unwrap();
     journal.gone(Epoch(3)).unwrap();
@@ -400,7 +405,7 @@ fn a_departure_says_which_record_decides_it() {
     let (_dir, store) = store();
     for (identity, vm) in [("", "web1"), ("etcd 2", "web2")] {
         let mut journal = store.departure(vm, FIRST, "far", "10.0.0.2:7471").decided_by(identity);
-        journal.pausing().unwrap();
+        journal.pausing(RunState::Running).unwrap();
         journal.promise(Epoch(4)).unwrap();
         assert_eq!(store.departure_of(vm).unwrap().unwrap().record, identity);
     }

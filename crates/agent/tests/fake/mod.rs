@@ -11,7 +11,7 @@ use agent::{
     store::{Arrival, ArrivalRecord, DepartureRecord, Store, VmRecord},
 };
 use engine::{
-    ports::{Claim, Claimed},
+    ports::{Claim, Claimed, RunState},
     report::{Event, Failure, Forecast, Mode, Outcome, PageCounts, Phase, Report, Round},
     shared::SharedRecord,
 };
@@ -112,8 +112,10 @@ impl Hypervisor for Sleepers {
         self.swept.lock().unwrap().push(name.to_owned());
     }
 
-    fn resume(&self, vm: &VmRecord) -> Result<(), Reasons> {
-        self.paused.lock().unwrap().remove(&vm.process.unwrap().pid);
+    fn restore(&self, vm: &VmRecord, before: RunState) -> Result<(), Reasons> {
+        if before == RunState::Running {
+            self.paused.lock().unwrap().remove(&vm.process.unwrap().pid);
+        }
         Ok(())
     }
 

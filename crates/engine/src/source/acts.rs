@@ -3,13 +3,13 @@
 use super::{AGAIN, Signal, SourceDriver, watching::save_unchanged};
 use crate::{
     conn::{LONG_SILENCE, SILENCE, now_ns},
-    ports::{DeviceState, MachineError},
+    ports::{DeviceState, MachineError, RunState},
     queue::Round,
     ship::{Job, Streams},
     survey, verify, why,
 };
 use proto::{SourceAct, SourceEvent, Step, control};
-use std::{io, sync::Arc, thread};
+use std::{io, sync::Arc, thread, time::Instant};
 use units::{Epoch, MemorySet};
 
 impl SourceDriver {
@@ -22,6 +22,7 @@ impl SourceDriver {
                 Ok(None)
             }
             SourceAct::OpenStreams => {
+                self.before = self.parts.machine.lock().run_state().map_err(|e| (e.what, e.why))?;
                 self.look_at_writes()?;
                 self.dirty =
                     survey::present(&*self.parts.memory).map_err(why("look for the guest's pages"))?;
@@ -53,9 +54,12 @@ impl SourceDriver {
             }
             SourceAct::StopGuest => {
                 self.end_watch();
+                let before = self.parts.machine.lock().run_state().map_err(|e| (e.what, e.why))?;
+                self.before = before;
+                self.can_be_carried(before)?;
                 self.parts.machine.lock().get_ready().map_err(|e| (e.what, e.why))?;
                 self.offer().map_err(why("start a thread"))?;
-                self.parts.journal.pausing().map_err(why("journal the pause"))?;
+                self.parts.journal.pausing(before).map_err(why("journal the pause"))?;
                 self.calm();
                 if let Some(tracker) = &mut self.parts.tracker {
                     tracker.hurry().map_err(why("let the guest's writers go on"))?;
@@ -63,7 +67,13 @@ impl SourceDriver {
                 self.count_stalls();
                 self.story.stopping(now_ns());
                 self.stopped = true;
-                self.parts.machine.lock().stop().map_err(|e| (e.what, e.why))?;
+                let found = self.parts.machine.lock().stop().map_err(|e| (e.what, e.why))?;
+                if found != before {
+                    // Somebody has stopped it, or it has, between our question and our stop.
+                    self.before = found;
+                    self.parts.journal.pausing(found).map_err(why("journal the pause"))?;
+                    self.can_be_carried(found)?;
+                }
                 Ok(Some(SourceEvent::Stopped))
             }
             SourceAct::SendOwed => {
@@ -89,6 +99,10 @@ impl SourceDriver {
                 // From here on a target that is only slow costs the whole migration.
                 self.bear_silence(LONG_SILENCE);
                 self.parts.journal.promise(self.parts.epoch).map_err(why("journal the promise"))?;
+                // Before the permit: from then on the target may run it, and nobody else here.
+                let begin = Instant::now();
+                self.parts.machine.lock().freeze().map_err(|e| (e.what, e.why))?;
+                self.story.frozen(begin.elapsed());
                 Ok(Some(SourceEvent::Promised))
             }
             SourceAct::ResumeGuest => {
@@ -132,6 +146,14 @@ impl SourceDriver {
                 Ok(None)
             }
             SourceAct::End(_) => unreachable!("the loop ends before"),
+        }
+    }
+
+    /// Ends the migration of a VM whose state cannot be carried over, before anything was done to it.
+    fn can_be_carried(&self, state: RunState) -> Result<(), (String, String)> {
+        match state.hindrance() {
+            None => Ok(()),
+            Some(why) => Err((format!("move {}", self.parts.vm), why)),
         }
     }
 
@@ -190,6 +212,7 @@ impl SourceDriver {
             stream: Some(proto::packed(&state.stream)),
             private: private_blocks(&state.private),
             history: self.story.history(&self.parts.history, self.streams.as_ref().and_then(Streams::learnt)),
+            paused: self.before == RunState::Paused,
         }));
         Ok(SourceEvent::StateSent)
     }

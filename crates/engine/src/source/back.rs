@@ -1,7 +1,7 @@
 //! The guest runs on here: because the migration is over, or because its link is lost and is waited for.
 
 use super::{SourceDriver, now_ns};
-use crate::ports::MachineError;
+use crate::ports::{MachineError, RunState};
 use std::time::Duration;
 
 /// A guest that was stopped so often in vain is not stopped once more: a link that breaks whenever the guest stands still costs it a
@@ -56,7 +56,11 @@ impl SourceDriver {
     /// How long it stood still.
     fn resume_guest(&mut self) -> Result<Duration, MachineError> {
         // While it is being saved, this waits for that.
-        self.parts.machine.lock().resume()?;
+        let mut machine = self.parts.machine.lock();
+        machine.restore(self.before)?;
+        // Somebody may have let it run on, or it may have powered off meanwhile.
+        self.before = machine.run_state().unwrap_or(self.before);
+        drop(machine);
         self.stopped = false;
         Ok(self.story.runs_again(now_ns()))
     }
@@ -64,6 +68,9 @@ impl SourceDriver {
     /// The journal, and the pause's watchdog with it; and the network.
     fn tell_of_resumption(&mut self) {
         self.insist("journal that the guest is back", |d| d.parts.journal.back());
+        if self.before != RunState::Running {
+            return;
+        }
         let announced = self.parts.machine.lock().announce();
         if let Err(e) = announced {
             self.story.note(format!("the guest is back, but could not be announced to the network: {e}"));

@@ -5,9 +5,9 @@ mod next; // what comes next, by what was seen
 use super::{Options, SourceParts};
 use crate::{
     conn::Traffic,
-    ports::{MachineError, Stalls},
+    ports::{MachineError, RunState, Stalls},
     report::{
-        Event, Failure, FaultCounts, Forecast, Mode, Outcome, Past, Phase, Report, Round, Spooled, Way,
+        Event, Failure, Fate, FaultCounts, Forecast, Mode, Outcome, Past, Phase, Report, Round, Spooled, Way,
     },
 };
 use page::Counts;
@@ -279,6 +279,11 @@ impl Story {
         self.phase(Phase::Switchover);
     }
 
+    /// The source's QEMU stands still as a whole; how long that took.
+    pub(super) fn frozen(&mut self, took: Duration) {
+        self.report.frozen_in_ms = Some(ms(took));
+    }
+
     /// The guest was stopped, and runs here again: this was no switchover. How long it stood still.
     pub(super) fn runs_again(&mut self, at_ns: u64) -> Duration {
         let stood = self.stop_ns.take().map_or(0, |stopped| at_ns.saturating_sub(stopped));
@@ -377,6 +382,7 @@ impl Story {
             ),
         };
         self.report.outcome = Outcome::InDoubt;
+        self.report.fate = Some(Fate::Unknown);
         self.report.error = Some(Failure {
             what: "the switchover".into(),
             place: format!("{}, after the permit", self.report.from),
@@ -390,10 +396,18 @@ impl Story {
         self.close()
     }
 
-    pub(super) fn finish(&mut self, end: SourceEnd, runs_here: bool) -> Report {
+    /// `here`: what became of the VM if it is the source's; `before`: what it did before it was stopped.
+    pub(super) fn finish(&mut self, end: SourceEnd, here: Fate, before: RunState) -> Report {
         self.end_round(0);
         let place = format!("{}, {}", self.report.from, words(self.phase));
-        let here = runs_here.then(|| self.report.from.clone());
+        let runs_here = matches!(here, Fate::On { .. }).then(|| self.report.from.clone());
+        let to = self.report.to.clone();
+        self.report.fate = Some(match end {
+            SourceEnd::Completed if self.crashed => Fate::Ended { host: to },
+            SourceEnd::Completed if self.paused_because.is_some() => Fate::Stuck { host: to },
+            SourceEnd::Completed => Fate::On { host: to, state: before },
+            SourceEnd::Cancelled | SourceEnd::Failed { .. } => here,
+        });
         match end {
             SourceEnd::Completed if self.crashed => {
                 let to = self.report.to.clone();
@@ -406,20 +420,20 @@ impl Story {
                     vm_runs_on: None,
                 });
             }
-            SourceEnd::Completed => {
-                self.report.outcome = Outcome::Completed;
-                if let Some(why) = self.paused_because.take() {
+            SourceEnd::Completed => match self.paused_because.take() {
+                None => self.report.outcome = Outcome::Completed,
+                Some(why) => {
                     self.report.error = Some(Failure {
                         what: "start the guest on the target".into(),
                         place: self.report.to.clone(),
-                        why: format!("{why}; {} owns the VM, and it is paused there", self.report.to),
+                        why: format!("{why}; {} owns the VM, and it stands still there", self.report.to),
                         vm_runs_on: None,
                     });
                 }
-            }
+            },
             SourceEnd::Cancelled => self.report.outcome = Outcome::Cancelled,
             SourceEnd::Failed { what, why } => {
-                self.report.error = Some(Failure { what, place, why, vm_runs_on: here });
+                self.report.error = Some(Failure { what, place, why, vm_runs_on: runs_here });
             }
         }
         if let Some(why) = self.not_back.take() {

@@ -6,7 +6,7 @@ use crate::{
     conn::now_ns,
     faults::Faults,
     land::{Landing, Stage},
-    ports::{Block, Claim, Claimed, DeviceState, Request},
+    ports::{Block, Claim, Claimed, DeviceState, Request, RunState},
     why,
 };
 use proto::{TargetAct, TargetEvent, control};
@@ -91,6 +91,7 @@ impl TargetDriver {
             TargetAct::Compare => Ok(Some(TargetEvent::Compared(self.compare()?))),
             TargetAct::Load(mut state) => {
                 self.taken()?.request.history = std::mem::take(&mut state.history);
+                self.goes_on = if state.paused { RunState::Paused } else { RunState::Running };
                 let state = unpack(&state).map_err(|e| ("unpack the device state".to_owned(), e))?;
                 let taken = self.taken()?;
                 if taken.landing.owed().is_empty() {
@@ -98,6 +99,12 @@ impl TargetDriver {
                 }
                 taken.machine.lock().load(&state).map_err(|e| (e.what, e.why))?;
                 // Before anybody can claim.
+                if self.goes_on != RunState::Running {
+                    let goes_on = self.goes_on;
+                    let noted = self.taken()?.journal.lock().goes_on(goes_on);
+                    noted.map_err(why("record that the guest stays as it was"))?;
+                }
+                let taken = self.taken()?;
                 taken.owed_is_recorded().map_err(why("record the owed pages"))?;
                 taken.spool_is_recorded().map_err(why("record where the spool is"))?;
                 self.alive()?;
@@ -106,14 +113,16 @@ impl TargetDriver {
             TargetAct::Claim => Ok(Some(self.claim()?)),
             TargetAct::Resume => {
                 self.arrived = true;
+                let goes_on = self.goes_on;
                 let mut machine = self.taken()?.machine.lock();
-                match machine.resume() {
+                match machine.restore(goes_on) {
                     Ok(ago) => {
                         let at_ns = now_ns().saturating_sub(ago.as_nanos() as u64);
                         if let Err(e) = machine.announce() {
                             tracing::warn!(%e, "the guest runs, but could not be announced to the network");
                         }
                         drop(machine);
+                        self.taken()?.note_that_it_went_on();
                         // Not before: looking through what is owed for what the file has takes a processor from the pause.
                         self.taken()?.place_spooled();
                         Ok(Some(TargetEvent::Resumed { at_ns }))

@@ -369,6 +369,8 @@ pub(crate) struct Cpu {
     /// What happens when the guest has just been stopped, and when its device state has just been saved: the first time, the second …
     pub(crate) on_stop: Arc<Mutex<VecDeque<OnTheWay>>>,
     pub(crate) on_save: Arc<Mutex<VecDeque<OnTheWay>>>,
+    /// What happens when it is promised and nothing is permitted yet.
+    pub(crate) on_freeze: Arc<Mutex<Option<OnTheWay>>>,
     /// How it differs from what it was when its migration began.
     pub(crate) differs: Arc<Mutex<Vec<String>>>,
     /// How often its device state was saved; and which of these states was loaded.
@@ -391,6 +393,7 @@ impl Cpu {
             unseen: Arc::default(),
             on_stop: Arc::default(),
             on_save: Arc::default(),
+            on_freeze: Arc::default(),
             differs: Arc::default(),
             saves: Arc::default(),
             loaded: Arc::default(),
@@ -424,13 +427,22 @@ impl Machine for Cpu {
         Ok(self.differs.lock().unwrap().clone())
     }
 
-    fn stop(&mut self) -> Result<(), MachineError> {
+    fn run_state(&mut self) -> Result<RunState, MachineError> {
         self.answers()?;
+        Ok(if self.running.load(SeqCst) { RunState::Running } else { RunState::Paused })
+    }
+
+    fn stop(&mut self) -> Result<RunState, MachineError> {
+        let before = self.run_state()?;
         self.running.store(false, SeqCst);
         drop(self.step.lock().unwrap());
         let happens = self.on_stop.lock().unwrap().pop_front();
         happens.into_iter().for_each(|happens| happens());
-        Ok(())
+        Ok(before)
+    }
+
+    fn restore(&mut self, before: RunState) -> Result<Duration, MachineError> {
+        if before == RunState::Running { self.resume() } else { self.answers().map(|()| Duration::ZERO) }
     }
 
     fn resume(&mut self) -> Result<Duration, MachineError> {
@@ -442,6 +454,16 @@ impl Machine for Cpu {
         self.ram.runs(true);
         self.running.store(true, SeqCst);
         Ok(Duration::ZERO)
+    }
+
+    fn freeze(&mut self) -> Result<(), MachineError> {
+        self.answers()?;
+        let happens = self.on_freeze.lock().unwrap().take();
+        happens.into_iter().for_each(|happens| happens());
+        match self.running.load(SeqCst) {
+            true => Err(MachineError { what: "freeze".into(), why: "somebody let the guest run on".into() }),
+            false => Ok(()),
+        }
     }
 
     fn save(&mut self) -> Result<DeviceState, MachineError> {
@@ -504,8 +526,8 @@ impl Journal {
 }
 
 impl SourceJournal for Journal {
-    fn pausing(&mut self) -> io::Result<()> {
-        self.note("pausing")
+    fn pausing(&mut self, before: RunState) -> io::Result<()> {
+        self.note(if before == RunState::Running { "pausing" } else { "pausing a paused one" })
     }
     fn promise(&mut self, _: Epoch) -> io::Result<()> {
         self.note("promise")?;
@@ -530,6 +552,12 @@ impl TargetJournal for Journal {
     }
     fn settled(&mut self) -> io::Result<()> {
         self.note("settled")
+    }
+    fn goes_on(&mut self, state: RunState) -> io::Result<()> {
+        self.note(format!("goes on {state}"))
+    }
+    fn went_on(&mut self) -> io::Result<()> {
+        Ok(())
     }
     fn spool(&mut self, record: &SpoolRecord) -> io::Result<()> {
         *self.spool.lock().unwrap() = Some(record.clone());

@@ -6,6 +6,7 @@ use crate::{
     ram,
     recipe::{Accel, Role, SeenFile, backing_files, options},
 };
+use engine::ports::RunState;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, fs, path::Path};
 use sys::process::PidFd;
@@ -61,10 +62,7 @@ pub(super) fn accel(qmp: &mut Qmp) -> Result<Accel, QmpError> {
 /// What hinders this QEMU from being migrated just now, whatever it consists of.
 pub(crate) fn state(qmp: &mut Qmp, reasons: &mut Vec<String>) -> Result<(), QmpError> {
     let status = qmp.execute("query-status", json!({}))?;
-    let status = status["status"].as_str().unwrap_or("unknown");
-    if !matches!(status, "running" | "paused") {
-        reasons.push(format!("it is in state {status}, neither running nor paused"));
-    }
+    reasons.extend(RunState::from_name(status["status"].as_str().unwrap_or_default()).hindrance());
     let migration = qmp.execute("query-migrate", json!({}))?;
     for reason in migration["blocked-reasons"].as_array().into_iter().flatten() {
         reasons.push(format!(

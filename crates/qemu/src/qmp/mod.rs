@@ -63,6 +63,8 @@ pub struct Event {
     pub data: Value,
     /// When it happened, by QEMU's clock.
     pub at: SystemTime,
+    /// Of all that came on this connection, counted from 0.
+    pub number: u64,
 }
 
 /// A connection to QEMU's monitor.
@@ -75,6 +77,8 @@ pub struct Qmp {
     next_id: u64,
     /// With the length of its line.
     events: VecDeque<(Event, usize)>,
+    /// How many events came so far.
+    heard: u64,
 }
 
 impl Qmp {
@@ -114,8 +118,15 @@ impl Qmp {
             return Err(not_qemu(text.chars().take(60).collect()));
         };
         let version = Version { major, minor, micro };
-        let mut qmp =
-            Self { path: path.to_owned(), socket, lines, version, next_id: 1, events: VecDeque::new() };
+        let mut qmp = Self {
+            path: path.to_owned(),
+            socket,
+            lines,
+            version,
+            next_id: 1,
+            events: VecDeque::new(),
+            heard: 0,
+        };
         qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)
     }
@@ -192,9 +203,24 @@ impl Qmp {
         }
     }
 
+    /// Takes in what QEMU has said by now.
+    pub fn hear(&mut self) -> Result<(), QmpError> {
+        self.wait_event(Duration::ZERO, |_| false).map(drop)
+    }
+
     /// Drops the events of this name that came so far.
     pub fn forget_events(&mut self, name: &str) {
         self.events.retain(|(event, _)| event.name != name);
+    }
+
+    /// How many events came so far: the number of the next one.
+    pub fn heard(&self) -> u64 {
+        self.heard
+    }
+
+    /// The events from this number on that are kept, oldest first. Asks and waits for nothing.
+    pub fn events_since(&self, number: u64) -> impl Iterator<Item = &Event> {
+        self.events.iter().map(|(event, _)| event).filter(move |event| event.number >= number)
     }
 
     /// What to say when an answer lacks what QEMU promises.
@@ -268,7 +294,8 @@ impl Qmp {
                 .unwrap_or_else(SystemTime::now),
             _ => SystemTime::now(),
         };
-        let event = Event { name: name.to_owned(), data: value["data"].clone(), at };
+        let event = Event { name: name.to_owned(), data: value["data"].clone(), at, number: self.heard };
+        self.heard += 1;
         self.events.push_back((event, line.len()));
         let mut bytes: usize = self.events.iter().map(|(_, bytes)| bytes).sum();
         // The one that has just come stays whatever its size: somebody may be waiting for it.

@@ -146,7 +146,8 @@ fn a_qemu_that_cannot_be_migrated_just_now_says_why() {
         _ => None,
     });
     let told = [
-        "it is in state io-error, neither running nor paused",
+        "it is in state io-error: QEMU stopped the guest because a disk fails, which cannot be carried over; mend the disk, \
+         then `cont`",
         "QEMU itself refuses to migrate it: the device says no",
         "this QEMU has no xen-save-devices-state; use a QEMU that was built with it",
     ];

@@ -1,0 +1,204 @@
+//! The state of a guest around our `stop`: with real QEMUs, a second monitor that others use, and no guest
+//! but the firmware.
+
+mod common;
+
+use common::hand::*;
+use engine::ports::{Machine, RunState};
+use qemu::{Vm, frozen, qmp::Qmp};
+use serde_json::json;
+use std::{
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+/// A QEMU with a disk, adopted; and the monitor that others use.
+struct Bed {
+    vm: Vm,
+    others: Qmp,
+    disk: std::path::PathBuf,
+    _hand: ByHand,
+    _folder: tempfile::TempDir,
+}
+
+impl Bed {
+    fn new(more: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = folder.path().join("a.qcow2");
+        let made =
+            Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&disk).arg("1M").status();
+        assert!(made.unwrap().success());
+        let drive = format!("file={},if=none,id=d,format=qcow2", disk.display());
+        let second = folder.path().join("second");
+        let socket = format!("unix:{},server=on,wait=off", second.display());
+        let more: Vec<&str> =
+            [&["-drive", &drive, "-device", "virtio-blk-pci,drive=d", "-qmp", &socket], more].concat();
+        let hand = ByHand::start(&with(&more));
+        let vm = Vm::adopt("hand", &hand.qmp).unwrap().vm;
+        let others = Qmp::connect(&second).unwrap();
+        Self { vm, others, disk, _hand: hand, _folder: folder }
+    }
+
+    fn says(&mut self, command: &str) {
+        self.others.execute(command, json!({})).unwrap();
+    }
+
+    fn until(&mut self, state: RunState) {
+        let end = Instant::now() + Duration::from_secs(60);
+        while self.vm.run_state().unwrap() != state {
+            assert!(Instant::now() < end, "it is {}, not {state}", self.vm.run_state().unwrap());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Writes to an I/O port, as the guest would.
+    fn port(&mut self, size: &str, port: u16, value: u16) {
+        self.others.human(&format!("o {size} {port:#x} {value:#x}")).unwrap();
+    }
+}
+
+/// Whether QEMU holds its lock on the image, so that its disk is its own.
+fn is_locked(disk: &Path) -> bool {
+    let told = Command::new("qemu-img").arg("info").arg(disk).output().unwrap();
+    String::from_utf8_lossy(&told.stderr).contains("lock")
+}
+
+#[test]
+fn i3_a_paused_guest_stays_paused_and_gets_its_disk_back() {
+    let mut bed = Bed::new(&[]);
+    bed.says("stop");
+    assert_eq!(bed.vm.run_state().unwrap(), RunState::Paused);
+    for _ in 0..2 {
+        assert_eq!(bed.vm.stop().unwrap(), RunState::Paused);
+        bed.vm.save().unwrap();
+        assert!(!is_locked(&bed.disk), "saving has inactivated it");
+        bed.vm.freeze().unwrap();
+        bed.vm.restore(RunState::Paused).unwrap();
+        assert_eq!(bed.vm.run_state().unwrap(), RunState::Paused);
+        assert!(is_locked(&bed.disk));
+    }
+    bed.says("cont");
+    // One that runs, runs again.
+    assert_eq!(bed.vm.stop().unwrap(), RunState::Running);
+    bed.vm.save().unwrap();
+    bed.vm.freeze().unwrap();
+    bed.vm.restore(RunState::Running).unwrap();
+    assert_eq!(bed.vm.run_state().unwrap(), RunState::Running);
+    // Paused after we had asked what it does, before our `stop`.
+    bed.says("stop");
+    assert_eq!(bed.vm.stop().unwrap(), RunState::Paused);
+}
+
+#[test]
+fn i3_a_guest_that_does_not_run_is_left_as_it_is_and_named() {
+    // What the guest does, by the ports of a q35: its power management's, and those of the pvpanic device.
+    type Act = fn(&mut Bed);
+    let table: [(&[&str], Act, RunState, &str); 3] = [
+        (&["-no-shutdown"], |bed| bed.port("/w", 0x604, 0x2000), RunState::Shutdown, "has powered off"),
+        (&[], |bed| bed.port("/w", 0x604, 0x2400), RunState::Suspended, "sleeps (S3)"),
+        (
+            &["-no-shutdown", "-device", "pvpanic"],
+            |bed| bed.port("/b", 0x505, 1),
+            RunState::GuestPanicked,
+            "panicked",
+        ),
+    ];
+    for (more, act, state, words) in table {
+        let mut bed = Bed::new(more);
+        // The firmware decides where these ports are.
+        let end = Instant::now() + Duration::from_secs(60);
+        while bed.vm.run_state().unwrap() == RunState::Running {
+            assert!(Instant::now() < end, "it does not become {state}");
+            act(&mut bed);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        bed.until(state);
+        let refused = bed.vm.get_ready().unwrap_err().to_string();
+        assert!(refused.contains(words), "{refused}");
+        assert!(bed.vm.hindrances().unwrap()[0].contains(words));
+        assert!(bed.vm.stop().is_err());
+        bed.vm.restore(state).unwrap();
+        assert_eq!(bed.vm.run_state().unwrap(), state, "it is as it was");
+        assert!(is_locked(&bed.disk));
+    }
+}
+
+#[test]
+fn i1_what_others_do_in_the_pause_is_noticed_before_the_permit() {
+    for (command, event, words) in [
+        ("cont", "RESUME", "let the guest run on"),
+        ("system_reset", "RESET", "was reset"),
+        ("system_powerdown", "POWERDOWN", "power off"),
+    ] {
+        let mut bed = Bed::new(&["-no-shutdown"]);
+        assert_eq!(bed.vm.stop().unwrap(), RunState::Running);
+        bed.vm.save().unwrap();
+        bed.says(command);
+        // QEMU answers before it does it. What it has not begun when it is frozen, it has not done.
+        let done = bed.others.wait_event(Duration::from_secs(60), |said| said.name == event).unwrap();
+        assert!(done.is_some(), "{command}");
+        let changed = bed.vm.freeze().unwrap_err().to_string();
+        assert!(changed.contains(words), "{command}: {changed}");
+        bed.vm.restore(RunState::Running).unwrap();
+        bed.until(RunState::Running);
+        // Continued and stopped again by somebody: it stays stopped.
+        bed.vm.stop().unwrap();
+        bed.says("cont");
+        bed.says("stop");
+        bed.vm.freeze().unwrap_err();
+        bed.vm.restore(RunState::Running).unwrap();
+        assert_eq!(bed.vm.run_state().unwrap(), RunState::Paused);
+    }
+}
+
+#[test]
+fn i1_nobody_can_set_a_frozen_guest_running() {
+    let mut bed = Bed::new(&[]);
+    bed.vm.stop().unwrap();
+    bed.vm.save().unwrap();
+    bed.vm.freeze().unwrap();
+    let handle = bed.vm.handle();
+    assert!(frozen::is_frozen(&handle).unwrap());
+    let asked = bed.others.execute_within("cont", json!({}), Duration::from_millis(200));
+    assert!(asked.is_err(), "nobody answers");
+    // The agent ends, and its successor finds it so.
+    let Bed { vm, _hand: mut hand, .. } = bed;
+    drop(vm);
+    assert!(frozen::is_frozen(&handle).unwrap());
+    let began = Instant::now();
+    frozen::end(&handle).unwrap();
+    assert!(began.elapsed() < Duration::from_secs(2), "no monitor was asked: {:?}", began.elapsed());
+    assert!(hand.child.wait().unwrap().code().is_none(), "it never ran on");
+
+    // One that is ours again is let go, and its monitor found.
+    let mut bed = Bed::new(&[]);
+    bed.vm.stop().unwrap();
+    bed.vm.freeze().unwrap();
+    let handle = bed.vm.handle();
+    let Bed { vm, _hand, others, disk: _disk, _folder } = bed;
+    drop((vm, others));
+    frozen::thaw(&handle).unwrap();
+    let mut vm = Vm::reopen(&handle).unwrap();
+    vm.restore(RunState::Running).unwrap();
+    assert_eq!(vm.run_state().unwrap(), RunState::Running);
+}
+
+/// `cargo test --release -p qemu --test states -- freezing --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn freezing_takes_less_than_a_millisecond() {
+    let mut bed = Bed::new(&["-smp", "4"]);
+    let mut took: Vec<Duration> = (0..200)
+        .map(|_| {
+            bed.vm.stop().unwrap();
+            let began = Instant::now();
+            bed.vm.freeze().unwrap();
+            let took = began.elapsed();
+            bed.vm.restore(RunState::Running).unwrap();
+            took
+        })
+        .collect();
+    took.sort();
+    println!("median {:?}, 99 % {:?}, most {:?}", took[100], took[198], took[199]);
+}
