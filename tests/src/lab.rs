@@ -212,6 +212,19 @@ impl Host {
         run(Command::new("bridge").args(port)).map(drop)
     }
 
+    /// Its management link carries packets of 9000 bytes from now on, each by itself.
+    pub fn carry_large(&self) -> Result<()> {
+        self.switch.ip(&format!("link set {} mtu 9000", self.port))?;
+        self.namespace.ip("link set mgmt mtu 9000")?;
+        // Packets that are cut up only by the receiver's card would pass whatever their size.
+        self.namespace.ip("link set mgmt gso_max_segs 1").map(drop)
+    }
+
+    /// What it sends in packets of more than 1500 bytes, and is sent, vanishes without a word; it knows nothing of that.
+    pub fn drop_large(&self) -> Result<()> {
+        self.switch.ip(&format!("link set {} mtu 1500", self.port)).map(drop)
+    }
+
     /// Cuts only the link between this host and `peer`, silently, both ways.
     pub fn cut_from(&self, peer: &Host) -> Result<()> {
         // Each believes the other at an address that nobody has.

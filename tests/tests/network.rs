@@ -1,15 +1,25 @@
-//! What a host has set on a VM's TAP and on its bridge: carried over, or refused before anything moves.
+//! What a host has set on a VM's TAP and on its bridge: carried over, or refused before anything moves. And links and strangers that
+//! misbehave.
 
 use lab::{
-    Doing, HandStart, Host, Oddity, Result, Spec, Stage, Traces, VmFile, ensure, run, story, wait_for,
+    Doing, HandStart, Host, Namespace, Oddity, PORT, Result, Spec, Stage, Traces, VmFile, ensure, run, story,
+    wait_for,
 };
 use serde_json::Value;
 use std::{
     fs,
+    io::Write,
+    net::{SocketAddr, TcpStream},
     os::unix::fs::PermissionsExt,
     process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
+use units::Rate;
 
 const WORK: &str = "whimbrel.check=32M,rate=8M whimbrel.dirty=8M,rate=2M";
 
@@ -73,8 +83,13 @@ fn i9_a_vm_of_run_keeps_what_its_host_set_on_its_tap() {
         stage.check_untouched("web", &guest, "a", "b", &traces)?;
 
         b.namespace.ip("link set uplink mtu 9000")?;
-        for (from, to, mode) in [(a, b, "pre-copy"), (b, a, "post-copy")] {
-            stage.migrate("web", &guest, &from.name, &to.name, &["--mode", mode])?;
+        // Called by one of its addresses, each of which has its own certificate.
+        let addresses = format!("{}:{PORT},10.77.0.250:{PORT}", a.address);
+        for (from, to, mode, called) in [(a, b, "pre-copy", "b"), (b, a, "post-copy", addresses.as_str())] {
+            let migration =
+                stage.start_migration("web", &from.name, called, &["--mode", mode, "--verify"])?;
+            migration.completed()?;
+            stage.check_moved("web", &guest, &from.name, &to.name)?;
             let there = tap(to)?;
             ensure!(carried(&there) == carried(&here), "{} is not {}", carried(&there), carried(&here));
             ensure!(link(to, "br0")?["mtu"] == 9000, "the bridge's MTU on {} has fallen", to.name);
@@ -204,5 +219,92 @@ fn what_a_host_set_on_a_tap_and_cannot_be_carried_is_refused() {
         tc("qdisc add dev TAP ingress")?;
         let answer = stage.agent("a").cli().run(["migrate", "late", "--to", "nowhere"])?;
         answer.exited(1)?.says(&["traffic control ingress"]).map(drop)
+    });
+}
+
+/// Keeps so many connections busy that say a byte now and then, and never whose they are; opens them again when they are ended.
+struct Strangers {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl Strangers {
+    fn from(namespace: &Namespace, to: SocketAddr, count: usize) -> Self {
+        let (namespace, stop) = (namespace.clone(), Arc::new(AtomicBool::new(false)));
+        let stopped = stop.clone();
+        let thread = thread::spawn(move || {
+            namespace.move_in()?;
+            let mut connections: Vec<Option<TcpStream>> = (0..count).map(|_| None).collect();
+            // One of them says something each millisecond: each about every second and a half.
+            for i in (0..count).cycle() {
+                if stopped.load(SeqCst) {
+                    return Ok(());
+                }
+                let connection = &mut connections[i];
+                if connection.as_mut().is_none_or(|connection| connection.write_all(&[22]).is_err()) {
+                    *connection = TcpStream::connect_timeout(&to, Duration::from_secs(1)).ok();
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+            Ok(())
+        });
+        Self { stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Strangers {
+    fn drop(&mut self) {
+        self.stop.store(true, SeqCst);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[test]
+fn i3_links_that_drop_and_strangers_that_hold_on_harm_no_vm() {
+    story("a link that drops large packets, strangers", &["a", "b", "c"], |lab, tools| {
+        let stage = Stage::new(lab, tools)?;
+        let (a, b, c) = (lab.host("a"), lab.host("b"), lab.host("c"));
+        a.carry_large()?;
+        b.carry_large()?;
+        let work = "whimbrel.fill=48M whimbrel.check=16M,rate=4M";
+        let guest = stage.run("a", &VmFile::new("web", Spec::new(154, work)))?;
+        let traces = Traces::of(b)?;
+        // What is said first of a VM is large, too.
+        a.drop_large()?;
+        let report = stage.start_migration("web", "a", "b", &["--mode", "pre-copy"])?.ended("failed", 1)?;
+        ensure!(report.error().contains("MTU"), "says what to look at: {}", report.0);
+        a.carry_large()?;
+        a.shape(Some(Rate(16 << 20)))?;
+
+        let mut migration =
+            stage.start_migration("web", "a", "b", &["--mode", "pre-copy", "--give-up", "6s"])?;
+        migration.until_moving("pre-copy")?;
+        a.drop_large()?;
+        let begun = Instant::now();
+        let report = migration.ended("failed", 1)?;
+        let reason = "small packets pass, large ones do not: MTU";
+        ensure!(report.error().contains(reason), "says why: {}", report.0);
+        ensure!(begun.elapsed() < Duration::from_secs(30), "ended after {:?}", begun.elapsed());
+        a.carry_large()?;
+        stage.check_untouched("web", &guest, "a", "b", &traces)?;
+
+        let _strangers = Strangers::from(&c.namespace, SocketAddr::from((b.address, PORT)), 1400);
+        // All of them have come, some of them again.
+        let here = b.address.to_string();
+        let list = ["-Htn", "state", "established", "src", here.as_str()];
+        wait_for("the strangers", Duration::from_secs(60), || {
+            let said = run(b.namespace.command("ss").args(list))?;
+            Ok((said.lines().count() >= 30).then_some(()))
+        })?;
+        let mut migration = stage.start_migration("web", "a", "b", &["--mode", "hybrid", "--verify"])?;
+        migration.until_moving("pre-copy")?;
+        a.cut_from(b)?;
+        migration.until_note("the VM runs on here")?;
+        a.mend_to(b)?;
+        migration.until_note("connected to b again")?;
+        migration.completed()?;
+        stage.check_moved("web", &guest, "a", "b")
     });
 }

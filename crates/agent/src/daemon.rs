@@ -2,7 +2,7 @@
 
 use crate::{
     api::{self, Api, SocketError},
-    config::Config,
+    config::{Address, Config},
     hypervisor::Hypervisor,
     migrate::{Migrations, Migrator},
     peers::Peers,
@@ -107,8 +107,11 @@ pub fn run_until(
     let migrations =
         Arc::new(Migrations::new(config.clone(), registry.clone(), migrator.clone(), recovery.clone()));
     let serve = migrator.clone();
-    let peers = Peers::listen(config.listen, move |connection, from| serve.serve(connection, from))
-        .map_err(|cause| AgentError::Listen { address: config.listen, cause })?;
+    let known: Vec<Address> = config.peers.values().cloned().collect();
+    let peers = Peers::listen(config.listen, known, move |connection, from, pass| {
+        serve.serve(connection, from, pass)
+    })
+    .map_err(|cause| AgentError::Listen { address: config.listen, cause })?;
     // Guests that wait for pages are served from here on: nothing that can be found out later comes before.
     let curious = registry.clone();
     thread::Builder::new()

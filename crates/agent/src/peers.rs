@@ -1,9 +1,15 @@
 //! Connections that other agents make: accepted here, served by the migrator, each on a thread of its own.
 
+mod door; // who may wait until it is known what they want
+
+pub use door::Pass;
+
+use crate::config::Address;
+use door::Door;
 use socket2::SockRef;
 use std::{
     io,
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -28,17 +34,28 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Listens at `address`, and has every connection served by `serve` on its own thread.
+    /// Listens at `address`, and has every connection served by `serve` on its own thread. For `known` hosts there is always room.
     pub fn listen(
         address: SocketAddr,
-        serve: impl Fn(TcpStream, SocketAddr) + Send + Sync + 'static,
+        known: Vec<Address>,
+        serve: impl Fn(TcpStream, SocketAddr, Pass) + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let listener = Arc::new(TcpListener::bind(address)?);
         let address = listener.local_addr()?;
+        let door = Door::default();
         let accepting = thread::Builder::new().name("peers".to_owned()).spawn({
-            let (listener, serve) = (listener.clone(), Arc::new(serve));
-            move || accept(&listener, &serve)
+            let (listener, serve, door) = (listener.clone(), Arc::new(serve), door.clone());
+            move || accept(&listener, &door, &serve)
         })?;
+        // A name may take its time to be looked up. A host that cannot be known now is once it has called.
+        let look_up = move || {
+            for one in known.iter().flat_map(Address::each).map(|(one, _)| one) {
+                door.know(one.to_socket_addrs().into_iter().flatten().map(|found| found.ip()));
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("look-up".to_owned()).spawn(look_up) {
+            warn!(%error, "peers are known once they have called");
+        }
         Ok(Self { listener, address, accepting: Some(accepting) })
     }
 
@@ -59,7 +76,11 @@ impl Drop for Peers {
     }
 }
 
-fn accept<S: Fn(TcpStream, SocketAddr) + Send + Sync + 'static>(listener: &TcpListener, serve: &Arc<S>) {
+fn accept<S: Fn(TcpStream, SocketAddr, Pass) + Send + Sync + 'static>(
+    listener: &TcpListener,
+    door: &Door,
+    serve: &Arc<S>,
+) {
     let served = Arc::new(AtomicUsize::new(0));
     loop {
         let (connection, from) = match listener.accept() {
@@ -79,11 +100,22 @@ fn accept<S: Fn(TcpStream, SocketAddr) + Send + Sync + 'static>(listener: &TcpLi
             warn!(%from, "turned away: {MOST_CONNECTIONS} connections are open");
             continue;
         }
-        debug!(%from, "connection");
         let (serve, done) = (serve.clone(), Counted(served.clone()));
+        let pass = match door.arrive(&connection, from.ip()) {
+            Ok(Some(pass)) => pass,
+            Ok(None) => {
+                debug!(%from, "turned away: it has too many connections that say nothing");
+                continue;
+            }
+            Err(error) => {
+                warn!(%from, %error, "a connection cannot be taken in");
+                continue;
+            }
+        };
+        debug!(%from, "connection");
         let work = move || {
             let _done = done;
-            serve(connection, from);
+            serve(connection, from, pass);
         };
         if let Err(error) = thread::Builder::new().name(format!("peer {from}")).spawn(work) {
             warn!(%from, %error, "no thread for a connection");
@@ -111,7 +143,7 @@ mod tests {
     #[test]
     fn each_connection_is_served_and_the_end_is_clean() {
         let here = (Ipv4Addr::LOCALHOST, 0).into();
-        let peers = Peers::listen(here, |mut connection, _| {
+        let peers = Peers::listen(here, vec![], |mut connection, _, _| {
             let mut byte = [0];
             connection.read_exact(&mut byte).unwrap();
             assert_ne!(byte, [0], "a panic while serving ends one connection only");

@@ -60,7 +60,13 @@ impl Acceptor {
     /// Serves one connection; returns when it has been handed over, or is over. Call it on a thread of its own: the peer
     /// may be slow, and may be hostile.
     pub fn serve(&self, stream: TcpStream) -> io::Result<()> {
-        let (mut conn, preamble, token) = welcome(stream, &self.security)?;
+        self.serve_greeted(stream, |_| ())
+    }
+
+    /// The same; `greeted` hears that the peer has said what it wants, and whether it has a certificate of the workgroup.
+    pub fn serve_greeted(&self, stream: TcpStream, greeted: impl FnOnce(bool)) -> io::Result<()> {
+        let (mut conn, preamble, token) = welcome(stream, &self.security, GREETING)?;
+        greeted(conn.peer().is_some());
         let id = preamble.migration;
         match preamble.kind {
             Kind::Control => self.begin(conn, id),
@@ -159,7 +165,7 @@ impl Acceptor {
 
     fn answer_record(&self, mut conn: Conn, migration: MigrationId) -> io::Result<()> {
         conn.write_all(&Reply::new(Status::Welcome).to_bytes())?;
-        conn.silence(Some(GREETING))?;
+        conn.all_within(Some(GREETING))?;
         let control::Kind::Claim(claim) = read_control(&mut conn)? else {
             return Err(invalid("only claims are expected here"));
         };

@@ -3,7 +3,7 @@
 //! A connection's end without TLS's own word for it is not told from one with it: what is said over connections says itself
 //! when it is complete, and one that is cut off is a lost one.
 
-use crate::conn::{GREETING, SPEAKS_PLAINTEXT, Traffic, invalid, unanswered};
+use crate::conn::{By, GREETING, SPEAKS_PLAINTEXT, Traffic, invalid, unanswered};
 use pki::Identity;
 use rustls::{ClientConnection, Connection, ServerConnection};
 use std::{
@@ -56,14 +56,19 @@ pub(crate) fn call(
     let name = pki::server_name(host).map_err(invalid)?;
     let session = ClientConnection::new(identity.client(), name);
     let session = session.map_err(|error| invalid(pki::why(&error, identity)))?;
-    shake(session.into(), stream, traffic, identity)
+    shake(session.into(), stream, traffic, identity, None)
 }
 
 /// As the side that was called: the other side must have a certificate of the workgroup.
-pub(crate) fn answer(stream: &TcpStream, traffic: &Traffic, identity: &Arc<Identity>) -> io::Result<Channel> {
+pub(crate) fn answer(
+    stream: &TcpStream,
+    traffic: &Traffic,
+    identity: &Arc<Identity>,
+    deadline: Option<Instant>,
+) -> io::Result<Channel> {
     let session = ServerConnection::new(identity.server());
     let session = session.map_err(|error| invalid(pki::why(&error, identity)))?;
-    shake(session.into(), stream, traffic, identity)
+    shake(session.into(), stream, traffic, identity, deadline)
 }
 
 fn shake(
@@ -71,8 +76,9 @@ fn shake(
     stream: &TcpStream,
     traffic: &Traffic,
     identity: &Arc<Identity>,
+    deadline: Option<Instant>,
 ) -> io::Result<Channel> {
-    let mut line = Line { stream, traffic, begun: Instant::now(), first: Vec::new() };
+    let mut line = Line { stream, traffic, begun: Instant::now(), deadline, first: Vec::new() };
     if let Err(error) = session.complete_io(&mut line) {
         // The alert that says why is behind what else was to be sent, and only the first of that was tried.
         while session.wants_write() && session.write_tls(&mut line).is_ok_and(|n| n > 0) {}
@@ -107,12 +113,7 @@ impl Channel {
     }
 
     /// Reads what there is, and waits if there is nothing.
-    pub(crate) fn read(
-        &self,
-        mut stream: &TcpStream,
-        traffic: &Traffic,
-        into: &mut [u8],
-    ) -> io::Result<usize> {
+    pub(crate) fn read(&self, stream: &mut By<'_>, traffic: &Traffic, into: &mut [u8]) -> io::Result<usize> {
         let mut inbox = lock(&self.inbox);
         loop {
             if let Some(n) = self.decipher(&mut inbox, into)? {
@@ -173,6 +174,8 @@ struct Line<'a> {
     stream: &'a TcpStream,
     traffic: &'a Traffic,
     begun: Instant,
+    /// Also while it is waited for what comes next.
+    deadline: Option<Instant>,
     /// How the peer's words begin.
     first: Vec<u8>,
 }
@@ -183,7 +186,7 @@ impl Read for Line<'_> {
         if self.begun.elapsed() > GREETING {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        let n = self.stream.read(into)?;
+        let n = By { stream: self.stream, deadline: self.deadline }.read(into)?;
         self.traffic.received.fetch_add(n as u64, Relaxed);
         let missing = proto::MAGIC.len().saturating_sub(self.first.len());
         self.first.extend(&into[..n.min(missing)]);

@@ -25,7 +25,7 @@ pub(crate) const SILENCE: Duration = Duration::from_millis(1500);
 pub(crate) const LONG_SILENCE: Duration = Duration::from_secs(5);
 
 /// What a connection was given and the peer does not confirm within this time, ends it.
-const UNCONFIRMED: Duration = Duration::from_secs(5);
+pub(crate) const UNCONFIRMED: Duration = Duration::from_secs(5);
 
 /// How often the source pings.
 pub(crate) const PING: Duration = Duration::from_millis(250);
@@ -59,6 +59,8 @@ pub struct Conn {
     traffic: Arc<Traffic>,
     /// None where it is not protected.
     channel: Option<Arc<Channel>>,
+    /// By when all must have been read that is being waited for, however little comes at a time.
+    deadline: Option<Instant>,
 }
 
 impl Conn {
@@ -68,7 +70,7 @@ impl Conn {
         socket.set_tcp_user_timeout(Some(UNCONFIRMED))?;
         socket
             .set_tcp_keepalive(&TcpKeepalive::new().with_time(UNCONFIRMED).with_interval(UNCONFIRMED / 5))?;
-        Ok(Self { stream, traffic, channel: None })
+        Ok(Self { stream, traffic, channel: None, deadline: None })
     }
 
     /// Whether the peer's certificate is for a host of this name. Where there are no certificates, anybody is anybody.
@@ -90,7 +92,7 @@ impl Conn {
     /// Another handle of the same connection.
     pub(crate) fn another(&self) -> io::Result<Self> {
         let (traffic, channel) = (self.traffic.clone(), self.channel.clone());
-        Ok(Self { stream: self.stream.try_clone()?, traffic, channel })
+        Ok(Self { stream: self.stream.try_clone()?, traffic, channel, deadline: self.deadline })
     }
 
     /// What it was given and has not carried yet.
@@ -98,10 +100,21 @@ impl Conn {
         sys::socket::queue(&self.stream)
     }
 
+    /// How many bytes of it the other side has confirmed so far.
+    pub(crate) fn confirmed(&self) -> io::Result<u64> {
+        sys::socket::confirmed(&self.stream)
+    }
+
     /// Ends the connection for all its handles; whoever is blocked on it comes back.
     pub(crate) fn shut(&self) {
         // It may be gone already, which is what is wanted.
         let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    /// From now on reading ends after this time, however little comes at a time; `None`: as usual.
+    pub(crate) fn all_within(&mut self, time: Option<Duration>) -> io::Result<()> {
+        self.deadline = time.map(|time| Instant::now() + time);
+        self.silence(time)
     }
 
     pub(crate) fn silence(&self, limit: Option<Duration>) -> io::Result<()> {
@@ -125,12 +138,32 @@ impl Conn {
     }
 }
 
+/// A connection that is read until then at the latest.
+pub(crate) struct By<'a> {
+    pub(crate) stream: &'a TcpStream,
+    pub(crate) deadline: Option<Instant>,
+}
+
+impl Read for By<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if let Some(deadline) = self.deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.stream.set_read_timeout(Some(left))?;
+        }
+        self.stream.read(into)
+    }
+}
+
 impl Read for Conn {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let mut stream = By { stream: &self.stream, deadline: self.deadline };
         if let Some(channel) = &self.channel {
-            return channel.read(&self.stream, &self.traffic, buf);
+            return channel.read(&mut stream, &self.traffic, buf);
         }
-        let n = self.stream.read(buf)?;
+        let n = stream.read(buf)?;
         self.traffic.received.fetch_add(n as u64, Relaxed);
         Ok(n)
     }
@@ -194,10 +227,10 @@ pub trait Dial: Send + Sync {
 /// Over TCP.
 #[derive(Debug)]
 pub struct TcpDial {
-    to: Vec<SocketAddr>,
+    /// Where the host is called, and what its certificate must be for there: a name or an address.
+    to: Vec<(SocketAddr, String)>,
     /// The one of these that worked last.
     works: AtomicUsize,
-    host: String,
     migration: MigrationId,
     security: Security,
     traffic: Arc<Traffic>,
@@ -211,14 +244,13 @@ impl TcpDial {
         migration: MigrationId,
         security: Security,
     ) -> Self {
-        Self {
-            to,
-            works: AtomicUsize::new(0),
-            host: host.into(),
-            migration,
-            security,
-            traffic: Arc::default(),
-        }
+        let host = host.into();
+        Self::at(to.into_iter().map(|address| (address, host.clone())).collect(), migration, security)
+    }
+
+    /// The same, where what the certificate must be for differs from address to address.
+    pub fn at(to: Vec<(SocketAddr, String)>, migration: MigrationId, security: Security) -> Self {
+        Self { to, works: AtomicUsize::new(0), migration, security, traffic: Arc::default() }
     }
 
     /// Waits at each address for at most so long until somebody is there, and then again until they answer.
@@ -226,9 +258,9 @@ impl TcpDial {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
         let first = self.works.load(Relaxed);
         for i in (0..self.to.len()).map(|i| (first + i) % self.to.len()) {
-            let address = &self.to[i];
+            let (address, host) = &self.to[i];
             let connected = TcpStream::connect_timeout(address, within)
-                .and_then(|stream| self.greet(stream, kind, token, within));
+                .and_then(|stream| self.greet(stream, host, kind, token, within));
             match connected {
                 Ok(conn) => {
                     self.works.store(i, Relaxed);
@@ -243,6 +275,7 @@ impl TcpDial {
     fn greet(
         &self,
         stream: TcpStream,
+        host: &str,
         kind: Kind,
         token: Option<&Token>,
         within: Duration,
@@ -250,7 +283,7 @@ impl TcpDial {
         let mut conn = Conn::new(stream, self.traffic.clone())?;
         conn.silence(Some(within))?;
         if let Security::Tls(identity) = &self.security {
-            let channel = channel::call(&conn.stream, &conn.traffic, identity, &self.host);
+            let channel = channel::call(&conn.stream, &conn.traffic, identity, host);
             // The alert that says why not must not be lost in a reset.
             let channel = channel.inspect_err(|_| drain(&conn.stream))?;
             conn.channel = Some(Arc::new(channel));
@@ -307,9 +340,14 @@ impl Dial for TcpDial {
 const TLS: u8 = 22;
 
 /// What this side reads as the peer's words goes through here, so that its first bytes are checked once.
-pub(crate) fn welcome(stream: TcpStream, security: &Security) -> io::Result<(Conn, Preamble, Option<Token>)> {
+/// All of it within this time.
+pub(crate) fn welcome(
+    stream: TcpStream,
+    security: &Security,
+    within: Duration,
+) -> io::Result<(Conn, Preamble, Option<Token>)> {
     let mut conn = Conn::new(stream, Arc::default())?;
-    conn.silence(Some(GREETING))?;
+    conn.all_within(Some(within))?;
     let mut first = [0];
     let speaks_tls = conn.stream.peek(&mut first)? == 1 && first[0] == TLS;
     match security {
@@ -319,14 +357,16 @@ pub(crate) fn welcome(stream: TcpStream, security: &Security) -> io::Result<(Con
             return turn_away(conn, Status::Secured, why);
         }
         Security::Plaintext => {}
-        Security::Tls(identity) => match channel::answer(&conn.stream, &conn.traffic, identity) {
-            Ok(channel) => conn.channel = Some(Arc::new(channel)),
-            Err(e) => {
-                // The alert that says why must not be lost in a reset.
-                drain(&conn.stream);
-                return Err(e);
+        Security::Tls(identity) => {
+            match channel::answer(&conn.stream, &conn.traffic, identity, conn.deadline) {
+                Ok(channel) => conn.channel = Some(Arc::new(channel)),
+                Err(e) => {
+                    // The alert that says why must not be lost in a reset.
+                    drain(&conn.stream);
+                    return Err(e);
+                }
             }
-        },
+        }
     }
     let mut bytes = [0; Preamble::SIZE];
     conn.read_exact(&mut bytes)?;
@@ -343,7 +383,7 @@ pub(crate) fn welcome(stream: TcpStream, security: &Security) -> io::Result<(Con
         conn.read_exact(&mut bytes)?;
         token = Some(Token(bytes));
     }
-    conn.silence(None)?;
+    conn.all_within(None)?;
     Ok((conn, preamble, token))
 }
 
@@ -355,12 +395,13 @@ fn turn_away<T>(mut conn: Conn, status: Status, why: &str) -> io::Result<T> {
 }
 
 /// Hangs up, but so that what was said last arrives: bytes that nobody read would turn it into a reset.
-fn drain(mut stream: &TcpStream) {
-    /// More than a peer says before it listens.
+fn drain(stream: &TcpStream) {
+    /// More than a peer says before it listens, and longer than that takes to arrive.
     const ENOUGH: u64 = 64 << 10;
+    const LONG: Duration = Duration::from_secs(1);
     let _ = stream.shutdown(Shutdown::Write);
-    let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));
-    let _ = io::copy(&mut Read::take(&mut stream, ENOUGH), &mut io::sink());
+    let stream = By { stream, deadline: Some(Instant::now() + LONG) };
+    let _ = io::copy(&mut stream.take(ENOUGH), &mut io::sink());
 }
 
 pub(crate) fn invalid(why: impl Into<String>) -> io::Error {
@@ -424,29 +465,39 @@ impl Speaker {
 
 /// What the pings taught of the peer's clock.
 #[derive(Debug, Default)]
-pub(crate) struct Heard(Mutex<Option<(Duration, i128)>>);
+pub(crate) struct Heard {
+    best: Mutex<Option<(Duration, i128)>>,
+    /// When the last answer came.
+    last: Mutex<Option<Instant>>,
+}
 
 impl Heard {
     fn pong(&self, pong: &control::Pong) {
+        *self.last.lock().expect("no one panics here") = Some(Instant::now());
         let now = now_ns();
         let round_trip = Duration::from_nanos(now.saturating_sub(pong.sent_ns));
         let middle = i128::from(pong.sent_ns) + round_trip.as_nanos() as i128 / 2;
         let offset = i128::from(pong.here_ns) - middle;
-        let mut best = self.0.lock().expect("no one panics here");
+        let mut best = self.best.lock().expect("no one panics here");
         // The quickest answer knows the time best (as in NTP).
         if best.is_none_or(|(quickest, _)| round_trip < quickest) {
             *best = Some((round_trip, offset));
         }
     }
 
+    /// When the last answer came.
+    pub(crate) fn last(&self) -> Option<Instant> {
+        *self.last.lock().expect("no one panics here")
+    }
+
     /// The quickest answer took so long.
     pub(crate) fn round_trip(&self) -> Option<Duration> {
-        self.0.lock().expect("no one panics here").map(|(round_trip, _)| round_trip)
+        self.best.lock().expect("no one panics here").map(|(round_trip, _)| round_trip)
     }
 
     /// An instant of the peer's clock on this side's.
     pub(crate) fn to_here(&self, theirs_ns: u64) -> Option<i128> {
-        let best = *self.0.lock().expect("no one panics here");
+        let best = *self.best.lock().expect("no one panics here");
         best.map(|(_, offset)| i128::from(theirs_ns) - offset)
     }
 }
@@ -467,17 +518,23 @@ pub(crate) fn listen(
     if let Err(e) = conn.silence(Some(SILENCE)) {
         return e;
     }
+    // A peer that has gone hears no answer any more, and what it said last is behind its last ping: that it gives up, and why.
+    let mut unanswered = None;
     loop {
         match read_control(&mut conn) {
-            Ok(control::Kind::Ping(ping)) => {
+            Ok(control::Kind::Ping(ping)) if unanswered.is_none() => {
                 let pong = control::Pong { sent_ns: ping.sent_ns, here_ns: now_ns() };
-                if let Err(e) = speaker.say(control::Kind::Pong(pong)) {
-                    return e;
-                }
+                unanswered = speaker.say(control::Kind::Pong(pong)).err();
             }
+            Ok(control::Kind::Ping(_)) => {}
             Ok(control::Kind::Pong(pong)) => heard.pong(&pong),
             Ok(kind) => tell(kind),
-            Err(e) => return e,
+            // What is understood no more is worse than a lost connection, and is told as such.
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => return e,
+            Err(e) => return unanswered.unwrap_or(e),
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -106,6 +106,8 @@ pub(crate) struct Shared {
 /// One connection with its thread.
 struct Stream {
     conn: Conn,
+    /// How many bytes of it the target had confirmed when that was looked at last.
+    confirmed: u64,
     jobs: Sender<Job>,
     /// Nothing of it is wanted any more.
     ended: Arc<AtomicBool>,
@@ -149,7 +151,9 @@ impl Streams {
                 say(Said::StreamLost(stream, e));
             }
         })?;
-        Ok(Stream { conn: another, jobs, ended, thread })
+        // What was said before the first page is none.
+        let confirmed = another.confirmed().unwrap_or(0);
+        Ok(Stream { conn: another, confirmed, jobs, ended, thread })
     }
 
     /// The stream is lost: nothing is written to its connection any more.
@@ -186,6 +190,22 @@ impl Streams {
             let _ = self.streams[stream as usize].jobs.send(Job::Round(round, Arc::new(again)));
         }
         Ok(())
+    }
+
+    /// How many more bytes the target has confirmed since this was asked last.
+    pub(crate) fn newly_confirmed(&mut self) -> u64 {
+        let new = |stream: &mut Stream| {
+            let now = stream.conn.confirmed().unwrap_or(stream.confirmed);
+            now.saturating_sub(std::mem::replace(&mut stream.confirmed, now))
+        };
+        self.streams.iter_mut().map(new).sum()
+    }
+
+    /// Whether any of them has sent something that is not confirmed: not only what the target does not take in.
+    pub(crate) fn is_on_the_way(&self) -> bool {
+        let on_the_way =
+            |stream: &Stream| stream.conn.queue().is_ok_and(|queue| queue.unconfirmed > queue.unsent);
+        self.streams.iter().any(on_the_way)
     }
 
     pub(crate) fn count(&self) -> u32 {

@@ -31,6 +31,7 @@ mod link; // its connections: opened, lost, opened again
 mod mending; // one connection of several: lost, opened again
 mod owning; // who owns the VM: offered, asked
 mod parts; // what it is given
+mod progress; // whether memory still arrives
 mod spooling; // the file that pages go into, too
 mod story; // what the user is told
 mod watching; // whether the VM is what it was
@@ -40,6 +41,7 @@ pub use foresight::plan;
 use governing::Governing;
 use mending::Mending;
 pub use parts::{Options, Reading, Road, SourceParts, SpoolOptions};
+use progress::Progress;
 use spooling::Spooling;
 use story::Story;
 use watching::Watching;
@@ -137,6 +139,7 @@ pub struct SourceDriver {
     generation: u32,
     /// What the target had when the link was lost last, and how often in a row it had no more than that.
     lost_here: ((u32, u64), u32),
+    progress: Progress,
     /// When it was looked around last.
     looked: Spaced,
     stopped: bool,
@@ -196,6 +199,7 @@ impl SourceDriver {
             pacer: Arc::new(Pacer::new(options.bandwidth)),
             heard: Arc::default(),
             generation: 0,
+            progress: Progress::new(),
             lost_here: ((u32::MAX, 0), 0),
             looked: Spaced::new(),
             stopped: false,
@@ -330,8 +334,9 @@ impl SourceDriver {
                     self.opened(stream, conn)
                 }
                 Ok(Signal::Silent(generation, e)) if generation == self.generation => {
+                    let why = self.why_lost(&e);
                     self.hang_up();
-                    Some(SourceEvent::LinkLost(e.to_string()))
+                    Some(SourceEvent::LinkLost(why))
                 }
                 Ok(_) | Err(RecvTimeoutError::Disconnected) => None,
                 Err(RecvTimeoutError::Timeout) => {
@@ -343,7 +348,7 @@ impl SourceDriver {
                         self.look_at_writes()
                     } else {
                         self.tick();
-                        self.watch()
+                        self.look_at_progress().and_then(|()| self.watch())
                     };
                     self.looked.done_since(began);
                     watched.err().map(|failed| self.broke(failed))
@@ -402,6 +407,7 @@ impl SourceDriver {
                 }
                 self.token = Token::read(&ready.token);
             }
+            SourceEvent::Message(control::Kind::RoundLanded(landed)) => self.progress.landed(landed.round),
             SourceEvent::Message(control::Kind::Note(note)) => {
                 self.notes_heard += 1;
                 if self.notes_heard <= MOST_NOTES {

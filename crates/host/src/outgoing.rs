@@ -10,8 +10,9 @@ use crate::{
 };
 use agent::{
     Context,
-    config::{Config, Tracker as Kind},
+    config::{Address, Config, Tracker as Kind},
     migrate::{Events, MigrateRequest, Migrator, Wishes},
+    peers::Pass,
     store::{Arrival, ArrivalRecord, DepartureRecord, Store, VmRecord},
 };
 use engine::{
@@ -278,22 +279,33 @@ impl Mover {
         }
     }
 
-    /// How the host that the user called `to` is reached. Its certificate must be for what it was called: its name, or, where
-    /// that was an address, the address.
+    /// How the host that the user called `to` is reached.
     fn dial(&self, to: &str, address: &str, migration: MigrationId) -> io::Result<Arc<dyn Dial>> {
-        let (mut addresses, mut unknown) = (Vec::<SocketAddr>::new(), None);
-        for one in address.split(',') {
-            match one.to_socket_addrs() {
-                Ok(found) => addresses.extend(found),
-                Err(e) => unknown = Some(io::Error::new(e.kind(), format!("cannot look up {one}: {e}"))),
-            }
+        let address: Address = address.parse().map_err(io::Error::other)?;
+        let look_up = |one: &str| one.to_socket_addrs().map(Iterator::collect);
+        Ok(Arc::new(TcpDial::at(places(to, &address, look_up)?, migration, self.security.clone())))
+    }
+}
+
+/// Where a host is called, and what its certificate must be for there: what the user called it, or, where that was an address, that
+/// address.
+fn places(
+    to: &str,
+    address: &Address,
+    look_up: impl Fn(&str) -> io::Result<Vec<SocketAddr>>,
+) -> io::Result<Vec<(SocketAddr, String)>> {
+    let (mut places, mut unknown) = (Vec::new(), None);
+    for (one, host) in address.each() {
+        let called = if to == address.as_str() { host } else { to };
+        match look_up(one) {
+            Ok(found) => places.extend(found.into_iter().map(|found| (found, called.to_owned()))),
+            Err(e) => unknown = Some(io::Error::new(e.kind(), format!("cannot look up {one}: {e}"))),
         }
-        // One of several that is not known for the moment is no reason not to use the others.
-        if let Some(error) = unknown.filter(|_| addresses.is_empty()) {
-            return Err(error);
-        }
-        let called = if to == address { address.rsplit_once(':').map_or(to, |(host, _)| host) } else { to };
-        Ok(Arc::new(TcpDial::new(addresses, called, migration, self.security.clone())))
+    }
+    // One of several that is not known for the moment is no reason not to use the others.
+    match unknown.filter(|_| places.is_empty()) {
+        Some(error) => Err(error),
+        None => Ok(places),
     }
 }
 
@@ -445,8 +457,8 @@ impl Migrator for Mover {
         engine::plan(parts, &options)
     }
 
-    fn serve(&self, connection: TcpStream, from: SocketAddr) {
-        if let Err(error) = self.acceptor.serve(connection) {
+    fn serve(&self, connection: TcpStream, from: SocketAddr, pass: Pass) {
+        if let Err(error) = self.acceptor.serve_greeted(connection, |member| pass.greeted(member)) {
             tracing::warn!(%from, %error, "a connection was turned away");
         }
     }
@@ -552,5 +564,38 @@ impl Migrator for Mover {
 
     fn shut_down(&self) {
         self.acceptor.give_up(GIVE_UP);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_address_is_asked_for_its_own_certificate() {
+        let look_up = |one: &str| match one.rsplit_once(':').unwrap() {
+            ("b.example", _) => Ok(vec!["10.0.0.9:1".parse().unwrap(), "[fd00::9]:1".parse().unwrap()]),
+            ("unknown", _) => Err(io::Error::other("no such name")),
+            _ => Ok(vec![one.parse().unwrap()]),
+        };
+        let table: &[(&str, &str, &[&str])] = &[
+            ("hostb", "10.0.0.2:7471,10.1.0.2:7471", &["10.0.0.2:7471 hostb", "10.1.0.2:7471 hostb"]),
+            ("", "10.0.0.2:7471,10.1.0.2:7472", &["10.0.0.2:7471 10.0.0.2", "10.1.0.2:7472 10.1.0.2"]),
+            ("", "[fd00::2]:7471,10.1.0.2:7471", &["[fd00::2]:7471 fd00::2", "10.1.0.2:7471 10.1.0.2"]),
+            (
+                "",
+                "b.example:1,10.1.0.2:1",
+                &["10.0.0.9:1 b.example", "[fd00::9]:1 b.example", "10.1.0.2:1 10.1.0.2"],
+            ),
+            ("", "unknown:1,10.1.0.2:1", &["10.1.0.2:1 10.1.0.2"]),
+        ];
+        for (to, address, wanted) in table {
+            let to = if to.is_empty() { address } else { to };
+            let found = places(to, &address.parse().unwrap(), look_up).unwrap();
+            let found: Vec<_> = found.iter().map(|(at, host)| format!("{at} {host}")).collect();
+            assert_eq!(found, *wanted);
+        }
+        let nowhere = places("unknown:1", &"unknown:1".parse().unwrap(), look_up).unwrap_err();
+        assert!(nowhere.to_string().starts_with("cannot look up unknown:1"), "{nowhere}");
     }
 }

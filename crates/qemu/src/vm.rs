@@ -24,6 +24,10 @@ use std::{
     fs::{self, File},
     io,
     path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant, SystemTime},
 };
 use sys::process::PidFd;
@@ -64,6 +68,8 @@ pub struct Vm {
     exit: Option<state::Exit>,
     /// Disks that QEMU does not flush itself, because it was told so (`cache.no-flush`): we do.
     unflushed: Vec<File>,
+    /// Whether its network was seen not to hear it yet.
+    slow_network: Arc<AtomicBool>,
     /// Whether the guest stands still because of us: stopped, or loaded and not yet started.
     stands_still: bool,
     /// Whether its QEMU stands still as a whole.
@@ -188,6 +194,7 @@ impl Vm {
             door: None,
             exit: None,
             unflushed: Vec::new(),
+            slow_network: Arc::default(),
             stands_still: false,
             frozen: false,
             still_since: None,
@@ -412,8 +419,12 @@ impl Machine for Vm {
     }
 
     fn unheard(&self) -> Unheard {
-        let taps = self.belongings.taps.clone();
-        Box::new(move || tap::silent(&taps))
+        let (taps, slow) = (self.belongings.taps.clone(), self.slow_network.clone());
+        Box::new(move || {
+            let silent = tap::silent(&taps);
+            slow.fetch_or(silent.is_some(), Relaxed);
+            silent
+        })
     }
 
     fn get_ready(&mut self) -> Result<(), MachineError> {
@@ -569,10 +580,11 @@ impl Machine for Vm {
     }
 
     fn announce(&mut self) -> Result<(), MachineError> {
-        // Once more after a port of a spanning tree forwards, which takes twice its forward delay: for 35 s by default.
-        let times = match tap::silent(&self.belongings.taps) {
-            None => json!({ "initial": 50, "max": 550, "rounds": 5, "step": 100 }),
-            Some(_) => json!({ "initial": 50, "max": 2000, "rounds": 40, "step": 100 }),
+        let times = if self.slow_network.load(Relaxed) {
+            // For a minute: a port of a spanning tree may still be about to forward.
+            json!({ "initial": 50, "max": 2000, "rounds": 40, "step": 100 })
+        } else {
+            json!({ "initial": 50, "max": 550, "rounds": 5, "step": 100 })
         };
         self.qmp.execute("announce-self", times).map(drop).map_err(|error| self.error("announce", error))
     }

@@ -40,6 +40,31 @@ pub fn unread(socket: &UnixStream) -> io::Result<u64> {
     Ok(u64::try_from(bytes).unwrap_or(0))
 }
 
+/// How many bytes the other side has confirmed so far (`man 7 tcp`: TCP_INFO).
+pub fn confirmed(socket: impl AsFd) -> io::Result<u64> {
+    /// `struct tcp_info` of `<linux/tcp.h>` grows at its end only; `tcpi_bytes_acked` (Linux 4.1) is here.
+    const BYTES_ACKED: usize = 120;
+    let mut info = [0_u8; BYTES_ACKED + 8];
+    let mut length = info.len() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, which is what `info` has.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &mut length,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    match info[BYTES_ACKED..].first_chunk() {
+        Some(bytes) if length as usize >= info.len() => Ok(u64::from_ne_bytes(*bytes)),
+        _ => Err(io::ErrorKind::Unsupported.into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,6 +90,8 @@ mod tests {
             assert!(since.elapsed() < Duration::from_secs(20), "somebody reads");
         }
         let full = queue(&sender).unwrap();
+        let before = confirmed(&sender).unwrap();
+        assert!(before > 0 && before <= given as u64, "{before} of {given}");
         assert!(full.unsent > 0 && full.unconfirmed >= full.unsent, "{full:?}");
         assert!(
             full.unconfirmed < given as u64,
@@ -80,6 +107,8 @@ mod tests {
             assert!(since.elapsed() < Duration::from_secs(20), "it does not arrive");
             std::thread::yield_now();
         }
+        // The first byte is the connection's own.
+        assert!(confirmed(&sender).unwrap() >= given as u64);
     }
 
     #[test]
@@ -98,5 +127,6 @@ mod tests {
     #[test]
     fn only_a_socket_has_a_queue() {
         assert!(queue(std::fs::File::open("/dev/null").unwrap()).is_err());
+        assert!(confirmed(std::fs::File::open("/dev/null").unwrap()).is_err());
     }
 }

@@ -2,9 +2,10 @@
 
 use super::PORT;
 use serde::{Deserialize, Deserializer, de::Error as _};
-use std::{fmt, str::FromStr};
+use std::{fmt, net::Ipv6Addr, str::FromStr};
 
-/// Where another agent listens: `host:port`, `[v6]:port`. Names are looked up when it is called.
+/// Where another agent listens: `host:port`, `[v6]:port`, or several of these with commas between them. Names are looked up when it is
+/// called.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Address(String);
 
@@ -13,6 +14,27 @@ impl Address {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Each of them as it is looked up, with the host that its certificate must be for: a name, or an address without brackets.
+    pub fn each(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.split(',').map(|one| (one, parts(one).map_or(one, |(host, _)| host)))
+    }
+}
+
+/// The host and the port of one address.
+fn parts(one: &str) -> Option<(&str, u16)> {
+    let (host, port) = one.rsplit_once(':')?;
+    let port = port.parse().ok().filter(|port| *port > 0)?;
+    let host = match host.strip_prefix('[') {
+        // Which interface leads there is this host's own business.
+        Some(rest) => {
+            let inner = rest.strip_suffix(']')?;
+            let address = inner.split_once('%').map_or(inner, |(address, _)| address);
+            address.parse::<Ipv6Addr>().ok().map(|_| address)?
+        }
+        None => Some(host).filter(|host| !host.is_empty() && !host.contains([':', ']', '/']))?,
+    };
+    (!host.contains(char::is_whitespace)).then_some((host, port))
 }
 
 impl fmt::Display for Address {
@@ -25,18 +47,14 @@ impl FromStr for Address {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let good = |one: &str| {
-            one.rsplit_once(':').is_some_and(|(host, port)| {
-                let bracketed = host.starts_with('[') && host.ends_with(']');
-                let host_good = !host.is_empty() && (bracketed || !host.contains(':'));
-                let port_good = port.parse::<u16>().is_ok_and(|port| port > 0);
-                host_good && !host.contains(char::is_whitespace) && port_good
-            })
-        };
-        if text.split(',').all(good) {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(format!("{text:?} is no address; write host:port, like 10.0.0.2:{PORT}"))
+        match text.split(',').find(|one| parts(one).is_none()) {
+            None => Ok(Self(text.to_owned())),
+            Some(one) => {
+                let all = if one == text { String::new() } else { format!(" (of {text:?})") };
+                Err(format!(
+                    "{one:?}{all} is no address; write host:port, like 10.0.0.2:{PORT} or [fd00::2]:{PORT}"
+                ))
+            }
         }
     }
 }
@@ -53,11 +71,41 @@ mod tests {
 
     #[test]
     fn addresses_have_a_host_and_a_port() {
-        for good in ["10.0.0.2:7471", "host:1", "[fe80::1]:7471"] {
+        for good in
+            ["10.0.0.2:7471", "host:1", "[fe80::1]:7471", "[fe80::1%2]:7471", "host:1,10.0.0.2:1,[::1]:1"]
+        {
             assert!(good.parse::<Address>().is_ok(), "{good}");
         }
-        for bad in ["", "host", ":1", "host:0", "host:99999", "fe80::1:7471", "a b:1"] {
-            assert!(bad.parse::<Address>().is_err(), "{bad}");
+        let bad = [
+            ("", ""),
+            ("host", "host"),
+            (":1", ":1"),
+            ("host:0", "host:0"),
+            ("host:99999", "host:99999"),
+            ("fe80::1:7471", "fe80::1:7471"),
+            ("[fe80::1]", "[fe80::1]"),
+            ("[host]:1", "[host]:1"),
+            ("a b:1", "a b:1"),
+            ("host:1,", ""),
+            ("host:1, other:1", " other:1"),
+            ("host:1,10.0.0.2", "10.0.0.2"),
+        ];
+        for (text, wrong) in bad {
+            let why = text.parse::<Address>().unwrap_err();
+            assert!(why.starts_with(&format!("{wrong:?}")) && why.contains("write host:port"), "{why}");
+        }
+    }
+
+    #[test]
+    fn each_address_has_its_own_host() {
+        let table: &[(&str, &[(&str, &str)])] = &[
+            ("10.0.0.2:7471", &[("10.0.0.2:7471", "10.0.0.2")]),
+            ("10.0.0.2:7471,10.1.0.2:1", &[("10.0.0.2:7471", "10.0.0.2"), ("10.1.0.2:1", "10.1.0.2")]),
+            ("[fd00::2]:7471,b.example:2", &[("[fd00::2]:7471", "fd00::2"), ("b.example:2", "b.example")]),
+            ("[fe80::2%3]:7471", &[("[fe80::2%3]:7471", "fe80::2")]),
+        ];
+        for (text, wanted) in table {
+            assert_eq!(text.parse::<Address>().unwrap().each().collect::<Vec<_>>(), *wanted, "{text}");
         }
     }
 }

@@ -10,6 +10,7 @@ pub use wish::{Wish, Wishes};
 
 use crate::{
     config::Address,
+    peers::Pass,
     store::{Arrival, ArrivalRecord, DepartureRecord, VmRecord},
 };
 use engine::{
@@ -84,8 +85,8 @@ pub trait Migrator: Send + Sync {
     /// What a migration would take, or why there can be none. Moves nothing.
     fn plan(&self, request: &MigrateRequest) -> Result<Forecast, String>;
 
-    /// Serves a connection that another agent has made.
-    fn serve(&self, connection: TcpStream, from: SocketAddr);
+    /// Serves a connection that another agent has made, and that is let in as long as the pass says.
+    fn serve(&self, connection: TcpStream, from: SocketAddr, pass: Pass);
 
     /// Asks the record that decides this migration from here: the one that the target keeps, or a shared one. An error: not
     /// known, ask again.

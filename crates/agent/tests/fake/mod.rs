@@ -7,6 +7,7 @@ use agent::{
     config::{Config, Flags},
     hypervisor::{Condition, Found, Hypervisor, Plan, Reasons},
     migrate::{Events, MigrateRequest, Migrator, Wishes},
+    peers::Pass,
     run_until,
     store::{Arrival, ArrivalRecord, DepartureRecord, Store, VmRecord},
 };
@@ -235,7 +236,7 @@ impl Migrator for Script {
         Err("the script has no plan".into())
     }
 
-    fn serve(&self, mut connection: TcpStream, _: SocketAddr) {
+    fn serve(&self, mut connection: TcpStream, _: SocketAddr, _: Pass) {
         let _ = connection.write_all(b"served");
     }
 

@@ -106,6 +106,7 @@ impl SourceDriver {
                     self.story.note(format!("connected to {} again", self.parts.to));
                     self.not_again(landed, &rest);
                     self.story.link_is_back();
+                    self.progress.link_is_back();
                     return Ok(Some(SourceEvent::Rejoined(landed)));
                 }
                 Ok(Back::Settled | Back::Lacking) => {
@@ -300,6 +301,7 @@ impl SourceDriver {
     /// Ends all connections; whatever they still report is of an older generation.
     pub(super) fn hang_up(&mut self) {
         self.generation += 1;
+        self.count_confirmed();
         self.streams = None;
         self.mending = Mending::default();
         if let Some(conn) = self.answering.take() {
