@@ -199,6 +199,42 @@ fn what_an_image_reads_behind_itself_is_granted_too_or_the_image_is_refused() {
 }
 
 #[test]
+fn an_image_says_what_is_behind_it_or_is_refused() {
+    let bed = Bed::new();
+    // A text whose format QEMU finds out by its content, and in which it reads names of files that it opens.
+    let lists = bed.path("disks/lists.vmdk");
+    let secret = bed.path("secret/key");
+    fs::write(&lists, format!("# Disk DescriptorFile\nversion=1\nRW 8 FLAT {secret:?} 0\n")).unwrap();
+    let image = |name: &str| bed.path("disks").join(name);
+    let make = |name: &str| {
+        let mut make = Command::new("qemu-img");
+        make.args(["create", "-q", "-u", "-f", "qcow2", "-F", "vmdk", "-b", "lists.vmdk"])
+            .arg(image(name))
+            .arg("1M");
+        assert!(make.status().unwrap().success());
+        fs::read(image(name)).unwrap()
+    };
+    has(
+        &bed.with_file(&image_of(make("said.qcow2"), &image("said.qcow2")), Role::Disk),
+        "is of the format vmdk",
+    );
+    // Nothing said: the extension is made one that nobody knows.
+    let mut bytes = make("unsaid.qcow2");
+    let at = bytes.windows(4).position(|word| word == 0xe279_2aca_u32.to_be_bytes()).unwrap();
+    bytes[at..at + 4].copy_from_slice(&0x7777_7777_u32.to_be_bytes());
+    has(
+        &bed.with_file(&image_of(bytes, &image("unsaid.qcow2")), Role::Disk),
+        "is of a format that the image does not say",
+    );
+}
+
+/// Writes an image, and says where.
+fn image_of(bytes: Vec<u8>, path: &Path) -> PathBuf {
+    fs::write(path, bytes).unwrap();
+    path.to_owned()
+}
+
+#[test]
 fn options_that_would_open_or_execute_something_are_refused_however_they_are_written() {
     let bed = Bed::new();
     let (disk, secret) = (bed.path("disks/web.img"), bed.path("secret/key"));

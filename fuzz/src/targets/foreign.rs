@@ -16,7 +16,7 @@ pub(crate) fn run(data: &[u8]) -> bool {
 
 /// The head of a qcow2 image (docs/interop/qcow2.txt), with the name of its backing file behind it.
 fn qcow2(version: u32, features: u64, backing: &str) -> Vec<u8> {
-    let offset: u64 = if backing.is_empty() { 0 } else { 112 };
+    let offset: u64 = if backing.is_empty() { 0 } else { 120 };
     let mut head = b"QFI\xfb".to_vec();
     head.extend(version.to_be_bytes());
     head.extend(offset.to_be_bytes());
@@ -26,7 +26,13 @@ fn qcow2(version: u32, features: u64, backing: &str) -> Vec<u8> {
     head.extend((1u64 << 20).to_be_bytes());
     head.resize(72, 0);
     head.extend(features.to_be_bytes());
-    head.resize(112, 0);
+    head.resize(100, 0);
+    // Its own length, and an extension that says what the backing file is.
+    head.extend(104_u32.to_be_bytes());
+    head.extend(0xe279_2aca_u32.to_be_bytes());
+    head.extend(3_u32.to_be_bytes());
+    head.extend(b"raw");
+    head.resize(120, 0);
     head.extend(backing.as_bytes());
     head
 }

@@ -3,7 +3,7 @@
 //! QEMU opens them without being told, so both hosts must see them as they see the disk. The format:
 //! <https://gitlab.com/qemu-project/qemu/-/blob/master/docs/interop/qcow2.txt>.
 
-use super::{Role, SeenFile, files};
+use super::{Role, SeenFile, extensions, files};
 use std::{
     fs::File,
     io,
@@ -70,6 +70,13 @@ pub fn backing_of(file: &File, image: &Path) -> Result<Option<PathBuf>, String> 
     if protocol {
         return Err(format!(
             "disk {}: its backing file {name} is no plain file; flatten it with qemu-img rebase -b ''",
+            image.display()
+        ));
+    }
+    if let Err(why) = extensions::said_format(&file).map_err(failed)? {
+        return Err(format!(
+            "disk {}: its backing file {name} {why}; say its format with qemu-img rebase -u -F FORMAT -b {name}, or \
+             flatten it with qemu-img rebase -b ''",
             image.display()
         ));
     }

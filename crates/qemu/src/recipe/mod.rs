@@ -10,6 +10,7 @@ mod allow;
 mod argv;
 mod backing;
 mod check;
+mod extensions;
 /// Files that both hosts must see.
 pub mod files;
 /// The syntax of option values.

@@ -1,9 +1,9 @@
 //! What a disk's options may say.
 
 use super::{
-    devices::Property,
     forms::Form::{self, *},
     options::fit,
+    properties::Property,
 };
 use crate::recipe::{Role, check::shown, options};
 
@@ -14,7 +14,8 @@ const FORMATS: Form = Word(&["raw", "qcow2"]);
 const ZEROES: Form = Word(&["off", "on", "unmap"]);
 const DISCARD: Form = Word(&["ignore", "off", "unmap", "on"]);
 const LOCKED: Form = Word(&["on", "auto"]);
-/// Direct reads write guest memory behind the tracker's back, unless they are reopened without; whoever does that says so.
+/// Direct reads write guest memory behind the tracker's back, unless they are reopened without; whoever does
+/// that says so.
 const THREADS: Form = Word(&["threads"]);
 
 /// Properties of a block node that open nothing.

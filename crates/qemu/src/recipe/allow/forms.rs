@@ -1,15 +1,17 @@
-//! The forms that a value may have. A value of a known form can be nothing but what the form says: never a path, a
-//! descriptor or an address of a network.
+//! The forms that a value may have. A value of a known form can be nothing but what the form says: never a
+//! path, a descriptor or an address of a network.
 
 use super::super::options::{is_off, is_on};
 
-/// The longest text that a device shows its guest. QEMU's own bounds are lower: a disk's serial number has 36 bytes at most.
+/// The longest text that a device shows its guest. QEMU's own bounds are lower: a disk's serial number has 36
+/// bytes at most.
 const LONGEST_TEXT: usize = 256;
 
 /// The longest name of an object, and of a word from a list.
 pub(in super::super) const LONGEST_NAME: usize = 63;
 
-/// What the ids of our own back ends begin with: a device of the recipe that named one would speak to our monitor.
+/// What the ids of our own back ends begin with: a device of the recipe that named one would speak to our
+/// monitor.
 const RESERVED: &str = "whimbrel-";
 
 /// What a value must look like.

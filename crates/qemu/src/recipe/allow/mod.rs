@@ -1,13 +1,16 @@
-//! What an option of QEMU's command line may say, as an allow-list: known options, known keys in each, and a known form for
-//! every value. A peer's recipe is hostile: what is not known here is refused, whatever it may mean to some QEMU.
+//! What an option of QEMU's command line may say, as an allow-list: known options, known keys in each, and a
+//! known form for every value. A peer's recipe is hostile: what is not known here is refused, whatever it may
+//! mean to some QEMU.
 //!
-//! QEMU is given what was understood, not what was sent ([`written`]): its parsers differ in small things (a flag that
-//! begins with `no`, a doubled comma before the first `=`), and none of these differences may carry a meaning.
+//! QEMU is given what was understood, not what was sent ([`written`]): its parsers differ in small things (a
+//! flag that begins with `no`, a doubled comma before the first `=`), and none of these differences may carry
+//! a meaning.
 
 mod block;
 mod devices;
 mod forms;
 mod options;
+mod properties;
 
 pub(crate) use forms::is_id;
 pub(super) use forms::{LONGEST_NAME, is_word};
@@ -92,8 +95,8 @@ fn global(value: &str) -> Result<(), String> {
     }
 }
 
-/// An option's value as QEMU is given it: every key spelled out, none left to be implied or taken apart in another way than it
-/// was here. For an argument that [`check_argument`] found nothing wrong with.
+/// An option's value as QEMU is given it: every key spelled out, none left to be implied or taken apart in
+/// another way than it was here. For an argument that [`check_argument`] found nothing wrong with.
 pub(super) fn written(argument: &Argument) -> Option<String> {
     let value = argument.value.as_deref()?;
     let implied = match argument.option.as_str() {

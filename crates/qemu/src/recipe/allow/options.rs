@@ -1,11 +1,11 @@
 //! What the other options may say: each with its keys and the forms of their values.
 
 use super::{
-    devices::Property,
     forms::{
         Form::{self, *},
         is_word,
     },
+    properties::Property,
 };
 use crate::recipe::{check::shown, options};
 
