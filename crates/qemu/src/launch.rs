@@ -1,6 +1,7 @@
 //! Starting a QEMU process, and taking away what belonged to it.
 
 use crate::{
+    confine,
     host::{Host, fits_socket},
     qmp::{Qmp, QmpError},
     random,
@@ -252,9 +253,14 @@ fn spawn(
     let output = output.map_err(|cause| system(format!("make the log {}", log.display()), cause))?;
     let again = output.try_clone().map_err(|cause| system("duplicate a descriptor".to_owned(), cause))?;
     // A session of its own: what ends us, or our terminal, does not end the guest.
+    let confined = confine::of(program);
     let child = Command::new("setsid")
+        .args(&confined.before)
         .arg(program)
         .args(argv)
+        .args(&confined.after)
+        // A sound card without a back end would look for the host's (QEMU 7).
+        .env("QEMU_AUDIO_DRV", "none")
         .stdin(Stdio::null())
         .stdout(output)
         .stderr(again)

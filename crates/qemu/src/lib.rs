@@ -53,6 +53,7 @@ pub mod preflight;
 pub mod room;
 
 mod arriving;
+mod confine;
 mod cpu;
 mod flush;
 mod halt;

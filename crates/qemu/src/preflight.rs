@@ -2,6 +2,7 @@
 
 use crate::{
     arriving,
+    confine,
     host::{Host, fits_socket},
     qmp::Version,
     recipe::{self, Accel, Backing, Recipe, files::Opened},
@@ -112,6 +113,7 @@ pub fn needs(recipe: &Recipe, host: &Host) -> u64 {
 
 /// Asks a QEMU program ahead of time what [`check`] will want to know of it.
 pub fn learn(program: &Path) {
+    has_sandbox(program);
     let asked = version(program).and_then(|_| machines(program));
     if let Err(why) = asked {
         tracing::debug!(why, "QEMU does not tell what it is");
@@ -126,6 +128,18 @@ pub fn version(program: &Path) -> Result<Version, String> {
     match (numbers.next().flatten(), numbers.next().flatten(), numbers.next().flatten()) {
         (Some(major), Some(minor), micro) => Ok(Version { major, minor, micro: micro.unwrap_or(0) }),
         _ => Err(format!("{} does not tell a version as QEMU does", program.display())),
+    }
+}
+
+/// Whether a QEMU program was built with its seccomp filter. One that cannot be asked just now has it: it
+/// must not do without because the host is short of something.
+pub(crate) fn has_sandbox(program: &Path) -> bool {
+    match ask(program, &["-sandbox", confine::SANDBOX, "--version"]) {
+        Err(why) if why.contains("support is not enabled") => {
+            tracing::warn!(why, "this QEMU is started without a seccomp filter of its own");
+            false
+        }
+        _ => true,
     }
 }
 

@@ -4,6 +4,7 @@
 //! the way, that gives the recipe for the target; else every reason is told, each with what would mend it.
 
 pub(crate) mod cmdline;
+mod confined;
 pub(crate) mod live;
 pub(crate) mod names;
 pub(crate) mod nets;
@@ -102,6 +103,7 @@ pub(crate) fn understand(
     let mut reasons = std::mem::take(&mut read.reasons);
     reasons.extend(live::differences(qmp, process, names, &mut read)?);
     made_up::carry(qmp, &mut read.recipe)?;
+    read.notes.extend(confined::notes(process, argv));
     Ok((read, reasons))
 }
 

@@ -1,0 +1,89 @@
+//! How the process of an adopted VM is confined, and what of that its target's will not be.
+
+use std::{fs, io, path::Path};
+use sys::process::PidFd;
+
+/// What is different on the target, in words; nothing where it is not. `argv` is its command line.
+pub(super) fn notes(process: &PidFd, argv: &[String]) -> Vec<String> {
+    let read = |name: &str| fs::read_to_string(process.proc_path(name));
+    let looked = (|| -> io::Result<Vec<String>> {
+        let root = fs::read_link(process.proc_path("root"))?;
+        let (group, ours) = (read("cgroup")?, fs::read_to_string("/proc/self/cgroup")?);
+        let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let mut status = read("status")?;
+        // The target's QEMU has that filter, too.
+        let own = argv.windows(2).any(|words| words[0].ends_with("-sandbox") && words[1].starts_with("on"));
+        if own {
+            status = status.replace("Seccomp:", "");
+        }
+        let me = rustix::process::geteuid().as_raw().to_string();
+        Ok(differences(&status, &me, &root, &group, &ours, &users))
+    })();
+    looked.unwrap_or_else(|error| vec![format!("cannot look how its QEMU is confined: {error}")])
+}
+
+/// `me` is the agent's user.
+fn differences(status: &str, me: &str, root: &Path, group: &str, ours: &str, users: &str) -> Vec<String> {
+    let field =
+        |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
+    let mut notes = Vec::new();
+    let user = field("Uid:").split_whitespace().nth(1).unwrap_or(me);
+    if user != me {
+        let name = users.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?;
+            (fields.nth(1)? == user).then_some(name)
+        });
+        let name = name.map_or_else(|| format!("number {user}"), str::to_owned);
+        notes.push(format!(
+            "its QEMU runs as the user {name} here; on the target as the user of the agent there"
+        ));
+    }
+    if field("Seccomp:") == "2" {
+        notes.push(
+            "its seccomp filter stays behind; on the target QEMU's own applies (-sandbox on, no programs), where \
+             the agent is root"
+                .to_owned(),
+        );
+    }
+    if root != Path::new("/") {
+        let root = root.display();
+        notes.push(format!("its QEMU has the root directory {root} here; on the target it has the host's"));
+    }
+    let name =
+        |text: &str| text.lines().next().and_then(|line| line.splitn(3, ':').nth(2)).map(str::to_owned);
+    if let (Some(group), Some(ours)) = (name(group), name(ours))
+        && group != ours
+    {
+        notes.push(format!(
+            "the limits of its control group {group} do not apply on the target, but those of the agent there"
+        ));
+    }
+    notes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_confines_a_qemu_is_told() {
+        let free = "Uid:\t0\t0\t0\t0\nSeccomp:\t0\n";
+        let bound = "Uid:\t64055\t64055\t64055\t64055\nSeccomp:\t2\n";
+        let users =
+            "root:x:0:0:root:/root:/bin/sh\nlibvirt-qemu:x:64055:994::/var/lib/libvirt:/usr/sbin/nologin\n";
+        let told = |status: &str, root: &str, group: &str| {
+            differences(status, "0", Path::new(root), group, "0::/agent\n", users)
+        };
+        assert_eq!(told(free, "/", "0::/agent\n"), Vec::<String>::new());
+        let notes = told(bound, "/var/empty", "0::/machine.slice/a\n");
+        assert_eq!(notes.len(), 4, "{notes:#?}");
+        for (note, says) in
+            notes.iter().zip(["user libvirt-qemu", "seccomp", "/var/empty", "/machine.slice/a"])
+        {
+            assert!(note.contains(says), "{note}");
+        }
+        let stranger = differences("Uid: 1 7 1 1", "0", Path::new("/"), "", "", users);
+        assert!(stranger[0].contains("user number 7"), "{stranger:?}");
+    }
+}
