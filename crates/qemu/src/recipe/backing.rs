@@ -73,7 +73,7 @@ pub fn backing_of(file: &File, image: &Path) -> Result<Option<PathBuf>, String> 
             image.display()
         ));
     }
-    if let Err(why) = extensions::said_format(&file).map_err(failed)? {
+    if let Err(why) = extensions::said_format(file).map_err(failed)? {
         return Err(format!(
             "disk {}: its backing file {name} {why}; say its format with qemu-img rebase -u -F FORMAT -b {name}, or \
              flatten it with qemu-img rebase -b ''",
