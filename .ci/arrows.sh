@@ -23,7 +23,7 @@ may_use() {
         agent) echo units pki engine ;;
         host) echo units spool pki engine ownership qemu agent ;;
         whimbrel) echo units sys pki engine doctor agent host ;;
-        fuzz) echo units page proto spool engine qemu agent ;;
+        fuzz) echo units page proto sim spool engine qemu agent ;;
         guest) echo units ;;
         lab | bench) echo units sys page policy proto spool pki engine ownership qemu doctor agent host whimbrel lab ;;
         *) echo "?" ;;

@@ -28,6 +28,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "land", body: targets::land::run, seeds: targets::land::seeds },
     Target { name: "control", body: targets::control::run, seeds: targets::control::seeds },
     Target { name: "machines", body: targets::machines::run, seeds: targets::machines::seeds },
+    Target { name: "others", body: targets::others::run, seeds: targets::others::seeds },
     Target { name: "recipe", body: targets::recipe::run, seeds: targets::recipe::seeds },
     Target { name: "foreign", body: targets::foreign::run, seeds: targets::foreign::seeds },
     Target { name: "history", body: targets::history::run, seeds: targets::history::seeds },

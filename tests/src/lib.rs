@@ -28,6 +28,8 @@ pub mod storm;
 mod story; // the frame around every story
 mod ticks; // a guest's ticks, heard outside
 mod tools; // what is needed of the machine and the build
+/// Two VMs, of which one is moved.
+pub mod twin;
 mod vcpu; // how long a vCPU was not held up
 mod vm_file; // the file that describes a VM to `whimbrel run`
 

@@ -3,8 +3,8 @@
 //! QEMU that ran it.
 
 use crate::{
-    Datastore, Doing, Error, Guest, Lab, Report, Result, Spec, Stage, TcpClient, Tools, Traces, VmFile,
-    ensure, wait_for,
+    Datastore, Doing, Error, Guest, Lab, Migration, Report, Result, Spec, Stage, TcpClient, Tools, Traces,
+    VmFile, ensure, wait_for,
 };
 use std::{
     fmt, fs,
@@ -119,14 +119,42 @@ impl Blow {
 impl fmt::Display for Blow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let victim = VICTIMS.iter().find(|(_, victim)| *victim == self.victim).map_or("?", |(name, _)| name);
-        let (moment, ms) = match self.moment {
-            Moment::Asked(ms) => ("asked", ms),
-            Moment::Moving(ms) => ("moving", ms),
-            Moment::Round(ms) => ("round", ms),
-            Moment::Switchover(ms) => ("switchover", ms),
-            Moment::PostCopy(ms) => ("post-copy", ms),
+        write!(f, "{victim}:{}", self.moment)
+    }
+}
+
+impl Moment {
+    /// Those that are tried: closer together where more happens.
+    pub fn all() -> impl Iterator<Item = Self> {
+        MOMENTS.into_iter()
+    }
+
+    /// Waits for it; an error if the migration ends before.
+    pub fn wait(self, migration: &mut Migration) -> Result<()> {
+        let (seen, after) = match self {
+            Self::Asked(ms) => (Ok(()), ms),
+            Self::Moving(ms) => (migration.until_moving("pre-copy"), ms),
+            Self::Round(ms) => (migration.until_round(1), ms),
+            Self::Switchover(ms) => (migration.until_phase("switchover"), ms),
+            Self::PostCopy(ms) => (migration.until_phase("post-copy"), ms),
         };
-        write!(f, "{victim}:{moment}+{ms}")
+        seen?;
+        // Part of what is tried, not a wait for something.
+        thread::sleep(Duration::from_millis(after));
+        Ok(())
+    }
+}
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (moment, ms) = match self {
+            Self::Asked(ms) => ("asked", ms),
+            Self::Moving(ms) => ("moving", ms),
+            Self::Round(ms) => ("round", ms),
+            Self::Switchover(ms) => ("switchover", ms),
+            Self::PostCopy(ms) => ("post-copy", ms),
+        };
+        write!(f, "{moment}+{ms}")
     }
 }
 
@@ -190,16 +218,7 @@ impl<'a> Storm<'a> {
             options.extend(["--spool", &spool]);
         }
         let mut migration = self.stage.start_migration("web", from, to, &options)?;
-        let (seen, after) = match blow.moment {
-            Moment::Asked(ms) => (Ok(()), ms),
-            Moment::Moving(ms) => (migration.until_moving("pre-copy"), ms),
-            Moment::Round(ms) => (migration.until_round(1), ms),
-            Moment::Switchover(ms) => (migration.until_phase("switchover"), ms),
-            Moment::PostCopy(ms) => (migration.until_phase("post-copy"), ms),
-        };
-        seen?;
-        // Part of what is tried, not a wait for something.
-        thread::sleep(Duration::from_millis(after));
+        blow.moment.wait(&mut migration)?;
         let struck = self.hit(blow.victim, from, to, source_qemu)?;
         let report = match blow.victim {
             Victim::SourceAgent => {

@@ -10,6 +10,9 @@ pub(crate) mod control;
 /// Both sides as state machines.
 pub(crate) mod machines;
 
+/// Both sides with everything that they rely on, and others who act on the VM.
+pub(crate) mod others;
+
 /// What a peer's VM wants to be started with.
 pub(crate) mod recipe;
 

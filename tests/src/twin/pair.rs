@@ -1,0 +1,224 @@
+//! Two VMs that start alike and are told the same; one of them is also moved.
+
+use super::{
+    action::{Action, Deed, Mode},
+    listed::{DIFFERENCES, REFUSALS},
+    vm::{Vm, fault, wrapper},
+};
+use crate::{Doing, Error, Lab, Oddity, Report, Result, Stage, Tools, ensure, storm::Moment};
+use std::{fs, path::PathBuf, thread};
+
+/// By how much the two guests' clocks may differ: each is read in whole seconds, one after the other.
+const CLOCKS: i64 = 2;
+
+/// Two hosts with agents, on which pairs live.
+pub struct Twins<'a> {
+    stage: Stage<'a>,
+    sockets: PathBuf,
+    pairs: u32,
+}
+
+/// How a sequence went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Went {
+    /// How often the VM was moved.
+    pub moved: u32,
+    /// How often that was refused, or ended, for a listed reason.
+    pub refused: u32,
+}
+
+struct Pair<'t> {
+    stage: &'t Stage<'t>,
+    sockets: &'t PathBuf,
+    /// The one that is never moved.
+    still: Vm,
+    /// Its twin.
+    moved: Vm,
+    at: usize,
+    went: Went,
+    /// What QEMU refuses is told.
+    told: bool,
+}
+
+const HOSTS: [&str; 2] = ["a", "b"];
+
+impl<'a> Twins<'a> {
+    /// In a laboratory with the hosts `a` and `b`.
+    pub fn new(lab: &'a Lab, tools: &'a Tools) -> Result<Self> {
+        let sockets = lab.dir().to_owned();
+        let qemu = wrapper(&sockets)?;
+        let stage =
+            Stage::with(lab, tools, |_| Oddity { lines: format!("qemu = {qemu:?}"), ..Oddity::default() })?;
+        Ok(Self { stage, sockets, pairs: 0 })
+    }
+
+    /// Lets a pair live through a sequence. An error says which action made a difference.
+    pub fn live(&mut self, sequence: &[Action]) -> Result<Went> {
+        self.tell(sequence, false)
+    }
+
+    /// The same; `told`: what QEMU refuses is said.
+    pub fn tell(&mut self, sequence: &[Action], told: bool) -> Result<Went> {
+        self.pairs += 1;
+        let dir = self.stage.lab.dir().join(format!("pair{}", self.pairs));
+        let host = self.stage.lab.host("a");
+        let start = |name: String| Vm::start(host, &dir, &name);
+        let (still, moved) = thread::scope(|scope| {
+            let still = scope.spawn(|| start(format!("s{}", self.pairs)));
+            let moved = start(format!("m{}", self.pairs));
+            (still.join().unwrap_or_else(|_| Err(Error::new("start a VM", "a panic"))), moved)
+        });
+        let (still, moved) = (still?, moved?);
+        let first = moved.first_monitor();
+        self.stage.agent("a").cli().json(&["adopt", &moved.name, "--qmp", &first.to_string_lossy()])?;
+        let went = Went::default();
+        let mut pair = Pair { stage: &self.stage, sockets: &self.sockets, still, moved, at: 0, went, told };
+        let lived = pair.live(sequence);
+        let (name, host) = (pair.moved.name.clone(), HOSTS[pair.at]);
+        drop(pair);
+        // Its QEMU is gone: the agent forgets it.
+        let _ = self.stage.agent(host).cli().run(["stop", &name]);
+        let _ = fs::remove_dir_all(&dir);
+        lived
+    }
+}
+
+impl Pair<'_> {
+    fn live(&mut self, sequence: &[Action]) -> Result<Went> {
+        self.compare("the beginning")?;
+        for (n, action) in sequence.iter().enumerate() {
+            if self.still.over && self.moved.over {
+                break;
+            }
+            let what = format!("action {}, {action}", n + 1);
+            let done = match *action {
+                Action::Both(deed) => self.both(deed),
+                Action::Move(mode) => self.migrate(mode, None),
+                Action::MoveWhile(mode, at, deed) => self.migrate(mode, Some((at, deed))),
+            };
+            done.map_err(|error| fault(format!("{what}: {}", error.what), error.why))?;
+            self.compare(&what)?;
+        }
+        Ok(self.went)
+    }
+
+    fn both(&mut self, deed: Deed) -> Result<()> {
+        let stayed = Self::does(&mut self.still, deed)?;
+        let moved = Self::does(&mut self.moved, deed)?;
+        if let Some(error) = stayed.as_ref().filter(|_| self.told) {
+            eprintln!("{}: {error}", deed.word());
+        }
+        ensure!(stayed == moved, "the one that stayed said {stayed:?}, the other one {moved:?}");
+        Ok(())
+    }
+
+    fn does(vm: &mut Vm, deed: Deed) -> Result<Option<String>> {
+        let (said, state) = (vm.words()?, vm.state()?);
+        let error = vm.begin(deed, state == "running")?;
+        vm.finish(deed, (said, &state), error.is_some())?;
+        Ok(error.map(|error| vm.without_its_name(&error)))
+    }
+
+    /// Moves the one to the other host; both do something meanwhile, if that is wanted.
+    fn migrate(&mut self, mode: Mode, meanwhile: Option<(Moment, Deed)>) -> Result<()> {
+        let (from, to) = (HOSTS[self.at], HOSTS[1 - self.at]);
+        let options = ["--mode", mode.word(), "--max-downtime", "300ms"];
+        let mut migration = self.stage.start_migration(&self.moved.name, from, to, &options)?;
+        let mut again = None;
+        if let Some((at, deed)) = meanwhile {
+            // One that has ended before was refused, or has no such moment: then it is done after it.
+            let _ = at.wait(&mut migration);
+            let state = self.still.state()?;
+            let stayed = Self::does(&mut self.still, deed)?;
+            // A QEMU that the VM has left says nothing any more: it is done where it is now.
+            let said = self.moved.words();
+            let begun = self.moved.begin(deed, state == "running");
+            again = Some((deed, stayed, said.ok().map(|said| (said, state)), begun.ok()));
+        }
+        let (_, report) = migration.end()?;
+        let ended = matches!(again, Some((Deed::Quit, _, Some(_), Some(None))));
+        if ended {
+            return self.is_over(&report);
+        }
+        self.arrive(&report, from, to)?;
+        match again {
+            None => Ok(()),
+            Some((deed, stayed, Some((said, state)), Some(error))) => {
+                self.moved.finish(deed, (said, &state), error.is_some())?;
+                let moved = error.map(|error| self.moved.without_its_name(&error));
+                ensure!(stayed == moved, "the one that stayed said {stayed:?}, the other one {moved:?}");
+                Ok(())
+            }
+            Some((deed, stayed, ..)) => {
+                let moved = Self::does(&mut self.moved, deed)?;
+                ensure!(stayed == moved, "the one that stayed said {stayed:?}, the other one {moved:?}");
+                Ok(())
+            }
+        }
+    }
+
+    /// Somebody has ended the VM, and QEMU had agreed: then it is nowhere.
+    fn is_over(&mut self, report: &Report) -> Result<()> {
+        let name = &self.moved.name;
+        for host in HOSTS {
+            let state = self.stage.show(host, name)?.map(|vm| vm["state"].as_str().unwrap_or("?").to_owned());
+            ensure!(state.as_deref() != Some("running"), "it was ended, and runs on {host}: {}", report.0);
+        }
+        self.moved.over = true;
+        Ok(())
+    }
+
+    /// Where it is, by what the report and both agents say.
+    fn arrive(&mut self, report: &Report, from: &str, to: &str) -> Result<()> {
+        let name = &self.moved.name;
+        let completed = report.outcome() == "completed";
+        let (here, there) = (self.stage.show(from, name)?, self.stage.show(to, name)?);
+        ensure!(
+            here.is_none() != there.is_none(),
+            "I1: {from} says {here:?}, {to} says {there:?}: {}",
+            report.0
+        );
+        ensure!(completed == there.is_some(), "the report is about something else: {}", report.0);
+        if let Some(there) = there {
+            let pid =
+                there["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).doing("read its process")?;
+            self.moved.is_now(pid, self.sockets)?;
+            self.at = 1 - self.at;
+            self.went.moved += 1;
+            return Ok(());
+        }
+        let listed = REFUSALS.iter().any(|refusal| report.error().contains(refusal.says));
+        ensure!(listed, "it was not moved for a reason that is not listed: {}", report.0);
+        self.went.refused += 1;
+        Ok(())
+    }
+
+    /// Both look the same, but for what is listed.
+    fn compare(&mut self, after: &str) -> Result<()> {
+        if self.still.over || self.moved.over {
+            ensure!(self.still.over == self.moved.over, "after {after} only one of them has ended");
+            return Ok(());
+        }
+        let (still, moved) = (self.still.look()?, self.moved.look()?);
+        let mut left = Vec::new();
+        for found in still.differences(&moved) {
+            if !DIFFERENCES.iter().any(|listed| listed.covers(&found)) {
+                left.push(found);
+            }
+        }
+        let clocks = self.still.clock()? - self.moved.clock()?;
+        // Either of them may be past midnight.
+        let apart = clocks.rem_euclid(86_400).min((-clocks).rem_euclid(86_400));
+        ensure!(apart <= CLOCKS, "after {after} their clocks are {clocks} s apart");
+        if left.is_empty() {
+            return Ok(());
+        }
+        /// So many lines say enough of what went wrong.
+        const SHOWN: usize = 40;
+        let lines = left.iter().take(SHOWN).map(|d| {
+            let line = |line: &Option<String>| line.clone().unwrap_or_else(|| "(none)".to_owned());
+            format!("{}\n    stayed: {}\n    moved:  {}", d.section, line(&d.stayed), line(&d.moved))
+        });
+        Err(fault(format!("after {after} they differ"), lines.collect::<Vec<_>>().join("\n")))
+    }
+}
