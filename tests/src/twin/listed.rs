@@ -44,6 +44,10 @@ pub const REFUSALS: &[Refusal] = &[
     Refusal { after: "the guest has switched itself off", says: "it is in state shutdown" },
     Refusal { after: "the guest has panicked", says: "it is in state guest-panicked" },
     Refusal { after: "QEMU has migrated the VM itself", says: "it is in state postmigrate" },
+    Refusal {
+        after: "the VM was changed in the middle of it",
+        says: "the VM was changed while it was moved",
+    },
 ];
 
 /// What a migration does not carry over yet, and does not refuse either: no sequence has it.
