@@ -102,7 +102,9 @@ fn literal(begun: &str) -> (String, &str) {
                 Some((next, '\n')) => {
                     let behind = &begun[next + 1..];
                     let skipped = behind.len() - behind.trim_start().len();
-                    (0..behind[..skipped].chars().count()).for_each(|_| drop(chars.next()));
+                    for _ in behind[..skipped].chars() {
+                        chars.next();
+                    }
                 }
                 Some((_, 'n')) => text.push('\n'),
                 Some((_, other)) => text.push(other),

@@ -1,8 +1,7 @@
 //! Whether this host can take a VM over: looked at before anything is started, every reason told.
 
 use crate::{
-    arriving,
-    confine,
+    arriving, confine,
     host::{Host, fits_socket},
     qmp::Version,
     recipe::{self, Accel, Backing, Recipe, files::Opened},

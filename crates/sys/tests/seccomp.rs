@@ -57,7 +57,10 @@ fn qemu(name: &str, denied: &[i64], action: u32) -> Qemu {
     let mut qemu = Qemu { child: command.spawn().unwrap(), socket };
     let end = Instant::now() + Duration::from_secs(60);
     while UnixStream::connect(&qemu.socket).is_err() {
-        assert!(qemu.child.try_wait().unwrap().is_none() && Instant::now() < end, "{name}: QEMU does not start");
+        assert!(
+            qemu.child.try_wait().unwrap().is_none() && Instant::now() < end,
+            "{name}: QEMU does not start"
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
     qemu

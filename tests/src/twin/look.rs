@@ -12,7 +12,7 @@ use std::{
 
 /// A look at one VM: what was asked, and each line of the answer.
 #[derive(Clone, Debug)]
-pub struct Look(BTreeMap<String, Vec<String>>);
+pub(super) struct Look(BTreeMap<String, Vec<String>>);
 
 /// A line in which two VMs differ.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -120,14 +120,14 @@ impl Look {
     }
 
     /// Its run state.
-    pub fn state(&self) -> String {
+    pub(super) fn state(&self) -> String {
         let status = self.0.get("query-status").into_iter().flatten();
         let words = status.filter_map(|line| line.strip_prefix(".status = "));
         words.map(|word| word.trim_matches('"').to_owned()).collect()
     }
 
     /// In what the moved one differs from the one that stayed.
-    pub fn differences(&self, moved: &Self) -> Vec<Difference> {
+    pub(super) fn differences(&self, moved: &Self) -> Vec<Difference> {
         let mut all = Vec::new();
         for (section, ours) in &self.0 {
             let theirs = moved.0.get(section).map(Vec::as_slice).unwrap_or_default();

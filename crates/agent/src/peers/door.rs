@@ -151,7 +151,8 @@ mod tests {
     #[test]
     fn strangers_have_bounds_and_known_hosts_always_room() {
         let known: BTreeSet<_> = [host(1), host(2)].into();
-        let table: &[(u8, &[(u8, usize)], Answer)] = &[
+        type Row = (u8, &'static [(u8, usize)], Answer);
+        let table: &[Row] = &[
             (9, &[], Answer::Enter),
             (9, &[(9, 31)], Answer::Enter),
             (9, &[(9, 32)], Answer::Leave),

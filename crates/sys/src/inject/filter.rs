@@ -75,7 +75,8 @@ impl Filters {
             let answer = run(filter, &data).unwrap_or(libc::SECCOMP_RET_KILL_PROCESS);
             ((answer & libc::SECCOMP_RET_ACTION_FULL).cast_signed(), answer)
         });
-        let answer = strictest.min_by_key(|(action, _)| *action).map_or(libc::SECCOMP_RET_ALLOW, |(_, answer)| answer);
+        let answer =
+            strictest.min_by_key(|(action, _)| *action).map_or(libc::SECCOMP_RET_ALLOW, |(_, answer)| answer);
         match answer & libc::SECCOMP_RET_ACTION_FULL {
             libc::SECCOMP_RET_ALLOW | libc::SECCOMP_RET_LOG => Verdict::Made,
             libc::SECCOMP_RET_ERRNO => Verdict::Fails((answer & libc::SECCOMP_RET_DATA).cast_signed()),
@@ -151,7 +152,9 @@ pub(super) fn not_tried(pid: i32, number: i64, filters: &Filters) -> io::Error {
              which might kill it for {call}"
         ),
     };
-    let text = format!("process {pid} was not made to do it: {why}; allow {call} in its filter (systemd: SystemCallFilter=)");
+    let text = format!(
+        "process {pid} was not made to do it: {why}; allow {call} in its filter (systemd: SystemCallFilter=)"
+    );
     io::Error::new(io::ErrorKind::PermissionDenied, Forbidden(text))
 }
 
@@ -240,7 +243,11 @@ mod tests {
             vec![instruction(0xff, 0, 0, 0)],
         ];
         for filter in broken {
-            assert_eq!(Filters::Known(vec![filter.clone()]).verdict(1, 0, [0; 6]), Verdict::Harmful, "{filter:?}");
+            assert_eq!(
+                Filters::Known(vec![filter.clone()]).verdict(1, 0, [0; 6]),
+                Verdict::Harmful,
+                "{filter:?}"
+            );
         }
     }
 }
