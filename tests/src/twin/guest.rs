@@ -90,24 +90,23 @@ pub(super) fn press(qmp: &mut Qmp, key: char) -> Result<()> {
     qmp.execute("send-key", keys).map(drop)
 }
 
-/// Waits until it has handled another key than before, and presses it again where that was lost: QEMU drops
-/// keys while the guest stands still.
-pub(super) fn handled(qmp: &mut Qmp, key: char, before: Words) -> Result<()> {
-    /// A key that was not dropped is handled within milliseconds, and within this on a busy machine.
-    const AGAIN: Duration = Duration::from_secs(5);
-    let wait = |qmp: &mut Qmp| {
-        wait_for("a guest to handle a key", AGAIN, || {
+/// Waits until it has handled another key than before. `lost`: it may have been pressed while the guest stood
+/// still, which QEMU ignores; then it is pressed again.
+pub(super) fn handled(qmp: &mut Qmp, key: char, before: Words, lost: bool) -> Result<()> {
+    /// A key that was not lost is handled within milliseconds.
+    const AGAIN: Duration = Duration::from_secs(10);
+    let wait = |qmp: &mut Qmp, within: Duration| {
+        wait_for("a guest to handle a key", within, || {
             let (now, status) = (words(qmp)?, qmp.execute("query-status", json!({}))?);
             let done =
                 now.keys != before.keys || now.starts != before.starts || status["status"] != "running";
             Ok(done.then_some(()))
         })
     };
-    if wait(qmp).is_ok() {
-        return Ok(());
+    if lost && wait(qmp, AGAIN).is_err() {
+        press(qmp, key)?;
     }
-    press(qmp, key)?;
-    wait(qmp)
+    wait(qmp, BOOT)
 }
 
 /// A command for people, and its answer.

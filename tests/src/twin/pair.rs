@@ -3,7 +3,7 @@
 use super::{
     action::{Action, Deed, Mode},
     listed::{DIFFERENCES, REFUSALS},
-    vm::{Vm, fault, wrapper},
+    vm::{Before, Vm, fault, wrapper},
 };
 use crate::{Doing, Error, Lab, Oddity, Report, Result, Stage, Tools, ensure, storm::Moment};
 use std::{fs, path::PathBuf, thread};
@@ -113,9 +113,9 @@ impl Pair<'_> {
     }
 
     fn does(vm: &mut Vm, deed: Deed) -> Result<Option<String>> {
-        let (said, state) = (vm.words()?, vm.state()?);
-        let error = vm.begin(deed, state == "running")?;
-        vm.finish(deed, (said, &state), error.is_some())?;
+        let before = Before { said: vm.words()?, state: vm.state()?, lost: false };
+        let error = vm.begin(deed, before.state == "running")?;
+        vm.finish(deed, &before, error.is_some())?;
         Ok(error.map(|error| vm.without_its_name(&error)))
     }
 
@@ -131,9 +131,12 @@ impl Pair<'_> {
             let state = self.still.state()?;
             let stayed = Self::does(&mut self.still, deed)?;
             // A QEMU that the VM has left says nothing any more: it is done where it is now.
-            let said = self.moved.words();
-            let begun = self.moved.begin(deed, state == "running");
-            again = Some((deed, stayed, said.ok().map(|said| (said, state)), begun.ok()));
+            let (said, stood) = (self.moved.words(), self.moved.state());
+            // In our pause it stands still, and a key would be lost.
+            let standing = Vm::is_by_key(deed) && state == "running" && stood.as_deref() != Ok("running");
+            let begun = if standing { None } else { self.moved.begin(deed, state == "running").ok() };
+            let lost = self.moved.state().as_deref() != Ok("running");
+            again = Some((deed, stayed, said.ok().map(|said| Before { said, state, lost }), begun));
         }
         let (_, report) = migration.end()?;
         let ended = matches!(again, Some((Deed::Quit, _, Some(_), Some(None))));
@@ -143,8 +146,8 @@ impl Pair<'_> {
         self.arrive(&report, from, to)?;
         match again {
             None => Ok(()),
-            Some((deed, stayed, Some((said, state)), Some(error))) => {
-                self.moved.finish(deed, (said, &state), error.is_some())?;
+            Some((deed, stayed, Some(before), Some(error))) => {
+                self.moved.finish(deed, &before, error.is_some())?;
                 let moved = error.map(|error| self.moved.without_its_name(&error));
                 ensure!(stayed == moved, "the one that stayed said {stayed:?}, the other one {moved:?}");
                 Ok(())

@@ -25,6 +25,16 @@ const DRIVE: &str = "cd0";
 const JOB: &str = "job0";
 const DIMM: &str = "dimm-memory0";
 
+/// How it was before something was done.
+pub(super) struct Before {
+    /// What its guest said.
+    pub(super) said: Words,
+    /// Its run state, for whoever knows of no migration.
+    pub(super) state: String,
+    /// A key may have been pressed while it stood still all the same.
+    pub(super) lost: bool,
+}
+
 /// A VM.
 pub(super) struct Vm {
     pub(super) name: String,
@@ -251,12 +261,12 @@ impl Vm {
         (command.to_owned(), arguments)
     }
 
-    /// Waits for what follows from it. `before` is what the guest said, `failed` whether QEMU refused.
-    pub(super) fn finish(&mut self, deed: Deed, before: (Words, &str), failed: bool) -> Result<()> {
-        let (said, state) = before;
+    /// Waits for what follows from it. `failed`: QEMU refused.
+    pub(super) fn finish(&mut self, deed: Deed, before: &Before, failed: bool) -> Result<()> {
+        let (said, state) = (before.said, before.state.as_str());
         let ran = state == "running";
         if let Some(key) = key_of(deed).filter(|_| ran) {
-            guest::handled(self.monitor()?, key, said)?;
+            guest::handled(self.monitor()?, key, said, before.lost)?;
         }
         match deed {
             Deed::Quit if !failed => {
@@ -322,6 +332,11 @@ impl Vm {
 
     fn comes_to(&mut self, state: &str) -> Result<()> {
         wait_for(&format!("a guest that is {state}"), SOON, || Ok((self.state()? == state).then_some(())))
+    }
+
+    /// Whether it is done by a key: QEMU ignores those of a guest that stands still.
+    pub(super) fn is_by_key(deed: Deed) -> bool {
+        key_of(deed).is_some()
     }
 
     /// What the guest says of itself.
