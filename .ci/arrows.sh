@@ -21,7 +21,7 @@ may_use() {
         qemu) echo units sys page policy proto engine ;;
         doctor) echo units sys engine qemu ;;
         agent) echo units pki engine ;;
-        host) echo units spool pki engine ownership qemu agent ;;
+        host) echo units sys spool pki engine ownership qemu agent ;;
         whimbrel) echo units sys pki engine doctor agent host ;;
         fuzz) echo units page proto sim spool engine qemu agent ;;
         guest) echo units ;;

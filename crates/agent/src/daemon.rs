@@ -3,10 +3,11 @@
 use crate::{
     api::{self, Api, SocketError},
     config::{Address, Config},
+    consoles,
     hypervisor::Hypervisor,
     migrate::{Migrations, Migrator},
     peers::Peers,
-    publish,
+    private, publish,
     recovery::Recovery,
     registry::Registry,
     store::{Store, StoreError},
@@ -90,10 +91,11 @@ pub fn run_until(
     let config = Arc::new(config);
     // First of all: whoever has the store is the agent.
     let store = Store::open(&config.state_dir, &config.name)?;
-    fs::create_dir_all(&config.runtime_dir).map_err(|cause| AgentError::System {
+    private::directory(&config.runtime_dir).map_err(|cause| AgentError::System {
         what: format!("make the runtime directory {}", config.runtime_dir.display()),
         cause,
     })?;
+    consoles::look_after(config.runtime_dir.clone()).map_err(system("start a thread"))?;
     let registry = Arc::new(Registry::new(store, hypervisor, record));
     let context = Context { config: config.clone(), registry: registry.clone() };
     let migrator = migrator(&context);

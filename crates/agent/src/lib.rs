@@ -35,4 +35,10 @@ pub mod store;
 
 mod process;
 
+/// What guests print, kept within bounds.
+mod consoles;
+
+/// What only the agent's own user may read.
+mod private;
+
 pub use daemon::{AgentError, Context, run, run_until};

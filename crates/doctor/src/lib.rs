@@ -10,6 +10,7 @@ mod patient;
 mod qemu;
 mod reach;
 mod render;
+mod service;
 
 pub use diagnosis::{Check, Diagnosis, Feature, Status};
 pub use render::{Style, render};
@@ -27,5 +28,6 @@ pub fn examine(qemus: &[PathBuf]) -> Diagnosis {
     checks.push(kvm::check());
     checks.extend(host::resources());
     checks.extend(network::checks());
+    checks.extend(service::service());
     Diagnosis::new(checks)
 }

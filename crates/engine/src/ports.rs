@@ -81,6 +81,11 @@ pub trait Tracker: Send {
         Stalls::default()
     }
 
+    /// Whether a writer may have to wait for us now: then whoever freezes us freezes the guest.
+    fn may_make_wait(&self) -> bool {
+        false
+    }
+
     /// The threads that opened pages for writing since this was asked last, with how many; nothing where that is not known.
     fn writers(&mut self) -> Vec<(i32, u64)> {
         vec![]

@@ -6,7 +6,7 @@ use crate::{
     incoming::Incoming,
     janitor::Janitor,
     record::{HostRecord, named},
-    watchdog::{Watchdog, Watched},
+    watchdog::{Watchdog, Watched, WatchedTracker},
 };
 use agent::{
     Context,
@@ -39,6 +39,7 @@ use std::{
     thread,
     time::Duration,
 };
+use sys::pulse::Pulse;
 use units::{Epoch, MigrationId};
 
 /// How many data connections a migration begins with: with one, its two threads are the limit before a fast link is
@@ -172,6 +173,7 @@ impl Mover {
         &self,
         request: &MigrateRequest,
         for_real: bool,
+        pulse: &Pulse,
     ) -> Result<(SourceParts, Option<Shown>), Vec<String>> {
         let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
         let vm = &request.vm;
@@ -195,6 +197,7 @@ impl Mover {
         let left_behind = open.warnings().map_err(|e| one(&e))?;
         let reading = Reading { left_behind, ..Reading::default() };
         let source = attach::Source::open(open.process().pid(), open.ram_blocks()).map_err(|e| one(&e))?;
+        let source = source.with_pulse(pulse.clone());
         let writers = open.recipe().vcpus();
         let how = attach::Tracking {
             writers,
@@ -202,8 +205,12 @@ impl Mover {
             synchronous: self.config.tracker == Kind::Synchronous,
             group: self.config.group.0,
         };
+        // First of all: from here on the guest may have to wait for us.
+        let watchdog =
+            Watchdog::start(vm, pulse).map_err(|e| vec![format!("cannot start a watchdog: {e}")])?;
+        let watchdog = Arc::new(watchdog);
         let tracker = source.switching(how).map_err(|e| one(&e))?;
-        let tracker: Box<dyn Tracker> = Box::new(tracker);
+        let tracker: Box<dyn Tracker> = Box::new(WatchedTracker::new(Box::new(tracker), watchdog.clone()));
         let vcpus = open.vcpu_threads().map_err(|e| one(&e))?;
         let stuns = source.stuns(vcpus, request.max_stall).map_err(|e| one(&e))?;
         let address = request.address.to_string();
@@ -215,12 +222,7 @@ impl Mover {
         };
         let journal = self.store.departure(&vm.name, request.id, &request.to, &address).decided_by(&identity);
         let journal = journal.with_memory(serde_json::to_value(open.ram_blocks()).map_err(|e| one(&e))?);
-        let journal: Box<dyn SourceJournal> = if for_real {
-            let watchdog = Watchdog::start(vm).map_err(|e| vec![format!("cannot start a watchdog: {e}")])?;
-            Box::new(Watched { journal, watchdog })
-        } else {
-            Box::new(journal)
-        };
+        let journal: Box<dyn SourceJournal> = Box::new(Watched::new(journal, watchdog));
         let parts = SourceParts {
             vm: vm.name.clone(),
             from: self.store.host().to_owned(),
@@ -428,7 +430,11 @@ impl Machine for Later {
 
 impl Migrator for Mover {
     fn migrate(&self, request: &MigrateRequest, events: Events, wishes: &Wishes) -> Report {
-        let (parts, shown) = match self.parts(request, true) {
+        let pulse = Pulse::default();
+        // This thread may take its time, but must not be stopped while the guest is.
+        let part = pulse.part();
+        part.rest();
+        let (parts, shown) = match self.parts(request, true, &pulse) {
             Ok(parts) => parts,
             Err(reasons) => {
                 let here = self.store.host();
@@ -452,7 +458,8 @@ impl Migrator for Mover {
     }
 
     fn plan(&self, request: &MigrateRequest) -> Result<Forecast, String> {
-        let (parts, _) = self.parts(request, false).map_err(|reasons| reasons.join("\n"))?;
+        let (parts, _) =
+            self.parts(request, false, &Pulse::default()).map_err(|reasons| reasons.join("\n"))?;
         let options = Self::options(request, &parts.history);
         engine::plan(parts, &options)
     }

@@ -211,6 +211,9 @@ fn prepare(recipe: &Recipe, host: &Host, belongings: &mut Belongings) -> Result<
     if recipe.console == Console::File {
         paths.console = host.in_runtime(vm, "console");
         belongings.console = Some(paths.console.clone());
+        // QEMU appends to what is there, and would let everybody read what it makes itself.
+        let made = OpenOptions::new().append(true).create(true).mode(0o600).open(&paths.console);
+        made.map_err(|cause| system(format!("make the console {}", paths.console.display()), cause))?;
     }
     let write_down = |belongings: &Belongings| {
         belongings.write_down().map_err(|cause| system("write down what is made".to_owned(), cause))

@@ -1,10 +1,8 @@
 //! How much memory a VM can get here: what the host has left, and what the cgroups and limits leave in which its QEMU will run.
 
 use rustix::process::{Resource, getrlimit};
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::fs;
+use sys::cgroup::{self, Cgroup};
 use units::Bytes;
 
 /// Address space that QEMU takes besides the guest's memory: its code, its threads' stacks and heaps. 1.5 GiB were seen with 8 vCPUs.
@@ -24,9 +22,9 @@ impl Room {
     pub fn least() -> Self {
         let host = fs::read_to_string("/proc/meminfo").ok().and_then(|text| available(&text));
         let host = host.map(|left| Self { left, place: "here".to_owned() });
-        let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let all = hierarchies(&cgroups, &mounts).into_iter().flat_map(|hierarchy| hierarchy.rooms());
+        let groups = cgroup::of("self").unwrap_or_default();
+        let counting = groups.iter().filter(|group| group.is_unified() || group.has("memory"));
+        let all = counting.flat_map(within);
         all.chain(addresses())
             .chain(host)
             .min_by_key(|room| room.left)
@@ -69,73 +67,29 @@ fn addresses() -> Option<Room> {
     })
 }
 
-/// A tree of cgroups that counts memory, and where in it we are.
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct Hierarchy {
-    mount: PathBuf,
-    /// From the mount on.
-    path: PathBuf,
-    unified: bool,
-}
-
-/// The trees of `/proc/self/cgroup` that count memory and are mounted.
-fn hierarchies(cgroups: &str, mounts: &str) -> Vec<Hierarchy> {
-    let mine = cgroups.lines().filter_map(|line| {
-        let mut fields = line.splitn(3, ':');
-        let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-        let unified = controllers.is_empty();
-        (unified || controllers.split(',').any(|name| name == "memory")).then_some((unified, path))
-    });
-    mine.filter_map(|(unified, path)| {
-        let (root, mount) = mounts.lines().find_map(|line| mounted(line, unified))?;
-        // A container sees a part of the tree: what is above that cannot be looked at.
-        let path = Path::new(path).strip_prefix(&root).or_else(|_| Path::new(path).strip_prefix("/")).ok()?;
-        Some(Hierarchy { mount, path: path.to_owned(), unified })
-    })
-    .collect()
-}
-
-/// Which part of the tree is mounted where, if this line of `mountinfo` is about it.
-fn mounted(line: &str, unified: bool) -> Option<(PathBuf, PathBuf)> {
-    let (before, after) = line.split_once(" - ")?;
-    let mut fields = before.split(' ').skip(3);
-    let (root, mount) = (fields.next()?, fields.next()?);
-    let mut kind = after.split(' ');
-    let (kind, options) = (kind.next()?, kind.nth(1)?);
-    let right = match unified {
-        true => kind == "cgroup2",
-        false => kind == "cgroup" && options.split(',').any(|option| option == "memory"),
+/// What each cgroup leaves that counts our memory, from ours up to the top.
+fn within(group: &Cgroup) -> Vec<Room> {
+    let words = |group: &Cgroup| {
+        let limit = if group.is_unified() { "memory.max" } else { "memory.limit_in_bytes" };
+        format!("within {limit} of the cgroup /{}", group.path.display())
     };
-    right.then(|| (root.into(), mount.into()))
+    group.and_above().filter_map(|group| Some(Room { left: left(&group)?, place: words(&group) })).collect()
 }
 
-impl Hierarchy {
-    /// What each cgroup from ours up to the top leaves.
-    fn rooms(&self) -> Vec<Room> {
-        let groups = self.path.ancestors();
-        groups.filter_map(|group| Some(Room { left: self.left(group)?, place: self.words(group) })).collect()
-    }
-
-    fn words(&self, group: &Path) -> String {
-        let limit = if self.unified { "memory.max" } else { "memory.limit_in_bytes" };
-        format!("within {limit} of the cgroup /{}", group.display())
-    }
-
-    /// Nothing where nothing is limited, or it cannot be looked at.
-    fn left(&self, group: &Path) -> Option<u64> {
-        let at = self.mount.join(group);
-        let (limit, used, cache) = match self.unified {
-            true => ("memory.max", "memory.current", "inactive_file"),
-            false => ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-        };
-        let number = |name: &str| fs::read_to_string(at.join(name)).ok()?.trim().parse::<u64>().ok();
-        let limit = number(limit)?;
-        let stat = fs::read_to_string(at.join("memory.stat")).unwrap_or_default();
-        let cache = stat.lines().find_map(|line| line.strip_prefix(cache)?.trim().parse::<u64>().ok());
-        // Pages of files that nobody used lately give way.
-        let used = number(used)?.saturating_sub(cache.unwrap_or(0));
-        Some(limit.saturating_sub(used))
-    }
+/// Nothing where nothing is limited, or it cannot be looked at.
+fn left(group: &Cgroup) -> Option<u64> {
+    let at = group.directory();
+    let (limit, used, cache) = match group.is_unified() {
+        true => ("memory.max", "memory.current", "inactive_file"),
+        false => ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    };
+    let number = |name: &str| fs::read_to_string(at.join(name)).ok()?.trim().parse::<u64>().ok();
+    let limit = number(limit)?;
+    let stat = fs::read_to_string(at.join("memory.stat")).unwrap_or_default();
+    let cache = stat.lines().find_map(|line| line.strip_prefix(cache)?.trim().parse::<u64>().ok());
+    // Pages of files that nobody used lately give way.
+    let used = number(used)?.saturating_sub(cache.unwrap_or(0));
+    Some(limit.saturating_sub(used))
 }
 
 #[cfg(test)]
@@ -168,22 +122,6 @@ mod tests {
     }
 
     #[test]
-    fn the_trees_that_count_memory_are_found() {
-        let mounts = "30 20 0:1 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
-                      31 20 0:2 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n\
-                      32 20 0:3 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n";
-        let found = hierarchies("4:memory:/a/b\n1:cpu:/x\n0::/c\n", mounts);
-        let expected = [("memory", "a/b", false), ("unified", "c", true)].map(|(mount, path, unified)| {
-            Hierarchy { mount: Path::new("/sys/fs/cgroup").join(mount), path: path.into(), unified }
-        });
-        assert_eq!(found, expected);
-        let container = "30 20 0:1 /docker/7 /sys/fs/cgroup rw - cgroup2 cgroup rw\n";
-        assert_eq!(hierarchies("0::/docker/7/x\n", container)[0].path, Path::new("x"));
-        assert_eq!(hierarchies("0::/\n", container)[0].path, Path::new(""));
-        assert_eq!(hierarchies("0::/\n", ""), []);
-    }
-
-    #[test]
     fn the_smallest_limit_above_counts() {
         let dir = tempfile::tempdir().unwrap();
         let write = |path: &str, text: &str| {
@@ -200,8 +138,8 @@ mod tests {
             write(&format!("{group}/memory.current"), &format!("{used}\n"));
             write(&format!("{group}/memory.stat"), stat);
         }
-        let here = Hierarchy { mount: dir.path().to_owned(), path: "a/b".into(), unified: true };
-        let least = here.rooms().into_iter().min_by_key(|room| room.left).unwrap();
+        let here = Cgroup { mount: dir.path().to_owned(), path: "a/b".into(), controllers: vec![] };
+        let least = within(&here).into_iter().min_by_key(|room| room.left).unwrap();
         assert_eq!((least.left, least.place.as_str()), (500, "within memory.max of the cgroup /a"));
     }
 }

@@ -6,6 +6,12 @@
 /// A process, held so that its number cannot come to mean another one.
 pub mod process;
 
+/// The cgroups of a process.
+pub mod cgroup;
+
+/// Whether threads of ours get on.
+pub mod pulse;
+
 /// The mappings of a process.
 pub mod maps;
 

@@ -1,7 +1,7 @@
 //! A process held so that its number cannot come to mean another one.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal};
 use std::{
     fs, io,
     io::{IoSlice, IoSliceMut},
@@ -55,6 +55,11 @@ impl PidFd {
     /// Waits until it has ended, at most `timeout`; says whether it has. It need not be a child.
     pub fn wait(&self, timeout: Duration) -> io::Result<bool> {
         readable_within(self.fd.as_fd(), timeout)
+    }
+
+    /// Ends it at once, also where it is stopped.
+    pub fn kill(&self) -> io::Result<()> {
+        Ok(pidfd_send_signal(&self.fd, Signal::KILL)?)
     }
 
     /// The processor time that all its threads have used so far.
@@ -128,7 +133,7 @@ pub fn peer_pid(socket: &UnixStream) -> io::Result<i32> {
 }
 
 /// Waits until `fd` is readable (or in error), at most `timeout`, whatever signals arrive meanwhile.
-pub(crate) fn readable_within(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
+pub fn readable_within(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
     let end = Instant::now().checked_add(timeout);
     loop {
         let left = end.map(|end| end.saturating_duration_since(Instant::now()));

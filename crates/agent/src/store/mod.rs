@@ -26,6 +26,7 @@ pub use records::{ArrivalRecord, DepartureRecord, DepartureState, Origin, Proces
 pub use source::Departure;
 pub use target::Arrival;
 
+use crate::private;
 use redb::{
     Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
     WriteTransaction,
@@ -97,7 +98,7 @@ impl Store {
     /// Opens the store in `dir`, which is made if it is missing, for the host named `host`.
     pub fn open(dir: &Path, host: &str) -> Result<Self, StoreError> {
         let refused = |why: String| StoreError::Open { dir: dir.to_owned(), why };
-        fs::create_dir_all(dir).map_err(|e| refused(e.to_string()))?;
+        private::directory(dir).map_err(|e| refused(e.to_string()))?;
         let pid_file = dir.join("agent.pid");
         let database = match Builder::new().set_cache_size(CACHE_BYTES).create(dir.join("agent.redb")) {
             Ok(database) => database,
@@ -107,6 +108,7 @@ impl Store {
             }
             Err(error) => return Err(refused(error.to_string())),
         };
+        private::file(&dir.join("agent.redb")).map_err(|e| refused(e.to_string()))?;
         // Only a courtesy to whoever comes second: the lock on the database is what decides.
         let _ = fs::write(&pid_file, std::process::id().to_string());
         Self::over(database, host)

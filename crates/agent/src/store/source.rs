@@ -136,6 +136,16 @@ impl Departure {
         }
     }
 
+    /// The guest runs here again after a promise that became durable too late: nobody was permitted to claim, so nobody has, and the VM
+    /// belongs to this host as it did. Like [`SourceJournal::back`], whose promise was given, but without a new epoch.
+    pub fn withdrawn(&mut self) -> io::Result<()> {
+        let next = |before| match before {
+            Some(DepartureState::Gone { .. }) => Err("it belongs to the target (I4)".to_owned()),
+            _ => Ok(Step::Erase),
+        };
+        self.step("runs here again", next, nothing)
+    }
+
     fn record(&self, owner: &str, epoch: Epoch) -> OwnershipRecord {
         OwnershipRecord { owner: owner.to_owned(), epoch, migration: Some(self.migration) }
     }

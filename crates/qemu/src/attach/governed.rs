@@ -27,6 +27,7 @@ use std::{
 };
 use sys::{
     process::PidFd,
+    pulse::{Part, Pulse},
     uffd::{Features, PageFault, Uffd, Watch},
 };
 use units::{BlockId, MemorySet, PAGE_SIZE, PageIndex, PageRange};
@@ -72,7 +73,12 @@ struct Later {
 }
 
 impl GovernedTracker {
-    pub(super) fn attach(process: &Arc<PidFd>, memory: &Arc<Memory>, how: &Tracking) -> Result<Self, Error> {
+    pub(super) fn attach(
+        process: &Arc<PidFd>,
+        memory: &Arc<Memory>,
+        how: &Tracking,
+        pulse: &Pulse,
+    ) -> Result<Self, Error> {
         let pid = process.pid();
         let uffd = take_userfaultfd(process).map_err(Error::step("get a userfaultfd", pid))?;
         uffd.enable(Features::WP | Features::WP_SHMEM | Features::THREAD_ID).map_err(|cause| {
@@ -97,9 +103,9 @@ impl GovernedTracker {
             over: AtomicBool::new(false),
             failed: Mutex::default(),
         });
-        let serving = Arc::clone(&shared);
+        let (serving, pulse) = (Arc::clone(&shared), pulse.clone());
         // One is enough: it never waits for anything but faults and the time.
-        let thread = thread::Builder::new().name("govern".into()).spawn(move || serving.serve());
+        let thread = thread::Builder::new().name("govern".into()).spawn(move || serving.serve(&pulse.part()));
         let thread = thread.map_err(Error::step("start a thread for the writes", pid))?;
         Ok(Self { shared, thread: Some(thread) })
     }
@@ -161,6 +167,10 @@ impl Tracker for GovernedTracker {
     fn stalls(&self) -> Stalls {
         *locked(&self.shared.stalls)
     }
+
+    fn may_make_wait(&self) -> bool {
+        true
+    }
 }
 
 impl Shared {
@@ -170,10 +180,12 @@ impl Shared {
     }
 
     /// Answers writers until it is over.
-    fn serve(&self) {
+    fn serve(&self, part: &Part) {
+        let _lets_go = LetsGo(self);
         // Guests wait for it, and it takes little: ahead of others, where it has the right to that.
         let _ = setpriority_process(None, -20);
         while !self.over.load(SeqCst) {
+            part.turn();
             if let Err(error) = self.serve_next() {
                 // Nobody may be left waiting for an answer that does not come.
                 tracing::error!(%error, "writes of the guest cannot be followed any more; it runs on, the migration will not");
@@ -301,6 +313,19 @@ impl Shared {
     fn release(&self) {
         // What is not registered (any more) has none.
         slices(self.memory.regions()).for_each(|slice| drop(self.uffd.unprotect(slice)));
+    }
+}
+
+/// Nobody waits for a thread that ended in a panic.
+struct LetsGo<'a>(&'a Shared);
+
+impl Drop for LetsGo<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let why = || io::Error::other("the thread that answers the guest's writers has failed");
+            locked(&self.0.failed).get_or_insert_with(why);
+            self.0.release();
+        }
     }
 }
 

@@ -2,13 +2,14 @@
 
 use super::{AsyncTracker, Error, GovernedTracker, Memory, RamBlock, SwitchingTracker, VcpuStuns, region};
 use std::{sync::Arc, time::Duration};
-use sys::{inject::Borrowed, process::PidFd};
+use sys::{inject::Borrowed, process::PidFd, pulse::Pulse};
 
 /// A running QEMU whose RAM can be read and tracked. Opening it changes nothing in QEMU.
 #[derive(Debug)]
 pub struct Source {
     process: Arc<PidFd>,
     memory: Arc<Memory>,
+    pulse: Pulse,
 }
 
 impl Source {
@@ -16,7 +17,12 @@ impl Source {
     pub fn open(pid: i32, blocks: &[RamBlock]) -> Result<Self, Error> {
         let process = Arc::new(PidFd::open(pid).map_err(Error::step("get hold", pid))?);
         let memory = Arc::new(Memory::new(region::find(&process, blocks)?, false));
-        Ok(Self { process, memory })
+        Ok(Self { process, memory, pulse: Pulse::default() })
+    }
+
+    /// Has the threads on which the guest may have to wait show there that they get on.
+    pub fn with_pulse(self, pulse: Pulse) -> Self {
+        Self { pulse, ..self }
     }
 
     /// Its RAM.
@@ -51,18 +57,18 @@ impl Source {
 
     /// One that can slow the guest's writes from the start.
     pub fn governed(&self, how: &Tracking) -> Result<GovernedTracker, Error> {
-        GovernedTracker::attach(&self.process, &self.memory, how)
+        GovernedTracker::attach(&self.process, &self.memory, how, &self.pulse)
     }
 
     /// One that begins to do so when it is asked to, and costs the guest little before; unless the kernel has nothing else, or it
     /// is to be like that from the start.
     pub fn switching(&self, how: Tracking) -> Result<SwitchingTracker, Error> {
-        SwitchingTracker::attach(&self.process, &self.memory, how)
+        SwitchingTracker::attach(&self.process, &self.memory, how, &self.pulse)
     }
 
     /// What stuns those of its vCPU threads that write, none of them for longer than `longest` at a time. Nobody is stunned yet.
     pub fn stuns(&self, vcpus: Vec<i32>, longest: Duration) -> Result<VcpuStuns, Error> {
-        VcpuStuns::new(&self.process, vcpus, longest)
+        VcpuStuns::new(&self.process, vcpus, longest, &self.pulse)
     }
 }
 

@@ -9,7 +9,11 @@ use std::{
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
-use sys::{process::PidFd, stun::Stun};
+use sys::{
+    process::PidFd,
+    pulse::{Part, Pulse},
+    stun::Stun,
+};
 
 /// How often it is looked who writes, where nobody says so. A governed writer faults several times within it; a vCPU that stopped
 /// writing is stunned for so long in vain.
@@ -47,7 +51,12 @@ struct Wanted {
 
 impl VcpuStuns {
     /// Of these threads; none of them stands still for longer than `longest` at a time.
-    pub(super) fn new(process: &Arc<PidFd>, mut threads: Vec<i32>, longest: Duration) -> Result<Self, Error> {
+    pub(super) fn new(
+        process: &Arc<PidFd>,
+        mut threads: Vec<i32>,
+        longest: Duration,
+        pulse: &Pulse,
+    ) -> Result<Self, Error> {
         let pid = process.pid();
         // QEMU can run all vCPUs on one thread.
         threads.sort_unstable();
@@ -56,8 +65,8 @@ impl VcpuStuns {
         let (wanted, changed, stalls) = Default::default();
         let shared =
             Arc::new(Shared { process: Arc::clone(process), threads, longest, wanted, changed, stalls });
-        let of = Arc::clone(&shared);
-        let thread = thread::Builder::new().name("stuns".to_owned()).spawn(move || of.run());
+        let (of, pulse) = (Arc::clone(&shared), pulse.clone());
+        let thread = thread::Builder::new().name("stuns".to_owned()).spawn(move || of.run(&pulse.part()));
         let thread = thread.map_err(Error::step("start a thread to stun the vCPUs", pid))?;
         Ok(Self { vcpus, shared, thread: Some(thread) })
     }
@@ -101,7 +110,8 @@ impl Drop for VcpuStuns {
 }
 
 impl Shared {
-    fn run(&self) {
+    fn run(&self, part: &Part) {
+        part.rest();
         let mut seen = Seen::default();
         let mut wanted = locked(&self.wanted);
         while !wanted.over {
@@ -115,10 +125,13 @@ impl Shared {
                 true => seen.writing(&self.process, &self.threads),
                 false => self.threads.iter().copied().filter(|tid| writers.contains(tid)).collect(),
             };
+            // From here on somebody stands still until we get on.
+            part.turn();
             let stood = self.stun(&whom).unwrap_or_else(|error| {
                 tracing::debug!(%error, "nobody could be stunned");
                 self.longest
             });
+            part.rest();
             wanted = locked(&self.wanted);
             wanted.busy = false;
             self.changed.notify_all();

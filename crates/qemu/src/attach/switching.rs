@@ -3,7 +3,7 @@
 use super::{AsyncTracker, Error, GovernedTracker, Memory, Tracking, tracker::slices};
 use engine::ports::{GuestMemory, Stalls, Tracker};
 use std::{io, sync::Arc, time::Duration};
-use sys::process::PidFd;
+use sys::{process::PidFd, pulse::Pulse};
 use units::{BlockId, MemorySet};
 
 /// Tracks a guest's writes, and changes its way when they have to be governed.
@@ -12,6 +12,7 @@ pub struct SwitchingTracker {
     process: Arc<PidFd>,
     memory: Arc<Memory>,
     how: Tracking,
+    pulse: Pulse,
     /// Another share and longest wait than usual.
     agreed: Option<(f64, Duration)>,
     now: Now,
@@ -28,11 +29,16 @@ enum Now {
 }
 
 impl SwitchingTracker {
-    pub(super) fn attach(process: &Arc<PidFd>, memory: &Arc<Memory>, how: Tracking) -> Result<Self, Error> {
+    pub(super) fn attach(
+        process: &Arc<PidFd>,
+        memory: &Arc<Memory>,
+        how: Tracking,
+        pulse: &Pulse,
+    ) -> Result<Self, Error> {
         let on_disk = memory.on_disk().map_err(Error::step("look at the memory", process.pid()))?;
         let governed = || match on_disk {
             Some(block) => Err(Error::OnDisk { block: block.to_owned() }),
-            None => GovernedTracker::attach(process, memory, &how).map(Now::Governed),
+            None => GovernedTracker::attach(process, memory, &how, pulse).map(Now::Governed),
         };
         let now = if how.synchronous {
             governed()?
@@ -45,7 +51,7 @@ impl SwitchingTracker {
         };
         let on_disk = on_disk.is_some();
         let (process, memory) = (Arc::clone(process), Arc::clone(memory));
-        Ok(Self { process, memory, how, agreed: None, now, unsure: false, on_disk })
+        Ok(Self { process, memory, how, pulse: pulse.clone(), agreed: None, now, unsure: false, on_disk })
     }
 
     /// One page has one watcher at a time, so between the two its writes are seen by nobody. They are not looked for: once
@@ -53,8 +59,8 @@ impl SwitchingTracker {
     /// sent is found out by its print and costs no bytes; so the guest need not be stopped for this.
     fn change(&mut self) -> io::Result<()> {
         let Now::Free(free) = &mut self.now else { return Ok(()) };
-        let mut governed =
-            GovernedTracker::attach(&self.process, &self.memory, &self.how).map_err(io::Error::other)?;
+        let mut governed = GovernedTracker::attach(&self.process, &self.memory, &self.how, &self.pulse)
+            .map_err(io::Error::other)?;
         if let Some((share, max_stall)) = self.agreed {
             governed.agree(share, max_stall);
         }
@@ -134,6 +140,10 @@ impl Tracker for SwitchingTracker {
             Now::Free(tracker) => tracker.learn(unchanged),
             Now::Governed(tracker) => tracker.learn(unchanged),
         }
+    }
+
+    fn may_make_wait(&self) -> bool {
+        matches!(self.now, Now::Governed(_))
     }
 
     fn stalls(&self) -> Stalls {
