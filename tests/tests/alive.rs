@@ -136,10 +136,16 @@ impl<'a> Scene<'a> {
         self.client.forget_gap();
         let frozen = Instant::now();
         let thaw = freeze(agent)?;
-        let ended = self.stage.agent_mut("a").process()?.wait(Duration::from_secs(20));
+        // A thread of it may stay as a zombie until its debugger has seen that.
+        let dead = || {
+            let stat = fs::read_to_string(format!("/proc/{agent}/stat")).unwrap_or_default();
+            Ok(matches!(sys::pulse::state(&stat), None | Some('Z' | 'X')).then_some(()))
+        };
+        let ended = wait_for("the end of the frozen agent", Duration::from_secs(20), dead);
         let killed = frozen.elapsed();
         thaw();
         ended?;
+        self.stage.agent_mut("a").process()?.wait(Duration::from_secs(20))?;
         drop(migration);
         // Nobody has started another agent.
         self.guest.runs()?;
