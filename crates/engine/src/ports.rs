@@ -224,7 +224,7 @@ pub trait Machine: Send {
         Ok(vec![])
     }
 
-    /// The same as it is now. Asked while the guest stands still, before anything is promised: takes 3 ms at most.
+    /// The same as it is now. Asked while the guest stands still, before and after `save`, before anything is promised: 3 ms at most.
     fn changes(&mut self) -> Result<Vec<String>, MachineError> {
         Ok(vec![])
     }

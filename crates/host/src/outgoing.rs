@@ -26,7 +26,7 @@ use engine::{
 };
 use pki::Security;
 use qemu::{
-    Accel, SpareCores, Vm,
+    Accel, Begun, SpareCores, Vm,
     attach::{self, RamBlock},
     frozen,
     sharing::Shown,
@@ -178,10 +178,11 @@ impl Mover {
         let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
         let vm = &request.vm;
         let mut open = open(vm).map_err(|e| one(&e))?;
-        let hindrances = open.hindrances().map_err(|e| one(&e))?;
-        if !hindrances.is_empty() {
-            return Err(hindrances);
+        let Begun { reasons, notes, took } = open.begin().map_err(|e| one(&e))?;
+        if !reasons.is_empty() {
+            return Err(reasons);
         }
+        tracing::debug!(vm = vm.name, ?took, "read again");
         let cores = cores(request.cores, SpareCores::beside(open.process()));
         let road = self.road(&request.to, open.recipe().accel);
         let shown = if for_real {
@@ -194,8 +195,9 @@ impl Mover {
         let recipe = qemu::Recipe { nets: open.networks()?, ..recipe.clone() };
         let recipe = serde_json::to_vec(&recipe).map_err(|e| one(&e))?;
         let private = open.copy_ahead().map_err(|e| one(&e))?;
-        let left_behind = open.warnings().map_err(|e| one(&e))?;
-        let reading = Reading { left_behind, ..Reading::default() };
+        let mut left_behind = notes;
+        left_behind.extend(open.warnings().map_err(|e| one(&e))?);
+        let reading = Reading { left_behind, took };
         let source = attach::Source::open(open.process().pid(), open.ram_blocks()).map_err(|e| one(&e))?;
         let source = source.with_pulse(pulse.clone());
         let writers = open.recipe().vcpus();

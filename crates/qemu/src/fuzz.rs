@@ -6,6 +6,7 @@
 use crate::{
     adopt::{self, live, names::Names},
     cpu, find,
+    known::Known,
     limits::Limits,
     private,
     qmp::{Qmp, QmpError},
@@ -44,10 +45,12 @@ pub enum Question {
     Private,
     /// Whether it has loaded its device state.
     Loaded,
+    /// What others can change, and whether they have.
+    Changes,
 }
 
 /// All of them.
-pub const QUESTIONS: [Question; 8] = [
+pub const QUESTIONS: [Question; 9] = [
     Question::Layout,
     Question::Hindrances,
     Question::Differences,
@@ -56,6 +59,7 @@ pub const QUESTIONS: [Question; 8] = [
     Question::Descriptor,
     Question::Private,
     Question::Loaded,
+    Question::Changes,
 ];
 
 /// A QEMU's side of a monitor connection: the greeting first, then whatever follows, then the end. Says where that led.
@@ -89,6 +93,10 @@ pub fn monitor(said: &[u8], question: Question) -> Result<(), String> {
             let layout = ram::layout(&mut qmp).map_err(|e| e.to_string())?;
             return private::Places::new(&layout).ask(&mut qmp).map_err(|e| e.to_string());
         }
+        Question::Changes => Known::begin(&mut qmp).and_then(|known| {
+            drop(known.hindrances());
+            known.changes(&mut qmp, true).map(drop)
+        }),
         Question::Loaded => return state::wait_loaded(&mut qmp).map_err(|e| e.to_string()),
     };
     answered.map_err(|e| e.to_string())

@@ -58,9 +58,11 @@ mod cpu;
 mod flush;
 mod halt;
 mod held;
+mod known;
 mod made_up;
 mod private;
 mod random;
+mod snapshot;
 mod spare;
 mod state;
 
@@ -69,5 +71,5 @@ pub use host::Host;
 pub use limits::Limits;
 pub use recipe::{Accel, Recipe};
 pub use spare::SpareCores;
-pub use vm::{Handle, OpenError, Vm};
+pub use vm::{Begun, Handle, OpenError, Vm};
 pub use vmfile::VmFile;

@@ -1,17 +1,19 @@
 //! One QEMU process as the engine's `Machine`: stop, save, load, resume, announce, destroy.
 
 use crate::{
-    adopt::{cmdline, live, nets},
+    adopt::{self, cmdline, nets},
     attach::RamBlock,
     cpu,
     find::{self, FindError},
     flush, halt,
     host::Host,
+    known::Known,
     launch::{self, Belongings, LaunchError, Started},
     made_up, private,
     qmp::{Qmp, QmpError, Version},
     ram::{self, Layout, RamError},
-    recipe::{Net, Recipe},
+    recipe::{Net, Recipe, Setting},
+    snapshot::own,
     state::{self, StateError},
     tap,
 };
@@ -48,6 +50,9 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 /// once. The guest stands still meanwhile; beyond, it goes on at the source.
 const FREEZE: Duration = Duration::from_millis(500);
 
+/// How long to wait before QEMU is asked again whether its own migration has ended.
+const AGAIN: Duration = Duration::from_millis(2);
+
 /// How long QEMU may take to end by itself before it is killed.
 const QUIT: Duration = Duration::from_secs(3);
 
@@ -70,12 +75,18 @@ pub struct Vm {
     unflushed: Vec<File>,
     /// Whether its network was seen not to hear it yet.
     slow_network: Arc<AtomicBool>,
+    /// What it was when its migration began.
+    known: Option<Known>,
     /// Whether the guest stands still because of us: stopped, or loaded and not yet started.
     stands_still: bool,
     /// Whether its QEMU stands still as a whole.
     frozen: bool,
     /// The number of the first event since it was stopped by us.
     still_since: Option<u64>,
+    /// Whether that is because we loaded it.
+    loaded: bool,
+    /// Whether its device state was saved since it was stopped.
+    saved: bool,
     stopped_at: Option<SystemTime>,
     resumed_at: Option<SystemTime>,
 }
@@ -91,6 +102,17 @@ pub struct Handle {
     pub recipe: Recipe,
     /// What goes with it.
     pub belongings: Belongings,
+}
+
+/// What is found when a migration of a VM begins.
+#[derive(Debug)]
+pub struct Begun {
+    /// Why it cannot be migrated, and what to do about it; nothing: it can.
+    pub reasons: Vec<String>,
+    /// What will be different on the target.
+    pub notes: Vec<String>,
+    /// How long the guest's QEMU was asked.
+    pub took: Duration,
 }
 
 /// Why a QEMU process cannot be taken charge of.
@@ -132,7 +154,10 @@ impl Vm {
     /// Starts a QEMU that waits for this VM's memory and device state, and runs nothing.
     pub fn incoming(recipe: &Recipe, host: &Host) -> Result<Self, LaunchError> {
         let mut vm = Self::start(recipe, host, true)?;
-        match state::open_door(&mut vm.qmp) {
+        let opened = vm
+            .set(&recipe.settings)
+            .and_then(|()| state::open_door(&mut vm.qmp).map_err(|error| error.to_string()));
+        match opened {
             Ok(door) => {
                 vm.door = Some(door);
                 Ok(vm)
@@ -140,9 +165,18 @@ impl Vm {
             Err(error) => {
                 launch::kill(&vm.process);
                 vm.belongings.remove();
-                Err(LaunchError::Unusable { vm: recipe.name.clone(), reasons: vec![error.to_string()] })
+                Err(LaunchError::Unusable { vm: recipe.name.clone(), reasons: vec![error] })
             }
         }
+    }
+
+    /// Sets what monitors had set where it comes from.
+    fn set(&mut self, settings: &[Setting]) -> Result<(), String> {
+        for setting in settings {
+            let (command, arguments) = setting.command();
+            self.qmp.execute(command, arguments).map_err(|error| error.to_string())?;
+        }
+        Ok(())
     }
 
     fn start(recipe: &Recipe, host: &Host, incoming: bool) -> Result<Self, LaunchError> {
@@ -195,9 +229,12 @@ impl Vm {
             exit: None,
             unflushed: Vec::new(),
             slow_network: Arc::default(),
+            known: None,
             stands_still: false,
             frozen: false,
             still_since: None,
+            loaded: false,
+            saved: false,
             stopped_at: None,
             resumed_at: None,
         }
@@ -279,11 +316,26 @@ impl Vm {
         answer["status"].as_str().map(str::to_owned).ok_or_else(|| self.qmp.strange("query-status", &answer))
     }
 
-    /// What hinders it from being migrated just now: what it does, and what QEMU itself objects to.
-    pub fn hindrances(&mut self) -> Result<Vec<String>, QmpError> {
-        let mut reasons = Vec::new();
-        live::state(&mut self.qmp, &mut reasons)?;
-        Ok(reasons)
+    /// A migration begins: reads all of the VM again, because others use its QEMU too. From now on [`Machine::watch`] and
+    /// [`Machine::changes`] tell what differs from what is read here.
+    pub fn begin(&mut self) -> Result<Begun, QmpError> {
+        let begin = Instant::now();
+        let known = Known::begin(&mut self.qmp)?;
+        let mut reasons = known.hindrances();
+        let started_by_us = self.belongings.log.is_some();
+        let (mut recipe, found, notes) =
+            adopt::again(&mut self.qmp, &self.process, &self.recipe, started_by_us)?;
+        if !started_by_us {
+            made_up::carry(&mut self.qmp, &mut recipe)?;
+        }
+        for reason in found {
+            if !reasons.contains(&reason) {
+                reasons.push(reason);
+            }
+        }
+        self.recipe = recipe;
+        self.known = Some(known);
+        Ok(Begun { reasons, notes, took: begin.elapsed() })
     }
 
     /// Its network cards as they are plugged in now, which others can have changed; else everything about them that cannot go with it.
@@ -403,6 +455,30 @@ impl Vm {
         self.still_since.and_then(|number| halt::changed(self.qmp.events_since(number)))
     }
 
+    /// Its state, which QEMU's own migration does not change any more: that may take the guest elsewhere at any moment, and then it must
+    /// not run here (I1). One that began just when we stopped the guest is cancelled: it would find the guest standing still, and end
+    /// between a look at it and `cont`.
+    fn status_for_good(&mut self) -> Result<String, String> {
+        let text = |error: QmpError| error.to_string();
+        let begin = Instant::now();
+        loop {
+            let status = self.status().map_err(text)?;
+            let answer = self.qmp.execute("query-migrate", json!({})).map_err(text)?;
+            let own = answer["status"].as_str().unwrap_or("none");
+            if status == "running" || (own::is_over(own) && status != "finish-migrate") {
+                // Asked before: what ended since has changed it.
+                let status = self.status().map_err(text)?;
+                return own::elsewhere(&status, own).map_or(Ok(status), |why| Err(why.to_owned()));
+            }
+            if begin.elapsed() > RESUME || own.starts_with("postcopy") {
+                let why = own::elsewhere(&status, own).unwrap_or("QEMU's own migration does not end");
+                return Err(why.to_owned());
+            }
+            self.qmp.execute("migrate_cancel", json!({})).map_err(text)?;
+            std::thread::sleep(AGAIN);
+        }
+    }
+
     /// Whether the guest runs.
     fn runs(&mut self) -> Result<bool, QmpError> {
         Ok(self.state()? == RunState::Running)
@@ -447,6 +523,16 @@ impl Machine for Vm {
         Ok(())
     }
 
+    fn watch(&mut self) -> Result<Vec<String>, MachineError> {
+        let Some(known) = &mut self.known else { return Ok(vec![]) };
+        known.watch(&mut self.qmp).map_err(|error| self.error("look again at", error))
+    }
+
+    fn changes(&mut self) -> Result<Vec<String>, MachineError> {
+        let Some(known) = &self.known else { return Ok(vec![]) };
+        known.changes(&mut self.qmp, self.saved).map_err(|error| self.error("look again at", error))
+    }
+
     fn run_state(&mut self) -> Result<RunState, MachineError> {
         self.state().map_err(|error| self.error("ask what it does:", error))
     }
@@ -456,7 +542,7 @@ impl Machine for Vm {
         if self.exit.is_none() {
             self.get_ready()?;
         }
-        self.stopped_at = None;
+        (self.stopped_at, self.saved) = (None, false);
         let before = self.state().map_err(|error| self.error(what, error))?;
         let heard = self.qmp.heard();
         self.qmp.execute_within("stop", json!({}), STOP).map_err(|error| self.error(what, error))?;
@@ -505,6 +591,10 @@ impl Machine for Vm {
             // Since QEMU 9 `stop` also stops a guest that sleeps, and `cont` lets it sleep on.
             self.qmp.execute("cont", json!({})).map_err(|error| self.error(what, error))?;
         }
+        // Disks that QEMU's own migration has taken elsewhere are not this QEMU's (I1, I6).
+        if !self.loaded {
+            self.status_for_good().map_err(|why| self.error(what, why))?;
+        }
         // What was stopped already when we came, or by somebody else since, stays so.
         (self.stands_still, self.still_since) = (false, None);
         state::activate_disks(&mut self.qmp).map_err(|error| self.error(what, error))?;
@@ -514,17 +604,17 @@ impl Machine for Vm {
 
     fn resume(&mut self) -> Result<Duration, MachineError> {
         let what = "resume";
-        // What we stopped or loaded ourselves need not be asked.
-        let status = if std::mem::take(&mut self.stands_still) {
+        // What we loaded ourselves need not be asked.
+        let loaded = std::mem::take(&mut self.loaded);
+        let status = if std::mem::take(&mut self.stands_still) && loaded {
             "paused".to_owned()
         } else {
-            self.status().map_err(|error| self.error(what, error))?
+            self.status_for_good().map_err(|why| self.error(what, why))?
         };
         match status.as_str() {
             "running" => return Ok(Duration::ZERO),
             // `cont` would be remembered and would start the guest whenever its state has been loaded.
             "inmigrate" => return Err(self.error(what, "its device state has not been loaded")),
-            "finish-migrate" => return Err(self.error(what, "QEMU's own migration of it is under way")),
             "shutdown" | "internal-error" | "guest-panicked" => {
                 return Err(
                     self.error(what, format!("it is in state {status}, from which only a reset leads back"))
@@ -561,6 +651,7 @@ impl Machine for Vm {
         flush::all(&self.unflushed).map_err(|error| self.error("flush the disks of", error))?;
         let private =
             self.private.save(&mut self.qmp, &self.process).map_err(|error| self.error(what, error))?;
+        self.saved = true;
         Ok(DeviceState { stream, private })
     }
 
@@ -575,7 +666,7 @@ impl Machine for Vm {
         let section = section.map_err(|error| self.error(what, error))?;
         let loaded = state::load(&mut self.qmp, door, &section, &state.stream);
         loaded.map_err(|error| self.not_loaded(what, &error))?;
-        self.stands_still = true;
+        (self.stands_still, self.loaded) = (true, true);
         Ok(())
     }
 

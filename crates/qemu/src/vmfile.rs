@@ -202,6 +202,7 @@ impl VmFile {
             arguments: self.devices(),
             cpu_features: Vec::new(),
             proof: None,
+            settings: Vec::new(),
         };
         if reasons.is_empty() {
             reasons = recipe::check(&recipe);

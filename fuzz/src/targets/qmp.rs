@@ -74,21 +74,50 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let words =
         json!([{ "cpuid-input-eax": 7, "cpuid-input-ecx": 0, "cpuid-register": "EBX", "features": 5 }]);
     let net = json!("nic0: index=0,type=nic,model=virtio\r\n \\ net0: index=0,type=tap,ifname=t0\r\n");
+    let drives = json!([{ "device": "", "qdev": "/machine/peripheral/blk0/virtio-backend", "removable": false,
+        "inserted": { "node-name": "file0", "file": "/shared/web1.img", "bps": 5, "group": "g" } }, { "device": "cd0", "qdev": "cd" }]);
+    let graph = json!({ "nodes": [{ "id": 1, "type": "block-driver", "name": "file0" }, { "id": 2, "type": "block-backend", "name": "" },
+        { "id": 3, "type": "block-job", "name": "job0" }], "edges": [{ "parent": 2, "child": 1, "name": "root" }] });
     let differences = [
         status.clone(),
         json!({ "blocked-reasons": ["a device"] }),
         commands.clone(),
         list(&[("rng", "virtio-rng-pci")]),
         list(&[("device[0]", "isa-serial")]),
+        list(&[("t0", "iothread")]),
         list(&[("device[3]", "qemu64-x86_64-cpu")]),
         list(&[("q35", "q35-pcihost")]),
-        node,
-        net,
+        drives.clone(),
+        node.clone(),
+        graph.clone(),
+        net.clone(),
         memdev.clone(),
         old.clone(),
         cpus.clone(),
     ];
+    let migration = json!({ "status": "completed", "blocked-reasons": ["a device"] });
+    let short = [
+        status.clone(),
+        migration,
+        graph,
+        list(&[("blk0", "virtio-blk-pci")]),
+        list(&[("device[0]", "ide-cd")]),
+    ];
+    let rest = [
+        list(&[("ram0", "memory-backend-memfd"), ("sec0", "secret")]),
+        memdev.clone(),
+        json!([{ "type": "dimm", "data": { "id": "dimm0", "size": 4096 } }]),
+        cpus.clone(),
+        json!([{ "label": "serial0", "filename": "unix:/s,server=on", "frontend-open": true }]),
+        drives,
+        node,
+        json!([{ "id": "job0", "type": "backup", "status": "running" }]),
+        json!([{ "id": "e0", "type": "nbd", "node-name": "file0" }]),
+        net,
+    ];
+    let begun: Vec<Value> = short.iter().chain(&rest).chain(&short).cloned().collect();
     let all = [
+        (8, answers(&begun)),
         (0, answers(&[memdev.clone(), new])),
         (0, answers(&[memdev.clone(), old.clone(), tree.clone(), place("ram0")])),
         (1, [event("STOP", Value::Null), answers(&[status, json!({}), commands])].concat()),
@@ -108,7 +137,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let mut seeds: Vec<Vec<u8>> =
         all.iter().map(|(question, said)| [&[*question, 0], &said[..]].concat()).collect();
     // The greeting too.
-    let (_, said) = &all[5];
+    let (_, said) = &all[6];
     seeds.push([&[5, 1], GREETING.as_bytes(), said].concat());
     let argv = [
         "qemu-system-x86_64",

@@ -2,7 +2,7 @@
 
 use super::names::Names;
 use crate::recipe::{
-    Accel, Argument, Backing, Console, MemoryBlock, NetOptions, Recipe, Role, aliases, files,
+    Accel, Argument, Backing, Console, MemoryBlock, NetOptions, Recipe, Role, SeenFile, aliases, files,
     options::{self, get, is_on},
 };
 use std::{collections::BTreeMap, path::Path};
@@ -18,6 +18,8 @@ pub(crate) struct Read {
     pub(super) notes: Vec<String>,
     /// Disks whose name leads to no file that can be used, and why: that matters unless the medium was changed since.
     pub(super) lost: Vec<(String, String)>,
+    /// Files as they were when the VM was read before: another one by the same name is none of its.
+    pub(super) known: Vec<SeenFile>,
 }
 
 /// A TAP as the command line names it.
@@ -30,6 +32,20 @@ pub(crate) struct Tap {
 /// What `-netdev tap` may say besides what goes with the VM: it concerns how this host's TAP was made.
 const TAP_OPTIONS: &[&str] =
     &["type", "id", "ifname", "script", "downscript", "br", "helper", "vhost", "vhostforce", "poll-us"];
+
+impl Read {
+    /// What a recipe says: of a VM that was started by it.
+    pub(super) fn of(recipe: Recipe) -> Self {
+        Self {
+            known: recipe.files.clone(),
+            recipe,
+            taps: BTreeMap::new(),
+            reasons: Vec::new(),
+            notes: Vec::new(),
+            lost: Vec::new(),
+        }
+    }
+}
 
 /// Options without a value.
 const FLAGS: &[&str] = &[
@@ -86,7 +102,11 @@ const HOST_ONLY: &[&str] = &[
 
 /// Reads a command line. `names` says what the file names in it lead to.
 pub(super) fn read(argv: &[String], names: &Names<'_>) -> Read {
-    let mut reader = Reader::new(names);
+    read_knowing(argv, names, &[])
+}
+
+fn read_knowing(argv: &[String], names: &Names<'_>, loaded: &[SeenFile]) -> Read {
+    let mut reader = Reader { loaded, ..Reader::new(names) };
     let mut rest = argv.iter().skip(1);
     while let Some(word) = rest.next() {
         // QEMU takes two dashes for one.
@@ -119,8 +139,23 @@ pub(crate) fn taps(argv: &[String]) -> BTreeMap<String, Tap> {
     reader.read.taps
 }
 
+/// Reads the command line of a VM that was read before. What cannot change while QEMU runs is as it was: what it has loaded, too.
+pub(super) fn read_again(argv: &[String], names: &Names<'_>, known: &Recipe) -> Read {
+    let loaded: Vec<SeenFile> = known.files.iter().filter(|file| file.role == Role::Boot).cloned().collect();
+    let mut read = read_knowing(argv, names, &loaded);
+    read.known.clone_from(&known.files);
+    let recipe = &mut read.recipe;
+    recipe.name.clone_from(&known.name);
+    recipe.machine.clone_from(&known.machine);
+    recipe.cpu_features.clone_from(&known.cpu_features);
+    (recipe.qemu, recipe.accel) = (known.qemu, known.accel);
+    read
+}
+
 struct Reader<'a> {
     names: &'a Names<'a>,
+    /// Files that QEMU has loaded, as they were then.
+    loaded: &'a [SeenFile],
     read: Read,
     flags: Vec<String>,
     /// Character devices, by id: what becomes of one depends on who uses it.
@@ -147,11 +182,19 @@ impl<'a> Reader<'a> {
             arguments: Vec::new(),
             cpu_features: Vec::new(),
             proof: None,
+            settings: Vec::new(),
         };
-        let read =
-            Read { recipe, taps: BTreeMap::new(), reasons: Vec::new(), notes: Vec::new(), lost: Vec::new() };
+        let read = Read {
+            recipe,
+            taps: BTreeMap::new(),
+            reasons: Vec::new(),
+            notes: Vec::new(),
+            lost: Vec::new(),
+            known: Vec::new(),
+        };
         Self {
             names,
+            loaded: &[],
             read,
             flags: Vec::new(),
             chardevs: Vec::new(),
@@ -349,7 +392,10 @@ impl<'a> Reader<'a> {
 
     /// Notes a file down; says what it is called here.
     fn file(&mut self, name: &str, role: Role) -> String {
-        let found = self.names.file(role, name).and_then(|path| files::look(&path, role));
+        let found = self.names.file(role, name).and_then(|path| {
+            let loaded = self.loaded.iter().find(|file| file.path == path && file.role == role);
+            loaded.map_or_else(|| files::look(&path, role), |file| Ok(file.clone()))
+        });
         match found {
             Ok(seen) => {
                 let path = seen.path.to_string_lossy().into_owned();

@@ -1,10 +1,16 @@
 //! What a QEMU is now, by its monitor and by `/proc`, against what its command line says.
 
-use super::{cmdline::Read, names::Names, nets};
+use super::{
+    cmdline::Read,
+    drives::{self, Live},
+    names::Names,
+    nets, settings,
+};
 use crate::{
     qmp::{Qmp, QmpError},
     ram,
-    recipe::{Accel, Role, SeenFile, backing_files, options},
+    recipe::{Accel, Role, SeenFile, backing_files, files, options},
+    snapshot::own,
 };
 use engine::ports::RunState;
 use serde_json::{Value, json};
@@ -37,6 +43,9 @@ const REFUSED: &[(&str, &str)] = &[
     ("tpm-", "a TPM's state is in another process; leave it out"),
 ];
 
+/// Devices whose action a monitor can set, and nobody can ask for.
+const WATCHDOGS: &[&str] = &["i6300esb", "ib700"];
+
 /// Everything in which the running VM cannot be migrated, or is not what its command line says.
 pub(super) fn differences(
     qmp: &mut Qmp,
@@ -47,7 +56,7 @@ pub(super) fn differences(
     let mut reasons = Vec::new();
     state(qmp, &mut reasons)?;
     devices(qmp, read, &mut reasons)?;
-    disks(qmp, names, read, &mut reasons)?;
+    disks(qmp, process, names, read, &mut reasons)?;
     nets::networks(qmp, process, read, &mut reasons)?;
     memory(qmp, process, read, &mut reasons)?;
     Ok(reasons)
@@ -62,8 +71,14 @@ pub(super) fn accel(qmp: &mut Qmp) -> Result<Accel, QmpError> {
 /// What hinders this QEMU from being migrated just now, whatever it consists of.
 pub(crate) fn state(qmp: &mut Qmp, reasons: &mut Vec<String>) -> Result<(), QmpError> {
     let status = qmp.execute("query-status", json!({}))?;
-    reasons.extend(RunState::from_name(status["status"].as_str().unwrap_or_default()).hindrance());
+    let state = RunState::from_name(status["status"].as_str().unwrap_or_default());
+    let status = status["status"].as_str().unwrap_or("unknown");
     let migration = qmp.execute("query-migrate", json!({}))?;
+    let own = migration["status"].as_str().unwrap_or("none");
+    match own::elsewhere(status, own) {
+        Some(why) => reasons.push(why.to_owned()),
+        None => reasons.extend(state.hindrance()),
+    }
     for reason in migration["blocked-reasons"].as_array().into_iter().flatten() {
         reasons.push(format!(
             "QEMU itself refuses to migrate it: {}",
@@ -79,7 +94,7 @@ pub(crate) fn state(qmp: &mut Qmp, reasons: &mut Vec<String>) -> Result<(), QmpE
 }
 
 /// The devices that users add, against `-device`.
-fn devices(qmp: &mut Qmp, read: &Read, reasons: &mut Vec<String>) -> Result<(), QmpError> {
+fn devices(qmp: &mut Qmp, read: &mut Read, reasons: &mut Vec<String>) -> Result<(), QmpError> {
     let mut told: BTreeMap<String, Option<String>> = BTreeMap::new();
     let mut anonymous: Vec<String> = Vec::new();
     for argument in read.recipe.arguments.iter().filter(|argument| argument.option == "-device") {
@@ -93,6 +108,12 @@ fn devices(qmp: &mut Qmp, read: &Read, reasons: &mut Vec<String>) -> Result<(), 
     for (folder, named) in [("/machine/peripheral", true), ("/machine/peripheral-anon", false)] {
         for (name, kind) in children(qmp, folder)? {
             refuse_kind(&name, &kind, reasons);
+            if WATCHDOGS.contains(&kind.as_str()) {
+                read.notes.push(format!(
+                    "watchdog {name} ({kind}): QEMU cannot be asked what it does when it expires; what a monitor set \
+                     (watchdog-set-action) stays behind, the target does as the command line says"
+                ));
+            }
             // -drive if=virtio and friends make devices that no -device names.
             let known = if named { told.remove(&name).is_some() } else { take_kind(&mut anonymous, &kind) };
             let by_drive = kind.starts_with("virtio-blk") && has_drive(read, "virtio");
@@ -107,9 +128,33 @@ fn devices(qmp: &mut Qmp, read: &Read, reasons: &mut Vec<String>) -> Result<(), 
     for id in told.keys() {
         reasons.push(format!("device {id} of the command line was unplugged; restart the VM without it"));
     }
+    objects(qmp, read, reasons)?;
     // Devices of the machine itself.
     for (name, kind) in children(qmp, "/machine/unattached")?.into_iter().chain(children(qmp, "/machine")?) {
         refuse_kind(&name, &kind, reasons);
+    }
+    Ok(())
+}
+
+/// The objects that users add, against `-object`. Memory has an eye of its own; secrets concern connections of this host.
+fn objects(qmp: &mut Qmp, read: &Read, reasons: &mut Vec<String>) -> Result<(), QmpError> {
+    let told: Vec<String> = read
+        .recipe
+        .arguments
+        .iter()
+        .filter(|argument| argument.option == "-object")
+        .filter_map(|argument| {
+            let parsed = options::parse(argument.value.as_deref()?, "qom-type");
+            options::get(&parsed, "id").map(str::to_owned)
+        })
+        .collect();
+    let elsewhere = ["memory-backend-", "secret", "tls-", "authz-"];
+    for (name, kind) in children(qmp, "/objects")? {
+        if !told.contains(&name) && !elsewhere.iter().any(|stem| kind.starts_with(stem)) {
+            reasons.push(format!(
+                "object {name} ({kind}) was added after the start; remove it (object-del) or start the VM with it"
+            ));
+        }
     }
     Ok(())
 }
@@ -153,13 +198,17 @@ fn children(qmp: &mut Qmp, path: &str) -> Result<Vec<(String, String)>, QmpError
     Ok(answer.as_array().into_iter().flatten().filter_map(child).collect())
 }
 
+/// The recipe's drives follow what QEMU has now; what it cannot have elsewhere is refused.
 fn disks(
     qmp: &mut Qmp,
+    process: &PidFd,
     names: &Names<'_>,
     read: &mut Read,
     reasons: &mut Vec<String>,
 ) -> Result<(), QmpError> {
+    let drives = qmp.execute("query-block", json!({}))?;
     let mut nodes = qmp.execute("query-named-block-nodes", json!({ "flat": true }))?;
+    name_descriptors(qmp, process, &mut nodes)?;
     for node in nodes.as_array_mut().into_iter().flatten() {
         // By the names of this host. Of what is not found here, all that can be told is what QEMU calls it.
         let found = node["file"].as_str().and_then(|name| names.file(Role::Disk, name).ok());
@@ -167,18 +216,14 @@ fn disks(
             node["file"] = path.to_string_lossy().into();
         }
     }
-    for node in nodes.as_array().into_iter().flatten().filter(|node| node["drv"] == "qcow2") {
-        let Some(image) = node["file"].as_str().map(Path::new) else { continue };
-        let is_ours = |file: &SeenFile| file.role == Role::Disk && file.path == image;
-        if !read.recipe.files.iter().any(is_ours) {
-            continue;
-        }
-        match backing_files(image) {
-            Ok(files) => read.recipe.files.extend(files),
-            Err(why) => reasons.push(why),
-        }
-    }
-    reasons.extend(std::mem::take(&mut read.lost).into_iter().map(|(_, why)| why));
+    let graph = qmp.execute("x-debug-query-block-graph", json!({}))?;
+    let live = Live::read(&drives, &nodes, &graph);
+    let (followed, wrong) = drives::follow(&read.recipe.arguments, &live);
+    reasons.extend(wrong);
+    read.recipe.arguments = followed;
+    files(names, read, &live, reasons);
+    read.recipe.settings = settings::read(&drives, &nodes, &read.recipe.arguments);
+    read.notes.extend(settings::lost(&nodes));
     let known: Vec<&str> = read
         .recipe
         .files
@@ -208,6 +253,76 @@ fn disks(
         }
     }
     Ok(())
+}
+
+/// A node's file that is one of a set of descriptors gets the name of the file that it leads to.
+fn name_descriptors(qmp: &mut Qmp, process: &PidFd, nodes: &mut Value) -> Result<(), QmpError> {
+    const SET: &str = "/dev/fdset/";
+    let is_set = |node: &Value| node["file"].as_str().is_some_and(|file| file.starts_with(SET));
+    if !nodes.as_array().into_iter().flatten().any(is_set) {
+        return Ok(());
+    }
+    let sets = qmp.execute("query-fdsets", json!({}))?;
+    for node in nodes.as_array_mut().into_iter().flatten() {
+        let number = node["file"].as_str().and_then(|file| file.strip_prefix(SET)?.parse::<i64>().ok());
+        let Some(number) = number else { continue };
+        let set = sets.as_array().into_iter().flatten().find(|set| set["fdset-id"] == number);
+        let Some(fd) = set.and_then(|set| set["fds"][0]["fd"].as_i64()) else { continue };
+        if let Ok(leads) = fs::read_link(process.proc_path(format!("fd/{fd}"))) {
+            node["file"] = leads.to_string_lossy().into();
+        }
+    }
+    Ok(())
+}
+
+/// The files that the arguments name now, and those that their images name.
+fn files(names: &Names<'_>, read: &mut Read, live: &Live, reasons: &mut Vec<String>) {
+    let mut seen: Vec<SeenFile> =
+        read.recipe.files.iter().filter(|file| file.role == Role::Boot).cloned().collect();
+    let known = &read.known;
+    let mut add = |file: SeenFile| {
+        let before = known.iter().find(|known| known.path == file.path && known.role == file.role);
+        let other =
+            before.filter(|before| before.identity().is_some() && before.identity() != file.identity());
+        let file = other.cloned().unwrap_or(file);
+        if !seen.iter().any(|known| known.path == file.path && known.role == file.role) {
+            seen.push(file);
+        }
+    };
+    // One of a set of descriptors has no name; it is refused with all other files that are not known.
+    let has_name = |path: &String| !path.starts_with("/dev/fdset/");
+    for path in drives::named(&read.recipe.arguments).into_iter().filter(has_name) {
+        match names.file(Role::Disk, &path).and_then(|path| files::look(&path, Role::Disk)) {
+            Ok(file) => add(file),
+            Err(why) => reasons.push(why),
+        }
+    }
+    for image in live.by_header(&read.recipe.arguments) {
+        let chain = live.chain(image);
+        let Some((top, behind)) = chain.split_first() else { continue };
+        // Whatever is no file is told of by itself.
+        if files::look(Path::new(top), Role::Disk).is_err() {
+            continue;
+        }
+        match backing_files(Path::new(top)) {
+            Ok(files) => {
+                let told: Vec<&Path> = files.iter().map(|file| file.path.as_path()).collect();
+                let same = told.len() == behind.len()
+                    && told.iter().zip(behind).all(|(told, is)| same_file(&told.to_string_lossy(), is));
+                if !same {
+                    reasons.push(format!(
+                        "disk {top} lies on {behind:?}, but names {told:?} in its header, which the target would open; \
+                         mend the header (change-backing-file)"
+                    ));
+                }
+                files.into_iter().for_each(&mut add);
+            }
+            Err(why) => reasons.push(why),
+        }
+    }
+    read.recipe.files = seen;
+    // What is not used any more need not be found.
+    read.lost.clear();
 }
 
 fn same_file(known: &str, path: &str) -> bool {

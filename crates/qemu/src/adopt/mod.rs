@@ -5,9 +5,11 @@
 
 pub(crate) mod cmdline;
 mod confined;
+mod drives;
 pub(crate) mod live;
 pub(crate) mod names;
 pub(crate) mod nets;
+mod settings;
 
 use crate::{
     attach, cpu, find,
@@ -16,7 +18,7 @@ use crate::{
     made_up,
     qmp::{Qmp, QmpError},
     ram::{self, Layout, RamError},
-    recipe,
+    recipe::{self, Recipe},
     vm::{OpenError, Vm},
 };
 use names::Names;
@@ -105,6 +107,39 @@ pub(crate) fn understand(
     made_up::carry(qmp, &mut read.recipe)?;
     read.notes.extend(confined::notes(process, argv));
     Ok((read, reasons))
+}
+
+/// The recipe of a VM as it is now, why it cannot be migrated, and what will be different on the target. Of one that we started the
+/// command line is ours, and `known` says what was meant by it; of others it is read again.
+pub(crate) fn again(
+    qmp: &mut Qmp,
+    process: &PidFd,
+    known: &Recipe,
+    started_by_us: bool,
+) -> Result<(Recipe, Vec<String>, Vec<String>), QmpError> {
+    let held = match Held::by(process) {
+        Ok(held) => held,
+        Err(cause) => {
+            let why = format!("cannot look which files it has open: {cause}");
+            return Ok((known.clone(), vec![why], vec![]));
+        }
+    };
+    let names = Names::Of(&held);
+    let mut read = if started_by_us {
+        cmdline::Read::of(known.clone())
+    } else {
+        let argv = match find::command_line(process) {
+            Ok(argv) => argv,
+            Err(cause) => return Ok((known.clone(), vec![format!("its command line: {cause}")], vec![])),
+        };
+        cmdline::read_again(&argv, &names, known)
+    };
+    let mut reasons = std::mem::take(&mut read.reasons);
+    reasons.extend(live::differences(qmp, process, &names, &mut read)?);
+    reasons.extend(recipe::check(&read.recipe));
+    let mut told = std::collections::BTreeSet::new();
+    reasons.retain(|reason| told.insert(reason.clone()));
+    Ok((read.recipe, reasons, read.notes))
 }
 
 /// See [`crate::fuzz::command_line`].

@@ -20,7 +20,8 @@ pub(super) fn networks(
     reasons: &mut Vec<String>,
 ) -> Result<(), QmpError> {
     let taps = std::mem::take(&mut read.taps);
-    let named: BTreeSet<String> = taps.keys().cloned().collect();
+    let told = read.recipe.nets.iter().map(|net| &net.id);
+    let named: BTreeSet<String> = taps.keys().chain(told).cloned().collect();
     match plugged(process, taps) {
         Ok(nets) => read.recipe.nets.extend(nets),
         Err(why) => reasons.extend(why),
@@ -29,7 +30,7 @@ pub(super) fn networks(
     for line in text.lines() {
         let bare = line.trim_start_matches([' ', '\\']);
         let Some((id, kind)) = bare.split_once(": index=0,type=") else { continue };
-        if kind.split(',').next() == Some("tap")
+        if kind.split(',').next() != Some("nic")
             && !named.contains(id)
             && !reasons.iter().any(|reason| reason.starts_with(&format!("network {id}")))
         {

@@ -1,6 +1,7 @@
 //! Lines from a socket, bounded in length and in time.
 
 use super::QmpError;
+use rustix::{io::Errno, net::RecvFlags};
 use std::{
     io::{self, Read},
     os::unix::net::UnixStream,
@@ -58,6 +59,33 @@ impl Lines {
                 return Err(QmpError::TooLong { command: String::new(), limit: LONGEST });
             }
             self.fill(socket, end)?;
+        }
+    }
+
+    /// The next line if all of it is there already. Never waits.
+    pub(super) fn there(&mut self, socket: &UnixStream) -> Result<Option<Vec<u8>>, QmpError> {
+        let mut chunk = [0; 16 << 10];
+        loop {
+            if self.buffer[self.searched..].contains(&b'\n') {
+                return match self.next(socket, Instant::now()) {
+                    // An empty one.
+                    Err(QmpError::Timeout { .. }) => Ok(None),
+                    line => line.map(Some),
+                };
+            }
+            self.searched = self.buffer.len();
+            if self.buffer.len() > LONGEST {
+                return Err(QmpError::TooLong { command: String::new(), limit: LONGEST });
+            }
+            match rustix::net::recv(socket, &mut chunk[..], RecvFlags::DONTWAIT) {
+                Ok((_, 0)) => return Err(QmpError::Closed { command: String::new() }),
+                Ok((_, got)) => self.buffer.extend_from_slice(&chunk[..got]),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(error) => {
+                    return Err(QmpError::Broken { command: String::new(), cause: error.into() });
+                }
+            }
         }
     }
 

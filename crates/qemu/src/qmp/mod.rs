@@ -13,7 +13,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     fmt,
     io::{IoSlice, Write},
     mem::MaybeUninit,
@@ -75,6 +75,8 @@ pub struct Qmp {
     lines: Lines,
     version: Version,
     next_id: u64,
+    /// The names of events that came since somebody asked for them.
+    noticed: BTreeSet<String>,
     /// With the length of its line.
     events: VecDeque<(Event, usize)>,
     /// How many events came so far.
@@ -124,6 +126,7 @@ impl Qmp {
             lines,
             version,
             next_id: 1,
+            noticed: BTreeSet::new(),
             events: VecDeque::new(),
             heard: 0,
         };
@@ -160,6 +163,36 @@ impl Qmp {
         patience: Duration,
     ) -> Result<Value, QmpError> {
         self.ask(command, arguments, None, patience)
+    }
+
+    /// Runs several commands: all are written before the first answer is read, which saves a wait for each. What became of each, in
+    /// their order; an error of the connection ends all.
+    pub(crate) fn execute_all(
+        &mut self,
+        commands: &[(&str, Value)],
+        patience: Duration,
+    ) -> Result<Vec<Result<Value, QmpError>>, QmpError> {
+        let first = self.next_id;
+        let mut lines = String::new();
+        for (command, arguments) in commands {
+            lines += &json!({ "execute": command, "arguments": arguments, "id": self.next_id }).to_string();
+            lines.push('\n');
+            self.next_id += 1;
+        }
+        let name = commands.first().map_or("", |(command, _)| command);
+        let broken = |cause| QmpError::Broken { command: name.to_owned(), cause };
+        let end = Instant::now() + patience;
+        self.socket.set_write_timeout(Some(patience)).map_err(broken)?;
+        self.socket.write_all(lines.as_bytes()).map_err(broken)?;
+        (first..).zip(commands).map(|(id, (command, _))| self.answer(id, command, end, patience)).collect()
+    }
+
+    /// The names of the events that came since this was asked last. Never waits.
+    pub(crate) fn notice(&mut self) -> Result<BTreeSet<String>, QmpError> {
+        while let Some(line) = self.lines.there(&self.socket)? {
+            self.take(&line)?;
+        }
+        Ok(std::mem::take(&mut self.noticed))
     }
 
     /// One line for the human monitor; returns its answer as it is.
@@ -245,6 +278,17 @@ impl Qmp {
         self.socket.set_write_timeout(Some(patience)).map_err(broken)?;
         self.send(line.as_bytes(), fd).map_err(broken)?;
         let end = Instant::now() + patience;
+        self.answer(id, command, end, patience)?
+    }
+
+    /// The answer to one question. The outer error is the connection's, the inner one QEMU's word.
+    fn answer(
+        &mut self,
+        id: u64,
+        command: &str,
+        end: Instant,
+        patience: Duration,
+    ) -> Result<Result<Value, QmpError>, QmpError> {
         loop {
             let line = self.lines.next(&self.socket, end).map_err(|error| error.during(command, patience))?;
             let Some(mut answer) = self.take(&line)? else { continue };
@@ -255,15 +299,15 @@ impl Qmp {
             }
             if let Some(error) = answer.get("error") {
                 let text = |name: &str| error[name].as_str().unwrap_or("unknown").to_owned();
-                return Err(QmpError::Refused {
+                return Ok(Err(QmpError::Refused {
                     command: command.to_owned(),
                     class: text("class"),
                     why: text("desc"),
-                });
+                }));
             }
             // Not by its index, which would panic where the answer is no object.
             return match answer.get_mut("return") {
-                Some(returned) => Ok(returned.take()),
+                Some(returned) => Ok(Ok(returned.take())),
                 None => Err(self.strange(command, &answer)),
             };
         }
@@ -294,6 +338,9 @@ impl Qmp {
                 .unwrap_or_else(SystemTime::now),
             _ => SystemTime::now(),
         };
+        if self.noticed.len() < EVENTS_KEPT {
+            self.noticed.insert(name.to_owned());
+        }
         let event = Event { name: name.to_owned(), data: value["data"].clone(), at, number: self.heard };
         self.heard += 1;
         self.events.push_back((event, line.len()));

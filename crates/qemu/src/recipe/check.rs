@@ -14,6 +14,8 @@ const MOST_ARGUMENTS: usize = 1024;
 /// Reasons that are told: each takes more memory than what it is about, and nobody reads more.
 const MOST_REASONS: usize = 100;
 const MOST_MEMORY: u64 = 64 << 40;
+/// Of a device in QEMU's object tree.
+const LONGEST_PATH: usize = 256;
 
 /// Everything that is wrong with a recipe; empty when it may be used.
 pub fn check(recipe: &Recipe) -> Vec<String> {
@@ -82,6 +84,12 @@ pub fn check(recipe: &Recipe) -> Vec<String> {
         let climbs = file.path.components().any(|part| part == std::path::Component::ParentDir);
         must(plain && !forbidden && !climbs, format!("file {:?} is no plain absolute path", shown(&path)));
     }
+    must(recipe.settings.len() <= MOST_ARGUMENTS, "too many settings".to_owned());
+    for setting in recipe.settings.iter().take(MOST_ARGUMENTS) {
+        if let Err(why) = setting.check() {
+            must(false, why);
+        }
+    }
     must(recipe.cpu_features.len() <= MOST_ARGUMENTS, "too many CPU feature words".to_owned());
     for word in recipe.cpu_features.iter().take(MOST_ARGUMENTS) {
         must(is_word(&word.register), format!("{:?} is no CPU register", shown(&word.register)));
@@ -133,4 +141,10 @@ pub(crate) fn is_interface(text: &str) -> bool {
 pub(crate) fn shown(text: &str) -> String {
     let clean = |character: char| if character.is_control() { '?' } else { character };
     text.chars().take(100).map(clean).collect()
+}
+
+/// What names a drive, a node or a device in a monitor's command, its path in QEMU's object tree too. May be empty.
+pub(crate) fn is_plain_name(text: &str) -> bool {
+    text.len() < LONGEST_PATH
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./[]#".contains(&byte))
 }

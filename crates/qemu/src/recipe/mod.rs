@@ -16,13 +16,17 @@ pub mod files;
 /// The syntax of option values.
 pub mod options;
 mod read_only;
+mod settings;
 
 pub use allow::check_argument;
 pub(crate) use allow::device_driver;
+pub(crate) use allow::is_id;
 pub use argv::Paths;
 pub use backing::{backing_files, backing_of};
 pub use check::check;
 pub(crate) use check::{NAME_RULE, is_interface, is_name, matches};
+pub(crate) use settings::LIMITS;
+pub use settings::Setting;
 
 use crate::{qmp::Version, sharing::Secret, tap::Port};
 use serde::{Deserialize, Serialize};
@@ -70,6 +74,9 @@ pub struct Recipe {
     /// By what the source of a migration shows that it has these files; none but on its way. See [`crate::sharing`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<Secret>,
+    /// What monitors have set since it was started, and the command line does not say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settings: Vec<Setting>,
 }
 
 /// How the guest's instructions are executed.

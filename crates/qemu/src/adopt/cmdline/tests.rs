@@ -65,7 +65,6 @@ fn each_refusal_says_why_and_what_would_mend_it() {
         (&["-snapshot"], "a file of this host", "leave it out"),
         (&["disk.img"], "without an option", "use -blockdev and -device"),
         (&["-blockdev", "{\"driver\":\"file\"}"], "JSON is not understood", "write key=value"),
-        (&["-drive", "file=/nowhere.img,format=raw"], "disk /nowhere.img", "No such file"),
         (&["-serial", "stdio", "-serial", "pty"], "more than one serial port", "only the first"),
     ];
     for (words, why, mend) in table {

@@ -164,3 +164,21 @@ fn huge_pages_are_refused() {
     assert_eq!(reasons.len(), 1, "{reasons:#?}");
     assert!(reasons[0].contains("leave out hugetlb=on"), "{reasons:#?}");
 }
+
+#[test]
+fn a_disk_that_is_in_use_must_be_there() {
+    let gone = ["-drive", "file=/nowhere.img,format=raw,if=none,id=d0"];
+    let used = |command: &str, _: &Value| match command {
+        "query-block" => Some(json!([{ "device": "d0", "qdev": "d", "inserted": { "node-name": "n" } }])),
+        "query-named-block-nodes" => {
+            Some(json!([{ "node-name": "n", "drv": "raw", "file": "/nowhere.img" }]))
+        }
+        _ => None,
+    };
+    assert_eq!(found(&gone, used), ["disk /nowhere.img: No such file or directory (os error 2)"]);
+    // One that was taken out of its drive may be gone.
+    let ejected = |command: &str, _: &Value| {
+        (command == "query-block").then(|| json!([{ "device": "d0", "qdev": "cd" }]))
+    };
+    assert_eq!(found(&gone, ejected), Vec::<String>::new());
+}

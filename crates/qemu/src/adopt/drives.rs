@@ -1,0 +1,382 @@
+//! The drives of a recipe as they are now: media that were changed or ejected, overlays of snapshots, nodes that were added.
+//!
+//! The block graph is QEMU's: a node is a part of an image (its driver, its file, what it lies on), a drive shows one node to the guest.
+//! A recipe makes them by `-drive` (one option for all) or by `-blockdev`, one for each node that has a name. Nodes with automatic names
+//! (`#block123`) are made by those that need them.
+
+use crate::{
+    recipe::{
+        Argument, is_id,
+        options::{self, get},
+    },
+    snapshot::drive_name,
+};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Chains of nodes are followed so deep. QEMU's own limit is 200 files open for a chain.
+const DEEPEST: usize = 64;
+
+/// What QEMU says of drives and nodes.
+#[derive(Debug, Default)]
+pub(super) struct Live {
+    drives: Vec<Drive>,
+    nodes: BTreeMap<String, Node>,
+}
+
+#[derive(Debug, Default)]
+struct Drive {
+    /// The `id` of `-drive`; empty for one of `-device …,drive=NODE`.
+    backend: String,
+    /// What users call it.
+    name: String,
+    /// The node that the guest sees; none: no medium.
+    shows: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Node {
+    driver: String,
+    file: String,
+    read_only: bool,
+    /// By what they are to it: `file`, `backing`.
+    children: BTreeMap<String, String>,
+}
+
+impl Live {
+    /// From `query-block`, `query-named-block-nodes` and `x-debug-query-block-graph`.
+    pub(super) fn read(drives: &Value, nodes: &Value, graph: &Value) -> Self {
+        let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let drive = |one: &Value| Drive {
+            backend: text(&one["device"]),
+            name: drive_name(one),
+            shows: one["inserted"]["node-name"].as_str().map(str::to_owned),
+        };
+        let mut live = Self { drives: list(drives).iter().map(drive).collect(), nodes: BTreeMap::new() };
+        for node in list(nodes) {
+            let (driver, file) = (text(&node["drv"]), text(&node["file"]));
+            let read_only = node["ro"] == true;
+            let found = Node { driver, file, read_only, children: BTreeMap::new() };
+            live.nodes.insert(text(&node["node-name"]), found);
+        }
+        let names: BTreeMap<u64, String> = list(&graph["nodes"])
+            .iter()
+            .filter(|node| node["type"] == "block-driver")
+            .filter_map(|node| Some((node["id"].as_u64()?, text(&node["name"]))))
+            .collect();
+        let named = |id: &Value| id.as_u64().and_then(|id| names.get(&id));
+        for edge in list(&graph["edges"]) {
+            if let (Some(parent), Some(child)) = (named(&edge["parent"]), named(&edge["child"]))
+                && let Some(parent) = live.nodes.get_mut(parent)
+            {
+                parent.children.insert(text(&edge["name"]), child.clone());
+            }
+        }
+        live
+    }
+
+    /// The file of an image: that of the node which opens it. An image's own word for it may hold options.
+    fn path(&self, node: &str) -> &str {
+        let mut at = self.nodes.get(node);
+        for _ in 0..DEEPEST {
+            let Some(child) = at.and_then(|node| self.nodes.get(node.children.get("file")?)) else { break };
+            at = Some(child);
+        }
+        at.map_or("", |node| node.file.as_str())
+    }
+
+    /// The files of this image: its own, and those of the images that it lies on.
+    pub(super) fn chain(&self, top: &str) -> Vec<&str> {
+        let (mut files, mut at) = (Vec::new(), Some(top));
+        while let Some((name, node)) =
+            at.and_then(|name| Some((name, self.nodes.get(name)?))).filter(|_| files.len() < DEEPEST)
+        {
+            files.push(self.path(name));
+            at = node.children.get("backing").map(String::as_str);
+        }
+        files
+    }
+
+    /// The qcow2 images whose backing file the target's QEMU finds in their headers.
+    pub(super) fn by_header<'a>(&'a self, arguments: &[Argument]) -> Vec<&'a str> {
+        let explicit: BTreeSet<String> = arguments
+            .iter()
+            .filter(|argument| argument.value.as_deref().is_some_and(|value| value.contains("backing=")))
+            .filter_map(node_of)
+            .collect();
+        let images = self.nodes.iter().filter(|(_, node)| node.driver == "qcow2");
+        images.map(|(name, _)| name.as_str()).filter(|name| !explicit.contains(*name)).collect()
+    }
+
+    /// This node and all that it lies on.
+    fn below(&self, top: &str, found: &mut BTreeSet<String>) {
+        if found.len() < self.nodes.len() && found.insert(top.to_owned()) {
+            for child in self.nodes.get(top).into_iter().flat_map(|node| node.children.values()) {
+                self.below(child, found);
+            }
+        }
+    }
+}
+
+/// A recipe's arguments that make the drives and nodes as they are; and what stands in the way.
+pub(super) fn follow(arguments: &[Argument], live: &Live) -> (Vec<Argument>, Vec<String>) {
+    let mut following =
+        Following { live, old: BTreeMap::new(), made: BTreeMap::new(), out: vec![], reasons: vec![] };
+    let mut followed = Vec::new();
+    // What `-drive` makes, with all below it.
+    let mut theirs = BTreeSet::new();
+    for argument in arguments {
+        let value = argument.value.as_deref().unwrap_or_default();
+        match argument.option.as_str() {
+            "-drive" => {
+                let parsed = options::parse(value, "");
+                let id = get(&parsed, "id").unwrap_or_default();
+                match live.drives.iter().find(|drive| !id.is_empty() && drive.backend == id) {
+                    Some(drive) => {
+                        if let Some(top) = &drive.shows {
+                            live.below(top, &mut theirs);
+                        }
+                        followed.push(following.drive(argument, drive));
+                    }
+                    None => {
+                        following.unnamed(&parsed);
+                        followed.push(argument.clone());
+                    }
+                }
+            }
+            "-blockdev" => {
+                let parsed = options::parse(value, "driver");
+                if let Some(name) = get(&parsed, "node-name") {
+                    following.old.insert(name.to_owned(), argument.clone());
+                }
+                followed.push(argument.clone());
+            }
+            _ => followed.push(argument.clone()),
+        }
+    }
+    // In the recipe's own order where it has them: children come before their parents there.
+    let order: Vec<String> =
+        followed.iter().filter_map(node_of).filter(|name| live.nodes.contains_key(name)).collect();
+    for name in &order {
+        following.make(name, 0);
+    }
+    let others = live.nodes.keys().filter(|name| is_id(name) && !theirs.contains(*name));
+    for name in others.cloned().collect::<Vec<_>>() {
+        following.make(&name, 0);
+    }
+    for argument in followed.iter_mut().filter(|argument| argument.option == "-device") {
+        following.device(argument);
+    }
+    // Nodes that are no more are made no more.
+    let at = followed.iter().position(|argument| argument.option == "-blockdev").unwrap_or(0);
+    followed.retain(|argument| node_of(argument).is_none());
+    followed.splice(at..at, following.out);
+    (followed, following.reasons)
+}
+
+/// The files that the arguments name.
+pub(super) fn named(arguments: &[Argument]) -> BTreeSet<String> {
+    let mut files = BTreeSet::new();
+    for argument in arguments {
+        let (implied, names): (_, &[&str]) = match argument.option.as_str() {
+            "-drive" => ("", &["file"]),
+            "-blockdev" => ("driver", &["filename", "file.filename"]),
+            _ => continue,
+        };
+        let parsed = options::parse(argument.value.as_deref().unwrap_or_default(), implied);
+        files.extend(
+            parsed.into_iter().filter(|(key, _)| names.contains(&key.as_str())).map(|(_, path)| path),
+        );
+    }
+    files
+}
+
+/// The node that an argument makes.
+fn node_of(argument: &Argument) -> Option<String> {
+    if argument.option != "-blockdev" {
+        return None;
+    }
+    let parsed = options::parse(argument.value.as_deref()?, "driver");
+    get(&parsed, "node-name").map(str::to_owned)
+}
+
+struct Following<'a> {
+    live: &'a Live,
+    /// The recipe's nodes, by their names.
+    old: BTreeMap<String, Argument>,
+    /// The names under which the target makes nodes, by their names here.
+    made: BTreeMap<String, String>,
+    out: Vec<Argument>,
+    reasons: Vec<String>,
+}
+
+type Parsed = Vec<(String, String)>;
+
+fn set(parsed: &mut Parsed, key: &str, value: &str) {
+    match parsed.iter_mut().rev().find(|(name, _)| name == key) {
+        Some((_, old)) => value.clone_into(old),
+        None => parsed.push((key.to_owned(), value.to_owned())),
+    }
+}
+
+/// Whether QEMU's word for a file is this one: relative to where it was started, it is shorter.
+fn is_same(path: &str, live: &str) -> bool {
+    path == live || (!live.starts_with('/') && path.ends_with(&format!("/{}", live.trim_start_matches("./"))))
+}
+
+fn follow_path(parsed: &mut Parsed, key: &str, live: &str) {
+    if !get(parsed, key).is_some_and(|path| is_same(path, live)) {
+        set(parsed, key, live);
+    }
+}
+
+fn forget(parsed: &mut Parsed, keys: &[&str]) {
+    parsed.retain(|(name, _)| !keys.contains(&name.as_str()));
+}
+
+/// An argument like this one with these options; itself where they are the same.
+fn with(argument: &Argument, implied: &str, before: &Parsed, after: &Parsed) -> Argument {
+    if before == after {
+        argument.clone()
+    } else {
+        Argument::new(&argument.option, options::join(after, implied))
+    }
+}
+
+impl Following<'_> {
+    /// A `-drive` with the medium that it has.
+    fn drive(&mut self, argument: &Argument, drive: &Drive) -> Argument {
+        let before = options::parse(argument.value.as_deref().unwrap_or_default(), "");
+        let mut after = before.clone();
+        let node = drive.shows.as_ref().and_then(|name| Some((name, self.live.nodes.get(name)?)));
+        match node {
+            None => forget(&mut after, &["file", "format", "readonly", "read-only", "node-name"]),
+            Some((name, node))
+                if get(&after, "file").is_some_and(|file| is_same(file, self.live.path(name)))
+                    && get(&after, "format").is_none_or(|format| format == node.driver) => {}
+            Some((name, node)) => {
+                set(&mut after, "file", self.live.path(name));
+                set(&mut after, "format", &node.driver);
+                forget(&mut after, &["readonly", "read-only", "node-name"]);
+                if node.read_only {
+                    set(&mut after, "readonly", "on");
+                }
+                if is_id(name) {
+                    set(&mut after, "node-name", name);
+                }
+            }
+        }
+        with(argument, "", &before, &after)
+    }
+
+    /// A `-drive` that cannot be told from others must have what it was started with.
+    fn unnamed(&mut self, drive: &Parsed) {
+        let Some(file) = get(drive, "file") else { return };
+        if !self.live.nodes.keys().any(|node| is_same(file, self.live.path(node))) {
+            self.reasons.push(format!(
+                "the drive of {file} has no id (-drive id=), and something else in it now; restart the VM with what it is to have"
+            ));
+        }
+    }
+
+    /// A `-device` whose `drive=` is a node, with the node that it shows.
+    fn device(&mut self, argument: &mut Argument) {
+        let before = options::parse(argument.value.as_deref().unwrap_or_default(), "driver");
+        let Some(id) = get(&before, "id") else { return self.nameless(&before) };
+        let Some(drive) = self.live.drives.iter().find(|drive| drive.name == id) else { return };
+        if !drive.backend.is_empty() {
+            return;
+        }
+        let mut after = before.clone();
+        match &drive.shows {
+            None => forget(&mut after, &["drive"]),
+            Some(node) => match self.make(node, 0) {
+                Some(name) => set(&mut after, "drive", &name),
+                None => return,
+            },
+        }
+        *argument = with(argument, "driver", &before, &after);
+    }
+
+    /// One without an id cannot be told from others: it must show what it showed when it was made.
+    fn nameless(&mut self, device: &Parsed) {
+        let Some(node) = get(device, "drive").filter(|node| self.old.contains_key(*node)) else { return };
+        if !self.live.drives.iter().any(|drive| drive.shows.as_deref() == Some(node)) {
+            self.reasons.push(format!(
+                "device {} has no id, and shows another node than {node} now; restart the VM with id= for it",
+                get(device, "driver").unwrap_or("?")
+            ));
+        }
+    }
+
+    /// A name for a node that has none of its own.
+    fn unused_name(&self) -> String {
+        let taken =
+            |name: &String| self.live.nodes.contains_key(name) || self.made.values().any(|made| made == name);
+        (0..).map(|n| format!("medium{n}")).find(|name| !taken(name)).unwrap_or_default()
+    }
+
+    /// Makes a node and what it lies on; its name on the target. `None` and a reason where that cannot be done.
+    fn make(&mut self, name: &str, depth: usize) -> Option<String> {
+        if let Some(made) = self.made.get(name) {
+            return Some(made.clone());
+        }
+        let node = self.live.nodes.get(name).filter(|_| depth < DEEPEST)?;
+        if !matches!(node.driver.as_str(), "file" | "raw" | "qcow2" | "null-co") {
+            // It is refused for what it is, elsewhere.
+            return None;
+        }
+        let own = if is_id(name) { name.to_owned() } else { self.unused_name() };
+        let old = self.old.get(name).cloned();
+        let before =
+            options::parse(old.as_ref().and_then(|old| old.value.as_deref()).unwrap_or_default(), "driver");
+        let mut after = before.clone();
+        if old.is_none() {
+            after = vec![("driver".to_owned(), node.driver.clone()), ("node-name".to_owned(), own.clone())];
+            if node.read_only {
+                set(&mut after, "read-only", "on");
+            }
+        }
+        if node.driver == "file" {
+            follow_path(&mut after, "filename", &node.file);
+        } else if let Some(child) = node.children.get("file") {
+            self.file(&mut after, child, depth)?;
+        }
+        match node.children.get("backing").filter(|_| node.driver == "qcow2") {
+            // One that the image names itself: whoever asks what the image names looks whether it is this one.
+            Some(backing) if !is_id(backing) => forget(&mut after, &["backing"]),
+            Some(backing) => {
+                let made = self.make(backing, depth + 1)?;
+                set(&mut after, "backing", &made);
+            }
+            None => forget(&mut after, &["backing"]),
+        }
+        let argument = match &old {
+            Some(old) => with(old, "driver", &before, &after),
+            None => Argument::new("-blockdev", options::join(&after, "driver")),
+        };
+        self.out.push(argument);
+        self.made.insert(name.to_owned(), own.clone());
+        Some(own)
+    }
+
+    /// What a format lies on: a node with a name, or one of its own.
+    fn file(&mut self, after: &mut Parsed, child: &str, depth: usize) -> Option<()> {
+        if is_id(child) {
+            let made = self.make(child, depth + 1)?;
+            after.retain(|(key, _)| !key.starts_with("file."));
+            set(after, "file", &made);
+            return Some(());
+        }
+        if get(after, "file").is_some() {
+            forget(after, &["file"]);
+        }
+        set(after, "file.driver", "file");
+        follow_path(after, "file.filename", self.live.path(child));
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,156 @@
+//! What a second monitor does to a QEMU that is about to be moved, and whom its guest belongs to afterwards.
+
+mod common;
+
+use common::hand::*;
+use engine::ports::Machine;
+use qemu::{Vm, qmp::Qmp};
+use serde_json::{Value, json};
+use std::{
+    fs::File,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+/// A QEMU with a disk and a CD, in our charge, and a monitor that is not ours.
+fn begun(hand: &ByHand, q2: &Path) -> (Vm, Qmp) {
+    let mut vm = Vm::adopt("vm", &hand.qmp).unwrap().vm;
+    let begun = vm.begin().unwrap();
+    assert_eq!(begun.reasons, Vec::<String>::new());
+    vm.get_ready().unwrap();
+    (vm, Qmp::connect(q2).unwrap())
+}
+
+fn start(folder: &Path) -> ByHand {
+    for (name, bytes) in [("d.img", 8 << 20), ("a.iso", 1 << 20), ("b.iso", 1 << 20)] {
+        File::create(folder.join(name)).unwrap().set_len(bytes).unwrap();
+    }
+    let at = |name: &str| folder.join(name).display().to_string();
+    let (disk, cd) = (at("d.img"), at("a.iso"));
+    ByHand::start(&with(&[
+        "-qmp",
+        &format!("unix:{},server=on,wait=off", at("q2")),
+        "-blockdev",
+        &format!("driver=file,node-name=f0,filename={disk}"),
+        "-blockdev",
+        "driver=raw,node-name=d0,file=f0",
+        "-device",
+        "virtio-blk-pci,id=blk0,drive=d0",
+        "-drive",
+        &format!("if=none,id=cd0,media=cdrom,readonly=on,format=raw,file={cd}"),
+        "-device",
+        "ide-cd,id=cd,drive=cd0",
+        "-device",
+        "qemu-xhci,id=usb",
+    ]))
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !holds() {
+        assert!(Instant::now() < end, "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn status(qmp: &mut Qmp) -> String {
+    qmp.execute("query-status", json!({})).unwrap()["status"].as_str().unwrap().to_owned()
+}
+
+fn own(qmp: &mut Qmp) -> String {
+    qmp.execute("query-migrate", json!({})).unwrap()["status"].as_str().unwrap_or("none").to_owned()
+}
+
+#[test]
+fn what_a_monitor_does_in_the_pause_is_noticed_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let hand = start(folder.path());
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let (mut vm, mut q2) = begun(&hand, &folder.path().join("q2"));
+    assert_eq!(vm.watch().unwrap(), Vec::<String>::new());
+    let medium = |name: &str| json!({ "id": "cd", "filename": at(name), "format": "raw" });
+    let nbd = json!({ "addr": { "type": "unix", "data": { "path": at("nbd") } } });
+    let export = json!({ "type": "nbd", "id": "e0", "node-name": "d0" });
+    let tablet = json!({ "driver": "usb-tablet", "id": "late", "bus": "usb.0" });
+    // What is done, whether only the look after saving tells, what is told, and how it is undone; `true`: it can be.
+    type Acts = Vec<(&'static str, Value)>;
+    let table: [(Acts, bool, &str, Acts); 4] = [
+        (
+            vec![("nbd-server-start", nbd), ("block-export-add", export)],
+            false,
+            "export e0",
+            vec![("block-export-del", json!({ "id": "e0" })), ("nbd-server-stop", json!({}))],
+        ),
+        (
+            vec![("blockdev-change-medium", medium("b.iso"))],
+            false,
+            "drive cd is node",
+            vec![("blockdev-change-medium", medium("a.iso"))],
+        ),
+        (vec![("device_add", tablet)], true, "device late", vec![("device_del", json!({ "id": "late" }))]),
+        (
+            vec![(
+                "blockdev-snapshot-sync",
+                json!({ "node-name": "d0", "snapshot-file": at("o"), "snapshot-node-name": "over" }),
+            )],
+            false,
+            "drive blk0 is node over",
+            vec![],
+        ),
+    ];
+    for (acts, after_saving, told, undo) in table {
+        vm.stop().unwrap();
+        assert_eq!(vm.changes().unwrap(), Vec::<String>::new(), "before {told}");
+        for (command, arguments) in acts {
+            q2.execute(command, arguments).unwrap();
+        }
+        if after_saving {
+            vm.save().unwrap();
+        }
+        let changes = vm.changes().unwrap();
+        assert!(changes.iter().any(|change| change.contains(told)), "{told}: {changes:#?}");
+        vm.resume().unwrap();
+        assert_eq!(status(&mut q2), "running");
+        for (command, arguments) in undo {
+            q2.execute(command, arguments).unwrap();
+        }
+        // As it was, but for names that QEMU gives: so it begins anew.
+        until("nothing hinders it", || vm.begin().unwrap().reasons.is_empty());
+    }
+    // The overlay is in the recipe by now, and what it lies on.
+    let arguments = format!("{:?}", vm.recipe().arguments);
+    assert!(arguments.contains("backing=d0") && arguments.contains("id=blk0,drive=over"), "{arguments}");
+}
+
+#[test]
+fn i1_a_guest_that_qemu_took_elsewhere_is_not_resumed() {
+    let folder = tempfile::tempdir().unwrap();
+    let hand = start(folder.path());
+    let (mut vm, mut q2) = begun(&hand, &folder.path().join("q2"));
+
+    // Begun in our pause, it is cancelled: else it would be over at any moment, the guest standing still.
+    q2.execute("migrate-set-parameters", json!({ "max-bandwidth": 4096 })).unwrap();
+    vm.stop().unwrap();
+    q2.execute("migrate", json!({ "uri": "exec:cat >/dev/null" })).unwrap();
+    until("it has begun", || own(&mut q2) == "active");
+    let changes = vm.changes().unwrap();
+    assert!(changes.iter().any(|change| change.contains("QEMU's own migration")), "{changes:#?}");
+    vm.resume().unwrap();
+    assert_eq!((status(&mut q2).as_str(), own(&mut q2).as_str()), ("running", "cancelled"));
+
+    // It is over before we look: the guest is elsewhere, whoever asks for it here.
+    q2.execute("migrate-set-parameters", json!({ "max-bandwidth": 1_u64 << 40 })).unwrap();
+    vm.stop().unwrap();
+    q2.execute("migrate", json!({ "uri": "exec:cat >/dev/null" })).unwrap();
+    until("it is over", || status(&mut q2) == "postmigrate");
+    let changes = vm.changes().unwrap();
+    assert!(changes[0].contains("is not set running here"), "{changes:#?}");
+    let handle = vm.handle();
+    for mut vm in [vm].into_iter().chain(std::iter::once_with(|| Vm::reopen(&handle).unwrap())) {
+        let error = vm.resume().unwrap_err().to_string();
+        assert!(error.contains("QEMU's own migration has taken it to another QEMU"), "{error}");
+        let reasons = vm.begin().unwrap().reasons;
+        assert!(reasons[0].contains("is not set running here"), "{reasons:#?}");
+    }
+    assert_eq!(status(&mut q2), "postmigrate");
+}
