@@ -117,9 +117,10 @@ fn what_a_monitor_does_in_the_pause_is_noticed_in_it() {
         // As it was, but for names that QEMU gives: so it begins anew.
         until("nothing hinders it", || vm.begin().unwrap().reasons.is_empty());
     }
-    // The overlay is in the recipe by now, and what it lies on.
-    let arguments = format!("{:?}", vm.recipe().arguments);
-    assert!(arguments.contains("backing=d0") && arguments.contains("id=blk0,drive=over"), "{arguments}");
+    // The overlay is in the recipe by now, and what it lies on is in its image.
+    let (arguments, files) = (format!("{:?}", vm.recipe().arguments), format!("{:?}", vm.recipe().files));
+    assert!(arguments.contains("id=blk0,drive=over") && !arguments.contains("node-name=d0"), "{arguments}");
+    assert!(files.contains("d.img"), "{files}");
 }
 
 #[test]

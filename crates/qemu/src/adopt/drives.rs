@@ -98,15 +98,18 @@ impl Live {
         files
     }
 
-    /// The qcow2 images whose backing file the target's QEMU finds in their headers.
-    pub(super) fn by_header<'a>(&'a self, arguments: &[Argument]) -> Vec<&'a str> {
-        let explicit: BTreeSet<String> = arguments
-            .iter()
-            .filter(|argument| argument.value.as_deref().is_some_and(|value| value.contains("backing=")))
-            .filter_map(node_of)
-            .collect();
-        let images = self.nodes.iter().filter(|(_, node)| node.driver == "qcow2");
-        images.map(|(name, _)| name.as_str()).filter(|name| !explicit.contains(*name)).collect()
+    /// The qcow2 images: what they lie on the target's QEMU finds in their headers.
+    pub(super) fn images(&self) -> impl Iterator<Item = &str> {
+        self.nodes.iter().filter(|(_, node)| node.driver == "qcow2").map(|(name, _)| name.as_str())
+    }
+
+    /// The nodes that others lie on, with all below them. QEMU opens them with those.
+    fn behind(&self) -> BTreeSet<String> {
+        let mut found = BTreeSet::new();
+        for backing in self.nodes.values().filter_map(|node| node.children.get("backing")) {
+            self.below(backing, &mut found);
+        }
+        found
     }
 
     /// This node and all that it lies on.
@@ -124,7 +127,7 @@ pub(super) fn follow(arguments: &[Argument], live: &Live) -> (Vec<Argument>, Vec
     let mut following =
         Following { live, old: BTreeMap::new(), made: BTreeMap::new(), out: vec![], reasons: vec![] };
     let mut followed = Vec::new();
-    // What `-drive` makes, with all below it.
+    // What `-drive` makes, with all below it; and what other images lie on.
     let mut theirs = BTreeSet::new();
     for argument in arguments {
         let value = argument.value.as_deref().unwrap_or_default();
@@ -155,9 +158,13 @@ pub(super) fn follow(arguments: &[Argument], live: &Live) -> (Vec<Argument>, Vec
             _ => followed.push(argument.clone()),
         }
     }
+    theirs.extend(live.behind());
     // In the recipe's own order where it has them: children come before their parents there.
-    let order: Vec<String> =
-        followed.iter().filter_map(node_of).filter(|name| live.nodes.contains_key(name)).collect();
+    let order: Vec<String> = followed
+        .iter()
+        .filter_map(node_of)
+        .filter(|name| live.nodes.contains_key(name) && !theirs.contains(name))
+        .collect();
     for name in &order {
         following.make(name, 0);
     }
@@ -343,15 +350,8 @@ impl Following<'_> {
         } else if let Some(child) = node.children.get("file") {
             self.file(&mut after, child, depth)?;
         }
-        match node.children.get("backing").filter(|_| node.driver == "qcow2") {
-            // One that the image names itself: whoever asks what the image names looks whether it is this one.
-            Some(backing) if !is_id(backing) => forget(&mut after, &["backing"]),
-            Some(backing) => {
-                let made = self.make(backing, depth + 1)?;
-                set(&mut after, "backing", &made);
-            }
-            None => forget(&mut after, &["backing"]),
-        }
+        // What it lies on its image names, and both hosts look at that.
+        forget(&mut after, &["backing"]);
         let argument = match &old {
             Some(old) => with(old, "driver", &before, &after),
             None => Argument::new("-blockdev", options::join(&after, "driver")),

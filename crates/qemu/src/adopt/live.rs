@@ -297,7 +297,7 @@ fn files(names: &Names<'_>, read: &mut Read, live: &Live, reasons: &mut Vec<Stri
             Err(why) => reasons.push(why),
         }
     }
-    for image in live.by_header(&read.recipe.arguments) {
+    for image in live.images() {
         let chain = live.chain(image);
         let Some((top, behind)) = chain.split_first() else { continue };
         // Whatever is no file is told of by itself.

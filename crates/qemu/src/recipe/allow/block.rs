@@ -22,7 +22,6 @@ const THREADS: Form = Word(&["threads"]);
 const NODE: &[Property] = &[
     ("aio", THREADS),
     ("auto-read-only", Switch),
-    ("backing", Id),
     ("cache-clean-interval", Number),
     ("cache-size", Size),
     ("cache.direct", Off),
