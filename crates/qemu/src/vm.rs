@@ -463,6 +463,10 @@ impl Vm {
         let begin = Instant::now();
         loop {
             let status = self.status().map_err(text)?;
+            // One that waits for its state has no migration of its own but ours.
+            if status == "inmigrate" {
+                return Ok(status);
+            }
             let answer = self.qmp.execute("query-migrate", json!({})).map_err(text)?;
             let own = answer["status"].as_str().unwrap_or("none");
             if status == "running" || (own::is_over(own) && status != "finish-migrate") {

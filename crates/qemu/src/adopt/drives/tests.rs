@@ -103,9 +103,9 @@ fn the_arguments_of_drives_follow_what_they_are_now() {
             live(&[("", BLK_PATH, Some("d0"))], &[D0, F0]),
             &[
                 "-blockdev",
-                "raw,node-name=d0,file=f0",
-                "-blockdev",
                 "file,node-name=f0,filename=/d.img",
+                "-blockdev",
+                "raw,node-name=d0,file=f0",
                 "-device",
                 BLK,
             ],
