@@ -116,7 +116,8 @@ fn i3_a_guest_that_does_not_run_is_left_as_it_is_and_named() {
         bed.until(state);
         let refused = bed.vm.get_ready().unwrap_err().to_string();
         assert!(refused.contains(words), "{refused}");
-        assert!(bed.vm.hindrances().unwrap()[0].contains(words));
+        let reasons = bed.vm.begin().unwrap().reasons;
+        assert!(reasons.iter().any(|reason| reason.contains(words)), "{reasons:?}");
         assert!(bed.vm.stop().is_err());
         bed.vm.restore(state).unwrap();
         assert_eq!(bed.vm.run_state().unwrap(), state, "it is as it was");
