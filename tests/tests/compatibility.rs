@@ -25,8 +25,8 @@ fn refusals_are_what_the_program_says() {
 /// What a row quotes behind a colon.
 fn messages(row: &str) -> Vec<&str> {
     let quoted = row.split(": `").skip(1).filter_map(|rest| rest.split('`').next());
-    // A word or an option is no message.
-    quoted.filter(|message| message.split(' ').count() > 3).collect()
+    // A few words are no evidence: they may be put together from parts.
+    quoted.filter(|message| message.split(' ').count() > 4).collect()
 }
 
 /// How much of a message the program's texts make up, in a hundred.
@@ -49,7 +49,28 @@ fn own(message: &str, texts: &[Vec<String>]) -> usize {
             }
         }
     }
-    covered.iter().filter(|own| **own).count() * 100 / message.len().max(1)
+    let share = |covered: &[bool]| covered.iter().filter(|own| **own).count() * 100 / message.len().max(1);
+    if share(&covered) < OWN {
+        left_out(message, texts, &mut covered);
+    }
+    share(&covered)
+}
+
+/// What stands before or behind an ellipsis may be the beginning or the end of a text.
+fn left_out(message: &str, texts: &[Vec<String>], covered: &mut [bool]) {
+    let parts = || texts.iter().flatten().filter(|part| part.len() >= EVIDENCE);
+    let mut from = 0;
+    for piece in message.split('…') {
+        let cuts = piece.char_indices().map(|(at, _)| at);
+        let long = cuts.filter(|at| piece.len() - at >= EVIDENCE).find(|at| {
+            let end = &piece[*at..];
+            parts().any(|part| part.contains(end.trim_end()))
+        });
+        if let Some(at) = long {
+            covered[from + at..from + piece.len()].fill(true);
+        }
+        from += piece.len() + '…'.len_utf8();
+    }
 }
 
 /// All string literals of the sources, each as what stands between its placeholders.
