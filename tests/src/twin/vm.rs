@@ -22,6 +22,8 @@ const TABLET: &str = "tablet0";
 const DISK: &str = "disk0";
 const CARD: &str = "card0";
 const DRIVE: &str = "cd0";
+/// By so much a disk grows.
+const STEP: u64 = 1 << 20;
 const JOB: &str = "job0";
 const DIMM: &str = "dimm-memory0";
 
@@ -184,7 +186,12 @@ impl Vm {
         match self.monitor()?.execute(&command, arguments) {
             Ok(_) => Ok(None),
             Err(error) if error.what == command => Ok(Some(error.why)),
-            Err(error) => Err(error),
+            Err(error) => {
+                // Nobody has answered: it is done once more where the VM is now.
+                self.size -= if deed == Deed::Grow { STEP } else { 0 };
+                self.overlays -= u32::from(deed == Deed::Snapshot);
+                Err(error)
+            }
         }
     }
 
@@ -222,7 +229,7 @@ impl Vm {
             }
             Deed::Commit => ("block-commit", json!({"device": DISK, "job-id": JOB})),
             Deed::Grow => {
-                self.size += 1 << 20;
+                self.size += STEP;
                 ("block_resize", json!({"device": DISK, "size": self.size}))
             }
             Deed::Mirror => {
