@@ -32,9 +32,9 @@ pub const DIFFERENCES: &[Listed] = &[
         what: "the number of cylinders of a disk that was resized is what it would be after a restart",
     },
     Listed {
-        section: "memory",
-        line: "firmware: ",
-        what: "the firmware's ROM, which QEMU leaves empty where it waits for a VM",
+        section: "query-block",
+        line: ".inserted.cache.writeback = ",
+        what: "of a paused guest's disk QEMU says only once it runs whether the guest has a write cache",
     },
 ];
 
