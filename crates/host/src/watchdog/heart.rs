@@ -26,8 +26,11 @@ const STARTS: Duration = Duration::from_secs(3);
 /// A watchdog that has not answered for so long is replaced, which costs as much as to start one.
 const ANSWERS: Duration = Duration::from_secs(1);
 
-/// Where none can be started, it is tried again after so long.
-const AGAIN: Duration = Duration::from_secs(1);
+/// Where none can be started, it is tried again after so long …
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// … and for so long writers are made to wait without one: a start may fail once, on a busy machine.
+const WITHOUT: Duration = Duration::from_secs(3);
 
 /// A watchdog, and the thread that beats for it. Dropped in the middle of a pause, it lets the guest run.
 pub(crate) struct Watchdog {
@@ -49,6 +52,8 @@ struct Kept {
     /// How long it has not answered.
     silent: Duration,
     tried: Instant,
+    /// Since when nobody watches.
+    gone: Option<Instant>,
 }
 
 /// One process.
@@ -69,6 +74,7 @@ impl Watchdog {
             told: Told::default(),
             silent: Duration::ZERO,
             tried: Instant::now(),
+            gone: None,
         };
         let shared = Arc::new(Shared { vm: line, pulse: pulse.clone(), dog: Mutex::new(kept) });
         let (end, ended) = channel::<()>();
@@ -98,9 +104,10 @@ impl Watchdog {
         said
     }
 
-    /// Whether somebody watches.
+    /// Whether somebody watches, or will again soon.
     pub(super) fn watches(&self) -> io::Result<()> {
-        self.shared.locked().dog().map(drop)
+        let mut kept = self.shared.locked();
+        if kept.gone.is_none_or(|since| since.elapsed() < WITHOUT) { Ok(()) } else { kept.dog().map(drop) }
     }
 }
 
@@ -141,6 +148,7 @@ impl Shared {
             Ok(dog)
         });
         tracing::warn!(started = started.is_ok(), "the migration's watchdog was gone, or silent");
+        kept.gone = if started.is_ok() { None } else { kept.gone.or(Some(Instant::now())) };
         kept.dog = started.map_err(|e| e.to_string());
     }
 }
