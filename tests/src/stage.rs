@@ -179,6 +179,11 @@ impl Traces {
 }
 
 impl Traces {
+    /// Whether a QEMU was there.
+    pub fn has_qemu(&self) -> bool {
+        !self.processes.is_empty()
+    }
+
     /// Without what guests wrote on their consoles: that stays when they go.
     pub fn without_consoles(mut self) -> Self {
         self.files.retain(|file| !file.ends_with(".console"));

@@ -1,9 +1,12 @@
 //! Disks and media: a VM goes only to a host that has its files, and that is shown, not assumed.
 
-use lab::{Datastore, Doing, HandStart, Oddity, Spec, Stage, Traces, VmFile, ensure, story};
-use std::{fs, path::Path};
+use lab::{Datastore, Doing, HandStart, Oddity, Spec, Stage, Traces, VmFile, ensure, story, wait_for};
+use std::{fs, path::Path, time::Duration};
 
 const WORK: &str = "whimbrel.check=16M,rate=4M whimbrel.disk=vda,set=4M";
+
+/// How long something may take that follows from what has already happened.
+const SOON: Duration = Duration::from_secs(20);
 
 fn sparse(path: &Path, bytes: u64) -> lab::Result<()> {
     fs::File::create(path).and_then(|file| file.set_len(bytes)).doing(format!("make {}", path.display()))
@@ -47,11 +50,14 @@ fn i6_a_vm_goes_only_where_its_files_are() {
         let text = at("web.toml");
         fs::write(&text, web.text(tools)).doing("write a VM file")?;
         stage.agent("a").cli().json(&["run", &text.to_string_lossy()])?;
-        let before = Traces::of(lab.host("b"))?;
+        // An agent that has just started asks QEMU what it is.
+        let idle = || Ok(Some(Traces::of(lab.host("b"))?).filter(|traces| !traces.has_qemu()));
+        let before = wait_for("b without a QEMU", SOON, idle)?;
         let error = stage.start_migration("web", "a", "b", &[])?.ended("failed", 1)?.error();
         ensure!(error.contains("web.img is not shown to be the file that the source uses"), "{error}");
         ensure!(!error.contains("inode"), "nothing is told: {error}");
-        ensure!(Traces::of(lab.host("b"))? == before, "b has no trace of it");
+        let same = || Ok((Traces::of(lab.host("b"))? == before).then_some(()));
+        wait_for("b without a trace of it", SOON, same)?;
         stage.runs_only_on("web", "a")?;
         stage.agent("a").cli().json(&["stop", "web"])?;
 
