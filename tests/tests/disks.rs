@@ -117,7 +117,12 @@ fn a_vm_whose_memory_is_on_a_disk_is_moved_without_being_slowed() {
         let start = HandStart { ram: lab::Ram::File(ram.clone()), ..HandStart::new(guest) };
         let (guest, _machine) = stage.adopt("a", "slow", start)?;
         lab.host("a").shape(Some(units::Rate(24 << 20)))?;
-        let report = stage.start_migration("slow", "a", "b", &["--mode", "pre-copy", "--max-time", "20s"])?;
+        let report = stage.start_migration(
+            "slow",
+            "a",
+            "b",
+            &["--mode", "pre-copy", "--max-time", "20s", "--keep", "time,stall,downtime"],
+        )?;
         // It may have to pause for longer than it should; that is all.
         let (_, report) = report.end()?;
         ensure!(!report.0.to_string().contains("Invalid argument"), "{}", report.0);
