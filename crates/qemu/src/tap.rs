@@ -1,7 +1,7 @@
 //! TAP interfaces: made for a VM's network card, put on a bridge, and taken away with the VM.
 //!
-//! What a host has set on a TAP goes with the VM: [`read`] looks at it where the VM runs, [`misfits`] says whether this host's bridge
-//! can have such a port, and [`create`] makes one like it.
+//! What a host has set on a TAP goes with the VM: `read` looks at it where the VM runs, `misfits` says whether this host's bridge
+//! can have such a port, and `create` makes one like it.
 
 mod link; // network interfaces
 mod port; // how a TAP is plugged in

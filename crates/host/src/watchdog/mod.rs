@@ -17,7 +17,7 @@
 //! A frozen agent (`SIGSTOP`, the cgroup freezer, a debugger, a core dump) keeps its pipe open, its write protections and its pause. So
 //! while writers may have to wait, and in a pause, the watchdog expects a beat each 50 ms. The thread that beats does so only if the
 //! threads have got on that answer the guest's writers, and nobody has stopped the migration's own. Where beats are missed and the agent
-//! is seen to be frozen, or they are missed for long ([`verdict`]), it is killed, which is the one thing that a frozen process does; the
+//! is seen to be frozen, or they are missed for long (`verdict`), it is killed, which is the one thing that a frozen process does; the
 //! kernel closes its descriptors, which lets every writer go, and the rest is as above. After the promise nobody is killed.
 //!
 //! The agent hears an answer to each beat: a watchdog that is frozen or dead itself is replaced; where that fails, a guest is not slowed
