@@ -48,6 +48,10 @@ pub const REFUSALS: &[Refusal] = &[
         after: "the VM was changed in the middle of it",
         says: "the VM was changed while it was moved",
     },
+    Refusal {
+        after: "the power button was pressed in the pause",
+        says: "somebody asked the guest to power off",
+    },
 ];
 
 /// What a migration does not carry over yet, and does not refuse either: no sequence has it.
@@ -66,6 +70,7 @@ pub const OPEN: &[Deed] = &[
     Deed::Insert,
     Deed::Throttle,
     Deed::Unthrottle,
+    Deed::Grow,
     Deed::Snapshot,
     Deed::Commit,
     Deed::Mirror,

@@ -5,8 +5,11 @@ use super::{
     listed::{DIFFERENCES, REFUSALS},
     vm::{Before, Vm, fault, wrapper},
 };
-use crate::{Doing, Error, Lab, Oddity, Report, Result, Stage, Tools, ensure, storm::Moment};
-use std::{fs, path::PathBuf, thread};
+use crate::{Doing, Error, Lab, Oddity, Report, Result, Stage, Tools, ensure, storm::Moment, wait_for};
+use std::{fs, path::PathBuf, thread, time::Duration};
+
+/// How long something may take that follows from what has already happened.
+const SOON: Duration = Duration::from_secs(20);
 
 /// By how much the two guests' clocks may differ: each is read in whole seconds, one after the other.
 const CLOCKS: i64 = 2;
@@ -175,12 +178,12 @@ impl Pair<'_> {
     fn arrive(&mut self, report: &Report, from: &str, to: &str) -> Result<()> {
         let name = &self.moved.name;
         let completed = report.outcome() == "completed";
-        let (here, there) = (self.stage.show(from, name)?, self.stage.show(to, name)?);
-        ensure!(
-            here.is_none() != there.is_none(),
-            "I1: {from} says {here:?}, {to} says {there:?}: {}",
-            report.0
-        );
+        // A host that gets nothing has to end the QEMU that waited first.
+        let alone = || {
+            let (here, there) = (self.stage.show(from, name)?, self.stage.show(to, name)?);
+            Ok((here.is_none() != there.is_none()).then_some(there))
+        };
+        let there = wait_for(&format!("I1: {name} on one of {from} and {to}"), SOON, alone)?;
         ensure!(completed == there.is_some(), "the report is about something else: {}", report.0);
         if let Some(there) = there {
             let pid =
