@@ -70,7 +70,7 @@ fn i2_no_write_of_several_threads_is_lost() {
         copy(&dirty);
         if began.elapsed() > Duration::from_secs(1) && !governed {
             // What is waited for then must not be lost either.
-            tracker.govern(10_000.0).unwrap();
+            tracker.govern(1_000.0).unwrap();
             governed = true;
         }
         rounds += 1;

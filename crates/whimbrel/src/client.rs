@@ -135,7 +135,9 @@ fn no_agent(socket: &Path, error: &io::Error) -> Trouble {
             )
         }
         io::ErrorKind::PermissionDenied => {
-            let owner = fs::metadata(socket).map(|found| format!(", only user {} may", found.uid()));
+            // Its directory is its owner's, too, and may keep others from looking at it.
+            let found = fs::metadata(socket).or_else(|e| socket.parent().map_or(Err(e), fs::metadata));
+            let owner = found.map(|found| format!(", only user {} may", found.uid()));
             let why = format!("you may not use {shown}{}", owner.unwrap_or_default());
             Trouble::local(FAILED, "the agent does not talk to you", why)
                 .next("try again as that user, as with sudo")

@@ -189,9 +189,7 @@ impl Qmp {
 
     /// The names of the events that came since this was asked last. Never waits.
     pub(crate) fn notice(&mut self) -> Result<BTreeSet<String>, QmpError> {
-        while let Some(line) = self.lines.there(&self.socket)? {
-            self.take(&line)?;
-        }
+        self.hear()?;
         Ok(std::mem::take(&mut self.noticed))
     }
 
@@ -236,9 +234,12 @@ impl Qmp {
         }
     }
 
-    /// Takes in what QEMU has said by now.
+    /// Takes in what QEMU has said by now. Never waits.
     pub fn hear(&mut self) -> Result<(), QmpError> {
-        self.wait_event(Duration::ZERO, |_| false).map(drop)
+        while let Some(line) = self.lines.there(&self.socket)? {
+            self.take(&line)?;
+        }
+        Ok(())
     }
 
     /// Drops the events of this name that came so far.
