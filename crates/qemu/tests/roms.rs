@@ -93,10 +93,12 @@ fn i9_every_private_byte_is_at_the_target_and_its_guest_resets() {
         next.resume().unwrap();
         let after = reset_vector(&mut next);
         assert!(!after.contains("0x00 0x00 0x00 0x00"), "{story}: {after}");
-        // What it would take along to the host after this one. QEMU itself loads a microvm's firmware anew at a reset: its own.
-        let own = machine == MICROVM && way > 0;
-        let again = contents(&mut next);
-        assert!(own || again["pc.bios"].ends_with(firmware) && after == vector, "{story}: {after}");
+        // What it would take along to the host after this one. QEMU itself loads a microvm's firmware anew at a reset: its own,
+        // and that firmware keeps its variables between its code.
+        if machine != MICROVM {
+            assert!(contents(&mut next)["pc.bios"].ends_with(firmware), "{story}");
+        }
+        assert!(after == vector || machine == MICROVM && way > 0, "{story}: {after}");
         next.destroy().unwrap();
     }
 }

@@ -2,7 +2,7 @@
 
 use nix::libc;
 use std::{
-    io,
+    io::{self, Read, Write},
     os::unix::{net::UnixStream, process::CommandExt},
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -97,9 +97,12 @@ fn i3_no_call_is_made_that_a_filter_kills_for() {
 
 #[test]
 fn a_debugger_that_is_attached_is_named() {
-    let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+    let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    // Its C library is loaded once it answers.
+    child.stdin.as_mut().unwrap().write_all(b"!").unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
     let process = Arc::new(PidFd::open(child.id() as i32).unwrap());
-    let debugger = Borrowed::seize_thread(&process, child.id() as i32);
+    let debugger = Borrowed::seize_thread(&process, child.id() as i32).unwrap();
     let refused = Borrowed::seize(&process).map(drop).unwrap_err().to_string();
     drop(debugger);
     child.kill().unwrap();
