@@ -1,6 +1,6 @@
 //! VMs that something else started: adopted and moved, or refused with the reason.
 
-use lab::{Doing, HandStart, Ram, Result, Spec, Stage, ensure, story};
+use lab::{Doing, HandStart, Oddity, Ram, Result, Spec, Stage, ensure, story};
 use std::time::Duration;
 use units::Bytes;
 
@@ -112,8 +112,7 @@ fn what_cannot_be_moved_safely_is_refused_with_the_reason() {
         };
         let huge = HandStart { ram: Ram::HugePages, memory: Bytes(64 << 20), ..plain(46) };
         let ivshmem = "memory-backend-memfd,id=iv,size=1M,share=on";
-        let refused: [(&str, HandStart, &[&str]); 8] = [
-            ("private", HandStart { ram: Ram::Private, ..plain(41) }, &["share=on"]),
+        let refused: [(&str, HandStart, &[&str]); 7] = [
             ("direct", plain(42).disk(&disk, "cache=none,aio=threads"), &["direct"]),
             ("balloon", with(43, &["-device", "virtio-balloon-pci"]), &["balloon"]),
             ("locked", with(44, &["-overcommit", "mem-lock=on"]), &["mem-lock"]),
@@ -140,6 +139,47 @@ fn what_cannot_be_moved_safely_is_refused_with_the_reason() {
         let socket = machine.qmp_socket();
         let answer = stage.agent("a").cli().run(["adopt", "plugged", "--qmp", &socket.to_string_lossy()])?;
         answer.exited(1)?.says(&["late", "device_del"]).map(drop)
+    });
+}
+
+#[test]
+fn i2_a_vm_with_private_ram_moves_in_every_mode() {
+    story("private RAM", &["a", "b"], |lab, tools| {
+        let synchronous = Oddity { lines: "tracker = \"synchronous\"".to_owned(), ..Oddity::default() };
+        // One host hears of each write, so that both trackers follow private memory.
+        let stage = Stage::with(lab, tools, |host| match host.name.as_str() {
+            "b" => synchronous.clone(),
+            _ => Oddity::default(),
+        })?;
+        let rows = [
+            ("a", "b", "pre-copy", &["--mode", "pre-copy"][..]),
+            ("b", "a", "pre-copy", &["--mode", "pre-copy"]),
+            ("a", "b", "post-copy", &["--mode", "post-copy"]),
+            ("b", "a", "hybrid", &["--mode", "hybrid"]),
+        ];
+        for (number, (from, to, mode, options)) in (36..).zip(rows) {
+            let name = format!("{mode}-{from}");
+            let start = HandStart { ram: Ram::Private, ..HandStart::new(Spec::new(number, WORK)) };
+            let (guest, _machine) = stage.adopt(from, &name, start)?;
+            let client = guest.echo(Duration::from_millis(5))?;
+            let report = stage.migrate(&name, &guest, from, to, options)?;
+            ensure!(report.0["mode"] == mode, "{}", report.0);
+            client.finish(Duration::from_secs(10))?;
+            // What QEMU calls the block is what its own migration would look for.
+            let shown = stage.show(to, &name)?.unwrap_or_default();
+            let words = std::fs::read_to_string(format!("/proc/{}/cmdline", shown["pid"]))
+                .doing("read a command line")?;
+            let block = "memory-backend-memfd,id=pc.ram,";
+            ensure!(words.contains(block) && words.contains(",memory-backend=pc.ram"), "{words}");
+            if number == 36 {
+                // From now on it is a VM like any other.
+                stage.migrate(&name, &guest, to, from, &["--mode", "post-copy"])?;
+                stage.agent(from).cli().json(&["stop", &name])?;
+            } else {
+                stage.agent(to).cli().json(&["stop", &name])?;
+            }
+        }
+        Ok(())
     });
 }
 

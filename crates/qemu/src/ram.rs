@@ -35,14 +35,12 @@ pub struct Backend {
     pub id: String,
     /// Its size in bytes.
     pub bytes: u64,
-    /// Whether other processes can share it.
-    pub shared: bool,
 }
 
 /// What the memory of a QEMU consists of.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Layout {
-    /// The guest's main memory: shared backends, in the order of their names.
+    /// The guest's main memory: its backends, in the order of their names.
     pub main: Vec<RamBlock>,
     /// Video memory, ROMs and tables, which QEMU keeps to itself.
     pub private: Vec<Listed>,
@@ -56,17 +54,6 @@ pub enum RamError {
     /// QEMU did not say.
     #[error(transparent)]
     Qmp(#[from] QmpError),
-    /// Main memory that nobody else can reach.
-    #[error(
-        "RAM block {name} ({bytes} bytes) is private to QEMU, so it cannot be moved from outside; start it with \
-         -object memory-backend-memfd,id=ram0,size={bytes},share=on -machine …,memory-backend=ram0"
-    )]
-    Private {
-        /// The block.
-        name: String,
-        /// Its size.
-        bytes: u64,
-    },
     /// QEMU does not say where the block lies.
     #[error("QEMU does not tell where RAM block {name} lies: {why}")]
     Nowhere {
@@ -77,7 +64,7 @@ pub enum RamError {
     },
 }
 
-/// Learns the memory layout of a running QEMU. Refuses private main memory.
+/// Learns the memory layout of a running QEMU.
 pub fn layout(qmp: &mut Qmp) -> Result<Layout, RamError> {
     let backends = backends(qmp)?;
     let mut found = Layout::default();
@@ -85,15 +72,9 @@ pub fn layout(qmp: &mut Qmp) -> Result<Layout, RamError> {
     for listed in listed(qmp)? {
         let id = listed.name.strip_prefix("/objects/").unwrap_or(&listed.name);
         let Some(backend) = backends.iter().find(|backend| backend.id == id) else {
-            if is_main(&listed.name) {
-                return Err(RamError::Private { name: listed.name, bytes: listed.total });
-            }
             found.private.push(listed);
             continue;
         };
-        if !backend.shared {
-            return Err(RamError::Private { name: listed.name, bytes: listed.total });
-        }
         let hva = match listed.hva {
             Some(hva) => hva,
             None => locate(qmp, &mut tree, id)?,
@@ -105,21 +86,12 @@ pub fn layout(qmp: &mut Qmp) -> Result<Layout, RamError> {
     Ok(found)
 }
 
-/// Main memory that no backend object stands behind: what machines make when they are given none.
-fn is_main(name: &str) -> bool {
-    matches!(name, "pc.ram" | "microvm.ram" | "ram" | "mach-virt.ram")
-}
-
 /// The memory backends, by `query-memdev`.
 pub fn backends(qmp: &mut Qmp) -> Result<Vec<Backend>, QmpError> {
     let answer = qmp.execute("query-memdev", json!({}))?;
     let list = answer.as_array().ok_or_else(|| qmp.strange("query-memdev", &answer))?;
     let backend = |value: &serde_json::Value| {
-        Some(Backend {
-            id: value["id"].as_str()?.to_owned(),
-            bytes: value["size"].as_u64()?,
-            shared: value["share"].as_bool().unwrap_or(false),
-        })
+        Some(Backend { id: value["id"].as_str()?.to_owned(), bytes: value["size"].as_u64()? })
     };
     Ok(list.iter().filter_map(backend).collect())
 }

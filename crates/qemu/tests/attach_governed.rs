@@ -2,7 +2,7 @@
 
 mod attach_bed;
 
-use attach_bed::{MIB, Qemu, booting, memfd, mirror};
+use attach_bed::{MIB, Qemu, booting, booting_on, memfd, mirror};
 use engine::ports::{GuestMemory, Stalls, Tracker};
 use qemu::attach::{Memory, Source, Tracking};
 use serde_json::json;
@@ -97,7 +97,13 @@ fn writers_get_their_share_of_the_pace_and_wait_no_longer_than_was_allowed() {
 
 #[test]
 fn i2_no_write_is_lost_when_the_way_of_tracking_changes_under_a_running_guest() {
-    let Some(mut qemu) = booting() else { return };
+    for object in [memfd(256), "memory-backend-ram,id=mem,size=256M".to_owned()] {
+        let Some(qemu) = booting_on(&object) else { return };
+        changes_under_a_running_guest(qemu);
+    }
+}
+
+fn changes_under_a_running_guest(mut qemu: Qemu) {
     let block = qemu.block("mem", 256 * MIB, 0);
     let source = Source::open(qemu.pid(), &[block]).unwrap();
     let memory = source.memory();
@@ -117,7 +123,13 @@ fn i2_no_write_is_lost_when_the_way_of_tracking_changes_under_a_running_guest() 
 
 #[test]
 fn i2_what_nobody_had_collected_when_the_way_of_tracking_changed_is_not_lost() {
-    let mut qemu = Qemu::start(&memfd(64), &[]);
+    for object in [memfd(64), "memory-backend-ram,id=mem,size=64M".to_owned()] {
+        changes_before_a_collection(&object);
+    }
+}
+
+fn changes_before_a_collection(object: &str) {
+    let mut qemu = Qemu::start(object, &[]);
     let block = qemu.block("mem", 64 * MIB, 0);
     let source = Source::open(qemu.pid(), &[block]).unwrap();
     let memory = source.memory();

@@ -2,9 +2,9 @@
 
 mod attach_bed;
 
-use attach_bed::{MIB, Qemu, booting, memfd, mirror};
+use attach_bed::{MIB, Qemu, booting_on, memfd, mirror};
 use engine::ports::{GuestMemory, Tracker};
-use qemu::attach::{Error, RamBlock, Source};
+use qemu::attach::{Error, RamBlock, Source, Target};
 use serde_json::json;
 use std::time::Duration;
 use units::{BlockId, MemorySet, PAGE_SIZE, PageIndex, PageRange};
@@ -17,11 +17,22 @@ fn collect(tracker: &mut impl Tracker, source: &Source) -> Vec<u64> {
     dirty.block(RAM).runs().flat_map(|run| run.start.0..run.end().0).collect()
 }
 
+/// Memory that only QEMU can reach.
+const PRIVATE: &str = "memory-backend-ram,id=mem,size=256M";
+
 #[test]
 fn exactly_the_pages_that_qemu_wrote_are_dirty() {
-    let mut qemu = Qemu::start(&memfd(256), &[]);
+    for (object, private) in [(memfd(256), false), (PRIVATE.to_owned(), true)] {
+        exactly_what_was_written(&object, private);
+    }
+}
+
+fn exactly_what_was_written(object: &str, private: bool) {
+    let mut qemu = Qemu::start(object, &[]);
     let block = qemu.block("mem", 256 * MIB, 0);
     let source = Source::open(qemu.pid(), &[block]).unwrap();
+    assert_eq!(source.private(), private.then_some("mem"));
+    source.try_out().unwrap();
     qemu.poke(1000, 1);
     let mut tracker = source.tracker().unwrap();
     tracker.begin().unwrap();
@@ -49,18 +60,28 @@ fn exactly_the_pages_that_qemu_wrote_are_dirty() {
     assert_eq!(collect(&mut third, &source), [8888]);
     let memory = source.memory();
     memory.write(RAM, PageRange::new(PageIndex(0), 1), &[0; PAGE_SIZE]).unwrap_err();
-    // RAM outlives QEMU, and the death of QEMU is not taken for a guest that writes nothing.
+    // Shared RAM outlives QEMU, and the death of QEMU is not taken for a guest that writes nothing.
     drop(qemu);
     let mut dirty = MemorySet::empty([256 * MIB / PAGE_SIZE as u64]);
     third.collect(&mut dirty).unwrap_err();
     let mut page = [0; PAGE_SIZE];
-    memory.read(RAM, PageRange::new(PageIndex(65535), 1), &mut page).unwrap();
+    let read = memory.read(RAM, PageRange::new(PageIndex(65535), 1), &mut page);
+    if private {
+        read.unwrap_err();
+        return;
+    }
     assert_eq!(page[0], 19);
 }
 
 #[test]
 fn a_mirror_of_a_booting_guest_is_complete() {
-    let Some(mut qemu) = booting() else { return };
+    for object in [memfd(256), PRIVATE.to_owned()] {
+        let Some(qemu) = booting_on(&object) else { return };
+        is_complete(qemu);
+    }
+}
+
+fn is_complete(mut qemu: Qemu) {
     let block = qemu.block("mem", 256 * MIB, 0);
     let source = Source::open(qemu.pid(), &[block]).unwrap();
     let mut tracker = source.tracker().unwrap();
@@ -117,7 +138,7 @@ fn equal_blocks_are_told_apart() {
 fn what_cannot_be_attached_to_is_refused_by_its_name() {
     let mut private = Qemu::start("memory-backend-ram,id=mem,size=64M", &[]);
     let block = private.block("mem", 64 * MIB, 0);
-    let error = Source::open(private.pid(), std::slice::from_ref(&block)).unwrap_err();
+    let error = Target::open(private.pid(), std::slice::from_ref(&block)).unwrap_err();
     assert!(matches!(error, Error::NotShared { .. }), "{error}");
     let error = Source::open(private.pid(), &[RamBlock { hva: 0x1000, ..block }]).unwrap_err();
     assert!(matches!(error, Error::NotMapped { .. }), "{error}");

@@ -4,7 +4,7 @@ mod common;
 
 use common::{hand::*, *};
 use engine::ports::Machine;
-use qemu::{Vm, VmFile, qmp::Qmp};
+use qemu::{Vm, VmFile, qmp::Qmp, recipe::Backing};
 use serde_json::json;
 use std::{
     fs::{self, File},
@@ -13,14 +13,23 @@ use std::{
 };
 
 #[test]
-fn private_memory_is_refused_with_the_remedy() {
-    let hand = ByHand::start(&["-nodefaults", "-machine", "q35", "-m", "64M"]);
-    let reasons = hand.refusal();
-    assert_eq!(reasons.len(), 1, "{reasons:#?}");
-    has(
-        &reasons,
-        "-object memory-backend-memfd,id=ram0,size=67108864,share=on -machine …,memory-backend=ram0",
-    );
+fn memory_that_no_option_names_is_found_by_the_machines_word() {
+    let backend = "memory-backend-ram,id=mine,size=64M";
+    let rows: [(&[&str], &str); 4] = [
+        (&["-machine", "q35", "-m", "64M"], "pc.ram"),
+        (&["-machine", "microvm", "-m", "64M"], "microvm.ram"),
+        (&["-machine", "pc", "-m", "64M", "-mem-path", "/tmp"], "pc.ram"),
+        (&["-machine", "pc,memory-backend=mine", "-m", "64M", "-object", backend], "mine"),
+    ];
+    for (words, name) in rows {
+        let hand = ByHand::start(&[&["-nodefaults"], words].concat());
+        let adopted = Vm::adopt("hand", &hand.qmp).unwrap();
+        let recipe = adopted.vm.recipe();
+        assert_eq!(recipe.main_memory.as_deref(), Some(name), "{words:?}");
+        let block = &recipe.memory[0];
+        assert_eq!((block.id.as_str(), block.bytes, block.backing), (name, 64 << 20, Backing::Memfd));
+        has(&adopted.notes, "it must live until all of it has");
+    }
 }
 
 #[test]
@@ -57,7 +66,6 @@ fn every_reason_is_told_at_once() {
     drop(qmp);
     let reasons = hand.refusal();
     for what in [
-        "is private to QEMU",
         "without -nodefaults",
         "cache.direct=on",
         "a balloon",

@@ -18,6 +18,9 @@ pub mod maps;
 /// A file that is somebody's RAM: holes, reads, writes.
 pub mod ram;
 
+/// RAM that only its process can reach.
+pub mod process_ram;
+
 /// Files whose descriptors nobody inherits.
 pub mod apart;
 
@@ -36,7 +39,7 @@ mod freeze;
 /// Write protection and missing pages of another process.
 pub mod uffd;
 
-/// Which pages of a process were written.
+/// Which pages of a process are there, and which were written.
 pub mod pagemap;
 
 /// What connections were given and have not carried yet.

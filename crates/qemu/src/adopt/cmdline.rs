@@ -271,10 +271,7 @@ impl<'a> Reader<'a> {
                     "locked memory (mem-lock=on) would make every page of the target present; leave it out",
                 );
             }
-            "-mem-path" => self.refuse(
-                "-mem-path makes private memory; use -object memory-backend-file,share=on,… and \
-                 -machine …,memory-backend=…",
-            ),
+            "-mem-path" => self.note("-mem-path does not apply on the target: its memory is a memfd"),
             "-gdb" => self.note("the debugger's port (-gdb) stays behind"),
             "-global" if value.starts_with("migration.") => {}
             _ if HOST_ONLY.contains(&option) => {}
@@ -307,10 +304,13 @@ impl<'a> Reader<'a> {
         let backing = match kind {
             "memory-backend-memfd" => Backing::Memfd,
             // The same to a guest: memory that no file has a name for.
-            "memory-backend-ram" if get(&parsed, "share").is_some_and(is_on) => Backing::Memfd,
-            "memory-backend-file" => Backing::File,
-            // Private memory is refused by what QEMU says of the block.
-            _ if kind.starts_with("memory-backend-") => return,
+            "memory-backend-ram" => Backing::Memfd,
+            "memory-backend-file" if get(&parsed, "share").is_some_and(is_on) => Backing::File,
+            "memory-backend-file" => Backing::Memfd,
+            _ if kind.starts_with("memory-backend-") => {
+                return self
+                    .refuse(format!("memory of kind {kind} cannot follow the VM; use memory-backend-memfd"));
+            }
             "secret" | "tls-creds-x509" => return self.note(format!("object {kind} stays behind")),
             _ => return self.pass("-object", value),
         };

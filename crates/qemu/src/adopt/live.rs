@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     qmp::{Qmp, QmpError},
-    ram,
-    recipe::{Accel, Role, SeenFile, backing_files, files, options},
+    ram::{self, Backend},
+    recipe::{Accel, Backing, MemoryBlock, Role, SeenFile, backing_files, files, options},
     snapshot::own,
 };
 use engine::ports::RunState;
@@ -329,13 +329,24 @@ fn same_file(known: &str, path: &str) -> bool {
     known == path || matches!((fs::canonicalize(known), fs::canonicalize(path)), (Ok(a), Ok(b)) if a == b)
 }
 
-fn memory(qmp: &mut Qmp, process: &PidFd, read: &Read, reasons: &mut Vec<String>) -> Result<(), QmpError> {
+fn memory(
+    qmp: &mut Qmp,
+    process: &PidFd,
+    read: &mut Read,
+    reasons: &mut Vec<String>,
+) -> Result<(), QmpError> {
     let page = PAGE_SIZE as u64;
-    for backend in ram::backends(qmp)? {
-        let known = read.recipe.memory.iter().find(|block| block.id == backend.id);
-        if known.is_none() && backend.shared {
-            reasons
-                .push(format!("memory {} was plugged in after the start; start the VM with it", backend.id));
+    let recipe = &mut read.recipe;
+    for Backend { id, bytes } in ram::backends(qmp)? {
+        if recipe.memory.iter().any(|block| block.id == id) {
+            continue;
+        }
+        // A machine that is given no memory makes some, under a name of its own.
+        if recipe.main_memory.is_none() && main_memory(qmp)?.as_ref() == Some(&id) {
+            recipe.main_memory = Some(id.clone());
+            recipe.memory.push(MemoryBlock { id, bytes, backing: Backing::Memfd });
+        } else {
+            reasons.push(format!("memory {id} was plugged in after the start; start the VM with it"));
         }
     }
     for block in ram::listed(qmp)? {
@@ -364,6 +375,13 @@ fn memory(qmp: &mut Qmp, process: &PidFd, read: &Read, reasons: &mut Vec<String>
         Err(error) => reasons.push(format!("cannot look whether its memory is locked: {error}")),
     }
     Ok(())
+}
+
+/// The backend of the machine's main memory; none where NUMA nodes have one each.
+fn main_memory(qmp: &mut Qmp) -> Result<Option<String>, QmpError> {
+    let asked = json!({ "path": "/machine", "property": "memory-backend" });
+    let answer = qmp.execute("qom-get", asked)?;
+    Ok(answer.as_str().and_then(|path| path.strip_prefix("/objects/")).map(str::to_owned))
 }
 
 #[cfg(test)]

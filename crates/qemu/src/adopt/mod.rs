@@ -17,7 +17,7 @@ use crate::{
     launch::Belongings,
     made_up,
     qmp::{Qmp, QmpError},
-    ram::{self, Layout, RamError},
+    ram,
     recipe::{self, Recipe},
     vm::{OpenError, Vm},
 };
@@ -42,14 +42,7 @@ impl Vm {
         let process = find::process_of(&mut qmp)?;
         let mut reasons = Vec::new();
 
-        let layout = match ram::layout(&mut qmp) {
-            Ok(layout) => layout,
-            Err(error @ RamError::Private { .. }) => {
-                reasons.push(error.to_string());
-                Layout::default()
-            }
-            Err(error) => return Err(error.into()),
-        };
+        let layout = ram::layout(&mut qmp)?;
         let refused = |why: String| OpenError::Refused { vm: name.to_owned(), reasons: vec![why] };
         let argv = find::command_line(&process).map_err(|cause| refused(cause.to_string()))?;
         let held = Held::by(&process)
@@ -64,9 +57,7 @@ impl Vm {
         recipe.machine = cpu::with_machine(&recipe.machine, &cpu::pinned_machine(&mut qmp)?);
         recipe.accel = live::accel(&mut qmp)?;
         recipe.cpu_features = cpu::features(&mut qmp)?;
-        if !layout.main.is_empty() {
-            reasons.extend(recipe::check(&recipe));
-        }
+        reasons.extend(recipe::check(&recipe));
         // Last: it is the only thing that QEMU could notice.
         if reasons.is_empty() {
             let tried = attach::Source::open(process.pid(), &layout.main).and_then(|source| source.try_out());
@@ -79,19 +70,32 @@ impl Vm {
             return Err(OpenError::Refused { vm: name.to_owned(), reasons });
         }
         let mut notes = read.notes;
-        if let Ok(source) = attach::Source::open(process.pid(), &layout.main)
-            && let Ok(Some(block)) = source.on_disk()
-        {
-            notes.push(format!(
-                "RAM block {block} is a file on a disk: its writers cannot be slowed, so it may have to move by post-copy; put \
-                 its mem-path on a tmpfs, or use memory-backend-memfd"
-            ));
+        if let Ok(source) = attach::Source::open(process.pid(), &layout.main) {
+            notes.extend(of_memory(&source));
         }
         let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
         qmp.execute("migrate-set-capabilities", events)?;
         let belongings = Belongings { qmp: socket.to_owned(), ..Belongings::default() };
         Ok(Adopted { vm: Vm::new(qmp, process, recipe, belongings, layout), notes })
     }
+}
+
+/// What is special about the memory of a VM.
+fn of_memory(source: &attach::Source) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let Ok(Some(block)) = source.on_disk() {
+        notes.push(format!(
+            "RAM block {block} is a file on a disk: its writers cannot be slowed, so it may have to move by post-copy; put \
+             its mem-path on a tmpfs, or use memory-backend-memfd"
+        ));
+    }
+    if let Some(block) = source.private() {
+        notes.push(format!(
+            "RAM block {block} is private to this QEMU; on the target it is shared memory (memfd). If it moves by post-copy, this \
+             process keeps what has not arrived yet: it must live until all of it has"
+        ));
+    }
+    notes
 }
 
 /// What a QEMU was by its command line, and everything that hinders it from being migrated, by that and by its own word.

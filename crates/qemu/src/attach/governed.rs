@@ -5,8 +5,8 @@
 //! and it works from Linux 5.19 on. It costs 17 to 42 µs a group where the asynchronous tracker costs 1 to 2 µs a page.
 
 use super::{
-    Error, Memory, Tracking,
-    region::Region,
+    Error, Memory, NEEDS_FOR_PRIVATE, Tracking,
+    region::{Ram, Region},
     tracker::{SLICE, slices, take_userfaultfd},
 };
 use engine::ports::{Stalls, Tracker};
@@ -26,11 +26,12 @@ use std::{
     time::{Duration, Instant},
 };
 use sys::{
+    pagemap::Pagemap,
     process::PidFd,
     pulse::{Part, Pulse},
     uffd::{Features, PageFault, Uffd, Watch},
 };
-use units::{BlockId, MemorySet, PAGE_SIZE, PageIndex, PageRange};
+use units::{BlockId, MemorySet, PAGE_SIZE, PageIndex, PageRange, PageSet};
 
 /// How long the thread waits for a fault before it looks whether it is still wanted.
 const GLANCE: Duration = Duration::from_millis(50);
@@ -50,6 +51,8 @@ struct Shared {
     memory: Arc<Memory>,
     /// Pages that may be written. A page leaves it only in the moment in which it is protected again, and is owed from then on.
     open: Mutex<MemorySet>,
+    /// Where pages can lose their protection without a word: what is private, once it is thrown away.
+    pagemap: Option<Mutex<Pagemap>>,
     groups: Mutex<Groups>,
     governor: Mutex<Governor>,
     start: Instant,
@@ -81,19 +84,24 @@ impl GovernedTracker {
     ) -> Result<Self, Error> {
         let pid = process.pid();
         let uffd = take_userfaultfd(process).map_err(Error::step("get a userfaultfd", pid))?;
-        uffd.enable(Features::WP | Features::WP_SHMEM | Features::THREAD_ID).map_err(|cause| {
-            Error::Kernel {
-                what: "tell of writes",
-                needs: "write protection of shared memory came with Linux 5.19",
-                cause,
-            }
-        })?;
+        let private = memory.private().is_some();
+        let (more, needs) = match private {
+            false => (Features::NONE, "write protection of shared memory came with Linux 5.19"),
+            // With it came the scan that tells which pages have lost their protection.
+            true => (Features::WP_UNPOPULATED, NEEDS_FOR_PRIVATE),
+        };
+        uffd.enable(Features::WP | Features::WP_SHMEM | Features::THREAD_ID | more)
+            .map_err(|cause| Error::Kernel { what: "tell of writes", needs, cause })?;
+        let pagemap = || Pagemap::open(process).map(Mutex::new);
+        let pagemap = private.then(pagemap).transpose();
+        let pagemap = pagemap.map_err(Error::step("open the page tables", pid))?;
         let blocks = || memory.regions().iter().map(|region| region.block.pages);
         let shared = Arc::new(Shared {
             uffd,
             process: Arc::clone(process),
             memory: Arc::clone(memory),
             open: Mutex::new(MemorySet::empty(blocks())),
+            pagemap,
             groups: Mutex::new(Groups::new(blocks(), how.group)),
             governor: Mutex::new(Governor::new(how.max_stall, how.writers)),
             start: Instant::now(),
@@ -293,6 +301,7 @@ impl Shared {
             // Slice by slice, because nobody may open a page meanwhile.
             for slice in PageRange::new(PageIndex(0), region.block.pages).pieces(SLICE / PAGE_SIZE as u64) {
                 let mut open = locked(&self.open);
+                self.find_unprotected(region, slice, open.block_mut(id))?;
                 let runs: Vec<PageRange> = open.block(id).runs_within(slice).collect();
                 for run in runs {
                     // Owed before it is protected: should that fail, it may have been written.
@@ -307,6 +316,14 @@ impl Shared {
         }
         let text = format!("QEMU process {} has ended", self.process.pid());
         Err(io::Error::new(io::ErrorKind::NotConnected, text))
+    }
+
+    /// Adds the pages that have lost their protection and were written without a word since. One that loses it only now
+    /// is found the next time: nobody has opened it, so it stays in nobody's list.
+    fn find_unprotected(&self, region: &Region, slice: PageRange, open: &mut PageSet) -> io::Result<()> {
+        let (Some(pagemap), Ram::Private(_)) = (&self.pagemap, &region.ram) else { return Ok(()) };
+        let found = |run: Range<u64>| open.insert_range(region.pages_at(&run));
+        locked(pagemap).unprotected(region.addresses_of(slice), found)
     }
 
     /// Takes every protection back.

@@ -1,11 +1,12 @@
 //! Guest RAM from outside of QEMU.
 
-use super::region::{self, Region};
+use super::region::{self, Ram, Region};
 use engine::ports::{Block, GuestMemory};
 use std::io;
+use sys::ram::RamFile;
 use units::{BlockId, PageRange, PageSet};
 
-/// The shared RAM of a QEMU process. Stays readable after the process has ended.
+/// The RAM of a QEMU process. What is shared stays readable after the process has ended.
 #[derive(Debug)]
 pub struct Memory {
     blocks: Vec<Block>,
@@ -23,30 +24,47 @@ impl Memory {
         &self.regions
     }
 
-    /// How many bytes of it are there: all but the holes.
+    /// How many bytes of it are there: all but the holes. What is private is not counted.
     pub fn allocated(&self) -> u64 {
-        self.regions.iter().map(|region| region.ram.allocated()).fold(0, u64::saturating_add)
+        let shared = self.regions.iter().filter_map(|region| match &region.ram {
+            Ram::Shared(ram) => Some(ram.allocated()),
+            Ram::Private(_) => None,
+        });
+        shared.fold(0, u64::saturating_add)
     }
 
     /// A block that is no memory of the kernel's own but a file on a disk.
     pub(super) fn on_disk(&self) -> io::Result<Option<&str>> {
         for Region { block, ram, .. } in &self.regions {
-            if !ram.is_shmem()? {
+            let on_disk = match ram {
+                Ram::Shared(ram) => !ram.is_shmem()?,
+                Ram::Private(ram) => ram.is_of_file(),
+            };
+            if on_disk {
                 return Ok(Some(&block.name));
             }
         }
         Ok(None)
     }
 
+    /// A block that only QEMU itself can reach.
+    pub fn private(&self) -> Option<&str> {
+        let private = |region: &&Region| matches!(region.ram, Ram::Private(_));
+        self.regions.iter().find(private).map(|region| region.block.name.as_str())
+    }
+
     fn region(&self, id: BlockId) -> io::Result<&Region> {
         region::get(&self.regions, id)
     }
 
-    fn fillable(&self, id: BlockId) -> io::Result<&Region> {
-        if self.fillable {
-            return self.region(id);
+    fn fillable(&self, id: BlockId) -> io::Result<&RamFile> {
+        match &self.region(id)?.ram {
+            Ram::Shared(ram) if self.fillable => Ok(ram),
+            _ => Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                "only the shared RAM of a target is written by us",
+            )),
         }
-        Err(io::Error::new(io::ErrorKind::PermissionDenied, "the RAM of a source is never written by us"))
     }
 }
 
@@ -56,18 +74,24 @@ impl GuestMemory for Memory {
     }
 
     fn present(&self, block: BlockId) -> io::Result<PageSet> {
-        self.region(block)?.ram.present()
+        match &self.region(block)?.ram {
+            Ram::Shared(ram) => ram.present(),
+            Ram::Private(ram) => ram.present(),
+        }
     }
 
     fn read(&self, block: BlockId, range: PageRange, into: &mut [u8]) -> io::Result<()> {
-        self.region(block)?.ram.read(range, into)
+        match &self.region(block)?.ram {
+            Ram::Shared(ram) => ram.read(range, into),
+            Ram::Private(ram) => ram.read(range, into),
+        }
     }
 
     fn write(&self, block: BlockId, range: PageRange, from: &[u8]) -> io::Result<()> {
-        self.fillable(block)?.ram.write(range, from)
+        self.fillable(block)?.write(range, from)
     }
 
     fn discard(&self, block: BlockId, range: PageRange) -> io::Result<()> {
-        self.fillable(block)?.ram.punch(range)
+        self.fillable(block)?.punch(range)
     }
 }

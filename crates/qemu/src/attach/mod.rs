@@ -1,7 +1,8 @@
 //! The engine's memory ports, kept with an unmodified QEMU process.
 //!
-//! `Source` reads and tracks the RAM of a running QEMU, `Target` fills that of a waiting one. Both need shared RAM
-//! (`share=on`): it is opened through `/proc/PID/map_files`, so that it outlives the QEMU process.
+//! `Source` reads and tracks the RAM of a running QEMU, `Target` fills that of a waiting one. Shared RAM (`share=on`) is opened
+//! through `/proc/PID/map_files` and outlives the QEMU process. A source's may also be private to it: that is read in its address
+//! space, and is gone with it.
 //!
 //! Who holds the userfaultfd decides how a crash of ours ends. On the source only we do: the guest runs on. On the target
 //! QEMU does too: its guest waits for a restarted agent instead of reading zeros.
@@ -28,6 +29,11 @@ pub use tracker::AsyncTracker;
 
 use std::io;
 
+/// From which Linux on writes to private memory can be followed: pages that were thrown away lose their protection, and only
+/// `PAGEMAP_SCAN` finds them.
+const NEEDS_FOR_PRIVATE: &str = "for memory that is private to QEMU this takes Linux 6.7; shared memory (-object \
+                                 memory-backend-memfd,share=on,…) does with 5.19";
+
 /// Why a QEMU process cannot be attached to.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -42,7 +48,7 @@ pub enum Error {
         /// How large QEMU said it was.
         bytes: u64,
     },
-    /// The block is memory that only QEMU can reach.
+    /// The block of a target is memory that only QEMU can reach.
     #[error(
         "RAM block {block} is private to QEMU: start the VM with -object memory-backend-memfd,share=on,… \
          or memory-backend-file,share=on,… as its memory"

@@ -3,10 +3,11 @@
 use super::Error;
 use engine::ports::Block;
 use serde::{Deserialize, Serialize};
-use std::{io, ops::Range};
+use std::{io, ops::Range, sync::Arc};
 use sys::{
     maps::{self, Mapping},
     process::PidFd,
+    process_ram::ProcessRam,
     ram::RamFile,
 };
 use units::{BlockId, PAGE_SIZE, PageIndex, PageRange};
@@ -22,12 +23,21 @@ pub struct RamBlock {
     pub hva: u64,
 }
 
-/// A RAM block that was found: its place in QEMU and its file.
+/// What holds the content of a RAM block.
+#[derive(Debug)]
+pub(super) enum Ram {
+    /// A file, which outlives QEMU.
+    Shared(RamFile),
+    /// QEMU's own address space.
+    Private(ProcessRam),
+}
+
+/// A RAM block that was found: its place in QEMU and what holds it.
 #[derive(Debug)]
 pub(super) struct Region {
     pub(super) block: Block,
     pub(super) addresses: Range<u64>,
-    pub(super) ram: RamFile,
+    pub(super) ram: Ram,
 }
 
 impl Region {
@@ -45,7 +55,7 @@ impl Region {
 }
 
 /// Finds and opens each block. Nothing must be registered with a userfaultfd yet.
-pub(super) fn find(process: &PidFd, blocks: &[RamBlock]) -> Result<Vec<Region>, Error> {
+pub(super) fn find(process: &Arc<PidFd>, blocks: &[RamBlock]) -> Result<Vec<Region>, Error> {
     if blocks.len() > usize::from(u16::MAX) {
         return Err(Error::TooMany { count: blocks.len() });
     }
@@ -53,19 +63,16 @@ pub(super) fn find(process: &PidFd, blocks: &[RamBlock]) -> Result<Vec<Region>, 
     blocks.iter().map(|block| open(process, &mappings, block)).collect()
 }
 
-fn open(process: &PidFd, mappings: &[Mapping], wanted: &RamBlock) -> Result<Region, Error> {
+fn open(process: &Arc<PidFd>, mappings: &[Mapping], wanted: &RamBlock) -> Result<Region, Error> {
     let block = || wanted.name.clone();
     let not_mapped = || Error::NotMapped { block: block(), hva: wanted.hva, bytes: wanted.bytes };
     let end = wanted.hva.checked_add(wanted.bytes).ok_or_else(not_mapped)?;
     let at = mappings.iter().position(|m| m.addresses.contains(&wanted.hva)).ok_or_else(not_mapped)?;
     let first = &mappings[at];
-    if !first.shared || first.inode == 0 {
-        return Err(Error::NotShared { block: block() });
-    }
-    // The kernel may have split the mapping; its pieces then follow each other in memory and in the file.
+    // The kernel may have split the mapping. Its pieces follow each other in memory, and in the file if there is one.
     let mut last = first;
     for next in &mappings[at + 1..] {
-        if last.addresses.end >= end || !last.continues_in(next) || !next.shared {
+        if last.addresses.end >= end || !continues(last, next) {
             break;
         }
         last = next;
@@ -73,17 +80,36 @@ fn open(process: &PidFd, mappings: &[Mapping], wanted: &RamBlock) -> Result<Regi
     if last.addresses.end < end || !first.write {
         return Err(not_mapped());
     }
-    let opened = || -> io::Result<RamFile> {
+    let addresses = wanted.hva..end;
+    let opened = || -> io::Result<(Ram, bool)> {
+        if !first.shared {
+            let ram = ProcessRam::new(process, addresses.clone(), first.inode != 0)?;
+            let huge = ram.is_hugetlb()?;
+            return Ok((Ram::Private(ram), huge));
+        }
         let file = maps::open_file(process, first)?;
-        RamFile::new(file, first.offset + (wanted.hva - first.addresses.start), wanted.bytes)
+        let ram = RamFile::new(file, first.offset + (wanted.hva - first.addresses.start), wanted.bytes)?;
+        let huge = ram.is_hugetlb()?;
+        Ok((Ram::Shared(ram), huge))
     };
     let step = |cause| Error::step(format!("open RAM block {}", wanted.name), process.pid())(cause);
-    let ram = opened().map_err(step)?;
-    if ram.is_hugetlb().map_err(step)? {
+    let (ram, huge) = opened().map_err(step)?;
+    if huge {
         return Err(Error::HugePages { block: block() });
     }
-    let block = Block { name: block(), pages: ram.pages() };
-    Ok(Region { block, addresses: wanted.hva..end, ram })
+    let block = Block { name: block(), pages: wanted.bytes / PAGE_SIZE as u64 };
+    Ok(Region { block, addresses, ram })
+}
+
+/// Whether the block that `mapping` is a piece of goes on in `next`.
+fn continues(mapping: &Mapping, next: &Mapping) -> bool {
+    let anonymous = mapping.inode == 0 && next.inode == 0;
+    mapping.shared == next.shared
+        && mapping.write == next.write
+        && match anonymous {
+            true => mapping.addresses.end == next.addresses.start,
+            false => mapping.continues_in(next),
+        }
 }
 
 /// The region of a block.

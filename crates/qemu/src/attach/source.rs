@@ -1,6 +1,9 @@
 //! The QEMU process that a VM leaves.
 
-use super::{AsyncTracker, Error, GovernedTracker, Memory, RamBlock, SwitchingTracker, VcpuStuns, region};
+use super::{
+    AsyncTracker, Error, GovernedTracker, Memory, NEEDS_FOR_PRIVATE, RamBlock, SwitchingTracker, VcpuStuns,
+    region,
+};
 use std::{sync::Arc, time::Duration};
 use sys::{inject::Borrowed, process::PidFd, pulse::Pulse};
 
@@ -46,7 +49,20 @@ impl Source {
         let pid = self.process.pid();
         let thread = Borrowed::seize(&self.process).map_err(Error::step("borrow a thread", pid))?;
         let made = thread.userfaultfd().map_err(Error::step("watch the memory", pid))?;
-        thread.close(made).map_err(Error::step("close a descriptor", pid))
+        thread.close(made).map_err(Error::step("close a descriptor", pid))?;
+        if self.memory.private().is_some() {
+            // What follows its writes; nothing is protected yet, so the guest notices nothing.
+            self.tracker().map(drop).map_err(|error| match error {
+                Error::Kernel { what, cause, .. } => Error::Kernel { what, needs: NEEDS_FOR_PRIVATE, cause },
+                other => other,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// A RAM block that only QEMU itself can reach: after the switchover of a post-copy its process must live until all of it has arrived.
+    pub fn private(&self) -> Option<&str> {
+        self.memory.private()
     }
 
     /// A tracker of its writes. Borrows a thread of QEMU for well under a millisecond. One at a time: while another tracker

@@ -45,7 +45,7 @@ impl SwitchingTracker {
         } else {
             match AsyncTracker::attach(process, memory) {
                 // Linux 5.19 to 6.6.
-                Err(Error::Kernel { .. }) => governed()?,
+                Err(Error::Kernel { .. }) if memory.private().is_none() => governed()?,
                 attached => Now::Free(attached?),
             }
         };

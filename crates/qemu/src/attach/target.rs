@@ -42,6 +42,9 @@ impl Target {
     fn find(pid: i32, blocks: &[RamBlock]) -> Result<Self, Error> {
         let process = Arc::new(PidFd::open(pid).map_err(Error::step("get hold", pid))?);
         let memory = Arc::new(Memory::new(region::find(&process, blocks)?, true));
+        if let Some(block) = memory.private() {
+            return Err(Error::NotShared { block: block.to_owned() });
+        }
         // QEMU asks for huge pages for all RAM by default.
         let huge = vec![true; memory.blocks().len()];
         Ok(Self { process, memory, huge })

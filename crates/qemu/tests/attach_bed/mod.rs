@@ -40,9 +40,14 @@ fn kernel() -> Option<PathBuf> {
 
 /// A QEMU whose guest is about to boot a kernel, which writes all it can.
 pub fn booting() -> Option<Qemu> {
+    booting_on(&memfd(256))
+}
+
+/// The same with another memory backend.
+pub fn booting_on(object: &str) -> Option<Qemu> {
     let kernel = kernel()?;
     let more = ["-kernel", kernel.to_str().unwrap(), "-append", "panic=0", "-smp", "2"];
-    Some(Qemu::start(&memfd(256), &more))
+    Some(Qemu::start(object, &more))
 }
 
 /// Mirrors the first RAM block of a running guest by what its tracker says, for so long and until it is stopped; then no page may

@@ -46,9 +46,19 @@ impl Guest {
 
     /// The same with another name of the test.
     pub fn start_as(role: &str, pages: u64) -> Self {
+        Self::start_with(role, pages, "shared")
+    }
+
+    /// One whose RAM only it can reach: of small pages, or of `huge` ones.
+    pub fn start_private(pages: u64, huge: bool) -> Self {
+        Self::start_with("role", pages, if huge { "huge" } else { "private" })
+    }
+
+    fn start_with(role: &str, pages: u64, kind: &str) -> Self {
         let mut child = Command::new(env::current_exe().unwrap())
             .args(["--exact", role, "--ignored", "--nocapture", "--test-threads=1"])
             .env("ROLE_PAGES", pages.to_string())
+            .env("ROLE_RAM", kind)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -150,6 +160,36 @@ unsafe impl Send for Ram {}
 unsafe impl Sync for Ram {}
 
 impl Ram {
+    fn of_kind(kind: &str, bytes: usize) -> Self {
+        if kind == "shared" {
+            return Self::map(bytes);
+        }
+        const HUGE: usize = 2 << 20;
+        let advice = if kind == "huge" { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
+        let (rights, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping, of which a part is kept that begins and ends within it.
+        let start = unsafe {
+            let start = libc::mmap(std::ptr::null_mut(), bytes + HUGE, rights, flags, -1, 0);
+            assert_ne!(start, libc::MAP_FAILED);
+            let start = start.cast::<u8>().add(start.cast::<u8>().align_offset(HUGE));
+            assert_eq!(libc::madvise(start.cast(), bytes, advice), 0);
+            start
+        };
+        Self { start: NonNull::new(start).unwrap(), bytes }
+    }
+
+    /// Gives a page back: it is zeros then.
+    fn discard(&self, first: u64, pages: u64) {
+        let bytes = pages as usize * PAGE_SIZE;
+        assert!(first as usize * PAGE_SIZE + bytes <= self.bytes);
+        // SAFETY: within the mapping, of which nobody holds a reference.
+        let done = unsafe {
+            let at = self.start.as_ptr().add(first as usize * PAGE_SIZE);
+            libc::madvise(at.cast(), bytes, libc::MADV_DONTNEED)
+        };
+        assert_eq!(done, 0);
+    }
+
     fn map(bytes: usize) -> Self {
         // SAFETY: a new mapping of a new file.
         let start = unsafe {
@@ -223,7 +263,8 @@ extern "C" fn count(_: i32) {
 pub fn play() {
     let Ok(pages) = env::var("ROLE_PAGES") else { return };
     let pages: usize = pages.parse().unwrap();
-    let ram = Arc::new(Ram::map(pages * PAGE_SIZE));
+    let kind = env::var("ROLE_RAM").unwrap();
+    let ram = Arc::new(Ram::of_kind(&kind, pages * PAGE_SIZE));
     let zero = File::open("/dev/zero").unwrap().into_raw_fd();
     let mut storm: Option<Storm> = None;
     // SAFETY: a handler that only adds to an atomic number.
@@ -234,6 +275,10 @@ pub fn play() {
         let number = || rest.parse::<u64>().unwrap();
         match verb {
             "write" => ram.write(number(), 7),
+            "discard" => {
+                let (first, pages) = rest.split_once(' ').unwrap();
+                ram.discard(first.parse().unwrap(), pages.parse().unwrap());
+            }
             "read" => {
                 println!("@{}", ram.read(number()));
                 continue;

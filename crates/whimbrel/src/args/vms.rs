@@ -36,8 +36,7 @@ pub(crate) struct Run {
 
 /// Take charge of a QEMU that something else started.
 ///
-/// From then on it can be migrated. Its guest memory must be shared: `-object memory-backend-memfd,share=on`. What else cannot be handled is said,
-/// with the option that would mend it. Nothing about the VM is changed.
+/// From then on it can be migrated. What cannot be handled is said, with the option that would mend it. Nothing about the VM is changed.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Example:

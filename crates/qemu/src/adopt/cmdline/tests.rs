@@ -56,7 +56,7 @@ fn each_refusal_says_why_and_what_would_mend_it() {
         (&["-add-fd", "fd=7,set=1"], "cannot be given this descriptor", "name a file instead"),
         (&["-overcommit", "mem-lock=on"], "every page of the target present", "leave it out"),
         (&["-realtime", "mlock=on"], "every page of the target present", "leave it out"),
-        (&["-mem-path", "/dev/shm"], "private memory", "memory-backend-file,share=on"),
+        (&["-object", "memory-backend-epc,id=m,size=64M"], "memory-backend-epc", "use memory-backend-memfd"),
         (
             &["-object", "memory-backend-memfd,id=m,size=64M,share=on,hugetlb=on"],
             "huge pages (hugetlb=on)",
