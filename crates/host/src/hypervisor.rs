@@ -93,6 +93,9 @@ pub(crate) struct Kept {
     /// waiting for one of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) waits: Option<Waits>,
+    /// The block nodes that read their files directly, but not while it is moved away.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) buffered: Vec<String>,
 }
 
 /// A QEMU whose guest waits for missing pages.
@@ -129,7 +132,11 @@ pub(crate) fn found(vm: &Vm, waits: Option<Waits>) -> Result<Found, String> {
         pid: handle.pid.cast_unsigned(),
         qmp: handle.belongings.qmp.clone(),
         recipe: value(serde_json::to_value(&handle.recipe))?,
-        belongings: value(serde_json::to_value(Kept { belongings: handle.belongings, waits }))?,
+        belongings: value(serde_json::to_value(Kept {
+            belongings: handle.belongings,
+            waits,
+            buffered: vec![],
+        }))?,
     })
 }
 
@@ -137,6 +144,25 @@ pub(crate) fn found(vm: &Vm, waits: Option<Waits>) -> Result<Found, String> {
 pub(crate) fn open(vm: &VmRecord) -> Result<Vm, OpenOr> {
     let handle = handle_of(vm).map_err(OpenOr::Unreadable)?;
     Vm::reopen(&handle).map_err(OpenOr::Open)
+}
+
+/// Has a VM that is not moved any more read its disks directly again, if it did. Those that read them already are left alone.
+pub(crate) fn read_directly(vm: &VmRecord) -> Result<(), String> {
+    let buffered = kept(vm)?.buffered;
+    match buffered.is_empty() {
+        true => Ok(()),
+        false => open(vm).map_err(|error| error.to_string())?.read_directly(&buffered),
+    }
+}
+
+/// The same for the VMs of an agent that was killed, unless it has left more than that behind.
+fn all_read_directly(known: &[VmRecord]) {
+    for vm in known {
+        let frozen = handle_of(vm).is_ok_and(|handle| frozen::is_frozen(&handle).unwrap_or(true));
+        if let Err(why) = if frozen { Ok(()) } else { read_directly(vm) } {
+            tracing::warn!(vm = vm.name, why, "its disks still go through the page cache");
+        }
+    }
 }
 
 /// Why a recorded VM cannot be opened.
@@ -222,6 +248,7 @@ impl Hypervisor for QemuHost {
 
     fn sweep_others(&self, known: &[VmRecord]) {
         sweep_tokens(known);
+        all_read_directly(known);
         let known: Vec<&Path> = known.iter().map(|vm| vm.qmp.as_path()).collect();
         let swept = launch::sweep_others(&known, &self.host);
         if swept > 0 {
@@ -244,6 +271,9 @@ impl Hypervisor for QemuHost {
         frozen::thaw(&handle_of(vm)?).map_err(reasons)?;
         let mut open = open(vm).map_err(reasons)?;
         open.restore(before).map_err(reasons)?;
+        if let Err(why) = kept(vm).and_then(|kept| open.read_directly(&kept.buffered)) {
+            tracing::warn!(vm = vm.name, why, "its disks still go through the page cache");
+        }
         if before != RunState::Running {
             return Ok(());
         }

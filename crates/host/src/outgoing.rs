@@ -2,7 +2,7 @@
 
 use crate::{
     arrivals::Arrivals,
-    hypervisor::{QemuHost, handle_of, kept, open},
+    hypervisor::{QemuHost, handle_of, kept, open, read_directly},
     incoming::Incoming,
     janitor::Janitor,
     record::{HostRecord, named},
@@ -178,6 +178,9 @@ impl Mover {
         let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
         let vm = &request.vm;
         let mut open = open(vm).map_err(|e| one(&e))?;
+        if for_real {
+            self.buffer(vm, &mut open).map_err(|why| vec![why])?;
+        }
         let Begun { reasons, notes, took } = open.begin().map_err(|e| one(&e))?;
         if !reasons.is_empty() {
             return Err(reasons);
@@ -247,6 +250,74 @@ impl Mover {
             dial,
         };
         Ok((parts, shown))
+    }
+
+    /// Has a VM's disks go through the page cache, and notes that down before: whatever ends us, it is set back.
+    fn buffer(&self, vm: &VmRecord, open: &mut Vm) -> Result<(), String> {
+        let mut buffered = open.reads_directly()?;
+        let before = kept(vm)?.buffered;
+        buffered.extend(before.into_iter().filter(|node| !buffered.contains(node)).collect::<Vec<_>>());
+        if buffered.is_empty() {
+            return Ok(());
+        }
+        let note = |vm: &mut VmRecord| {
+            if let Some(kept) = vm.belongings.as_object_mut() {
+                kept.insert("buffered".to_owned(), buffered.clone().into());
+            }
+        };
+        self.store.update_vm(&vm.name, note).map_err(|error| error.to_string())?;
+        open.buffer(&buffered)
+    }
+
+    /// A migration is over. If the VM is still here, it reads its disks as before.
+    fn is_over(&self, vm: &str) {
+        // One whose end is in doubt is set back when that is known.
+        let stays = || -> Result<bool, String> {
+            let doubt = self.store.departure_of(vm).map_err(|error| error.to_string())?.is_some();
+            let Some(record) = self.store.vm(vm).map_err(|error| error.to_string())?.filter(|_| !doubt)
+            else {
+                return Ok(false);
+            };
+            read_directly(&record).map(|()| !kept(&record).is_ok_and(|kept| kept.buffered.is_empty()))
+        };
+        let forget = |vm: &mut VmRecord| {
+            vm.belongings.as_object_mut().map(|kept| kept.remove("buffered"));
+        };
+        let done = stays().and_then(|was| match was {
+            true => self.store.update_vm(vm, forget).map(drop).map_err(|error| error.to_string()),
+            false => Ok(()),
+        });
+        if let Err(why) = done {
+            tracing::warn!(vm, why, "its disks still go through the page cache");
+        }
+    }
+
+    fn move_away(&self, request: &MigrateRequest, events: Events, wishes: &Wishes) -> Report {
+        let pulse = Pulse::default();
+        // This thread may take its time, but must not be stopped while the guest is.
+        let part = pulse.part();
+        part.rest();
+        let (parts, shown) = match self.parts(request, true, &pulse) {
+            Ok(parts) => parts,
+            Err(reasons) => {
+                let here = self.store.host();
+                let mut report = request.blank_report(here, Outcome::Failed);
+                report.error = Some(Failure {
+                    what: "preflight".to_owned(),
+                    place: format!("{here}, in preflight"),
+                    why: reasons.join("\n"),
+                    vm_runs_on: Some(here.to_owned()),
+                });
+                return report;
+            }
+        };
+        let options = Self::options(request, &parts.history);
+        let _at_work = options.spool.as_ref().map(|spool| self.janitor.at_work(request.id, &spool.directory));
+        let (driver, handle) = SourceDriver::new(parts, options, until_asked(shown, events));
+        let (canceller, resolver) = (handle.clone(), handle);
+        wishes.cancel.then(move || canceller.cancel());
+        wishes.resolve_here.then(move || resolver.resolve_here());
+        driver.run()
     }
 
     /// The epoch at which this host owns the VM, and which record says so. A shared one is asked now: if it cannot be, or says
@@ -432,31 +503,9 @@ impl Machine for Later {
 
 impl Migrator for Mover {
     fn migrate(&self, request: &MigrateRequest, events: Events, wishes: &Wishes) -> Report {
-        let pulse = Pulse::default();
-        // This thread may take its time, but must not be stopped while the guest is.
-        let part = pulse.part();
-        part.rest();
-        let (parts, shown) = match self.parts(request, true, &pulse) {
-            Ok(parts) => parts,
-            Err(reasons) => {
-                let here = self.store.host();
-                let mut report = request.blank_report(here, Outcome::Failed);
-                report.error = Some(Failure {
-                    what: "preflight".to_owned(),
-                    place: format!("{here}, in preflight"),
-                    why: reasons.join("\n"),
-                    vm_runs_on: Some(here.to_owned()),
-                });
-                return report;
-            }
-        };
-        let options = Self::options(request, &parts.history);
-        let _at_work = options.spool.as_ref().map(|spool| self.janitor.at_work(request.id, &spool.directory));
-        let (driver, handle) = SourceDriver::new(parts, options, until_asked(shown, events));
-        let (canceller, resolver) = (handle.clone(), handle);
-        wishes.cancel.then(move || canceller.cancel());
-        wishes.resolve_here.then(move || resolver.resolve_here());
-        driver.run()
+        let report = self.move_away(request, events, wishes);
+        self.is_over(&request.vm.name);
+        report
     }
 
     fn plan(&self, request: &MigrateRequest) -> Result<Forecast, String> {

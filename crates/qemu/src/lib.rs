@@ -55,6 +55,7 @@ pub mod room;
 mod arriving;
 mod confine;
 mod cpu;
+mod direct;
 mod flush;
 mod halt;
 mod held;

@@ -59,7 +59,7 @@ const QUIT: Duration = Duration::from_secs(3);
 /// A VM: its QEMU process, held, with its monitor.
 #[derive(Debug)]
 pub struct Vm {
-    qmp: Qmp,
+    pub(crate) qmp: Qmp,
     process: PidFd,
     recipe: Recipe,
     belongings: Belongings,
@@ -71,8 +71,10 @@ pub struct Vm {
     door: Option<state::Door>,
     /// Where this QEMU writes its device state to.
     exit: Option<state::Exit>,
-    /// Disks that QEMU does not flush itself, because it was told so (`cache.no-flush`): we do.
+    /// Disks that QEMU does not flush itself, because it was told so (`cache.no-flush`), or that have much to flush: we do.
     unflushed: Vec<File>,
+    /// Whether disks go through the page cache that usually do not.
+    pub(crate) buffered: bool,
     /// Whether its network was seen not to hear it yet.
     slow_network: Arc<AtomicBool>,
     /// What it was when its migration began.
@@ -228,6 +230,7 @@ impl Vm {
             door: None,
             exit: None,
             unflushed: Vec::new(),
+            buffered: false,
             slow_network: Arc::default(),
             known: None,
             stands_still: false,

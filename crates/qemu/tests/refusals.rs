@@ -67,7 +67,6 @@ fn every_reason_is_told_at_once() {
     let reasons = hand.refusal();
     for what in [
         "without -nodefaults",
-        "cache.direct=on",
         "a balloon",
         "network u is of kind user",
         "ivshmem",

@@ -232,12 +232,11 @@ fn disks(
         .filter_map(|file| file.path.to_str())
         .collect();
     for node in nodes.as_array().into_iter().flatten() {
-        let (name, driver) = (node["node-name"].as_str().unwrap_or("?"), node["drv"].as_str().unwrap_or("?"));
+        let driver = node["drv"].as_str().unwrap_or("?");
         let path = node["file"].as_str().unwrap_or("?");
-        if node["cache"]["direct"].as_bool() == Some(true) {
-            reasons.push(format!(
-                "disk {path} (node {name}) is read directly (cache.direct=on or cache=none), behind the tracker's back; use \
-                 cache.direct=off,cache=writeback,aio=threads"
+        if driver == "file" && node["cache"]["direct"] == true {
+            read.notes.push(format!(
+                "disk {path} is read directly (cache=none): while the VM is moved it goes through the page cache of this host"
             ));
         }
         match driver {

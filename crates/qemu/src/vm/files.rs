@@ -15,7 +15,9 @@ impl Vm {
     /// Shows its files, as its QEMU has them open, to the target of a migration. Every reason why that cannot be.
     pub fn show_files(&mut self, from: &str, migration: &str) -> Result<Shown, Vec<String>> {
         let held = self.check()?;
-        if flush::is_left_out(&mut self.qmp).map_err(|error| vec![error.to_string()])? {
+        let left_out = flush::is_left_out(&mut self.qmp).map_err(|error| vec![error.to_string()])?;
+        // What goes through the page cache only now is much at once, where a guest relies on writing directly.
+        if left_out || self.buffered {
             self.unflushed = flush::files(&self.recipe, &held)?;
         }
         sharing::show(&self.recipe, from, migration, &|file, write| {

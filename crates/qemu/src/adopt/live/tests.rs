@@ -120,16 +120,15 @@ fn what_changed_after_the_start_is_refused() {
 }
 
 #[test]
-fn disks_that_are_read_unseen_or_elsewhere_are_refused() {
-    let node = |drv: &str, file: &str, direct: bool| {
-        let node = json!({ "node-name": "n", "drv": drv, "file": file, "cache": { "direct": direct } });
+fn disks_that_are_elsewhere_are_refused() {
+    let node = |drv: &str, file: &str| {
+        let node = json!({ "node-name": "n", "drv": drv, "file": file, "cache": { "direct": false } });
         move |command: &str, _: &Value| (command == "query-named-block-nodes").then(|| json!([node]))
     };
     for (odd, why, mend) in [
-        (node("raw", "/d.img", true), "behind the tracker's back", "use cache.direct=off"),
-        (node("file", "/dev/fdset/3", false), "is not on the command line", "restart the VM with it"),
-        (node("nbd", "nbd://host/d", false), "no image locks between hosts", "shared file system"),
-        (node("host_device", "/dev/sdb", false), "no image locks between hosts", "shared file system"),
+        (node("file", "/dev/fdset/3"), "is not on the command line", "restart the VM with it"),
+        (node("nbd", "nbd://host/d"), "no image locks between hosts", "shared file system"),
+        (node("host_device", "/dev/sdb"), "no image locks between hosts", "shared file system"),
     ] {
         let reasons = found(&[], odd);
         assert_eq!(reasons.len(), 1, "{reasons:#?}");

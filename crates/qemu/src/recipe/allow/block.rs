@@ -14,17 +14,15 @@ const FORMATS: Form = Word(&["raw", "qcow2"]);
 const ZEROES: Form = Word(&["off", "on", "unmap"]);
 const DISCARD: Form = Word(&["ignore", "off", "unmap", "on"]);
 const LOCKED: Form = Word(&["on", "auto"]);
-/// Direct reads write guest memory behind the tracker's back, unless they are reopened without; whoever does
-/// that says so.
-const THREADS: Form = Word(&["threads"]);
+const ENGINES: Form = Word(&["threads", "native", "io_uring"]);
 
 /// Properties of a block node that open nothing.
 const NODE: &[Property] = &[
-    ("aio", THREADS),
+    ("aio", ENGINES),
     ("auto-read-only", Switch),
     ("cache-clean-interval", Number),
     ("cache-size", Size),
-    ("cache.direct", Off),
+    ("cache.direct", Switch),
     ("cache.no-flush", Switch),
     ("detect-zeroes", ZEROES),
     ("discard", DISCARD),
@@ -58,10 +56,10 @@ pub(super) fn blockdev(value: &str, file_of: FileOf) -> Result<(), String> {
 }
 
 const DRIVE: &[Property] = &[
-    ("aio", THREADS),
+    ("aio", ENGINES),
     ("bus", Number),
-    ("cache", Word(&["writeback", "writethrough", "unsafe"])),
-    ("cache.direct", Off),
+    ("cache", Word(&["writeback", "writethrough", "unsafe", "none", "directsync"])),
+    ("cache.direct", Switch),
     ("cache.no-flush", Switch),
     ("cache.writeback", Switch),
     ("copy-on-read", Switch),
