@@ -19,8 +19,6 @@ trap 'rm -f "$made"' EXIT
     awk '{ line = $0 }
         sub(/^ .*after: "/, "", line) { sub(/".*/, "", line); after = line; line = $0 }
         sub(/^ .*says: "/, "", line) { sub(/".*/, "", line); print "| " after " | `" line "` | `i9_twins_stay_alike` |" }' "$listed"
-    open=$(sed -n 's/^    Deed::\([A-Za-z]*\),$/\1/p' "$listed" | sed 's/\([a-z]\)\([A-Z]\)/\1 \2/g' | tr '[:upper:]' '[:lower:]' | paste -sd, -)
-    [ -z "$open" ] || printf '\nIn no random sequence yet, because not all of it holds at every moment: %s.\n' "$(echo "$open" | sed 's/,/, /g')"
     printf '\n'
     echo "$end"
 } >"$made"

@@ -196,6 +196,9 @@ pub struct MachineError {
 /// Says whether a process has ended, without waiting and without asking the process.
 pub type HasEnded = Box<dyn Fn() -> bool + Send + Sync>;
 
+/// Ends a process at once, without asking it or waiting for it.
+pub type Ender = Box<dyn Fn() + Send + Sync>;
+
 /// Says why the network would not hear the guest yet, in words; `None`: it would.
 pub type Unheard = Box<dyn Fn() -> Option<String> + Send>;
 
@@ -204,6 +207,11 @@ pub trait Machine: Send {
     /// By which to see whether it has ended, also while somebody uses this port.
     fn has_ended(&self) -> HasEnded {
         Box::new(|| false)
+    }
+
+    /// By which to end it at once while somebody uses this port; `destroy` is still needed then.
+    fn ender(&self) -> Ender {
+        Box::new(|| {})
     }
 
     /// By which to see whether the network would hear the guest, also while somebody uses this port.

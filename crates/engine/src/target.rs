@@ -5,7 +5,7 @@ use crate::{
     conn::{Conn, Speaker},
     faults::Faults,
     land::{Landing, Stage},
-    ports::{HasEnded, Host, Machine, Request, RunState, SpoolRecord, TargetJournal, Waiting},
+    ports::{Ender, HasEnded, Host, Machine, Request, RunState, SpoolRecord, TargetJournal, Waiting},
     spaced::Spaced,
     unspool::{Unspool, Unspooled},
 };
@@ -25,6 +25,7 @@ use units::{BlockId, MemorySet, MigrationId};
 
 mod acts; // what it does
 mod link; // its connections: welcomed, heard, lost
+mod loading; // the device state, and who does not want it any more
 mod spooling; // the file that pages come by, too
 pub(crate) use acts::unpack;
 use link::Stream;
@@ -78,6 +79,8 @@ struct Taken {
     machine: Beside<dyn Machine>,
     /// Whether its process has ended.
     has_ended: HasEnded,
+    /// Ends that process, whatever waits for it.
+    ender: Ender,
     journal: Beside<dyn TargetJournal>,
     /// How the owed pages that were taken last are being recorded.
     recorded: Option<Receiver<io::Result<()>>>,
@@ -155,6 +158,8 @@ pub(crate) struct TargetDriver {
     token: Token,
     tell: Sender<Signal>,
     signals: Receiver<Signal>,
+    /// What came while a device state was loaded.
+    meanwhile: VecDeque<Signal>,
     source: String,
     taken: Option<Taken>,
     control: Option<(Conn, Speaker)>,
@@ -176,6 +181,8 @@ pub(crate) struct TargetDriver {
     goes_on: RunState,
     /// The source said that the guest goes on there: it will never ask the record about this migration.
     source_is_back: bool,
+    /// The source lets us have the guest.
+    permitted: bool,
     /// The source was told why nothing comes of it.
     gave_reasons: bool,
     /// Why there is no file although there was to be one.
@@ -210,6 +217,7 @@ impl TargetDriver {
             token,
             tell,
             signals,
+            meanwhile: VecDeque::new(),
             source: String::new(),
             taken: None,
             control: None,
@@ -225,6 +233,7 @@ impl TargetDriver {
             arrived: false,
             goes_on: RunState::Running,
             source_is_back: false,
+            permitted: false,
             gave_reasons: false,
             no_spool: String::new(),
             qemu_ended: false,
@@ -267,12 +276,22 @@ impl TargetDriver {
         let faults = Some(Faults::start(landing.clone())?);
         self.source = request.from.clone();
         self.arrived = true;
-        let has_ended = machine.has_ended();
+        let (has_ended, ender) = (machine.has_ended(), machine.ender());
         let (machine, journal) = (Beside::new(machine), Beside::new(journal));
         let spool = spool.and_then(|record| self.take_up(request.migration, record, &landing));
         let (recorded, streams) = (None, MAX_STREAMS);
-        self.taken =
-            Some(Taken { request, machine, has_ended, journal, recorded, landing, faults, spool, streams });
+        self.taken = Some(Taken {
+            request,
+            machine,
+            has_ended,
+            ender,
+            journal,
+            recorded,
+            landing,
+            faults,
+            spool,
+            streams,
+        });
         let _ = self.tell.send(Signal::Event(TargetEvent::AllPlaced));
         let machine = Target::after_claim(self.hello());
         self.drive(machine)
@@ -303,10 +322,11 @@ impl TargetDriver {
                 }
             }
             let patience = self.patience();
-            let signal = match patience.is_zero() {
+            let signal = match self.meanwhile.pop_front() {
+                Some(signal) => Ok(signal),
                 // Also while one signal follows the other.
-                true => Err(RecvTimeoutError::Timeout),
-                false => self.signals.recv_timeout(patience),
+                None if patience.is_zero() => Err(RecvTimeoutError::Timeout),
+                None => self.signals.recv_timeout(patience),
             };
             let event = match signal {
                 Ok(signal) => self.look_at(signal),
@@ -437,6 +457,7 @@ impl TargetDriver {
                 if let Err((what, why)) = self.alive() {
                     return Some(TargetEvent::Broke { what, why });
                 }
+                self.permitted = true;
             }
             _ => {}
         }

@@ -503,6 +503,23 @@ fn i3_a_target_that_refuses_the_device_state_has_nothing() {
 }
 
 #[test]
+fn i3_a_target_that_waits_for_a_page_hears_that_it_is_over() {
+    for mode in [Mode::PreCopy, Mode::PostCopy] {
+        let (source, mut inn) = (Source::new(), Inn::usual(&PAGES));
+        inn.cpu.load_waits = true;
+        let (inn, runs) = (Arc::new(inn), source.cpu.running.clone());
+        // Somebody lets the guest run on, in the pause, so that the source takes it back.
+        *source.cpu.on_freeze.lock().unwrap() = Some(Box::new(move || runs.store(true, SeqCst)));
+        let (report, _) = source.migrate(listen(&inn), options(mode), |_| {});
+        let error = report.error.unwrap();
+        assert_eq!((report.outcome, error.vm_runs_on.as_deref()), (Outcome::Failed, Some("source")));
+        assert!(error.why.contains("somebody let the guest run on"), "{error:?}");
+        wait_until("the target's end", || *inn.ended.lock().unwrap() == Some(false));
+        assert!(inn.cpu.ended.load(SeqCst), "it was not waited for until a load is given up");
+    }
+}
+
+#[test]
 fn i3_a_target_whose_qemu_has_ended_does_not_claim() {
     // Found right after the device state was loaded, or with the permit.
     for (mode, looks) in [(Mode::PreCopy, 0), (Mode::PostCopy, 0), (Mode::PreCopy, 1), (Mode::PostCopy, 1)] {

@@ -37,7 +37,7 @@ use std::{
     ops::RangeInclusive,
     sync::{Arc, Mutex, PoisonError},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use sys::pulse::Pulse;
 use units::{Epoch, MigrationId};
@@ -64,6 +64,17 @@ const FREEZE: Duration = Duration::from_secs(10);
 
 /// How long to wait before a QEMU is asked again.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// A reading that took longer than this is not done once more: its QEMU hangs.
+const LONG_READING: Duration = Duration::from_secs(2);
+
+/// A VM as it was read when its migration began.
+struct Read {
+    open: Vm,
+    notes: Vec<String>,
+    took: Duration,
+    shown: Option<Shown>,
+}
 
 /// Moves this host's VMs, and takes others' in.
 pub struct Mover {
@@ -167,6 +178,26 @@ impl Mover {
         Road { link: known.link(), switchover }
     }
 
+    /// The VM as it is now, and its files, which are shown to the target if it is `for_real`; or why it cannot be moved.
+    fn read(&self, request: &MigrateRequest, for_real: bool) -> Result<Read, Vec<String>> {
+        let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
+        let mut open = open(&request.vm).map_err(|e| one(&e))?;
+        if for_real {
+            self.buffer(&request.vm, &mut open).map_err(|why| vec![why])?;
+        }
+        let Begun { reasons, notes, took } = open.begin().map_err(|e| one(&e))?;
+        if !reasons.is_empty() {
+            return Err(reasons);
+        }
+        let shown = if for_real {
+            Some(open.show_files(self.store.host(), &request.id.to_string())?)
+        } else {
+            open.check_files()?;
+            None
+        };
+        Ok(Read { open, notes, took, shown })
+    }
+
     /// All that a migration consists of; if it is `for_real`, with its watchdog, and its files shown to the target for as long as
     /// what comes with it lives.
     fn parts(
@@ -177,23 +208,18 @@ impl Mover {
     ) -> Result<(SourceParts, Option<Shown>), Vec<String>> {
         let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
         let vm = &request.vm;
-        let mut open = open(vm).map_err(|e| one(&e))?;
-        if for_real {
-            self.buffer(vm, &mut open).map_err(|why| vec![why])?;
-        }
-        let Begun { reasons, notes, took } = open.begin().map_err(|e| one(&e))?;
-        if !reasons.is_empty() {
-            return Err(reasons);
-        }
+        // What was read while somebody changed the VM does not fit together.
+        let began = Instant::now();
+        let Read { mut open, notes, took, shown } = self.read(request, for_real).or_else(|reasons| {
+            if began.elapsed() > LONG_READING {
+                return Err(reasons);
+            }
+            tracing::info!(vm = vm.name, ?reasons, "refused; reading it once more");
+            self.read(request, for_real)
+        })?;
         tracing::debug!(vm = vm.name, ?took, "read again");
         let cores = cores(request.cores, SpareCores::beside(open.process()));
         let road = self.road(&request.to, open.recipe().accel);
-        let shown = if for_real {
-            Some(open.show_files(self.store.host(), &request.id.to_string())?)
-        } else {
-            open.check_files()?;
-            None
-        };
         let recipe = shown.as_ref().map_or(open.recipe(), |shown| &shown.recipe);
         let recipe = qemu::Recipe { nets: open.networks()?, ..recipe.clone() };
         let recipe = serde_json::to_vec(&recipe).map_err(|e| one(&e))?;

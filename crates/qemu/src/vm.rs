@@ -17,7 +17,7 @@ use crate::{
     state::{self, StateError},
     tap,
 };
-use engine::ports::{DeviceState, HasEnded, Machine, MachineError, RunState, Unheard};
+use engine::ports::{DeviceState, Ender, HasEnded, Machine, MachineError, RunState, Unheard};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::{
@@ -498,6 +498,17 @@ impl Machine for Vm {
             // Who cannot be looked at is taken for alive: whatever is asked of it will tell.
             Ok(process) => Box::new(move || !process.is_alive().unwrap_or(true)),
             Err(_) => Box::new(|| false),
+        }
+    }
+
+    fn ender(&self) -> Ender {
+        match self.process.try_clone() {
+            Ok(process) => Box::new(move || {
+                if let Err(error) = process.kill() {
+                    tracing::info!(%error, "could not end a QEMU at once");
+                }
+            }),
+            Err(_) => Box::new(|| {}),
         }
     }
 

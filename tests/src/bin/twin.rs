@@ -1,5 +1,5 @@
 //! `./dev twin`: random sequences of actions on two VMs, of which one is moved (`--sequences N`, `--actions
-//! N`, `--seed S`); or only one sequence, in words (`--only 'write, move hybrid, reboot'`). `./dev storm
+//! N`, `--seed S`); or only these, in words (`--only 'write, move hybrid, reboot; pause, move pre-copy'`). `./dev storm
 //! --meddle` is `--meddle all`: what others do, at each moment of a migration in each mode; `--meddle DEED`
 //! only one of them.
 
@@ -39,14 +39,15 @@ fn live(lab: &Lab, tools: &Tools, wish: &Wish) -> Result<String> {
     let begin = Instant::now();
     let mut twins = Twins::new(lab, tools)?;
     if let Some(only) = &wish.only {
-        let went = twins.tell(&from_words(only)?, true)?;
-        return Ok(format!(
-            "the same after each action; moved {} times, refused {} times",
-            went.moved, went.refused
-        ));
+        let all: Result<Vec<_>> = only.split(';').map(from_words).collect();
+        return each(&mut twins, &all?, true);
     }
     if let Some(deed) = &wish.meddle {
-        return meddle(&mut twins, deed);
+        let wanted = |action: &Action| {
+            deed == "all" || matches!(action, Action::MoveWhile(.., what) if what.word() == deed)
+        };
+        let all: Vec<_> = interventions().into_iter().filter(|all| all.iter().any(wanted)).collect();
+        return each(&mut twins, &all, false);
     }
     let found = search(&mut twins, wish.sequences, wish.actions, wish.seed)?;
     Ok(format!(
@@ -61,15 +62,11 @@ fn live(lab: &Lab, tools: &Tools, wish: &Wish) -> Result<String> {
     ))
 }
 
-/// Each intervention in a life of its own; all that go wrong are told.
-fn meddle(twins: &mut Twins<'_>, deed: &str) -> Result<String> {
+/// Each sequence in a life of its own; all that go wrong are told. `told`: so is what QEMU refuses.
+fn each(twins: &mut Twins<'_>, all: &[Vec<Action>], told: bool) -> Result<String> {
     let (begin, mut wrong, mut moved, mut refused) = (Instant::now(), 0, 0, 0);
-    let wanted = |action: &Action| {
-        deed == "all" || matches!(action, Action::MoveWhile(.., what) if what.word() == deed)
-    };
-    let all: Vec<_> = interventions().into_iter().filter(|all| all.iter().any(wanted)).collect();
     for (n, sequence) in all.iter().enumerate() {
-        match twins.live(sequence) {
+        match twins.tell(sequence, told) {
             Ok(went) => (moved, refused) = (moved + went.moved, refused + went.refused),
             Err(error) => {
                 wrong += 1;
@@ -81,10 +78,10 @@ fn meddle(twins: &mut Twins<'_>, deed: &str) -> Result<String> {
         }
     }
     let said = format!(
-        "{} interventions: moved {moved} times, refused {refused} times, {wrong} broke a promise",
+        "{} sequences: moved {moved} times, refused {refused} times, {wrong} broke a promise",
         all.len()
     );
-    if wrong == 0 { Ok(said) } else { Err(Error::new("meddling", said)) }
+    if wrong == 0 { Ok(said) } else { Err(Error::new("twins", said)) }
 }
 
 fn main() -> ExitCode {
@@ -99,7 +96,7 @@ fn main() -> ExitCode {
         let lab = Lab::new(&["a", "b"])?;
         let lived = live(&lab, &tools, &wish);
         if lived.is_err() {
-            lab.print_logs(20);
+            lab.print_logs(400);
         }
         lived
     });

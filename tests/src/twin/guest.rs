@@ -117,3 +117,27 @@ pub(super) fn hmp(qmp: &mut Qmp, line: &str) -> Result<String> {
         other => Err(Error::new(line, other)),
     }
 }
+
+/// Memory of the guest's that it never touches, and what it holds: so that there is something to move.
+const CONTENT: std::ops::Range<u64> = 0x20_0000..0x60_0000;
+
+/// The same in each guest; no page of it is like another, or shorter than itself.
+pub(super) fn content() -> (u64, Vec<u8>) {
+    let mut state: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut words = Vec::new();
+    for _ in 0..(CONTENT.end - CONTENT.start) / 8 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        words.extend(state.to_le_bytes());
+    }
+    (CONTENT.start, words)
+}
+
+/// Where QEMU has the guest's memory.
+pub(super) fn address_of(qmp: &mut Qmp, at: u64) -> Result<u64> {
+    let said = hmp(qmp, &format!("gpa2hva {at:#x}"))?;
+    let address = said.split(" is ").nth(1).and_then(|word| word.split_whitespace().next());
+    let address = address.and_then(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok());
+    address.doing(format!("find guest memory at {at:#x} in {said:?}"))
+}

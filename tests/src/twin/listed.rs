@@ -19,6 +19,10 @@ pub struct Listed {
 pub struct Refusal {
     /// What was done before.
     pub after: &'static str,
+    /// Which of these it was: without them the refusal is a fault.
+    pub done: &'static [Deed],
+    /// What undoes it: thereafter the refusal is a fault.
+    pub undone: &'static [Deed],
     /// What the error says.
     pub says: &'static str,
 }
@@ -40,49 +44,100 @@ pub const DIFFERENCES: &[Listed] = &[
 
 /// What ends a migration.
 pub const REFUSALS: &[Refusal] = &[
-    Refusal { after: "the guest has gone to sleep", says: "it is in state suspended" },
-    Refusal { after: "the guest has switched itself off", says: "it is in state shutdown" },
-    Refusal { after: "the guest has panicked", says: "it is in state guest-panicked" },
-    Refusal { after: "QEMU has migrated the VM itself", says: "it is in state postmigrate" },
+    Refusal {
+        after: "the guest has gone to sleep",
+        done: &[Deed::Sleep],
+        undone: &[Deed::Wake, Deed::Reset],
+        says: "it is in state suspended",
+    },
+    Refusal {
+        after: "the guest has switched itself off",
+        done: &[Deed::PowerOff],
+        undone: &[],
+        says: "it is in state shutdown",
+    },
+    Refusal {
+        after: "the guest has panicked",
+        done: &[Deed::Panic],
+        undone: &[],
+        says: "it is in state guest-panicked",
+    },
+    Refusal {
+        after: "QEMU has migrated the VM itself",
+        done: &[Deed::Migrate],
+        undone: &[],
+        says: "it is in state postmigrate",
+    },
+    Refusal {
+        after: "a device was plugged in",
+        done: &[Deed::Plug],
+        undone: &[Deed::Unplug],
+        says: "device tablet0 (usb-tablet) was plugged in",
+    },
+    Refusal {
+        after: "memory was plugged in",
+        done: &[Deed::PlugMemory],
+        undone: &[],
+        says: "device dimm0 (pc-dimm) was plugged in",
+    },
+    Refusal {
+        after: "a vCPU was plugged in",
+        done: &[Deed::PlugCpu],
+        undone: &[],
+        says: "device cpu1 (qemu64-x86_64-cpu) was plugged in",
+    },
+    Refusal {
+        after: "an object was added",
+        done: &[Deed::AddObject],
+        undone: &[],
+        says: "object object0 (rng-builtin) was added",
+    },
+    Refusal {
+        after: "a mirror began",
+        done: &[Deed::Mirror],
+        undone: &[Deed::CancelJobs],
+        says: "job job0 (mirror) runs and would be lost",
+    },
+    Refusal {
+        after: "a backup began",
+        done: &[Deed::Backup],
+        undone: &[Deed::CancelJobs],
+        says: "job job0 (backup) runs and would be lost",
+    },
     Refusal {
         after: "the VM was changed in the middle of it",
+        done: &[],
+        undone: &[],
         says: "the VM was changed while it was moved",
     },
     Refusal {
+        after: "it was reset in the pause",
+        done: &[Deed::Reset],
+        undone: &[],
+        says: "the guest was reset",
+    },
+    Refusal {
+        after: "it was continued in the pause",
+        done: &[Deed::Resume],
+        undone: &[],
+        says: "somebody let the guest run on",
+    },
+    Refusal {
         after: "the power button was pressed in the pause",
+        done: &[Deed::PowerButton],
+        undone: &[],
         says: "somebody asked the guest to power off",
     },
 ];
 
-/// What a migration does not carry over yet, and does not refuse either: no sequence has it.
-pub const OPEN: &[Deed] = &[
-    Deed::Pause,
-    Deed::Resume,
-    Deed::Reset,
-    Deed::Reboot,
-    Deed::Sleep,
-    Deed::Wake,
-    Deed::Panic,
-    Deed::PowerOff,
-    Deed::Plug,
-    Deed::Unplug,
-    Deed::Eject,
-    Deed::Insert,
-    Deed::Throttle,
-    Deed::Unthrottle,
-    Deed::Grow,
-    Deed::Snapshot,
-    Deed::Commit,
-    Deed::Mirror,
-    Deed::Backup,
-    Deed::CancelJobs,
-    Deed::AddNode,
-    Deed::AddObject,
-    Deed::PlugMemory,
-    Deed::PlugCpu,
-    Deed::Migrate,
-    Deed::Quit,
-];
+impl Refusal {
+    /// Whether it is one, and nothing was done that makes it a fault.
+    pub fn covers(&self, error: &str, done: &[Deed]) -> bool {
+        let last = |of: &[Deed]| done.iter().rposition(|deed| of.contains(deed));
+        let still = self.done.is_empty() || last(self.done) > last(self.undone);
+        still && error.contains(self.says)
+    }
+}
 
 impl Listed {
     /// Whether this is it.

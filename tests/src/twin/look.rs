@@ -1,6 +1,6 @@
 //! What a VM looks like from outside: everything by which a moved one and its twin must be the same.
 
-use super::guest::{Words, hmp, words};
+use super::guest::{Words, address_of, hmp, words};
 use crate::{Doing, Qmp, Result};
 use serde_json::{Value, json};
 use std::{
@@ -50,6 +50,9 @@ const TREES: [&str; 3] = ["/machine/peripheral", "/machine/peripheral-anon", "/o
 /// Its parts come in the order of a hash table.
 const UNORDERED: &str = "info mtree -f";
 
+/// Its nodes come in the order in which they were made: a target has them all at its start.
+const NODES: &str = "query-named-block-nodes";
+
 /// Answers for programs.
 const FOR_PROGRAMS: [&str; 13] = [
     "query-status",
@@ -86,7 +89,10 @@ impl Look {
         for command in FOR_PROGRAMS {
             let answer = qmp.execute(command, json!({}))?;
             let mut lines = Vec::new();
-            flatten("", &answer, &mut lines);
+            match answer.as_array().filter(|_| command == NODES) {
+                None => flatten("", &answer, &mut lines),
+                Some(nodes) => lines = in_order(nodes, &plain),
+            }
             all.insert(command.to_owned(), lines);
         }
         for command in FOR_PEOPLE {
@@ -162,6 +168,20 @@ fn differ(section: &str, stayed: &[String], moved: &[String], all: &mut Vec<Diff
     only(moved, stayed).iter().for_each(|line| add(None, Some(line)));
 }
 
+/// Items whose order means nothing, each as its lines.
+fn in_order(items: &[Value], plain: impl Fn(&str) -> String) -> Vec<String> {
+    let mut all: Vec<Vec<String>> = items
+        .iter()
+        .map(|item| {
+            let mut lines = Vec::new();
+            flatten("[]", item, &mut lines);
+            lines.iter().map(|line| plain(line)).collect()
+        })
+        .collect();
+    all.sort_unstable();
+    all.concat()
+}
+
 /// A value as lines, each with the way to it.
 fn flatten(way: &str, value: &Value, lines: &mut Vec<String>) {
     match value {
@@ -189,10 +209,7 @@ fn without_number(value: &str) -> String {
 
 /// What is in the guest's memory there, read out of QEMU's: no file and no monitor's limit is in the way.
 fn sum(qmp: &mut Qmp, memory: &File, at: u64, size: u64) -> Result<u64> {
-    let said = hmp(qmp, &format!("gpa2hva {at:#x}"))?;
-    let address = said.split(" is ").nth(1).and_then(|word| word.split_whitespace().next());
-    let address = address.and_then(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok());
-    let address = address.doing(format!("find guest memory at {at:#x} in {said:?}"))?;
+    let address = address_of(qmp, at)?;
     let mut bytes = vec![0; size as usize];
     memory.read_exact_at(&mut bytes, address).doing(format!("read guest memory at {at:#x}"))?;
     let mut hasher = DefaultHasher::new();

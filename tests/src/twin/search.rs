@@ -2,7 +2,6 @@
 
 use super::{
     action::{Action, Deed, Mode, from_words, in_words},
-    listed::OPEN,
     pair::{Twins, Went},
 };
 use crate::{Error, Result, storm::Moment};
@@ -36,7 +35,7 @@ pub fn kept() -> Result<Vec<Vec<Action>>> {
 /// seen thereafter.
 pub fn interventions() -> Vec<Vec<Action>> {
     let mut all = Vec::new();
-    let wanted = |deed: &Deed| !matches!(deed, Deed::Write | Deed::Sum) && !OPEN.contains(deed);
+    let wanted = |deed: &Deed| !matches!(deed, Deed::Write | Deed::Sum);
     for deed in Deed::all().filter(wanted) {
         for (mode, at) in Mode::all().flat_map(|mode| Moment::all().map(move |at| (mode, at))) {
             let post_copy = matches!(at, Moment::PostCopy(_));
@@ -45,9 +44,7 @@ pub fn interventions() -> Vec<Vec<Action>> {
                 continue;
             }
             let before = deed.needs().map(Action::Both);
-            let after =
-                [Deed::Resume, Deed::Write, Deed::Sum].into_iter().filter(|deed| !OPEN.contains(deed));
-            let after = after.map(Action::Both);
+            let after = [Deed::Resume, Deed::Write, Deed::Sum].map(Action::Both);
             let during = [Action::Both(Deed::Write), Action::MoveWhile(mode, at, deed)];
             all.push(before.into_iter().chain(during).chain(after).collect());
         }
@@ -59,12 +56,11 @@ pub fn interventions() -> Vec<Vec<Action>> {
 fn action() -> impl Strategy<Value = Action> {
     let mode = || select(Mode::all().collect::<Vec<_>>());
     // After its end nothing happens to a VM.
-    let deed =
-        || select(Deed::all().filter(|deed| *deed != Deed::Quit && !OPEN.contains(deed)).collect::<Vec<_>>());
+    let deed = || select(Deed::all().filter(|deed| *deed != Deed::Quit).collect::<Vec<_>>());
     let moment = || select(Moment::all().collect::<Vec<_>>());
     prop_oneof![
         6 => deed().prop_map(Action::Both),
-        1 => Just(Action::Both(if OPEN.contains(&Deed::Resume) { Deed::Write } else { Deed::Resume })),
+        1 => Just(Action::Both(Deed::Resume)),
         1 => Just(Action::Both(Deed::Write)),
         1 => Just(Action::Both(Deed::Sum)),
         3 => mode().prop_map(Action::Move),

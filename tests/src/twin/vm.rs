@@ -8,7 +8,8 @@ use super::{
 use crate::{Doing, Error, Host, Process, QEMU, Qmp, Result, wait_for};
 use serde_json::{Value, json};
 use std::{
-    fs,
+    fs::{self, File},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -116,6 +117,10 @@ impl Vm {
         })?;
         guest::started(&mut monitor, Words::default())?;
         let pid = process.pid();
+        let (at, content) = guest::content();
+        let memory = File::options().write(true).open(format!("/proc/{pid}/mem")).doing("open its memory")?;
+        let address = guest::address_of(&mut monitor, at)?;
+        memory.write_all_at(&content, address).doing("fill its memory")?;
         let (process, monitor) = (Some(process), Some(monitor));
         let (name, host) = (name.to_owned(), host.clone());
         Ok(Self {

@@ -1,6 +1,6 @@
 //! What the target does, act by act.
 
-use super::{AGAIN, MAX_STREAMS, Signal, Taken, TargetDriver};
+use super::{AGAIN, MAX_STREAMS, Signal, Taken, TargetDriver, loading::Load};
 use crate::{
     beside::Beside,
     conn::now_ns,
@@ -97,7 +97,9 @@ impl TargetDriver {
                 if taken.landing.owed().is_empty() {
                     taken.landing.enter(Stage::Closed);
                 }
-                taken.machine.lock().load(&state).map_err(|e| (e.what, e.why))?;
+                if self.load(state)? == Load::CalledOff {
+                    return Ok(None);
+                }
                 // Before anybody can claim.
                 if self.goes_on != RunState::Running {
                     let goes_on = self.goes_on;
@@ -206,6 +208,7 @@ impl TargetDriver {
         let mut taken = Taken {
             request,
             has_ended: waiting.machine.has_ended(),
+            ender: waiting.machine.ender(),
             machine: Beside::new(waiting.machine),
             journal: Beside::new(waiting.journal),
             recorded: None,

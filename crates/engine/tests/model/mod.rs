@@ -363,6 +363,10 @@ pub(crate) struct Cpu {
     pub(crate) step: Arc<Mutex<()>>,
     /// Page that loading the device state reads.
     pub(crate) load_reads: Option<u64>,
+    /// Loading a device state waits for a page that nobody sends, until the process is ended.
+    pub(crate) load_waits: bool,
+    /// It was ended from outside, while something was asked of it.
+    pub(crate) ended: Arc<AtomicBool>,
     /// Ends as soon as the device state is loaded, and so many looks miss that.
     pub(crate) dies_loaded: Option<u32>,
     unseen: Arc<AtomicU32>,
@@ -389,6 +393,8 @@ impl Cpu {
             refuses: Arc::default(),
             step: Arc::default(),
             load_reads: None,
+            load_waits: false,
+            ended: Arc::default(),
             dies_loaded: None,
             unseen: Arc::default(),
             on_stop: Arc::default(),
@@ -417,6 +423,14 @@ impl Machine for Cpu {
         let (dead, unseen) = (self.dead.clone(), self.unseen.clone());
         let misses = move || unseen.fetch_update(SeqCst, SeqCst, |looks| looks.checked_sub(1)).is_ok();
         Box::new(move || dead.load(SeqCst) && !misses())
+    }
+
+    fn ender(&self) -> Ender {
+        let (ended, dead) = (self.ended.clone(), self.dead.clone());
+        Box::new(move || {
+            ended.store(true, SeqCst);
+            dead.store(true, SeqCst);
+        })
     }
 
     fn watch(&mut self) -> Result<Vec<String>, MachineError> {
@@ -486,6 +500,13 @@ impl Machine for Cpu {
         // QEMU is not waited for for ever either, when the page that it wants cannot come any more.
         let waited = || MachineError { what: "load the device state".into(), why: "it took too long".into() };
         assert_eq!(self.ram.reads_within(0, 0, LOAD).ok_or_else(waited)?, 99);
+        if self.load_waits {
+            let begin = Instant::now();
+            while begin.elapsed() < LOAD && !self.dead.load(SeqCst) {
+                thread::sleep(Duration::from_millis(1));
+            }
+            return Err(waited());
+        }
         if let Some(page) = self.load_reads {
             self.ram.reads_within(0, page, LOAD).ok_or_else(waited)?;
         }

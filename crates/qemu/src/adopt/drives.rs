@@ -39,6 +39,9 @@ struct Node {
     driver: String,
     file: String,
     read_only: bool,
+    detect_zeroes: Option<String>,
+    /// What its content depends on, beside its driver and file: where an image begins in its file, and so on.
+    options: Vec<(String, String)>,
     /// By what they are to it: `file`, `backing`.
     children: BTreeMap<String, String>,
 }
@@ -57,7 +60,10 @@ impl Live {
         for node in list(nodes) {
             let (driver, file) = (text(&node["drv"]), text(&node["file"]));
             let read_only = node["ro"] == true;
-            let found = Node { driver, file, read_only, children: BTreeMap::new() };
+            let detect_zeroes = node["detect_zeroes"].as_str().map(str::to_owned);
+            let options = options_of(&file);
+            let children = BTreeMap::new();
+            let found = Node { driver, file, read_only, detect_zeroes, options, children };
             live.nodes.insert(text(&node["node-name"]), found);
         }
         let names: BTreeMap<u64, String> = list(&graph["nodes"])
@@ -120,6 +126,22 @@ impl Live {
             }
         }
     }
+}
+
+/// What decides of a node's content, beside its driver and its file.
+const DECIDING: [&str; 4] = ["latency-ns", "offset", "read-zeroes", "size"];
+
+/// QEMU's word for a node's file is `json:{…}` where the node has options that decide of its content.
+fn options_of(file: &str) -> Vec<(String, String)> {
+    let said = file.strip_prefix("json:").and_then(|text| serde_json::from_str::<Value>(text).ok());
+    let word = |value: &Value| match value {
+        Value::Bool(on) => Some(if *on { "on" } else { "off" }.to_owned()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::String(text) => Some(text.clone()),
+        _ => None,
+    };
+    let named = |name: &str| Some((name.to_owned(), word(said.as_ref()?.get(name)?)?));
+    DECIDING.iter().filter_map(|name| named(name)).collect()
 }
 
 /// A recipe's arguments that make the drives and nodes as they are; and what stands in the way.
@@ -238,6 +260,38 @@ fn follow_path(parsed: &mut Parsed, key: &str, live: &str) {
     }
 }
 
+/// Whether two values are the same size, or the same word.
+fn is_worth(one: &str, other: &str) -> bool {
+    let size = |text: &str| {
+        let (digits, unit) = text.split_at(text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).len());
+        let shift = match unit.to_ascii_lowercase().as_str() {
+            "" | "b" => 0,
+            "k" => 10,
+            "m" => 20,
+            "g" => 30,
+            "t" => 40,
+            _ => return None,
+        };
+        digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+    };
+    one == other || size(one).is_some_and(|bytes| size(other) == Some(bytes))
+}
+
+/// What decides of a node's content is what it is now, whatever it was made with.
+fn follow_options(parsed: &mut Parsed, node: &Node) {
+    for name in DECIDING {
+        match node.options.iter().find(|(known, _)| known == name) {
+            Some((_, now)) if get(parsed, name).is_some_and(|before| is_worth(before, now)) => {}
+            Some((_, now)) => set(parsed, name, now),
+            None => forget(parsed, &[name]),
+        }
+    }
+    let zeroes = node.detect_zeroes.as_deref();
+    if let Some(now) = zeroes.filter(|now| *now != get(parsed, "detect-zeroes").unwrap_or("off")) {
+        set(parsed, "detect-zeroes", now);
+    }
+}
+
 fn forget(parsed: &mut Parsed, keys: &[&str]) {
     parsed.retain(|(name, _)| !keys.contains(&name.as_str()));
 }
@@ -259,6 +313,11 @@ impl Following<'_> {
         let node = drive.shows.as_ref().and_then(|name| Some((name, self.live.nodes.get(name)?)));
         match node {
             None => forget(&mut after, &["file", "format", "readonly", "read-only", "node-name"]),
+            Some((name, node)) if !node.options.is_empty() => self.reasons.push(format!(
+                "drive {} shows node {name}, whose {} a -drive cannot be given; eject it (blockdev-remove-medium)",
+                drive.name,
+                node.options.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" and ")
+            )),
             Some((name, node))
                 if get(&after, "file").is_some_and(|file| is_same(file, self.live.path(name)))
                     && get(&after, "format").is_none_or(|format| format == node.driver) => {}
@@ -345,6 +404,7 @@ impl Following<'_> {
                 set(&mut after, "read-only", "on");
             }
         }
+        follow_options(&mut after, node);
         if node.driver == "file" {
             follow_path(&mut after, "filename", &node.file);
         } else if let Some(child) = node.children.get("file") {

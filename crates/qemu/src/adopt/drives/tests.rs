@@ -60,7 +60,10 @@ fn the_arguments_of_drives_follow_what_they_are_now() {
         "-device",
         "virtio-blk-pci,id=blk0,drive=over",
     ];
-    let table: [(&str, &[&str], Live, &[&str]); 9] = [
+    let (from, inner) =
+        ("json:{\"driver\": \"raw\", \"offset\": 65536, \"file\": {}}", &[("file", "f0")][..]);
+    let none = "json:{\"driver\": \"null-co\", \"read-zeroes\": true, \"size\": 1048576}";
+    let table: [(&str, &[&str], Live, &[&str]); 12] = [
         (
             "nothing changed",
             &["-drive", CD],
@@ -130,11 +133,46 @@ fn the_arguments_of_drives_follow_what_they_are_now() {
             live(&[("", "ecd", None)], &[D0, F0]),
             &["-blockdev", FILE, "-blockdev", DISK, "-device", "scsi-cd,id=ecd"],
         ),
+        (
+            "nodes that were added, with what decides of their content",
+            &["-blockdev", FILE],
+            live(&[], &[F0, ("late", "raw", from, inner), ("none", "null-co", none, &[])]),
+            &[
+                "-blockdev",
+                FILE,
+                "-blockdev",
+                "raw,node-name=late,offset=65536,file=f0",
+                "-blockdev",
+                "null-co,node-name=none,read-zeroes=on,size=1048576",
+            ],
+        ),
+        (
+            "one that begins elsewhere now, made anew by the same name",
+            &["-blockdev", FILE, "-blockdev", "driver=raw,node-name=d0,file=f0,size=1M"],
+            live(&[], &[F0, ("d0", "raw", from, inner)]),
+            &["-blockdev", FILE, "-blockdev", "raw,node-name=d0,file=f0,offset=65536"],
+        ),
+        (
+            "one that begins where it began",
+            &["-blockdev", FILE, "-blockdev", "driver=raw,node-name=d0,offset=64k,file=f0"],
+            live(&[], &[F0, ("d0", "raw", from, inner)]),
+            &["-blockdev", FILE, "-blockdev", "driver=raw,node-name=d0,offset=64k,file=f0"],
+        ),
     ];
     for (what, before, live, after) in table {
         let (followed, reasons) = follow(&arguments(before), &live);
         assert_eq!((followed, reasons), (arguments(after), vec![]), "{what}");
     }
+}
+
+#[test]
+fn i6_a_drive_whose_medium_begins_elsewhere_is_refused() {
+    let from = "json:{\"driver\": \"raw\", \"offset\": 65536, \"file\": {}}";
+    let inserted = [("late", "raw", from, &[("file", "#f")][..]), ("#f", "file", "/a.iso", &[][..])];
+    let (_, reasons) = follow(&arguments(&["-drive", CD]), &live(&[("cd0", "cd", Some("late"))], &inserted));
+    let told = "drive cd shows node late, whose offset=65536 a -drive cannot be given; eject it \
+                (blockdev-remove-medium)";
+    assert_eq!(reasons, [told]);
 }
 
 #[test]

@@ -31,6 +31,7 @@ const NODE: &[Property] = &[
     ("file", Id),
     ("l2-cache-entry-size", Size),
     ("l2-cache-size", Size),
+    ("latency-ns", Number),
     ("lazy-refcounts", Switch),
     ("locking", LOCKED),
     ("node-name", Id),
@@ -40,6 +41,7 @@ const NODE: &[Property] = &[
     ("pass-discard-request", Switch),
     ("pass-discard-snapshot", Switch),
     ("read-only", Switch),
+    ("read-zeroes", Switch),
     ("refcount-cache-size", Size),
     ("size", Size),
 ];
