@@ -3,7 +3,11 @@
 
 use lab::{HandStart, Migration, Qmp, Report, Result, Spec, Stage, ensure, story, wait_for};
 use serde_json::json;
-use std::{path::PathBuf, thread, time::Duration};
+use std::{
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
 
 const WORK: &str = "whimbrel.fill=48M,content=random whimbrel.check=16M,rate=2M";
 
@@ -81,10 +85,14 @@ fn i9_a_guest_does_after_a_migration_what_it_did_before() {
 
         // Powered off while its memory moves, in a QEMU that stays: nothing comes of it, and it stays powered
         // off.
-        let mut migration = start(&stage, "vm", "a", "b", "pre-copy")?;
+        let crawl = ["--bandwidth", "1M", "--mode", "pre-copy"];
+        let mut migration = stage.start_migration("vm", "a", "b", &crawl)?;
         migration.until_moving("pre-copy")?;
+        let ordered = Instant::now();
         guest.order("off")?;
         let report = migration.ended("failed", 1)?;
+        // Its memory would move for another minute, and the switchover would come after that.
+        ensure!(ordered.elapsed() < Duration::from_secs(20), "it ended after {:?}", ordered.elapsed());
         ensure!(report.error().contains("powered off"), "it says why: {}", report.error());
         fate(&report, "a", "shutdown")?;
         let status = Qmp::connect(&monitor(&stage, "vm", "a")?)?.execute("query-status", json!({}))?;

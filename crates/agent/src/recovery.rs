@@ -13,7 +13,7 @@ use engine::{
     report::{Failure, Fate, Mode, Outcome, Report},
 };
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io,
     sync::{Arc, Mutex, PoisonError},
     thread,
@@ -39,14 +39,16 @@ pub struct Recovery {
     busy: Mutex<HashSet<String>>,
     /// Held while a promise is settled: by an answer of the record, or by a person.
     settling: Mutex<()>,
+    /// QEMUs that no signal lets go as long as it is in doubt who runs their guests.
+    held: Mutex<HashMap<String, Box<dyn Send>>>,
     stop: Wish,
 }
 
 impl Recovery {
     /// For the registry's VMs.
     pub fn new(registry: Arc<Registry>, migrator: Arc<dyn Migrator>) -> Self {
-        let (busy, settling) = (Mutex::default(), Mutex::default());
-        Self { registry, migrator, busy, settling, stop: Wish::default() }
+        let (busy, settling, held) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self { registry, migrator, busy, settling, held, stop: Wish::default() }
     }
 
     /// Once, before the agent answers anybody: settles what can be settled at once, and begins to ask for the rest.
@@ -90,6 +92,7 @@ impl Recovery {
         let this = self.clone();
         let work = move || {
             this.settle(&vm, entry);
+            this.let_go(&vm.name);
             this.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&vm.name);
         };
         if let Err(error) = thread::Builder::new().name(format!("recover {name}")).spawn(work) {
@@ -162,16 +165,22 @@ impl Recovery {
                         return;
                     }
                 }
-                DepartureState::Promised { expected } => match self.ask(vm, &entry, expected) {
-                    Ok(true) => return,
-                    Ok(false) => {}
-                    Err(error) => {
-                        if tries == 0 {
+                DepartureState::Promised { expected } => {
+                    self.hold(vm, &entry);
+                    match self.ask(vm, &entry, expected) {
+                        Ok(true) => return,
+                        Ok(false) => {}
+                        Err(error) if tries == 0 => {
                             warn!(vm = vm.name, to = entry.to, %error, "in doubt: asking until there is an answer");
                         }
+                        Err(_) => {}
                     }
-                },
-                DepartureState::Gone { .. } => return self.migrator.serve_gone(vm, &entry),
+                }
+                DepartureState::Gone { .. } => {
+                    // It holds it itself.
+                    self.let_go(&vm.name);
+                    return self.migrator.serve_gone(vm, &entry);
+                }
             }
             match self.registry.store().departure_of(&vm.name) {
                 Ok(Some(now)) if now.migration == entry.migration => {
@@ -188,6 +197,21 @@ impl Recovery {
             }
             tries += 1;
         }
+    }
+
+    /// As long as it is in doubt who runs its guest, its QEMU stands still whatever signals come.
+    fn hold(&self, vm: &VmRecord, entry: &DepartureRecord) {
+        let _settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_doubt =
+            self.registry.store().departure_of(&vm.name).is_ok_and(|now| now.as_ref() == Some(entry));
+        if in_doubt && !held.contains_key(&vm.name) {
+            held.extend(self.migrator.hold(vm).map(|hold| (vm.name.clone(), hold)));
+        }
+    }
+
+    fn let_go(&self, name: &str) {
+        drop(self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(name));
     }
 
     /// Before the promise: the guest goes on here, whatever else happened (I3). Says whether that is settled.
@@ -266,6 +290,7 @@ impl Recovery {
     fn come_back(&self, vm: &VmRecord, entry: &DepartureRecord, why: &str) -> Result<(), Reasons> {
         let host = self.registry.host();
         let alive = alive(vm);
+        self.let_go(&vm.name);
         if alive {
             self.registry.hypervisor().restore(vm, entry.before)?;
         }

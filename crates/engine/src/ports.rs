@@ -183,6 +183,30 @@ pub struct DeviceState {
     pub private: Vec<(String, Vec<u8>)>,
 }
 
+/// A device state that was saved, and how that went.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Saved {
+    /// The state.
+    pub state: DeviceState,
+    /// How the VM differs from what it was when its migration began, each difference in words: seen between
+    /// the saving and the moment at which QEMU stood still. With any, it is not to be moved.
+    pub changes: Vec<String>,
+    /// How long that was looked for.
+    pub looked: Duration,
+    /// How long it took QEMU to stand still as a whole.
+    pub frozen_in: Duration,
+}
+
+/// What was seen of a VM that is being moved.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Seen {
+    /// How it differs from what it was when its migration began, each difference in words: devices, disks,
+    /// media, jobs, exports, memory, vCPUs, QEMU's own migration.
+    pub changes: Vec<String>,
+    /// What it does; none where that was not asked.
+    pub state: Option<RunState>,
+}
+
 /// What went wrong at the machine, in words that name what was asked of it.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}: {why}")]
@@ -219,20 +243,27 @@ pub trait Machine: Send {
         Box::new(|| None)
     }
 
-    /// Does ahead of `stop` or `load`, while the guest still runs, whatever would otherwise take time while it does not. May
-    /// be left out, and changes nothing that the guest could notice.
-    fn get_ready(&mut self) -> Result<(), MachineError> {
+    /// Does ahead of `stop`, while the guest still runs, whatever would otherwise take time while it does
+    /// not; and says what the VM does. Changes nothing that the guest could notice.
+    fn prepare_stop(&mut self) -> Result<RunState, MachineError> {
+        self.run_state()
+    }
+
+    /// The same ahead of `load`. May be left out.
+    fn prepare_load(&mut self) -> Result<(), MachineError> {
         Ok(())
     }
 
-    /// How the VM differs from what it was when its migration began, each difference in words: devices, disks, media, jobs, exports,
-    /// memory, vCPUs, QEMU's own migration. Asked several times a second while the guest runs; asks QEMU only when something may have
-    /// happened, or a second after it was asked last.
-    fn watch(&mut self) -> Result<Vec<String>, MachineError> {
-        Ok(vec![])
+    /// How the VM differs from what it was when its migration began, and what it does. Asked several times a
+    /// second while the guest runs; asks QEMU only when something may have happened, or a second after it was
+    /// asked last.
+    fn watch(&mut self) -> Result<Seen, MachineError> {
+        Ok(Seen::default())
     }
 
-    /// The same as it is now. Asked while the guest stands still, before and after `save`, before anything is promised: 3 ms at most.
+    /// How it differs now, each difference in words: jobs, exports, the block graph, QEMU's own migration.
+    /// Asked while the guest stands still, before `save`: saving takes the disks from whoever uses them, of
+    /// which QEMU may die (I3).
     fn changes(&mut self) -> Result<Vec<String>, MachineError> {
         Ok(vec![])
     }
@@ -245,22 +276,21 @@ pub trait Machine: Send {
     /// left as it is.
     fn stop(&mut self) -> Result<RunState, MachineError>;
 
-    /// Lets the guest run. Returns once QEMU says that it does, with how long ago that was; asking again is harmless.
-    fn resume(&mut self) -> Result<Duration, MachineError>;
+    /// The device state of the stopped guest, whose disks are inactive from then on. So its QEMU stands still
+    /// as a whole at once: nobody can have the guest run, nor do anything else to it, but by `restore`,
+    /// whoever ends, ourselves included. Fails if something was done to it since `stop`, and says what; how
+    /// it differs otherwise is in the answer. 3 ms of it at most are looking.
+    fn save(&mut self) -> Result<Saved, MachineError>;
+
+    /// From now on no signal lets it go either, for as long as we live. Fails if one has done so since
+    /// `save`.
+    fn hold(&mut self) -> Result<(), MachineError>;
 
     /// Gives the VM the state that it had before `stop`, here or where it was loaded: `Running` lets it run,
-    /// as `resume` does; any other leaves its vCPUs as they are. Its disks are its own again either way. What
-    /// somebody else has done to it since
-    /// `stop` is not undone. Asking again is harmless.
+    /// and returns once QEMU says that it does, with how long ago that was; any other leaves its vCPUs as
+    /// they are. Its disks are its own again either way. What somebody else has done to it since `stop` is
+    /// not undone. Asking again is harmless.
     fn restore(&mut self, before: RunState) -> Result<Duration, MachineError>;
-
-    /// From now on nobody can have the stopped guest run but by `restore`, whoever ends, ourselves included:
-    /// whatever others asked of it meanwhile is not done. Fails if something was done to it since `stop`, and
-    /// says what.
-    fn freeze(&mut self) -> Result<(), MachineError>;
-
-    /// The device state of the stopped guest. Inactivates its disks; `resume` activates them again.
-    fn save(&mut self) -> Result<DeviceState, MachineError>;
 
     /// Loads a device state into a QEMU that waits for one. Reads guest RAM.
     fn load(&mut self, state: &DeviceState) -> Result<(), MachineError>;

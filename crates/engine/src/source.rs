@@ -2,7 +2,7 @@
 
 use crate::{
     conn::{Conn, Heard, Speaker, now_ns},
-    ports::{DeviceState, HasEnded, MachineError, RunState},
+    ports::{DeviceState, HasEnded, MachineError, RunState, Saved, Seen},
     queue::{Owing, Round},
     report::{Event, Fate, Mode, Phase, Report, Robust},
     secrets::Secrets,
@@ -84,11 +84,10 @@ impl Handle {
 #[derive(Debug)]
 enum Signal {
     Event(SourceEvent),
-    /// The device state as it was in the pause of this number, or why there is none; and how long it was looked whether the VM is
-    /// what it was.
-    Saved(u32, Result<DeviceState, MachineError>, Duration),
-    /// How the VM differs from what it was.
-    Watched(Result<Vec<String>, MachineError>),
+    /// The device state as it was in the pause of this number, or why there is none.
+    Saved(u32, Result<Saved, MachineError>),
+    /// How the VM differs from what it was, and what it does.
+    Watched(Result<Seen, MachineError>),
     /// From the streams of this connection's generation: those of an older one no longer matter.
     Said(u32, Said),
     /// From the thread that writes the file.
@@ -322,8 +321,7 @@ impl SourceDriver {
             };
             let event = match signal {
                 Ok(Signal::Event(event)) => self.look_at(event, machine.cancellable()),
-                Ok(Signal::Saved(pause, saved, looked)) if pause == self.pauses_in_vain => {
-                    self.story.looked(looked);
+                Ok(Signal::Saved(pause, saved)) if pause == self.pauses_in_vain => {
                     let event = self.saved(saved);
                     self.hold(event)
                 }

@@ -509,7 +509,7 @@ fn i3_a_target_that_waits_for_a_page_hears_that_it_is_over() {
         inn.cpu.load_waits = true;
         let (inn, runs) = (Arc::new(inn), source.cpu.running.clone());
         // Somebody lets the guest run on, in the pause, so that the source takes it back.
-        *source.cpu.on_freeze.lock().unwrap() = Some(Box::new(move || runs.store(true, SeqCst)));
+        *source.cpu.on_hold.lock().unwrap() = Some(Box::new(move || runs.store(true, SeqCst)));
         let (report, _) = source.migrate(listen(&inn), options(mode), |_| {});
         let error = report.error.unwrap();
         assert_eq!((report.outcome, error.vm_runs_on.as_deref()), (Outcome::Failed, Some("source")));

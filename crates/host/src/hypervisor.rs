@@ -181,6 +181,20 @@ impl Display for OpenOr {
     }
 }
 
+/// Ends a pause that whoever began it did not live to end: its QEMU may stand still as a whole.
+pub(crate) fn give_back(vm: &VmRecord, before: RunState) -> Result<Vm, String> {
+    frozen::thaw(&handle_of(vm)?).map_err(|e| e.to_string())?;
+    let mut open = open(vm).map_err(|e| e.to_string())?;
+    open.restore(before).map_err(|e| e.to_string())?;
+    if before == RunState::Running
+        // Switches may have learned another way to it meanwhile; a network that knows where it is is not harmed.
+        && let Err(error) = open.announce()
+    {
+        tracing::warn!(vm = vm.name, %error, "it runs, but could not be announced to the network");
+    }
+    Ok(open)
+}
+
 /// Takes away what migrations have left beside the disks that did not end by themselves. Nobody waits for it: a datastore may hang.
 fn sweep_tokens(known: &[VmRecord]) {
     let recipes: Vec<_> = known.iter().filter_map(|vm| Some(handle_of(vm).ok()?.recipe)).collect();
@@ -267,19 +281,9 @@ impl Hypervisor for QemuHost {
     }
 
     fn restore(&self, vm: &VmRecord, before: RunState) -> Result<(), Reasons> {
-        // Frozen by the agent before us, which may have ended in the middle of it.
-        frozen::thaw(&handle_of(vm)?).map_err(reasons)?;
-        let mut open = open(vm).map_err(reasons)?;
-        open.restore(before).map_err(reasons)?;
+        let mut open = give_back(vm, before)?;
         if let Err(why) = kept(vm).and_then(|kept| open.read_directly(&kept.buffered)) {
             tracing::warn!(vm = vm.name, why, "its disks still go through the page cache");
-        }
-        if before != RunState::Running {
-            return Ok(());
-        }
-        // Switches may have learned another way to it meanwhile.
-        if let Err(error) = open.announce() {
-            tracing::warn!(vm = vm.name, %error, "it runs, but could not be announced to the network");
         }
         Ok(())
     }

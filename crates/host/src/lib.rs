@@ -12,6 +12,8 @@ mod janitor;
 mod outgoing;
 /// Who owns a VM: the record that decides each migration.
 mod record;
+/// VMs whose QEMU is not asked.
+mod unasked;
 /// Lets a guest run whose agent was killed in the middle of its pause.
 pub mod watchdog;
 

@@ -1,12 +1,26 @@
-//! A QEMU that stands still as a whole, so that nobody can have its guest run: `Vm::freeze` does that before
-//! another host may run the guest. Its monitor answers nobody; what is done with it here asks no monitor.
+//! A QEMU that stands still as a whole, so that nobody can have its guest run: from `save` on, until its
+//! guest is given back or is gone for good. Its monitor answers nobody; what is done with it here asks no
+//! monitor.
 
 use crate::{
     launch,
     vm::{Handle, lives},
 };
-use std::{io, time::Duration};
-use sys::process::PidFd;
+use std::{
+    io,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+use sys::{hold::Hold, process::PidFd};
+
+/// How long a QEMU that nobody asks for any more may take to stand still.
+const FREEZE: Duration = Duration::from_secs(10);
+
+/// A frozen process that somebody has held until just now stands still by itself within this.
+const LET_GO: Duration = Duration::from_millis(200);
+
+/// How often it is looked whether it does.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// How long a killed process may take to be gone.
 const KILL: Duration = Duration::from_secs(3);
@@ -19,6 +33,26 @@ pub fn is_frozen(handle: &Handle) -> io::Result<bool> {
     }
 }
 
+/// Has it stand still as a whole, whatever signals come, for as long as what it returns lives; and without it
+/// until one does.
+pub fn hold(process: &PidFd) -> io::Result<Hold> {
+    process.freeze(FREEZE)?;
+    Hold::begin(process, FREEZE)
+}
+
+/// The same of one that is frozen; one that runs is left alone.
+pub fn hold_if_frozen(handle: &Handle) -> io::Result<Option<Hold>> {
+    let Some(process) = process(handle)? else { return Ok(None) };
+    let end = Instant::now() + LET_GO;
+    while !process.is_frozen()? {
+        if Instant::now() > end {
+            return Ok(None);
+        }
+        sleep(LOOK);
+    }
+    hold(&process).map(Some)
+}
+
 /// Lets it go: only where the ownership record says that the guest is this host's. Harmless where it is not
 /// frozen, or has ended.
 pub fn thaw(handle: &Handle) -> io::Result<()> {
@@ -29,9 +63,11 @@ pub fn thaw(handle: &Handle) -> io::Result<()> {
 }
 
 /// Ends it as it is, and takes away what belonged to it: nothing of it is of use any more.
-pub fn end(handle: &Handle) -> io::Result<()> {
+pub fn end(handle: &Handle, hold: Option<Hold>) -> io::Result<()> {
     if let Some(process) = process(handle)? {
         launch::kill(&process);
+        // A killed process that is held does nothing more, and has not ended before it is let go.
+        drop(hold);
         if !process.wait(KILL)? {
             let why = format!("process {} does not end even when it is killed", process.pid());
             return Err(io::Error::other(why));

@@ -112,7 +112,9 @@ impl Places {
         process: &PidFd,
     ) -> Result<Vec<(String, Vec<u8>)>, PrivateError> {
         self.locate(qmp, process)?;
-        self.resize(qmp)?;
+        if !self.places.is_empty() {
+            self.resize(&ram::listed(qmp)?)?;
+        }
         let (mut copied, mut room) = (Vec::new(), AHEAD);
         for place in &mut self.places {
             let Some(left) = room.checked_sub(place.block.used) else { continue };
@@ -124,14 +126,15 @@ impl Places {
         Ok(copied)
     }
 
-    /// Copies them out of a stopped guest: all of those that were not copied ahead, and what has changed of the others.
+    /// Copies them out of a stopped guest: all of those that were not copied ahead, and what has changed of
+    /// the others. `blocks`: as QEMU has listed them since. It is asked nothing: it may stand still as a
+    /// whole.
     pub(crate) fn save(
         &mut self,
-        qmp: &mut Qmp,
+        blocks: &[Listed],
         process: &PidFd,
     ) -> Result<Vec<(String, Vec<u8>)>, PrivateError> {
-        self.locate(qmp, process)?;
-        self.resize(qmp)?;
+        self.resize(blocks)?;
         let mut saved = Vec::new();
         for place in &self.places {
             let now = place.read(process)?;
@@ -193,11 +196,7 @@ impl Places {
     }
 
     /// Tables change their size when the guest's firmware asks for them.
-    fn resize(&mut self, qmp: &mut Qmp) -> Result<(), PrivateError> {
-        if self.places.is_empty() {
-            return Ok(());
-        }
-        let now = ram::listed(qmp)?;
+    fn resize(&mut self, now: &[Listed]) -> Result<(), PrivateError> {
         for place in &mut self.places {
             let name = &place.block.name;
             let Some(listed) = now.iter().find(|listed| listed.name == *name) else {

@@ -4,7 +4,7 @@
 //! Sizes and order say nothing: two blocks can be alike.
 
 use crate::qmp::{Qmp, QmpError};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 pub use crate::attach::RamBlock;
@@ -98,12 +98,21 @@ pub fn backends(qmp: &mut Qmp) -> Result<Vec<Backend>, QmpError> {
 
 /// The blocks that `info ramblock` lists.
 pub fn listed(qmp: &mut Qmp) -> Result<Vec<Listed>, QmpError> {
-    let text = qmp.human("info ramblock")?;
+    let (command, arguments) = listing();
+    let answer = qmp.execute(command, arguments)?;
+    parse_listing(qmp, &answer)
+}
+
+/// Asks QEMU for all its blocks.
+pub(crate) fn listing() -> (&'static str, Value) {
+    ("human-monitor-command", json!({ "command-line": "info ramblock" }))
+}
+
+/// What it answers.
+pub(crate) fn parse_listing(qmp: &Qmp, answer: &Value) -> Result<Vec<Listed>, QmpError> {
+    let text = answer.as_str().unwrap_or_default();
     let blocks: Vec<_> = text.lines().filter_map(parse_listed).collect();
-    if blocks.is_empty() {
-        return Err(qmp.strange("info ramblock", &json!(text)));
-    }
-    Ok(blocks)
+    if blocks.is_empty() { Err(qmp.strange("info ramblock", answer)) } else { Ok(blocks) }
 }
 
 /// `NAME  4 KiB  OFFSET USED TOTAL [HVA RO]`; the name may hold spaces, so it is read from the right.

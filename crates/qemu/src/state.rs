@@ -11,7 +11,7 @@
 
 use crate::qmp::{Qmp, QmpError};
 use rustix::fs::{MemfdFlags, memfd_create};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Seek, Write},
@@ -21,9 +21,6 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-
-/// How long QEMU may take to write it: milliseconds, unless its disks are slow to inactivate.
-const SAVE: Duration = Duration::from_secs(60);
 
 /// How long QEMU may take to load it. It reads guest memory, which in a post-copy may have to come first.
 const LOAD: Duration = Duration::from_secs(60);
@@ -95,12 +92,14 @@ pub(crate) fn close_exit(qmp: &mut Qmp, exit: Exit) -> Result<(), QmpError> {
     qmp.remove_fd_set(exit.set)
 }
 
-/// The device state of a stopped guest. Its disks are inactive afterwards.
-pub(crate) fn save(qmp: &mut Qmp, exit: &mut Exit) -> Result<Vec<u8>, StateError> {
+/// What to say with `xen-save-devices-state`: the device state of a stopped guest, there. Its disks are inactive afterwards.
+pub(crate) fn begin_save(exit: &mut Exit) -> Result<Value, StateError> {
     exit.file.set_len(0).and_then(|()| exit.file.rewind()).map_err(system("empty a memfd"))?;
-    let arguments = json!({ "filename": format!("/dev/fdset/{}", exit.set), "live": true });
-    let saved = qmp.execute_within("xen-save-devices-state", arguments, SAVE);
-    saved.map_err(|error| if error.is_unknown_command() { StateError::Unsupported } else { error.into() })?;
+    Ok(json!({ "filename": format!("/dev/fdset/{}", exit.set), "live": true }))
+}
+
+/// What QEMU has written there.
+pub(crate) fn take_saved(exit: &mut Exit) -> Result<Vec<u8>, StateError> {
     let bytes = exit.file.metadata().map_err(system("look at a memfd"))?.len();
     if bytes > LARGEST {
         return Err(StateError::TooLarge(bytes));

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{hand::*, *};
-use engine::ports::Machine;
+use engine::ports::{Machine, RunState};
 use qemu::{Host, OpenError, Vm, qmp::Qmp};
 use std::{
     fs::{self, File},
@@ -85,18 +85,18 @@ fn what_a_vm_is_made_of_is_learned_and_starts_the_same_vm_elsewhere() {
     }
     vm.stop().unwrap();
     let seen = screen(&mut vm);
-    let state = vm.save().unwrap();
+    let state = vm.save().unwrap().state;
     let carried = |name: &str| state.private.iter().any(|(block, _)| block.ends_with(name));
     assert!(carried("vga.vram") && carried("pc.bios"), "video memory and firmware");
     next.load(&state).unwrap();
     assert_eq!(screen(&mut next), seen);
-    next.resume().unwrap();
+    next.restore(RunState::Running).unwrap();
     assert_eq!(next.status().unwrap(), "running");
     // The handle finds it again, as after a restart of the agent.
     let handle = next.handle();
     drop(next);
     let mut again = Vm::reopen(&handle).unwrap();
-    again.resume().unwrap();
+    again.restore(RunState::Running).unwrap();
     again.destroy().unwrap();
     again.destroy().unwrap();
     assert!(matches!(Vm::reopen(&handle), Err(OpenError::Gone { .. })));
@@ -121,10 +121,11 @@ fn a_rollback_leaves_the_guest_running_with_its_disk() {
     let mut vm = Vm::adopt("hand", &hand.qmp).unwrap().vm;
     for _ in 0..3 {
         vm.stop().unwrap();
-        vm.stop().unwrap();
+        vm.stop().expect_err("it is stopped already");
         vm.save().unwrap();
-        vm.resume().unwrap();
-        vm.resume().unwrap();
+        vm.save().expect_err("it is saved already");
+        vm.restore(RunState::Running).unwrap();
+        vm.restore(RunState::Running).unwrap();
         vm.announce().unwrap();
         assert_eq!(vm.status().unwrap(), "running");
     }
@@ -138,10 +139,10 @@ fn a_broken_state_is_an_error_with_qemus_words_and_nothing_stays() {
     let mut vm = Vm::adopt("hand", &hand.qmp).unwrap().vm;
     let host = host(hand.folder.path(), "target", None);
     vm.stop().unwrap();
-    let mut state = vm.save().unwrap();
+    let mut state = vm.save().unwrap().state;
     state.stream.truncate(state.stream.len() / 2);
     let mut next = Vm::incoming(vm.recipe(), &host).unwrap();
-    next.resume().expect_err("nothing has been loaded");
+    next.restore(RunState::Running).expect_err("nothing has been loaded");
     let error = next.load(&state).unwrap_err().to_string();
     assert!(error.contains("load the device state of hand"), "{error}");
     let kept = hand.folder.path().join("target/hand.failed.log");
@@ -152,7 +153,7 @@ fn a_broken_state_is_an_error_with_qemus_words_and_nothing_stays() {
     assert_eq!(stays, std::slice::from_ref(&kept));
     let words = fs::read_to_string(kept).unwrap();
     assert!(words.contains("load of migration failed") || words.contains("error"), "{words}");
-    vm.resume().unwrap();
+    vm.restore(RunState::Running).unwrap();
 }
 
 #[test]
@@ -244,7 +245,7 @@ fn a_network_card_has_a_tap_on_its_bridge_as_long_as_the_vm_is_there() {
     vm.stop().unwrap();
     next.destroy().unwrap();
     assert_eq!(ports(), 2);
-    vm.resume().unwrap();
+    vm.restore(RunState::Running).unwrap();
     vm.destroy().unwrap();
     assert_eq!(ports(), 0);
     let mut bad = recipe.clone();
@@ -345,8 +346,8 @@ fn memory_modules_that_it_was_started_with_follow_the_vm() {
     assert_eq!(names(&vm), ["mem", "module"]);
     assert_eq!(names(&next), names(&vm));
     vm.stop().unwrap();
-    next.load(&vm.save().unwrap()).unwrap();
-    next.resume().unwrap();
+    next.load(&vm.save().unwrap().state).unwrap();
+    next.restore(RunState::Running).unwrap();
     assert_eq!(next.status().unwrap(), "running");
     next.destroy().unwrap();
 }
@@ -375,7 +376,7 @@ fn a_qemu_is_found_behind_a_socket_that_its_launcher_made() {
     let mut vm = Vm::adopt("hand", &path).unwrap().vm;
     assert_eq!(vm.process().pid(), child.id() as i32, "QEMU's own threads say who it is");
     vm.stop().unwrap();
-    vm.resume().unwrap();
+    vm.restore(RunState::Running).unwrap();
     // Found again, as after a restart of the agent.
     let handle = vm.handle();
     drop(vm);

@@ -3,7 +3,7 @@
 mod common;
 
 use common::hand::*;
-use engine::ports::Machine;
+use engine::ports::{Machine, RunState};
 use qemu::{Vm, qmp::Qmp};
 use serde_json::{Value, json};
 use std::{
@@ -17,7 +17,7 @@ fn begun(hand: &ByHand, q2: &Path) -> (Vm, Qmp) {
     let mut vm = Vm::adopt("vm", &hand.qmp).unwrap().vm;
     let begun = vm.begin().unwrap();
     assert_eq!(begun.reasons, Vec::<String>::new());
-    vm.get_ready().unwrap();
+    vm.prepare_stop().unwrap();
     (vm, Qmp::connect(q2).unwrap())
 }
 
@@ -67,7 +67,7 @@ fn what_a_monitor_does_in_the_pause_is_noticed_in_it() {
     let hand = start(folder.path());
     let at = |name: &str| folder.path().join(name).display().to_string();
     let (mut vm, mut q2) = begun(&hand, &folder.path().join("q2"));
-    assert_eq!(vm.watch().unwrap(), Vec::<String>::new());
+    assert_eq!(vm.watch().unwrap().changes, Vec::<String>::new());
     let medium = |name: &str| json!({ "id": "cd", "filename": at(name), "format": "raw" });
     let nbd = json!({ "addr": { "type": "unix", "data": { "path": at("nbd") } } });
     let export = json!({ "type": "nbd", "id": "e0", "node-name": "d0" });
@@ -104,12 +104,9 @@ fn what_a_monitor_does_in_the_pause_is_noticed_in_it() {
         for (command, arguments) in acts {
             q2.execute(command, arguments).unwrap();
         }
-        if after_saving {
-            vm.save().unwrap();
-        }
-        let changes = vm.changes().unwrap();
+        let changes = if after_saving { vm.save().unwrap().changes } else { vm.changes().unwrap() };
         assert!(changes.iter().any(|change| change.contains(told)), "{told}: {changes:#?}");
-        vm.resume().unwrap();
+        vm.restore(RunState::Running).unwrap();
         assert_eq!(status(&mut q2), "running");
         for (command, arguments) in undo {
             q2.execute(command, arguments).unwrap();
@@ -136,7 +133,7 @@ fn i1_a_guest_that_qemu_took_elsewhere_is_not_resumed() {
     until("it has begun", || own(&mut q2) == "active");
     let changes = vm.changes().unwrap();
     assert!(changes.iter().any(|change| change.contains("QEMU's own migration")), "{changes:#?}");
-    vm.resume().unwrap();
+    vm.restore(RunState::Running).unwrap();
     assert_eq!((status(&mut q2).as_str(), own(&mut q2).as_str()), ("running", "cancelled"));
 
     // It is over before we look: the guest is elsewhere, whoever asks for it here.
@@ -148,7 +145,7 @@ fn i1_a_guest_that_qemu_took_elsewhere_is_not_resumed() {
     assert!(changes[0].contains("is not set running here"), "{changes:#?}");
     let handle = vm.handle();
     for mut vm in [vm].into_iter().chain(std::iter::once_with(|| Vm::reopen(&handle).unwrap())) {
-        let error = vm.resume().unwrap_err().to_string();
+        let error = vm.restore(RunState::Running).unwrap_err().to_string();
         assert!(error.contains("QEMU's own migration has taken it to another QEMU"), "{error}");
         let reasons = vm.begin().unwrap().reasons;
         assert!(reasons[0].contains("is not set running here"), "{reasons:#?}");

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{hand::*, *};
-use engine::ports::{GuestMemory, Machine};
+use engine::ports::{GuestMemory, Machine, RunState};
 use qemu::{
     OpenError, Vm,
     attach::{Source, Target},
@@ -220,9 +220,9 @@ fn other_names_of_devices_and_none_at_all_are_understood() {
         let mut next = Vm::incoming(vm.recipe(), &host).unwrap();
         vm.stop().unwrap();
         copy_memory(&vm, &next);
-        let state = vm.save().unwrap();
+        let state = vm.save().unwrap().state;
         next.load(&state).unwrap();
-        next.resume().unwrap();
+        next.restore(RunState::Running).unwrap();
         next.destroy().unwrap();
     }
 }

@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use engine::ports::Machine;
+use engine::ports::{Machine, RunState};
 use qemu::Vm;
 use std::{fs::File, path::PathBuf, time::Instant};
 
@@ -33,7 +33,7 @@ fn passes_on(name: &str, machine: &str, vga: &str, from: Option<PathBuf>, to: Op
     assert_eq!(next.status().unwrap(), "inmigrate");
     assert_eq!(next.missing_features().unwrap(), Vec::<String>::new());
     hand_over(&mut guest, &mut next);
-    guest.resume().expect_err("the disk's lock is the other one's now");
+    guest.restore(RunState::Running).expect_err("the disk's lock is the other one's now");
     guest.destroy().unwrap();
     next.destroy().unwrap();
     assert!(std::fs::read_dir(folder.path().join("a")).unwrap().count() <= 1, "only the console stays");
@@ -45,11 +45,11 @@ fn hand_over(guest: &mut Vm, next: &mut Vm) {
     let start = Instant::now();
     guest.stop().unwrap();
     let stopped = start.elapsed();
-    let state = guest.save().unwrap();
+    let state = guest.save().unwrap().state;
     let saved = start.elapsed();
     next.load(&state).unwrap();
     let loaded = start.elapsed();
-    next.resume().unwrap();
+    next.restore(RunState::Running).unwrap();
     let resumed = start.elapsed();
     next.announce().unwrap();
     let paused = next.resumed_at().unwrap().duration_since(guest.stopped_at().unwrap()).unwrap();

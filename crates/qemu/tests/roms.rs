@@ -3,9 +3,9 @@
 mod common;
 
 use common::{hand::ByHand, host, qemu_10};
-use engine::ports::Machine;
+use engine::ports::{Machine, RunState};
 use qemu::{Vm, ram};
-use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt, path::PathBuf};
+use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt, path::PathBuf, time::Duration};
 
 /// The private blocks of a QEMU, by name, with what they hold. Where QEMU tells where a block lies, that is where it was found; a guest
 /// that runs may write to one between two looks at it.
@@ -80,9 +80,13 @@ fn i9_every_private_byte_is_at_the_target_and_its_guest_resets() {
         next.take_ahead(&ahead).unwrap_or_else(|error| panic!("{story}: {error}"));
         // Its firmware goes on, and asks for its tables anew.
         vm.qmp().execute("system_reset", serde_json::json!({})).unwrap();
+        let reset = vm.qmp().wait_event(Duration::from_secs(60), |event| event.name == "RESET").unwrap();
+        assert!(reset.is_some(), "{story}");
         vm.stop().unwrap();
-        let state = vm.save().unwrap();
+        let state = vm.save().unwrap().state;
         next.load(&state).unwrap_or_else(|error| panic!("{story}: {error}"));
+        // It answers again, and does nothing.
+        vm.restore(RunState::Paused).unwrap();
         let (there, here) = (contents(&mut vm), contents(&mut next));
         let firmware = there.get("pc.bios").unwrap_or_else(|| panic!("{story}: {:?}", there.keys()));
         assert!(firmware.iter().any(|byte| *byte != 0), "{story}");
@@ -90,7 +94,7 @@ fn i9_every_private_byte_is_at_the_target_and_its_guest_resets() {
         let vector = reset_vector(&mut next);
         assert!(!vector.contains("0x00 0x00 0x00 0x00"), "{story}: {vector}");
         next.qmp().execute("system_reset", serde_json::json!({})).unwrap();
-        next.resume().unwrap();
+        next.restore(RunState::Running).unwrap();
         let after = reset_vector(&mut next);
         assert!(!after.contains("0x00 0x00 0x00 0x00"), "{story}: {after}");
         // What it would take along to the host after this one. QEMU itself loads a microvm's firmware anew at a reset: its own,
@@ -139,10 +143,10 @@ fn a_guest_that_lost_its_firmware_is_warned_of() {
     let mut next = Vm::incoming(vm.recipe(), &target).unwrap();
     // As a Whimbrel did that carried no firmware.
     vm.stop().unwrap();
-    let mut state = vm.save().unwrap();
+    let mut state = vm.save().unwrap().state;
     state.private.retain(|(name, _)| name != "pc.bios");
     next.load(&state).unwrap();
-    next.resume().unwrap();
+    next.restore(RunState::Running).unwrap();
     let warnings = next.warnings().unwrap();
     assert!(warnings.len() == 1 && warnings[0].contains("cannot reboot"), "{warnings:?}");
     next.destroy().unwrap();

@@ -69,11 +69,14 @@ fn i3_a_paused_guest_stays_paused_and_gets_its_disk_back() {
     let mut bed = Bed::new(&[]);
     bed.says("stop");
     assert_eq!(bed.vm.run_state().unwrap(), RunState::Paused);
-    for _ in 0..2 {
+    for hold in [false, true] {
         assert_eq!(bed.vm.stop().unwrap(), RunState::Paused);
         bed.vm.save().unwrap();
         assert!(!is_locked(&bed.disk), "saving has inactivated it");
-        bed.vm.freeze().unwrap();
+        assert!(frozen::is_frozen(&bed.vm.handle()).unwrap());
+        if hold {
+            bed.vm.hold().unwrap();
+        }
         bed.vm.restore(RunState::Paused).unwrap();
         assert_eq!(bed.vm.run_state().unwrap(), RunState::Paused);
         assert!(is_locked(&bed.disk));
@@ -82,10 +85,10 @@ fn i3_a_paused_guest_stays_paused_and_gets_its_disk_back() {
     // One that runs, runs again.
     assert_eq!(bed.vm.stop().unwrap(), RunState::Running);
     bed.vm.save().unwrap();
-    bed.vm.freeze().unwrap();
     bed.vm.restore(RunState::Running).unwrap();
     assert_eq!(bed.vm.run_state().unwrap(), RunState::Running);
     // Paused after we had asked what it does, before our `stop`.
+    assert_eq!(bed.vm.prepare_stop().unwrap(), RunState::Running);
     bed.says("stop");
     assert_eq!(bed.vm.stop().unwrap(), RunState::Paused);
 }
@@ -106,6 +109,7 @@ fn i3_a_guest_that_does_not_run_is_left_as_it_is_and_named() {
     ];
     for (more, act, state, words) in table {
         let mut bed = Bed::new(more);
+        assert_eq!(bed.vm.begin().unwrap().reasons, Vec::<String>::new());
         // The firmware decides where these ports are.
         let end = Instant::now() + Duration::from_secs(60);
         while bed.vm.run_state().unwrap() == RunState::Running {
@@ -114,11 +118,12 @@ fn i3_a_guest_that_does_not_run_is_left_as_it_is_and_named() {
             std::thread::sleep(Duration::from_millis(20));
         }
         bed.until(state);
-        let refused = bed.vm.get_ready().unwrap_err().to_string();
-        assert!(refused.contains(words), "{refused}");
+        // At the next look: QEMU has said that something happened.
+        assert_eq!(bed.vm.watch().unwrap().state, Some(state));
+        assert_eq!(bed.vm.prepare_stop().unwrap(), state);
         let reasons = bed.vm.begin().unwrap().reasons;
         assert!(reasons.iter().any(|reason| reason.contains(words)), "{reasons:?}");
-        assert!(bed.vm.stop().is_err());
+        assert_eq!(bed.vm.stop().unwrap(), state);
         bed.vm.restore(state).unwrap();
         assert_eq!(bed.vm.run_state().unwrap(), state, "it is as it was");
         assert!(is_locked(&bed.disk));
@@ -134,17 +139,15 @@ fn i1_what_others_do_in_the_pause_is_noticed_before_the_permit() {
     ] {
         let mut bed = Bed::new(&["-no-shutdown"]);
         assert_eq!(bed.vm.stop().unwrap(), RunState::Running);
-        bed.vm.save().unwrap();
         bed.says(command);
-        // QEMU answers before it does it, and tells one monitor after the other. What it has not begun when it is frozen, it has not
-        // done.
+        // QEMU answers before it does it, and tells one monitor after the other.
         let end = Instant::now() + Duration::from_secs(60);
         while !bed.vm.qmp().events_since(0).any(|said| said.name == event) {
             assert!(Instant::now() < end, "{command}");
             bed.vm.qmp().hear().unwrap();
             std::thread::sleep(Duration::from_millis(1));
         }
-        let changed = bed.vm.freeze().unwrap_err().to_string();
+        let changed = bed.vm.save().unwrap_err().to_string();
         assert!(changed.contains(words), "{command}: {changed}");
         bed.vm.restore(RunState::Running).unwrap();
         bed.until(RunState::Running);
@@ -152,7 +155,7 @@ fn i1_what_others_do_in_the_pause_is_noticed_before_the_permit() {
         bed.vm.stop().unwrap();
         bed.says("cont");
         bed.says("stop");
-        bed.vm.freeze().unwrap_err();
+        bed.vm.save().unwrap_err();
         bed.vm.restore(RunState::Running).unwrap();
         assert_eq!(bed.vm.run_state().unwrap(), RunState::Paused);
     }
@@ -162,25 +165,38 @@ fn i1_what_others_do_in_the_pause_is_noticed_before_the_permit() {
 fn i1_nobody_can_set_a_frozen_guest_running() {
     let mut bed = Bed::new(&[]);
     bed.vm.stop().unwrap();
+    bed.vm.hold().expect_err("it is not frozen yet");
     bed.vm.save().unwrap();
-    bed.vm.freeze().unwrap();
+    bed.vm.hold().unwrap();
     let handle = bed.vm.handle();
     assert!(frozen::is_frozen(&handle).unwrap());
     let asked = bed.others.execute_within("cont", json!({}), Duration::from_millis(200));
     assert!(asked.is_err(), "nobody answers");
+    // Not even after a signal.
+    let process = sys::process::PidFd::open(handle.pid).unwrap();
+    process.thaw().unwrap();
+    let asked = bed.others.execute_within("query-status", json!({}), Duration::from_millis(200));
+    assert!(asked.is_err(), "nobody answers");
     // The agent ends, and its successor finds it so.
     let Bed { vm, _hand: mut hand, .. } = bed;
     drop(vm);
-    assert!(frozen::is_frozen(&handle).unwrap());
+    let held = frozen::hold_if_frozen(&handle).unwrap();
+    assert!(held.is_some());
+    process.thaw().unwrap();
+    drop(held);
+    let end = Instant::now() + Duration::from_secs(60);
+    while !frozen::is_frozen(&handle).unwrap() {
+        assert!(Instant::now() < end, "it stands still by itself again");
+    }
     let began = Instant::now();
-    frozen::end(&handle).unwrap();
+    frozen::end(&handle, None).unwrap();
     assert!(began.elapsed() < Duration::from_secs(2), "no monitor was asked: {:?}", began.elapsed());
     assert!(hand.child.wait().unwrap().code().is_none(), "it never ran on");
 
     // One that is ours again is let go, and its monitor found.
     let mut bed = Bed::new(&[]);
     bed.vm.stop().unwrap();
-    bed.vm.freeze().unwrap();
+    bed.vm.save().unwrap();
     let handle = bed.vm.handle();
     let Bed { vm, _hand, others, disk: _disk, _folder } = bed;
     drop((vm, others));
@@ -190,21 +206,62 @@ fn i1_nobody_can_set_a_frozen_guest_running() {
     assert_eq!(vm.run_state().unwrap(), RunState::Running);
 }
 
+#[test]
+fn i1_a_signal_that_let_qemu_go_is_seen_before_the_promise() {
+    for queued in ["query-status", "cont"] {
+        let mut bed = Bed::new(&[]);
+        bed.vm.stop().unwrap();
+        bed.vm.save().unwrap();
+        let process = sys::process::PidFd::open(bed.vm.handle().pid).unwrap();
+        process.thaw().unwrap();
+        bed.says(queued);
+        // As if nothing had been.
+        process.freeze(Duration::from_secs(10)).unwrap();
+        let seen = bed.vm.hold().unwrap_err().to_string();
+        assert!(seen.contains("SIGCONT"), "{seen}");
+        bed.vm.restore(RunState::Running).unwrap();
+        assert_eq!(bed.vm.run_state().unwrap(), RunState::Running);
+        assert!(is_locked(&bed.disk));
+    }
+}
+
 /// `cargo test --release -p qemu --test states -- freezing --ignored --nocapture`
 #[test]
 #[ignore = "a measurement"]
-fn freezing_takes_less_than_a_millisecond() {
+fn looking_and_freezing_take_less_than_milliseconds() {
+    const TIMES: usize = 200;
     let mut bed = Bed::new(&["-smp", "4"]);
-    let mut took: Vec<Duration> = (0..200)
-        .map(|_| {
-            bed.vm.stop().unwrap();
-            let began = Instant::now();
-            bed.vm.freeze().unwrap();
-            let took = began.elapsed();
-            bed.vm.restore(RunState::Running).unwrap();
-            took
-        })
-        .collect();
-    took.sort();
-    println!("median {:?}, 99 % {:?}, most {:?}", took[100], took[198], took[199]);
+    let names = ["one question", "stop", "first look", "second look", "freezing", "holding", "giving back"];
+    let mut took = names.map(|_| Vec::new());
+    let mut read_again: Vec<Duration> = (0..20).map(|_| bed.vm.begin().unwrap().took).collect();
+    read_again.sort();
+    println!("reading all again: median {:?}, most {:?}", read_again[10], read_again[19]);
+    for _ in 0..TIMES {
+        let mut begin = Instant::now();
+        let mut lap = || std::mem::replace(&mut begin, Instant::now()).elapsed();
+        bed.vm.status().unwrap();
+        let question = lap();
+        bed.vm.prepare_stop().unwrap();
+        lap();
+        bed.vm.stop().unwrap();
+        let stop = lap();
+        bed.vm.changes().unwrap();
+        let first = lap();
+        let saved = bed.vm.save().unwrap();
+        lap();
+        bed.vm.hold().unwrap();
+        let hold = lap();
+        bed.vm.restore(RunState::Running).unwrap();
+        let all = [question, stop, first, saved.looked, saved.frozen_in, hold, lap()];
+        took.iter_mut().zip(all).for_each(|(list, time)| list.push(time));
+    }
+    for (name, mut list) in names.iter().zip(took) {
+        list.sort();
+        println!(
+            "{name}: median {:?}, 99 % {:?}, most {:?}",
+            list[TIMES / 2],
+            list[TIMES * 99 / 100],
+            list[TIMES - 1]
+        );
+    }
 }

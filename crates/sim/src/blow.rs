@@ -365,8 +365,9 @@ impl World {
                 self.state_is_not_recorded();
                 self.ghost.orphan[0] |=
                     self.qemus[0].alive && *self.source.journal.durable() == source::Departure::Settled;
-                // The watch over writes dies with its descriptor: fail open.
+                // The watch over writes dies with its descriptor: fail open. So does the tracer.
                 self.qemus[0].tracked = None;
+                self.qemus[0].held = false;
             }
             Side::Target => {
                 self.call_off(Timer::Closed);

@@ -64,7 +64,7 @@ impl World {
             let wanted = self.ghost.wanted;
             return self.breach(|| format!("I9: the guest runs, and would be {wanted:?}"));
         }
-        let differs = (target.config ^ self.ghost.config) & !self.ghost.unseen;
+        let differs = target.config ^ self.ghost.config;
         if self.ghost.committed && target.started && differs != 0 {
             return self.breach(|| "I9: the VM on the target has other devices or media".into());
         }

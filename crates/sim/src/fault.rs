@@ -163,8 +163,12 @@ faults! {
     FrozenAfterPermit = "frozen-after-permit",
     /// … or never.
     NotFrozen = "not-frozen",
-    /// … or before the promise: nobody else can let the guest run then.
-    FrozenBeforePromise = "frozen-before-promise",
+    /// Nobody looks whether a signal has let it go before the promise.
+    SignalNotSeen = "signal-not-seen",
+    /// … nor is it kept from that thereafter.
+    NotHeld = "not-held",
+    /// The watchdog does not let it go on.
+    WatchdogLeavesFrozen = "watchdog-leaves-frozen",
     /// It is not let go on when the guest is to run here again.
     NotThawed = "not-thawed",
     /// The target compares nothing, and says that all is well.

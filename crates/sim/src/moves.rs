@@ -139,7 +139,7 @@ impl World {
             }),
             Who::Claim(i) => self.record.up && usize::from(i) < self.record.asked.len(),
             Who::Answer(side) => self.record.answers[side.at()].is_some(),
-            Who::Watchdog => self.watchdog == Watchdog::Acts,
+            Who::Watchdog => matches!(self.watchdog, Watchdog::Acts(_)),
             Who::Caller => self.caller_can(),
             Who::Disk(side) => self.disk_can(side),
         }

@@ -7,6 +7,7 @@ use crate::{
     link::Side,
     qemu::{Run, Theirs},
     source::{Departure, Heard},
+    watchdog::Watchdog,
     world::{Weather, World, say},
 };
 use std::{fmt, str::FromStr};
@@ -32,6 +33,8 @@ pub enum Meddle {
     Fail,
     /// `quit`.
     Quit,
+    /// `kill -CONT`: a frozen QEMU goes on, unless it is held.
+    Signal,
     /// The guest switches itself off; QEMU stays (`-no-shutdown`).
     PowerOff,
     /// The guest sleeps (S3).
@@ -45,7 +48,7 @@ pub enum Meddle {
 /// Those of them that also happen on the target, once the VM is there.
 const LATER: [Meddle; 4] = [Meddle::Stop, Meddle::Cont, Meddle::Reset, Meddle::PowerOff];
 
-const WORDS: [(Meddle, &str); 13] = [
+const WORDS: [(Meddle, &str); 14] = [
     (Meddle::Stop, "stop"),
     (Meddle::Cont, "cont"),
     (Meddle::Plug, "plug"),
@@ -55,6 +58,7 @@ const WORDS: [(Meddle, &str); 13] = [
     (Meddle::Finish, "migrate-ends"),
     (Meddle::Fail, "migrate-fails"),
     (Meddle::Quit, "quit"),
+    (Meddle::Signal, "signal"),
     (Meddle::PowerOff, "power-off"),
     (Meddle::Sleep, "sleep-s3"),
     (Meddle::Wake, "wake"),
@@ -129,6 +133,10 @@ impl World {
     /// Whether it would change anything.
     pub fn can_meddle(&self, outside: Outside) -> bool {
         let qemu = &self.qemus[outside.side.at()];
+        // Nobody holds it for an agent that is dead, and a process that a signal lets go then is as it was for anybody to use.
+        if outside.what == Meddle::Signal {
+            return qemu.alive && qemu.frozen && self.up[outside.side.at()];
+        }
         if !qemu.alive || !qemu.started || qemu.queued.is_some() || qemu.run == Run::Postmigrate {
             return false;
         }
@@ -159,7 +167,12 @@ impl World {
             self.ghost.weather = Weather::Storm;
         }
         let qemu = &mut self.qemus[outside.side.at()];
-        if qemu.frozen {
+        if outside.what == Meddle::Signal {
+            if !qemu.held {
+                self.thaw(outside.side);
+                self.qemus[outside.side.at()].woken = true;
+            }
+        } else if qemu.frozen {
             qemu.queued = Some(outside.what);
         } else {
             self.takes_effect(outside.side, outside.what);
@@ -170,7 +183,7 @@ impl World {
     /// A QEMU that was stopped as a process goes on, with what it was asked for meanwhile.
     pub fn thaw(&mut self, side: Side) {
         let qemu = &mut self.qemus[side.at()];
-        qemu.frozen = false;
+        (qemu.frozen, qemu.held, qemu.woken) = (false, false, false);
         if let Some(what) = qemu.queued.take().filter(|_| qemu.alive) {
             say!(self, "others: {what:?} takes effect");
             self.takes_effect(side, what);
@@ -181,7 +194,8 @@ impl World {
         // A command of ours makes it stand still, which is not what anybody else wants of it.
         let journal = *self.source.journal.read();
         let in_pause = side == Side::Source
-            && (self.source.work.as_deref().is_some_and(|work| work.stopped)
+            && (self.source.work.as_deref().is_some_and(|work| work.stopped || work.is_noting())
+                || matches!(self.watchdog, Watchdog::Acts(_))
                 || !matches!(journal, Departure::None | Departure::Settled));
         let qemu = &mut self.qemus[side.at()];
         let was = qemu.run;
@@ -263,7 +277,7 @@ impl World {
                 self.guest_runs(side);
                 Some(News::RESUMED)
             }
-            Meddle::Wake => None,
+            Meddle::Wake | Meddle::Signal => None,
         };
         if let (Some(news), Side::Source) = (news, side) {
             self.tell_source(news);

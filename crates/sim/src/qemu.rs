@@ -65,6 +65,10 @@ pub struct Qemu {
     pub run: Run,
     /// It is stopped as a process (`SIGSTOP`): nothing of it does anything.
     pub frozen: bool,
+    /// It was let go by a signal since.
+    pub woken: bool,
+    /// No signal lets it go: the agent traces it.
+    pub held: bool,
     /// What its monitor was asked for meanwhile.
     pub queued: Option<Meddle>,
     /// Which of its devices and media are not as they were when the migration began.
@@ -96,6 +100,8 @@ impl Qemu {
             alive: false,
             run: Run::Prelaunch,
             frozen: false,
+            woken: false,
+            held: false,
             queued: None,
             config: 0,
             theirs: Theirs::None,

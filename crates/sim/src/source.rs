@@ -65,7 +65,7 @@ impl World {
                     })
             }
             // While it is being saved, QEMU cannot be asked.
-            Some(Do::Resume | Do::RunOn) => work.saving.is_none(),
+            Some(Do::Thaw | Do::Resume | Do::RunOn) => work.saving.is_none(),
             Some(_) => true,
         }
     }
@@ -108,8 +108,6 @@ impl World {
             self.leave_spool();
         }
         let frozen_late = self.has(Fault::FrozenAfterPermit);
-        let frozen_early = self.has(Fault::FrozenBeforePromise);
-        let looks_away = self.has(Fault::EventsNotLookedAt);
         if act == SourceAct::StopGuest {
             self.look_at_run_state();
         }
@@ -184,28 +182,9 @@ impl World {
                 work.todo.push_back(Printed(SourceAct::Promise));
                 return;
             }
-            SourceAct::Promise if frozen_early => &[
-                Do::Freeze,
-                Do::Journal(promised),
-                Do::Sync,
-                Do::Tell(Promised),
-                Do::LookFrozen,
-                Do::Promised,
-            ],
-            SourceAct::Promise if frozen_late || self.fault == Some(Fault::NotFrozen) => {
-                &[Do::Journal(promised), Do::Sync, Do::Tell(Promised), Do::LookFrozen, Do::Promised]
+            SourceAct::Promise => {
+                &[Do::Hold, Do::Journal(promised), Do::Sync, Do::Tell(Promised), Do::Promised]
             }
-            SourceAct::Promise if looks_away => {
-                &[Do::Journal(promised), Do::Sync, Do::Tell(Promised), Do::Freeze, Do::Promised]
-            }
-            SourceAct::Promise => &[
-                Do::Journal(promised),
-                Do::Sync,
-                Do::Tell(Promised),
-                Do::Freeze,
-                Do::LookFrozen,
-                Do::Promised,
-            ],
             SourceAct::ResumeGuest => {
                 if !work.stopped {
                     return;
@@ -221,7 +200,7 @@ impl World {
                 if !work.stopped {
                     return;
                 }
-                &[Do::RunOn, Do::Insist(Departure::None), Do::Sync, Do::Tell(Back)]
+                &[Do::Thaw, Do::RunOn, Do::Insist(Departure::None), Do::Sync, Do::Tell(Back)]
             }
             SourceAct::Claim => &[Do::HangUp, Do::Wait, Do::Ask, Do::AwaitAnswer],
             SourceAct::Gone(_) => &[Do::Insist(Departure::Gone), Do::Sync],

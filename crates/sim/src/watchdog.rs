@@ -23,8 +23,8 @@ pub enum Word {
 pub enum Watchdog {
     /// It waits for the pipe's end.
     Watches(Option<Word>),
-    /// The pipe has ended in the middle of a pause.
-    Acts,
+    /// The pipe has ended in the middle of a pause, before which the guest was like this.
+    Acts(Was),
     /// It has ended.
     Ended,
 }
@@ -44,23 +44,24 @@ impl World {
     pub fn watchdog_is_alone(&mut self) {
         if let Watchdog::Watches(last) = self.watchdog {
             let regardless = self.has(Fault::WatchdogForgetsRunState);
-            let ours = match last {
-                Some(Word::Pausing(was)) => was == Was::Ran || regardless,
-                _ => false,
+            self.watchdog = match last {
+                Some(Word::Pausing(was)) if !self.has(Fault::WatchdogIdle) => {
+                    Watchdog::Acts(if regardless { Was::Ran } else { was })
+                }
+                _ => Watchdog::Ended,
             };
-            let acts = ours && !self.has(Fault::WatchdogIdle);
-            self.watchdog = if acts { Watchdog::Acts } else { Watchdog::Ended };
         }
     }
 
-    /// It lets the guest run, if it stands still.
+    /// It lets QEMU go on; and the guest, if it stands still and ran.
     pub fn watchdog_moves(&mut self) {
+        let ran = self.watchdog == Watchdog::Acts(Was::Ran);
         self.watchdog = Watchdog::Ended;
-        if self.has(Fault::WatchdogAfterPromise) {
+        if !self.has(Fault::WatchdogLeavesFrozen) {
             self.thaw(Side::Source);
         }
         let qemu = &self.qemus[0];
-        let stands_still = qemu.alive && qemu.run.stands_still() && !qemu.frozen;
+        let stands_still = qemu.alive && qemu.run.stands_still() && !qemu.frozen && ran;
         say!(
             self,
             "watchdog: {}",

@@ -123,10 +123,6 @@ pub struct Ghost {
     pub unrecorded: bool,
     /// Its devices and media, as `Qemu::config`.
     pub config: u8,
-    /// … when the source looked at them for the second time.
-    pub looked: u8,
-    /// … of which this changed when nobody could see it any more: after that look, and without an event.
-    pub unseen: u8,
     /// Somebody has ended the VM.
     pub quit: bool,
     /// QEMU's own migration has taken the VM somewhere else.

@@ -1,5 +1,6 @@
 //! A process that stands still as a whole (`SIGSTOP`), until it is let go or killed. That outlives whoever
-//! did it.
+//! did it; but any `SIGCONT` undoes it, whoever sends it. So it can be seen afterwards whether it stood still
+//! all the time.
 
 use crate::process::PidFd;
 use rustix::process::{Signal, pidfd_send_signal};
@@ -13,17 +14,21 @@ use std::{
 /// once.
 const LOOK: Duration = Duration::from_micros(50);
 
+/// How often each thread of a process had been given a processor when that was looked at.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Turns(Vec<(i32, u64)>);
+
 impl PidFd {
     /// Has all its threads stand still, and waits for that at most so long. If it takes longer, it is let go
-    /// again.
-    pub fn freeze(&self, within: Duration) -> io::Result<()> {
+    /// again. What it says tells later whether it has stood still since ([`Self::stood_still_since`]).
+    pub fn freeze(&self, within: Duration) -> io::Result<Turns> {
         let end = Instant::now() + within;
         pidfd_send_signal(self, Signal::STOP)?;
         loop {
-            match self.is_frozen() {
-                Ok(true) => return Ok(()),
-                Ok(false) if Instant::now() < end => sleep(LOOK),
-                Ok(false) => {
+            match self.is_frozen().and_then(|frozen| frozen.then(|| self.turns()).transpose()) {
+                Ok(Some(turns)) => return Ok(turns),
+                Ok(None) if Instant::now() < end => sleep(LOOK),
+                Ok(None) => {
                     self.thaw()?;
                     let why = format!("not all its threads stood still within {within:?}");
                     return Err(io::Error::new(io::ErrorKind::TimedOut, why));
@@ -36,6 +41,11 @@ impl PidFd {
         }
     }
 
+    /// Asks it to stand still, and does not wait for that.
+    pub fn stop(&self) -> io::Result<()> {
+        Ok(pidfd_send_signal(self, Signal::STOP)?)
+    }
+
     /// Lets it go. Harmless where it runs.
     pub fn thaw(&self) -> io::Result<()> {
         Ok(pidfd_send_signal(self, Signal::CONT)?)
@@ -43,24 +53,51 @@ impl PidFd {
 
     /// Whether each of its threads stands still, by a signal's or a debugger's doing.
     pub fn is_frozen(&self) -> io::Result<bool> {
-        for entry in fs::read_dir(self.proc_path("task"))? {
-            let stat = match fs::read_to_string(entry?.path().join("stat")) {
-                Ok(stat) => stat,
-                // It has just ended.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            // The name in parentheses may hold anything; the state follows it.
-            let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
-            if !matches!(state, Some('T' | 't' | 'Z' | 'X')) {
+        for tid in self.threads()? {
+            let Some(stat) = self.thread_file(tid, "stat")? else { continue };
+            if !matches!(state(&stat), Some('T' | 't' | 'Z' | 'X')) {
                 return Ok(false);
             }
         }
         Ok(true)
     }
+
+    /// Whether it has stood still since it was frozen. A `SIGCONT` wakes each of its threads, and each has to
+    /// be given a processor before it stands still again; so one that was given none since proves that there
+    /// was none. (Not all need prove it: a thread may have been taken off its processor on the way to its
+    /// stop, and a debugger moves those that it seizes.)
+    pub fn stood_still_since(&self, frozen: &Turns) -> io::Result<bool> {
+        let now = self.turns()?;
+        Ok(self.is_frozen()? && frozen.0.iter().any(|thread| now.0.contains(thread)))
+    }
+
+    /// How often each of its threads has been given a processor.
+    fn turns(&self) -> io::Result<Turns> {
+        let mut turns = Vec::new();
+        for tid in self.threads()? {
+            let Some(text) = self.thread_file(tid, "schedstat")? else { continue };
+            let count = text.split_whitespace().nth(2).and_then(|word| word.parse().ok());
+            let odd =
+                || io::Error::new(io::ErrorKind::InvalidData, format!("odd content of schedstat: {text}"));
+            turns.push((tid, count.ok_or_else(odd)?));
+        }
+        Ok(Turns(turns))
+    }
+
+    /// What `/proc` says of one thread; nothing if it has ended.
+    pub(crate) fn thread_file(&self, tid: i32, name: &str) -> io::Result<Option<String>> {
+        match fs::read_to_string(self.proc_path(format!("task/{tid}/{name}"))) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// A thread's state. The name in parentheses may hold anything; the state follows it.
+pub(crate) fn state(stat: &str) -> Option<char> {
+    stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next())
 }
 
 #[cfg(test)]
@@ -74,16 +111,21 @@ mod tests {
             Command::new("sh").args(["-c", "while :; do :; done"]).stdin(Stdio::null()).spawn().unwrap();
         let process = PidFd::open(child.id().cast_signed()).unwrap();
         assert!(!process.is_frozen().unwrap());
-        process.freeze(Duration::from_secs(10)).unwrap();
+        let frozen = process.freeze(Duration::from_secs(10)).unwrap();
         let used = process.cpu_time().unwrap();
         sleep(Duration::from_millis(50));
         assert_eq!(process.cpu_time().unwrap(), used);
+        assert!(process.stood_still_since(&frozen).unwrap());
         process.freeze(Duration::ZERO).expect("it stands still already");
+        assert!(process.stood_still_since(&frozen).unwrap());
         process.thaw().unwrap();
         assert!(!process.is_frozen().unwrap());
+        assert!(!process.stood_still_since(&frozen).unwrap());
         process.thaw().expect("it runs already");
 
+        // Somebody lets it go, and freezes it again: it looks the same.
         process.freeze(Duration::from_secs(10)).unwrap();
+        assert!(!process.stood_still_since(&frozen).unwrap());
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(process.freeze(Duration::ZERO).is_err(), "it is gone");

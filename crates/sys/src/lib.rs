@@ -22,8 +22,7 @@ pub mod ram;
 pub mod process_ram;
 
 /// Files whose descriptors nobody inherits.
-pub mod apart;
-
+pub 
 /// Locks on bytes of a file.
 pub mod lock;
 
@@ -34,7 +33,10 @@ pub mod inject;
 pub mod stun;
 
 /// A process that stands still as a whole.
-mod freeze;
+pub mod freeze;
+
+/// … and that no signal lets go.
+pub mod hold;
 
 /// Write protection and missing pages of another process.
 pub mod uffd;

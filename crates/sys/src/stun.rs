@@ -61,12 +61,7 @@ impl Stun {
 
     /// Waits until the tracer has ended, and the kernel has let go of those whom it traced. Says when that began.
     fn release(&mut self) -> Instant {
-        // Its panic was printed, and ended it as well.
-        let ended = self.tracer.take().and_then(|tracer| tracer.join().ok());
-        // A thread can be joined a little before the kernel is done with it.
-        while is_thread(process::id() as i32, self.tracer_tid) {
-            thread::yield_now();
-        }
+        let ended = self.tracer.take().and_then(|tracer| until_gone(tracer, self.tracer_tid));
         ended.unwrap_or_else(Instant::now)
     }
 }
@@ -80,8 +75,19 @@ impl Drop for Stun {
     }
 }
 
+/// Waits until a tracer has ended, and the kernel has let go of those whom it traced. Says what it returned.
+pub(crate) fn until_gone<T>(tracer: JoinHandle<T>, tid: i32) -> Option<T> {
+    // Its panic was printed, and ended it as well.
+    let ended = tracer.join().ok();
+    // A thread can be joined a little before the kernel is done with it.
+    while is_thread(process::id() as i32, tid) {
+        thread::yield_now();
+    }
+    ended
+}
+
 /// Traces the thread from now on and has it stop as soon as it can.
-fn interrupt(process: &PidFd, tid: i32) -> io::Result<()> {
+pub(crate) fn interrupt(process: &PidFd, tid: i32) -> io::Result<()> {
     // Nothing of a tracer is inherited: `PTRACE_O_EXITKILL` is not used.
     ptrace(libc::PTRACE_SEIZE, tid)?;
     // A number can come to mean another process' thread; once it is traced, it can no more. That one is let go unharmed.

@@ -98,6 +98,12 @@ pub trait Migrator: Send + Sync {
         Err(io::Error::other(format!("nobody here can ask for {}", claim.vm)))
     }
 
+    /// Keeps the frozen QEMU of a guest that another host may run from going on, whatever signals come, for as long as what is returned
+    /// lives. None: it is not frozen, or cannot be held.
+    fn hold(&self, _vm: &VmRecord) -> Option<Box<dyn Send>> {
+        None
+    }
+
     /// After a restart: this VM belongs to the target, which may still want pages of the copy here. Serves them until
     /// the target has settled, and ends the copy.
     fn serve_gone(&self, vm: &VmRecord, departure: &DepartureRecord) {

@@ -3,13 +3,13 @@
 use super::{AGAIN, Signal, SourceDriver, watching::save_unchanged};
 use crate::{
     conn::{LONG_SILENCE, SILENCE, now_ns},
-    ports::{DeviceState, MachineError, RunState},
+    ports::{MachineError, RunState, Saved},
     queue::Round,
     ship::{Job, Streams},
     survey, verify, why,
 };
 use proto::{SourceAct, SourceEvent, Step, control};
-use std::{io, sync::Arc, thread, time::Instant};
+use std::{io, sync::Arc, thread};
 use units::{Epoch, MemorySet};
 
 impl SourceDriver {
@@ -54,10 +54,9 @@ impl SourceDriver {
             }
             SourceAct::StopGuest => {
                 self.end_watch();
-                let before = self.parts.machine.lock().run_state().map_err(|e| (e.what, e.why))?;
+                let before = self.parts.machine.lock().prepare_stop().map_err(|e| (e.what, e.why))?;
                 self.before = before;
                 self.can_be_carried(before)?;
-                self.parts.machine.lock().get_ready().map_err(|e| (e.what, e.why))?;
                 self.offer().map_err(why("start a thread"))?;
                 self.parts.journal.pausing(before).map_err(why("journal the pause"))?;
                 self.calm();
@@ -87,8 +86,7 @@ impl SourceDriver {
             SourceAct::Save => {
                 let (tell, pause) = (self.tell.clone(), self.pauses_in_vain);
                 let save = self.parts.machine.spawn("save", move |machine| {
-                    let (saved, looked) = save_unchanged(machine);
-                    let _ = tell.send(Signal::Saved(pause, saved, looked));
+                    let _ = tell.send(Signal::Saved(pause, save_unchanged(machine)));
                 });
                 save.map_err(why("start a thread"))?;
                 Ok(None)
@@ -98,11 +96,9 @@ impl SourceDriver {
                 self.offered().map_err(why("offer the VM to the target"))?;
                 // From here on a target that is only slow costs the whole migration.
                 self.bear_silence(LONG_SILENCE);
+                // From the permit on the target may run it, and nobody here.
+                self.parts.machine.lock().hold().map_err(|e| (e.what, e.why))?;
                 self.parts.journal.promise(self.parts.epoch).map_err(why("journal the promise"))?;
-                // Before the permit: from then on the target may run it, and nobody else here.
-                let begin = Instant::now();
-                self.parts.machine.lock().freeze().map_err(|e| (e.what, e.why))?;
-                self.story.frozen(begin.elapsed());
                 Ok(Some(SourceEvent::Promised))
             }
             SourceAct::ResumeGuest => {
@@ -150,7 +146,7 @@ impl SourceDriver {
     }
 
     /// Ends the migration of a VM whose state cannot be carried over, before anything was done to it.
-    fn can_be_carried(&self, state: RunState) -> Result<(), (String, String)> {
+    pub(super) fn can_be_carried(&self, state: RunState) -> Result<(), (String, String)> {
         match state.hindrance() {
             None => Ok(()),
             Some(why) => Err((format!("move {}", self.parts.vm), why)),
@@ -186,9 +182,11 @@ impl SourceDriver {
     }
 
     /// The device state is there; what was written to guest memory meanwhile must go along.
-    pub(super) fn saved(&mut self, saved: Result<DeviceState, MachineError>) -> SourceEvent {
-        let saved = saved.map_err(|e| (e.what, e.why)).and_then(|state| {
-            self.state = Some(state);
+    pub(super) fn saved(&mut self, saved: Result<Saved, MachineError>) -> SourceEvent {
+        let saved = saved.map_err(|e| (e.what, e.why)).and_then(|saved| {
+            self.story.looked(saved.looked);
+            self.story.frozen(saved.frozen_in);
+            self.state = Some(saved.state);
             self.collect()
         });
         match saved {

@@ -2,7 +2,7 @@
 
 use super::{Signal, SourceDriver};
 use crate::{
-    ports::{DeviceState, Machine, MachineError},
+    ports::{Machine, MachineError, Saved, Seen},
     report::Phase,
 };
 use proto::SourceEvent;
@@ -39,7 +39,7 @@ impl SourceDriver {
         self.watching.over.store(false, SeqCst);
         let (tell, over) = (self.tell.clone(), self.watching.over.clone());
         let look = self.parts.machine.later("watch", move |machine| {
-            let seen = if over.load(SeqCst) { Ok(vec![]) } else { machine.watch() };
+            let seen = if over.load(SeqCst) { Ok(Seen::default()) } else { machine.watch() };
             let _ = tell.send(Signal::Watched(seen));
         });
         self.watching.busy = look.is_ok();
@@ -51,18 +51,26 @@ impl SourceDriver {
     }
 
     /// What a look has found.
-    pub(super) fn watched(&mut self, seen: Result<Vec<String>, MachineError>) -> Option<SourceEvent> {
+    pub(super) fn watched(&mut self, seen: Result<Seen, MachineError>) -> Option<SourceEvent> {
         self.watching.busy = false;
-        match seen {
-            // Once the guest stands still, the look in the pause tells.
-            Ok(changes) if !changes.is_empty() && self.is_watched() => Some(self.broke(changed(&changes))),
-            Ok(_) => None,
+        let seen = match seen {
+            // Once the guest stands still, the looks in the pause tell.
+            Ok(seen) if self.is_watched() => seen,
+            Ok(_) => return None,
             // A QEMU that is busy for long answers the look in the pause, or ends the migration there.
             Err(error) => {
                 tracing::info!(%error, "could not look whether the VM has changed");
-                None
+                return None;
             }
+        };
+        if !seen.changes.is_empty() {
+            return Some(self.broke(changed(&seen.changes)));
         }
+        let state = seen.state?;
+        let ended = self.can_be_carried(state).err()?;
+        // It stays so.
+        self.before = state;
+        Some(self.broke(ended))
     }
 
     fn is_watched(&self) -> bool {
@@ -70,28 +78,22 @@ impl SourceDriver {
     }
 }
 
-/// The device state of a VM that is still what it was, and how long looking for that took. Before it is saved: saving takes the disks
-/// from whoever uses them, of which QEMU may die (I3). And after it: until then something may have happened.
-pub(super) fn save_unchanged(machine: &mut dyn Machine) -> (Result<DeviceState, MachineError>, Duration) {
-    let mut looked = Duration::ZERO;
-    let mut look = |machine: &mut dyn Machine| {
-        let begin = Instant::now();
-        let changes = machine.changes();
-        looked += begin.elapsed();
-        match changes?.as_slice() {
-            [] => Ok(()),
-            changes => {
-                let (what, why) = changed(changes);
-                Err(MachineError { what, why })
-            }
+/// The device state of a VM that is still what it was.
+pub(super) fn save_unchanged(machine: &mut dyn Machine) -> Result<Saved, MachineError> {
+    let unchanged = |changes: &[String]| match changes {
+        [] => Ok(()),
+        changes => {
+            let (what, why) = changed(changes);
+            Err(MachineError { what, why })
         }
     };
-    let saved = look(machine).and_then(|()| {
-        let state = machine.save()?;
-        look(machine)?;
-        Ok(state)
-    });
-    (saved, looked)
+    let begin = Instant::now();
+    let changes = machine.changes()?;
+    let looked = begin.elapsed();
+    unchanged(&changes)?;
+    let saved = machine.save()?;
+    unchanged(&saved.changes)?;
+    Ok(Saved { looked: looked + saved.looked, ..saved })
 }
 
 fn changed(changes: &[String]) -> (String, String) {

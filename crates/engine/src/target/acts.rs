@@ -222,7 +222,7 @@ impl TargetDriver {
         }
         // Beside the first pages, which are soon on their way.
         let ready = taken.machine.spawn("get-ready", |machine| {
-            if let Err(e) = machine.get_ready() {
+            if let Err(e) = machine.prepare_load() {
                 tracing::debug!(%e, "loading will take a little longer");
             }
         });

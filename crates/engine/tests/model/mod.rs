@@ -373,8 +373,10 @@ pub(crate) struct Cpu {
     /// What happens when the guest has just been stopped, and when its device state has just been saved: the first time, the second …
     pub(crate) on_stop: Arc<Mutex<VecDeque<OnTheWay>>>,
     pub(crate) on_save: Arc<Mutex<VecDeque<OnTheWay>>>,
-    /// What happens when it is promised and nothing is permitted yet.
-    pub(crate) on_freeze: Arc<Mutex<Option<OnTheWay>>>,
+    /// What it does if it does not run, and that is not that somebody has paused it.
+    pub(crate) other_state: Arc<Mutex<Option<RunState>>>,
+    /// What happens just before the promise.
+    pub(crate) on_hold: Arc<Mutex<Option<OnTheWay>>>,
     /// How it differs from what it was when its migration began.
     pub(crate) differs: Arc<Mutex<Vec<String>>>,
     /// How often its device state was saved; and which of these states was loaded.
@@ -399,7 +401,8 @@ impl Cpu {
             unseen: Arc::default(),
             on_stop: Arc::default(),
             on_save: Arc::default(),
-            on_freeze: Arc::default(),
+            other_state: Arc::default(),
+            on_hold: Arc::default(),
             differs: Arc::default(),
             saves: Arc::default(),
             loaded: Arc::default(),
@@ -433,8 +436,8 @@ impl Machine for Cpu {
         })
     }
 
-    fn watch(&mut self) -> Result<Vec<String>, MachineError> {
-        self.changes()
+    fn watch(&mut self) -> Result<engine::ports::Seen, MachineError> {
+        Ok(engine::ports::Seen { changes: self.changes()?, state: self.run_state().ok() })
     }
 
     fn changes(&mut self) -> Result<Vec<String>, MachineError> {
@@ -443,11 +446,14 @@ impl Machine for Cpu {
 
     fn run_state(&mut self) -> Result<RunState, MachineError> {
         self.answers()?;
-        Ok(if self.running.load(SeqCst) { RunState::Running } else { RunState::Paused })
+        let other = *self.other_state.lock().unwrap();
+        Ok(if self.running.load(SeqCst) { RunState::Running } else { other.unwrap_or(RunState::Paused) })
     }
 
     fn stop(&mut self) -> Result<RunState, MachineError> {
         let before = self.run_state()?;
+        // It may have switched itself off since it was asked.
+        let before = self.other_state.lock().unwrap().unwrap_or(before);
         self.running.store(false, SeqCst);
         drop(self.step.lock().unwrap());
         let happens = self.on_stop.lock().unwrap().pop_front();
@@ -456,11 +462,10 @@ impl Machine for Cpu {
     }
 
     fn restore(&mut self, before: RunState) -> Result<Duration, MachineError> {
-        if before == RunState::Running { self.resume() } else { self.answers().map(|()| Duration::ZERO) }
-    }
-
-    fn resume(&mut self) -> Result<Duration, MachineError> {
         self.answers()?;
+        if before != RunState::Running {
+            return Ok(Duration::ZERO);
+        }
         assert!(!self.destroyed.load(SeqCst), "a destroyed VM runs");
         if self.refuses.load(SeqCst) {
             return Err(MachineError { what: "let it run".into(), why: "its storage is gone".into() });
@@ -470,24 +475,25 @@ impl Machine for Cpu {
         Ok(Duration::ZERO)
     }
 
-    fn freeze(&mut self) -> Result<(), MachineError> {
+    fn hold(&mut self) -> Result<(), MachineError> {
         self.answers()?;
-        let happens = self.on_freeze.lock().unwrap().take();
+        let happens = self.on_hold.lock().unwrap().take();
         happens.into_iter().for_each(|happens| happens());
         match self.running.load(SeqCst) {
-            true => Err(MachineError { what: "freeze".into(), why: "somebody let the guest run on".into() }),
+            true => Err(MachineError { what: "hold".into(), why: "somebody let the guest run on".into() }),
             false => Ok(()),
         }
     }
 
-    fn save(&mut self) -> Result<DeviceState, MachineError> {
+    fn save(&mut self) -> Result<Saved, MachineError> {
         // Devices write guest memory while they are saved.
         self.ram.guest_writes(0, 0, 99);
         self.ram.lost.store(self.ram.lost_by_saving.load(SeqCst), SeqCst);
         let this = self.saves.fetch_add(1, SeqCst) + 1;
         let happens = self.on_save.lock().unwrap().pop_front();
         happens.into_iter().for_each(|happens| happens());
-        Ok(DeviceState { stream: vec![this; 1000], private: vec![("vga".into(), vec![1; 5000])] })
+        let state = DeviceState { stream: vec![this; 1000], private: vec![("vga".into(), vec![1; 5000])] };
+        Ok(Saved { state, changes: self.changes()?, ..Saved::default() })
     }
 
     fn load(&mut self, state: &DeviceState) -> Result<(), MachineError> {

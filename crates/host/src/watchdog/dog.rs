@@ -4,9 +4,9 @@ use super::{
     verdict::{LOOK, Silence, look, verdict},
     words::{Told, Word},
 };
-use crate::hypervisor::open;
+use crate::hypervisor::give_back;
 use agent::store::{Process, VmRecord};
-use engine::ports::{Machine, RunState};
+use engine::ports::RunState;
 use rustix::process::getppid;
 use std::{
     fs::{self, File},
@@ -144,14 +144,8 @@ fn restore(vm: &VmRecord, process: Process, before: RunState) -> Result<(), Stri
     });
     let begin = Instant::now();
     loop {
-        let resumed = open(vm).map_err(|e| e.to_string()).and_then(|mut machine| {
-            machine.restore(before).map_err(|e| e.to_string())?;
-            // It may have been announced elsewhere; a network that knows where it is anyway is not harmed.
-            let _ = machine.announce();
-            Ok(())
-        });
-        match resumed {
-            Ok(()) => return Ok(()),
+        match give_back(vm, before) {
+            Ok(_) => return Ok(()),
             Err(_) if !process.is_alive() => return Ok(()),
             Err(why) if begin.elapsed() > LIMIT => return Err(why),
             Err(_) => thread::sleep(AGAIN),

@@ -6,7 +6,7 @@
 //!
 //! | last word | written | it then |
 //! |---|---|---|
-//! | pausing | before the journal says so, and before `stop` | lets the guest run |
+//! | pausing | before the journal says so, and before `stop` | lets QEMU go on, and the guest run |
 //! | pausing a guest that somebody had stopped | the same | gives it its disks back, and leaves it so |
 //! | promised | when the promise is durable, before the permit is sent | does nothing: only the record decides by now (I1) |
 //! | back | when the journal says so | does nothing |

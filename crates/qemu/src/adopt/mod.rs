@@ -136,7 +136,10 @@ pub(crate) fn again(
             Ok(argv) => argv,
             Err(cause) => return Ok((known.clone(), vec![format!("its command line: {cause}")], vec![])),
         };
-        cmdline::read_again(&argv, &names, known)
+        let mut read = cmdline::read_again(&argv, &names, known);
+        // What nobody has said there.
+        made_up::carry(qmp, &mut read.recipe)?;
+        read
     };
     let mut reasons = std::mem::take(&mut read.reasons);
     reasons.extend(live::differences(qmp, process, &names, &mut read)?);

@@ -67,6 +67,14 @@ pub struct Event {
     pub number: u64,
 }
 
+/// Commands that were written and whose answers were not read yet.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    commands: VecDeque<(u64, String)>,
+    end: Instant,
+    patience: Duration,
+}
+
 /// A connection to QEMU's monitor.
 #[derive(Debug)]
 pub struct Qmp {
@@ -172,6 +180,17 @@ impl Qmp {
         commands: &[(&str, Value)],
         patience: Duration,
     ) -> Result<Vec<Result<Value, QmpError>>, QmpError> {
+        let mut asked = self.ask_all(commands, patience)?;
+        commands.iter().map(|_| self.next_answer(&mut asked)).collect()
+    }
+
+    /// Writes several commands. Their answers are to be read one by one, all within this time; those that are not read are passed over
+    /// by whoever asks next.
+    pub(crate) fn ask_all(
+        &mut self,
+        commands: &[(&str, Value)],
+        patience: Duration,
+    ) -> Result<Asked, QmpError> {
         let first = self.next_id;
         let mut lines = String::new();
         for (command, arguments) in commands {
@@ -184,7 +203,17 @@ impl Qmp {
         let end = Instant::now() + patience;
         self.socket.set_write_timeout(Some(patience)).map_err(broken)?;
         self.socket.write_all(lines.as_bytes()).map_err(broken)?;
-        (first..).zip(commands).map(|(id, (command, _))| self.answer(id, command, end, patience)).collect()
+        let commands =
+            (first..).zip(commands).map(|(id, (command, _))| (id, (*command).to_owned())).collect();
+        Ok(Asked { commands, end, patience })
+    }
+
+    /// The answer to the first of them that was not read yet. The outer error is the connection's, the inner one QEMU's word.
+    pub(crate) fn next_answer(&mut self, asked: &mut Asked) -> Result<Result<Value, QmpError>, QmpError> {
+        match asked.commands.pop_front() {
+            Some((id, command)) => self.answer(id, &command, asked.end, asked.patience),
+            None => Err(self.strange("nothing", &Value::Null)),
+        }
     }
 
     /// The names of the events that came since this was asked last. Never waits.

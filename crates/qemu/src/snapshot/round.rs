@@ -83,15 +83,30 @@ const QUESTIONS: [Question; 15] = [
 impl Snapshot {
     /// Takes one: all questions are written before the first answer is read.
     pub(crate) fn take(qmp: &mut Qmp, depth: Depth) -> Result<Self, QmpError> {
-        let asked = || QUESTIONS.iter().filter(|question| question.from <= depth);
+        let lines = Self::lines(depth);
+        let answers = qmp.execute_all(&lines, WITHIN)?;
+        Self::read(depth, &lines, answers)
+    }
+
+    /// The questions.
+    pub(crate) fn lines(depth: Depth) -> Vec<(&'static str, Value)> {
         let mut lines: Vec<(&str, Value)> = vec![("query-status", json!({}))];
-        for question in asked() {
+        for question in QUESTIONS.iter().filter(|question| question.from <= depth) {
             let line = (question.command, (question.arguments)());
             if lines.last() != Some(&line) {
                 lines.push(line);
             }
         }
-        let answers = qmp.execute_all(&lines, WITHIN)?;
+        lines
+    }
+
+    /// What the answers to them come to.
+    pub(crate) fn read(
+        depth: Depth,
+        lines: &[(&str, Value)],
+        answers: Vec<Result<Value, QmpError>>,
+    ) -> Result<Self, QmpError> {
+        let asked = || QUESTIONS.iter().filter(|question| question.from <= depth);
         let mut taken = Self::default();
         for ((command, arguments), answer) in lines.iter().zip(answers) {
             let answer = match answer {

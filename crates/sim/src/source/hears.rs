@@ -132,7 +132,9 @@ impl World {
         work.state = qemu.state.unwrap_or(0);
         // Whoever let the guest run keeps its disks: QEMU looks.
         qemu.has_disk &= disks_stay || qemu.runs();
-        work.heard.push_back(Heard::Saved(work.pauses_in_vain, !changed));
+        let unchanged = self.freezes() && !changed;
+        let Some(work) = self.source.work.as_deref_mut() else { return };
+        work.heard.push_back(Heard::Saved(work.pauses_in_vain, unchanged));
         say!(self, "source: device state saved");
     }
 

@@ -62,7 +62,6 @@ impl World {
     /// Whether the VM is another one than when the migration began (`Machine::changes`): looked at before its
     /// device state is saved and after it.
     pub(super) fn has_changed(&mut self) -> bool {
-        self.ghost.looked = self.ghost.config;
         let qemu = &self.qemus[0];
         let changed = qemu.config != 0 && !self.has(Fault::ConfigNotLookedAt);
         let theirs = qemu.theirs != Theirs::None && !self.has(Fault::TheirMigrationIgnored);
@@ -72,17 +71,30 @@ impl World {
         changed || theirs
     }
 
-    /// Nothing happens to QEMU any more; what has happened, its events have told.
-    pub(super) fn look_frozen(&mut self) {
+    /// QEMU stands still as a process as soon as its device state is saved (`Machine::save`). Says whether
+    /// nothing has happened to it since our `stop`, by all that its events have told: nothing happens any
+    /// more.
+    pub(super) fn freezes(&mut self) -> bool {
         let ignored = self.has(Fault::TheirMigrationIgnored);
-        let qemu = &self.qemus[0];
-        let gone = !qemu.alive;
+        let late = self.has(Fault::FrozenAfterPermit) || self.has(Fault::NotFrozen);
+        let looks_away = self.has(Fault::EventsNotLookedAt);
+        let qemu = &mut self.qemus[0];
+        (qemu.frozen, qemu.woken) = (!late, false);
         let told = qemu.told.any_of(&[News::RESUMED, News::RESET, News::CHANGED, News::LEFT])
             || (qemu.told.any_of(&[News::MIGRATES]) && !ignored);
-        // A device that came after the second look, and of which no event tells.
-        self.ghost.unseen = self.ghost.config ^ self.ghost.looked;
+        !told || looks_away
+    }
+
+    /// Before the promise (`Machine::hold`).
+    pub(super) fn hold_frozen(&mut self) {
+        let late = self.has(Fault::FrozenAfterPermit) || self.has(Fault::NotFrozen);
+        let (blind, free) = (self.has(Fault::SignalNotSeen), self.has(Fault::NotHeld));
+        let qemu = &mut self.qemus[0];
+        let gone = !qemu.alive;
+        let still = late || blind || (qemu.frozen && !qemu.woken);
+        qemu.held = !gone && !free && qemu.frozen;
         let Some(work) = self.source.work.as_deref_mut() else { return };
-        if gone || told {
+        if gone || !still {
             work.broke("leave the guest to the target");
         }
     }
@@ -92,7 +104,9 @@ impl World {
         let left = news.any_of(&[News::LEFT]) && self.qemus[0].alive;
         let ignored = news.any_of(&[News::MIGRATES]) && self.has(Fault::TheirMigrationIgnored)
             || left && self.has(Fault::EndedGuestCarried);
+        let deaf = self.has(Fault::EventsNotLookedAt);
         let Some(work) = self.source.work.as_deref_mut() else { return };
+        let ignored = ignored || (deaf && work.stopped);
         let before = work.machine.as_ref().is_some_and(|machine| machine.cancellable());
         if before && news.ends(work.stopped) && !ignored {
             say!(self, "source: the VM has changed");

@@ -32,6 +32,9 @@ impl World {
         {
             work.was = was;
         }
+        // Whoever finds it frozen keeps it so, whatever signals come.
+        let qemu = &mut self.qemus[0];
+        qemu.held = qemu.frozen && matches!(state, Departure::Promised(_) | Departure::Gone);
         match state {
             Departure::None | Departure::Settled => return self.source.work = None,
             Departure::Promised(_) if !self.has(Fault::ResumeWithoutAsking) => {

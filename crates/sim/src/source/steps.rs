@@ -8,7 +8,7 @@ use crate::{
     pages::Pages,
     printed::Printed,
     qemu::Was,
-    watchdog::Word::Pausing,
+    watchdog::Word::{Back, Pausing},
     world::{Timer, World, say},
 };
 use proto::{
@@ -33,7 +33,12 @@ impl World {
                 self.source.journal.sync();
             }
             say!(self, "source: that fails");
-            return work.broke("act");
+            work.broke("act");
+            // A guest that was not stopped need not be let run (`Watched::pausing`).
+            if !work.stopped && matches!(step, Do::Journal(Departure::Pausing(_))) {
+                self.tell_watchdog(Back);
+            }
+            return;
         }
         match step {
             Do::Journal(state) | Do::Insist(state) => self.source.journal.write(|entry| *entry = state),
@@ -97,7 +102,7 @@ impl World {
             }
             Do::Stop => self.source_stops(),
             Do::Freeze => qemu.frozen = qemu.alive,
-            Do::LookFrozen => self.look_frozen(),
+            Do::Hold => self.hold_frozen(),
             Do::Thaw => {
                 if self.fault != Some(Fault::NotThawed) {
                     self.thaw(Side::Source);

@@ -227,8 +227,8 @@ pub enum Do {
     Stopped,
     /// Stops QEMU as a process.
     Freeze,
-    /// Looks what its events have told before that.
-    LookFrozen,
+    /// Looks whether it has stood still since it was frozen, and sees to it that it does.
+    Hold,
     /// Lets it go on.
     Thaw,
     /// Says what is owed.
@@ -333,6 +333,11 @@ impl Work {
             hashes: Vec::new(),
             spooling: Spooling::default(),
         }
+    }
+
+    /// It was looked what the guest does, and it is not stopped yet.
+    pub(crate) fn is_noting(&self) -> bool {
+        self.steps.contains(&Do::Stop)
     }
 
     /// Gives the round's pages to the streams.

@@ -1,0 +1,328 @@
+//! A pause: the guest is stopped, its device state saved, its QEMU frozen and held; and given back, whatever
+//! has come of it.
+//!
+//! From `save` on the disks are inactive. Whatever another monitor asks of such a QEMU is done to a guest
+//! that is about to leave, and some of it ends QEMU. So QEMU stands still as a whole from then on, until its
+//! guest is given back or leaves for good.
+
+use super::{
+    Vm,
+    phase::{Phase, Step},
+};
+use crate::{
+    flush, halt,
+    known::Look,
+    qmp::QmpError,
+    ram,
+    snapshot::own,
+    state::{self, Exit},
+};
+use engine::ports::{DeviceState, MachineError, RunState, Saved};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant, SystemTime};
+use sys::hold::Hold;
+
+/// How long `stop` may take: it drains the disks, and the guest stands still meanwhile. Where storage hangs,
+/// QEMU itself does, and the guest goes on when that is over; a migration is no reason to wait for it for
+/// longer.
+const STOP: Duration = Duration::from_secs(10);
+
+/// How long QEMU may take to write its device state: milliseconds, unless its disks are slow to inactivate.
+const SAVE: Duration = Duration::from_secs(60);
+
+/// How long the guest may take to run after `cont`.
+const RESUME: Duration = Duration::from_secs(10);
+
+/// How long QEMU may take to stand still as a whole: as soon as each of its threads has had a processor once.
+/// On a machine that others use, too: 0.6 ms (median), 7 ms (99 %); to be held then, 1 ms and 43 ms; beside one
+/// question to its monitor of 0.5 ms and 7 ms (`cargo test --release -p qemu --test states -- freezing --ignored
+/// --nocapture`). The guest stands still meanwhile; beyond, it goes on here.
+const FREEZE: Duration = Duration::from_millis(500);
+
+/// How long to wait before QEMU is asked again whether its own migration has ended.
+const AGAIN: Duration = Duration::from_millis(2);
+
+const LET_GO: &str = "somebody has let its QEMU go on while it was to stand still (SIGCONT); migrate again, \
+                      and keep debuggers and supervisors from it";
+
+impl Vm {
+    /// See [`engine::ports::Machine::prepare_stop`].
+    pub(super) fn get_ready_to_stop(&mut self) -> Result<RunState, MachineError> {
+        let what = "get ready to stop";
+        self.phase.allows(Step::Prepare).map_err(|why| self.error(what, why))?;
+        // What is not to be found now is asked again when it is needed.
+        if let Err(error) = self.private.locate(&mut self.qmp, &self.process) {
+            tracing::debug!(vm = self.name(), %error, "not yet known");
+        }
+        // Most of what there is to write, while the guest runs.
+        if let Err(error) = flush::all(&self.unflushed) {
+            tracing::warn!(vm = self.name(), %error, "its disks cannot be flushed yet");
+        }
+        if self.exit.is_none() {
+            self.exit = Some(state::open_exit(&mut self.qmp).map_err(|error| self.error(what, error))?);
+        }
+        let state = self.state().map_err(|error| self.error(what, error))?;
+        self.phase = Phase::Ready;
+        Ok(state)
+    }
+
+    /// See [`engine::ports::Machine::stop`].
+    pub(super) fn halt(&mut self) -> Result<RunState, MachineError> {
+        let what = "stop";
+        if matches!(self.phase, Phase::Free) {
+            self.get_ready_to_stop()?;
+        }
+        self.phase.allows(Step::Stop).map_err(|why| self.error(what, why))?;
+        self.stopped_at = None;
+        let told = self.say_stop().map_err(|error| self.error(what, error))?;
+        let ((before, heard), answered, after) = told;
+        let around = self.qmp.events_since(heard).filter(|event| event.number < answered);
+        let found = halt::found(before, around, after);
+        self.stopped_at = found.stopped_at;
+        self.phase = Phase::Stopped { paused: after == RunState::Paused, since: answered };
+        match self.changed() {
+            Some(changed) => Err(self.error(what, changed)),
+            None if after == RunState::Running => Err(self.error(what, "it runs on")),
+            None => Ok(found.state),
+        }
+    }
+
+    /// The state just before `stop`, with how many events had come by then; how many had when it was
+    /// answered; and the state then. QEMU's `stop` succeeds from every state, and does nothing to a guest
+    /// that does not run.
+    fn say_stop(&mut self) -> Result<((RunState, u64), u64, RunState), QmpError> {
+        let lines = ["query-status", "stop", "query-status"].map(|command| (command, json!({})));
+        let mut asked = self.qmp.ask_all(&lines, STOP)?;
+        let mut next = || Ok::<_, QmpError>((self.qmp.next_answer(&mut asked)??, self.qmp.heard()));
+        let (before, heard) = next()?;
+        let (_, answered) = next()?;
+        let (after, _) = next()?;
+        let state = |status: &Value| RunState::from_name(status["status"].as_str().unwrap_or_default());
+        Ok(((state(&before), heard), answered, state(&after)))
+    }
+
+    /// See [`engine::ports::Machine::save`].
+    pub(super) fn save_and_freeze(&mut self) -> Result<Saved, MachineError> {
+        let what = "save the device state of";
+        self.phase.allows(Step::Save).map_err(|why| self.error(what, why))?;
+        let Some(mut exit) = self.exit.take() else {
+            return Err(self.error(what, "the guest runs; stop it first"));
+        };
+        let saved = self.save_through(&mut exit);
+        self.exit = Some(exit);
+        saved
+    }
+
+    fn save_through(&mut self, exit: &mut Exit) -> Result<Saved, MachineError> {
+        let what = "save the device state of";
+        self.private.locate(&mut self.qmp, &self.process).map_err(|error| self.error(what, error))?;
+        self.qmp.hear().map_err(|error| self.error(what, error))?;
+        if let Some(changed) = self.changed() {
+            return Err(self.error(what, changed));
+        }
+        let look = self.known.as_ref().map(|known| known.look_after_saving(&mut self.qmp)).transpose();
+        let look = look.map_err(|error| self.error("look again at", error))?;
+        let told = self.say_save(exit, look).map_err(|error| self.error(what, error))?;
+
+        // At once: until it stands still, another monitor may ask something of it that it cannot do any more.
+        let begin = Instant::now();
+        let turns = self.process.freeze(FREEZE).map_err(|error| self.error("freeze", error))?;
+        let frozen_in = begin.elapsed();
+        let since = self.phase.since().unwrap_or_default();
+        self.phase = Phase::Frozen { since, turns, hold: None };
+
+        // QEMU says RESUME before a vCPU runs, and into the socket itself: what is not in there by now has
+        // not happened, and does not happen before it is let go.
+        self.qmp.hear().map_err(|error| self.error(what, error))?;
+        if let Some(changed) = self.changed() {
+            return Err(self.error(what, changed));
+        }
+        let mut changes = told.changes;
+        if changes.is_empty()
+            && let Some(known) = &self.known
+        {
+            let happened = known.happened(&mut self.qmp).map_err(|error| self.error("hear", error))?;
+            changes.extend(happened);
+        }
+        let stream = state::take_saved(exit).map_err(|error| self.error(what, error))?;
+        // Its disks are inactive now: nothing follows. Before anybody else may open them for good.
+        flush::all(&self.unflushed).map_err(|error| self.error("flush the disks of", error))?;
+        let private =
+            self.private.save(&told.blocks, &self.process).map_err(|error| self.error(what, error))?;
+        Ok(Saved { state: DeviceState { stream, private }, changes, looked: told.looked, frozen_in })
+    }
+
+    /// All that is asked of QEMU around the saving, in one go: between two answers nobody waits, neither QEMU
+    /// nor the guest.
+    fn say_save(&mut self, exit: &mut Exit, look: Option<Look>) -> Result<Told, state::StateError> {
+        let mut lines: Vec<(&str, Value)> =
+            vec![ram::listing(), ("xen-save-devices-state", state::begin_save(exit)?)];
+        lines.extend(look.iter().flat_map(|look| look.lines.iter().cloned()));
+        let mut asked = self.qmp.ask_all(&lines, SAVE)?;
+        let listing = self.qmp.next_answer(&mut asked)??;
+        let saved = self.qmp.next_answer(&mut asked)?;
+        saved.map_err(|error| {
+            if error.is_unknown_command() { state::StateError::Unsupported } else { error.into() }
+        })?;
+        let begin = Instant::now();
+        let blocks = ram::parse_listing(&self.qmp, &listing)?;
+        let mut changes = Vec::new();
+        if let (Some(look), Some(known)) = (look, &self.known) {
+            let answers: Result<Vec<_>, _> =
+                look.lines.iter().map(|_| self.qmp.next_answer(&mut asked)).collect();
+            changes = known.tell(&mut self.qmp, &look, answers?)?;
+        }
+        Ok(Told { blocks, changes, looked: begin.elapsed() })
+    }
+
+    /// See [`engine::ports::Machine::hold`].
+    pub(super) fn hold_still(&mut self) -> Result<(), MachineError> {
+        let what = "keep still";
+        self.phase.allows(Step::Hold).map_err(|why| self.error(what, why))?;
+        let failed = match &mut self.phase {
+            Phase::Frozen { turns, hold, .. } => {
+                let still = || match self.process.stood_still_since(turns) {
+                    Ok(true) => Ok(()),
+                    Ok(false) => Err(LET_GO.to_owned()),
+                    Err(error) => Err(error.to_string()),
+                };
+                let held = || Hold::begin(&self.process, FREEZE).map_err(|error| error.to_string());
+                still()
+                    .and_then(|()| held())
+                    // Until it was held it could be let go.
+                    .and_then(|held| still().map(|()| *hold = Some(held)))
+                    .err()
+            }
+            _ => None,
+        };
+        failed.map_or(Ok(()), |why| Err(self.error(what, why)))
+    }
+
+    /// See [`engine::ports::Machine::restore`].
+    pub(super) fn give_back(&mut self, before: RunState) -> Result<Duration, MachineError> {
+        let what = "restore";
+        self.thaw().map_err(|error| self.error(what, error))?;
+        self.qmp.hear().map_err(|error| self.error(what, error))?;
+        let since = self.phase.since().map(|number| self.qmp.events_since(number));
+        let taken_over = since.is_some_and(halt::taken_over);
+        if before == RunState::Running && !taken_over {
+            let ago = self.run_on()?;
+            self.phase = Phase::Free;
+            return Ok(ago);
+        }
+        if before == RunState::Suspended
+            && self.state().map_err(|error| self.error(what, error))? == RunState::Paused
+        {
+            // Since QEMU 9 `stop` also stops a guest that sleeps, and `cont` lets it sleep on.
+            self.qmp.execute("cont", json!({})).map_err(|error| self.error(what, error))?;
+        }
+        // Disks that QEMU's own migration has taken elsewhere are not this QEMU's (I1, I6).
+        if !matches!(self.phase, Phase::Loaded) {
+            self.status_for_good().map_err(|why| self.error(what, why))?;
+        }
+        // What was stopped already when we came, or by somebody else since, stays so.
+        state::activate_disks(&mut self.qmp).map_err(|error| self.error(what, error))?;
+        self.phase = Phase::Free;
+        self.give_back_exit();
+        Ok(Duration::ZERO)
+    }
+
+    /// Lets its QEMU go on, if it stands still as a whole.
+    fn thaw(&mut self) -> std::io::Result<()> {
+        let Phase::Frozen { since, hold, .. } = &mut self.phase else { return Ok(()) };
+        let since = *since;
+        drop(hold.take());
+        self.process.thaw()?;
+        self.phase = Phase::Stopped { paused: true, since };
+        Ok(())
+    }
+
+    /// `cont`. Returns once QEMU says that the guest runs, with how long ago that was.
+    fn run_on(&mut self) -> Result<Duration, MachineError> {
+        let what = "resume";
+        // What we loaded ourselves need not be asked.
+        let status = match self.phase {
+            Phase::Loaded => {
+                // Asked again it is another matter: it may run by then.
+                self.phase = Phase::Stopped { paused: true, since: self.qmp.heard() };
+                RunState::Paused
+            }
+            _ => self.status_for_good().map_err(|why| self.error(what, why))?,
+        };
+        match status {
+            RunState::Running => return Ok(Duration::ZERO),
+            // `cont` would be remembered and would start the guest whenever its state has been loaded.
+            RunState::Inmigrate => return Err(self.error(what, "its device state has not been loaded")),
+            RunState::Shutdown | RunState::InternalError | RunState::GuestPanicked => {
+                let why = format!("it is in state {status}, from which only a reset leads back");
+                return Err(self.error(what, why));
+            }
+            _ => {}
+        }
+        self.qmp.forget_events("RESUME");
+        let asked = Instant::now();
+        self.qmp.execute("cont", json!({})).map_err(|error| self.error(what, error))?;
+        let event = self.qmp.wait_event(RESUME, |event| event.name == "RESUME");
+        let event = event.map_err(|error| self.error(what, error))?;
+        if event.is_none() && self.state().map_err(|error| self.error(what, error))? != RunState::Running {
+            return Err(self.error(what, format!("QEMU said yes, but does not run it after {RESUME:?}")));
+        }
+        // QEMU's own stamp: by the time that its word gets here, the guest's vCPUs compete for the processors
+        // again. Never longer ago than it was asked for, whatever the host's clock does.
+        let at = event.map_or_else(SystemTime::now, |event| event.at);
+        let ago = at.elapsed().unwrap_or_default().min(asked.elapsed());
+        self.resumed_at = Some(at);
+        self.give_back_exit();
+        Ok(ago)
+    }
+
+    /// QEMU needs the place for its device state no more.
+    fn give_back_exit(&mut self) {
+        if let Some(exit) = self.exit.take()
+            && let Err(error) = state::close_exit(&mut self.qmp, exit)
+        {
+            tracing::debug!(vm = self.name(), %error, "a descriptor stays in QEMU");
+        }
+    }
+
+    /// What has happened to it since `stop`, by all that its monitor has said so far.
+    fn changed(&self) -> Option<&'static str> {
+        self.phase.since().and_then(|number| halt::changed(self.qmp.events_since(number)))
+    }
+
+    /// Its state, which QEMU's own migration does not change any more: that may take the guest elsewhere at
+    /// any moment, and then it must not run here (I1). One that began just when we stopped the guest is
+    /// cancelled: it would find the guest standing still, and end between a look at it and `cont`.
+    fn status_for_good(&mut self) -> Result<RunState, String> {
+        let text = |error: QmpError| error.to_string();
+        let begin = Instant::now();
+        loop {
+            let status = self.status().map_err(text)?;
+            // One that waits for its state has no migration of its own but ours.
+            if status == "inmigrate" {
+                return Ok(RunState::Inmigrate);
+            }
+            let answer = self.qmp.execute("query-migrate", json!({})).map_err(text)?;
+            let own = answer["status"].as_str().unwrap_or("none");
+            if status == "running" || (own::is_over(own) && status != "finish-migrate") {
+                // Asked before: what ended since has changed it.
+                let status = self.status().map_err(text)?;
+                let elsewhere = own::elsewhere(&status, own);
+                return elsewhere.map_or(Ok(RunState::from_name(&status)), |why| Err(why.to_owned()));
+            }
+            if begin.elapsed() > RESUME || own.starts_with("postcopy") {
+                let why = own::elsewhere(&status, own).unwrap_or("QEMU's own migration does not end");
+                return Err(why.to_owned());
+            }
+            self.qmp.execute("migrate_cancel", json!({})).map_err(text)?;
+            std::thread::sleep(AGAIN);
+        }
+    }
+}
+
+/// What QEMU told around the saving.
+struct Told {
+    blocks: Vec<ram::Listed>,
+    changes: Vec<String>,
+    looked: Duration,
+}
