@@ -1,12 +1,8 @@
 //! How the agent of this host runs, if it does: what ends it must not end the guests.
 
 use crate::Check;
-use std::{
-    fs,
-    os::unix::fs::MetadataExt,
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::{env, fs, os::unix::fs::MetadataExt, path::Path};
+use sys::{cgroup, service};
 
 /// Where the agent keeps its state, sockets and consoles unless told otherwise.
 const DIRECTORIES: [&str; 2] = ["/var/lib/whimbrel", "/run/whimbrel"];
@@ -16,15 +12,21 @@ const FILES: [&str; 3] = ["redb", "console", "log"];
 
 /// Whether a restart of the agent would end the guests, and whether others can read what is the agent's.
 pub(crate) fn service() -> Vec<Check> {
-    vec![judge_unit(agents_unit().map(|unit| (kill_mode(&unit), unit))), judge_open(&open_to_others())]
+    let agent = agent();
+    let unit = agent.as_deref().and_then(service::unit_of);
+    let judged = match (unit, agent) {
+        (None, Some(agent)) => judge_cgroup(cgroup::can_set_apart(&agent).ok()),
+        (unit, _) => judge_unit(unit.map(|unit| (service::kill_mode(&unit), unit)), has_busctl()),
+    };
+    vec![judged, judge_open(&open_to_others())]
 }
 
-/// The systemd service in which an agent runs.
-fn agents_unit() -> Option<String> {
+/// An agent that runs here: its process.
+fn agent() -> Option<String> {
     let processes = fs::read_dir("/proc").ok()?.flatten();
-    processes
-        .filter(|process| is_agent(&fs::read(process.path().join("cmdline")).unwrap_or_default()))
-        .find_map(|process| unit_of(&fs::read_to_string(process.path().join("cgroup")).unwrap_or_default()))
+    let agents =
+        processes.filter(|process| is_agent(&fs::read(process.path().join("cmdline")).unwrap_or_default()));
+    agents.filter_map(|process| process.file_name().into_string().ok()).next()
 }
 
 /// Whether this is the command line of an agent.
@@ -34,29 +36,41 @@ fn is_agent(command: &[u8]) -> bool {
     program == Some(b"whimbrel".as_slice()) && words[1..].contains(&b"agent".as_slice())
 }
 
-/// The service to which the cgroups of a process belong.
-fn unit_of(cgroups: &str) -> Option<String> {
-    let paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
-    let mut units = paths.flat_map(|path| path.split('/')).filter(|part| part.ends_with(".service"));
-    // Of a user's service manager, the last is the service itself.
-    units.next_back().map(str::to_owned)
+/// By which a QEMU gets a scope of its own.
+fn has_busctl() -> bool {
+    env::split_paths(&env::var_os("PATH").unwrap_or_default()).any(|folder| folder.join("busctl").exists())
 }
 
-fn kill_mode(unit: &str) -> Option<String> {
-    let show = ["show", "--property=KillMode", "--value", "--", unit];
-    let said =
-        Command::new("systemctl").args(show).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-    let mode = String::from_utf8_lossy(&said.stdout).trim().to_owned();
-    (said.status.success() && !mode.is_empty()).then_some(mode)
+/// Where no service manager is, whoever ends the agent's cgroup ends what is in it.
+fn judge_cgroup(can_set_apart: Option<bool>) -> Check {
+    let name = "agent-service";
+    match can_set_apart {
+        Some(true) => {
+            Check::ok(name, &[], "no agent runs as a systemd service here; guests outlive its cgroup")
+        }
+        _ => Check::warn(
+            name,
+            &[],
+            "the agent cannot make cgroups for its guests: whoever ends its own ends them",
+            "start it where it may make cgroups beside its own",
+        ),
+    }
 }
 
-fn judge_unit(unit: Option<(Option<String>, String)>) -> Check {
+fn judge_unit(unit: Option<(Option<String>, String)>, has_busctl: bool) -> Check {
     let name = "agent-service";
     match unit {
         None => Check::ok(name, &[], "no agent runs as a systemd service here"),
         Some((Some(mode), unit)) if matches!(mode.as_str(), "process" | "none") => {
             Check::ok(name, &[], format!("the agent runs as {unit} with KillMode={mode}: guests outlive it"))
         }
+        Some((Some(mode), unit)) if has_busctl => Check::ok(
+            name,
+            &[],
+            format!(
+                "the agent runs as {unit} with KillMode={mode}: guests get scopes of their own, and outlive it"
+            ),
+        ),
         Some((Some(mode), unit)) => Check::warn(
             name,
             &[],
@@ -113,30 +127,26 @@ mod tests {
     fn a_service_whose_end_is_the_guests_end_is_told_of() {
         let unit = |mode: Option<&str>| Some((mode.map(str::to_owned), "w.service".to_owned()));
         let table = [
-            (None, Status::Ok),
-            (unit(Some("process")), Status::Ok),
-            (unit(Some("none")), Status::Ok),
-            (unit(Some("control-group")), Status::Warn),
-            (unit(Some("mixed")), Status::Warn),
-            (unit(None), Status::Warn),
+            (None, false, Status::Ok),
+            (unit(Some("process")), false, Status::Ok),
+            (unit(Some("none")), false, Status::Ok),
+            (unit(Some("control-group")), false, Status::Warn),
+            (unit(Some("control-group")), true, Status::Ok),
+            (unit(Some("mixed")), false, Status::Warn),
+            (unit(None), true, Status::Warn),
         ];
-        for (unit, expected) in table {
-            assert_eq!(judge_unit(unit.clone()).status, expected, "{unit:?}");
+        for (unit, has_busctl, expected) in table {
+            assert_eq!(judge_unit(unit.clone(), has_busctl).status, expected, "{unit:?}");
+        }
+        for (can, expected) in [(Some(true), Status::Ok), (Some(false), Status::Warn), (None, Status::Warn)] {
+            assert_eq!(judge_cgroup(can).status, expected, "{can:?}");
         }
     }
 
     #[test]
-    fn an_agent_and_its_service_are_recognised() {
+    fn an_agent_is_recognised() {
         assert!(is_agent(b"/usr/bin/whimbrel\0agent\0--config\0x\0"));
         assert!(!is_agent(b"/usr/bin/whimbrel\0watchdog\0") && !is_agent(b"vi\0agent\0") && !is_agent(b""));
-        let table = [
-            ("0::/system.slice/whimbrel-agent.service\n", Some("whimbrel-agent.service")),
-            ("0::/user.slice/user@0.service/app.slice/w.service/x\n", Some("w.service")),
-            ("4:memory:/\n0::/\n", None),
-        ];
-        for (cgroups, unit) in table {
-            assert_eq!(unit_of(cgroups).as_deref(), unit, "{cgroups}");
-        }
     }
 
     #[test]

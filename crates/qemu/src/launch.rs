@@ -1,7 +1,7 @@
 //! Starting a QEMU process, and taking away what belonged to it.
 
 use crate::{
-    confine,
+    apart, confine,
     host::{Host, fits_socket},
     qmp::{Qmp, QmpError},
     random,
@@ -273,6 +273,8 @@ fn spawn(
     let process = PidFd::open(child.id().cast_signed());
     let process = process.map_err(|cause| system("hold the QEMU process".to_owned(), cause))?;
     reap(child);
+    // Its socket is named after it.
+    apart::settle(&process, &belongings.qmp.file_stem().unwrap_or_default().to_string_lossy());
 
     let ended = || LaunchError::Ended {
         vm: vm.to_owned(),

@@ -52,6 +52,7 @@ pub mod preflight;
 /// How much memory a VM can get here.
 pub mod room;
 
+mod apart;
 mod arriving;
 mod confine;
 mod cpu;

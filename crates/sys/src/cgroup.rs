@@ -61,6 +61,17 @@ impl Cgroup {
         self.controllers.iter().any(|name| name == controller)
     }
 
+    /// Whether its processes are ended or frozen as a whole by it.
+    fn is_fateful(&self) -> bool {
+        self.is_unified() || self.has("freezer") || self.has("name=systemd")
+    }
+
+    /// Where processes are put that must not share its fate; nowhere if it is the root.
+    fn beside(&self) -> Option<PathBuf> {
+        let parent = self.path.parent().filter(|_| self.is_fateful())?;
+        Some(self.mount.join(parent).join(APART))
+    }
+
     /// Where its files are.
     pub fn directory(&self) -> PathBuf {
         self.mount.join(&self.path)
@@ -104,12 +115,55 @@ pub fn thaw(process: &str) -> io::Result<()> {
     Ok(())
 }
 
+/// Where processes are put that are set apart, beside the cgroup that they are taken from.
+const APART: &str = "whimbrel-guests";
+
+/// Gives a process a cgroup of its own beside the one of the caller, wherever whatever ends or freezes that
+/// one as a whole would reach it (`cgroup.kill`, a service manager that ends all processes of a service).
+/// Says whether anything had to be done: nobody ends the root as a whole. Cgroups of processes that have
+/// ended are taken away.
+pub fn set_apart(process: &str, name: &str) -> io::Result<bool> {
+    let mut moved = false;
+    for folder in of("self")?.iter().filter_map(Cgroup::beside) {
+        let own = folder.join(name);
+        // Another thread of ours may take it away again before it is used.
+        let mut attempts = 0..3;
+        loop {
+            sweep(&folder);
+            let entered =
+                fs::create_dir_all(&own).and_then(|()| fs::write(own.join("cgroup.procs"), process));
+            match entered {
+                Ok(()) => break,
+                Err(error) if attempts.next().is_none() => return Err(error),
+                Err(_) => {}
+            }
+        }
+        moved = true;
+    }
+    Ok(moved)
+}
+
+/// Whether [`set_apart`] could do so for this process, if its own cgroup has to be left for that.
+pub fn can_set_apart(process: &str) -> io::Result<bool> {
+    let writable = |folder: PathBuf| {
+        let parent = folder.parent().map(Path::to_owned).unwrap_or_default();
+        rustix::fs::access(&parent, rustix::fs::Access::WRITE_OK).is_ok()
+    };
+    Ok(of(process)?.iter().filter_map(Cgroup::beside).all(writable))
+}
+
+/// The kernel removes none that is used.
+fn sweep(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let _ = fs::remove_dir(entry.path());
+    }
+}
+
 /// Has the calling process share the fate of another one: what freezes or ends the cgroup that it was in does not reach it any more.
 pub fn join(process: &str) -> io::Result<()> {
     let mine = of("self")?;
     for group in of(process)? {
-        let fateful = group.is_unified() || group.has("freezer") || group.has("name=systemd");
-        if fateful && !mine.contains(&group) {
+        if group.is_fateful() && !mine.contains(&group) {
             fs::write(group.directory().join("cgroup.procs"), "0")?;
         }
     }
@@ -140,6 +194,9 @@ mod tests {
         });
         assert_eq!(found, expected);
         assert!(found[3].is_unified() && found[0].has("memory") && !found[0].has("cpu"));
+        let beside: Vec<_> = found.iter().map(Cgroup::beside).collect();
+        let apart = |path: &str| Some(Path::new("/sys/fs/cgroup").join(path).join(APART));
+        assert_eq!(beside, [None, apart("systemd"), None, apart("unified")]);
         let above: Vec<_> = found[0].and_above().map(|group| group.directory()).collect();
         let paths = ["/sys/fs/cgroup/memory/a/b", "/sys/fs/cgroup/memory/a", "/sys/fs/cgroup/memory/"];
         assert_eq!(above, paths.map(PathBuf::from));
@@ -150,6 +207,7 @@ mod tests {
         let mounts = "30 20 0:1 /docker/7 /sys/fs/cgroup rw - cgroup2 cgroup rw\n";
         assert_eq!(parse("0::/docker/7/x\n", mounts)[0].path, Path::new("x"));
         assert_eq!(parse("0::/\n", mounts)[0].path, Path::new(""));
+        assert_eq!(parse("0::/\n", mounts)[0].beside(), None);
         assert_eq!(parse("0::/\n", ""), []);
     }
 

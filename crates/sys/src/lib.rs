@@ -9,6 +9,9 @@ pub mod process;
 /// The cgroups of a process.
 pub mod cgroup;
 
+/// The service of systemd that a process belongs to.
+pub mod service;
+
 /// Whether threads of ours get on.
 pub mod pulse;
 
@@ -22,7 +25,8 @@ pub mod ram;
 pub mod process_ram;
 
 /// Files whose descriptors nobody inherits.
-pub 
+pub mod apart;
+
 /// Locks on bytes of a file.
 pub mod lock;
 
