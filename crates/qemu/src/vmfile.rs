@@ -203,6 +203,7 @@ impl VmFile {
             cpu_features: Vec::new(),
             proof: None,
             settings: Vec::new(),
+            defaults: false,
         };
         if reasons.is_empty() {
             reasons = recipe::check(&recipe);

@@ -170,6 +170,7 @@ fn recipes() -> Vec<Recipe> {
         cpu_features: vec![FeatureWord { eax: 7, ecx: Some(0), register: "EBX".into(), bits: 5 }],
         proof: None,
         settings: vec![],
+        defaults: false,
     };
     let theirs = Recipe {
         machine: "microvm,pic=off,pit=off".into(),

@@ -1,8 +1,9 @@
 //! What a QEMU was, by its command line.
 
-use super::names::Names;
+use super::{dialect, names::Names};
 use crate::recipe::{
     Accel, Argument, Backing, Console, MemoryBlock, NetOptions, Recipe, Role, SeenFile, aliases, files,
+    is_of_user_network,
     options::{self, get, is_on},
 };
 use std::{collections::BTreeMap, path::Path};
@@ -18,6 +19,8 @@ pub(crate) struct Read {
     pub(super) notes: Vec<String>,
     /// Disks whose name leads to no file that can be used, and why: that matters unless the medium was changed since.
     pub(super) lost: Vec<(String, String)>,
+    /// Devices that were given in JSON, which QEMU makes after all others: what they have no place of their own in, depends on that.
+    pub(super) late: Vec<String>,
     /// Files as they were when the VM was read before: another one by the same name is none of its.
     pub(super) known: Vec<SeenFile>,
 }
@@ -43,6 +46,7 @@ impl Read {
             reasons: Vec::new(),
             notes: Vec::new(),
             lost: Vec::new(),
+            late: Vec::new(),
         }
     }
 }
@@ -115,7 +119,7 @@ fn read_knowing(argv: &[String], names: &Names<'_>, loaded: &[SeenFile]) -> Read
             None => word.clone(),
         };
         if !option.starts_with('-') {
-            reader.refuse(format!("a disk image without an option ({option}); use -blockdev and -device"));
+            reader.option("-hda", &option);
         } else if FLAGS.contains(&option.as_str()) {
             reader.flag(&option);
         } else {
@@ -183,6 +187,7 @@ impl<'a> Reader<'a> {
             cpu_features: Vec::new(),
             proof: None,
             settings: Vec::new(),
+            defaults: false,
         };
         let read = Read {
             recipe,
@@ -190,6 +195,7 @@ impl<'a> Reader<'a> {
             reasons: Vec::new(),
             notes: Vec::new(),
             lost: Vec::new(),
+            late: Vec::new(),
             known: Vec::new(),
         };
         Self {
@@ -224,7 +230,10 @@ impl<'a> Reader<'a> {
             "-mem-prealloc" => {
                 self.note("-mem-prealloc does not apply on the target: pages come as they are needed")
             }
-            "-nographic" => self.serial.push("stdio".to_owned()),
+            "-nographic" => {
+                self.serial.push("stdio".to_owned());
+                self.machine("graphics=off");
+            }
             "-s" => self.note("the debugger's port (-s) stays behind"),
             _ if HOST_ONLY.contains(&option) => {}
             _ => self.read.recipe.arguments.push(Argument { option: option.to_owned(), value: None }),
@@ -232,6 +241,20 @@ impl<'a> Reader<'a> {
     }
 
     fn option(&mut self, option: &str, value: &str) {
+        match dialect::from_json(option, value) {
+            Some(Ok(pairs)) => {
+                if option == "-device" {
+                    let parsed = options::parse(&pairs, "driver");
+                    self.read.late.extend(get(&parsed, "id").map(str::to_owned));
+                }
+                return self.option(option, &pairs);
+            }
+            Some(Err(why)) => return self.refuse(why),
+            None => {}
+        }
+        if let Some(drive) = dialect::drive(option, value) {
+            return self.option("-drive", &drive);
+        }
         match option {
             "-machine" | "-M" => self.machine(value),
             "-cpu" => self.read.recipe.cpu = value.to_owned(),
@@ -337,9 +360,11 @@ impl<'a> Reader<'a> {
         let parsed = options::parse(value, "type");
         let id = get(&parsed, "id").unwrap_or_default().to_owned();
         let kind = get(&parsed, "type").unwrap_or_default();
+        if kind == "user" {
+            return self.user_network(&id, parsed);
+        }
         if kind != "tap" {
             let why = match kind {
-                "user" => "its connections end in this QEMU",
                 "vhost-user" | "vhost-vdpa" => "another process writes the guest's memory unseen",
                 _ => "only TAPs on a bridge can follow the VM",
             };
@@ -377,10 +402,19 @@ impl<'a> Reader<'a> {
         self.read.taps.insert(id, Tap { ifname, options });
     }
 
-    fn disk(&mut self, option: &str, value: &str, implied: &str, key: &str) {
-        if value.starts_with('{') {
-            return self.refuse(format!("{option} in JSON is not understood; write key=value"));
+    /// QEMU's own network: it moves, what goes through it does not.
+    fn user_network(&mut self, id: &str, parsed: Vec<(String, String)>) {
+        self.note(format!("network {id} is QEMU's own (user): its connections end when the VM moves"));
+        let (kept, left): (Vec<_>, Vec<_>) = parsed.into_iter().partition(|(key, _)| is_of_user_network(key));
+        for (key, value) in left {
+            self.note(format!(
+                "network {id}: {key}={value} stays behind: it is a port or a file of this host"
+            ));
         }
+        self.pass("-netdev", options::join(&kept, "type"));
+    }
+
+    fn disk(&mut self, option: &str, value: &str, implied: &str, key: &str) {
         let mut parsed = options::parse(value, implied);
         for (name, value) in &mut parsed {
             if name == key || name == "file.filename" {
@@ -413,11 +447,7 @@ impl<'a> Reader<'a> {
     }
 
     fn finish(mut self) -> Read {
-        if !self.flags.iter().any(|flag| flag == "-nodefaults") {
-            self.refuse(
-                "it was started without -nodefaults, so it has devices that its command line does not name",
-            );
-        }
+        self.read.recipe.defaults = !self.flags.iter().any(|flag| flag == "-nodefaults");
         self.serial_ports();
         for (id, kind, argument) in std::mem::take(&mut self.chardevs) {
             if self.monitors.contains(&id) {
@@ -437,7 +467,14 @@ impl<'a> Reader<'a> {
     }
 
     fn serial_ports(&mut self) {
-        let ports = std::mem::take(&mut self.serial);
+        let mut ports = std::mem::take(&mut self.serial);
+        // A PC has one unless it is told to have none.
+        if ports.is_empty()
+            && self.read.recipe.defaults
+            && !self.flags.iter().any(|flag| flag == "-nographic")
+        {
+            ports.push("vc".to_owned());
+        }
         let ports: Vec<_> = ports.into_iter().filter(|port| port != "none").collect();
         if ports.len() > 1 {
             self.refuse("it has more than one serial port; only the first can follow the VM");

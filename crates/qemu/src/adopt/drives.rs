@@ -4,6 +4,7 @@
 //! A recipe makes them by `-drive` (one option for all) or by `-blockdev`, one for each node that has a name. Nodes with automatic names
 //! (`#block123`) are made by those that need them.
 
+use super::dialect::Names;
 use crate::{
     recipe::{
         Argument, is_id,
@@ -145,7 +146,8 @@ fn options_of(file: &str) -> Vec<(String, String)> {
 }
 
 /// A recipe's arguments that make the drives and nodes as they are; and what stands in the way.
-pub(super) fn follow(arguments: &[Argument], live: &Live) -> (Vec<Argument>, Vec<String>) {
+pub(super) fn follow(arguments: &[Argument], machine: &str, live: &Live) -> (Vec<Argument>, Vec<String>) {
+    let mut names = Names::on(machine);
     let mut following =
         Following { live, old: BTreeMap::new(), made: BTreeMap::new(), out: vec![], reasons: vec![] };
     let mut followed = Vec::new();
@@ -156,13 +158,14 @@ pub(super) fn follow(arguments: &[Argument], live: &Live) -> (Vec<Argument>, Vec
         match argument.option.as_str() {
             "-drive" => {
                 let parsed = options::parse(value, "");
-                let id = get(&parsed, "id").unwrap_or_default();
+                let id = names.next(&parsed).unwrap_or_default();
                 match live.drives.iter().find(|drive| !id.is_empty() && drive.backend == id) {
                     Some(drive) => {
                         if let Some(top) = &drive.shows {
                             live.below(top, &mut theirs);
                         }
-                        followed.push(following.drive(argument, drive));
+                        let followed_drive = following.drive(&parsed, &id, drive);
+                        followed.push(with(argument, "", &parsed, &followed_drive));
                     }
                     None => {
                         following.unnamed(&parsed);
@@ -306,10 +309,10 @@ fn with(argument: &Argument, implied: &str, before: &Parsed, after: &Parsed) -> 
 }
 
 impl Following<'_> {
-    /// A `-drive` with the medium that it has.
-    fn drive(&mut self, argument: &Argument, drive: &Drive) -> Argument {
-        let before = options::parse(argument.value.as_deref().unwrap_or_default(), "");
+    /// The options of a `-drive` with the medium that it has, its format and the name that it has.
+    fn drive(&mut self, before: &Parsed, id: &str, drive: &Drive) -> Parsed {
         let mut after = before.clone();
+        set(&mut after, "id", id);
         let node = drive.shows.as_ref().and_then(|name| Some((name, self.live.nodes.get(name)?)));
         match node {
             None => forget(&mut after, &["file", "format", "readonly", "read-only", "node-name"]),
@@ -320,7 +323,11 @@ impl Following<'_> {
             )),
             Some((name, node))
                 if get(&after, "file").is_some_and(|file| is_same(file, self.live.path(name)))
-                    && get(&after, "format").is_none_or(|format| format == node.driver) => {}
+                    && get(&after, "format").is_none_or(|format| format == node.driver) =>
+            {
+                // QEMU has looked what it is; the guest may have written something else there since.
+                set(&mut after, "format", &node.driver);
+            }
             Some((name, node)) => {
                 set(&mut after, "file", self.live.path(name));
                 set(&mut after, "format", &node.driver);
@@ -333,7 +340,7 @@ impl Following<'_> {
                 }
             }
         }
-        with(argument, "", &before, &after)
+        after
     }
 
     /// A `-drive` that cannot be told from others must have what it was started with.

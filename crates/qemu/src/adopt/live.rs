@@ -56,6 +56,7 @@ pub(super) fn differences(
     let mut reasons = Vec::new();
     state(qmp, &mut reasons)?;
     devices(qmp, read, &mut reasons)?;
+    places(qmp, read);
     disks(qmp, process, names, read, &mut reasons)?;
     nets::networks(qmp, process, read, &mut reasons)?;
     memory(qmp, process, read, &mut reasons)?;
@@ -134,6 +135,26 @@ fn devices(qmp: &mut Qmp, read: &mut Read, reasons: &mut Vec<String>) -> Result<
         refuse_kind(&name, &kind, reasons);
     }
     Ok(())
+}
+
+/// Gives PCI devices that QEMU has made after all others the places that they got.
+fn places(qmp: &mut Qmp, read: &mut Read) {
+    for id in &read.late {
+        let asked = json!({ "path": format!("/machine/peripheral/{id}"), "property": "addr" });
+        // Others have no such property.
+        let number = qmp.execute("qom-get", asked).ok().and_then(|answer| answer.as_u64());
+        let Some(place) = number.map(|n| format!("{:02x}.{}", n >> 3, n & 7)) else { continue };
+        let mut devices = read.recipe.arguments.iter_mut().filter(|argument| argument.option == "-device");
+        let device = devices.find_map(|argument| {
+            let parsed = options::parse(argument.value.as_deref()?, "driver");
+            (options::get(&parsed, "id") == Some(id) && options::get(&parsed, "addr").is_none())
+                .then_some((argument, parsed))
+        });
+        if let Some((argument, mut parsed)) = device {
+            parsed.push(("addr".to_owned(), place));
+            argument.value = Some(options::join(&parsed, "driver"));
+        }
+    }
 }
 
 /// The objects that users add, against `-object`. Memory has an eye of its own; secrets concern connections of this host.
@@ -218,7 +239,7 @@ fn disks(
     }
     let graph = qmp.execute("x-debug-query-block-graph", json!({}))?;
     let live = Live::read(&drives, &nodes, &graph);
-    let (followed, wrong) = drives::follow(&read.recipe.arguments, &live);
+    let (followed, wrong) = drives::follow(&read.recipe.arguments, &read.recipe.machine, &live);
     reasons.extend(wrong);
     read.recipe.arguments = followed;
     files(names, read, &live, reasons);

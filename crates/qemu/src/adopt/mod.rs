@@ -5,6 +5,7 @@
 
 pub(crate) mod cmdline;
 mod confined;
+mod dialect;
 mod drives;
 pub(crate) mod live;
 pub(crate) mod names;

@@ -3,7 +3,7 @@
 use super::cmdline::{Read, Tap};
 use crate::{
     qmp::{Qmp, QmpError},
-    recipe::Net,
+    recipe::{Net, Recipe, options},
     tap,
 };
 use std::{collections::BTreeSet, fs, io};
@@ -21,7 +21,13 @@ pub(super) fn networks(
 ) -> Result<(), QmpError> {
     let taps = std::mem::take(&mut read.taps);
     let told = read.recipe.nets.iter().map(|net| &net.id);
-    let named: BTreeSet<String> = taps.keys().chain(told).cloned().collect();
+    let mut named: BTreeSet<String> = taps.keys().chain(told).cloned().collect();
+    named.extend(user_networks(&read.recipe));
+    // A machine that is told of no network has one of QEMU's own, on a hub.
+    let usual = read.recipe.defaults && named.is_empty();
+    if usual {
+        read.notes.push("its network is QEMU's own (user): its connections end when the VM moves".to_owned());
+    }
     match plugged(process, taps) {
         Ok(nets) => read.recipe.nets.extend(nets),
         Err(why) => reasons.extend(why),
@@ -30,14 +36,22 @@ pub(super) fn networks(
     for line in text.lines() {
         let bare = line.trim_start_matches([' ', '\\']);
         let Some((id, kind)) = bare.split_once(": index=0,type=") else { continue };
-        if kind.split(',').next() != Some("nic")
-            && !named.contains(id)
-            && !reasons.iter().any(|reason| reason.starts_with(&format!("network {id}")))
-        {
+        let card = kind.split(',').next() == Some("nic");
+        let known = card || named.contains(id) || usual && id.starts_with("hub0port");
+        if !known && !reasons.iter().any(|reason| reason.starts_with(&format!("network {id}"))) {
             reasons.push(format!("network {id} was added after the start; start the VM with it"));
         }
     }
     Ok(())
+}
+
+/// The networks of QEMU's own that a recipe names.
+fn user_networks(recipe: &Recipe) -> impl Iterator<Item = String> {
+    let values = recipe.arguments.iter().filter(|argument| argument.option == "-netdev");
+    values.filter_map(|argument| {
+        let parsed = options::parse(argument.value.as_deref().unwrap_or_default(), "type");
+        options::get(&parsed, "id").map(str::to_owned)
+    })
 }
 
 /// The network cards on these TAPs of this process, each as it is plugged in now; else every reason why they cannot go with the VM.

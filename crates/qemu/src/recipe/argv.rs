@@ -73,7 +73,10 @@ impl Recipe {
         add("-mon", format!("chardev={MONITOR_ID},mode=control"));
         // The stream of `xen-save-devices-state` has no configuration section.
         add("-global", "migration.send-configuration=off".to_owned());
-        argv.extend(["-nodefaults", "-no-user-config"].map(str::to_owned));
+        argv.push("-no-user-config".to_owned());
+        if !self.defaults {
+            argv.push("-nodefaults".to_owned());
+        }
         if incoming {
             argv.extend(["-S", "-incoming", "defer"].map(str::to_owned));
         }

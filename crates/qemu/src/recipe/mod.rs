@@ -20,7 +20,7 @@ mod settings;
 
 pub use allow::check_argument;
 pub(crate) use allow::device_driver;
-pub(crate) use allow::is_id;
+pub(crate) use allow::{is_id, is_of_user_network};
 pub use argv::Paths;
 pub use backing::{backing_files, backing_of};
 pub use check::check;
@@ -77,6 +77,10 @@ pub struct Recipe {
     /// What monitors have set since it was started, and the command line does not say.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub settings: Vec<Setting>,
+    /// Whether QEMU adds the devices that a machine usually has (no `-nodefaults`): a card of its own for video and network, drives
+    /// without media, ports.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub defaults: bool,
 }
 
 /// How the guest's instructions are executed.

@@ -47,7 +47,6 @@ fn each_refusal_says_why_and_what_would_mend_it() {
         (&["-netdev", "tap,id=n,ifname=t0,vhostforce=on"], "the kernel writes", "use vhost=off"),
         (&["-netdev", "vhost-user,id=n,chardev=c"], "another process writes", "use -netdev tap on a bridge"),
         (&["-netdev", "vhost-vdpa,id=n"], "another process writes", "use -netdev tap on a bridge"),
-        (&["-netdev", "user,id=n"], "end in this QEMU", "use -netdev tap on a bridge"),
         (&["-netdev", "tap,id=n,fd=7"], "given as a descriptor", "name its TAP with ifname="),
         (&["-netdev", "tap,id=n,vhostfds=7:8"], "given as a descriptor", "name its TAP with ifname="),
         (&["-netdev", "tap,id=n"], "does not name its TAP", "use ifname="),
@@ -63,8 +62,6 @@ fn each_refusal_says_why_and_what_would_mend_it() {
             "leave it out",
         ),
         (&["-snapshot"], "a file of this host", "leave it out"),
-        (&["disk.img"], "without an option", "use -blockdev and -device"),
-        (&["-blockdev", "{\"driver\":\"file\"}"], "JSON is not understood", "write key=value"),
         (&["-serial", "stdio", "-serial", "pty"], "more than one serial port", "only the first"),
     ];
     for (words, why, mend) in table {
@@ -73,6 +70,37 @@ fn each_refusal_says_why_and_what_would_mend_it() {
         assert!(reasons[0].contains(why) && reasons[0].contains(mend), "{words:?}: {reasons:#?}");
     }
     assert_eq!(refused(&["-netdev", "tap,id=n,ifname=t0,vhost=off"]), Vec::<String>::new());
-    let reasons = read(&["qemu".to_owned()], &Names::In(Path::new("/"))).reasons;
-    assert!(reasons[0].contains("without -nodefaults"), "{reasons:#?}");
+}
+
+#[test]
+fn what_a_machine_usually_has_and_other_dialects_are_understood() {
+    let words = |words: &[&str]| -> Vec<String> { words.iter().map(|word| (*word).to_owned()).collect() };
+    let all = [
+        "qemu",
+        "/disk.img",
+        "-cdrom",
+        "/a,b.iso",
+        "-netdev",
+        "user,id=u,net=10.1.0.0/24,hostfwd=tcp::22-:22",
+        "-nographic",
+    ];
+    let read = read(&words(&all), &Names::In(Path::new("/")));
+    assert_eq!(read.reasons, Vec::<String>::new());
+    assert!(read.recipe.defaults && read.recipe.console == Console::File);
+    assert_eq!(read.recipe.machine, "pc,graphics=off");
+    let said: Vec<_> =
+        read.recipe.arguments.iter().filter_map(|argument| argument.value.as_deref()).collect();
+    assert_eq!(
+        said,
+        [
+            "index=0,media=disk,file=/disk.img",
+            "index=2,media=cdrom,file=/a,,b.iso",
+            "user,id=u,net=10.1.0.0/24"
+        ]
+    );
+    assert!(
+        read.notes.iter().any(|note| note.contains("hostfwd=tcp::22-:22 stays behind")),
+        "{:#?}",
+        read.notes
+    );
 }

@@ -160,7 +160,7 @@ fn the_arguments_of_drives_follow_what_they_are_now() {
         ),
     ];
     for (what, before, live, after) in table {
-        let (followed, reasons) = follow(&arguments(before), &live);
+        let (followed, reasons) = follow(&arguments(before), "pc", &live);
         assert_eq!((followed, reasons), (arguments(after), vec![]), "{what}");
     }
 }
@@ -169,7 +169,8 @@ fn the_arguments_of_drives_follow_what_they_are_now() {
 fn i6_a_drive_whose_medium_begins_elsewhere_is_refused() {
     let from = "json:{\"driver\": \"raw\", \"offset\": 65536, \"file\": {}}";
     let inserted = [("late", "raw", from, &[("file", "#f")][..]), ("#f", "file", "/a.iso", &[][..])];
-    let (_, reasons) = follow(&arguments(&["-drive", CD]), &live(&[("cd0", "cd", Some("late"))], &inserted));
+    let (_, reasons) =
+        follow(&arguments(&["-drive", CD]), "pc", &live(&[("cd0", "cd", Some("late"))], &inserted));
     let told = "drive cd shows node late, whose offset=65536 a -drive cannot be given; eject it \
                 (blockdev-remove-medium)";
     assert_eq!(reasons, [told]);
@@ -178,7 +179,8 @@ fn i6_a_drive_whose_medium_begins_elsewhere_is_refused() {
 #[test]
 fn a_device_without_an_id_that_shows_another_node_is_refused() {
     let live = live(&[("", "/machine/peripheral-anon/device[0]/virtio-backend", Some("over"))], &[D0, F0]);
-    let (_, reasons) = follow(&arguments(&["-blockdev", DISK, "-device", "virtio-blk-pci,drive=d0"]), &live);
+    let (_, reasons) =
+        follow(&arguments(&["-blockdev", DISK, "-device", "virtio-blk-pci,drive=d0"]), "pc", &live);
     let told =
         "device virtio-blk-pci has no id, and shows another node than d0 now; restart the VM with id= for it";
     assert_eq!(reasons, [told]);
@@ -203,8 +205,8 @@ fn the_chain_of_an_image_is_what_qemu_has_open() {
 fn a_drive_without_an_id_must_have_what_it_was_started_with() {
     let drive = arguments(&["-drive", "if=ide,media=cdrom,file=/a.iso,format=raw"]);
     let a = ("#block1", "raw", "/a.iso", &[][..]);
-    let (_, reasons) = follow(&drive, &live(&[("ide1-cd0", "", Some("#block1"))], &[a]));
+    let (_, reasons) = follow(&drive, "pc", &live(&[("ide1-cd0", "", Some("#block1"))], &[a]));
     assert_eq!(reasons, Vec::<String>::new());
-    let (_, reasons) = follow(&drive, &live(&[("ide1-cd0", "", None)], &[]));
+    let (_, reasons) = follow(&drive, "pc", &live(&[("ide1-cd0", "", None)], &[]));
     assert!(reasons.len() == 1 && reasons[0].contains("the drive of /a.iso has no id"), "{reasons:#?}");
 }

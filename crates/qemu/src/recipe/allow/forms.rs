@@ -1,7 +1,8 @@
 //! The forms that a value may have. A value of a known form can be nothing but what the form says: never a
-//! path, a descriptor or an address of a network.
+//! path, a descriptor or an address that somebody is called at.
 
 use super::super::options::{is_off, is_on};
+use std::net::IpAddr;
 
 /// The longest text that a device shows its guest. QEMU's own bounds are lower: a disk's serial number has 36
 /// bytes at most.
@@ -33,6 +34,8 @@ pub(super) enum Form {
     Text,
     /// `52:54:00:12:34:56`.
     Mac,
+    /// An address in a network that QEMU makes up for the guest: `10.0.2.0/24`, `fd00::2`.
+    Address,
     /// A UUID, or `auto`.
     Uuid,
     /// Numbers of vCPUs: `0-3`.
@@ -65,6 +68,10 @@ impl Form {
             }
             Self::Text => value.len() <= LONGEST_TEXT && !value.contains(char::is_control),
             Self::Mac => value.len() == 17 && all(|byte| byte.is_ascii_hexdigit() || *byte == b':'),
+            Self::Address => {
+                let (address, bits) = value.split_once('/').unwrap_or((value, "0"));
+                address.parse::<IpAddr>().is_ok() && bits.parse::<u8>().is_ok_and(|bits| bits <= 128)
+            }
             Self::Uuid => {
                 value == "auto" || value.len() == 36 && all(|byte| byte.is_ascii_hexdigit() || *byte == b'-')
             }
@@ -94,6 +101,7 @@ impl Form {
             Self::Place => "an address such as 06.0".to_owned(),
             Self::Text => format!("text of at most {LONGEST_TEXT} bytes without control characters"),
             Self::Mac => "a MAC address".to_owned(),
+            Self::Address => "an IP address, with /LENGTH if it is a network".to_owned(),
             Self::Uuid => "a UUID".to_owned(),
             Self::Range => "a range of numbers such as 0-3".to_owned(),
             Self::Moment => "utc, localtime or a date such as 2026-06-17T16:01:21".to_owned(),
@@ -146,6 +154,7 @@ mod tests {
             (Form::Place, &["06.0", "0x1e.1", "2.1", "6"], &["", "g", "0000:00:01.0"]),
             (Form::Text, &["", "disk 1", "QEMU/KVM", "a,b"], &["a\nb", "a\0b", "\u{1b}[2J"]),
             (Form::Mac, &["52:54:00:12:34:56"], &["", "52:54:00:12:34", "52:54:00:12:34:5g"]),
+            (Form::Address, &["10.0.2.0/24", "fd00::", "::1"], &["", "host", "10.0.2.3,x", "10.0.2.0/129"]),
             (Form::Uuid, &["auto", "324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87"], &["", "324e6eaf"]),
             (Form::Range, &["0", "0-3"], &["", "-3", "0-", "0-3-5", "a-b"]),
             (Form::Moment, &["utc", "2026-06-17T16:01:21", "2026-06-17"], &["", "now", "2026"]),

@@ -14,6 +14,7 @@ mod properties;
 
 pub(crate) use forms::is_id;
 pub(super) use forms::{LONGEST_NAME, is_word};
+pub(crate) use options::is_of_user_network;
 pub(super) use options::{cpu, machine, memory, smp};
 
 use super::{
@@ -102,6 +103,7 @@ pub(super) fn written(argument: &Argument) -> Option<String> {
     let implied = match argument.option.as_str() {
         "-device" | "-blockdev" | "-audiodev" => "driver",
         "-object" => "qom-type",
+        "-netdev" => "type",
         "-chardev" => "backend",
         "-numa" => "type",
         "-boot" => "order",

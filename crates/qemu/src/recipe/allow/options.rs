@@ -190,6 +190,29 @@ const IOTHREAD: &[Property] = &[
 ];
 const RANDOM: &[Property] = &[("filename", Word(&["/dev/urandom", "/dev/random"]))];
 
+/// QEMU's own network, as far as it is the guest's view of it. Ports of the host and files are not.
+const USER_NETWORK: &[Property] = &[
+    ("dhcpstart", Address),
+    ("dns", Address),
+    ("host", Address),
+    ("hostname", Id),
+    ("id", Id),
+    ("ipv4", Switch),
+    ("ipv6", Switch),
+    ("ipv6-dns", Address),
+    ("ipv6-host", Address),
+    ("ipv6-prefix", Address),
+    ("ipv6-prefixlen", Number),
+    ("net", Address),
+    ("restrict", Switch),
+    ("type", Word(&["user"])),
+];
+
+/// Whether a network of the kind `user` is given this key on another host, too.
+pub(crate) fn is_of_user_network(key: &str) -> bool {
+    find(&[USER_NETWORK], key).is_some()
+}
+
 /// The options that name no file of the VM's. `None`: there is no such option, or it must not be used.
 pub(super) fn check(option: &str, value: &str) -> Option<Result<(), String>> {
     let pairs = |implied: &str| options::parse(value, implied);
@@ -212,6 +235,7 @@ pub(super) fn check(option: &str, value: &str) -> Option<Result<(), String>> {
         "-overcommit" => table("", &[("cpu-pm", Switch)]),
         "-numa" => numa(&pairs("type")),
         "-smbios" => smbios(&pairs("")),
+        "-netdev" => table("type", USER_NETWORK),
         "-object" => object(&pairs("qom-type")),
         "-chardev" => chardev(&pairs("backend")),
         // Without one a sound device looks for the host's.

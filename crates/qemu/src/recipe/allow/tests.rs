@@ -155,7 +155,11 @@ fn what_is_not_known_is_refused_by_name() {
         ("-blockdev", "driver=file,filename=/d/a.img,locking=off", "locking=off"),
         ("-blockdev", "driver=file,filename=/d/a.img,force-share=on", "force-share"),
         ("-set", "device.a.romfile=x", "this option is not allowed"),
-        ("-netdev", "tap,id=n", "this option is not allowed"),
+        ("-netdev", "tap,id=n", "it must be one of user"),
+        ("-netdev", "user,id=n,hostfwd=tcp::22-:22", "hostfwd=tcp::22-:22"),
+        ("-netdev", "user,id=n,smb=/etc", "smb=/etc"),
+        ("-netdev", "user,id=n,tftp=/etc", "tftp=/etc"),
+        ("-netdev", "user,id=n,guestfwd=tcp:10.0.2.1:1-cmd:sh", "guestfwd="),
     ] {
         let why = verdict(option, value).expect_err(&format!("{option} {value}"));
         assert!(why.contains(says), "{option} {value}\n  got  {why}\n  want {says}");

@@ -1,0 +1,154 @@
+//! VMs as people start them: each is adopted, and is on a host of its own what it was.
+
+mod common;
+
+use common::{hand::ByHand, host, qemu_10};
+use engine::ports::{GuestMemory, Machine};
+use qemu::{
+    Vm,
+    attach::{Source, Target},
+};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::Command,
+};
+use units::BlockId;
+
+/// What the guest can see of its machine, and what it is called: the devices with all their properties, the buses, the drives.
+fn look(vm: &mut Vm) -> Vec<(&'static str, String)> {
+    let mut asked = |line| (line, vm.qmp().human(line).unwrap());
+    vec![asked("info qtree"), asked("info pci"), ("info block", drives(&asked("info block").1))]
+}
+
+/// Without the names that QEMU makes up anew each time.
+fn drives(text: &str) -> String {
+    let plain = |line: &str| match line.split_once(" (#block") {
+        Some((name, rest)) => format!("{name} {}", rest.split_once(')').map_or("", |(_, rest)| rest)),
+        None => line.to_owned(),
+    };
+    // Before the guest runs, the disks are not its.
+    text.replace(", inactive)", ")").lines().map(plain).collect::<Vec<_>>().join("\n")
+}
+
+/// What is said of this host's end of a device, not of the device. What the cache is said to be follows from what the guest has
+/// agreed on with the device, and is set anew when it does so again: QEMU's own migration does the same.
+fn is_of_the_host(line: &str) -> bool {
+    ["chardev = ", "netdev = ", "drive = ", "Cache mode:"]
+        .iter()
+        .any(|key| line.trim_start().starts_with(key))
+}
+
+fn image(path: &Path, format: &str) {
+    let made = Command::new("qemu-img").args(["create", "-q", "-f", format]).arg(path).arg("16M").status();
+    assert!(made.unwrap().success());
+}
+
+#[test]
+fn i9_vms_as_people_start_them_are_what_they_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let (raw, qcow2, iso) =
+        (folder.path().join("a.img"), folder.path().join("a.qcow2"), folder.path().join("a.iso"));
+    image(&raw, "raw");
+    image(&qcow2, "qcow2");
+    File::create(&iso).unwrap().set_len(1 << 20).unwrap();
+    let [raw, qcow2, iso] = [&raw, &qcow2, &iso].map(|path| path.to_str().unwrap());
+    let (virtio, none) =
+        (format!("file={raw},format=raw,if=virtio"), format!("file={qcow2},if=virtio,cache=none,aio=native"));
+    let cd = format!("file={iso},media=cdrom,cache=none");
+    let file = format!(
+        r#"{{"driver":"file","filename":"{qcow2}","node-name":"f","cache":{{"direct":true,"no-flush":false}}}}"#
+    );
+    let node = r#"{"driver":"qcow2","node-name":"n","file":"f","backing":null}"#;
+    let card = r#"{"driver":"virtio-net-pci","netdev":"u","id":"nic0","mac":"52:54:00:12:34:57"}"#;
+    let disk = r#"{"driver":"virtio-blk-pci","drive":"n","id":"disk0","write-cache":"on"}"#;
+    let rows: &[&[&str]] = &[
+        &["-hda", raw],
+        &[raw],
+        &["-machine", "q35", "-hda", qcow2, "-cdrom", iso, "-boot", "d"],
+        &["-drive", &virtio, "-nographic"],
+        &[
+            "-machine",
+            "q35",
+            "-drive",
+            &none,
+            "-drive",
+            &cd,
+            "-netdev",
+            "user,id=u,hostfwd=tcp:127.0.0.1:0-:22",
+            "-device",
+            card,
+        ],
+        &[
+            "-machine",
+            "q35",
+            "-blockdev",
+            &file,
+            "-blockdev",
+            node,
+            "-device",
+            disk,
+            "-netdev",
+            r#"{"type":"user","id":"u"}"#,
+            "-device",
+            card,
+        ],
+        &["-machine", "q35,usb=off", "-nodefaults", "-m", "64M", "-hdb", raw],
+    ];
+    let mut wrong = Vec::new();
+    for (words, newer) in rows.iter().flat_map(|words| [(words, None), (words, qemu_10())]) {
+        if let Err(why) = there(words, newer.clone()) {
+            wrong.push(format!("{words:?}, {newer:?}: {why}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Copies the guest's memory, which stands still.
+fn copy(from: &Vm, to: &Vm) {
+    let source = Source::open(from.process().pid(), from.ram_blocks()).unwrap().memory();
+    let target = Target::open(to.process().pid(), to.ram_blocks()).unwrap().memory();
+    for id in (0..source.blocks().len()).map(|id| BlockId(id as u16)) {
+        for run in source.present(id).unwrap().runs() {
+            let mut bytes = vec![0; run.bytes().0 as usize];
+            source.read(id, run, &mut bytes).unwrap();
+            target.write(id, run, &bytes).unwrap();
+        }
+    }
+}
+
+/// Takes a VM of these words over to another host, and says what is not the same there.
+fn there(words: &[&str], program: Option<PathBuf>) -> Result<(), String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let usual = program.clone().unwrap_or("qemu-system-x86_64".into());
+    let hand = ByHand::start_with(usual, &[&["-m", "64M"], words].concat());
+    let mut vm = Vm::adopt("hand", &hand.qmp).map_err(|error| text(&error))?.vm;
+    let target = host(hand.folder.path(), "target", program);
+    let private = vm.copy_ahead().map_err(|error| text(&error))?;
+    vm.stop().map_err(|error| text(&error))?;
+    let before = look(&mut vm);
+    let state = vm.save().map_err(|error| text(&error))?;
+    let mut next = Vm::incoming(vm.recipe(), &target).map_err(|error| text(&error))?;
+    copy(&vm, &next);
+    let loaded = next.take_ahead(&private).and_then(|()| next.load(&state)).map_err(|error| text(&error));
+    let after = loaded.map(|()| look(&mut next));
+    next.destroy().map_err(|error| text(&error))?;
+    let after = after?;
+    for ((what, there), (_, here)) in before.iter().zip(after) {
+        let lines = |text: &str| -> Vec<String> {
+            let mut lines: Vec<_> =
+                text.lines().filter(|line| !is_of_the_host(line)).map(str::to_owned).collect();
+            // In the order in which they were made; their places are among their properties.
+            if what == &"info qtree" {
+                lines.sort();
+            }
+            lines
+        };
+        let (there, here) = (lines(there), lines(&here));
+        let differs = there.iter().zip(&here).find(|(there, here)| there != here);
+        if differs.is_some() || there.len() != here.len() {
+            return Err(format!("{what}: {differs:?}, {} and {} lines", there.len(), here.len()));
+        }
+    }
+    Ok(())
+}
