@@ -127,7 +127,7 @@ fn there(words: &[&str], program: Option<PathBuf>) -> Result<(), String> {
     let private = vm.copy_ahead().map_err(|error| text(&error))?;
     vm.stop().map_err(|error| text(&error))?;
     let before = look(&mut vm);
-    let state = vm.save().map_err(|error| text(&error))?;
+    let state = vm.save().map_err(|error| text(&error))?.state;
     let mut next = Vm::incoming(vm.recipe(), &target).map_err(|error| text(&error))?;
     copy(&vm, &next);
     let loaded = next.take_ahead(&private).and_then(|()| next.load(&state)).map_err(|error| text(&error));
