@@ -2,7 +2,7 @@
 
 use lab::{
     ensure, story,
-    twin::{Twins, interventions, kept, search},
+    twin::{Twins, interventions_that_hold, kept, search},
 };
 
 /// So many lives, and so long: half a minute on a quiet machine.
@@ -32,7 +32,7 @@ fn i9_twins_stay_alike() {
 fn i1_i9_others_may_act_at_any_moment_of_a_migration() {
     story("meddling", &["a", "b"], |lab, tools| {
         let mut twins = Twins::new(lab, tools)?;
-        let all = interventions();
+        let all = interventions_that_hold();
         let every = all.len() / SAMPLE;
         for sequence in all.iter().step_by(every) {
             twins.live(sequence)?;

@@ -96,7 +96,7 @@ fn main() -> ExitCode {
         let lab = Lab::new(&["a", "b"])?;
         let lived = live(&lab, &tools, &wish);
         if lived.is_err() {
-            lab.print_logs(400);
+            lab.print_logs(20);
         }
         lived
     });

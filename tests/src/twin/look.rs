@@ -50,6 +50,9 @@ const TREES: [&str; 3] = ["/machine/peripheral", "/machine/peripheral-anon", "/o
 /// Its parts come in the order of a hash table.
 const UNORDERED: &str = "info mtree -f";
 
+/// How much of a file is allocated is its file system's business, and comes late.
+const ALLOCATED: &str = ".image.actual-size";
+
 /// Its nodes come in the order in which they were made: a target has them all at its start.
 const NODES: &str = "query-named-block-nodes";
 
@@ -93,6 +96,7 @@ impl Look {
                 None => flatten("", &answer, &mut lines),
                 Some(nodes) => lines = in_order(nodes, &plain),
             }
+            lines.retain(|line| !line.contains(ALLOCATED));
             all.insert(command.to_owned(), lines);
         }
         for command in FOR_PEOPLE {

@@ -3,7 +3,7 @@
 use super::{
     action::{Action, Deed, Mode},
     listed::{DIFFERENCES, REFUSALS},
-    vm::{Before, Vm, fault, wrapper},
+    vm::{Before, Vm, fault, sink, wrapper},
 };
 use crate::{
     Doing, Error, Lab, Migration, Oddity, Report, Result, Stage, Tools, ensure, storm::Moment, wait_for,
@@ -23,6 +23,8 @@ const CLOCKS: i64 = 2;
 pub struct Twins<'a> {
     stage: Stage<'a>,
     sockets: PathBuf,
+    /// Where QEMU's own migration goes.
+    sink: PathBuf,
     pairs: u32,
 }
 
@@ -59,7 +61,8 @@ impl<'a> Twins<'a> {
         let qemu = wrapper(&sockets)?;
         let stage =
             Stage::with(lab, tools, |_| Oddity { lines: format!("qemu = {qemu:?}"), ..Oddity::default() })?;
-        Ok(Self { stage, sockets, pairs: 0 })
+        let sink = sink(&sockets)?;
+        Ok(Self { stage, sockets, sink, pairs: 0 })
     }
 
     /// Lets a pair live through a sequence. An error says which action made a difference.
@@ -72,7 +75,7 @@ impl<'a> Twins<'a> {
         self.pairs += 1;
         let dir = self.stage.lab.dir().join(format!("pair{}", self.pairs));
         let host = self.stage.lab.host("a");
-        let start = |name: String| Vm::start(host, &dir, &name);
+        let start = |name: String| Vm::start(host, &dir, &self.sink, &name);
         let (still, moved) = thread::scope(|scope| {
             let still = scope.spawn(|| start(format!("s{}", self.pairs)));
             let moved = start(format!("m{}", self.pairs));
@@ -141,6 +144,10 @@ impl Pair<'_> {
     }
 
     fn does(vm: &mut Vm, deed: Deed) -> Result<Option<String>> {
+        // After its own migration QEMU 7.2 ends by an assertion when it is to write.
+        if matches!(deed, Deed::Grow | Deed::Commit) && vm.state()? == "postmigrate" {
+            return Ok(None);
+        }
         let before = Before { said: vm.words()?, state: vm.state()?, lost: false };
         let error = vm.begin(deed, before.state == "running")?;
         vm.finish(deed, &before, error.is_some())?;
@@ -179,24 +186,23 @@ impl Pair<'_> {
             return self.is_over(&report);
         }
         self.arrive(&report, from, to)?;
-        if in_pause && self.moved.state()? == "running" {
-            // QEMU tells nobody of a `stop` in our pause: whoever asked for it asks again.
-            self.moved.begin(Deed::Pause, true)?;
-        }
-        match again {
-            None => Ok(()),
-            Some((deed, stayed, Some(before), Some(error))) => {
+        let Some((deed, stayed, before, begun)) = again else { return Ok(()) };
+        // QEMU tells nobody of a `stop` in our pause, and refuses much in it; a migration of its own is ended with it. Whoever asked
+        // for that asks again.
+        let refused = matches!(begun, Some(Some(_))) && stayed.is_none();
+        let undone = match deed {
+            Deed::Pause | Deed::Migrate => begun == Some(None) && self.moved.state()? == "running",
+            _ => false,
+        };
+        let moved = match (before, begun) {
+            (Some(before), Some(error)) if !(in_pause && (refused || undone)) => {
                 self.moved.finish(deed, &before, error.is_some())?;
-                let moved = error.map(|error| self.moved.without_its_name(&error));
-                ensure!(stayed == moved, "the one that stayed said {stayed:?}, the other one {moved:?}");
-                Ok(())
+                error.map(|error| self.moved.without_its_name(&error))
             }
-            Some((deed, stayed, ..)) => {
-                let moved = Self::does(&mut self.moved, deed)?;
-                ensure!(stayed == moved, "the one that stayed said {stayed:?}, the other one {moved:?}");
-                Ok(())
-            }
-        }
+            _ => Self::does(&mut self.moved, deed)?,
+        };
+        ensure!(stayed == moved, "the one that stayed said {stayed:?}, the other one {moved:?}");
+        Ok(())
     }
 
     /// Somebody has ended the VM, and QEMU had agreed: then it is nowhere.
@@ -229,7 +235,12 @@ impl Pair<'_> {
             self.went.moved += 1;
             return Ok(());
         }
-        let listed = REFUSALS.iter().any(|refusal| refusal.covers(&report.error(), &self.done));
+        // What was done meanwhile may have come after it was refused.
+        let before = &self.done[..self.done.len().saturating_sub(1)];
+        let error = report.error();
+        let listed = REFUSALS
+            .iter()
+            .any(|refusal| refusal.covers(&error, &self.done) || refusal.covers(&error, before));
         ensure!(listed, "it was not moved for a reason that is not listed: {}", report.0);
         self.went.refused += 1;
         Ok(())
