@@ -217,8 +217,8 @@ impl World {
             }
             Meddle::Cont => {
                 if was.stands_still() {
-                    self.ghost.wanted = Some(Run::Running);
                     self.guest_runs(side);
+                    self.ghost.wanted = Some(Run::Running);
                 }
                 Some(News::RESUMED)
             }
@@ -273,8 +273,8 @@ impl World {
                 Some(News::LEFT)
             }
             Meddle::Wake if was == Run::Suspended => {
-                self.ghost.wanted = Some(Run::Running);
                 self.guest_runs(side);
+                self.ghost.wanted = Some(Run::Running);
                 Some(News::RESUMED)
             }
             Meddle::Wake | Meddle::Signal => None,

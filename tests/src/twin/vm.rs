@@ -306,7 +306,15 @@ impl Vm {
                 self.over = true;
                 return self.ends();
             }
-            Deed::Migrate if !failed => self.comes_to("postmigrate")?,
+            Deed::Migrate if !failed => {
+                // With a job on a disk it fails.
+                let monitor = self.monitor()?;
+                wait_for("the end of QEMU's own migration", SOON, || {
+                    let is = monitor.execute("query-migrate", json!({}))?;
+                    let is = is["status"].as_str().unwrap_or("none");
+                    Ok(matches!(is, "completed" | "failed" | "cancelled" | "none").then_some(()))
+                })?;
+            }
             Deed::Mirror if !failed => {
                 let monitor = self.monitor()?;
                 wait_for("a mirror", SOON, || {
