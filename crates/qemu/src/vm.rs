@@ -202,8 +202,8 @@ impl Vm {
         answer["status"].as_str().map(str::to_owned).ok_or_else(|| self.qmp.strange("query-status", &answer))
     }
 
-    /// A migration begins: reads all of the VM again, because others use its QEMU too. From now on [`Machine::watch`] and
-    /// [`Machine::changes`] tell what differs from what is read here.
+    /// A migration begins: reads all of the VM again, because others use its QEMU too. From now on [`Machine::watch`](engine::ports::Machine::watch) and
+    /// [`Machine::changes`](engine::ports::Machine::changes) tell what differs from what is read here.
     pub fn begin(&mut self) -> Result<Begun, QmpError> {
         let begin = Instant::now();
         let known = Known::begin(&mut self.qmp)?;
@@ -255,7 +255,7 @@ impl Vm {
         Ok(cpu::missing(&self.recipe.cpu_features, &here))
     }
 
-    /// Copies the RAM blocks that QEMU keeps private, while the guest runs. [`Machine::save`] tells only what changed in
+    /// Copies the RAM blocks that QEMU keeps private, while the guest runs. [`Machine::save`](engine::ports::Machine::save) tells only what changed in
     /// them since: the target must have been given these first.
     pub fn copy_ahead(&mut self) -> Result<Vec<(String, Vec<u8>)>, MachineError> {
         let copied = self.private.copy_ahead(&mut self.qmp, &self.process);

@@ -92,6 +92,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         graph.clone(),
         net.clone(),
         memdev.clone(),
+        json!("/objects/ram0"),
         old.clone(),
         cpus.clone(),
     ];
