@@ -146,20 +146,21 @@ pub(crate) fn open(vm: &VmRecord) -> Result<Vm, OpenOr> {
     Vm::reopen(&handle).map_err(OpenOr::Open)
 }
 
-/// Has a VM that is not moved any more read its disks directly again, if it did. Those that read them already are left alone.
-pub(crate) fn read_directly(vm: &VmRecord) -> Result<(), String> {
+/// Has a VM that is not moved any more read its disks directly again, if it did; says whether it did. Those that read them already
+/// are left alone.
+pub(crate) fn read_directly(vm: &VmRecord) -> Result<bool, String> {
     let buffered = kept(vm)?.buffered;
-    match buffered.is_empty() {
-        true => Ok(()),
-        false => open(vm).map_err(|error| error.to_string())?.read_directly(&buffered),
+    if buffered.is_empty() {
+        return Ok(false);
     }
+    open(vm).map_err(|error| error.to_string())?.read_directly(&buffered).map(|()| true)
 }
 
 /// The same for the VMs of an agent that was killed, unless it has left more than that behind.
 fn all_read_directly(known: &[VmRecord]) {
-    for vm in known {
+    for vm in known.iter().filter(|vm| kept(vm).is_ok_and(|kept| !kept.buffered.is_empty())) {
         let frozen = handle_of(vm).is_ok_and(|handle| frozen::is_frozen(&handle).unwrap_or(true));
-        if let Err(why) = if frozen { Ok(()) } else { read_directly(vm) } {
+        if !frozen && let Err(why) = read_directly(vm) {
             tracing::warn!(vm = vm.name, why, "its disks still go through the page cache");
         }
     }

@@ -144,7 +144,7 @@ impl Mover {
             else {
                 return Ok(false);
             };
-            read_directly(&record).map(|()| !kept(&record).is_ok_and(|kept| kept.buffered.is_empty()))
+            read_directly(&record)
         };
         let forget = |vm: &mut VmRecord| {
             vm.belongings.as_object_mut().map(|kept| kept.remove("buffered"));

@@ -56,7 +56,6 @@ mod apart;
 mod arriving;
 mod confine;
 mod cpu;
-mod direct;
 mod flush;
 mod halt;
 mod held;

@@ -27,6 +27,7 @@ use std::{
 };
 use sys::process::PidFd;
 
+mod direct; // its disks, read directly or through the page cache
 mod files; // what its QEMU has open
 mod machine; // the engine's port
 mod pause; // stopped, saved, frozen, held, given back
@@ -37,7 +38,7 @@ use phase::Phase;
 /// A VM: its QEMU process, held, with its monitor.
 #[derive(Debug)]
 pub struct Vm {
-    pub(crate) qmp: Qmp,
+    qmp: Qmp,
     process: PidFd,
     recipe: Recipe,
     belongings: Belongings,
@@ -52,7 +53,7 @@ pub struct Vm {
     /// Disks that QEMU does not flush itself, because it was told so (`cache.no-flush`), or that have much to flush: we do.
     unflushed: Vec<File>,
     /// Whether disks go through the page cache that usually do not.
-    pub(crate) buffered: bool,
+    buffered: bool,
     /// Whether its network was seen not to hear it yet.
     slow_network: Arc<AtomicBool>,
     /// What it was when its migration began.

@@ -2,7 +2,7 @@
 //!
 //! It is gone when its process is; no read then gives what a later process of the same number holds.
 
-use crate::{maps, pagemap::Pagemap, process::PidFd};
+use crate::{maps, pagemap::Pagemap, process::PidFd, ram::place};
 use std::{
     fs::File,
     io,
@@ -72,11 +72,7 @@ impl ProcessRam {
 
     /// Copies `range` out. Whoever writes to it meanwhile may leave the copy torn.
     pub fn read(&self, range: PageRange, into: &mut [u8]) -> io::Result<()> {
-        if !range.fits(self.pages()) || range.bytes().0 != into.len() as u64 {
-            let text = format!("{} bytes for {range} of a block of {} pages", into.len(), self.pages());
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-        }
-        let at = self.addresses.start + range.start.offset();
+        let at = self.addresses.start + place(range, self.pages(), into.len())?;
         if into.len() < BULK {
             // This file belongs to the address space, not to the number of its process.
             return self.memory.read_exact_at(into, at);

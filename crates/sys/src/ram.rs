@@ -131,10 +131,15 @@ impl RamFile {
 
     /// Where `range` begins in the file, if it lies within the window and `bytes` is its length.
     fn check(&self, range: PageRange, bytes: usize) -> io::Result<u64> {
-        if range.fits(self.pages()) && range.bytes().0 == bytes as u64 {
-            return Ok(self.window.start + range.start.offset());
-        }
-        let text = format!("{bytes} bytes for {range} of a block of {} pages", self.pages());
-        Err(io::Error::new(io::ErrorKind::InvalidInput, text))
+        place(range, self.pages(), bytes).map(|at| self.window.start + at)
     }
+}
+
+/// Where `range` begins in a block of `pages`, in bytes, if it lies within it and `bytes` is its length.
+pub(crate) fn place(range: PageRange, pages: u64, bytes: usize) -> io::Result<u64> {
+    if range.fits(pages) && range.bytes().0 == bytes as u64 {
+        return Ok(range.start.offset());
+    }
+    let text = format!("{bytes} bytes for {range} of a block of {pages} pages");
+    Err(io::Error::new(io::ErrorKind::InvalidInput, text))
 }

@@ -469,10 +469,7 @@ impl<'a> Reader<'a> {
     fn serial_ports(&mut self) {
         let mut ports = std::mem::take(&mut self.serial);
         // A PC has one unless it is told to have none.
-        if ports.is_empty()
-            && self.read.recipe.defaults
-            && !self.flags.iter().any(|flag| flag == "-nographic")
-        {
+        if ports.is_empty() && self.read.recipe.defaults {
             ports.push("vc".to_owned());
         }
         let ports: Vec<_> = ports.into_iter().filter(|port| port != "none").collect();

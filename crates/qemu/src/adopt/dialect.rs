@@ -41,9 +41,9 @@ fn flatten(key: &str, value: &Value, depth: usize, pairs: &mut Vec<(String, Stri
                 .try_for_each(|(name, value)| flatten(&below(name), value, depth + 1, pairs));
         }
         Value::Array(list) => {
-            let numbered = list.iter().enumerate();
-            return numbered
-                .into_iter()
+            return list
+                .iter()
+                .enumerate()
                 .try_for_each(|(n, value)| flatten(&below(&n.to_string()), value, depth + 1, pairs));
         }
         // `"backing": null`: no image behind this one.
@@ -58,26 +58,26 @@ fn flatten(key: &str, value: &Value, depth: usize, pairs: &mut Vec<(String, Stri
 
 /// A disk by its short option as the `-drive` that QEMU takes it for; `None`: it is none.
 pub(super) fn drive(option: &str, file: &str) -> Option<String> {
-    let (first, more) = match option {
-        "-hda" => ("index=0", "media=disk"),
-        "-hdb" => ("index=1", "media=disk"),
-        "-hdc" => ("index=2", "media=disk"),
-        "-hdd" => ("index=3", "media=disk"),
-        "-cdrom" => ("index=2", "media=cdrom"),
+    let (index, media) = match option {
+        "-hda" => (0, "disk"),
+        "-hdb" => (1, "disk"),
+        "-hdc" => (2, "disk"),
+        "-hdd" => (3, "disk"),
+        "-cdrom" => (2, "cdrom"),
         _ => return None,
     };
-    Some(format!("{first},{more},file={}", options::escape(file)))
+    Some(format!("index={index},media={media},file={}", options::escape(file)))
 }
 
 /// Gives names to drives without an id, as QEMU does.
 #[derive(Debug)]
-pub(super) struct Names {
+pub(super) struct DriveNames {
     /// What a drive is on that does not say it, and how many there are on a bus.
     usual: Option<(&'static str, u32)>,
     taken: BTreeSet<(String, u32, u32)>,
 }
 
-impl Names {
+impl DriveNames {
     /// For this machine.
     pub(super) fn on(machine: &str) -> Self {
         let name = machine.split(',').next().unwrap_or_default();
@@ -182,11 +182,11 @@ mod tests {
             ("pc-q35-10.0", &["id=mine,media=disk", "media=disk"], &["mine", "ide1-hd0"]),
         ];
         for (machine, drives, names) in rows {
-            let mut called = Names::on(machine);
+            let mut called = DriveNames::on(machine);
             let found: Vec<_> =
                 drives.iter().map(|drive| called.next(&options::parse(drive, "")).unwrap()).collect();
             assert_eq!(found, names, "{machine}");
         }
-        assert_eq!(Names::on("microvm").next(&options::parse("file=a", "")), None);
+        assert_eq!(DriveNames::on("microvm").next(&options::parse("file=a", "")), None);
     }
 }

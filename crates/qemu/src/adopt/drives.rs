@@ -4,7 +4,7 @@
 //! A recipe makes them by `-drive` (one option for all) or by `-blockdev`, one for each node that has a name. Nodes with automatic names
 //! (`#block123`) are made by those that need them.
 
-use super::dialect::Names;
+use super::dialect::DriveNames;
 use crate::{
     recipe::{
         Argument, is_id,
@@ -147,7 +147,7 @@ fn options_of(file: &str) -> Vec<(String, String)> {
 
 /// A recipe's arguments that make the drives and nodes as they are; and what stands in the way.
 pub(super) fn follow(arguments: &[Argument], machine: &str, live: &Live) -> (Vec<Argument>, Vec<String>) {
-    let mut names = Names::on(machine);
+    let mut names = DriveNames::on(machine);
     let mut following =
         Following { live, old: BTreeMap::new(), made: BTreeMap::new(), out: vec![], reasons: vec![] };
     let mut followed = Vec::new();

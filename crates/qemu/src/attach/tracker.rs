@@ -3,7 +3,7 @@
 //! `UFFD_FEATURE_WP_ASYNC` lets the first write to a protected page through and remembers it in the page tables; one
 //! `PAGEMAP_SCAN` reads that and protects again, atomically. Writes of vCPUs, of any other thread and of system calls
 //! (`read(2)` into guest RAM) are all seen, for they go through QEMU's page tables. What does not: direct I/O whose pages
-//! were pinned before, which does not take place while a VM is moved (`direct.rs`), and other processes, which are refused elsewhere.
+//! were pinned before, which does not take place while a VM is moved (`vm/direct.rs`), and other processes, which are refused elsewhere.
 
 use super::{Error, Memory, region::Region};
 use engine::ports::Tracker;

@@ -6,23 +6,21 @@
 //! `aio=io_uring` work on such files, too. Only the node that opens the file is changed: what lies above keeps its options. File
 //! systems that two hosts share keep their page caches coherent; block devices are not moved at all.
 
-use crate::{
-    qmp::{Qmp, QmpError},
-    recipe::is_id,
-    vm::Vm,
-};
+use super::Vm;
+use crate::{qmp::Qmp, recipe::is_id};
 use serde_json::{Value, json};
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 /// How long one file may take: QEMU waits for what the guest has asked of it. Its monitor is not answered meanwhile.
 const REOPEN: Duration = Duration::from_secs(30);
 
-/// The nodes that open files directly.
-fn nodes(qmp: &mut Qmp) -> Result<BTreeSet<String>, QmpError> {
-    let nodes = qmp.execute("query-named-block-nodes", json!({ "flat": true }))?;
-    let direct = |node: &&Value| node["drv"] == "file" && node["cache"]["direct"] == true;
-    let name = |node: &Value| node["node-name"].as_str().map(str::to_owned);
-    Ok(nodes.as_array().into_iter().flatten().filter(direct).filter_map(name).collect())
+/// The nodes that open files, each with whether it does so directly.
+fn nodes(qmp: &mut Qmp) -> Result<BTreeMap<String, bool>, String> {
+    let nodes = qmp.execute("query-named-block-nodes", json!({ "flat": true }));
+    let nodes = nodes.map_err(|error| error.to_string())?;
+    let files = nodes.as_array().into_iter().flatten().filter(|node| node["drv"] == "file");
+    let look = |node: &Value| Some((node["node-name"].as_str()?.to_owned(), node["cache"]["direct"] == true));
+    Ok(files.filter_map(look).collect())
 }
 
 /// Has QEMU open the file of a node anew.
@@ -45,7 +43,8 @@ fn reopen(qmp: &mut Qmp, node: &str, direct: bool) -> Result<(), String> {
 impl Vm {
     /// The block nodes that read their files directly. They must not while it is moved: see [`Self::buffer`].
     pub fn reads_directly(&mut self) -> Result<Vec<String>, String> {
-        Ok(nodes(&mut self.qmp).map_err(|error| error.to_string())?.into_iter().collect())
+        let direct = nodes(&mut self.qmp)?.into_iter().filter(|(_, direct)| *direct);
+        Ok(direct.map(|(node, _)| node).collect())
     }
 
     /// Has these nodes use the page cache until [`Self::read_directly`]. Before anything watches its memory: what is in flight
@@ -53,7 +52,7 @@ impl Vm {
     pub fn buffer(&mut self, names: &[String]) -> Result<(), String> {
         let buffered = (|| {
             names.iter().try_for_each(|node| reopen(&mut self.qmp, node, false))?;
-            match nodes(&mut self.qmp).map_err(|error| error.to_string())?.first() {
+            match self.reads_directly()?.first() {
                 None => {
                     self.buffered = !names.is_empty();
                     Ok(())
@@ -72,13 +71,12 @@ impl Vm {
 
     /// Has these nodes read their files directly again, those that are still there.
     pub fn read_directly(&mut self, names: &[String]) -> Result<(), String> {
-        let all = self.qmp.execute("query-named-block-nodes", json!({ "flat": true }));
-        let all = all.map_err(|error| error.to_string())?;
-        let there = |name: &&String| {
-            let mut nodes = all.as_array().into_iter().flatten();
-            nodes.any(|node| node["node-name"] == **name && node["cache"]["direct"] != true)
-        };
-        let mut wrong = names.iter().filter(there).filter_map(|node| reopen(&mut self.qmp, node, true).err());
+        if names.is_empty() {
+            return Ok(());
+        }
+        let there = nodes(&mut self.qmp)?;
+        let buffered = names.iter().filter(|node| there.get(*node) == Some(&false));
+        let mut wrong = buffered.filter_map(|node| reopen(&mut self.qmp, node, true).err());
         wrong.next().map_or(Ok(()), Err)
     }
 }
