@@ -136,9 +136,6 @@ pub const REFUSALS: &[Refusal] = &[
     },
 ];
 
-/// A limit that is set after the VM was read, and before it is watched, is neither carried over nor noticed yet.
-pub const OPEN_IN_MOVE: &[Deed] = &[Deed::Throttle, Deed::Unthrottle];
-
 /// What QEMU takes from others between our last look and its own end is lost with it; and some of it QEMU 7.2 does not survive while its
 /// disks are another's (`block_resize`, `migrate`). No random sequence does these in our pause; `./dev storm --meddle` does.
 pub const OPEN_IN_PAUSE: &[Deed] = &[

@@ -14,6 +14,6 @@ mod search; // random sequences, the smallest that fails, and those that failed 
 mod vm; // one of them
 
 pub use action::{Action, Deed, Mode, from_words, in_words};
-pub use listed::{DIFFERENCES, Listed, OPEN_IN_MOVE, OPEN_IN_PAUSE, REFUSALS, Refusal};
+pub use listed::{DIFFERENCES, Listed, OPEN_IN_PAUSE, REFUSALS, Refusal};
 pub use pair::{Twins, Went};
 pub use search::{Found, interventions, interventions_that_hold, kept, search};

@@ -2,7 +2,7 @@
 
 use super::{
     action::{Action, Deed, Mode, from_words, in_words},
-    listed::{OPEN_IN_MOVE, OPEN_IN_PAUSE},
+    listed::OPEN_IN_PAUSE,
     pair::{Twins, Went},
 };
 use crate::{Error, Result, storm::Moment};
@@ -65,7 +65,7 @@ fn may_be_in_the_pause(mode: Mode, at: Moment) -> bool {
 
 /// Whether it is known not to hold then.
 fn is_open(mode: Mode, at: Moment, deed: Deed) -> bool {
-    OPEN_IN_MOVE.contains(&deed) || (may_be_in_the_pause(mode, at) && OPEN_IN_PAUSE.contains(&deed))
+    may_be_in_the_pause(mode, at) && OPEN_IN_PAUSE.contains(&deed)
 }
 
 /// Interventions that are known to hold.

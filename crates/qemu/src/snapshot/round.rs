@@ -56,12 +56,13 @@ const QUESTIONS: [Question; 15] = [
     from(Depth::Disks, plain("x-debug-query-block-graph", Kind::Edge, edges)),
     from(Depth::Short, tree(|| json!({ "path": "/machine/peripheral" }), Kind::Device, devices)),
     from(Depth::Short, tree(|| json!({ "path": "/machine/peripheral-anon" }), Kind::Device, devices)),
-    tree(|| json!({ "path": "/objects" }), Kind::Object, objects),
+    // None of these two has an event: `object-add`, `block_set_io_throttle`.
+    from(Depth::Short, tree(|| json!({ "path": "/objects" }), Kind::Object, objects)),
     plain("query-memdev", Kind::Memory, memory),
     plain("query-memory-devices", Kind::MemoryDevice, memory_devices),
     plain("query-cpus-fast", Kind::Cpu, cpus),
     plain("query-chardev", Kind::Chardev, chardevs),
-    plain("query-block", Kind::Drive, drives),
+    from(Depth::Short, plain("query-block", Kind::Drive, drives)),
     Question {
         command: "query-named-block-nodes",
         arguments: || json!({ "flat": true }),
