@@ -103,20 +103,20 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         graph,
         list(&[("blk0", "virtio-blk-pci")]),
         list(&[("device[0]", "ide-cd")]),
+        list(&[("ram0", "memory-backend-memfd"), ("sec0", "secret")]),
     ];
     let rest = [
-        list(&[("ram0", "memory-backend-memfd"), ("sec0", "secret")]),
         memdev.clone(),
         json!([{ "type": "dimm", "data": { "id": "dimm0", "size": 4096 } }]),
         cpus.clone(),
         json!([{ "label": "serial0", "filename": "unix:/s,server=on", "frontend-open": true }]),
-        drives,
+        drives.clone(),
         node,
         json!([{ "id": "job0", "type": "backup", "status": "running" }]),
         json!([{ "id": "e0", "type": "nbd", "node-name": "file0" }]),
         net,
     ];
-    let begun: Vec<Value> = short.iter().chain(&rest).chain(&short).cloned().collect();
+    let begun: Vec<Value> = short.iter().chain(&rest).chain(&short).chain([&drives]).cloned().collect();
     let all = [
         (8, answers(&begun)),
         (0, answers(&[memdev.clone(), new])),
