@@ -136,7 +136,16 @@ fn what_cannot_be_moved_safely_is_refused_with_the_reason() {
         machine.qmp()?.execute("device_add", serde_json::json!({"driver": "usb-tablet", "id": "late"}))?;
         let socket = machine.qmp_socket();
         let answer = stage.agent("a").cli().run(["adopt", "plugged", "--qmp", &socket.to_string_lossy()])?;
-        answer.exited(1)?.says(&["late", "device_del"]).map(drop)
+        answer.exited(1)?.says(&["late", "device_del"])?;
+        // The same is said to who only asks.
+        let path = socket.to_string_lossy();
+        let answer = stage.agent("a").cli().run(["adopt", "--check", "--qmp", &path])?;
+        answer.exited(1)?.says(&["cannot be moved yet", "late", "device_del", "goes with it"])?;
+        machine.qmp()?.execute("device_del", serde_json::json!({"id": "late"}))?;
+        let answer = stage.agent("a").cli().run(["adopt", "--check", "--qmp", &path])?;
+        answer.exited(0)?.says(&["can be adopted and moved", "different on another host"])?;
+        ensure!(stage.show("a", "plugged")?.is_none(), "it was not adopted");
+        Ok(())
     });
 }
 

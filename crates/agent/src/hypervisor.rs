@@ -2,6 +2,7 @@
 
 use crate::store::VmRecord;
 use engine::ports::RunState;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +26,19 @@ pub struct Found {
     pub recipe: Value,
     /// What exists on this host only for this process, and goes with it.
     pub belongings: Value,
+}
+
+/// What is known by looking of a VM that something else started; `POST /v1/check` answers with it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Examined {
+    /// Its process.
+    pub pid: u32,
+    /// What goes with it to another host, in words.
+    pub carried: Vec<String>,
+    /// What will be different there.
+    pub different: Vec<String>,
+    /// What hinders it from being moved, each with what mends it. Empty: it can be adopted.
+    pub hindrances: Vec<String>,
 }
 
 /// What a VM is doing.
@@ -58,8 +72,11 @@ pub trait Hypervisor: Send + Sync {
     /// Starts a VM; its guest runs when this returns. Leaves nothing behind when it fails.
     fn start(&self, plan: &Plan) -> Result<Found, Reasons>;
 
-    /// Learns what a VM that something else started is made of. Changes nothing about it.
-    fn inspect(&self, name: &str, qmp: &Path) -> Result<Found, Reasons>;
+    /// Learns what a VM that something else started is made of, and what will be different on another host. Changes nothing about it.
+    fn inspect(&self, name: &str, qmp: &Path) -> Result<(Found, Vec<String>), Reasons>;
+
+    /// The same by looking alone: attaches to nothing, takes charge of nothing.
+    fn examine(&self, qmp: &Path) -> Result<Examined, Reasons>;
 
     /// What the VM is doing now.
     fn condition(&self, vm: &VmRecord) -> Condition;

@@ -70,8 +70,12 @@ fn a_vm_is_adopted_once() {
     let host = Host::new();
     let qmp = host.dir.path().join("db.qmp");
     fs::write(&qmp, host.vms.spawn().to_string()).unwrap();
+    let different = json!(["the display stays behind"]);
+    let (status, seen) = host.json("POST", "/v1/check", json!({ "qmp": qmp }));
+    assert_eq!((status, &seen["different"], &seen["hindrances"]), (200, &different, &json!([])));
+    assert_eq!(host.json("GET", "/v1/vms/db", Value::Null).0, 404, "it was only looked at");
     let (status, vm) = host.json("POST", "/v1/vms/db/adopt", json!({ "qmp": qmp }));
-    assert_eq!((status, &vm["origin"]), (201, &json!("adopted")));
+    assert_eq!((status, &vm["origin"], &vm["different"]), (201, &json!("adopted"), &different));
     let (status, answer) = host.json("POST", "/v1/vms/other/adopt", json!({ "qmp": qmp }));
     assert_eq!(status, 409);
     assert!(answer["why"].as_str().unwrap().contains("is the VM db already"), "{answer}");

@@ -2,7 +2,7 @@
 
 use agent::{
     config::Config,
-    hypervisor::{Condition, Found, Hypervisor, Plan, Reasons},
+    hypervisor::{Condition, Examined, Found, Hypervisor, Plan, Reasons},
     store::VmRecord,
 };
 use engine::ports::{Machine, RunState};
@@ -211,6 +211,16 @@ fn reasons(error: impl Display) -> Reasons {
     error.to_string().into()
 }
 
+fn refused(error: OpenError) -> Reasons {
+    match error {
+        OpenError::Refused { reasons, .. } => Reasons(reasons),
+        error => reasons(error),
+    }
+}
+
+/// A VM that is only looked at, and has no name yet.
+const UNNAMED: &str = "vm";
+
 impl Hypervisor for QemuHost {
     fn plan(&self, text: &str, path: &Path) -> Result<Plan, Reasons> {
         let file = VmFile::parse(text, path).map_err(reasons)?;
@@ -228,15 +238,18 @@ impl Hypervisor for QemuHost {
         found(&vm, None).map_err(reasons)
     }
 
-    fn inspect(&self, name: &str, qmp: &Path) -> Result<Found, Reasons> {
-        let adopted = Vm::adopt(name, qmp).map_err(|error| match error {
-            OpenError::Refused { reasons, .. } => Reasons(reasons),
-            error => reasons(error),
-        })?;
+    fn inspect(&self, name: &str, qmp: &Path) -> Result<(Found, Vec<String>), Reasons> {
+        let adopted = Vm::adopt(name, qmp).map_err(refused)?;
         for note in &adopted.notes {
             tracing::warn!(vm = name, "{note}");
         }
-        found(&adopted.vm, None).map_err(reasons)
+        Ok((found(&adopted.vm, None).map_err(reasons)?, adopted.notes))
+    }
+
+    fn examine(&self, qmp: &Path) -> Result<Examined, Reasons> {
+        let qemu::Examined { pid, carried, different, hindrances } =
+            Vm::examine(UNNAMED, qmp).map_err(refused)?;
+        Ok(Examined { pid: pid.cast_unsigned(), carried, different, hindrances })
     }
 
     fn condition(&self, vm: &VmRecord) -> Condition {

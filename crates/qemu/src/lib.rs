@@ -67,7 +67,7 @@ mod snapshot;
 mod spare;
 mod state;
 
-pub use adopt::Adopted;
+pub use adopt::{Adopted, Examined};
 pub use host::Host;
 pub use limits::Limits;
 pub use recipe::{Accel, Recipe};

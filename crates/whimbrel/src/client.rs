@@ -68,8 +68,8 @@ impl Client {
         path: &str,
         body: Option<Vec<u8>>,
     ) -> Result<T, Trouble> {
-        let answer = self.send(method, path, body).await?;
-        let bytes = answer.into_body().collect().await.map_err(|e| self.lost(&e))?.to_bytes();
+        let answer = self.send(method.clone(), path, body).await?;
+        let bytes = answer.into_body().collect().await.map_err(|e| self.lost(&method, &e))?.to_bytes();
         serde_json::from_slice(&bytes)
             .map_err(|e| self.strange(&format!("its answer is not as expected: {e}")))
     }
@@ -82,31 +82,33 @@ impl Client {
     ) -> Result<Response<Incoming>, Trouble> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|e| no_agent(&self.socket, &e))?;
         let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|e| self.lost(&e))?;
+            http1::handshake(TokioIo::new(stream)).await.map_err(|e| self.lost(&method, &e))?;
         // An error of the connection is also told to whoever waits for the answer.
         tokio::spawn(connection);
         let request = Request::builder()
-            .method(method)
+            .method(method.clone())
             .uri(path)
             .header(HOST, "agent")
             .header(CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body.unwrap_or_default())))
             .map_err(|e| Trouble::local(WRONG_USE, "cannot ask the agent that", e.to_string()))?;
-        let answer = sender.send_request(request).await.map_err(|e| self.lost(&e))?;
+        let answer = sender.send_request(request).await.map_err(|e| self.lost(&method, &e))?;
         if answer.status().is_success() {
             return Ok(answer);
         }
         let code = answer.status();
-        let bytes = answer.into_body().collect().await.map_err(|e| self.lost(&e))?.to_bytes();
+        let bytes = answer.into_body().collect().await.map_err(|e| self.lost(&method, &e))?.to_bytes();
         let failure: Box<Failure> = serde_json::from_slice(&bytes)
             .map_err(|_| self.strange(&format!("it answered {code}: {}", String::from_utf8_lossy(&bytes))))?;
         let wrong_use = matches!(code, StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND);
         Err(Trouble { status: if wrong_use { WRONG_USE } else { FAILED }, failure, next: None })
     }
 
-    fn lost(&self, error: &hyper::Error) -> Trouble {
+    fn lost(&self, method: &Method, error: &hyper::Error) -> Trouble {
         let what = format!("the connection to the agent at {} was lost", self.socket.display());
-        Trouble::local(FAILED, what, error.to_string()).next("see its log, and `whimbrel list`")
+        // What was ordered may have been done.
+        let status = if *method == Method::GET { FAILED } else { IN_DOUBT };
+        Trouble::local(status, what, error.to_string()).next("see its log, and `whimbrel list`")
     }
 
     fn strange(&self, why: &str) -> Trouble {

@@ -23,6 +23,9 @@ use std::{
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+/// Where all that happens in a migration is told, from its beginning to its end.
+const FOLLOW: &str = "/migration?follow=true";
+
 /// What is asked of the agent.
 fn options(how: &How, verify: bool) -> MigrateOptions {
     let ms = |time: Option<Duration>| time.map(|time| time.as_secs_f64() * 1e3);
@@ -74,7 +77,10 @@ pub(crate) fn migrate(client: &Client, args: &Migrate) -> Result<ExitCode, Troub
             }
             return Ok(ExitCode::SUCCESS);
         }
-        watch(client, vm, args.json, interrupt, OnInterrupt::Cancel).await.map(|report| end(&report))
+        let lines = client.lines(&vm_path(vm, FOLLOW)?).await;
+        // An agent that ends before it can be watched has ended during the migration all the same.
+        let lines = lines.map_err(|trouble| if trouble.is_ours() { agent_ended(vm) } else { trouble })?;
+        watch(client, vm, lines, args.json, interrupt, OnInterrupt::Cancel).await.map(|report| end(&report))
     })
 }
 
@@ -82,7 +88,8 @@ pub(crate) fn status(client: &Client, args: &Status) -> Result<ExitCode, Trouble
     Client::runtime()?.block_on(async {
         if args.follow {
             let interrupt = signal(SignalKind::interrupt())?;
-            return watch(client, &args.vm, args.json, interrupt, OnInterrupt::Leave)
+            let lines = client.lines(&vm_path(&args.vm, FOLLOW)?).await?;
+            return watch(client, &args.vm, lines, args.json, interrupt, OnInterrupt::Leave)
                 .await
                 .map(|report| end(&report));
         }
@@ -111,7 +118,7 @@ pub(crate) fn status(client: &Client, args: &Status) -> Result<ExitCode, Trouble
 pub(crate) fn cancel(client: &Client, args: &Cancel) -> Result<ExitCode, Trouble> {
     Client::runtime()?.block_on(async {
         client.order(Method::POST, &vm_path(&args.vm, "/cancel")?, None).await?;
-        let mut lines = client.lines(&vm_path(&args.vm, "/migration?follow=true")?).await?;
+        let mut lines = client.lines(&vm_path(&args.vm, FOLLOW)?).await?;
         let report = loop {
             match lines.next().await?.as_deref().map(parse).transpose()? {
                 Some(Event::Done(report)) => break report,
@@ -149,11 +156,11 @@ enum OnInterrupt {
 async fn watch(
     client: &Client,
     vm: &str,
+    mut lines: Lines,
     as_json: bool,
     mut interrupt: Signal,
     on_interrupt: OnInterrupt,
 ) -> Result<Report, Trouble> {
-    let mut lines = client.lines(&vm_path(vm, "/migration?follow=true")?).await?;
     let mut display = Display::new(as_json);
     let mut cancelling = false;
     loop {

@@ -15,6 +15,9 @@ pub(crate) const IN_DOUBT: u8 = 3;
 /// Cancelled, as by the signal.
 pub(crate) const CANCELLED: u8 = 130;
 
+/// Where something went wrong on this side of the socket.
+const OURS: &str = "this command";
+
 /// Why a command ended without doing what it should.
 #[derive(Debug)]
 pub(crate) struct Trouble {
@@ -29,8 +32,13 @@ impl Trouble {
     /// Something on this side of the socket.
     pub(crate) fn local(status: u8, what: impl Into<String>, why: impl Into<String>) -> Self {
         let (what, why) = (what.into(), why.into());
-        let place = "this command".to_owned();
+        let place = OURS.to_owned();
         Self { status, failure: Box::new(Failure { what, place, why, vm_runs_on: None }), next: None }
+    }
+
+    /// Whether the agent has said nothing of it.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.failure.place == OURS
     }
 
     pub(crate) fn next(mut self, next: impl Into<String>) -> Self {
@@ -56,7 +64,7 @@ impl Trouble {
             words += line;
             words.push('\n');
         }
-        if place != "this command" {
+        if !self.is_ours() {
             words += &format!("  where: {place}\n");
         }
         if let Some(host) = vm_runs_on {

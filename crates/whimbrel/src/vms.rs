@@ -4,10 +4,11 @@ use crate::{
     args::{Adopt, List, Resolve, Run, Show, Stop},
     client::{Client, encode, vm_path},
     trouble::{Trouble, WRONG_USE},
-    words::table,
+    words::{counted, table},
 };
 use agent::{
     api::{AdoptRequest, ResolveRequest, RunRequest, VmInfo, VmState},
+    hypervisor::Examined,
     store::Origin,
 };
 use hyper::Method;
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 use std::{
     fs,
     io::{self, Read, Write},
-    path::{Path, absolute},
+    path::{Path, PathBuf, absolute},
     process::ExitCode,
 };
 use units::Bytes;
@@ -40,11 +41,50 @@ pub(crate) fn run(client: &Client, args: &Run) -> Result<ExitCode, Trouble> {
 
 pub(crate) fn adopt(client: &Client, args: &Adopt) -> Result<ExitCode, Trouble> {
     let qmp = absolute(&args.qmp)?;
-    let path = vm_path(&args.name, "/adopt")?;
+    let Some(name) = args.name.as_ref().filter(|_| !args.check) else {
+        return check(client, args, qmp);
+    };
+    let path = vm_path(name, "/adopt")?;
     let vm: VmInfo = Client::runtime()?.block_on(client.post(&path, &AdoptRequest { qmp }))?;
     say(args.json, &vm, || {
-        format!("{} is adopted (QEMU is process {}); it can be migrated\n", vm.name, pid(&vm))
+        let adopted = format!("{} is adopted (QEMU is process {}); it can be migrated\n", vm.name, pid(&vm));
+        adopted + &listed("different on another host:", &vm.different)
     })
+}
+
+/// Says what would become of it; fails if it could not be adopted.
+fn check(client: &Client, args: &Adopt, qmp: PathBuf) -> Result<ExitCode, Trouble> {
+    let qmp_shown = qmp.display().to_string();
+    let vm: Examined = Client::runtime()?.block_on(client.post("/v1/check", &AdoptRequest { qmp }))?;
+    let name = args.name.as_deref().unwrap_or("NAME");
+    say(args.json, &vm, || {
+        let verdict = match vm.hindrances.len() as u64 {
+            0 => format!("QEMU (process {}) can be adopted and moved", vm.pid),
+            n => format!(
+                "QEMU (process {}) cannot be moved yet, for {}:",
+                vm.pid,
+                counted(n, "reason", "reasons")
+            ),
+        };
+        let next = match vm.hindrances.is_empty() {
+            true => format!("whimbrel adopt {name} --qmp {qmp_shown} takes charge of it\n"),
+            false => String::new(),
+        };
+        listed(&verdict, &vm.hindrances)
+            + &listed("goes with it:", &vm.carried)
+            + &listed("different on another host:", &vm.different)
+            + &next
+    })?;
+    Ok(if vm.hindrances.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A heading and its lines; nothing of an empty list but a verdict.
+fn listed(heading: &str, lines: &[String]) -> String {
+    if lines.is_empty() && heading.ends_with(':') {
+        return String::new();
+    }
+    let lines = lines.iter().map(|line| format!("  - {line}\n"));
+    std::iter::once(format!("{heading}\n")).chain(lines).collect()
 }
 
 pub(crate) fn list(client: &Client, args: &List) -> Result<ExitCode, Trouble> {

@@ -221,6 +221,8 @@ fn what_is_wrong_is_said_with_the_fitting_status() {
         ("run nowhere.toml", 2, "cannot read the VM file nowhere.toml"),
         ("run web1.toml", 1, "has a VM named web1 already"),
         ("adopt db --qmp nowhere.qmp", 1, "nothing answers at"),
+        ("adopt --check --qmp nowhere.qmp", 1, "nothing answers at"),
+        ("adopt --qmp nowhere.qmp", 2, "required"),
         ("--socket /nowhere/agent.sock list", 1, "start one with `whimbrel agent"),
         ("status web1", 2, "none was started"),
         ("frobnicate", 2, "unrecognized subcommand"),

@@ -41,6 +41,7 @@ pub fn router(api: Api) -> Router {
         .route("/v1/vms", get(vms::list).post(vms::run))
         .route("/v1/vms/{name}", get(vms::show).delete(vms::stop))
         .route("/v1/vms/{name}/adopt", post(vms::adopt))
+        .route("/v1/check", post(vms::examine))
         .route("/v1/vms/{name}/migrate", post(migrations::start))
         .route("/v1/vms/{name}/plan", post(migrations::plan))
         .route("/v1/vms/{name}/migration", get(migrations::watch))

@@ -80,6 +80,9 @@ pub struct VmInfo {
     pub epoch: Option<u64>,
     /// Its running migration.
     pub migration: Option<MigrationBrief>,
+    /// What will be different on another host, in words; only in the answer to `adopt`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub different: Vec<String>,
     /// What it is made of.
     pub recipe: serde_json::Value,
 }
@@ -108,7 +111,7 @@ pub struct RunRequest {
     pub fenced: Option<String>,
 }
 
-/// `POST /v1/vms/NAME/adopt`: take charge of a VM that something else started.
+/// `POST /v1/vms/NAME/adopt`: take charge of a VM that something else started. `POST /v1/check`: only look at it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdoptRequest {

@@ -4,6 +4,7 @@ use super::{
     AdoptRequest, Api, RunRequest, VmInfo, VmState,
     answer::{Refused, blocking, read},
 };
+use crate::hypervisor::Examined;
 use axum::{
     Json,
     body::Bytes,
@@ -37,6 +38,11 @@ pub(super) async fn adopt(
     let request: AdoptRequest = read(&api, &format!("adopt {name}"), &body)?;
     let vm = blocking(&api, move |api| api.registry.adopt(&name, &request.qmp)).await?;
     Ok((StatusCode::CREATED, Json(vm)))
+}
+
+pub(super) async fn examine(State(api): State<Api>, body: Bytes) -> Result<Json<Examined>, Refused> {
+    let request: AdoptRequest = read(&api, "look at the VM", &body)?;
+    Ok(Json(blocking(&api, move |api| api.registry.examine(&request.qmp)).await?))
 }
 
 pub(super) async fn stop(State(api): State<Api>, Path(name): Path<String>) -> Result<StatusCode, Refused> {

@@ -9,7 +9,7 @@ pub use lease::Lease;
 
 use crate::{
     api::VmInfo,
-    hypervisor::{Condition, Hypervisor, Reasons},
+    hypervisor::{Condition, Examined, Hypervisor, Reasons},
     name,
     refusal::{Kind, Refusal},
     store::{DepartureState, Origin, Process, Standing, Store, StoreError, VmRecord},
@@ -135,7 +135,8 @@ impl Registry {
         let cannot = |kind, reasons: Reasons| self.refuse(kind, format!("cannot adopt {name}"), reasons);
         name::check(name).map_err(|why| cannot(Kind::Bad, why.into()))?;
         let _lease = self.hold(name, "adopt")?;
-        let found = self.hypervisor.inspect(name, qmp).map_err(|why| cannot(Kind::Conflict, why))?;
+        let (found, different) =
+            self.hypervisor.inspect(name, qmp).map_err(|why| cannot(Kind::Conflict, why))?;
         let process = Process::of(found.pid)
             .map_err(|e| cannot(Kind::Failed, format!("process {} is gone: {e}", found.pid).into()))?;
         let others = self.store.vms().map_err(|e| self.store_failed(e))?;
@@ -162,7 +163,14 @@ impl Registry {
         let added = self.add(&record, "adopt").and_then(|()| self.take(name, "adopt", None));
         added.inspect_err(|_| self.charges.release(process))?;
         info!(vm = name, pid = process.pid, "adopted");
-        self.show_leased(name)
+        Ok(VmInfo { different, ..self.show_leased(name)? })
+    }
+
+    /// What would become of a VM that something else started; nothing is done with it.
+    pub fn examine(&self, qmp: &Path) -> Result<Examined, Refusal> {
+        self.hypervisor
+            .examine(qmp)
+            .map_err(|why| self.refuse(Kind::Conflict, format!("cannot look at {}", qmp.display()), why))
     }
 
     /// Ends a VM and forgets it. One whose QEMU has ended already is only forgotten.

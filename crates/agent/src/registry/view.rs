@@ -65,6 +65,7 @@ impl Registry {
             owner: owner.as_ref().map(|record| record.owner.clone()),
             epoch: owner.map(|record| record.epoch.0),
             migration: None,
+            different: vec![],
             recipe: vm.recipe.clone(),
         })
     }

@@ -5,7 +5,7 @@
 use agent::{
     AgentError,
     config::{Config, Flags},
-    hypervisor::{Condition, Found, Hypervisor, Plan, Reasons},
+    hypervisor::{Condition, Examined, Found, Hypervisor, Plan, Reasons},
     migrate::{Events, MigrateRequest, Migrator, Wishes},
     peers::Pass,
     run_until,
@@ -94,12 +94,18 @@ impl Hypervisor for Sleepers {
         Ok(Found { pid: self.spawn(), qmp, recipe: recipe(), belongings: Value::Null })
     }
 
-    fn inspect(&self, name: &str, qmp: &Path) -> Result<Found, Reasons> {
+    fn inspect(&self, name: &str, qmp: &Path) -> Result<(Found, Vec<String>), Reasons> {
         let text =
             fs::read_to_string(qmp).map_err(|e| format!("nothing answers at {}: {e}", qmp.display()))?;
         let pid = text.trim().parse().map_err(|_| format!("{} is not QEMU", qmp.display()))?;
         assert!(!name.is_empty());
-        Ok(Found { pid, qmp: qmp.to_owned(), recipe: recipe(), belongings: Value::Null })
+        let found = Found { pid, qmp: qmp.to_owned(), recipe: recipe(), belongings: Value::Null };
+        Ok((found, vec!["the display stays behind".to_owned()]))
+    }
+
+    fn examine(&self, qmp: &Path) -> Result<Examined, Reasons> {
+        let (found, different) = self.inspect("it", qmp)?;
+        Ok(Examined { pid: found.pid, carried: vec![], different, hindrances: vec![] })
     }
 
     fn condition(&self, vm: &VmRecord) -> Condition {

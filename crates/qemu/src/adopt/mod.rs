@@ -7,6 +7,7 @@ pub(crate) mod cmdline;
 mod confined;
 mod dialect;
 mod drives;
+mod examine;
 pub(crate) mod live;
 pub(crate) mod names;
 pub(crate) mod nets;
@@ -22,6 +23,7 @@ use crate::{
     recipe::{self, Recipe},
     vm::{OpenError, Vm},
 };
+pub use examine::Examined;
 use names::Names;
 use serde_json::json;
 use std::path::Path;
@@ -36,49 +38,62 @@ pub struct Adopted {
     pub notes: Vec<String>,
 }
 
+/// A QEMU that was looked at, and nothing more.
+struct Looked {
+    qmp: Qmp,
+    process: PidFd,
+    layout: ram::Layout,
+    recipe: Recipe,
+    reasons: Vec<String>,
+    notes: Vec<String>,
+}
+
 impl Vm {
     /// Takes charge of the QEMU behind a QMP socket. Changes nothing about its guest.
     pub fn adopt(name: &str, socket: &Path) -> Result<Adopted, OpenError> {
-        let mut qmp = Qmp::connect(socket)?;
-        let process = find::process_of(&mut qmp)?;
-        let mut reasons = Vec::new();
-
-        let layout = ram::layout(&mut qmp)?;
-        let refused = |why: String| OpenError::Refused { vm: name.to_owned(), reasons: vec![why] };
-        let argv = find::command_line(&process).map_err(|cause| refused(cause.to_string()))?;
-        let held = Held::by(&process)
-            .map_err(|cause| refused(format!("cannot look which files it has open: {cause}")))?;
-        let (read, wrong) = understand(&mut qmp, &process, &argv, &Names::Of(&held))?;
-        reasons.extend(wrong);
-        reasons.extend(mixed::up(&mut qmp, &held)?);
-
-        let mut recipe = read.recipe;
-        recipe.name = name.to_owned();
-        recipe.qemu = qmp.version();
-        recipe.machine = cpu::with_machine(&recipe.machine, &cpu::pinned_machine(&mut qmp)?);
-        recipe.accel = live::accel(&mut qmp)?;
-        recipe.cpu_features = cpu::features(&mut qmp)?;
-        reasons.extend(recipe::check(&recipe));
+        let Looked { mut qmp, process, layout, recipe, mut reasons, notes } = look(name, socket)?;
         // Last: it is the only thing that QEMU could notice.
         if reasons.is_empty() {
             let tried = attach::Source::open(process.pid(), &layout.main).and_then(|source| source.try_out());
             reasons.extend(tried.err().map(|error| error.to_string()));
         }
-        // A device that is refused by its kind is refused as an argument too: the better explained reason stands.
-        let mut told = std::collections::BTreeSet::new();
-        reasons.retain(|reason| told.insert(reason.clone()));
         if !reasons.is_empty() {
             return Err(OpenError::Refused { vm: name.to_owned(), reasons });
-        }
-        let mut notes = read.notes;
-        if let Ok(source) = attach::Source::open(process.pid(), &layout.main) {
-            notes.extend(of_memory(&source));
         }
         let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
         qmp.execute("migrate-set-capabilities", events)?;
         let belongings = Belongings { qmp: socket.to_owned(), ..Belongings::default() };
         Ok(Adopted { vm: Vm::new(qmp, process, recipe, belongings, layout), notes })
     }
+}
+
+/// What the QEMU behind a QMP socket is, and what hinders it from being migrated. Asks its monitor and reads `/proc`.
+fn look(name: &str, socket: &Path) -> Result<Looked, OpenError> {
+    let mut qmp = Qmp::connect(socket)?;
+    let process = find::process_of(&mut qmp)?;
+    let layout = ram::layout(&mut qmp)?;
+    let refused = |why: String| OpenError::Refused { vm: name.to_owned(), reasons: vec![why] };
+    let argv = find::command_line(&process).map_err(|cause| refused(cause.to_string()))?;
+    let held = Held::by(&process)
+        .map_err(|cause| refused(format!("cannot look which files it has open: {cause}")))?;
+    let (read, mut reasons) = understand(&mut qmp, &process, &argv, &Names::Of(&held))?;
+    reasons.extend(mixed::up(&mut qmp, &held)?);
+
+    let mut recipe = read.recipe;
+    recipe.name = name.to_owned();
+    recipe.qemu = qmp.version();
+    recipe.machine = cpu::with_machine(&recipe.machine, &cpu::pinned_machine(&mut qmp)?);
+    recipe.accel = live::accel(&mut qmp)?;
+    recipe.cpu_features = cpu::features(&mut qmp)?;
+    reasons.extend(recipe::check(&recipe));
+    // A device that is refused by its kind is refused as an argument too: the better explained reason stands.
+    let mut told = std::collections::BTreeSet::new();
+    reasons.retain(|reason| told.insert(reason.clone()));
+    let mut notes = read.notes;
+    if let Ok(source) = attach::Source::open(process.pid(), &layout.main) {
+        notes.extend(of_memory(&source));
+    }
+    Ok(Looked { qmp, process, layout, recipe, reasons, notes })
 }
 
 /// What is special about the memory of a VM.

@@ -37,18 +37,24 @@ pub(crate) struct Run {
 /// Take charge of a QEMU that something else started.
 ///
 /// From then on it can be migrated. What cannot be handled is said, with the option that would mend it. Nothing about the VM is changed.
+/// With --check it is only looked at: what would go with it, what would be different on another host, what hinders it (exit status 1).
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Example:
   qemu-system-x86_64 … -qmp unix:/run/web1.qmp,server=on,wait=off
+  whimbrel adopt --check --qmp /run/web1.qmp
   whimbrel adopt web1 --qmp /run/web1.qmp")]
 pub(crate) struct Adopt {
     /// What to call it.
-    pub(crate) name: String,
+    #[arg(required_unless_present = "check")]
+    pub(crate) name: Option<String>,
+    /// Only say what would become of it.
+    #[arg(long)]
+    pub(crate) check: bool,
     /// Its QMP socket.
     #[arg(long, value_name = "SOCKET")]
     pub(crate) qmp: PathBuf,
-    /// Print the VM as one JSON object.
+    /// Print the VM, or what was found of it, as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
 }
