@@ -3,6 +3,8 @@
 //! Hosts are network namespaces, machines are real QEMU processes, and everything is gone when the story ends.
 
 mod agent; // an agent on a host
+/// A guest without an operating system, which runs under any KVM.
+pub mod bare;
 mod cli; // the command line of the program under test
 mod client; // a TCP client whose connection must survive
 mod console; // what a guest says on its serial line

@@ -7,7 +7,7 @@ use agent::{
 };
 use engine::ports::{Machine, RunState};
 use qemu::{
-    Handle, Host, Limits, OpenError, Recipe, Vm, VmFile,
+    Handle, Host, Kvm, Limits, OpenError, Recipe, Vm, VmFile,
     attach::RamBlock,
     frozen,
     launch::{self, Belongings},
@@ -25,38 +25,38 @@ use std::{
 /// This host's QEMU.
 #[derive(Clone, Debug)]
 pub struct QemuHost {
-    /// All but whether KVM is usable.
+    /// All but what KVM does.
     host: Host,
-    kvm: Arc<Kvm>,
+    kvm: Arc<Tried>,
 }
 
-/// Whether guests can be run by the CPU here. Where they cannot, to find that out takes half a second, for which nobody waits who does
+/// How guests are run by the CPU here. Where they are not, to find that out takes half a second, for which nobody waits who does
 /// not need to know.
 #[derive(Debug)]
-struct Kvm {
-    find_out: fn() -> Result<bool, String>,
-    found: Mutex<Option<bool>>,
+struct Tried {
+    find_out: fn() -> Result<Option<Kvm>, String>,
+    found: Mutex<Option<Option<Kvm>>>,
 }
 
-impl Kvm {
+impl Tried {
     /// Whoever asks while it is being found out waits. What cannot be tried now, without a descriptor left for example, is tried again
     /// for the next one.
-    fn usable(&self) -> bool {
+    fn kvm(&self) -> Option<Kvm> {
         let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         if found.is_none() {
             match (self.find_out)() {
-                Ok(usable) => *found = Some(usable),
-                Err(why) => tracing::info!(why, "KVM cannot be tried now, and counts as unusable"),
+                Ok(kvm) => *found = Some(kvm),
+                Err(why) => tracing::info!(why, "KVM cannot be tried now, and counts as absent"),
             }
         }
-        found.unwrap_or(false)
+        found.flatten()
     }
 }
 
 impl QemuHost {
-    /// As the agent's configuration says. `kvm` finds out, by running one, whether guests can be run by the CPU here; or says why
+    /// As the agent's configuration says. `kvm` finds out, by running one, how guests are run by the CPU here; or says why
     /// that could not be tried.
-    pub fn new(config: &Config, kvm: fn() -> Result<bool, String>) -> Self {
+    pub fn new(config: &Config, kvm: fn() -> Result<Option<Kvm>, String>) -> Self {
         let mut host = Host::new(&config.runtime_dir);
         host.owner = config.state_dir.clone();
         let agent::config::Allow { disks, boot, bridges, options, devices, spool: _ } = config.allow.clone();
@@ -64,12 +64,12 @@ impl QemuHost {
         host.overcommit = config.overcommit.0;
         // A bare name is looked for in PATH, which is also what happens without one.
         host.qemu = Some(config.qemu.clone()).filter(|path| path.components().count() > 1);
-        Self { host, kvm: Arc::new(Kvm { find_out: kvm, found: Mutex::default() }) }
+        Self { host, kvm: Arc::new(Tried { find_out: kvm, found: Mutex::default() }) }
     }
 
     /// With all that is to be known of it, which the first to ask may have to wait for.
     pub(crate) fn host(&self) -> Host {
-        Host { kvm: self.kvm.usable(), ..self.host.clone() }
+        Host { kvm: self.kvm.kvm(), ..self.host.clone() }
     }
 }
 
@@ -324,13 +324,14 @@ mod tests {
 
     #[test]
     fn kvm_is_tried_until_that_could_be_done_and_then_never_again() {
+        const KVM: Kvm = Kvm { speed: 1, usable: false };
         static TRIES: AtomicU32 = AtomicU32::new(0);
         let find_out = || match TRIES.fetch_add(1, Relaxed) {
             0 => Err("too many open files".to_owned()),
-            _ => Ok(true),
+            _ => Ok(Some(KVM)),
         };
-        let kvm = Kvm { find_out, found: Mutex::default() };
-        assert_eq!([kvm.usable(), kvm.usable(), kvm.usable()], [false, true, true]);
+        let tried = Tried { find_out, found: Mutex::default() };
+        assert_eq!([tried.kvm(), tried.kvm(), tried.kvm()], [None, Some(KVM), Some(KVM)]);
         assert_eq!(TRIES.load(Relaxed), 2);
     }
 }

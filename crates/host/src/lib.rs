@@ -19,4 +19,5 @@ pub mod watchdog;
 
 pub use hypervisor::QemuHost;
 pub use outgoing::Mover;
+pub use qemu::Kvm;
 pub use record::shared_record;

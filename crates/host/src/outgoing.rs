@@ -48,6 +48,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// Moves this host's VMs, and takes others' in.
 pub struct Mover {
+    qemu: QemuHost,
     config: Arc<Config>,
     store: Store,
     shared: Option<Arc<dyn SharedRecord>>,
@@ -63,10 +64,11 @@ impl Mover {
         let shared = context.registry.record().cloned();
         let config = context.config.clone();
         let arrivals = Arrivals::default();
-        let incoming = Incoming { qemu, store: store.clone(), config, shared: shared.clone(), arrivals };
+        let incoming =
+            Incoming { qemu: qemu.clone(), store: store.clone(), config, shared: shared.clone(), arrivals };
         let acceptor = Acceptor::new(Arc::new(incoming), security.clone());
         let janitor = Janitor::start(&context.config, &store);
-        Self { config: context.config.clone(), store, shared, acceptor, security, janitor }
+        Self { qemu, config: context.config.clone(), store, shared, acceptor, security, janitor }
     }
 
     /// Takes the watch for missing pages up again, where an agent before us had to leave it.

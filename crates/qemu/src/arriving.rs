@@ -62,7 +62,7 @@ fn behind(image: &Opened, recipe: &Recipe, limits: &Limits) -> Result<(), String
 
 /// The recipe as it is kept on this host, which has these files.
 pub fn settle(mut recipe: Recipe, opened: &[Opened]) -> Recipe {
-    recipe.proof = None;
+    (recipe.proof, recipe.kvm_speed) = (None, None);
     for file in &mut recipe.files {
         // Sealed for this migration only.
         file.digest = None;

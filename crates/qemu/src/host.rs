@@ -8,6 +8,25 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// How KVM runs a guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Kvm {
+    /// Turns of a small loop that a guest makes in a second.
+    pub speed: u64,
+    /// Whether that is worth using: without the hardware's help QEMU's own translation is faster.
+    pub usable: bool,
+}
+
+/// Two measurements of one KVM differ by less than this factor.
+const ALIKE: u64 = 2;
+
+impl Kvm {
+    /// Whether a guest that is run by one KVM, which makes `there` turns a second, is run no slower by this one.
+    pub fn does_for(self, there: Option<u64>) -> bool {
+        self.usable || there.is_some_and(|there| self.speed.saturating_mul(ALIKE) >= there)
+    }
+}
+
 /// What a host gives to the VMs that are started on it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Host {
@@ -22,8 +41,8 @@ pub struct Host {
     /// Memory files that exist already and are to be used as they are, by block id: then memory is not copied but
     /// passed on.
     pub shared_memory: BTreeMap<String, PathBuf>,
-    /// Whether KVM is usable here. The caller finds out by timing a guest; a device file proves nothing.
-    pub kvm: bool,
+    /// What KVM does here, if there is any. The caller finds out by timing a guest; a device file proves nothing.
+    pub kvm: Option<Kvm>,
     /// What the VMs of other hosts may use here: at first nothing.
     pub limits: Limits,
     /// How many hundredths of the memory that is free VMs of other hosts may need.
@@ -39,7 +58,7 @@ impl Host {
             owner: PathBuf::new(),
             memory: PathBuf::from("/dev/shm"),
             shared_memory: BTreeMap::new(),
-            kvm: false,
+            kvm: None,
             limits: Limits::default(),
             overcommit: 100,
         }
@@ -64,7 +83,12 @@ impl Host {
 
     /// How guests are executed here by default.
     pub fn accel(&self) -> Accel {
-        if self.kvm { Accel::Kvm } else { Accel::Tcg }
+        if self.uses_kvm() { Accel::Kvm } else { Accel::Tcg }
+    }
+
+    /// Whether KVM is worth using here.
+    pub fn uses_kvm(&self) -> bool {
+        self.kvm.is_some_and(|kvm| kvm.usable)
     }
 
     pub(crate) fn in_runtime(&self, name: &str, ending: &str) -> PathBuf {

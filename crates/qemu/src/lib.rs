@@ -68,7 +68,7 @@ mod spare;
 mod state;
 
 pub use adopt::{Adopted, Examined};
-pub use host::Host;
+pub use host::{Host, Kvm};
 pub use limits::Limits;
 pub use recipe::{Accel, Recipe};
 pub use spare::SpareCores;

@@ -2,7 +2,7 @@
 
 use crate::{
     arriving, confine,
-    host::{Host, fits_socket},
+    host::{Host, Kvm, fits_socket},
     qmp::Version,
     recipe::{self, Accel, Backing, Recipe, files::Opened},
     room::Room,
@@ -40,8 +40,8 @@ pub fn check(recipe: &Recipe, host: &Host, from: &str, migration: &str) -> Resul
         Err(why) => reasons.push(why),
         Ok(program) => check_program(recipe, &program, &mut reasons),
     }
-    if recipe.accel == Accel::Kvm && !host.kvm {
-        reasons.push("the VM runs with KVM, which is not usable here".to_owned());
+    if recipe.accel == Accel::Kvm {
+        reasons.extend(check_kvm(recipe.kvm_speed, host.kvm));
     }
     reasons.extend(host.limits.check(recipe));
     for net in &recipe.nets {
@@ -58,6 +58,24 @@ pub fn check(recipe: &Recipe, host: &Host, from: &str, migration: &str) -> Resul
             .push(format!("the path of a socket in {} would be too long for Linux", host.runtime.display()));
     }
     if reasons.is_empty() { Ok(opened) } else { Err(reasons) }
+}
+
+/// A KVM without the hardware's help takes in what already runs on one like it.
+fn check_kvm(there: Option<u64>, here: Option<Kvm>) -> Option<String> {
+    match here {
+        None => Some("the VM runs with KVM, which this host does not have".to_owned()),
+        Some(kvm) if kvm.does_for(there) => {
+            if !kvm.usable {
+                tracing::warn!(speed = kvm.speed, "KVM is slow here, and no slower than at the source");
+            }
+            None
+        }
+        Some(Kvm { speed, .. }) => Some(format!(
+            "the VM runs with KVM, which makes {speed} turns of a loop in a second here, and {} at the source; `whimbrel doctor` says \
+             what is missing here",
+            there.map_or("many more".to_owned(), |there| there.to_string())
+        )),
+    }
 }
 
 fn check_program(recipe: &Recipe, program: &Path, reasons: &mut Vec<String>) {
@@ -180,6 +198,23 @@ fn run(program: &Path, arguments: &[&str]) -> Result<String, String> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_vm_goes_to_a_kvm_that_is_no_slower_than_its_own() {
+        let kvm = |speed, usable| Some(Kvm { speed, usable });
+        let rows = [
+            (Some(600_000), kvm(630_000, false), true),
+            (Some(900_000), kvm(630_000, false), true),
+            (Some(300_000_000), kvm(60_000_000, true), true),
+            (None, kvm(60_000_000, true), true),
+            (Some(300_000_000), kvm(630_000, false), false),
+            (None, kvm(630_000, false), false),
+            (Some(0), None, false),
+        ];
+        for (there, here, goes) in rows {
+            assert_eq!(check_kvm(there, here).is_none(), goes, "{there:?} to {here:?}");
+        }
+    }
 
     #[test]
     fn a_program_is_asked_once_until_another_takes_its_place() {

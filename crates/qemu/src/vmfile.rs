@@ -168,7 +168,7 @@ impl VmFile {
                 Err(why) => reasons.push(why),
             }
         }
-        if self.accel == Some(Accel::Kvm) && !host.kvm {
+        if self.accel == Some(Accel::Kvm) && !host.uses_kvm() {
             reasons.push(
                 "accel = \"kvm\", but KVM is not usable on this host; `whimbrel doctor` says why".to_owned(),
             );
@@ -202,6 +202,7 @@ impl VmFile {
             arguments: self.devices(),
             cpu_features: Vec::new(),
             proof: None,
+            kvm_speed: None,
             settings: Vec::new(),
             defaults: false,
         };

@@ -5,7 +5,7 @@ use crate::{
     trouble::{FAILED, Trouble, WRONG_USE},
 };
 use agent::config::{Config, Flags};
-use host::{Mover, QemuHost};
+use host::{Kvm, Mover, QemuHost};
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 use sys::kvm::KvmError;
 
@@ -32,8 +32,8 @@ pub(crate) fn agent(args: Agent, socket: Option<PathBuf>) -> Result<ExitCode, Tr
         .map_err(|error| Trouble::local(FAILED, cannot, error.to_string()).next(error.next(&config.name)))?;
     // By running a tiny guest: the device file alone proves nothing.
     let qemu = QemuHost::new(&config, || match sys::kvm::measure() {
-        Ok(ran) => Ok(ran.usable()),
-        Err(KvmError::Absent) => Ok(false),
+        Ok(ran) => Ok(Some(Kvm { speed: ran.speed() as u64, usable: ran.usable() })),
+        Err(KvmError::Absent) => Ok(None),
         Err(error) => Err(error.to_string()),
     });
     let mover = qemu.clone();

@@ -169,6 +169,7 @@ fn recipes() -> Vec<Recipe> {
         ],
         cpu_features: vec![FeatureWord { eax: 7, ecx: Some(0), register: "EBX".into(), bits: 5 }],
         proof: None,
+        kvm_speed: None,
         settings: vec![],
         defaults: false,
     };

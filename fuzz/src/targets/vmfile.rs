@@ -1,5 +1,5 @@
 use qemu::{
-    Host, Recipe, VmFile,
+    Host, Kvm, Recipe, VmFile,
     recipe::{Paths, check},
 };
 use std::path::Path;
@@ -16,7 +16,7 @@ pub(crate) fn run(data: &[u8]) -> bool {
     };
     // Files are looked at, and none here has anything to do with it.
     if file.kernel.is_none() && file.initrd.is_none() && file.disks.is_empty() {
-        let host = Host { kvm: true, ..Host::new("/run/whimbrel") };
+        let host = Host { kvm: Some(Kvm { speed: 1, usable: true }), ..Host::new("/run/whimbrel") };
         if let Ok(recipe) = file.recipe(&host) {
             assert_eq!(check(&recipe), Vec::<String>::new());
             let json = serde_json::to_vec(&recipe).expect("it can be written");

@@ -126,7 +126,9 @@ impl Mover {
         let cores = cores(request.cores, SpareCores::beside(open.process()));
         let road = self.road(&request.to, open.recipe().accel);
         let recipe = shown.as_ref().map_or(open.recipe(), |shown| &shown.recipe);
-        let recipe = qemu::Recipe { nets: open.networks()?, ..recipe.clone() };
+        let kvm = if open.recipe().accel == Accel::Kvm { self.qemu.host().kvm } else { None };
+        let kvm_speed = kvm.map(|kvm| kvm.speed);
+        let recipe = qemu::Recipe { nets: open.networks()?, kvm_speed, ..recipe.clone() };
         let recipe = serde_json::to_vec(&recipe).map_err(|e| one(&e))?;
         let private = open.copy_ahead().map_err(|e| one(&e))?;
         let mut left_behind = notes;

@@ -186,6 +186,7 @@ impl<'a> Reader<'a> {
             arguments: Vec::new(),
             cpu_features: Vec::new(),
             proof: None,
+            kvm_speed: None,
             settings: Vec::new(),
             defaults: false,
         };

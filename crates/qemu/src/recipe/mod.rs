@@ -74,6 +74,9 @@ pub struct Recipe {
     /// By what the source of a migration shows that it has these files; none but on its way. See [`crate::sharing`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<Secret>,
+    /// What the source's KVM makes of a loop ([`crate::Kvm`]); none without KVM, and none but on its way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kvm_speed: Option<u64>,
     /// What monitors have set since it was started, and the command line does not say.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub settings: Vec<Setting>,
