@@ -4,6 +4,7 @@
 //! ([`beat`]); a TCP port answers questions ([`ask`]). Everything it says begins with `WHIMBREL`, except the line that
 //! no test wants to see, which begins with `CORRUPT`.
 
+mod agent; // answers on a virtio port
 mod ask; // the echo and the control port
 mod beat; // the heartbeat on the console, and the gaps a guest can feel
 mod content; // what pages are filled with
@@ -73,6 +74,9 @@ fn start() -> Result<(), Vec<String>> {
     let jobs = Arc::new(Jobs::default());
     let work = Arc::new(work::start(&wish, &jobs).map_err(|e| vec![e])?);
     ask::listen(&wish, &jobs, &work).map_err(|e| vec![e])?;
+    if let Some(port) = &wish.agent {
+        agent::start(port).map_err(|e| vec![e])?;
+    }
     beat::start(&wish, &jobs);
     let cpus = setup::cpus();
     say!("WHIMBREL ready cpus={cpus} mono_ms={}", beat::mono_ms());

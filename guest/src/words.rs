@@ -12,6 +12,7 @@
 //! whimbrel.compute[=THREADS][,cpu=N]        numbers and nothing else: no memory is written
 //! whimbrel.probe[=SIZE][,cpu=N]             a page not written lately each millisecond, and how long that took
 //! whimbrel.echo=PORT  whimbrel.control=PORT
+//! whimbrel.agent=NAME                       answers on the virtio port of this name, a line for a line
 //! whimbrel.ip=A.B.C.D/LEN  whimbrel.gw=A.B.C.D
 //! whimbrel.beat=1000ms  whimbrel.tick=1ms
 //!
@@ -48,6 +49,8 @@ pub(crate) struct Wish {
     pub(crate) probe: Option<Probe>,
     pub(crate) echo: Option<u16>,
     pub(crate) control: Option<u16>,
+    /// The name of a virtio port.
+    pub(crate) agent: Option<String>,
     pub(crate) ip: Option<(Ipv4Addr, u8)>,
     pub(crate) gateway: Option<Ipv4Addr>,
     pub(crate) beat: Duration,
@@ -68,6 +71,7 @@ impl Default for Wish {
             probe: None,
             echo: None,
             control: None,
+            agent: None,
             ip: None,
             gateway: None,
             beat: Duration::from_secs(1),
@@ -252,6 +256,8 @@ impl Wish {
             }
             "echo" => self.echo = Some(port(value)?),
             "control" => self.control = Some(port(value)?),
+            "agent" if value.is_empty() => return Err("a virtio port's name".to_owned()),
+            "agent" => self.agent = Some(value.to_owned()),
             "ip" => {
                 let (ip, bits) = value.split_once('/').ok_or("an address looks like 10.0.0.5/24")?;
                 let bits = bits.parse().ok().filter(|&n| n <= 32).ok_or("its prefix is 0 to 32 bits long")?;
@@ -263,7 +269,7 @@ impl Wish {
             _ => {
                 return Err(
                     "unknown; there are idle, check, dirty, fill, disk, page-cache, redis, compile, compute, probe, \
-                     echo, control, ip, gw, beat, tick"
+                     echo, control, agent, ip, gw, beat, tick"
                         .to_owned(),
                 );
             }
@@ -433,6 +439,7 @@ mod tests {
             "whimbrel.probe=32M,cpu=64",
             "whimbrel.ip=10.0.0.5",
             "whimbrel.echo=0",
+            "whimbrel.agent=",
             "whimbrel.beat=5ms",
             "whimbrel.tick=0ms",
             "whimbrel.idle=1",

@@ -11,7 +11,7 @@ use tracing::info;
 pub(crate) const CONSOLE: &str = "console";
 
 /// Which files in a directory of the agent's are private, by their endings.
-const ENDINGS: [&str; 8] = ["redb", "pid", CONSOLE, "old", "log", "belongings", "qmp", "new"];
+const ENDINGS: [&str; 10] = ["redb", "pid", CONSOLE, "old", "log", "belongings", "qmp", "new", "sock", "vnc"];
 
 /// What others than the owner may do with a directory at most: go through it to what they know the name of, and have a right to.
 const GROUP_AND_OTHERS: u32 = 0o077;

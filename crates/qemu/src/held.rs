@@ -3,8 +3,12 @@
 //! A name is looked up as QEMU would, in its mount namespace, under its root and in its working directory, and as we would; it
 //! counts only if it leads to a file that QEMU has open.
 
-use crate::recipe::files::Identity;
+use crate::{
+    qmp::{Qmp, QmpError},
+    recipe::files::Identity,
+};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use serde_json::json;
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
@@ -27,6 +31,8 @@ pub(crate) struct Held {
     /// `/proc/PID`.
     process: PathBuf,
     files: BTreeMap<Identity, HeldFile>,
+    /// The descriptors that a launcher has given it (`-add-fd`), by what QEMU calls them.
+    sets: BTreeMap<String, PathBuf>,
 }
 
 #[derive(Debug)]
@@ -41,7 +47,7 @@ struct HeldFile {
 impl Held {
     /// Looks through its descriptors.
     pub(crate) fn by(process: &PidFd) -> io::Result<Self> {
-        let mut held = Self { process: process.proc_path(""), files: BTreeMap::new() };
+        let mut held = Self { process: process.proc_path(""), files: BTreeMap::new(), sets: BTreeMap::new() };
         for entry in fs::read_dir(held.process.join("fd"))? {
             let path = entry?.path();
             // It may have been closed meanwhile.
@@ -53,6 +59,20 @@ impl Held {
             }
         }
         Ok(held)
+    }
+
+    /// And asks which of them are called `/dev/fdset/N`: QEMU has duplicated what it was given.
+    pub(crate) fn with_sets(mut self, qmp: &mut Qmp) -> Result<Self, QmpError> {
+        let answer = qmp.execute("query-fdsets", json!({}))?;
+        for set in answer.as_array().into_iter().flatten() {
+            let Some(number) = set["fdset-id"].as_i64() else { continue };
+            let fds = set["fds"].as_array().into_iter().flatten().filter_map(|fd| fd["fd"].as_i64());
+            let leads = fds.filter_map(|fd| fs::read_link(self.process.join("fd").join(fd.to_string())).ok());
+            if let Some(file) = leads.into_iter().find(|file| file.is_absolute()) {
+                self.sets.insert(format!("/dev/fdset/{number}"), file);
+            }
+        }
+        Ok(self)
     }
 
     /// Its directory in `/proc`.
@@ -72,6 +92,9 @@ impl Held {
 
     /// The name by which this host reaches the file that QEMU calls `name`, which is what `word` says of it.
     pub(crate) fn find(&self, word: &str, name: &Path) -> Result<PathBuf, String> {
+        if let Some(file) = name.to_str().and_then(|name| self.sets.get(name)) {
+            return self.find(word, file);
+        }
         let what = format!("{word} {}", name.display());
         let mut ids: BTreeSet<Identity> = self.views(name).into_iter().filter(|id| self.has(*id)).collect();
         if name.is_relative() {

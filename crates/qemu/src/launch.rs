@@ -3,9 +3,10 @@
 use crate::{
     apart, confine,
     host::{Host, fits_socket},
+    ports::{self, Port},
     qmp::{Qmp, QmpError},
     random,
-    recipe::{self, Backing, Console, Paths, Recipe},
+    recipe::{self, Backing, Paths, Recipe},
     tap,
 };
 use rustix::process::{Signal, pidfd_send_signal};
@@ -59,6 +60,9 @@ pub struct Belongings {
     /// Its memory files.
     #[serde(default)]
     pub memory: Vec<PathBuf>,
+    /// What its character devices end in, and its screen.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<Port>,
 }
 
 impl Belongings {
@@ -67,6 +71,7 @@ impl Belongings {
         for tap in &self.taps {
             tap::remove(tap);
         }
+        self.ports.iter().for_each(Port::remove);
         let empty = |path: &&PathBuf| fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0);
         let console = self.console.iter().filter(empty);
         // Of a QEMU that somebody else started, nothing is ours.
@@ -178,7 +183,12 @@ pub(crate) fn start(recipe: &Recipe, host: &Host, incoming: bool) -> Result<Star
     let started = prepare(recipe, host, &mut belongings)
         .and_then(|paths| spawn(&program, &recipe.argv(&paths, incoming), &vm, &belongings));
     match started {
-        Ok((qmp, process)) => Ok(Started { qmp, process, belongings }),
+        Ok((mut qmp, process)) => {
+            if let Err(error) = ports::settle(&mut belongings.ports, &mut qmp) {
+                tracing::warn!(vm, %error, "it is not known what its character devices are here");
+            }
+            Ok(Started { qmp, process, belongings })
+        }
         Err(error) => {
             belongings.remove();
             Err(error)
@@ -208,13 +218,12 @@ fn prepare(recipe: &Recipe, host: &Host, belongings: &mut Belongings) -> Result<
     belongings.owner = host.owner.clone();
     belongings.qmp = paths.qmp.clone();
     belongings.log = Some(host.in_runtime(&tagged, "log"));
-    if recipe.console == Console::File {
-        paths.console = host.in_runtime(vm, "console");
-        belongings.console = Some(paths.console.clone());
-        // QEMU appends to what is there, and would let everybody read what it makes itself.
-        let made = OpenOptions::new().append(true).create(true).mode(0o600).open(&paths.console);
-        made.map_err(|cause| system(format!("make the console {}", paths.console.display()), cause))?;
-    }
+    belongings.ports = ports::plan(recipe, host, &tagged).map_err(unusable)?;
+    let console = belongings.ports.iter().find(|port| port.id == recipe::CONSOLE_ID);
+    belongings.console = console.and_then(|port| port.log.clone());
+    ports::tell(&belongings.ports, &mut paths);
+    ports::make_logs(&belongings.ports)
+        .map_err(|(path, cause)| system(format!("make the console {}", path.display()), cause))?;
     let write_down = |belongings: &Belongings| {
         belongings.write_down().map_err(|cause| system("write down what is made".to_owned(), cause))
     };

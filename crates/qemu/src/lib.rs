@@ -18,6 +18,9 @@ pub mod limits;
 /// Starting a QEMU process, and taking away what belonged to it.
 pub mod launch;
 
+/// What the character devices of a VM end in here.
+pub mod ports;
+
 /// TAP interfaces of a VM.
 pub mod tap;
 

@@ -31,7 +31,7 @@ mod text; // from its text, each mistake with its place
 use crate::{
     host::Host,
     recipe::{
-        self, Accel, Argument, Backing, Console, MemoryBlock, Net, NetOptions, Recipe, Role, files,
+        self, Accel, Argument, Backing, Console, MemoryBlock, Net, NetOptions, Recipe, Role, Screen, files,
         options::escape,
     },
 };
@@ -205,6 +205,8 @@ impl VmFile {
             kvm_speed: None,
             settings: Vec::new(),
             defaults: false,
+            chardevs: Vec::new(),
+            screen: Screen::None,
         };
         if reasons.is_empty() {
             reasons = recipe::check(&recipe);

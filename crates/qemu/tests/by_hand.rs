@@ -62,7 +62,7 @@ fn what_a_vm_is_made_of_is_learned_and_starts_the_same_vm_elsewhere() {
     let mut vm = adopted.vm;
     // Whether its memory is on a disk depends on where temporary files are.
     let notes: Vec<_> = adopted.notes.iter().filter(|note| !note.contains("is a file on a disk")).collect();
-    assert_eq!(notes, ["the serial port (file:/dev/null) goes to a file on the target"]);
+    assert_eq!(notes, ["the serial port (file:/dev/null) goes to a file on the target, hand.console"]);
     assert_eq!(vm.process().pid(), hand.child.id() as i32);
     assert!(
         vm.recipe().machine.starts_with("pc-q35-7.2") || vm.version().major != 7,

@@ -136,7 +136,9 @@ pub(crate) fn show(client: &Client, args: &Show) -> Result<ExitCode, Trouble> {
             ("origin", origin.to_owned()),
             ("owner", owner),
         ];
-        table(&rows.map(|(name, value)| vec![name.to_owned(), value]))
+        let rows = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]);
+        let ports = vm.ports.iter().map(|port| vec!["port".to_owned(), self::port(port)]);
+        table(&rows.chain(ports).collect::<Vec<_>>())
     })
 }
 
@@ -172,6 +174,17 @@ fn say(
 
 fn pid(vm: &VmInfo) -> String {
     vm.pid.map_or("-".to_owned(), |pid| pid.to_string())
+}
+
+/// Where a character device ends: under the name that stays the same, if it has one.
+fn port(port: &Value) -> String {
+    let text = |key: &str| port[key].as_str().unwrap_or_default();
+    let place = port["link"].as_str().unwrap_or(text("path"));
+    let log = match port["log"].as_str().filter(|log| *log != place) {
+        Some(log) => format!(", written to {log}"),
+        None => String::new(),
+    };
+    format!("{} ({}) {place}{log}", text("id"), text("kind"))
 }
 
 fn note(vm: &VmInfo) -> String {

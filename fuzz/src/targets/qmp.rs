@@ -78,6 +78,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         "inserted": { "node-name": "file0", "file": "/shared/web1.img", "bps": 5, "group": "g" } }, { "device": "cd0", "qdev": "cd" }]);
     let graph = json!({ "nodes": [{ "id": 1, "type": "block-driver", "name": "file0" }, { "id": 2, "type": "block-backend", "name": "" },
         { "id": 3, "type": "block-job", "name": "job0" }], "edges": [{ "parent": 2, "child": 1, "name": "root" }] });
+    let chardevs = json!([{ "label": "serial0", "filename": "unix:/s,server=on", "frontend-open": true }]);
     let differences = [
         status.clone(),
         json!({ "blocked-reasons": ["a device"] }),
@@ -91,6 +92,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         node.clone(),
         graph.clone(),
         net.clone(),
+        chardevs.clone(),
         memdev.clone(),
         json!("/objects/ram0"),
         old.clone(),
@@ -109,7 +111,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         memdev.clone(),
         json!([{ "type": "dimm", "data": { "id": "dimm0", "size": 4096 } }]),
         cpus.clone(),
-        json!([{ "label": "serial0", "filename": "unix:/s,server=on", "frontend-open": true }]),
+        chardevs,
         drives.clone(),
         node,
         json!([{ "id": "job0", "type": "backup", "status": "running" }]),

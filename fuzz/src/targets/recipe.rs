@@ -2,8 +2,8 @@ use crate::input::Input;
 use qemu::{
     Accel, Limits, Recipe,
     recipe::{
-        Argument, Backing, Console, FeatureWord, MemoryBlock, Net, Paths, Role, SeenFile, check,
-        check_argument, options,
+        Argument, Backing, Chardev, ChardevKind, Console, FeatureWord, MemoryBlock, Net, Paths, Role, Screen,
+        SeenFile, check, check_argument, options,
     },
 };
 use std::path::PathBuf;
@@ -172,6 +172,11 @@ fn recipes() -> Vec<Recipe> {
         kvm_speed: None,
         settings: vec![],
         defaults: false,
+        chardevs: vec![
+            Chardev::new("charchannel0", ChardevKind::Socket),
+            Chardev { mux: true, logged: true, ..Chardev::new("c1", ChardevKind::Pty) },
+        ],
+        screen: Screen::Vnc,
     };
     let theirs = Recipe {
         machine: "microvm,pic=off,pit=off".into(),

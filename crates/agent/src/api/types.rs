@@ -85,6 +85,10 @@ pub struct VmInfo {
     pub different: Vec<String>,
     /// What it is made of.
     pub recipe: serde_json::Value,
+    /// What its character devices and its screen end in on this host, if the agent's QEMU runs it: `id`, `kind`, `path`, the name `link`
+    /// that stays the same, `log`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<serde_json::Value>,
 }
 
 /// A running migration in short.

@@ -67,6 +67,7 @@ impl Registry {
             migration: None,
             different: vec![],
             recipe: vm.recipe.clone(),
+            ports: vm.belongings["ports"].as_array().cloned().unwrap_or_default(),
         })
     }
 

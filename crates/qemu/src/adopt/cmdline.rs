@@ -1,12 +1,20 @@
 //! What a QEMU was, by its command line.
 
-use super::{dialect, names::Names};
+use super::{
+    chardevs::{Found, Ports, Was},
+    dialect,
+    names::Names,
+    netdevs::{self, Networks, Tap},
+    words::{self, Word},
+};
 use crate::recipe::{
-    Accel, Argument, Backing, Console, MemoryBlock, NetOptions, Recipe, Role, SeenFile, aliases, files,
-    is_of_user_network,
+    Accel, Argument, Backing, Console, MemoryBlock, Recipe, Role, Screen, SeenFile, aliases, files,
     options::{self, get, is_on},
 };
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 use units::Bytes;
 
 /// What the command line says.
@@ -23,25 +31,24 @@ pub(crate) struct Read {
     pub(super) late: Vec<String>,
     /// Files as they were when the VM was read before: another one by the same name is none of its.
     pub(super) known: Vec<SeenFile>,
+    /// What character devices were.
+    pub(super) was: Vec<Was>,
+    /// The ids of all character devices of the command line.
+    pub(super) chardevs: BTreeSet<String>,
+    /// Whether there are networks to which QEMU has given names of its own.
+    pub(super) nameless: bool,
 }
-
-/// A TAP as the command line names it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Tap {
-    pub(super) ifname: String,
-    pub(super) options: NetOptions,
-}
-
-/// What `-netdev tap` may say besides what goes with the VM: it concerns how this host's TAP was made.
-const TAP_OPTIONS: &[&str] =
-    &["type", "id", "ifname", "script", "downscript", "br", "helper", "vhost", "vhostforce", "poll-us"];
 
 impl Read {
     /// What a recipe says: of a VM that was started by it.
     pub(super) fn of(recipe: Recipe) -> Self {
+        let nic = |argument: &Argument| argument.option == "-net";
         Self {
             known: recipe.files.clone(),
+            nameless: recipe.arguments.iter().any(nic),
             recipe,
+            was: Vec::new(),
+            chardevs: BTreeSet::new(),
             taps: BTreeMap::new(),
             reasons: Vec::new(),
             notes: Vec::new(),
@@ -50,30 +57,6 @@ impl Read {
         }
     }
 }
-
-/// Options without a value.
-const FLAGS: &[&str] = &[
-    "-nodefaults",
-    "-no-user-config",
-    "-nographic",
-    "-daemonize",
-    "-S",
-    "-enable-kvm",
-    "-no-reboot",
-    "-no-shutdown",
-    "-no-hpet",
-    "-no-acpi",
-    "-usb",
-    "-full-screen",
-    "-no-fd-bootchk",
-    "-snapshot",
-    "-mem-prealloc",
-    "-no-quit",
-    "-s",
-    "-enable-sync-profile",
-    "-only-migratable",
-    "-xen-attach",
-];
 
 /// Options that concern the source host only: the target has its own, or needs none.
 const HOST_ONLY: &[&str] = &[
@@ -89,9 +72,6 @@ const HOST_ONLY: &[&str] = &[
     "-sandbox",
     "-run-with",
     "-incoming",
-    "-qmp",
-    "-qmp-pretty",
-    "-mon",
     "-nodefaults",
     "-no-user-config",
     "-daemonize",
@@ -102,6 +82,25 @@ const HOST_ONLY: &[&str] = &[
     "-enable-kvm",
     "-accel",
     "-async-teardown",
+    "-add-fd",
+    "-id",
+    "-iscsi",
+    "-loadvm",
+    "-perfmap",
+    "-jitdump",
+    "-realtime",
+    "-preconfig",
+    "-singlestep",
+    "-one-insn-per-tb",
+    "-seed",
+    "-alt-grab",
+    "-ctrl-grab",
+    "-win2k-hack",
+    "-xen-attach",
+    "-enable-sync-profile",
+    "-qtest",
+    "-qtest-log",
+    "-plugin",
 ];
 
 /// Reads a command line. `names` says what the file names in it lead to.
@@ -111,23 +110,18 @@ pub(super) fn read(argv: &[String], names: &Names<'_>) -> Read {
 
 fn read_knowing(argv: &[String], names: &Names<'_>, loaded: &[SeenFile]) -> Read {
     let mut reader = Reader { loaded, ..Reader::new(names) };
-    let mut rest = argv.iter().skip(1);
-    while let Some(word) = rest.next() {
-        // QEMU takes two dashes for one.
-        let option = match word.strip_prefix("--") {
-            Some(bare) => format!("-{bare}"),
-            None => word.clone(),
-        };
-        if !option.starts_with('-') {
-            reader.option("-hda", &option);
-        } else if FLAGS.contains(&option.as_str()) {
-            reader.flag(&option);
-        } else {
-            let Some(value) = rest.next() else {
-                reader.refuse(format!("{option} has no value"));
-                break;
-            };
-            reader.option(&option, value);
+    let (words, wrong) = words::of(argv, names);
+    reader.read.reasons.extend(wrong);
+    for Word { option, value, json } in words {
+        match value {
+            None => reader.flag(&option),
+            Some(value) => {
+                if json && option == "-device" {
+                    let parsed = options::parse(&value, "driver");
+                    reader.read.late.extend(get(&parsed, "id").map(str::to_owned));
+                }
+                reader.option(&option, &value);
+            }
         }
     }
     reader.finish()
@@ -135,12 +129,8 @@ fn read_knowing(argv: &[String], names: &Names<'_>, loaded: &[SeenFile]) -> Read
 
 /// Only the TAPs that a command line names, by their netdev's id.
 pub(crate) fn taps(argv: &[String]) -> BTreeMap<String, Tap> {
-    let names = Names::In(Path::new("/"));
-    let mut reader = Reader::new(&names);
-    for words in argv.windows(2).filter(|words| matches!(words[0].as_str(), "-netdev" | "--netdev")) {
-        reader.netdev(&words[1]);
-    }
-    reader.read.taps
+    let (words, _) = words::of(argv, &Names::In(Path::new("/")));
+    netdevs::of(&words).taps
 }
 
 /// Reads the command line of a VM that was read before. What cannot change while QEMU runs is as it was: what it has loaded, too.
@@ -162,10 +152,8 @@ struct Reader<'a> {
     loaded: &'a [SeenFile],
     read: Read,
     flags: Vec<String>,
-    /// Character devices, by id: what becomes of one depends on who uses it.
-    chardevs: Vec<(String, String, Argument)>,
-    serial: Vec<String>,
-    monitors: Vec<String>,
+    ports: Ports,
+    networks: Networks,
 }
 
 impl<'a> Reader<'a> {
@@ -189,25 +177,12 @@ impl<'a> Reader<'a> {
             kvm_speed: None,
             settings: Vec::new(),
             defaults: false,
-        };
-        let read = Read {
-            recipe,
-            taps: BTreeMap::new(),
-            reasons: Vec::new(),
-            notes: Vec::new(),
-            lost: Vec::new(),
-            late: Vec::new(),
-            known: Vec::new(),
-        };
-        Self {
-            names,
-            loaded: &[],
-            read,
-            flags: Vec::new(),
             chardevs: Vec::new(),
-            serial: Vec::new(),
-            monitors: Vec::new(),
-        }
+            screen: Screen::None,
+        };
+        let read = Read { known: Vec::new(), ..Read::of(recipe) };
+        let (ports, networks) = (Ports::default(), Networks::default());
+        Self { names, loaded: &[], read, flags: Vec::new(), ports, networks }
     }
 
     fn refuse(&mut self, why: impl Into<String>) {
@@ -231,10 +206,7 @@ impl<'a> Reader<'a> {
             "-mem-prealloc" => {
                 self.note("-mem-prealloc does not apply on the target: pages come as they are needed")
             }
-            "-nographic" => {
-                self.serial.push("stdio".to_owned());
-                self.machine("graphics=off");
-            }
+            "-nographic" => self.machine("graphics=off"),
             "-s" => self.note("the debugger's port (-s) stays behind"),
             _ if HOST_ONLY.contains(&option) => {}
             _ => self.read.recipe.arguments.push(Argument { option: option.to_owned(), value: None }),
@@ -242,19 +214,11 @@ impl<'a> Reader<'a> {
     }
 
     fn option(&mut self, option: &str, value: &str) {
-        match dialect::from_json(option, value) {
-            Some(Ok(pairs)) => {
-                if option == "-device" {
-                    let parsed = options::parse(&pairs, "driver");
-                    self.read.late.extend(get(&parsed, "id").map(str::to_owned));
-                }
-                return self.option(option, &pairs);
-            }
-            Some(Err(why)) => return self.refuse(why),
-            None => {}
-        }
         if let Some(drive) = dialect::drive(option, value) {
             return self.option("-drive", &drive);
+        }
+        if self.ports.take(option, value) || self.networks.take(option, value) {
+            return;
         }
         match option {
             "-machine" | "-M" => self.machine(value),
@@ -263,18 +227,6 @@ impl<'a> Reader<'a> {
             "-m" if value.contains("maxmem") => self.read.recipe.memory_options = Some(value.to_owned()),
             "-m" => {}
             "-object" => self.object(value),
-            "-netdev" => self.netdev(value),
-            "-chardev" => {
-                let parsed = options::parse(value, "backend");
-                let field = |key: &str| get(&parsed, key).unwrap_or_default().to_owned();
-                self.chardevs.push((field("id"), field("backend"), Argument::new(option, value)));
-            }
-            "-serial" => self.serial.push(value.to_owned()),
-            "-mon" | "-monitor" | "-qmp" | "-qmp-pretty" => {
-                let parsed = options::parse(value, "chardev");
-                let used = get(&parsed, "chardev").unwrap_or_default();
-                self.monitors.push(used.strip_prefix("chardev:").unwrap_or(used).to_owned());
-            }
             // No first key is implied here: QEMU wants `file=` spelled out.
             "-drive" => self.disk(option, value, "", "file"),
             "-blockdev" => self.disk(option, value, "driver", "filename"),
@@ -283,24 +235,79 @@ impl<'a> Reader<'a> {
                 self.pass(option, path);
             }
             "-device" => self.pass(option, aliases::resolve(value)),
-            "-display" | "-vnc" | "-spice" if value != "none" => {
-                self.note(format!("the display ({option} {value}) stays behind; the target has none"));
-            }
-            "-display" => {}
-            "-add-fd" => {
-                self.refuse("-add-fd: the target cannot be given this descriptor; name a file instead")
-            }
+            "-display" | "-vnc" | "-spice" => self.screen(option, value),
+            "-fw_cfg" => self.shown_file(option, value, "name"),
+            "-acpitable" | "-smbios" => self.shown_file(option, value, ""),
+            "-boot" => self.without(option, value, "order", &["splash"]),
+            "-icount" => self.without(option, value, "shift", &["rr", "rrfile", "rrsnapshot"]),
+            "-audiodev" => self.audio(value),
             "-overcommit" | "-realtime" if value.contains("mem-lock=on") || value.contains("mlock=on") => {
                 self.refuse(
                     "locked memory (mem-lock=on) would make every page of the target present; leave it out",
                 );
             }
+            "-overcommit" => self.without(option, value, "", &["mem-lock"]),
             "-mem-path" => self.note("-mem-path does not apply on the target: its memory is a memfd"),
             "-gdb" => self.note("the debugger's port (-gdb) stays behind"),
             "-global" if value.starts_with("migration.") => {}
             _ if HOST_ONLY.contains(&option) => {}
-            _ => self.pass(option, value),
+            _ => {
+                if option == "-tpmdev" {
+                    self.ports.used_elsewhere(value);
+                }
+                self.pass(option, value);
+            }
         }
+    }
+
+    /// What it shows ends on its host; what is carried over is that somebody can look at all.
+    fn screen(&mut self, option: &str, value: &str) {
+        let kind = value.split([',', '=']).next().unwrap_or_default();
+        match (option, kind) {
+            (_, "none") => {}
+            ("-vnc", _) | ("-display", "vnc") => self.read.recipe.screen = Screen::Vnc,
+            ("-spice", _) | ("-display", "spice-app") => {
+                self.read.recipe.screen = Screen::Vnc;
+                self.note(format!(
+                    "SPICE ({option} {value}) stays behind, and with it what goes over its channels: sound, USB, the clipboard; \
+                     the target shows the screen by VNC"
+                ));
+            }
+            _ => self.note(format!("the display ({option} {value}) stays behind; the target has none")),
+        }
+    }
+
+    /// An option that shows the guest what is in a file.
+    fn shown_file(&mut self, option: &str, value: &str, implied: &str) {
+        let mut parsed = options::parse(value, implied);
+        for (key, name) in &mut parsed {
+            if key == "file" {
+                *name = self.file(name, Role::Boot);
+            }
+        }
+        self.pass(option, options::join(&parsed, implied));
+    }
+
+    /// Passes an option on without keys that concern this host.
+    fn without(&mut self, option: &str, value: &str, implied: &str, keys: &[&str]) {
+        let (left, kept): (Vec<_>, Vec<_>) =
+            options::parse(value, implied).into_iter().partition(|(key, _)| keys.contains(&key.as_str()));
+        for (key, value) in left.iter().filter(|(_, value)| !options::is_off(value)) {
+            self.note(format!("{option} {key}={value} stays behind: it is this host's"));
+        }
+        if !kept.is_empty() {
+            self.pass(option, options::join(&kept, implied));
+        }
+    }
+
+    /// Sound is heard where the VM is; a target has nobody who listens.
+    fn audio(&mut self, value: &str) {
+        let parsed = options::parse(value, "driver");
+        if get(&parsed, "driver") != Some("none") {
+            self.note(format!("sound ({value}) stays behind: on the target nobody hears it"));
+        }
+        let id = get(&parsed, "id").unwrap_or_default();
+        self.pass("-audiodev", format!("none,id={id}"));
     }
 
     fn machine(&mut self, value: &str) {
@@ -357,64 +364,6 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn netdev(&mut self, value: &str) {
-        let parsed = options::parse(value, "type");
-        let id = get(&parsed, "id").unwrap_or_default().to_owned();
-        let kind = get(&parsed, "type").unwrap_or_default();
-        if kind == "user" {
-            return self.user_network(&id, parsed);
-        }
-        if kind != "tap" {
-            let why = match kind {
-                "vhost-user" | "vhost-vdpa" => "another process writes the guest's memory unseen",
-                _ => "only TAPs on a bridge can follow the VM",
-            };
-            return self
-                .refuse(format!("network {id} is of kind {kind}: {why}; use -netdev tap on a bridge"));
-        }
-        if ["fd", "fds", "vhostfd", "vhostfds"].iter().any(|key| get(&parsed, key).is_some()) {
-            return self.refuse(format!("network {id} was given as a descriptor; name its TAP with ifname="));
-        }
-        if get(&parsed, "vhost").is_some_and(is_on) || get(&parsed, "vhostforce").is_some_and(is_on) {
-            self.refuse(format!(
-                "network {id} has vhost=on: the kernel writes the guest's memory; use vhost=off"
-            ));
-        }
-        let Some(ifname) = get(&parsed, "ifname").map(str::to_owned) else {
-            return self.refuse(format!("network {id} does not name its TAP; use ifname="));
-        };
-        let mut options = NetOptions::default();
-        for (key, value) in &parsed {
-            let understood = match key.as_str() {
-                "queues" => value.parse().map(|queues| options.queues = Some(queues)).is_ok(),
-                "vnet_hdr" => {
-                    options.vnet_hdr = Some(is_on(value));
-                    true
-                }
-                "sndbuf" => size(value).map(|bytes| options.sndbuf = Some(bytes)).is_some(),
-                key => TAP_OPTIONS.contains(&key),
-            };
-            if !understood {
-                self.refuse(format!(
-                    "network {id} has {key}={value}, which is not carried over; leave it out"
-                ));
-            }
-        }
-        self.read.taps.insert(id, Tap { ifname, options });
-    }
-
-    /// QEMU's own network: it moves, what goes through it does not.
-    fn user_network(&mut self, id: &str, parsed: Vec<(String, String)>) {
-        self.note(format!("network {id} is QEMU's own (user): its connections end when the VM moves"));
-        let (kept, left): (Vec<_>, Vec<_>) = parsed.into_iter().partition(|(key, _)| is_of_user_network(key));
-        for (key, value) in left {
-            self.note(format!(
-                "network {id}: {key}={value} stays behind: it is a port or a file of this host"
-            ));
-        }
-        self.pass("-netdev", options::join(&kept, "type"));
-    }
-
     fn disk(&mut self, option: &str, value: &str, implied: &str, key: &str) {
         let mut parsed = options::parse(value, implied);
         for (name, value) in &mut parsed {
@@ -448,41 +397,19 @@ impl<'a> Reader<'a> {
     }
 
     fn finish(mut self) -> Read {
-        self.read.recipe.defaults = !self.flags.iter().any(|flag| flag == "-nodefaults");
-        self.serial_ports();
-        for (id, kind, argument) in std::mem::take(&mut self.chardevs) {
-            if self.monitors.contains(&id) {
-                continue;
-            }
-            let passed = argument.value.as_deref().is_some_and(|value| value.contains(",fd="));
-            match kind.as_str() {
-                _ if passed => self.refuse(format!("character device {id} was given as a descriptor; name a path")),
-                "null" | "ringbuf" => self.read.recipe.arguments.insert(0, argument),
-                _ => self.refuse(format!(
-                    "character device {id} ({kind}) is used by a device and ends on this host; use one of kind null or \
-                     ringbuf"
-                )),
-            }
-        }
+        let has = |flag: &str| self.flags.iter().any(|said| said == flag);
+        self.read.recipe.defaults = !has("-nodefaults");
+        let Networks { taps, arguments, notes, reasons, nameless, .. } = self.networks.finish();
+        let read = &mut self.read;
+        (read.taps, read.nameless) = (taps, nameless);
+        read.recipe.arguments.extend(arguments);
+        read.notes.extend(notes);
+        read.reasons.extend(reasons);
+        let Found { notes, reasons, was, known } = self.ports.finish(&mut read.recipe, has("-nographic"));
+        read.notes.extend(notes);
+        read.reasons.extend(reasons);
+        (read.was, read.chardevs) = (was, known);
         self.read
-    }
-
-    fn serial_ports(&mut self) {
-        let mut ports = std::mem::take(&mut self.serial);
-        // A PC has one unless it is told to have none.
-        if ports.is_empty() && self.read.recipe.defaults {
-            ports.push("vc".to_owned());
-        }
-        let ports: Vec<_> = ports.into_iter().filter(|port| port != "none").collect();
-        if ports.len() > 1 {
-            self.refuse("it has more than one serial port; only the first can follow the VM");
-        }
-        let Some(port) = ports.first() else { return };
-        if let Some(id) = port.strip_prefix("chardev:") {
-            self.chardevs.retain(|(other, _, _)| other != id);
-        }
-        self.read.recipe.console = Console::File;
-        self.note(format!("the serial port ({port}) goes to a file on the target"));
     }
 }
 

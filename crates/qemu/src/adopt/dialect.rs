@@ -6,6 +6,8 @@ use std::collections::BTreeSet;
 
 /// Options that may be written in JSON, with the key that leads in the other form.
 const IN_JSON: &[(&str, &str)] = &[
+    ("-audiodev", "driver"),
+    ("-machine", "type"),
     ("-blockdev", "driver"),
     ("-chardev", "backend"),
     ("-device", "driver"),

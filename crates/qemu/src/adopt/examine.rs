@@ -47,8 +47,11 @@ fn carried(recipe: &Recipe) -> Vec<String> {
     if devices > 0 {
         lines.push(counted(devices, "device", "devices"));
     }
-    if recipe.console == Console::File {
+    if recipe.console != Console::None {
         lines.push("its first serial port".to_owned());
+    }
+    if !recipe.chardevs.is_empty() {
+        lines.push(counted(recipe.chardevs.len(), "character device", "character devices"));
     }
     lines
 }

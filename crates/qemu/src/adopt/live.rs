@@ -1,6 +1,7 @@
 //! What a QEMU is now, by its monitor and by `/proc`, against what its command line says.
 
 use super::{
+    chardevs,
     cmdline::Read,
     drives::{self, Live},
     names::Names,
@@ -17,6 +18,10 @@ use serde_json::{Value, json};
 use std::{collections::BTreeMap, fs, path::Path};
 use sys::process::PidFd;
 use units::PAGE_SIZE;
+
+/// Seen with QEMU 7.2 and 10.0, whatever is moved by.
+const SEVERAL_PORTS: &str =
+    "QEMU dies when it saves the state of a serial card with several ports; use several pci-serial";
 
 /// Devices that cannot follow a VM, by the beginning of their type's name, and why.
 const REFUSED: &[(&str, &str)] = &[
@@ -40,6 +45,8 @@ const REFUSED: &[(&str, &str)] = &[
     ("virtio-gpu", "its memory is not in the device state alone, which is not supported yet; use -vga std"),
     ("qxl", "it is not supported yet; use -vga std"),
     ("cfi.pflash", "flash memory (OVMF) is not supported yet; boot with SeaBIOS"),
+    ("pci-serial-2x", SEVERAL_PORTS),
+    ("pci-serial-4x", SEVERAL_PORTS),
     ("tpm-", "a TPM's state is in another process; leave it out"),
 ];
 
@@ -59,6 +66,7 @@ pub(super) fn differences(
     places(qmp, read);
     disks(qmp, process, names, read, &mut reasons)?;
     nets::networks(qmp, process, read, &mut reasons)?;
+    chardevs::follow(qmp, &mut read.recipe, &read.chardevs, &mut reasons)?;
     memory(qmp, process, read, &mut reasons)?;
     Ok(reasons)
 }

@@ -3,6 +3,7 @@
 //! Its command line says what it was, its monitor what it is now. Where both agree and nothing in it would be lost on
 //! the way, that gives the recipe for the target; else every reason is told, each with what would mend it.
 
+mod chardevs;
 pub(crate) mod cmdline;
 mod confined;
 mod dialect;
@@ -10,8 +11,10 @@ mod drives;
 mod examine;
 pub(crate) mod live;
 pub(crate) mod names;
+mod netdevs;
 pub(crate) mod nets;
 mod settings;
+mod words;
 
 use crate::{
     attach, cpu, find,
@@ -75,7 +78,8 @@ fn look(name: &str, socket: &Path) -> Result<Looked, OpenError> {
     let refused = |why: String| OpenError::Refused { vm: name.to_owned(), reasons: vec![why] };
     let argv = find::command_line(&process).map_err(|cause| refused(cause.to_string()))?;
     let held = Held::by(&process)
-        .map_err(|cause| refused(format!("cannot look which files it has open: {cause}")))?;
+        .map_err(|cause| refused(format!("cannot look which files it has open: {cause}")))?
+        .with_sets(&mut qmp)?;
     let (read, mut reasons) = understand(&mut qmp, &process, &argv, &Names::Of(&held))?;
     reasons.extend(mixed::up(&mut qmp, &held)?);
 
@@ -90,6 +94,7 @@ fn look(name: &str, socket: &Path) -> Result<Looked, OpenError> {
     let mut told = std::collections::BTreeSet::new();
     reasons.retain(|reason| told.insert(reason.clone()));
     let mut notes = read.notes;
+    notes.extend(chardevs::notes(&recipe, &read.was));
     if let Ok(source) = attach::Source::open(process.pid(), &layout.main) {
         notes.extend(of_memory(&source));
     }
@@ -138,7 +143,7 @@ pub(crate) fn again(
     started_by_us: bool,
 ) -> Result<(Recipe, Vec<String>, Vec<String>), QmpError> {
     let held = match Held::by(process) {
-        Ok(held) => held,
+        Ok(held) => held.with_sets(qmp)?,
         Err(cause) => {
             let why = format!("cannot look which files it has open: {cause}");
             return Ok((known.clone(), vec![why], vec![]));
@@ -162,6 +167,7 @@ pub(crate) fn again(
     reasons.extend(recipe::check(&read.recipe));
     let mut told = std::collections::BTreeSet::new();
     reasons.retain(|reason| told.insert(reason.clone()));
+    read.notes.extend(chardevs::notes(&read.recipe, &read.was));
     Ok((read.recipe, reasons, read.notes))
 }
 

@@ -1,12 +1,15 @@
 //! QEMU's command line from a recipe.
 
-use super::{Backing, Console, Recipe, allow, options::escape};
-use std::{collections::BTreeMap, path::PathBuf};
+use super::{Backing, Chardev, ChardevKind, Console, Recipe, Screen, allow, options::escape};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 /// The id of our monitor's socket.
 pub(crate) const MONITOR_ID: &str = "whimbrel-qmp";
 
-/// The id of the console that goes to a file.
+/// The id of the first serial port's character device.
 pub(crate) const CONSOLE_ID: &str = "whimbrel-console";
 
 /// What one host adds to a recipe: names that mean something here only.
@@ -14,12 +17,42 @@ pub(crate) const CONSOLE_ID: &str = "whimbrel-console";
 pub struct Paths {
     /// Where QEMU listens for us.
     pub qmp: PathBuf,
-    /// Where the guest's console is written.
-    pub console: PathBuf,
+    /// Where its character devices end, by their ids.
+    pub chardevs: BTreeMap<String, Place>,
+    /// Where VNC clients connect.
+    pub vnc: PathBuf,
     /// The file of each memory block that is backed by one, by the block's id.
     pub memory: BTreeMap<String, PathBuf>,
     /// The TAP of each network card, by the netdev's id.
     pub taps: BTreeMap<String, String>,
+}
+
+/// Where a character device ends on this host.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Place {
+    /// The socket, if it is one.
+    pub socket: PathBuf,
+    /// The file for what the guest says, if there is one.
+    pub log: PathBuf,
+}
+
+/// `-chardev`.
+fn chardev(chardev: &Chardev, place: &Place) -> String {
+    let path = |path: &Path| escape(&path.to_string_lossy());
+    let Chardev { id, kind, mux, .. } = chardev;
+    let mut text = match kind {
+        ChardevKind::Socket => format!("socket,id={id},path={},server=on,wait=off", path(&place.socket)),
+        ChardevKind::Log => format!("file,id={id},path={},append=on", path(&place.log)),
+        ChardevKind::Pty => format!("pty,id={id}"),
+        ChardevKind::Null => format!("null,id={id}"),
+    };
+    if *mux {
+        text.push_str(",mux=on");
+    }
+    if chardev.logged && *kind != ChardevKind::Log {
+        text.push_str(&format!(",logfile={},logappend=on", path(&place.log)));
+    }
+    text
 }
 
 impl Recipe {
@@ -57,9 +90,12 @@ impl Recipe {
         for net in &self.nets {
             add("-netdev", net.netdev(paths.taps.get(&net.id).map_or("", String::as_str)));
         }
-        if self.console == Console::File {
-            let path = escape(&paths.console.to_string_lossy());
-            add("-chardev", format!("file,id={CONSOLE_ID},path={path},append=on"));
+        let nowhere = Place::default();
+        for device in self.all_chardevs() {
+            let place = paths.chardevs.get(&device.id).unwrap_or(&nowhere);
+            add("-chardev", chardev(&device, place));
+        }
+        if self.console != Console::None {
             add("-serial", format!("chardev:{CONSOLE_ID}"));
         }
         for argument in &self.arguments {
@@ -68,6 +104,9 @@ impl Recipe {
         }
         let mut add = |option: &str, value: String| argv.extend([option.to_owned(), value]);
         add("-display", "none".to_owned());
+        if self.screen == Screen::Vnc {
+            add("-vnc", format!("unix:{}", escape(&paths.vnc.to_string_lossy())));
+        }
         let socket = escape(&paths.qmp.to_string_lossy());
         add("-chardev", format!("socket,id={MONITOR_ID},path={socket},server=on,wait=off"));
         add("-mon", format!("chardev={MONITOR_ID},mode=control"));

@@ -9,6 +9,7 @@ pub(crate) mod aliases;
 mod allow;
 mod argv;
 mod backing;
+mod chardev;
 mod check;
 mod extensions;
 /// Files that both hosts must see.
@@ -20,9 +21,11 @@ mod settings;
 
 pub use allow::check_argument;
 pub(crate) use allow::device_driver;
-pub(crate) use allow::{is_id, is_of_user_network};
+pub(crate) use allow::{is_id, is_nic_model, is_of_user_network};
 pub use argv::Paths;
+pub(crate) use argv::{CONSOLE_ID, Place};
 pub use backing::{backing_files, backing_of};
+pub use chardev::{Chardev, ChardevKind};
 pub use check::check;
 pub(crate) use check::{NAME_RULE, is_interface, is_name, matches};
 pub(crate) use settings::LIMITS;
@@ -60,7 +63,7 @@ pub struct Recipe {
     /// Network cards' host side.
     #[serde(default)]
     pub nets: Vec<Net>,
-    /// Whether the first serial port goes to a file of this host.
+    /// Where the first serial port goes on its host.
     #[serde(default)]
     pub console: Console,
     /// Disks, kernel, initrd: everything that both hosts must see.
@@ -84,6 +87,29 @@ pub struct Recipe {
     /// without media, ports.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub defaults: bool,
+    /// Character devices besides the console.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chardevs: Vec<Chardev>,
+    /// Who can look at the guest's screen.
+    #[serde(default, skip_serializing_if = "Screen::is_none")]
+    pub screen: Screen,
+}
+
+/// Who can look at the guest's screen, and use its keyboard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Screen {
+    /// Nobody.
+    #[default]
+    None,
+    /// VNC clients that can reach a socket in the host's runtime directory.
+    Vnc,
+}
+
+impl Screen {
+    fn is_none(&self) -> bool {
+        *self == Self::None
+    }
 }
 
 /// How the guest's instructions are executed.
@@ -215,6 +241,10 @@ pub enum Console {
     /// A file in the host's runtime directory.
     #[default]
     File,
+    /// A Unix socket there, and such a file.
+    Socket,
+    /// A pseudo-terminal, and such a file.
+    Pty,
     /// There is none.
     None,
 }
@@ -312,6 +342,11 @@ impl Recipe {
     /// The guest's memory in bytes.
     pub fn memory_bytes(&self) -> u64 {
         self.memory.iter().fold(0, |sum, block| sum.saturating_add(block.bytes))
+    }
+
+    /// All character devices, the console first.
+    pub fn all_chardevs(&self) -> impl Iterator<Item = Chardev> {
+        chardev::of_console(self.console).into_iter().chain(self.chardevs.iter().cloned())
     }
 
     /// The names of files that the VM only reads, whatever anybody says of them.

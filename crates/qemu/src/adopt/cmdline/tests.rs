@@ -47,12 +47,6 @@ fn each_refusal_says_why_and_what_would_mend_it() {
         (&["-netdev", "tap,id=n,ifname=t0,vhostforce=on"], "the kernel writes", "use vhost=off"),
         (&["-netdev", "vhost-user,id=n,chardev=c"], "another process writes", "use -netdev tap on a bridge"),
         (&["-netdev", "vhost-vdpa,id=n"], "another process writes", "use -netdev tap on a bridge"),
-        (&["-netdev", "tap,id=n,fd=7"], "given as a descriptor", "name its TAP with ifname="),
-        (&["-netdev", "tap,id=n,vhostfds=7:8"], "given as a descriptor", "name its TAP with ifname="),
-        (&["-netdev", "tap,id=n"], "does not name its TAP", "use ifname="),
-        (&["-chardev", "socket,id=c,fd=7"], "given as a descriptor", "name a path"),
-        (&["-chardev", "socket,id=c,path=/run/c"], "ends on this host", "use one of kind null or ringbuf"),
-        (&["-add-fd", "fd=7,set=1"], "cannot be given this descriptor", "name a file instead"),
         (&["-overcommit", "mem-lock=on"], "every page of the target present", "leave it out"),
         (&["-realtime", "mlock=on"], "every page of the target present", "leave it out"),
         (&["-object", "memory-backend-epc,id=m,size=64M"], "memory-backend-epc", "use memory-backend-memfd"),
@@ -62,7 +56,6 @@ fn each_refusal_says_why_and_what_would_mend_it() {
             "leave it out",
         ),
         (&["-snapshot"], "a file of this host", "leave it out"),
-        (&["-serial", "stdio", "-serial", "pty"], "more than one serial port", "only the first"),
     ];
     for (words, why, mend) in table {
         let reasons = refused(words);
@@ -95,7 +88,7 @@ fn what_a_machine_usually_has_and_other_dialects_are_understood() {
         [
             "index=0,media=disk,file=/disk.img",
             "index=2,media=cdrom,file=/a,,b.iso",
-            "user,id=u,net=10.1.0.0/24"
+            "user,net=10.1.0.0/24,id=u"
         ]
     );
     assert!(
@@ -103,4 +96,78 @@ fn what_a_machine_usually_has_and_other_dialects_are_understood() {
         "{:#?}",
         read.notes
     );
+}
+
+/// As each of them starts VMs, without what is refused of itself.
+#[test]
+fn what_is_said_around_a_machine_is_passed_on_or_told() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("ign"), "{}").unwrap();
+    let argv = [
+        "qemu",
+        "-nodefaults",
+        // Proxmox
+        "-id",
+        "100",
+        "-pidfile",
+        "/p",
+        "-boot",
+        "menu=on,splash=/s.jpg,strict=on",
+        "-iscsi",
+        "initiator-name=x",
+        // libvirt
+        "-name",
+        "guest=a,debug-threads=on",
+        "-overcommit",
+        "mem-lock=off",
+        "-object",
+        r#"{"qom-type":"secret","id":"s","format":"raw","file":"/x"}"#,
+        "-audiodev",
+        r#"{"id":"audio1","driver":"spice"}"#,
+        "-add-fd",
+        "set=0,fd=3,opaque=x",
+        "-sandbox",
+        "on,spawn=deny",
+        "-msg",
+        "timestamp=on",
+        "-spice",
+        "port=5900,addr=127.0.0.1",
+        // people
+        "-fw_cfg",
+        "name=opt/com.coreos/config,file=ign",
+        "-action",
+        "panic=none,reboot=shutdown",
+        "-watchdog-action",
+        "none",
+        "-icount",
+        "shift=auto,sleep=off,rr=record,rrfile=/r",
+        "-usbdevice",
+        "tablet",
+        "-display",
+        "gtk,gl=on",
+    ]
+    .map(str::to_owned);
+    let Read { recipe, reasons, notes, .. } = read(&argv, &Names::In(folder.path()));
+    assert_eq!(reasons, Vec::<String>::new());
+    assert_eq!(recipe.screen, Screen::Vnc);
+    let said: Vec<_> = recipe.arguments.iter().filter_map(|argument| argument.value.clone()).collect();
+    let file = folder.path().join("ign").display().to_string();
+    assert_eq!(
+        said,
+        [
+            "menu=on,strict=on".to_owned(),
+            "none,id=audio1".to_owned(),
+            format!("opt/com.coreos/config,file={file}"),
+            "panic=none,reboot=shutdown".to_owned(),
+            "none".to_owned(),
+            "auto,sleep=off".to_owned(),
+            "tablet".to_owned(),
+        ]
+    );
+    for argument in &recipe.arguments {
+        assert_eq!(crate::recipe::check_argument(argument, &recipe.files), Ok(()), "{argument:?}");
+    }
+    for says in ["splash=/s.jpg", "sound (", "SPICE (", "rrfile=/r", "the display (-display gtk"] {
+        assert!(notes.iter().any(|note| note.contains(says)), "{says}: {notes:#?}");
+    }
 }

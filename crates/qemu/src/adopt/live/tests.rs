@@ -81,6 +81,7 @@ fn devices_that_cannot_follow_the_vm_are_refused_with_why_and_what_would_mend_it
         ("nvdimm", "a file of this host", "use a disk"),
         ("virtio-9p-pci", "files are this host's", "use a network file system"),
         ("virtio-gpu-pci", "not supported yet", "use -vga std"),
+        ("pci-serial-2x", "QEMU dies when it saves", "use several pci-serial"),
         ("tpm-crb", "in another process", "leave it out"),
     ];
     for (kind, why, mend) in table {

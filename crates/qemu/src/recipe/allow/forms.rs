@@ -13,7 +13,7 @@ pub(in super::super) const LONGEST_NAME: usize = 63;
 
 /// What the ids of our own back ends begin with: a device of the recipe that named one would speak to our
 /// monitor.
-const RESERVED: &str = "whimbrel-";
+pub(in super::super) const RESERVED: &str = "whimbrel-";
 
 /// What a value must look like.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,6 +42,8 @@ pub(super) enum Form {
     Range,
     /// `utc`, `localtime`, or a date with a time.
     Moment,
+    /// A number of bits, or `auto`.
+    Shift,
     /// One of these words.
     Word(&'static [&'static str]),
     /// `off`: switched on, it would do harm.
@@ -84,6 +86,7 @@ impl Form {
                     || (10..=19).contains(&value.len())
                         && all(|byte| byte.is_ascii_digit() || b"-:T".contains(byte))
             }
+            Self::Shift => value == "auto" || value.len() < 3 && is_number(value),
             Self::Word(words) => words.contains(&value),
             Self::Off => is_off(value),
             Self::Empty => value.is_empty(),
@@ -105,6 +108,7 @@ impl Form {
             Self::Uuid => "a UUID".to_owned(),
             Self::Range => "a range of numbers such as 0-3".to_owned(),
             Self::Moment => "utc, localtime or a date such as 2026-06-17T16:01:21".to_owned(),
+            Self::Shift => "a number of bits or auto".to_owned(),
             Self::Word(words) => format!("one of {}", words.join(", ")),
             Self::Off => "off".to_owned(),
             Self::Empty => "empty".to_owned(),
@@ -158,6 +162,7 @@ mod tests {
             (Form::Uuid, &["auto", "324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87"], &["", "324e6eaf"]),
             (Form::Range, &["0", "0-3"], &["", "-3", "0-", "0-3-5", "a-b"]),
             (Form::Moment, &["utc", "2026-06-17T16:01:21", "2026-06-17"], &["", "now", "2026"]),
+            (Form::Shift, &["auto", "7", "10"], &["", "x", "100", "on"]),
             (Form::Word(&["stop", "report"]), &["stop"], &["", "sto", "stop "]),
             (Form::Off, &["off", "no"], &["on", "", "auto"]),
             (Form::Empty, &[""], &[" ", "x"]),

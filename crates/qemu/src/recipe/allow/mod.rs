@@ -13,9 +13,9 @@ mod options;
 mod properties;
 
 pub(crate) use forms::is_id;
-pub(super) use forms::{LONGEST_NAME, is_word};
-pub(crate) use options::is_of_user_network;
+pub(super) use forms::{LONGEST_NAME, RESERVED, is_word};
 pub(super) use options::{cpu, machine, memory, smp};
+pub(crate) use options::{is_nic_model, is_of_user_network};
 
 use super::{
     Argument, Role, SeenFile,
@@ -56,6 +56,9 @@ pub fn check_argument(argument: &Argument, files: &[SeenFile]) -> Result<(), Str
         }
         "-kernel" | "-initrd" if file_of(Role::Boot, value) => Ok(()),
         "-kernel" | "-initrd" => refuse("the file is not among the recipe's boot files".to_owned()),
+        "-fw_cfg" | "-acpitable" | "-smbios" if get(&parse(value, ""), "file").is_some() => {
+            options::with_file(option, value, &|path| file_of(Role::Boot, path)).or_else(refuse)
+        }
         "-global" => global(value).or_else(refuse),
         "-device" => device(value).or_else(refuse),
         "-blockdev" => block::blockdev(value, &file_of).or_else(refuse),
@@ -107,7 +110,10 @@ pub(super) fn written(argument: &Argument) -> Option<String> {
         "-chardev" => "backend",
         "-numa" => "type",
         "-boot" => "order",
-        "-drive" | "-rtc" | "-smbios" | "-overcommit" => "",
+        "-net" => "type",
+        "-icount" => "shift",
+        "-fw_cfg" => "name",
+        "-drive" | "-rtc" | "-smbios" | "-overcommit" | "-action" | "-acpitable" => "",
         _ => return Some(value.to_owned()),
     };
     let pairs = parse(value, implied).into_iter();

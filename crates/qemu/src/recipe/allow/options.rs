@@ -190,6 +190,50 @@ const IOTHREAD: &[Property] = &[
 ];
 const RANDOM: &[Property] = &[("filename", Word(&["/dev/urandom", "/dev/random"]))];
 
+/// Cards that `-net nic` may make.
+const NIC_MODELS: &[&str] = &[
+    "virtio",
+    "virtio-net-pci",
+    "e1000",
+    "e1000e",
+    "rtl8139",
+    "pcnet",
+    "ne2k_pci",
+    "vmxnet3",
+    "i82551",
+    "i82557b",
+    "i82559er",
+];
+
+/// `-net nic`: a card that the machine makes itself.
+const NIC: &[Property] = &[
+    ("addr", Place),
+    ("macaddr", Mac),
+    ("model", Word(NIC_MODELS)),
+    ("name", Id),
+    ("netdev", Id),
+    ("type", Word(&["nic"])),
+    ("vectors", Number),
+];
+
+/// Whether `-net nic` may make a card of this model.
+pub(crate) fn is_nic_model(model: &str) -> bool {
+    NIC_MODELS.contains(&model)
+}
+
+/// What is done when something happens to the guest.
+const ACTION: &[Property] = &[
+    ("panic", Word(&["pause", "shutdown", "exit-failure", "none"])),
+    ("reboot", Word(&["reset", "shutdown"])),
+    ("shutdown", Word(&["poweroff", "pause"])),
+    ("watchdog", Word(WATCHDOG_ACTIONS)),
+];
+
+const WATCHDOG_ACTIONS: &[&str] = &["reset", "shutdown", "poweroff", "pause", "debug", "none", "inject-nmi"];
+
+/// The guest's time by its instructions. A recording (`rr`) would be a file.
+const ICOUNT: &[Property] = &[("align", Switch), ("shift", Shift), ("sleep", Switch)];
+
 /// QEMU's own network, as far as it is the guest's view of it. Ports of the host and files are not.
 const USER_NETWORK: &[Property] = &[
     ("dhcpstart", Address),
@@ -213,6 +257,32 @@ pub(crate) fn is_of_user_network(key: &str) -> bool {
     find(&[USER_NETWORK], key).is_some()
 }
 
+/// Options that show the guest the content of a file: it must be among the VM's boot files.
+pub(super) fn with_file(option: &str, value: &str, is_ours: &dyn Fn(&str) -> bool) -> Result<(), String> {
+    const FIRMWARE: &[Property] = &[("name", Text)];
+    const TABLE: &[Property] = &[
+        ("asl_compiler_id", Text),
+        ("asl_compiler_rev", Number),
+        ("oem_id", Text),
+        ("oem_rev", Number),
+        ("oem_table_id", Text),
+        ("rev", Number),
+        ("sig", Text),
+    ];
+    let (implied, own) = match option {
+        "-fw_cfg" => ("name", FIRMWARE),
+        "-acpitable" => ("", TABLE),
+        _ => ("", [].as_slice()),
+    };
+    let (files, rest): (Vec<_>, Vec<_>) =
+        options::parse(value, implied).into_iter().partition(|(key, _)| key == "file");
+    match files.as_slice() {
+        [(_, path)] if is_ours(path) => fit("", &rest, |key| find(&[own], key)),
+        [(_, path)] => Err(format!("file={} is not among the recipe's boot files", shown(path))),
+        _ => Err("it names several files".to_owned()),
+    }
+}
+
 /// The options that name no file of the VM's. `None`: there is no such option, or it must not be used.
 pub(super) fn check(option: &str, value: &str) -> Option<Result<(), String>> {
     let pairs = |implied: &str| options::parse(value, implied);
@@ -226,8 +296,19 @@ pub(super) fn check(option: &str, value: &str) -> Option<Result<(), String>> {
         "-uuid" => Err("it is no UUID".to_owned()),
         "-k" => one_of(KEYBOARDS),
         "-vga" => one_of(&["none", "std"]),
-        "-display" | "-monitor" | "-parallel" | "-nic" | "-net" => one_of(&["none"]),
-        "-serial" => one_of(&["none", "null"]),
+        "-display" | "-monitor" | "-nic" => one_of(&["none"]),
+        "-net" if value == "none" => Ok(()),
+        "-net" => table("type", NIC),
+        "-serial" | "-parallel" => match value.strip_prefix("chardev:") {
+            Some(id) if Id.fits(id) => Ok(()),
+            Some(_) => Err(format!("it must be {}", Id.wants())),
+            None => one_of(&["none", "null"]),
+        },
+        "-usbdevice" => one_of(&["tablet", "mouse", "keyboard"]),
+        "-action" => table("", ACTION),
+        "-watchdog-action" => one_of(WATCHDOG_ACTIONS),
+        "-icount" => table("shift", ICOUNT),
+        "-fw_cfg" => table("name", &[("name", Text), ("string", Text)]),
         // Handed to the guest as it is.
         "-append" => Ok(()),
         "-rtc" => table("", RTC),
