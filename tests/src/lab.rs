@@ -17,6 +17,7 @@ use std::{
     fs,
     io::Write,
     net::Ipv4Addr,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{self, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -73,6 +74,9 @@ impl Lab {
         let dir = std::env::temp_dir().join(prefix.trim_end_matches('-'));
         let _reaper = Reaper::new(&prefix, &dir)?;
         fs::create_dir_all(&dir).doing(format!("make {}", dir.display()))?;
+        // QEMU is another user, and makes an overlay here when it is told to.
+        let all = fs::Permissions::from_mode(0o777);
+        fs::set_permissions(&dir, all).doing(format!("open {}", dir.display()))?;
         let switch = Namespace::create(format!("{prefix}switch"))?;
         for bridge in ["mgmt", "guests"] {
             add_bridge(&switch, bridge)?;
@@ -96,6 +100,9 @@ impl Lab {
         namespace.ip("link set uplink master br0")?;
         let dir = self.dir.join(name);
         fs::create_dir_all(&dir).doing(format!("make {}", dir.display()))?;
+        // As root's own: what belongs to the agent is in it, and QEMU does not get there.
+        let own = fs::Permissions::from_mode(0o700);
+        fs::set_permissions(&dir, own).doing(format!("close {}", dir.display()))?;
         let tls = dir.join("tls");
         let issued = pki::issue(&self.dir.join("ca"), name, &[address.to_string()], DAYS, &tls);
         issued.doing(format!("issue a certificate for {name}"))?;

@@ -5,6 +5,7 @@ mod allow; // [allow]: what the VMs of other hosts may use here
 mod memory; // [memory]: how much of it the VMs of other hosts may need
 mod mistake; // what is wrong with it, and where
 mod ownership; // [ownership]: where hosts ask who owns a VM
+mod qemu; // [qemu]: the program, and as whom it runs
 mod spool; // [spool]: the file on a datastore that memory goes by, too
 mod tls; // [tls]: this host's certificate and key
 mod tracking; // how the writes of guests are seen
@@ -56,7 +57,7 @@ struct File {
     runtime_dir: Option<PathBuf>,
     socket: Option<PathBuf>,
     listen: Option<SocketAddr>,
-    qemu: Option<PathBuf>,
+    qemu: qemu::Written,
     tracker: Option<Tracker>,
     group: Option<Group>,
     insecure_plaintext: bool,
@@ -110,6 +111,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The QEMU binary, a path or a name to be found in `PATH`.
     pub qemu: PathBuf,
+    /// As whom it runs; `None`: the usual user.
+    pub qemu_user: Option<String>,
     /// How the writes of guests are seen that leave this host.
     pub tracker: Tracker,
     /// How many pages one write opens, where the agent hears of it.
@@ -166,7 +169,8 @@ impl Config {
             socket: flags.socket.or(file.socket).unwrap_or_else(|| runtime_dir.join("agent.sock")),
             runtime_dir,
             listen: flags.listen.or(file.listen).unwrap_or_else(|| ([0, 0, 0, 0], PORT).into()),
-            qemu: flags.qemu.or(file.qemu).unwrap_or_else(|| "qemu-system-x86_64".into()),
+            qemu: flags.qemu.or(file.qemu.0.program).unwrap_or_else(|| "qemu-system-x86_64".into()),
+            qemu_user: file.qemu.0.user,
             tracker: flags.tracker.or(file.tracker).unwrap_or_default(),
             group: flags.group.or(file.group).unwrap_or_default(),
             tls,

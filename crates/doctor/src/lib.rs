@@ -11,6 +11,7 @@ mod qemu;
 mod reach;
 mod render;
 mod service;
+mod user;
 
 pub use diagnosis::{Check, Diagnosis, Feature, Status};
 pub use render::{Style, render};
@@ -25,6 +26,7 @@ pub fn examine(qemus: &[PathBuf]) -> Diagnosis {
     checks.extend(reach::checks(&patient));
     checks.extend(pages::checks(&patient));
     checks.extend(qemu::checks(qemus));
+    checks.push(user::check());
     checks.push(kvm::check());
     checks.extend(host::resources());
     checks.extend(network::checks());

@@ -62,6 +62,7 @@ impl QemuHost {
         let agent::config::Allow { disks, boot, bridges, options, devices, spool: _ } = config.allow.clone();
         host.limits = Limits { disks, boot, bridges, options, devices };
         host.overcommit = config.overcommit.0;
+        host.user = config.qemu_user.clone();
         // A bare name is looked for in PATH, which is also what happens without one.
         host.qemu = Some(config.qemu.clone()).filter(|path| path.components().count() > 1);
         Self { host, kvm: Arc::new(Tried { find_out: kvm, found: Mutex::default() }) }

@@ -133,7 +133,8 @@ impl Host for Incoming {
 
     fn prepare(&self, request: &Request) -> Result<Waiting, Vec<String>> {
         let (recipe, opened, place) = self.look(request)?;
-        let mut vm = Vm::incoming(&recipe, &self.qemu.host()).map_err(|e| vec![e.to_string()])?;
+        let mut vm =
+            Vm::incoming_with(&recipe, &self.qemu.host(), &opened).map_err(|e| vec![e.to_string()])?;
         let taken = vm.uses(&opened).and_then(|()| self.take(request, &mut vm));
         match taken {
             Ok(Taken { memory, missing, arrival }) => {

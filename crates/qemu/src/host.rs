@@ -32,6 +32,8 @@ impl Kvm {
 pub struct Host {
     /// The QEMU program; none means `qemu-system-x86_64` from `PATH`.
     pub qemu: Option<PathBuf>,
+    /// As whom QEMU runs, by name; none means the usual one (see [`crate::account`]).
+    pub user: Option<String>,
     /// Where QMP sockets, consoles and QEMU's logs live. Made with mode 0700 when it is missing.
     pub runtime: PathBuf,
     /// Whose processes those are that are started: told apart from those of others who use the same directory.
@@ -54,6 +56,7 @@ impl Host {
     pub fn new(runtime: impl Into<PathBuf>) -> Self {
         Self {
             qemu: None,
+            user: None,
             runtime: runtime.into(),
             owner: PathBuf::new(),
             memory: PathBuf::from("/dev/shm"),
@@ -89,6 +92,11 @@ impl Host {
     /// Whether KVM is worth using here.
     pub fn uses_kvm(&self) -> bool {
         self.kvm.is_some_and(|kvm| kvm.usable)
+    }
+
+    /// Where the QEMU of this tag makes sockets.
+    pub(crate) fn sockets(&self, tagged: &str) -> PathBuf {
+        self.in_runtime(tagged, "sockets")
     }
 
     pub(crate) fn in_runtime(&self, name: &str, ending: &str) -> PathBuf {

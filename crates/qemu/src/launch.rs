@@ -1,24 +1,22 @@
 //! Starting a QEMU process, and taking away what belonged to it.
 
+mod start;
+
+pub(crate) use start::{Started, start};
+
 use crate::{
-    apart, confine,
-    host::{Host, fits_socket},
-    ports::{self, Port},
+    host::Host,
+    ports::Port,
     qmp::{Qmp, QmpError},
-    random,
-    recipe::{self, Backing, Paths, Recipe},
     tap,
 };
 use rustix::process::{Signal, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, File},
     io::{self, ErrorKind, Read, Seek, SeekFrom},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 use sys::process::PidFd;
 
@@ -48,6 +46,9 @@ pub struct Belongings {
     pub owner: PathBuf,
     /// Its QMP socket.
     pub qmp: PathBuf,
+    /// Where it makes sockets; nobody but it and root gets there.
+    #[serde(default)]
+    pub sockets: Option<PathBuf>,
     /// What it prints; none for a QEMU that we did not start.
     #[serde(default)]
     pub log: Option<PathBuf>,
@@ -74,6 +75,12 @@ impl Belongings {
         self.ports.iter().for_each(Port::remove);
         let empty = |path: &&PathBuf| fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0);
         let console = self.console.iter().filter(empty);
+        if let Some(sockets) = &self.sockets
+            && let Err(error) = fs::remove_dir_all(sockets)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %sockets.display(), %error, "could not be removed");
+        }
         // Of a QEMU that somebody else started, nothing is ours.
         let note = self.note();
         let made_by_us = self.log.iter().flat_map(|log| [&self.qmp, log, &note]);
@@ -163,171 +170,6 @@ pub enum LaunchError {
     },
 }
 
-/// A QEMU process that answers.
-pub(crate) struct Started {
-    pub(crate) qmp: Qmp,
-    pub(crate) process: PidFd,
-    pub(crate) belongings: Belongings,
-}
-
-/// Starts QEMU after a recipe. When it fails, nothing stays behind.
-pub(crate) fn start(recipe: &Recipe, host: &Host, incoming: bool) -> Result<Started, LaunchError> {
-    let vm = recipe.name.clone();
-    let unusable = |reasons| LaunchError::Unusable { vm: vm.clone(), reasons };
-    let wrong = recipe::check(recipe);
-    if !wrong.is_empty() {
-        return Err(unusable(wrong));
-    }
-    let program = host.program().map_err(|why| unusable(vec![why]))?;
-    let mut belongings = Belongings::default();
-    let started = prepare(recipe, host, &mut belongings)
-        .and_then(|paths| spawn(&program, &recipe.argv(&paths, incoming), &vm, &belongings));
-    match started {
-        Ok((mut qmp, process)) => {
-            if let Err(error) = ports::settle(&mut belongings.ports, &mut qmp) {
-                tracing::warn!(vm, %error, "it is not known what its character devices are here");
-            }
-            Ok(Started { qmp, process, belongings })
-        }
-        Err(error) => {
-            belongings.remove();
-            Err(error)
-        }
-    }
-}
-
-/// Makes all that the process needs, noting each thing in `belongings` as soon as it exists.
-fn prepare(recipe: &Recipe, host: &Host, belongings: &mut Belongings) -> Result<Paths, LaunchError> {
-    let vm = &recipe.name;
-    let system = |what: String, cause| LaunchError::System { vm: vm.clone(), what, cause };
-    let unusable = |why| LaunchError::Unusable { vm: vm.clone(), reasons: vec![why] };
-
-    let folder = host.runtime.display();
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&host.runtime)
-        .map_err(|cause| system(format!("make the directory {folder}"), cause))?;
-    let random = random::number().map_err(|cause| system("read /dev/urandom".to_owned(), cause))?;
-    let tagged = format!("{vm}-{:08x}", random & 0xffff_ffff);
-
-    let mut paths = Paths { qmp: host.in_runtime(&tagged, "qmp"), ..Paths::default() };
-    if !fits_socket(&paths.qmp) {
-        return Err(unusable(format!("the socket path {} is too long for Linux", paths.qmp.display())));
-    }
-    belongings.owner = host.owner.clone();
-    belongings.qmp = paths.qmp.clone();
-    belongings.log = Some(host.in_runtime(&tagged, "log"));
-    belongings.ports = ports::plan(recipe, host, &tagged).map_err(unusable)?;
-    let console = belongings.ports.iter().find(|port| port.id == recipe::CONSOLE_ID);
-    belongings.console = console.and_then(|port| port.log.clone());
-    ports::tell(&belongings.ports, &mut paths);
-    ports::make_logs(&belongings.ports)
-        .map_err(|(path, cause)| system(format!("make the console {}", path.display()), cause))?;
-    let write_down = |belongings: &Belongings| {
-        belongings.write_down().map_err(|cause| system("write down what is made".to_owned(), cause))
-    };
-    write_down(belongings)?;
-    for block in recipe.memory.iter().filter(|block| block.backing == Backing::File) {
-        let path = match host.shared_memory.get(&block.id) {
-            Some(path) => path.clone(),
-            None => {
-                let path = host.memory.join(format!("whimbrel-{tagged}-{}", block.id));
-                belongings.memory.push(path.clone());
-                write_down(belongings)?;
-                let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-                let made = file.and_then(|file| file.set_len(block.bytes));
-                made.map_err(|cause| system(format!("make the memory file {}", path.display()), cause))?;
-                path
-            }
-        };
-        paths.memory.insert(block.id.clone(), path);
-    }
-    for net in &recipe.nets {
-        let tap = tap::name(vm).map_err(|cause| system("read /dev/urandom".to_owned(), cause))?;
-        belongings.taps.push(tap.clone());
-        write_down(belongings)?;
-        tap::create(&tap, net).map_err(|error| unusable(error.to_string()))?;
-        paths.taps.insert(net.id.clone(), tap);
-    }
-    Ok(paths)
-}
-
-fn spawn(
-    program: &Path,
-    argv: &[String],
-    vm: &str,
-    belongings: &Belongings,
-) -> Result<(Qmp, PidFd), LaunchError> {
-    let system = |what: String, cause| LaunchError::System { vm: vm.to_owned(), what, cause };
-    let log = belongings.log.as_deref().unwrap_or(Path::new("/dev/null"));
-    let output = OpenOptions::new().append(true).create(true).mode(0o600).open(log);
-    let output = output.map_err(|cause| system(format!("make the log {}", log.display()), cause))?;
-    let again = output.try_clone().map_err(|cause| system("duplicate a descriptor".to_owned(), cause))?;
-    // A session of its own: what ends us, or our terminal, does not end the guest.
-    let confined = confine::of(program);
-    let child = Command::new("setsid")
-        .args(&confined.before)
-        .arg(program)
-        .args(argv)
-        .args(&confined.after)
-        // A sound card without a back end would look for the host's (QEMU 7).
-        .env("QEMU_AUDIO_DRV", "none")
-        .stdin(Stdio::null())
-        .stdout(output)
-        .stderr(again)
-        .spawn()
-        .map_err(|cause| system(format!("run setsid {}", program.display()), cause))?;
-    tracing::debug!(pid = child.id(), ?argv, "started QEMU");
-    let process = PidFd::open(child.id().cast_signed());
-    let process = process.map_err(|cause| system("hold the QEMU process".to_owned(), cause))?;
-    reap(child);
-    // Its socket is named after it.
-    apart::settle(&process, &belongings.qmp.file_stem().unwrap_or_default().to_string_lossy());
-
-    let ended = || LaunchError::Ended {
-        vm: vm.to_owned(),
-        words: belongings.last_words().unwrap_or_else(|| "nothing, and ended".to_owned()),
-    };
-    let end = Instant::now() + START;
-    loop {
-        let gone = process.wait(LOOK).map_err(|cause| system("wait for QEMU".to_owned(), cause))?;
-        if gone {
-            return Err(ended());
-        }
-        let left = end.saturating_duration_since(Instant::now());
-        match Qmp::connect_within(&belongings.qmp, left) {
-            Ok(qmp) => return Ok((qmp, process)),
-            Err(QmpError::Connect { .. }) if !left.is_zero() => {}
-            Err(cause) => {
-                // Its socket may have broken because it is just ending: then its words are the better answer.
-                if process.wait(Duration::from_millis(500)).unwrap_or(false) {
-                    return Err(ended());
-                }
-                kill(&process);
-                return Err(LaunchError::Silent { vm: vm.to_owned(), cause });
-            }
-        }
-    }
-}
-
-/// Waits for the child in the background, so that it never stays as a zombie. It is collected only once it has ended:
-/// while one of our threads borrows one of its threads, waiting for it would swallow the stops that the borrower waits
-/// for (`ptrace(2)`: a tracer's `wait` sees them whatever it asked for).
-fn reap(mut child: std::process::Child) {
-    let pid = child.id();
-    let reaper = thread::Builder::new().name(format!("reap-{pid}")).stack_size(64 << 10).spawn(move || {
-        let ended = PidFd::open(pid.cast_signed()).and_then(|process| {
-            while !process.wait(Duration::from_secs(3600))? {}
-            child.wait()
-        });
-        tracing::debug!(pid, ?ended, "QEMU has ended");
-    });
-    if let Err(error) = reaper {
-        tracing::warn!(pid, %error, "nobody will reap this QEMU process");
-    }
-}
-
 /// Takes away every QEMU process of this name on this host that we started, and all that belongs to it. Only for a VM
 /// that nobody was told of: what an agent leaves that dies while it starts one. Says how many there were.
 pub fn sweep(vm: &str, host: &Host) -> usize {
@@ -412,9 +254,12 @@ fn started_with(qmp: &Path) -> io::Result<Option<PidFd>> {
         if !program.to_string_lossy().contains("qemu") {
             continue;
         }
-        let Some(command) = while_it_is_there(fs::read(format!("/proc/{pid}/cmdline")))? else { continue };
-        if command.windows(name.len()).any(|part| part == name) {
-            return while_it_is_there(PidFd::open(pid));
+        // Earlier versions gave it the name as an argument.
+        for place in ["environ", "cmdline"] {
+            let said = while_it_is_there(fs::read(format!("/proc/{pid}/{place}")))?.unwrap_or_default();
+            if said.windows(name.len()).any(|part| part == name) {
+                return while_it_is_there(PidFd::open(pid));
+            }
         }
     }
     Ok(None)

@@ -12,6 +12,9 @@ pub mod sharing;
 /// The host that a VM is started on.
 pub mod host;
 
+/// As whom QEMU runs.
+pub mod account;
+
 /// What the VMs of other hosts may use here.
 pub mod limits;
 
@@ -70,6 +73,7 @@ mod snapshot;
 mod spare;
 mod state;
 
+pub use account::Account;
 pub use adopt::{Adopted, Examined};
 pub use host::{Host, Kvm};
 pub use limits::Limits;

@@ -1,7 +1,7 @@
 //! What the character devices of a VM end in on this host, and its screen: sockets, pseudo-terminals and files in the
 //! runtime directory.
 //!
-//! Each process has sockets of its own, by names that nobody else can have. A link by a name that stays the same
+//! Each process has sockets of its own, in a directory that nobody else can have. A link by a name that stays the same
 //! (`web:charchannel0.sock`) leads to those of the process that was started last. A colon is in no VM's name and in no
 //! id, so that two VMs never mean the same file.
 
@@ -13,7 +13,7 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::{
-    fs::{self, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, ErrorKind},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
@@ -69,6 +69,7 @@ pub(crate) fn name(vm: &str, id: &str, ending: &str) -> String {
 /// All ports of a VM, with names in this host's runtime directory for the process that is called `tagged`.
 pub(crate) fn plan(recipe: &Recipe, host: &Host, tagged: &str) -> Result<Vec<Port>, String> {
     let at = |name: String| host.runtime.join(name);
+    let sockets = host.sockets(tagged);
     let mut ports = Vec::new();
     for device in recipe.all_chardevs() {
         let id = device.id.as_str();
@@ -80,7 +81,7 @@ pub(crate) fn plan(recipe: &Recipe, host: &Host, tagged: &str) -> Result<Vec<Por
             log: device.has_log().then(|| at(name(&recipe.name, id, CONSOLE))),
         };
         // Numbers, because an id may be too long.
-        let socket = || at(format!("{tagged}:{}.sock", ports.len()));
+        let socket = || sockets.join(format!("{}.sock", ports.len()));
         let link = |ending: &str| Some(at(name(&recipe.name, id, ending)));
         ports.push(match device.kind {
             ChardevKind::Socket => port(PortKind::Socket, socket(), link("sock")),
@@ -93,7 +94,7 @@ pub(crate) fn plan(recipe: &Recipe, host: &Host, tagged: &str) -> Result<Vec<Por
         ports.push(Port {
             id: SCREEN.to_owned(),
             kind: PortKind::Vnc,
-            path: at(format!("{tagged}:{}.vnc", ports.len())),
+            path: sockets.join(format!("{}.vnc", ports.len())),
             link: Some(at(name(&recipe.name, SCREEN, "vnc"))),
             log: None,
         });
@@ -118,12 +119,12 @@ pub(crate) fn tell(ports: &[Port], paths: &mut Paths) {
 
 /// Makes the files for what guests say: QEMU appends to what is there, and would let everybody read what it makes
 /// itself.
-pub(crate) fn make_logs(ports: &[Port]) -> Result<(), (PathBuf, io::Error)> {
-    for log in ports.iter().filter_map(|port| port.log.as_ref()) {
-        let made = OpenOptions::new().append(true).create(true).mode(0o600).open(log);
-        made.map_err(|error| (log.clone(), error))?;
-    }
-    Ok(())
+pub(crate) fn make_logs(ports: &[Port]) -> Result<Vec<(PathBuf, File)>, (PathBuf, io::Error)> {
+    let make = |log: &PathBuf| {
+        let made = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(log);
+        made.map(|file| (log.clone(), file)).map_err(|error| (log.clone(), error))
+    };
+    ports.iter().filter_map(|port| port.log.as_ref()).map(make).collect()
 }
 
 /// What the new process has made, and the names that stay the same.
@@ -205,16 +206,10 @@ mod tests {
         };
         assert_eq!(
             names(&first),
-            [
-                "web-1:0.sock",
-                "web:console.sock",
-                "web-1:1.sock",
-                "web:agent.0.sock",
-                "web-1:2.vnc",
-                "web:screen.vnc"
-            ]
+            ["0.sock", "web:console.sock", "1.sock", "web:agent.0.sock", "2.vnc", "web:screen.vnc"]
         );
-        for ports in [&first, &second] {
+        for (tag, ports) in [("web-1", &first), ("web-2", &second)] {
+            fs::create_dir(host.sockets(tag)).unwrap();
             make_logs(ports).unwrap();
             for port in ports {
                 fs::write(&port.path, "").unwrap();
@@ -228,6 +223,9 @@ mod tests {
         let link = second[1].link.as_ref().unwrap();
         assert_eq!(fs::read_link(link).unwrap(), second[1].path, "the name is the later process'");
         second.iter().for_each(Port::remove);
+        for tag in ["web-1", "web-2"] {
+            fs::remove_dir(host.sockets(tag)).unwrap();
+        }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "all but the console");
         recipe.name = "x".repeat(63);
         let long = Host::new(dir.path().join("y".repeat(90)));

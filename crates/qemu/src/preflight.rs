@@ -51,6 +51,7 @@ pub fn check(recipe: &Recipe, host: &Host, from: &str, migration: &str) -> Resul
         }
     }
     let opened = arriving::files(recipe, &host.limits, from, migration, &mut reasons);
+    reasons.extend(confine::refusals(recipe, host, &opened));
     check_memory(recipe, host, &mut reasons);
     // The tag is as long as the one that is drawn later.
     if !fits_socket(&host.in_runtime(&format!("{}-00000000", recipe.name), "qmp")) {

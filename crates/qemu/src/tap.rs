@@ -63,13 +63,15 @@ pub fn name(vm: &str) -> io::Result<String> {
     Ok(format!("w{stem}-{:06x}", random::number()? & 0xff_ffff))
 }
 
-/// Makes a TAP of this name, plugged in as `net` says.
-pub fn create(tap: &str, net: &Net) -> Result<(), TapError> {
+/// Makes a TAP of this name, plugged in as `net` says, which this user may open besides us.
+pub fn create(tap: &str, net: &Net, user: Option<u32>) -> Result<(), TapError> {
     let failed = |why| TapError { bridge: net.bridge.clone(), why };
     let bridge = find_bridge(&net.bridge).map_err(|error| failed(error.to_string()))?;
     let random = random::number().map_err(|error| failed(format!("read /dev/urandom: {error}")))?;
     let queues: &[&str] = if net.queues() > 1 { &["multi_queue"] } else { &[] };
-    ip(&[&["tuntap", "add", "dev", tap, "mode", "tap"], queues].concat()).map_err(failed)?;
+    let user = user.map(|user| ["user".to_owned(), user.to_string()]);
+    let user: Vec<&str> = user.iter().flatten().map(String::as_str).collect();
+    ip(&[&["tuntap", "add", "dev", tap, "mode", "tap"], &*user, queues].concat()).map_err(failed)?;
     plug_in(tap, net, &bridge, &address(bridge.address_number(), random)).map_err(|why| {
         remove(tap);
         failed(why)

@@ -27,6 +27,12 @@ pub mod process_ram;
 /// Files whose descriptors nobody inherits.
 pub mod apart;
 
+/// What a thread sees of the file system, and the programs that it starts.
+pub mod mounts;
+
+/// What a program is started without.
+pub mod rights;
+
 /// Locks on bytes of a file.
 pub mod lock;
 

@@ -22,7 +22,6 @@ const CLOCKS: i64 = 2;
 /// Two hosts with agents, on which pairs live.
 pub struct Twins<'a> {
     stage: Stage<'a>,
-    sockets: PathBuf,
     /// Where QEMU's own migration goes.
     sink: PathBuf,
     pairs: u32,
@@ -39,7 +38,6 @@ pub struct Went {
 
 struct Pair<'t> {
     stage: &'t Stage<'t>,
-    sockets: &'t PathBuf,
     /// The one that is never moved.
     still: Vm,
     /// Its twin.
@@ -57,12 +55,11 @@ const HOSTS: [&str; 2] = ["a", "b"];
 impl<'a> Twins<'a> {
     /// In a laboratory with the hosts `a` and `b`.
     pub fn new(lab: &'a Lab, tools: &'a Tools) -> Result<Self> {
-        let sockets = lab.dir().to_owned();
-        let qemu = wrapper(&sockets)?;
+        let qemu = wrapper(lab.dir())?;
         let stage =
             Stage::with(lab, tools, |_| Oddity { lines: format!("qemu = {qemu:?}"), ..Oddity::default() })?;
-        let sink = sink(&sockets)?;
-        Ok(Self { stage, sockets, sink, pairs: 0 })
+        let sink = sink(lab.dir())?;
+        Ok(Self { stage, sink, pairs: 0 })
     }
 
     /// Lets a pair live through a sequence. An error says which action made a difference.
@@ -85,16 +82,7 @@ impl<'a> Twins<'a> {
         let first = moved.first_monitor();
         self.stage.agent("a").cli().json(&["adopt", &moved.name, "--qmp", &first.to_string_lossy()])?;
         let went = Went::default();
-        let mut pair = Pair {
-            stage: &self.stage,
-            sockets: &self.sockets,
-            still,
-            moved,
-            at: 0,
-            went,
-            done: vec![],
-            told,
-        };
+        let mut pair = Pair { stage: &self.stage, still, moved, at: 0, went, done: vec![], told };
         let lived = pair.live(sequence);
         let (name, host) = (pair.moved.name.clone(), HOSTS[pair.at]);
         drop(pair);
@@ -230,7 +218,7 @@ impl Pair<'_> {
         if let Some(there) = there {
             let pid =
                 there["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).doing("read its process")?;
-            self.moved.is_now(pid, self.sockets)?;
+            self.moved.is_now(pid)?;
             self.at = 1 - self.at;
             self.went.moved += 1;
             return Ok(());
@@ -241,7 +229,9 @@ impl Pair<'_> {
         let listed = REFUSALS
             .iter()
             .any(|refusal| refusal.covers(&error, &self.done) || refusal.covers(&error, before));
-        ensure!(listed, "it was not moved for a reason that is not listed: {}", report.0);
+        // A target that still starts the QEMU of a move that was over at once has it end only then.
+        let busy = self.went.refused > 0 && error.ends_with(&format!("has a VM named {name} already"));
+        ensure!(listed || busy, "it was not moved for a reason that is not listed: {}", report.0);
         self.went.refused += 1;
         Ok(())
     }

@@ -62,15 +62,18 @@ pub(super) struct Vm {
     pub(super) over: bool,
 }
 
-/// Where a QEMU of this process has its second monitor: the wrapper that starts it puts it there.
-fn second_monitor(dir: &Path, pid: u32) -> PathBuf {
-    dir.join(format!("second-{pid}.sock"))
+/// Where a QEMU of this process has its second monitor: the wrapper that starts it puts it where it may make sockets.
+fn second_monitor(pid: u32) -> Result<PathBuf> {
+    let environment = fs::read(format!("/proc/{pid}/environ")).doing("read the environment of a QEMU")?;
+    let environment = String::from_utf8_lossy(&environment);
+    let first = environment.split('\0').find_map(|line| line.strip_prefix("WHIMBREL_QMP="));
+    Ok(Path::new(first.doing("find the monitor of a QEMU")?).with_extension("sockets").join("second.sock"))
 }
 
 /// A QEMU with a second monitor, wherever whimbrel starts one.
 pub(super) fn wrapper(dir: &Path) -> Result<PathBuf> {
     let path = dir.join("qemu-with-a-second-monitor");
-    let socket = second_monitor(dir, 0).display().to_string().replace("-0.sock", "-$$.sock");
+    let socket = "${WHIMBREL_QMP%.qmp}.sockets/second.sock";
     let text = format!(
         "#!/bin/sh\n# Only where a VM is to come: QEMU is also asked what it can do.\n\
          case \" $* \" in\n\
@@ -103,6 +106,8 @@ impl Vm {
     pub(super) fn start(host: &Host, at: &Path, sink: &Path, name: &str) -> Result<Self> {
         let dir = at.join(name);
         fs::create_dir_all(&dir).doing(format!("make {}", dir.display()))?;
+        // The QEMU of a VM that was moved is another user, and makes overlays here.
+        fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).doing("open a directory")?;
         guest::make_disk(&dir.join("disk.img"))?;
         for medium in ["one.iso", "two.iso"] {
             fs::write(dir.join(medium), medium.repeat(2048)).doing("make a medium")?;
@@ -165,10 +170,10 @@ impl Vm {
     }
 
     /// It was moved to this process.
-    pub(super) fn is_now(&mut self, pid: u32, sockets: &Path) -> Result<()> {
+    pub(super) fn is_now(&mut self, pid: u32) -> Result<()> {
         self.process = None;
         self.pid = pid;
-        let path = second_monitor(sockets, pid);
+        let path = second_monitor(pid)?;
         self.monitor =
             Some(wait_for("the monitor of a VM that was moved", SOON, || Ok(Qmp::connect(&path).ok()))?);
         Ok(())

@@ -1,5 +1,6 @@
 //! How the process of an adopted VM is confined, and what of that its target's will not be.
 
+use crate::Account;
 use std::{fs, io, path::Path};
 use sys::process::PidFd;
 
@@ -16,19 +17,28 @@ pub(super) fn notes(process: &PidFd, argv: &[String]) -> Vec<String> {
         if own {
             status = status.replace("Seccomp:", "");
         }
-        let me = rustix::process::geteuid().as_raw().to_string();
-        Ok(differences(&status, &me, &root, &group, &ours, &users))
+        // As on the target, if both hosts are set up alike; root gives rights up there, and takes none along.
+        let usual = Account::choose(None).ok().and_then(|account| Some(account.ids()?.user));
+        let same = [Some(0), usual].map(|user| user.unwrap_or(0).to_string());
+        Ok(differences(&status, &same, &root, &group, &ours, &users))
     })();
     looked.unwrap_or_else(|error| vec![format!("cannot look how its QEMU is confined: {error}")])
 }
 
-/// `me` is the agent's user.
-fn differences(status: &str, me: &str, root: &Path, group: &str, ours: &str, users: &str) -> Vec<String> {
+/// `same` are users of which nothing is said.
+fn differences(
+    status: &str,
+    same: &[String],
+    root: &Path,
+    group: &str,
+    ours: &str,
+    users: &str,
+) -> Vec<String> {
     let field =
         |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
     let mut notes = Vec::new();
-    let user = field("Uid:").split_whitespace().nth(1).unwrap_or(me);
-    if user != me {
+    let user = field("Uid:").split_whitespace().nth(1).unwrap_or("0");
+    if !same.iter().any(|same| same == user) {
         let name = users.lines().find_map(|line| {
             let mut fields = line.split(':');
             let name = fields.next()?;
@@ -36,19 +46,20 @@ fn differences(status: &str, me: &str, root: &Path, group: &str, ours: &str, use
         });
         let name = name.map_or_else(|| format!("number {user}"), str::to_owned);
         notes.push(format!(
-            "its QEMU runs as the user {name} here; on the target as the user of the agent there"
+            "its QEMU runs as the user {name} here; on the target as the one of [qemu] user there"
         ));
     }
     if field("Seccomp:") == "2" {
         notes.push(
-            "its seccomp filter stays behind; on the target QEMU's own applies (-sandbox on, no programs), where \
-             the agent is root"
+            "its seccomp filter stays behind; on the target QEMU's own applies (-sandbox on, no programs)"
                 .to_owned(),
         );
     }
     if root != Path::new("/") {
         let root = root.display();
-        notes.push(format!("its QEMU has the root directory {root} here; on the target it has the host's"));
+        notes.push(format!(
+            "its QEMU has the root directory {root} here; on the target it sees the host's, read-only"
+        ));
     }
     let name =
         |text: &str| text.lines().next().and_then(|line| line.splitn(3, ':').nth(2)).map(str::to_owned);
@@ -73,7 +84,7 @@ mod tests {
         let users =
             "root:x:0:0:root:/root:/bin/sh\nlibvirt-qemu:x:64055:994::/var/lib/libvirt:/usr/sbin/nologin\n";
         let told = |status: &str, root: &str, group: &str| {
-            differences(status, "0", Path::new(root), group, "0::/agent\n", users)
+            differences(status, &["0".to_owned()], Path::new(root), group, "0::/agent\n", users)
         };
         assert_eq!(told(free, "/", "0::/agent\n"), Vec::<String>::new());
         let notes = told(bound, "/var/empty", "0::/machine.slice/a\n");
@@ -83,7 +94,7 @@ mod tests {
         {
             assert!(note.contains(says), "{note}");
         }
-        let stranger = differences("Uid: 1 7 1 1", "0", Path::new("/"), "", "", users);
+        let stranger = differences("Uid: 1 7 1 1", &[], Path::new("/"), "", "", users);
         assert!(stranger[0].contains("user number 7"), "{stranger:?}");
     }
 }

@@ -160,6 +160,7 @@ pub(crate) fn again(
         let mut read = cmdline::read_again(&argv, &names, known);
         // What nobody has said there.
         made_up::carry(qmp, &mut read.recipe)?;
+        read.notes.extend(confined::notes(process, &argv));
         read
     };
     let mut reasons = std::mem::take(&mut read.reasons);

@@ -17,6 +17,10 @@ pub(crate) const CONSOLE_ID: &str = "whimbrel-console";
 pub struct Paths {
     /// Where QEMU listens for us.
     pub qmp: PathBuf,
+    /// The socket of that name, by the descriptor that QEMU inherits; none: it makes one.
+    pub monitor: Option<i32>,
+    /// A directory of this QEMU alone: it may make sockets there, and only it and the agent reach them.
+    pub sockets: PathBuf,
     /// Where its character devices end, by their ids.
     pub chardevs: BTreeMap<String, Place>,
     /// Where VNC clients connect.
@@ -107,8 +111,11 @@ impl Recipe {
         if self.screen == Screen::Vnc {
             add("-vnc", format!("unix:{}", escape(&paths.vnc.to_string_lossy())));
         }
-        let socket = escape(&paths.qmp.to_string_lossy());
-        add("-chardev", format!("socket,id={MONITOR_ID},path={socket},server=on,wait=off"));
+        let socket = match paths.monitor {
+            Some(fd) => format!("fd={fd}"),
+            None => format!("path={}", escape(&paths.qmp.to_string_lossy())),
+        };
+        add("-chardev", format!("socket,id={MONITOR_ID},{socket},server=on,wait=off"));
         add("-mon", format!("chardev={MONITOR_ID},mode=control"));
         // The stream of `xen-save-devices-state` has no configuration section.
         add("-global", "migration.send-configuration=off".to_owned());

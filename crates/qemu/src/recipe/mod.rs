@@ -354,6 +354,14 @@ impl Recipe {
         read_only::files(&self.arguments)
     }
 
+    /// Whether a drive of it asks the kernel by io_uring.
+    pub fn uses_io_uring(&self) -> bool {
+        let is_it =
+            |(key, value): &(String, String)| (key == "aio" || key.ends_with(".aio")) && value == "io_uring";
+        let drives = self.arguments.iter().filter(|a| matches!(&*a.option, "-drive" | "-blockdev"));
+        drives.filter_map(|a| a.value.as_deref()).any(|value| options::parse(value, "").iter().any(is_it))
+    }
+
     /// The machine's name without its options.
     pub fn machine_name(&self) -> &str {
         self.machine.split(',').next().unwrap_or_default()

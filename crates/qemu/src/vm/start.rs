@@ -9,7 +9,7 @@ use crate::{
     made_up,
     qmp::{Qmp, QmpError},
     ram,
-    recipe::{Recipe, Setting},
+    recipe::{Recipe, Setting, files::Opened},
     state,
 };
 use serde_json::json;
@@ -17,12 +17,21 @@ use serde_json::json;
 impl Vm {
     /// Starts a VM; it runs when this returns.
     pub fn run(recipe: &Recipe, host: &Host) -> Result<Self, LaunchError> {
-        Self::start(recipe, host, false)
+        Self::start(recipe, host, false, None)
     }
 
     /// Starts a QEMU that waits for this VM's memory and device state, and runs nothing.
     pub fn incoming(recipe: &Recipe, host: &Host) -> Result<Self, LaunchError> {
-        let mut vm = Self::start(recipe, host, true)?;
+        Self::wait_for(recipe, host, None)
+    }
+
+    /// The same, with these files: whatever their names lead to by now.
+    pub fn incoming_with(recipe: &Recipe, host: &Host, opened: &[Opened]) -> Result<Self, LaunchError> {
+        Self::wait_for(recipe, host, Some(opened))
+    }
+
+    fn wait_for(recipe: &Recipe, host: &Host, opened: Option<&[Opened]>) -> Result<Self, LaunchError> {
+        let mut vm = Self::start(recipe, host, true, opened)?;
         let opened = vm
             .set(&recipe.settings)
             .and_then(|()| state::open_door(&mut vm.qmp).map_err(|error| error.to_string()));
@@ -48,8 +57,13 @@ impl Vm {
         Ok(())
     }
 
-    fn start(recipe: &Recipe, host: &Host, incoming: bool) -> Result<Self, LaunchError> {
-        let Started { mut qmp, process, belongings } = launch::start(recipe, host, incoming)?;
+    fn start(
+        recipe: &Recipe,
+        host: &Host,
+        incoming: bool,
+        opened: Option<&[Opened]>,
+    ) -> Result<Self, LaunchError> {
+        let Started { mut qmp, process, belongings } = launch::start(recipe, host, incoming, opened)?;
         let ready = prepare(&mut qmp, incoming)
             .and_then(|()| Ok((cpu::pinned_machine(&mut qmp)?, cpu::features(&mut qmp)?)));
         let opened = ready.map_err(OpenError::Qmp).and_then(|ready| Ok((ready, ram::layout(&mut qmp)?)));
