@@ -176,6 +176,78 @@ fn i9_ports_and_networks_of_every_dialect_are_what_they_were() {
     all_there(rows);
 }
 
+/// As they start VMs, without the devices that other rows are about.
+#[test]
+fn i9_the_lines_of_libvirt_and_proxmox_are_what_they_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let disk = at("a.qcow2");
+    image(Path::new(&disk), "qcow2");
+    let text = "[device \"ehci\"]\n  driver = \"ich9-usb-ehci1\"\n  multifunction = \"on\"\n  bus = \"pcie.0\"\n  addr = \"1d.7\"\n\n\
+                [device \"uhci-1\"]\n  driver = \"ich9-usb-uhci1\"\n  multifunction = \"on\"\n  bus = \"pcie.0\"\n  addr = \"1d.0\"\n  \
+                masterbus = \"ehci.0\"\n  firstport = \"0\"\n";
+    std::fs::write(at("pve.cfg"), text).unwrap();
+    let libvirt = format!(
+        r#"-name guest=vm,debug-threads=on
+        -object {{"qom-type":"secret","id":"masterKey0","format":"raw","data":"x"}}
+        -machine q35,usb=off,vmport=off,smm=off,dump-guest-core=off,memory-backend=pc.ram,acpi=on
+        -object {{"qom-type":"memory-backend-ram","id":"pc.ram","size":67108864}}
+        -overcommit mem-lock=off -smp 1,sockets=1,dies=1,cores=1,threads=1
+        -uuid 324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87 -no-user-config -nodefaults
+        -rtc base=utc,driftfix=slew -global kvm-pit.lost_tick_policy=delay -no-shutdown
+        -global ICH9-LPC.disable_s3=1 -global ICH9-LPC.disable_s4=1 -boot strict=on
+        -device {{"driver":"pcie-root-port","port":16,"chassis":1,"id":"pci.1","bus":"pcie.0","multifunction":true,"addr":"0x2"}}
+        -device {{"driver":"pcie-root-port","port":17,"chassis":2,"id":"pci.2","bus":"pcie.0","addr":"0x2.0x1"}}
+        -device {{"driver":"pcie-root-port","port":18,"chassis":3,"id":"pci.3","bus":"pcie.0","addr":"0x2.0x2"}}
+        -device {{"driver":"qemu-xhci","p2":15,"p3":15,"id":"usb","bus":"pci.2","addr":"0x0"}}
+        -device {{"driver":"virtio-serial-pci","id":"virtio-serial0","bus":"pci.3","addr":"0x0"}}
+        -blockdev {{"driver":"file","filename":"{disk}","node-name":"libvirt-1-storage","auto-read-only":true,"discard":"unmap"}}
+        -blockdev {{"node-name":"libvirt-1-format","read-only":false,"discard":"unmap","driver":"qcow2","file":"libvirt-1-storage","backing":null}}
+        -device {{"driver":"virtio-blk-pci","bus":"pci.1","addr":"0x0","drive":"libvirt-1-format","id":"virtio-disk0","bootindex":1}}
+        -chardev pty,id=charserial0
+        -device {{"driver":"isa-serial","chardev":"charserial0","id":"serial0","index":0}}
+        -chardev socket,id=charchannel0,path={channel},server=on,wait=off
+        -device {{"driver":"virtserialport","bus":"virtio-serial0.0","nr":1,"chardev":"charchannel0","id":"channel0","name":"org.qemu.guest_agent.0"}}
+        -chardev null,id=charchannel1
+        -device {{"driver":"virtserialport","bus":"virtio-serial0.0","nr":2,"chardev":"charchannel1","id":"channel1","name":"com.redhat.spice.0"}}
+        -device {{"driver":"usb-tablet","id":"input0","bus":"usb.0","port":"1"}}
+        -chardev null,id=charredir0
+        -device {{"driver":"usb-redir","chardev":"charredir0","id":"redir0","bus":"usb.0","port":"2"}}
+        -audiodev {{"id":"audio1","driver":"none"}} -vnc unix:{vnc},audiodev=audio1
+        -device {{"driver":"VGA","id":"video0","vgamem_mb":16,"bus":"pcie.0","addr":"0x1"}}
+        -global ICH9-LPC.noreboot=off -watchdog-action reset
+        -object {{"qom-type":"rng-random","id":"objrng0","filename":"/dev/urandom"}}
+        -device {{"driver":"virtio-rng-pci","rng":"objrng0","id":"rng0","bus":"pcie.0","addr":"0x3"}}
+        -msg timestamp=on"#,
+        channel = at("channel"),
+        vnc = at("vnc"),
+    );
+    let proxmox = format!(
+        "-name vm,debug-threads=on -no-shutdown -chardev socket,id=event,path={event},server=on,wait=off -mon chardev=event,mode=control \
+         -pidfile {pid} -smbios type=1,uuid=324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87 -smp 1,sockets=1,cores=1,maxcpus=1 -nodefaults \
+         -boot menu=on,strict=on,reboot-timeout=1000 -vnc unix:{vnc},password=on -cpu qemu64 \
+         -readconfig {config} -device vmgenid,guid=324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb88 \
+         -device usb-tablet,id=tablet,bus=ehci.0,port=1 -chardev socket,id=serial0,path={serial},server=on,wait=off \
+         -device isa-serial,chardev=serial0 -device VGA,id=vga,bus=pcie.0,addr=0x1 \
+         -chardev socket,path={agent},server=on,wait=off,id=qga0 -device virtio-serial,id=qga0,bus=pcie.0,addr=0x8 \
+         -device virtserialport,chardev=qga0,name=org.qemu.guest_agent.0 -iscsi initiator-name=iqn.1993-08.org.debian:01:x \
+         -device virtio-scsi-pci,id=scsihw0,bus=pcie.0,addr=0x5 \
+         -drive file={disk},if=none,id=drive-scsi0,discard=on,format=qcow2,cache=none,aio=io_uring,detect-zeroes=unmap \
+         -device scsi-hd,bus=scsihw0.0,scsi-id=0,drive=drive-scsi0,id=scsi0,rotation_rate=1,bootindex=100 \
+         -netdev type=user,id=net0 -device virtio-net-pci,mac=BC:24:11:00:00:01,netdev=net0,bus=pcie.0,addr=0x12,id=net0,rx_queue_size=1024,tx_queue_size=256,host_mtu=1500 \
+         -rtc driftfix=slew,base=localtime -machine smm=off,type=q35",
+        event = at("event"),
+        pid = at("pid"),
+        vnc = at("vnc2"),
+        config = at("pve.cfg"),
+        serial = at("serial"),
+        agent = at("agent"),
+    );
+    let lines = [libvirt, proxmox];
+    let rows: Vec<Vec<&str>> = lines.iter().map(|line| line.split_whitespace().collect()).collect();
+    all_there(&rows.iter().map(Vec::as_slice).collect::<Vec<_>>());
+}
+
 /// A launcher opens the disks, and QEMU knows their descriptors only (libvirt).
 #[test]
 fn i6_a_disk_by_descriptor_is_found_by_what_it_leads_to() {

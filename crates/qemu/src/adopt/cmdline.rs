@@ -321,12 +321,15 @@ impl<'a> Reader<'a> {
                 _ => kept.push((key, value)),
             }
         }
-        // Several -machine options are one to QEMU; only the name of the last counts.
-        if kept.first().is_some_and(|(key, _)| key == "type") {
-            recipe.machine = options::join(&kept, "type");
-        } else if !kept.is_empty() {
-            recipe.machine = format!("{},{}", recipe.machine, options::join(&kept, "type"));
+        // Several -machine options are one to QEMU, and the last of each key counts.
+        let mut all = options::parse(&recipe.machine, "type");
+        for (key, value) in kept {
+            match all.iter_mut().find(|(known, _)| *known == key) {
+                Some((_, known)) => *known = value,
+                None => all.push((key, value)),
+            }
         }
+        recipe.machine = options::join(&all, "type");
     }
 
     fn object(&mut self, value: &str) {

@@ -82,7 +82,8 @@ pub(super) struct DriveNames {
 impl DriveNames {
     /// For this machine.
     pub(super) fn on(machine: &str) -> Self {
-        let name = machine.split(',').next().unwrap_or_default();
+        // Behind a plus stands whose QEMU it is (Proxmox).
+        let name = machine.split([',', '+']).next().unwrap_or_default();
         let usual = match name {
             "pc" => Some(("ide", 2)),
             "q35" => Some(("ide", 1)),

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     qmp::{Qmp, QmpError},
     ram::{self, Backend},
-    recipe::{Accel, Backing, MemoryBlock, Role, SeenFile, backing_files, files, options},
+    recipe::{Accel, Backing, ChardevKind, MemoryBlock, Role, SeenFile, backing_files, files, options},
     snapshot::own,
 };
 use engine::ports::RunState;
@@ -28,7 +28,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("vfio-", "it is a device of this host, which cannot follow the VM; use a virtio device"),
     ("ivshmem", "its memory is shared with other VMs of this host; leave it out"),
     ("usb-host", "it is a USB device of this host, which cannot follow the VM; unplug it (device_del)"),
-    ("usb-redir", "it ends in a client of this host; unplug it (device_del)"),
+    ("usb-redir", "it ends in a client of this host; have the client disconnect, or unplug it (device_del)"),
     (
         "vhost-",
         "another process or the kernel writes the guest's memory unseen; use the virtio device without vhost",
@@ -116,7 +116,10 @@ fn devices(qmp: &mut Qmp, read: &mut Read, reasons: &mut Vec<String>) -> Result<
     }
     for (folder, named) in [("/machine/peripheral", true), ("/machine/peripheral-anon", false)] {
         for (name, kind) in children(qmp, folder)? {
-            refuse_kind(&name, &kind, reasons);
+            match kind.as_str() {
+                REDIRECTION if redirects_nothing(qmp, read) => {}
+                _ => refuse_kind(&name, &kind, reasons),
+            }
             if WATCHDOGS.contains(&kind.as_str()) {
                 read.notes.push(format!(
                     "watchdog {name} ({kind}): QEMU cannot be asked what it does when it expires; what a monitor set \
@@ -186,6 +189,33 @@ fn objects(qmp: &mut Qmp, read: &Read, reasons: &mut Vec<String>) -> Result<(), 
         }
     }
     Ok(())
+}
+
+/// A place for a USB device of a client's.
+const REDIRECTION: &str = "usb-redir";
+
+/// The number of SPICE's channels for such devices (`SPICE_CHANNEL_USBREDIR`).
+const USB_CHANNEL: u64 = 9;
+
+/// Whether such places are empty: they are SPICE's, and no client of that is there.
+fn redirects_nothing(qmp: &mut Qmp, read: &Read) -> bool {
+    let devices = read.recipe.arguments.iter().filter(|argument| argument.option == "-device");
+    let mut used = devices.filter_map(|argument| {
+        let parsed = options::parse(argument.value.as_deref()?, "driver");
+        let ours = options::get(&parsed, "driver") == Some(REDIRECTION);
+        ours.then(|| options::get(&parsed, "chardev").map(str::to_owned))
+    });
+    let is_empty = |id: Option<String>| {
+        let mut chardevs = read.recipe.chardevs.iter();
+        chardevs.any(|chardev| Some(&chardev.id) == id.as_ref() && chardev.kind == ChardevKind::Null)
+    };
+    if !used.all(is_empty) {
+        return false;
+    }
+    // A QEMU without SPICE does not know the question, and has no such client.
+    let spice = qmp.execute("query-spice", json!({})).unwrap_or_default();
+    let mut channels = spice["channels"].as_array().into_iter().flatten();
+    !channels.any(|channel| channel["channel-type"].as_u64() == Some(USB_CHANNEL))
 }
 
 fn refuse_kind(name: &str, kind: &str, reasons: &mut Vec<String>) {

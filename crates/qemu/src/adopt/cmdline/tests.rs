@@ -171,3 +171,16 @@ fn what_is_said_around_a_machine_is_passed_on_or_told() {
         assert!(notes.iter().any(|note| note.contains(says)), "{says}: {notes:#?}");
     }
 }
+
+#[test]
+fn several_machine_options_are_one() {
+    for (words, machine) in [
+        (&["-machine", "smm=off,type=q35"][..], "q35,smm=off"),
+        (&["-nographic", "-M", "q35,usb=off"], "q35,graphics=off,usb=off"),
+        (&["-M", "q35,usb=on", "-machine", "usb=off,accel=tcg"], "q35,usb=off"),
+        (&["-M", "pc", "-M", "type=pc+pve0"], "pc+pve0"),
+    ] {
+        let argv: Vec<String> = ["qemu"].iter().chain(words).map(|word| (*word).to_owned()).collect();
+        assert_eq!(read(&argv, &Names::In(Path::new("/"))).recipe.machine, machine);
+    }
+}

@@ -74,7 +74,7 @@ fn devices_that_cannot_follow_the_vm_are_refused_with_why_and_what_would_mend_it
         ("ivshmem-plain", "shared with other VMs", "leave it out"),
         ("ivshmem-doorbell", "shared with other VMs", "leave it out"),
         ("usb-host", "a USB device of this host", "unplug it (device_del)"),
-        ("usb-redir", "a client of this host", "unplug it (device_del)"),
+        ("usb-redir", "a client of this host", "have the client disconnect"),
         ("virtio-balloon-pci", "discards memory while it is tracked", "leave it out"),
         ("virtio-mem-pci", "discards memory while it is tracked", "all memory from the beginning"),
         ("virtio-pmem-pci", "a file of this host", "use a disk"),
@@ -91,6 +91,20 @@ fn devices_that_cannot_follow_the_vm_are_refused_with_why_and_what_would_mend_it
         let said = &reasons[0];
         assert!(said.contains(kind) && said.contains(why) && said.contains(mend), "{kind}: {said}");
     }
+}
+
+#[test]
+fn a_place_for_a_clients_usb_device_moves_while_it_is_empty() {
+    let words = ["-chardev", "spicevmc,id=c,name=usbredir", "-device", "usb-redir,chardev=c,id=it"];
+    for (channel, refused) in [(1, 0), (9, 1)] {
+        let reasons = found(&words, move |command, arguments| match command {
+            "query-spice" => Some(json!({ "channels": [{ "channel-type": channel }] })),
+            _ => device("usb-redir")(command, arguments),
+        });
+        assert_eq!(reasons.len(), refused, "{reasons:?}");
+    }
+    let socket = ["-chardev", "socket,id=c,path=/x", "-device", "usb-redir,chardev=c,id=it"];
+    assert_eq!(found(&socket, device("usb-redir")).len(), 1);
 }
 
 #[test]

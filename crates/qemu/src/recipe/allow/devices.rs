@@ -62,6 +62,7 @@ const DEVICES: &[(&[&str], &[&[Property]])] = &[
     (&["isa-debugcon"], &[DEBUG_CONSOLE]),
     (&["pci-serial"], &[PCI, PCI_SERIAL]),
     (&["usb-serial"], &[USB, USB_SERIAL]),
+    (&["usb-redir"], &[USB, USB_REDIR]),
     (&["isa-debug-exit"], &[DEBUG_EXIT]),
     (&["pvpanic", "pvpanic-pci"], &[PCI, PANIC]),
     (&["vmcoreinfo", "ib700"], &[]),

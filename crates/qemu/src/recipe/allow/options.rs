@@ -48,8 +48,11 @@ const MACHINE: &[Property] = &[
 pub(in super::super) fn machine(value: &str) -> Result<(), String> {
     let parsed = options::parse(value, "type");
     let name = parsed.first().filter(|(key, _)| key == "type").map_or("", |(_, name)| name);
+    // `pc-q35-9.2+pve1`: behind a plus stands whose QEMU it is.
+    let (plain, whose) = name.split_once('+').unwrap_or((name, "ours"));
     let known =
-        MACHINES.contains(&name) || is_word(name) && VERSIONED.iter().any(|stem| name.starts_with(stem));
+        MACHINES.contains(&plain) || is_word(plain) && VERSIONED.iter().any(|stem| plain.starts_with(stem));
+    let known = known && is_word(whose);
     if !known {
         return Err(format!(
             "machine {:?} is not allowed; use one of {} or a version of them",

@@ -352,6 +352,13 @@ pub(super) const ISA_PARALLEL: &[Property] =
     &[("chardev", Id), ("index", Number), ("iobase", Number), ("irq", Number)];
 pub(super) const DEBUG_CONSOLE: &[Property] = &[("chardev", Id), ("iobase", Number), ("readback", Number)];
 pub(super) const PCI_SERIAL: &[Property] = &[("chardev", Id), ("prog_if", Number)];
+pub(super) const USB_REDIR: &[Property] = &[
+    ("chardev", Id),
+    ("debug", Number),
+    ("filter", Text),
+    ("streams", Switch),
+    ("suppress-remote-wake", Switch),
+];
 pub(super) const USB_SERIAL: &[Property] = &[("always-plugged", Switch), ("chardev", Id)];
 
 pub(super) const IOMMU: &[Property] = &[
