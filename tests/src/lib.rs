@@ -13,6 +13,8 @@ mod datastore; // a shared directory that is as fast as a story wants
 mod error; // what was being done, and why it did not work
 mod etcd; // a real etcd, and who loses what it says
 mod faulty_dir; // a shared directory in which everything goes wrong
+/// VMs as people start them.
+pub mod field;
 mod guest; // who a guest is, and how it is talked to wherever it runs
 mod hand; // machines that a story starts by hand
 mod lab; // hosts and clients around one switch

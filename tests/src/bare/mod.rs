@@ -14,6 +14,9 @@ use std::{
 /// An interpreting KVM boots it in eight seconds.
 const BOOT: Duration = Duration::from_secs(120);
 
+/// How many vCPUs it uses.
+pub const MOST_VCPUS: usize = 4;
+
 /// Where its words begin, and how many each vCPU has (`guest.s`).
 const WORDS: u64 = 0x6000;
 const A_LINE: usize = 8;
