@@ -1,18 +1,15 @@
 #!/bin/sh
-# Checks docs/compatibility.md: tests that rows name are there, and the part about the twin is what its tables say (--write puts
-# that in). That a refusal is what the program says is checked by tests/tests/compatibility.rs.
+# Checks docs/compatibility.md: tests that rows name are there, and the parts about the twin and the field are what their tables say
+# (--write puts that in). That a refusal is what the program says is checked by tests/tests/compatibility.rs.
 set -eu
 cd "$(dirname "$0")/.."
 
 doc=docs/compatibility.md
 listed=tests/src/twin/listed.rs
-begin='<!-- of the twin: .ci/compatibility.sh --write -->'
-end='<!-- end of the twin -->'
 made=$(mktemp)
 trap 'rm -f "$made"' EXIT
 
-{
-    echo "$begin"
+of_the_twin() {
     printf '\n| what is different on the target | shown by |\n|---|---|\n'
     sed -n 's/^ .*what: "\([^"]*\)".*/| \1 | `i9_twins_stay_alike` |/p' "$listed" | awk '!seen[$0]++'
     printf '\n| after this | a move is refused, or ends, and leaves the VM as it was; the error says | shown by |\n|---|---|---|\n'
@@ -20,24 +17,44 @@ trap 'rm -f "$made"' EXIT
         sub(/^ .*after: "/, "", line) { sub(/".*/, "", line); after = line; line = $0 }
         sub(/^ .*says: "/, "", line) { sub(/".*/, "", line); print "| " after " | `" line "` | `i9_twins_stay_alike` |" }' "$listed"
     printf '\n'
-    echo "$end"
-} >"$made"
+}
 
-if [ "${1:-}" = --write ]; then
-    new=$(mktemp)
-    awk -v begin="$begin" -v end="$end" -v made="$made" '
-        $0 == begin { while ((getline line < made) > 0) print line; skip = 1 }
-        !skip { print }
-        $0 == end { skip = 0 }' "$doc" >"$new"
-    cat "$new" >"$doc"
-    rm -f "$new"
-fi
+of_the_field() {
+    printf '\n| who starts VMs like this | what happens | shown by |\n|---|---|---|\n'
+    for case in tests/field/*.toml; do
+        field() { sed -n "s/^$1 = [\"']\{0,1\}\(.*[^\"']\)[\"']\{0,1\}\$/\1/p" "$case" | head -1; }
+        name=$(basename "$case" .toml)
+        shown="\`./dev field $name\`"
+        [ "$(field everyday)" != true ] || shown='`i9_vms_that_everybody_has_go_there_and_back`'
+        happens="there and back in every mode"
+        [ -z "$(field refused)" ] || happens="refused, by a reason with \`$(field refused)\` in it"
+        echo "| $(field who) | $happens | $shown |"
+    done
+    printf '\n'
+}
 
 wrong=0
 lacks() { echo "compatibility: $*" >&2; wrong=$((wrong + 1)); }
 
-awk -v begin="$begin" -v end="$end" '$0 == begin { on = 1 } on { print } $0 == end { on = 0 }' "$doc" | cmp -s - "$made" ||
-    lacks "$doc does not say what $listed says; .ci/compatibility.sh --write puts it in"
+# Between its two marks the document says what a part is made of; `--write` puts it there.
+part() {
+    begin="<!-- of the $1: .ci/compatibility.sh --write -->"
+    end="<!-- end of the $1 -->"
+    { echo "$begin"; "of_the_$1"; echo "$end"; } >"$made"
+    if [ "$2" = --write ]; then
+        new=$(mktemp)
+        awk -v begin="$begin" -v end="$end" -v made="$made" '
+            $0 == begin { while ((getline line < made) > 0) print line; skip = 1 }
+            !skip { print }
+            $0 == end { skip = 0 }' "$doc" >"$new"
+        cat "$new" >"$doc"
+        rm -f "$new"
+    fi
+    awk -v begin="$begin" -v end="$end" '$0 == begin { on = 1 } on { print } $0 == end { on = 0 }' "$doc" | cmp -s - "$made" ||
+        lacks "$doc does not say what the $1 is made of; .ci/compatibility.sh --write puts it in"
+}
+part twin "${1:-}"
+part field "${1:-}"
 
 # The last column, row by row; each name there.
 awk '/^[|] / && !/shown by [|]$/ { row = $0; sub(/ *[|]$/, ""); sub(/.* [|] ?/, ""); print $0 " of: " substr(row, 1, 70) }' "$doc" >"$made"

@@ -27,7 +27,8 @@ const LOOKS: [&str; 5] = ["info qtree", "info pci", "info block", "info chardev"
 ///
 /// `Cache mode` follows from what the guest has agreed on with its disk, and is set anew when it does so again; QEMU's own
 /// migration does the same.
-const OF_THE_HOST: [&str; 6] = ["chardev = ", "netdev = ", "drive = ", "Cache mode:", "ifname=", "filename="];
+const OF_THE_HOST: [&str; 7] =
+    ["audiodev = ", "chardev = ", "netdev = ", "drive = ", "Cache mode:", "ifname=", "filename="];
 
 /// Lets one VM live: `n` tells its name and its places apart from those of others.
 pub fn live(stage: &Stage, case: &Case, n: usize) -> Result<()> {
@@ -159,8 +160,11 @@ fn look(qmp: &mut Qmp) -> Result<Vec<Vec<String>>> {
     Ok(all)
 }
 
-/// Without the names that QEMU makes up anew each time (`#block123`, `#net7`).
+/// Without the names that QEMU makes up anew each time (`#block123`, `#net7`), and without those of this host's ends of networks.
 fn without_numbers(line: &str) -> String {
+    if let Some((_, end)) = line.split_once(": index=").filter(|_| line.starts_with(" \\ ")) {
+        return format!(" \\ index={end}");
+    }
     let mut parts = line.split('#');
     let mut text = parts.next().unwrap_or_default().to_owned();
     for part in parts {

@@ -14,9 +14,11 @@ fn text(value: &Value) -> String {
 /// Whether the command line limits this drive.
 fn is_limited(arguments: &[Argument], drive: &str) -> bool {
     let limits = |argument: &&Argument| {
-        let value = argument.value.as_deref().filter(|value| value.contains("throttling."));
-        let parsed = value.map(|value| options::parse(value, ""));
-        argument.option == "-drive" && parsed.is_some_and(|parsed| options::get(&parsed, "id") == Some(drive))
+        let parsed = options::parse(argument.value.as_deref().unwrap_or_default(), "");
+        let limits = |key: &str| key.starts_with("throttling.") || LIMITS.contains(&key);
+        argument.option == "-drive"
+            && options::get(&parsed, "id") == Some(drive)
+            && parsed.iter().any(|(key, _)| limits(key))
     };
     arguments.iter().any(|argument| limits(&argument))
 }
@@ -86,8 +88,10 @@ mod tests {
             { "node-name": "d0", "write_threshold": 9, "dirty-bitmaps": [bitmap("kept", true), bitmap("gone", false)] },
             { "node-name": "#block1", "file": "/d", "write_threshold": 9 },
         ]);
-        let freed = Argument::new("-drive", "if=none,id=disk1,throttling.bps-total=5");
-        assert_eq!(read(&drives, &nodes, &[freed]).len(), 3, "the limits that were taken away, too");
+        for limit in ["throttling.bps-total=5", "bps=5", "iops_wr_max=5"] {
+            let freed = Argument::new("-drive", format!("if=none,id=disk1,{limit}"));
+            assert_eq!(read(&drives, &nodes, &[freed]).len(), 3, "the limits that were taken away, too");
+        }
         let found = read(&drives, &nodes, &[]);
         let commands: Vec<_> = found.iter().map(Setting::command).map(|(command, _)| command).collect();
         assert_eq!(commands, ["block_set_io_throttle", "block-set-write-threshold"], "{found:?}");

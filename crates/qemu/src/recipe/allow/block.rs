@@ -5,7 +5,7 @@ use super::{
     options::fit,
     properties::Property,
 };
-use crate::recipe::{Role, check::shown, options};
+use crate::recipe::{LIMITS, Role, check::shown, options};
 
 /// Whether a path is among the recipe's files of this role.
 pub(super) type FileOf<'a> = &'a dyn Fn(Role, &str) -> bool;
@@ -82,8 +82,14 @@ const DRIVE: &[Property] = &[
     ("werror", Word(&["report", "ignore", "enospc", "stop"])),
 ];
 
-/// `throttling.iops-total-max` and its like.
+/// `throttling.iops-total-max` and its like, also by the names that they had before (`iops_max`).
 fn throttles(key: &str) -> Option<Form> {
+    if LIMITS.contains(&key) {
+        return Some(Number);
+    }
+    if key == "group" {
+        return Some(Id);
+    }
     let rest = key.strip_prefix("throttling.")?;
     if rest == "group" {
         return Some(Id);
