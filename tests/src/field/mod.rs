@@ -155,16 +155,24 @@ fn look(qmp: &mut Qmp) -> Result<Vec<Vec<String>>> {
     for line in LOOKS {
         let said = qmp.execute("human-monitor-command", json!({ "command-line": line }))?;
         let Value::String(said) = said else { return Err(Error::new(line, said)) };
-        all.push(said.lines().map(|line| without_numbers(line.trim_end())).collect());
+        let lines = said.lines().map(str::trim_end);
+        all.push(match line {
+            "info network" => lines.filter(|line| line.contains("type=nic")).map(card).collect(),
+            _ => lines.map(without_numbers).collect(),
+        });
     }
     Ok(all)
 }
 
-/// Without the names that QEMU makes up anew each time (`#block123`, `#net7`), and without those of this host's ends of networks.
+/// A network card, whatever it is plugged into on this host.
+fn card(line: &str) -> String {
+    let mut parts = line.trim_start_matches(" \\ ").rsplit(": ");
+    let (what, name) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    format!("{name}: {what}")
+}
+
+/// Without the names that QEMU makes up anew each time (`#block123`).
 fn without_numbers(line: &str) -> String {
-    if let Some((_, end)) = line.split_once(": index=").filter(|_| line.starts_with(" \\ ")) {
-        return format!(" \\ index={end}");
-    }
     let mut parts = line.split('#');
     let mut text = parts.next().unwrap_or_default().to_owned();
     for part in parts {
