@@ -26,6 +26,7 @@ use std::{
     io::IoSlice,
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd, RawFd},
+    path::Path,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
@@ -64,6 +65,8 @@ impl Borrowed {
             match Self::lend(process, tid, gadgets) {
                 Ok(borrowed) if process.is_alive()? => return Ok(borrowed),
                 Ok(_) => break,
+                // One that did not stop in time is held by its lender until it does.
+                Err(error) if is_lent_to_us(process, tid) => last = Some(error),
                 // A lack of rights is the same for all threads.
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied && last.is_none() => {
                     return Err(named(process, tid, error));
@@ -241,10 +244,21 @@ impl Drop for Borrowed {
     }
 }
 
+/// The thread that traces this one; `0` if none does.
+fn tracer(process: &PidFd, tid: i32) -> String {
+    let status = fs::read_to_string(process.proc_path(format!("task/{tid}/status"))).unwrap_or_default();
+    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
+    tracer.map_or("0", str::trim).to_owned()
+}
+
+fn is_lent_to_us(process: &PidFd, tid: i32) -> bool {
+    let tracer = tracer(process, tid);
+    tracer != "0" && Path::new("/proc/self/task").join(tracer).exists()
+}
+
 /// Why a thread cannot be borrowed: the kernel says no more than that it is not permitted.
 fn named(process: &PidFd, tid: i32, error: io::Error) -> io::Error {
-    let status = fs::read_to_string(process.proc_path(format!("task/{tid}/status"))).unwrap_or_default();
-    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:")).map_or("0", str::trim);
+    let tracer = tracer(process, tid);
     let pid = process.pid();
     let text = if tracer == "0" {
         format!(
