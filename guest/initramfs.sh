@@ -54,7 +54,7 @@ take() {
 }
 : >"$root/modules/order"
 # q35 has its devices on PCI, microvm on virtio-mmio; the drivers of what is plugged in come last.
-for module in virtio_pci virtio_mmio virtio_net virtio_blk virtio_console; do take "$module"; done
+for module in virtio_pci virtio_mmio virtio_net virtio_blk virtio_console virtio_balloon; do take "$module"; done
 
 # Equal input gives an equal archive.
 find "$root" -exec touch -h -d @0 {} +

@@ -113,7 +113,7 @@ fn what_cannot_be_moved_safely_is_refused_with_the_reason() {
         let huge = HandStart { ram: Ram::HugePages, memory: Bytes(64 << 20), ..plain(46) };
         let ivshmem = "memory-backend-memfd,id=iv,size=1M,share=on";
         let refused: [(&str, HandStart, &[&str]); 5] = [
-            ("balloon", with(43, &["-device", "virtio-balloon-pci"]), &["balloon"]),
+            ("edu", with(43, &["-device", "edu"]), &["for tests"]),
             ("locked", with(44, &["-overcommit", "mem-lock=on"]), &["mem-lock"]),
             ("files", with(45, &["-virtfs", "local,path=/tmp,mount_tag=t,security_model=none"]), &["9p"]),
             ("huge", huge, &["huge"]),

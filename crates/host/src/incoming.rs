@@ -47,10 +47,13 @@ impl Incoming {
         })?;
         let host = self.qemu.host();
         let checked = preflight::check(&recipe, &host, &request.from, &request.migration.to_string());
-        let (opened, mut reasons) = match checked {
-            Ok(opened) => (opened, vec![]),
-            Err(reasons) => (vec![], reasons),
-        };
+        let (mut recipe, (mut opened, mut reasons)) = (
+            recipe,
+            match checked {
+                Ok(opened) => (opened, vec![]),
+                Err(reasons) => (vec![], reasons),
+            },
+        );
         if recipe.name != request.vm {
             reasons.push(format!("the request is for {}, its description for {}", request.vm, recipe.name));
         }
@@ -64,7 +67,10 @@ impl Incoming {
             return Err(reasons);
         }
         match self.arrivals.reserve(preflight::needs(&recipe, &host), host.overcommit) {
-            Ok(place) => Ok((preflight::settle(recipe, &opened), opened, place)),
+            Ok(place) => {
+                preflight::make_stores(&mut recipe, &mut opened, &host).map_err(|why| vec![why])?;
+                Ok((preflight::settle(recipe, &opened), opened, place))
+            }
             Err(why) => Err(vec![why]),
         }
     }

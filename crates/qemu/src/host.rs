@@ -99,6 +99,12 @@ impl Host {
         self.in_runtime(tagged, "sockets")
     }
 
+    /// Where the variable stores of VMs lie that share none with the host that they come from.
+    pub(crate) fn stores(&self) -> PathBuf {
+        let folder = if self.owner.as_os_str().is_empty() { &self.runtime } else { &self.owner };
+        folder.join("flash")
+    }
+
     pub(crate) fn in_runtime(&self, name: &str, ending: &str) -> PathBuf {
         self.runtime.join(format!("{name}.{ending}"))
     }

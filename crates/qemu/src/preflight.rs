@@ -17,7 +17,7 @@ use std::{
     sync::{LazyLock, Mutex, PoisonError},
 };
 
-pub use crate::arriving::settle;
+pub use crate::arriving::{make_stores, settle};
 
 /// What the kernel calls a tmpfs (`statfs(2)`).
 const TMPFS: u64 = 0x0102_1994;

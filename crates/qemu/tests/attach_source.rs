@@ -7,6 +7,7 @@ use engine::ports::{GuestMemory, Tracker};
 use qemu::attach::{Error, RamBlock, Source, Target};
 use serde_json::json;
 use std::time::Duration;
+use sys::inject::Borrowed;
 use units::{BlockId, MemorySet, PAGE_SIZE, PageIndex, PageRange};
 
 const RAM: BlockId = BlockId(0);
@@ -19,6 +20,39 @@ fn collect(tracker: &mut impl Tracker, source: &Source) -> Vec<u64> {
 
 /// Memory that only QEMU can reach.
 const PRIVATE: &str = "memory-backend-ram,id=mem,size=256M";
+
+/// As QEMU does it for a balloon: a hole in the file, and no mapping any more. A protection outlives both.
+#[test]
+fn i2_shared_memory_that_is_thrown_away_counts_as_written() {
+    const DONTNEED: i32 = 4;
+    for hears in [true, false] {
+        let mut qemu = Qemu::start(&memfd(256), &[]);
+        let block = qemu.block("mem", 256 * MIB, 0);
+        let source = Source::open(qemu.pid(), std::slice::from_ref(&block)).unwrap().with_discards(hears);
+        let hole = Target::open(qemu.pid(), std::slice::from_ref(&block)).unwrap().memory();
+        (1000..1010).for_each(|page| qemu.poke(page, 1));
+        let mut tracker = source.tracker().unwrap();
+        tracker.begin().unwrap();
+        assert!(collect(&mut tracker, &source).is_empty());
+        for (first, count) in [(1002, 2), (1007, 1)] {
+            let pages = PageRange::new(PageIndex(first), count);
+            hole.discard(RAM, pages).unwrap();
+            let thread = Borrowed::seize(source.process()).unwrap();
+            thread.madvise(block.hva + pages.start.offset(), pages.bytes().0, DONTNEED).unwrap();
+        }
+        // Read again they are zeros, and nothing was written.
+        qemu.peek(1003);
+        let found = collect(&mut tracker, &source);
+        assert_eq!(found, if hears { vec![1002, 1003, 1007] } else { vec![] }, "hears: {hears}");
+        qemu.poke(1002, 2);
+        assert_eq!(collect(&mut tracker, &source), [1002]);
+        assert_eq!(tracker.may_make_wait(), hears);
+        drop(tracker);
+        // Nobody waits for us any more.
+        let thread = Borrowed::seize(source.process()).unwrap();
+        thread.madvise(block.hva, 1 << 20, DONTNEED).unwrap();
+    }
+}
 
 #[test]
 fn exactly_the_pages_that_qemu_wrote_are_dirty() {

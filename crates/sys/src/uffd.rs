@@ -30,6 +30,8 @@ impl Features {
     pub const MISSING_SHMEM: Self = Self(raw::UFFD_FEATURE_MISSING_SHMEM as u64);
     /// Faults say which thread waits (Linux 4.14).
     pub const THREAD_ID: Self = Self(raw::UFFD_FEATURE_THREAD_ID as u64);
+    /// Memory that is thrown away is told of, and whoever does it waits until that was read (Linux 4.11).
+    pub const DISCARDS: Self = Self(raw::UFFD_FEATURE_EVENT_REMOVE as u64);
     /// Write protection (Linux 5.7).
     pub const WP: Self = Self(raw::UFFD_FEATURE_PAGEFAULT_FLAG_WP as u64);
     /// Write protection of shared memory (Linux 5.19).
@@ -231,6 +233,29 @@ impl Uffd {
         }
     }
 
+    /// Whether there is a message to be read within `timeout`.
+    pub fn waits(&self, timeout: Duration) -> io::Result<bool> {
+        readable_within(self.fd.as_fd(), timeout)
+    }
+
+    /// Addresses that were thrown away, if a message of that waits; for a descriptor that was enabled with
+    /// [`Features::DISCARDS`] and of which nothing else is awaited.
+    pub fn next_discard(&self) -> io::Result<Option<Range<u64>>> {
+        let mut message = [0_u8; MESSAGE];
+        loop {
+            match rustix::io::read(&self.fd, &mut message) {
+                Ok(MESSAGE) => match discard(&message) {
+                    Some(range) => return Ok(Some(range)),
+                    None => continue,
+                },
+                Ok(short) => return Err(io::Error::other(format!("a userfaultfd message of {short} bytes"))),
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(rustix::io::Errno::AGAIN) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     fn run<T>(&self, request: u32, argument: &mut T) -> io::Result<()> {
         // SAFETY: the callers above pair each request with its argument's type (asserted in `ioctl`). The only address of
         // ours that any of them holds is that of a slice that `copy` borrows, and it is only read; all others belong
@@ -267,13 +292,22 @@ fn again(error: &io::Error) -> bool {
     error.raw_os_error() == Some(nix::libc::EAGAIN)
 }
 
+/// A word of a message.
+fn word_of(message: &[u8; MESSAGE], at: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&message[at..at + 8]);
+    u64::from_ne_bytes(word)
+}
+
+/// `struct uffd_msg`: the event's number, seven reserved bytes, the first address and the one behind the last.
+fn discard(message: &[u8; MESSAGE]) -> Option<Range<u64>> {
+    let told = u32::from(message[0]) == raw::UFFD_EVENT_REMOVE;
+    told.then(|| word_of(message, 8)..word_of(message, 16))
+}
+
 /// `struct uffd_msg`: the event's number, seven reserved bytes, flags, address, thread.
 fn fault(message: &[u8; MESSAGE]) -> Option<PageFault> {
-    let word = |at: usize| {
-        let mut word = [0; 8];
-        word.copy_from_slice(&message[at..at + 8]);
-        u64::from_ne_bytes(word)
-    };
+    let word = |at: usize| word_of(message, at);
     (u32::from(message[0]) == raw::UFFD_EVENT_PAGEFAULT).then(|| PageFault {
         address: word(16),
         write: word(8) & u64::from(raw::UFFD_PAGEFAULT_FLAG_WRITE) != 0,

@@ -135,7 +135,7 @@ impl Mover {
         left_behind.extend(open.warnings().map_err(|e| one(&e))?);
         let reading = Reading { left_behind, took };
         let source = attach::Source::open(open.process().pid(), open.ram_blocks()).map_err(|e| one(&e))?;
-        let source = source.with_pulse(pulse.clone());
+        let source = source.with_pulse(pulse.clone()).with_discards(open.recipe().throws_memory_away());
         let writers = open.recipe().vcpus();
         let how = attach::Tracking {
             writers,

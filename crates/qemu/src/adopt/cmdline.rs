@@ -249,7 +249,10 @@ impl<'a> Reader<'a> {
             "-overcommit" => self.without(option, value, "", &["mem-lock"]),
             "-mem-path" => self.note("-mem-path does not apply on the target: its memory is a memfd"),
             "-gdb" => self.note("the debugger's port (-gdb) stays behind"),
-            "-global" if value.starts_with("migration.") => {}
+            "-global" => match dialect::global(value) {
+                migration if migration.starts_with("migration.") => {}
+                plain => self.pass(option, plain),
+            },
             _ if HOST_ONLY.contains(&option) => {}
             _ => {
                 if option == "-tpmdev" {

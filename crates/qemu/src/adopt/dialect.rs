@@ -66,9 +66,21 @@ pub(super) fn drive(option: &str, file: &str) -> Option<String> {
         "-hdc" => (2, "disk"),
         "-hdd" => (3, "disk"),
         "-cdrom" => (2, "cdrom"),
+        "-pflash" => return Some(format!("if=pflash,format=raw,file={}", options::escape(file))),
         _ => return None,
     };
     Some(format!("index={index},media={media},file={}", options::escape(file)))
+}
+
+/// A `-global` in its shorter form, where it can be said in that.
+pub(super) fn global(value: &str) -> String {
+    let parsed = options::parse(value, "");
+    match ["driver", "property", "value"].map(|key| get(&parsed, key)) {
+        [Some(driver), Some(property), Some(set)] if parsed.len() == 3 => {
+            format!("{driver}.{property}={set}")
+        }
+        _ => value.to_owned(),
+    }
 }
 
 /// Gives names to drives without an id, as QEMU does.
@@ -163,10 +175,22 @@ mod tests {
         assert!(from_json("-device", "{").unwrap().unwrap_err().contains("-device: its JSON"));
     }
 
+    #[test]
+    fn a_global_of_three_parts_is_one_of_two() {
+        for (value, short) in [
+            ("driver=cfi.pflash01,property=secure,value=on", "cfi.pflash01.secure=on"),
+            ("property=secure,value=on,driver=cfi.pflash01", "cfi.pflash01.secure=on"),
+            ("ICH9-LPC.disable_s3=1", "ICH9-LPC.disable_s3=1"),
+            ("driver=VGA,property=romfile", "driver=VGA,property=romfile"),
+        ] {
+            assert_eq!(global(value), short);
+        }
+    }
+
     /// What QEMU 7.2 calls them (`query-block`).
     #[test]
     fn drives_without_an_id_are_called_as_qemu_calls_them() {
-        let rows: [(&str, &[&str], &[&str]); 4] = [
+        let rows: [(&str, &[&str], &[&str]); 5] = [
             (
                 "pc",
                 &["index=0,media=disk", "index=2,media=cdrom", "media=disk"],
@@ -182,6 +206,7 @@ mod tests {
                 &["if=scsi", "if=scsi,bus=1,unit=3", "if=none", "if=floppy"],
                 &["scsi0-hd0", "scsi1-hd3", "none0", "floppy0"],
             ),
+            ("q35", &["if=pflash,unit=0", "if=pflash,unit=1"], &["pflash0", "pflash1"]),
             ("pc-q35-10.0", &["id=mine,media=disk", "media=disk"], &["mine", "ide1-hd0"]),
         ];
         for (machine, drives, names) in rows {

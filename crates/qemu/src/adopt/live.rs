@@ -10,7 +10,9 @@ use super::{
 use crate::{
     qmp::{Qmp, QmpError},
     ram::{self, Backend},
-    recipe::{Accel, Backing, ChardevKind, MemoryBlock, Role, SeenFile, backing_files, files, options},
+    recipe::{
+        Accel, Backing, ChardevKind, MemoryBlock, Role, SeenFile, backing_files, files, options, why_refused,
+    },
     snapshot::own,
 };
 use engine::ports::RunState;
@@ -18,37 +20,6 @@ use serde_json::{Value, json};
 use std::{collections::BTreeMap, fs, path::Path};
 use sys::process::PidFd;
 use units::PAGE_SIZE;
-
-/// Seen with QEMU 7.2 and 10.0, whatever is moved by.
-const SEVERAL_PORTS: &str =
-    "QEMU dies when it saves the state of a serial card with several ports; use several pci-serial";
-
-/// Devices that cannot follow a VM, by the beginning of their type's name, and why.
-const REFUSED: &[(&str, &str)] = &[
-    ("vfio-", "it is a device of this host, which cannot follow the VM; use a virtio device"),
-    ("ivshmem", "its memory is shared with other VMs of this host; leave it out"),
-    ("usb-host", "it is a USB device of this host, which cannot follow the VM; unplug it (device_del)"),
-    ("usb-redir", "it ends in a client of this host; have the client disconnect, or unplug it (device_del)"),
-    (
-        "vhost-",
-        "another process or the kernel writes the guest's memory unseen; use the virtio device without vhost",
-    ),
-    (
-        "virtio-balloon",
-        "a balloon (and its free page reporting) discards memory while it is tracked; leave it out",
-    ),
-    ("virtio-mem", "it discards memory while it is tracked; use -m with all memory from the beginning"),
-    ("virtio-pmem", "its memory is a file of this host; use a disk"),
-    ("nvdimm", "its memory is a file of this host; use a disk"),
-    ("virtio-9p", "its files are this host's; use a network file system"),
-    ("virtio-fs", "its files are this host's; use a network file system"),
-    ("virtio-gpu", "its memory is not in the device state alone, which is not supported yet; use -vga std"),
-    ("qxl", "it is not supported yet; use -vga std"),
-    ("cfi.pflash", "flash memory (OVMF) is not supported yet; boot with SeaBIOS"),
-    ("pci-serial-2x", SEVERAL_PORTS),
-    ("pci-serial-4x", SEVERAL_PORTS),
-    ("tpm-", "a TPM's state is in another process; leave it out"),
-];
 
 /// Devices whose action a monitor can set, and nobody can ask for.
 const WATCHDOGS: &[&str] = &["i6300esb", "ib700"];
@@ -120,6 +91,13 @@ fn devices(qmp: &mut Qmp, read: &mut Read, reasons: &mut Vec<String>) -> Result<
                 REDIRECTION if redirects_nothing(qmp, read) => {}
                 _ => refuse_kind(&name, &kind, reasons),
             }
+            let place = format!("{folder}/{name}");
+            if kind == "ramfb" && flag(qmp, &place, "x-migrate") != Some(true) {
+                read.notes.push(
+                    "ramfb: where its picture lies QEMU carries from machines of version 8.2 on; the guest's screen stays blank until it \
+                     sets that again".to_owned(),
+                );
+            }
             if WATCHDOGS.contains(&kind.as_str()) {
                 read.notes.push(format!(
                     "watchdog {name} ({kind}): QEMU cannot be asked what it does when it expires; what a monitor set \
@@ -146,6 +124,11 @@ fn devices(qmp: &mut Qmp, read: &mut Read, reasons: &mut Vec<String>) -> Result<
         refuse_kind(&name, &kind, reasons);
     }
     Ok(())
+}
+
+/// A device's property that is on or off; `None`: it has none of this name.
+fn flag(qmp: &mut Qmp, path: &str, property: &str) -> Option<bool> {
+    qmp.execute("qom-get", json!({ "path": path, "property": property })).ok()?.as_bool()
 }
 
 /// Gives PCI devices that QEMU has made after all others the places that they got.
@@ -219,7 +202,7 @@ fn redirects_nothing(qmp: &mut Qmp, read: &Read) -> bool {
 }
 
 fn refuse_kind(name: &str, kind: &str, reasons: &mut Vec<String>) {
-    if let Some((_, why)) = REFUSED.iter().find(|(prefix, _)| kind.starts_with(prefix)) {
+    if let Some(why) = why_refused(kind) {
         reasons.push(format!("device {name} ({kind}): {why}"));
     }
 }
@@ -233,12 +216,9 @@ fn has_drive(read: &Read, interface: &str) -> bool {
 
 /// The type that QEMU gives a device can be longer than the driver's alias on the command line.
 fn take_kind(told: &mut Vec<String>, kind: &str) -> bool {
-    let same = |driver: &String| {
-        driver == kind
-            || kind.starts_with(&format!("{driver}-"))
-            || (driver == "e1000" && kind.starts_with("e1000"))
-    };
-    match told.iter().position(same) {
+    let alias = |driver: &String| kind.starts_with(&format!("{driver}-"));
+    // One may be called as another's name begins: pvpanic and pvpanic-pci.
+    match told.iter().position(|driver| driver == kind).or_else(|| told.iter().position(alias)) {
         Some(at) => {
             told.swap_remove(at);
             true

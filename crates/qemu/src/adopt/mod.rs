@@ -23,7 +23,7 @@ use crate::{
     made_up,
     qmp::{Qmp, QmpError},
     ram,
-    recipe::{self, Recipe},
+    recipe::{self, Argument, Recipe},
     vm::{OpenError, Vm},
 };
 pub use examine::Examined;
@@ -57,7 +57,8 @@ impl Vm {
         let Looked { mut qmp, process, layout, recipe, mut reasons, notes } = look(name, socket)?;
         // Last: it is the only thing that QEMU could notice.
         if reasons.is_empty() {
-            let tried = attach::Source::open(process.pid(), &layout.main).and_then(|source| source.try_out());
+            let tried = attach::Source::open(process.pid(), &layout.main)
+                .and_then(|source| source.with_discards(recipe.throws_memory_away()).try_out());
             reasons.extend(tried.err().map(|error| error.to_string()));
         }
         if !reasons.is_empty() {
@@ -89,8 +90,7 @@ fn look(name: &str, socket: &Path) -> Result<Looked, OpenError> {
     recipe.machine = cpu::with_machine(&recipe.machine, &cpu::pinned_machine(&mut qmp)?);
     recipe.accel = live::accel(&mut qmp)?;
     recipe.cpu_features = cpu::features(&mut qmp)?;
-    reasons.extend(recipe::check(&recipe));
-    // A device that is refused by its kind is refused as an argument too: the better explained reason stands.
+    reasons.extend(unusable(&recipe));
     let mut told = std::collections::BTreeSet::new();
     reasons.retain(|reason| told.insert(reason.clone()));
     let mut notes = read.notes;
@@ -98,8 +98,28 @@ fn look(name: &str, socket: &Path) -> Result<Looked, OpenError> {
     if let Ok(source) = attach::Source::open(process.pid(), &layout.main) {
         notes.extend(of_memory(&source));
     }
+    notes.extend(recipe::flash::stores(&recipe).into_iter().map(|store| {
+        format!("variable store {store}: a target that does not share it makes a file of its own, which has the same variables")
+    }));
+    if recipe.throws_memory_away() {
+        notes.push(BALLOON.to_owned());
+    }
     Ok(Looked { qmp, process, layout, recipe, reasons, notes })
 }
+
+/// What of a recipe cannot be used, devices apart that were refused for what they are: one reason is enough.
+fn unusable(recipe: &Recipe) -> Vec<String> {
+    let refused = |argument: &Argument| {
+        let driver = argument.value.as_deref().map(recipe::device_driver).unwrap_or_default();
+        argument.option == "-device" && recipe::why_refused(&driver).is_some()
+    };
+    let arguments = recipe.arguments.iter().filter(|argument| !refused(argument)).cloned().collect();
+    recipe::check(&Recipe { arguments, ..recipe.clone() })
+}
+
+/// What is said of a VM that throws memory away.
+const BALLOON: &str =
+    "it has a balloon: while it is moved its writers cannot be slowed, so it may have to move by post-copy";
 
 /// What is special about the memory of a VM.
 fn of_memory(source: &attach::Source) -> Vec<String> {
@@ -165,7 +185,7 @@ pub(crate) fn again(
     };
     let mut reasons = std::mem::take(&mut read.reasons);
     reasons.extend(live::differences(qmp, process, &names, &mut read)?);
-    reasons.extend(recipe::check(&read.recipe));
+    reasons.extend(unusable(&read.recipe));
     let mut told = std::collections::BTreeSet::new();
     reasons.retain(|reason| told.insert(reason.clone()));
     read.notes.extend(chardevs::notes(&read.recipe, &read.was));

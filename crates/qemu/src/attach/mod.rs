@@ -7,6 +7,7 @@
 //! Who holds the userfaultfd decides how a crash of ours ends. On the source only we do: the guest runs on. On the target
 //! QEMU does too: its guest waits for a restarted agent instead of reading zeros.
 
+mod discards;
 mod governed;
 mod memory;
 mod missing;
@@ -33,6 +34,10 @@ use std::io;
 /// `PAGEMAP_SCAN` finds them.
 const NEEDS_FOR_PRIVATE: &str = "for memory that is private to QEMU this takes Linux 6.7; shared memory (-object \
                                  memory-backend-memfd,share=on,…) does with 5.19";
+
+/// The same for what QEMU throws away: a writer that could be made to wait would be heard of, memory that is thrown away would not.
+const NEEDS_FOR_DISCARDS: &str =
+    "for a device that throws memory away (a balloon) this takes Linux 6.7; leave it out";
 
 /// Why a QEMU process cannot be attached to.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +89,12 @@ pub enum Error {
         /// QEMU's name for it.
         block: String,
     },
+    /// Memory may be thrown away, which only the asynchronous tracker follows.
+    #[error(
+        "the VM has a device that throws memory away (a balloon), which only the asynchronous tracker can follow (Linux 6.7, \
+         without --tracker synchronous): leave it out, or use that tracker"
+    )]
+    Discards,
     /// More RAM blocks than a migration can name.
     #[error("a VM with {count} RAM blocks is not supported")]
     TooMany {

@@ -13,6 +13,8 @@ pub struct Source {
     process: Arc<PidFd>,
     memory: Arc<Memory>,
     pulse: Pulse,
+    /// Whether QEMU may throw memory away meanwhile.
+    discards: bool,
 }
 
 impl Source {
@@ -20,12 +22,17 @@ impl Source {
     pub fn open(pid: i32, blocks: &[RamBlock]) -> Result<Self, Error> {
         let process = Arc::new(PidFd::open(pid).map_err(Error::step("get hold", pid))?);
         let memory = Arc::new(Memory::new(region::find(&process, blocks)?, false));
-        Ok(Self { process, memory, pulse: Pulse::default() })
+        Ok(Self { process, memory, pulse: Pulse::default(), discards: false })
     }
 
     /// Has the threads on which the guest may have to wait show there that they get on.
     pub fn with_pulse(self, pulse: Pulse) -> Self {
         Self { pulse, ..self }
+    }
+
+    /// Reckons with memory that QEMU throws away, if `discards`.
+    pub fn with_discards(self, discards: bool) -> Self {
+        Self { discards, ..self }
     }
 
     /// Its RAM.
@@ -50,10 +57,12 @@ impl Source {
         let thread = Borrowed::seize(&self.process).map_err(Error::step("borrow a thread", pid))?;
         let made = thread.userfaultfd().map_err(Error::step("watch the memory", pid))?;
         thread.close(made).map_err(Error::step("close a descriptor", pid))?;
-        if self.memory.private().is_some() {
+        if self.memory.private().is_some() || self.discards {
             // What follows its writes; nothing is protected yet, so the guest notices nothing.
             self.tracker().map(drop).map_err(|error| match error {
-                Error::Kernel { what, cause, .. } => Error::Kernel { what, needs: NEEDS_FOR_PRIVATE, cause },
+                Error::Kernel { what, cause, .. } if !self.discards => {
+                    Error::Kernel { what, needs: NEEDS_FOR_PRIVATE, cause }
+                }
                 other => other,
             })?;
         }
@@ -68,7 +77,7 @@ impl Source {
     /// A tracker of its writes. Borrows a thread of QEMU for well under a millisecond. One at a time: while another tracker
     /// has its RAM, `begin` fails.
     pub fn tracker(&self) -> Result<AsyncTracker, Error> {
-        AsyncTracker::attach(&self.process, &self.memory)
+        AsyncTracker::attach(&self.process, &self.memory, self.discards.then_some(&self.pulse))
     }
 
     /// One that can slow the guest's writes from the start.
@@ -79,7 +88,7 @@ impl Source {
     /// One that begins to do so when it is asked to, and costs the guest little before; unless the kernel has nothing else, or it
     /// is to be like that from the start.
     pub fn switching(&self, how: Tracking) -> Result<SwitchingTracker, Error> {
-        SwitchingTracker::attach(&self.process, &self.memory, how, &self.pulse)
+        SwitchingTracker::attach(&self.process, &self.memory, how, &self.pulse, self.discards)
     }
 
     /// What stuns those of its vCPU threads that write, none of them for longer than `longest` at a time. Nobody is stunned yet.

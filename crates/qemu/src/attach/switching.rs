@@ -18,8 +18,8 @@ pub struct SwitchingTracker {
     now: Now,
     /// Nobody knows what was written during a change: all of it counts as written, once.
     unsure: bool,
-    /// Its memory is on a disk: there is only one way.
-    on_disk: bool,
+    /// Its memory is on a disk, or thrown away meanwhile: there is only one way.
+    fixed: bool,
 }
 
 #[derive(Debug)]
@@ -34,24 +34,26 @@ impl SwitchingTracker {
         memory: &Arc<Memory>,
         how: Tracking,
         pulse: &Pulse,
+        discards: bool,
     ) -> Result<Self, Error> {
         let on_disk = memory.on_disk().map_err(Error::step("look at the memory", process.pid()))?;
         let governed = || match on_disk {
             Some(block) => Err(Error::OnDisk { block: block.to_owned() }),
+            None if discards => Err(Error::Discards),
             None => GovernedTracker::attach(process, memory, &how, pulse).map(Now::Governed),
         };
         let now = if how.synchronous {
             governed()?
         } else {
-            match AsyncTracker::attach(process, memory) {
+            match AsyncTracker::attach(process, memory, discards.then_some(pulse)) {
                 // Linux 5.19 to 6.6.
                 Err(Error::Kernel { .. }) if memory.private().is_none() => governed()?,
                 attached => Now::Free(attached?),
             }
         };
-        let on_disk = on_disk.is_some();
+        let fixed = on_disk.is_some() || discards;
         let (process, memory) = (Arc::clone(process), Arc::clone(memory));
-        Ok(Self { process, memory, how, pulse: pulse.clone(), agreed: None, now, unsure: false, on_disk })
+        Ok(Self { process, memory, how, pulse: pulse.clone(), agreed: None, now, unsure: false, fixed })
     }
 
     /// One page has one watcher at a time, so between the two its writes are seen by nobody. They are not looked for: once
@@ -100,11 +102,11 @@ impl Tracker for SwitchingTracker {
     }
 
     fn can_govern(&self) -> bool {
-        !self.on_disk
+        !self.fixed
     }
 
     fn govern(&mut self, sent_per_s: f64) -> io::Result<()> {
-        if self.on_disk {
+        if self.fixed {
             return Err(io::ErrorKind::Unsupported.into());
         }
         self.change()?;
@@ -143,7 +145,10 @@ impl Tracker for SwitchingTracker {
     }
 
     fn may_make_wait(&self) -> bool {
-        matches!(self.now, Now::Governed(_))
+        match &self.now {
+            Now::Free(tracker) => tracker.may_make_wait(),
+            Now::Governed(tracker) => tracker.may_make_wait(),
+        }
     }
 
     fn stalls(&self) -> Stalls {

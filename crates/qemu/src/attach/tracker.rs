@@ -5,13 +5,18 @@
 //! (`read(2)` into guest RAM) are all seen, for they go through QEMU's page tables. What does not: direct I/O whose pages
 //! were pinned before, which does not take place while a VM is moved (`vm/direct.rs`), and other processes, which are refused elsewhere.
 
-use super::{Error, Memory, region::Region};
+use super::{
+    Error, Memory, NEEDS_FOR_DISCARDS,
+    discards::Discards,
+    region::{Ram, Region},
+};
 use engine::ports::Tracker;
 use std::{io, ops::Range, sync::Arc};
 use sys::{
     inject::Borrowed,
     pagemap::Pagemap,
     process::PidFd,
+    pulse::Pulse,
     uffd::{Features, Uffd, Watch},
 };
 use units::{BlockId, MemorySet};
@@ -22,8 +27,10 @@ pub(super) const SLICE: u64 = 64 << 20;
 /// The asynchronous tracker (Linux 6.7).
 #[derive(Debug)]
 pub struct AsyncTracker {
+    /// What QEMU throws away, if it does: ended before the descriptor is closed.
+    discards: Option<Discards>,
     // We alone hold it: whatever ends us lifts every protection, and the guest runs on.
-    uffd: Uffd,
+    uffd: Arc<Uffd>,
     pagemap: Pagemap,
     process: Arc<PidFd>,
     memory: Arc<Memory>,
@@ -31,17 +38,39 @@ pub struct AsyncTracker {
 }
 
 impl AsyncTracker {
-    pub(super) fn attach(process: &Arc<PidFd>, memory: &Arc<Memory>) -> Result<Self, Error> {
+    /// `discards`: QEMU may throw memory away meanwhile, and then waits for a thread that shows there that it gets on.
+    pub(super) fn attach(
+        process: &Arc<PidFd>,
+        memory: &Arc<Memory>,
+        discards: Option<&Pulse>,
+    ) -> Result<Self, Error> {
         let pid = process.pid();
         let uffd = take_userfaultfd(process).map_err(Error::step("get a userfaultfd", pid))?;
         let features = Features::WP | Features::WP_SHMEM | Features::WP_UNPOPULATED | Features::WP_ASYNC;
-        uffd.enable(features).map_err(|cause| Error::Kernel {
+        // What is private shows in a scan whatever becomes of it.
+        let shared = |region: &Region| matches!(region.ram, Ram::Shared(_));
+        let discards = discards.filter(|_| memory.regions().iter().any(shared));
+        let (more, needs) = match discards {
+            None => (Features::NONE, "asynchronous write protection of shared memory came with Linux 6.7"),
+            Some(_) => (Features::DISCARDS, NEEDS_FOR_DISCARDS),
+        };
+        uffd.enable(features | more).map_err(|cause| Error::Kernel {
             what: "track writes by itself",
-            needs: "asynchronous write protection of shared memory came with Linux 6.7",
+            needs,
             cause,
         })?;
+        let uffd = Arc::new(uffd);
+        let discards = discards.map(|pulse| Discards::hear(&uffd, pulse)).transpose();
+        let discards = discards.map_err(Error::step("start a thread for what is thrown away", pid))?;
         let pagemap = Pagemap::open(process).map_err(Error::step("open the page tables", pid))?;
-        Ok(Self { uffd, pagemap, process: Arc::clone(process), memory: Arc::clone(memory), watching: false })
+        Ok(Self {
+            discards,
+            uffd,
+            pagemap,
+            process: Arc::clone(process),
+            memory: Arc::clone(memory),
+            watching: false,
+        })
     }
 }
 
@@ -80,6 +109,10 @@ impl Tracker for AsyncTracker {
             self.pagemap
                 .take_written(region.addresses.clone(), |run| set.insert_range(region.pages_at(&run)))?;
         }
+        // After the scan: what is thrown away behind it is written, or told of the next time.
+        if let Some(discards) = &self.discards {
+            discards.collect(self.memory.regions(), dirty)?;
+        }
         // The page tables of a process that ended are empty, which must not pass for a guest that writes nothing.
         if self.process.is_alive()? {
             return Ok(());
@@ -87,10 +120,15 @@ impl Tracker for AsyncTracker {
         let text = format!("QEMU process {} has ended", self.process.pid());
         Err(io::Error::new(io::ErrorKind::NotConnected, text))
     }
+
+    fn may_make_wait(&self) -> bool {
+        self.discards.is_some()
+    }
 }
 
 impl Drop for AsyncTracker {
     fn drop(&mut self) {
+        self.discards = None;
         // Closing the descriptor would do, but in one go, with the guest's page faults waiting for all of it.
         if self.watching {
             drop(slices(self.memory.regions()).try_for_each(|slice| self.uffd.unprotect(slice)));

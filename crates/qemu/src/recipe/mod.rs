@@ -14,9 +14,11 @@ mod check;
 mod extensions;
 /// Files that both hosts must see.
 pub mod files;
+pub(crate) mod flash;
 /// The syntax of option values.
 pub mod options;
 mod read_only;
+mod refused;
 mod settings;
 
 pub use allow::check_argument;
@@ -28,6 +30,7 @@ pub use backing::{backing_files, backing_of};
 pub use chardev::{Chardev, ChardevKind};
 pub use check::check;
 pub(crate) use check::{NAME_RULE, is_interface, is_name, matches};
+pub(crate) use refused::why as why_refused;
 pub(crate) use settings::LIMITS;
 pub use settings::Setting;
 
@@ -360,6 +363,14 @@ impl Recipe {
             |(key, value): &(String, String)| (key == "aio" || key.ends_with(".aio")) && value == "io_uring";
         let drives = self.arguments.iter().filter(|a| matches!(&*a.option, "-drive" | "-blockdev"));
         drives.filter_map(|a| a.value.as_deref()).any(|value| options::parse(value, "").iter().any(is_it))
+    }
+
+    /// Whether it has a device that throws memory away while the guest runs: a balloon, or the report of free pages.
+    pub fn throws_memory_away(&self) -> bool {
+        let devices = self.arguments.iter().filter(|argument| argument.option == "-device");
+        devices
+            .filter_map(|device| device.value.as_deref())
+            .any(|value| device_driver(value).starts_with("virtio-balloon"))
     }
 
     /// The machine's name without its options.

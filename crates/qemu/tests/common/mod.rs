@@ -3,6 +3,7 @@
 #![allow(dead_code)] // Each test binary uses its part.
 
 pub(crate) mod hand;
+pub(crate) mod moved;
 
 use qemu::{Host, Limits, Recipe, VmFile, preflight, recipe::SeenFile, sharing};
 use std::{

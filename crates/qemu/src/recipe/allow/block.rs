@@ -70,7 +70,7 @@ const DRIVE: &[Property] = &[
     ("file.locking", LOCKED),
     ("format", FORMATS),
     ("id", Id),
-    ("if", Word(&["none", "virtio", "ide", "scsi", "floppy"])),
+    ("if", Word(&["none", "virtio", "ide", "scsi", "pflash", "floppy"])),
     ("index", Number),
     ("media", Word(&["disk", "cdrom"])),
     ("node-name", Id),

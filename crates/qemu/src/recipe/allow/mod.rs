@@ -10,6 +10,7 @@ mod block;
 mod devices;
 mod forms;
 mod options;
+mod peripherals;
 mod properties;
 
 pub(crate) use forms::is_id;
@@ -21,6 +22,7 @@ use super::{
     Argument, Role, SeenFile,
     check::shown,
     options::{escape, get, parse},
+    refused,
 };
 
 /// The most text that an option's value may have.
@@ -76,6 +78,9 @@ pub(crate) fn device_driver(value: &str) -> String {
 
 fn device(value: &str) -> Result<(), String> {
     let driver = device_driver(value);
+    if let Some(why) = refused::why_not_made(&driver) {
+        return Err(why.to_owned());
+    }
     if !devices::is_known(&driver) {
         return Err(format!("device {} is not allowed", shown(&driver)));
     }

@@ -209,58 +209,6 @@ pub(super) const INPUT: &[Property] =
     &[("display", Id), ("head", Number), ("serial", Text), ("wheel-axis", Switch)];
 pub(super) const PORT: &[Property] = &[("chardev", Id), ("name", Text), ("nr", Number)];
 
-pub(super) const NVME: &[Property] = &[
-    ("aer_max_queued", Number),
-    ("aerl", Number),
-    ("atomic.awun", Number),
-    ("atomic.awupf", Number),
-    ("atomic.dn", Switch),
-    ("cmb_size_mb", Number),
-    ("ctratt.mem", Switch),
-    ("dbcs", Switch),
-    ("ioeventfd", Switch),
-    ("max_ioqpairs", Number),
-    ("mdts", Number),
-    ("mqes", Number),
-    ("msix-exclusive-bar", Switch),
-    ("msix_qsize", Number),
-    ("num_queues", Number),
-    ("ocp", Switch),
-    ("smart_critical_warning", Number),
-    ("use-intel-id", Switch),
-    ("vsl", Number),
-    ("zoned.auto_transition", Switch),
-    ("zoned.zasl", Number),
-];
-
-pub(super) const NVME_NS: &[Property] = &[
-    ("detached", Switch),
-    ("eui64", Number),
-    ("eui64-default", Switch),
-    ("mcl", Number),
-    ("ms", Number),
-    ("mset", Number),
-    ("msrc", Number),
-    ("mssrl", Number),
-    ("nguid", Uuid),
-    ("nsid", Number),
-    ("pi", Number),
-    ("pif", Number),
-    ("pil", Number),
-    ("shared", Switch),
-    ("uuid", Uuid),
-    ("zoned", Switch),
-    ("zoned.cross_read", Switch),
-    ("zoned.descr_ext_size", Size),
-    ("zoned.max_active", Number),
-    ("zoned.max_open", Number),
-    ("zoned.numzrwa", Number),
-    ("zoned.zone_capacity", Size),
-    ("zoned.zone_size", Size),
-    ("zoned.zrwafg", Size),
-    ("zoned.zrwas", Size),
-];
-
 pub(super) const INTEL_NIC: &[Property] = &[
     ("autonegotiation", Switch),
     ("disable_vnet_hdr", Number),
@@ -359,7 +307,6 @@ pub(super) const USB_REDIR: &[Property] = &[
     ("streams", Switch),
     ("suppress-remote-wake", Switch),
 ];
-pub(super) const USB_SERIAL: &[Property] = &[("always-plugged", Switch), ("chardev", Id)];
 
 pub(super) const IOMMU: &[Property] = &[
     ("aw-bits", Number),
