@@ -10,8 +10,9 @@ use qemu::{
 use serde_json::json;
 use std::{
     collections::BTreeSet,
+    fs::File,
     io::{Read, Seek},
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -27,7 +28,8 @@ fn look(vm: &mut Vm) -> Vec<(&'static str, String)> {
 fn screen(qmp: &mut Qmp) -> Vec<u8> {
     // A QEMU of ours has no place to write to but what it is handed.
     let mut file = tempfile::tempfile().unwrap();
-    let set = qmp.add_fd(file.as_fd()).unwrap();
+    let writes = File::options().write(true).open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+    let set = qmp.add_fd(writes.as_fd()).unwrap();
     drop(qmp.execute("screendump", json!({ "filename": format!("/dev/fdset/{set}") })));
     qmp.remove_fd_set(set).unwrap();
     let mut bytes = Vec::new();

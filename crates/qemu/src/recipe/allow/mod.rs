@@ -87,9 +87,18 @@ fn device(value: &str) -> Result<(), String> {
     options::fit("property", &parse(value, "driver"), |key| devices::property(&driver, key))
 }
 
+/// A device whose name has a dot in it, which only the longer form of `-global` can say to QEMU.
+const DOTTED: &str = "cfi.pflash01";
+
+/// A `-global`'s device and property.
+fn split_global(name: &str) -> Option<(&str, &str)> {
+    let dotted = name.strip_prefix(DOTTED).and_then(|rest| rest.strip_prefix('.'));
+    dotted.map(|property| (DOTTED, property)).or_else(|| name.split_once('.'))
+}
+
 /// `driver.property=value` only: the longer form would say the same in words that are not looked at here.
 fn global(value: &str) -> Result<(), String> {
-    let parts = value.split_once('=').and_then(|(name, value)| Some((name.split_once('.')?, value)));
+    let parts = value.split_once('=').and_then(|(name, value)| Some((split_global(name)?, value)));
     let Some(((driver, property), set)) = parts else {
         return Err("only driver.property=value is allowed".to_owned());
     };
@@ -108,6 +117,12 @@ fn global(value: &str) -> Result<(), String> {
 /// another way than it was here. For an argument that [`check_argument`] found nothing wrong with.
 pub(super) fn written(argument: &Argument) -> Option<String> {
     let value = argument.value.as_deref()?;
+    if argument.option == "-global"
+        && let Some((name, set)) = value.split_once('=')
+        && let Some((DOTTED, property)) = split_global(name)
+    {
+        return Some(format!("driver={DOTTED},property={property},value={}", escape(set)));
+    }
     let implied = match argument.option.as_str() {
         "-device" | "-blockdev" | "-audiodev" => "driver",
         "-object" => "qom-type",

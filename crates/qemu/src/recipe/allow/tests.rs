@@ -40,6 +40,7 @@ fn what_ordinary_vms_say_is_allowed() {
         ("-audiodev", "none,id=audio1"),
         ("-global", "kvm-pit.lost_tick_policy=delay"),
         ("-global", "ICH9-LPC.disable_s3=1"),
+        ("-global", "cfi.pflash01.secure=on"),
         ("-global", "virtio-mmio.force-legacy=false"),
         ("-global", "VGA.edid=off"),
         ("-object", "iothread,id=i0,poll-max-ns=0"),
@@ -267,6 +268,7 @@ fn qemu_is_given_what_was_understood() {
         ("-boot", "cdn", "order=cdn"),
         ("-append", "a,,b=c", "a,,b=c"),
         ("-global", "VGA.edid=on", "VGA.edid=on"),
+        ("-global", "cfi.pflash01.secure=on", "driver=cfi.pflash01,property=secure,value=on"),
         ("-uuid", "x", "x"),
     ] {
         assert_eq!(written(&Argument::new(option, value)).as_deref(), Some(given), "{option} {value}");
