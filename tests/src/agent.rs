@@ -64,8 +64,11 @@ impl Agent {
         // What the laboratory's VMs are made of.
         let above = |path: &Path| path.parent().map(Path::to_owned).unwrap_or_default();
         let (all, kernel, initrd) = (above(&host.dir), above(&tools.kernel), above(&tools.initrd));
-        let usual =
-            || format!("disks = [{all:?}]\nboot = [{all:?}, {kernel:?}, {initrd:?}]\nspool = [{all:?}]");
+        let usual = || {
+            format!(
+                "disks = [{all:?}]\nboot = [{all:?}, {kernel:?}, {initrd:?}, \"/usr/share/OVMF\"]\nspool = [{all:?}]"
+            )
+        };
         let _ = writeln!(text, "[allow]\n{}\n[peers]", allow.unwrap_or_else(usual));
         for peer in peers.iter().filter(|peer| peer.name != host.name) {
             let _ = writeln!(text, "{} = \"{}:{PORT}\"", peer.name, peer.address);

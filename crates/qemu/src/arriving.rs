@@ -28,15 +28,15 @@ pub(crate) fn files(
     let mut seen = HashSet::new();
     for file in recipe.files.iter().filter(|file| seen.insert((&file.path, file.role))) {
         let is_store = file.role == Role::Disk && stores.contains(&*file.path.to_string_lossy());
-        if let Err(why) = limits.check_name(&file.path, file.role) {
+        let read_only = file.role != Role::Disk || only_read.contains(&*file.path.to_string_lossy());
+        if let Err(why) = limits.check_name(&file.path, file.role, read_only) {
             if !is_store {
                 reasons.push(why);
             }
             continue;
         }
-        let read_only = file.role != Role::Disk || only_read.contains(&*file.path.to_string_lossy());
         let proven = Opened::open(&file.path, file.role, read_only).and_then(|opened| {
-            limits.check_opened(&opened)?;
+            limits.check_opened(&opened, read_only)?;
             sharing::prove(recipe, from, migration, file, &opened)?;
             Ok(opened)
         });
@@ -62,7 +62,7 @@ pub(crate) fn files(
 /// What an image itself says is behind it, not what its sender says of it: that was looked at, too.
 fn behind(image: &Opened, recipe: &Recipe, limits: &Limits) -> Result<(), String> {
     let Some(next) = backing_of(&image.file, &image.path)? else { return Ok(()) };
-    limits.check_name(&next, Role::Backing)?;
+    limits.check_name(&next, Role::Backing, true)?;
     if recipe.files.iter().any(|file| file.role == Role::Backing && file.path == next) {
         return Ok(());
     }

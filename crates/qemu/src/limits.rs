@@ -13,7 +13,7 @@ use std::{
 pub struct Limits {
     /// Directories with disks, at whatever depth.
     pub disks: Vec<PathBuf>,
-    /// Directories with kernels and initial RAM disks.
+    /// Directories with kernels, initial RAM disks and firmware: with what is only read.
     pub boot: Vec<PathBuf>,
     /// Bridges, each with the VLANs on it that a VM may be in (`br0:20`, `br0:20-29`); on one that filters VLANs, without them only the
     /// first. `None`: whichever there are.
@@ -57,30 +57,33 @@ impl Limits {
     }
 
     /// Whether a VM may use a file of this name. By the name alone: what is there is not looked at, and so not told.
-    pub(crate) fn check_name(&self, path: &Path, role: Role) -> Result<(), String> {
-        let (setting, dirs) = self.dirs(role);
-        if dirs.iter().any(|dir| path.starts_with(dir)) {
+    pub(crate) fn check_name(&self, path: &Path, role: Role, read_only: bool) -> Result<(), String> {
+        let (setting, mut dirs) = self.dirs(role, read_only);
+        if dirs.any(|dir| path.starts_with(dir)) {
             return Ok(());
         }
         Err(not_granted(&format!("the {} {}", role.word(), path.display()), setting))
     }
 
     /// Whether a VM may use a file that was opened, by where its name led.
-    pub(crate) fn check_opened(&self, opened: &Opened) -> Result<(), String> {
-        let (setting, dirs) = self.dirs(opened.role);
+    pub(crate) fn check_opened(&self, opened: &Opened, read_only: bool) -> Result<(), String> {
+        let (setting, mut dirs) = self.dirs(opened.role, read_only);
         let inside = |dir: &PathBuf| dir.canonicalize().is_ok_and(|dir| opened.real.starts_with(dir));
-        if dirs.iter().any(inside) {
+        if dirs.any(inside) {
             return Ok(());
         }
         let (word, path) = (opened.role.word(), opened.path.display());
         Err(not_granted(&format!("the {word} {path}, by where it leads,"), setting))
     }
 
-    fn dirs(&self, role: Role) -> (&'static str, &[PathBuf]) {
-        match role {
-            Role::Disk | Role::Backing => ("disks", &self.disks),
-            Role::Boot => ("boot", &self.boot),
-        }
+    /// Firmware is a disk that is only read, and lies where boot files are.
+    fn dirs(&self, role: Role, read_only: bool) -> (&'static str, impl Iterator<Item = &PathBuf>) {
+        let (setting, first, second): (_, &[PathBuf], &[PathBuf]) = match role {
+            Role::Disk if read_only => ("disks or boot", &self.disks, &self.boot),
+            Role::Disk | Role::Backing => ("disks", &self.disks, &[]),
+            Role::Boot => ("boot", &self.boot, &[]),
+        };
+        (setting, first.iter().chain(second))
     }
 }
 

@@ -42,7 +42,7 @@ fn words(how: &str, store: &Path) -> Vec<String> {
 
 /// Takes a VM over to a host of this name that has the firmware, but not the store; it runs there.
 fn to(vm: &mut Vm, folder: &Path, name: &str, program: Option<PathBuf>) -> Vm {
-    let limits = Limits { disks: vec![FIRMWARE.into()], ..Limits::default() };
+    let limits = Limits { boot: vec![FIRMWARE.into()], ..Limits::default() };
     let target =
         qemu::Host { limits, owner: folder.join(name), ..host(folder, &format!("run-{name}"), program) };
     let begun = vm.begin().unwrap();

@@ -4,6 +4,9 @@
 use lab::{Error, Lab, Result, Stage, Tools, field};
 use std::{process::ExitCode, time::Instant};
 
+/// How much of each log is shown where something is wrong.
+const LINES: usize = 40;
+
 fn live(lab: &Lab, tools: &Tools, only: &str) -> Result<String> {
     let begin = Instant::now();
     let stage = Stage::new(lab, tools)?;
@@ -24,7 +27,11 @@ fn live(lab: &Lab, tools: &Tools, only: &str) -> Result<String> {
         eprintln!("[{} s] {}: {what}", begin.elapsed().as_secs(), case.name);
     }
     let said = format!("{} cases, {refused} of them refused by right, {wrong} wrong", cases.len());
-    if wrong == 0 { Ok(said) } else { Err(Error::new("field", said)) }
+    if wrong == 0 {
+        return Ok(said);
+    }
+    lab.print_logs(LINES);
+    Err(Error::new("field", said))
 }
 
 fn main() -> ExitCode {

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 pub struct Allow {
     /// Directories with disks, at whatever depth.
     pub disks: Vec<PathBuf>,
-    /// Directories with kernels and initial RAM disks.
+    /// Directories with kernels, initial RAM disks and firmware.
     pub boot: Vec<PathBuf>,
     /// Directories that memory may also come by, at whatever depth.
     pub spool: Vec<PathBuf>,
@@ -27,7 +27,14 @@ impl Default for Allow {
         let all = |dirs: &[&str]| dirs.iter().map(PathBuf::from).collect();
         Self {
             disks: all(&["/shared", "/var/lib/whimbrel/disks", "/var/lib/libvirt/images"]),
-            boot: all(&["/boot", "/shared", "/var/lib/whimbrel/boot"]),
+            boot: all(&[
+                "/boot",
+                "/shared",
+                "/usr/share/OVMF",
+                "/usr/share/edk2",
+                "/usr/share/qemu",
+                "/var/lib/whimbrel/boot",
+            ]),
             spool: all(&["/shared", "/var/lib/whimbrel/spool"]),
             bridges: None,
             options: None,

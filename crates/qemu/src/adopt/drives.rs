@@ -316,11 +316,15 @@ impl Following<'_> {
         let node = drive.shows.as_ref().and_then(|name| Some((name, self.live.nodes.get(name)?)));
         match node {
             None => forget(&mut after, &["file", "format", "readonly", "read-only", "node-name"]),
-            Some((name, node)) if !node.options.is_empty() => self.reasons.push(format!(
-                "drive {} shows node {name}, whose {} a -drive cannot be given; eject it (blockdev-remove-medium)",
-                drive.name,
-                node.options.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" and ")
-            )),
+            // It was given them on the command line, where raw has them too.
+            Some((name, node)) if node.options.iter().any(|(key, value)| get(before, key) != Some(value)) => {
+                let all = node.options.iter().map(|(key, value)| format!("{key}={value}"));
+                self.reasons.push(format!(
+                    "drive {} shows node {name}, whose {} a -drive cannot be given; eject it (blockdev-remove-medium)",
+                    drive.name,
+                    all.collect::<Vec<_>>().join(" and ")
+                ))
+            }
             Some((name, node))
                 if get(&after, "file").is_some_and(|file| is_same(file, self.live.path(name)))
                     && get(&after, "format").is_none_or(|format| format == node.driver) =>

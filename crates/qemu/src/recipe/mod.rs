@@ -354,7 +354,7 @@ impl Recipe {
 
     /// The names of files that the VM only reads, whatever anybody says of them.
     pub fn only_read(&self) -> BTreeSet<String> {
-        read_only::files(&self.arguments)
+        read_only::files(&self.machine, &self.arguments)
     }
 
     /// Whether a drive of it asks the kernel by io_uring.

@@ -74,8 +74,10 @@ const DRIVE: &[Property] = &[
     ("index", Number),
     ("media", Word(&["disk", "cdrom"])),
     ("node-name", Id),
+    ("offset", Size),
     ("readonly", Switch),
     ("rerror", Word(&["report", "ignore", "enospc", "stop"])),
+    ("size", Size),
     // A snapshot's own writes would stay behind in a temporary file.
     ("snapshot", Off),
     ("unit", Number),
