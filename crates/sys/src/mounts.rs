@@ -1,7 +1,7 @@
 //! What one thread, and the programs that it starts, see of the file system: mounts of their own.
 //!
-//! A [`Tree`] is a copy of what is mounted somewhere, taken by a descriptor, that is not yet attached
-//! anywhere. It outlives [`leave`], after which the calling thread has mounts that nobody else sees. Mounts:
+//! A `Tree` is a copy of what is mounted somewhere, taken by a descriptor, that is not yet attached
+//! anywhere. It outlives `leave`, after which the calling thread has mounts that nobody else sees. Mounts:
 //! `mount_setattr(2)`, Linux 5.12.
 
 use linux_raw_sys::general as raw;

@@ -19,11 +19,11 @@ pub struct Rights {
     pub user: Option<Ids>,
     /// Capabilities that it cannot have, by the bits of their numbers.
     pub without: u64,
-    /// Whether the calls of [`DENIED`] fail, and it is kept from other programs of its user (Landlock, where
+    /// Whether the calls of `DENIED` fail, and it is kept from other programs of its user (Landlock, where
     /// there is that).
     pub apart: bool,
     /// Whether who is kept apart may use io_uring all the same. What it is asked by that no filter sees: it cannot
-    /// do what [`DENIED`] is about, but as attributes of files it may set who may open them.
+    /// do what `DENIED` is about, but as attributes of files it may set who may open them.
     pub io_uring: bool,
     /// Descriptors that it inherits, under the numbers that they have here.
     pub inherits: Vec<OwnedFd>,

@@ -97,7 +97,8 @@ mod tests {
     fn who_waits_for_writers_reads_as_long_as_there_are_none() {
         let file = ("-blockdev", "driver=file,node-name=f,filename=/a,auto-read-only=on,discard=unmap");
         let reads = ("-blockdev", "driver=raw,node-name=n,read-only=on,file=f");
-        let rows: [(&str, &[(&str, &str)], bool); 6] = [
+        type Row<'a> = (&'a str, &'a [(&'a str, &'a str)], bool);
+        let rows: [Row<'_>; 6] = [
             ("q35,pflash0=n", &[file, reads], true),
             ("q35", &[file, ("-blockdev", "driver=raw,node-name=n,file=f")], false),
             ("q35", &[file, reads, ("-blockdev", "driver=raw,node-name=m,read-only=off,file=f")], false),
