@@ -15,16 +15,20 @@ fn role() {
 }
 
 /// On a busy machine a thread may not be given a processor in time to stop; then it is left to its lender, and is asked again.
-fn getpid(guest: &Guest) -> u64 {
+fn patiently(mut seize: impl FnMut() -> std::io::Result<Borrowed>) -> Borrowed {
     let end = Instant::now() + Duration::from_secs(20);
-    let borrowed = loop {
-        match Borrowed::seize_thread(&guest.process, guest.tid) {
+    loop {
+        match seize() {
             Err(error)
                 if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::PermissionDenied)
                     && Instant::now() < end => {}
-            borrowed => break borrowed.unwrap(),
+            borrowed => return borrowed.unwrap(),
         }
-    };
+    }
+}
+
+fn getpid(guest: &Guest) -> u64 {
+    let borrowed = patiently(|| Borrowed::seize_thread(&guest.process, guest.tid));
     borrowed.syscall(libc::SYS_getpid, [0; 6]).unwrap()
 }
 
@@ -100,8 +104,8 @@ fn signals_that_arrive_meanwhile_are_delivered_once() {
 fn a_thread_that_is_lent_already_is_passed_over() {
     let mut guest = Guest::start(1);
     guest.count(1);
-    let first = Borrowed::seize(&guest.process).unwrap();
-    let second = Borrowed::seize(&guest.process).unwrap();
+    let first = patiently(|| Borrowed::seize(&guest.process));
+    let second = patiently(|| Borrowed::seize(&guest.process));
     assert_ne!(first.tid(), second.tid());
 }
 
