@@ -51,7 +51,7 @@ fn each_mistake_is_told_with_its_place() {
         ),
         (
             "name = \"a\"\nmemory = \"1GiB\"\nargs = [\"-device\", \"vfio-pci,host=1\"]",
-            "3:9: -device vfio-pci,host=1: device vfio-pci is not allowed",
+            "3:9: -device vfio-pci,host=1: it is a device of this host, which cannot follow the VM; use a virtio device",
         ),
         (
             "name = \"a\"\nmemory = \"1GiB\"\nargs = [\"x\"]",

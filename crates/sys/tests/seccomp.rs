@@ -2,7 +2,7 @@
 
 use nix::libc;
 use std::{
-    io::{self, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     os::unix::{net::UnixStream, process::CommandExt},
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -95,6 +95,19 @@ fn i3_no_call_is_made_that_a_filter_kills_for() {
     }
 }
 
+/// Whom the debugger of the test below debugs.
+const DEBUGGED: &str = "WHIMBREL_DEBUGGED";
+
+#[test]
+#[ignore = "not a test: the debugger of the test below"]
+fn debugger() {
+    let pid = std::env::var(DEBUGGED).unwrap().parse().unwrap();
+    let held = Borrowed::seize_thread(&Arc::new(PidFd::open(pid).unwrap()), pid).unwrap();
+    println!("attached");
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+    drop(held);
+}
+
 #[test]
 fn a_debugger_that_is_attached_is_named() {
     let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -102,9 +115,20 @@ fn a_debugger_that_is_attached_is_named() {
     child.stdin.as_mut().unwrap().write_all(b"!").unwrap();
     child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
     let process = Arc::new(PidFd::open(child.id() as i32).unwrap());
-    let debugger = Borrowed::seize_thread(&process, child.id() as i32).unwrap();
+    // Another process: what we hold ourselves is no debugger's.
+    let mut debugger = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "debugger", "--ignored", "--nocapture"])
+        .env(DEBUGGED, child.id().to_string())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = BufReader::new(debugger.stdout.take().unwrap()).lines().map_while(Result::ok);
+    assert!(said.into_iter().any(|line| line.contains("attached")), "it attaches");
     let refused = Borrowed::seize(&process).map(drop).unwrap_err().to_string();
-    drop(debugger);
+    // It goes on until its input ends.
+    drop(debugger.stdin.take());
+    debugger.wait().unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
     // By the kernel's word, which names the thread that traces.

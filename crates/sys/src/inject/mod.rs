@@ -66,7 +66,10 @@ impl Borrowed {
                 Ok(borrowed) if process.is_alive()? => return Ok(borrowed),
                 Ok(_) => break,
                 // One that did not stop in time is held by its lender until it does.
-                Err(error) if is_lent_to_us(process, tid) => last = Some(error),
+                Err(_) if is_lent_to_us(process, tid) => {
+                    let text = format!("thread {tid} of process {} is still being let go", process.pid());
+                    last = Some(io::Error::new(io::ErrorKind::TimedOut, text));
+                }
                 // A lack of rights is the same for all threads.
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied && last.is_none() => {
                     return Err(named(process, tid, error));
