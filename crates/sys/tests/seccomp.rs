@@ -102,7 +102,15 @@ const DEBUGGED: &str = "WHIMBREL_DEBUGGED";
 #[ignore = "not a test: the debugger of the test below"]
 fn debugger() {
     let pid = std::env::var(DEBUGGED).unwrap().parse().unwrap();
-    let held = Borrowed::seize_thread(&Arc::new(PidFd::open(pid).unwrap()), pid).unwrap();
+    let process = Arc::new(PidFd::open(pid).unwrap());
+    let end = Instant::now() + Duration::from_secs(20);
+    let held = loop {
+        // A thread of a busy machine may not stop in time.
+        match Borrowed::seize_thread(&process, pid) {
+            Err(_) if Instant::now() < end => {}
+            held => break held.unwrap(),
+        }
+    };
     println!("attached");
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
     drop(held);
@@ -123,8 +131,8 @@ fn a_debugger_that_is_attached_is_named() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let said = BufReader::new(debugger.stdout.take().unwrap()).lines().map_while(Result::ok);
-    assert!(said.into_iter().any(|line| line.contains("attached")), "it attaches");
+    let mut said = BufReader::new(debugger.stdout.take().unwrap()).lines().map_while(Result::ok);
+    assert!(said.any(|line| line.contains("attached")), "it attaches");
     let refused = Borrowed::seize(&process).map(drop).unwrap_err().to_string();
     // It goes on until its input ends.
     drop(debugger.stdin.take());
