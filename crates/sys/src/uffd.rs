@@ -213,18 +213,10 @@ impl Uffd {
     /// The next fault; `None` if there is none within `timeout`. Several threads may wait, each gets its own.
     pub fn next(&self, timeout: Duration) -> io::Result<Option<PageFault>> {
         let end = Instant::now().checked_add(timeout);
-        let mut message = [0_u8; MESSAGE];
         loop {
-            match rustix::io::read(&self.fd, &mut message) {
-                Ok(MESSAGE) => match fault(&message) {
-                    Some(fault) => return Ok(Some(fault)),
-                    // No other event was asked for.
-                    None => continue,
-                },
-                Ok(short) => return Err(io::Error::other(format!("a userfaultfd message of {short} bytes"))),
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(rustix::io::Errno::AGAIN) => {}
-                Err(error) => return Err(error.into()),
+            // No other event was asked for.
+            if let Some(fault) = self.next_of(fault)? {
+                return Ok(Some(fault));
             }
             let left = end.map_or(timeout, |end| end.saturating_duration_since(Instant::now()));
             if !readable_within(self.fd.as_fd(), left)? {
@@ -241,11 +233,16 @@ impl Uffd {
     /// Addresses that were thrown away, if a message of that waits; for a descriptor that was enabled with
     /// [`Features::DISCARDS`] and of which nothing else is awaited.
     pub fn next_discard(&self) -> io::Result<Option<Range<u64>>> {
+        self.next_of(discard)
+    }
+
+    /// The next message that is read as `event` does; `None` once none waits.
+    fn next_of<T>(&self, event: impl Fn(&[u8; MESSAGE]) -> Option<T>) -> io::Result<Option<T>> {
         let mut message = [0_u8; MESSAGE];
         loop {
             match rustix::io::read(&self.fd, &mut message) {
-                Ok(MESSAGE) => match discard(&message) {
-                    Some(range) => return Ok(Some(range)),
+                Ok(MESSAGE) => match event(&message) {
+                    Some(event) => return Ok(Some(event)),
                     None => continue,
                 },
                 Ok(short) => return Err(io::Error::other(format!("a userfaultfd message of {short} bytes"))),
