@@ -2,43 +2,9 @@
 
 mod common;
 
-use common::{hand::ByHand, host, qemu_10};
-use engine::ports::{GuestMemory, Machine};
-use qemu::{
-    Vm,
-    attach::{Source, Target},
-    ports::PortKind,
-};
-use std::{
-    fs::File,
-    os::unix::net::UnixStream,
-    path::{Path, PathBuf},
-    process::Command,
-};
-use units::BlockId;
-
-/// What the guest can see of its machine, and what it is called: the devices with all their properties, the buses, the drives.
-fn look(vm: &mut Vm) -> Vec<(&'static str, String)> {
-    let mut asked = |line| (line, vm.qmp().human(line).unwrap());
-    vec![asked("info qtree"), asked("info pci"), ("info block", drives(&asked("info block").1))]
-}
-
-/// Without the names that QEMU makes up anew each time.
-fn drives(text: &str) -> String {
-    let plain = |line: &str| match line.split_once(" (#block") {
-        Some((name, rest)) => format!("{name} {}", rest.split_once(')').map_or("", |(_, rest)| rest)),
-        None => line.to_owned(),
-    };
-    // Before the guest runs, the disks are not its.
-    text.replace(", inactive)", ")").lines().map(plain).collect::<Vec<_>>().join("\n")
-}
-
-/// What is said of this host's end of a device, not of the device. What the cache is said to be follows from what the guest has
-/// agreed on with the device, and is set anew when it does so again: QEMU's own migration does the same.
-fn is_of_the_host(line: &str) -> bool {
-    // A card on a hub of QEMU's own is told that it has no offloads; on the target it says so itself.
-    ["chardev", "netdev = ", "drive = ", "Cache mode:"].iter().any(|key| line.trim_start().starts_with(key))
-}
+use common::{hand::ByHand, moved::there, qemu_10};
+use qemu::Vm;
+use std::{fs::File, path::Path, process::Command};
 
 fn image(path: &Path, format: &str) {
     let made = Command::new("qemu-img").args(["create", "-q", "-f", format]).arg(path).arg("16M").status();
@@ -279,74 +245,4 @@ fn i6_a_disk_by_descriptor_is_found_by_what_it_leads_to() {
         vm.recipe().arguments.iter().filter_map(|argument| argument.value.as_deref()).collect();
     assert!(said.iter().any(|value| value.contains(disk.to_str().unwrap())), "{said:?}");
     assert!(!said.iter().any(|value| value.contains("fdset")), "{said:?}");
-}
-
-/// Copies the guest's memory, which stands still.
-fn copy(from: &Vm, to: &Vm) {
-    let source = Source::open(from.process().pid(), from.ram_blocks()).unwrap().memory();
-    let target = Target::open(to.process().pid(), to.ram_blocks()).unwrap().memory();
-    for id in (0..source.blocks().len()).map(|id| BlockId(id as u16)) {
-        for run in source.present(id).unwrap().runs() {
-            let mut bytes = vec![0; run.bytes().0 as usize];
-            source.read(id, run, &mut bytes).unwrap();
-            target.write(id, run, &bytes).unwrap();
-        }
-    }
-}
-
-/// The sockets and terminals of a VM are this host's own, and each can be used.
-fn hears_only_here(vm: &Vm) -> Result<(), String> {
-    let said = std::fs::read_to_string(vm.process().proc_path("cmdline")).unwrap();
-    for word in said.split('\0').filter(|word| word.starts_with("socket,") || word.starts_with("file,")) {
-        let folder = vm.belongings().qmp.parent().unwrap().display().to_string();
-        if !word.contains(&folder) && !word.contains(",fd=") {
-            return Err(format!("{word} is not below {folder}"));
-        }
-    }
-    for port in &vm.belongings().ports {
-        let link = port.link.as_deref().unwrap_or(&port.path);
-        let found = match port.kind {
-            PortKind::Socket | PortKind::Vnc => UnixStream::connect(link).map(drop),
-            PortKind::Pty | PortKind::File => File::options().append(true).open(link).map(drop),
-        };
-        found.map_err(|error| format!("{port:?}: {error}"))?;
-    }
-    Ok(())
-}
-
-/// Takes a VM of these words over to another host, and says what is not the same there.
-fn there(words: &[&str], program: Option<PathBuf>) -> Result<(), String> {
-    let text = |error: &dyn std::fmt::Display| error.to_string();
-    let usual = program.clone().unwrap_or("qemu-system-x86_64".into());
-    let hand = ByHand::start_with(usual, &[&["-m", "64M"], words].concat());
-    let mut vm = Vm::adopt("hand", &hand.qmp).map_err(|error| text(&error))?.vm;
-    let target = host(hand.folder.path(), "target", program);
-    let private = vm.copy_ahead().map_err(|error| text(&error))?;
-    vm.stop().map_err(|error| text(&error))?;
-    let before = look(&mut vm);
-    let state = vm.save().map_err(|error| text(&error))?.state;
-    let mut next = Vm::incoming(vm.recipe(), &target).map_err(|error| text(&error))?;
-    copy(&vm, &next);
-    hears_only_here(&next)?;
-    let loaded = next.take_ahead(&private).and_then(|()| next.load(&state)).map_err(|error| text(&error));
-    let after = loaded.map(|()| look(&mut next));
-    next.destroy().map_err(|error| text(&error))?;
-    let after = after?;
-    for ((what, there), (_, here)) in before.iter().zip(after) {
-        let lines = |text: &str| -> Vec<String> {
-            let mut lines: Vec<_> =
-                text.lines().filter(|line| !is_of_the_host(line)).map(str::to_owned).collect();
-            // In the order in which they were made; their places are among their properties.
-            if what == &"info qtree" {
-                lines.sort();
-            }
-            lines
-        };
-        let (there, here) = (lines(there), lines(&here));
-        let differs = there.iter().zip(&here).find(|(there, here)| there != here);
-        if differs.is_some() || there.len() != here.len() {
-            return Err(format!("{what}: {differs:?}, {} and {} lines", there.len(), here.len()));
-        }
-    }
-    Ok(())
 }

@@ -5,6 +5,7 @@ use engine::ports::{GuestMemory, Machine};
 use qemu::{
     Vm,
     attach::{Source, Target},
+    ports::PortKind,
     qmp::Qmp,
 };
 use serde_json::json;
@@ -12,7 +13,10 @@ use std::{
     collections::BTreeSet,
     fs::File,
     io::{Read, Seek},
-    os::fd::{AsFd, AsRawFd},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::net::UnixStream,
+    },
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -93,6 +97,26 @@ pub(crate) fn copy(from: &Vm, to: &Vm) {
     }
 }
 
+/// The sockets and terminals of a VM are this host's own, and each can be used.
+fn hears_only_here(vm: &Vm) -> Result<(), String> {
+    let said = std::fs::read_to_string(vm.process().proc_path("cmdline")).unwrap();
+    for word in said.split('\0').filter(|word| word.starts_with("socket,") || word.starts_with("file,")) {
+        let folder = vm.belongings().qmp.parent().unwrap().display().to_string();
+        if !word.contains(&folder) && !word.contains(",fd=") {
+            return Err(format!("{word} is not below {folder}"));
+        }
+    }
+    for port in &vm.belongings().ports {
+        let link = port.link.as_deref().unwrap_or(&port.path);
+        let found = match port.kind {
+            PortKind::Socket | PortKind::Vnc => UnixStream::connect(link).map(drop),
+            PortKind::Pty | PortKind::File => File::options().append(true).open(link).map(drop),
+        };
+        found.map_err(|error| format!("{port:?}: {error}"))?;
+    }
+    Ok(())
+}
+
 /// Takes a VM of these words over to another host, and says what is not the same there.
 pub(crate) fn there(words: &[&str], program: Option<PathBuf>) -> Result<(), String> {
     take_over(words, program, false)
@@ -114,21 +138,22 @@ fn take_over(words: &[&str], program: Option<PathBuf>, draws: bool) -> Result<()
     let target = host(hand.folder.path(), "target", program);
     let private = vm.copy_ahead().map_err(|error| text(&error))?;
     vm.stop().map_err(|error| text(&error))?;
-    let (before, pictures) = (look(&mut vm), screens(vm.qmp()));
+    let before = look(&mut vm);
+    let pictures = draws.then(|| screens(vm.qmp()));
     let state = vm.save().map_err(|error| text(&error))?.state;
     let mut next = Vm::incoming(vm.recipe(), &target).map_err(|error| text(&error))?;
     copy(&vm, &next);
+    hears_only_here(&next)?;
     let loaded = next.take_ahead(&private).and_then(|()| next.load(&state)).map_err(|error| text(&error));
     let after = loaded.map(|()| look(&mut next));
-    let picture = screen(next.qmp());
+    let picture = draws.then(|| screen(next.qmp()));
     next.destroy().map_err(|error| text(&error))?;
     let after = after?;
-    if draws && !pictures.contains(&picture) {
-        return Err(format!(
-            "its screen is another one, {} and {} bytes",
-            pictures.iter().map(Vec::len).max().unwrap_or(0),
-            picture.len()
-        ));
+    if let Some((pictures, picture)) = pictures.zip(picture)
+        && !pictures.contains(&picture)
+    {
+        let largest = pictures.iter().map(Vec::len).max().unwrap_or(0);
+        return Err(format!("its screen is another one, {largest} and {} bytes", picture.len()));
     }
     for ((what, there), (_, here)) in before.iter().zip(after) {
         let lines = |text: &str| -> Vec<String> {
