@@ -50,6 +50,14 @@ impl Qmp {
         }
     }
 
+    /// Executes a command for people; its answer.
+    pub fn human(&mut self, line: &str) -> Result<String> {
+        match self.execute("human-monitor-command", json!({ "command-line": line }))? {
+            Value::String(said) => Ok(said.replace('\r', "")),
+            other => Err(Error::new(line, other)),
+        }
+    }
+
     /// Forgets all events so far.
     pub fn forget(&mut self) {
         self.events.clear();

@@ -18,11 +18,12 @@ fn monitor(stage: &Stage, host: &str, vm: &str) -> Result<Qmp> {
 }
 
 /// Moves one there and back so often; resets it on its way if that is said.
-fn there_and_back(stage: &Stage, guest: &bare::Bare, name: &str, moves: usize, reset: bool) -> Result<()> {
+fn there_and_back(stage: &Stage, vm: &bare::Bare, name: &str, moves: usize, reset: bool) -> Result<()> {
     let dir = stage.lab.dir().join(name);
     std::fs::create_dir_all(&dir).doing("make a directory")?;
     let disk = bare::make_disk(&dir)?;
-    let (_process, socket) = guest.start(stage.lab.host("a"), name, &disk)?;
+    let guest = vm.guest();
+    let (_process, socket) = vm.start(stage.lab.host("a"), name, &disk)?;
     stage.agent("a").cli().json(&["adopt", name, "--qmp", &socket.to_string_lossy()])?;
     let hosts = ["a", "b"];
     let mut clocks = [0, 0];

@@ -2,7 +2,6 @@
 //! what it wrote before. It runs under KVM where Linux would take too long.
 
 use crate::{Doing, Host, Process, QEMU, Qmp, Result, ensure, wait_for};
-use serde_json::{Value, json};
 use std::{
     fs,
     fs::OpenOptions,
@@ -40,6 +39,13 @@ pub struct Bare {
     pub shared: bool,
     /// The machine.
     pub machine: &'static str,
+}
+
+/// The guest, asked through a monitor of whatever QEMU runs it.
+#[derive(Clone, Copy, Debug)]
+pub struct Guest {
+    /// How many of its vCPUs work: at most [`MOST_VCPUS`].
+    pub vcpus: usize,
 }
 
 /// What a vCPU says of itself.
@@ -106,10 +112,17 @@ impl Bare {
             process.must_live()?;
             Ok(socket.exists().then(|| Qmp::connect(&socket).ok()).flatten())
         })?;
-        self.works(&mut qmp, 1)?;
+        self.guest().works(&mut qmp, 1)?;
         Ok((process, socket))
     }
 
+    /// What runs in it.
+    pub fn guest(&self) -> Guest {
+        Guest { vcpus: self.vcpus }
+    }
+}
+
+impl Guest {
     /// Waits until it has started so often, and all its vCPUs have made two passes since.
     pub fn works(&self, qmp: &mut Qmp, starts: u64) -> Result<()> {
         wait_for("a bare guest at work", BOOT, || {
@@ -153,9 +166,7 @@ impl Bare {
 
 /// Words of the guest's memory.
 fn numbers(qmp: &mut Qmp, at: u64, count: usize) -> Result<Vec<u64>> {
-    let line = format!("xp /{count}gx {at:#x}");
-    let said = qmp.execute("human-monitor-command", json!({ "command-line": line }))?;
-    let Value::String(said) = said else { return Ok(Vec::new()) };
+    let said = qmp.human(&format!("xp /{count}gx {at:#x}"))?;
     let words = said.lines().flat_map(|line| line.split_whitespace().skip(1));
     Ok(words.filter_map(|word| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok()).collect())
 }

@@ -4,7 +4,7 @@ mod case;
 
 use crate::{Doing, Error, Process, QEMU, Qmp, Result, Stage, bare, ensure, wait_for};
 pub use case::{Case, Inside, cases};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -92,8 +92,8 @@ impl<'a> Life<'a> {
         Ok(life)
     }
 
-    fn bare(&self) -> bare::Bare {
-        bare::Bare { accel: "tcg", vcpus: self.vcpus.min(bare::MOST_VCPUS), shared: false, machine: "" }
+    fn bare(&self) -> bare::Guest {
+        bare::Guest { vcpus: self.vcpus.min(bare::MOST_VCPUS) }
     }
 
     fn goes(&mut self) -> Result<()> {
@@ -153,8 +153,7 @@ impl<'a> Life<'a> {
 fn look(qmp: &mut Qmp) -> Result<Vec<Vec<String>>> {
     let mut all = Vec::new();
     for line in LOOKS {
-        let said = qmp.execute("human-monitor-command", json!({ "command-line": line }))?;
-        let Value::String(said) = said else { return Err(Error::new(line, said)) };
+        let said = qmp.human(line)?;
         let lines = said.lines().map(str::trim_end);
         all.push(match line {
             "info network" => lines.filter(|line| line.contains("type=nic")).map(card).collect(),

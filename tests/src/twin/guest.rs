@@ -2,7 +2,7 @@
 //! of them that were told the same have the same memory.
 
 use crate::{Doing, Error, Qmp, Result, wait_for};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::{fs, path::Path, time::Duration};
 
 /// `guest.s`, assembled as it says.
@@ -65,7 +65,7 @@ pub(super) struct Words {
 
 /// Reads what the guest says.
 pub(super) fn words(qmp: &mut Qmp) -> Result<Words> {
-    let said = hmp(qmp, "xp /7hx 0x6000")?;
+    let said = qmp.human("xp /7hx 0x6000")?;
     let numbers = said.lines().flat_map(|line| line.split_whitespace().skip(1));
     let words: Vec<u16> =
         numbers.filter_map(|word| u16::from_str_radix(word.trim_start_matches("0x"), 16).ok()).collect();
@@ -109,15 +109,6 @@ pub(super) fn handled(qmp: &mut Qmp, key: char, before: Words, lost: bool) -> Re
     wait(qmp, BOOT)
 }
 
-/// A command for people, and its answer.
-pub(super) fn hmp(qmp: &mut Qmp, line: &str) -> Result<String> {
-    let said = qmp.execute("human-monitor-command", json!({"command-line": line}))?;
-    match said {
-        Value::String(said) => Ok(said.replace('\r', "")),
-        other => Err(Error::new(line, other)),
-    }
-}
-
 /// Memory of the guest's that it never touches, and what it holds: so that there is something to move.
 const CONTENT: std::ops::Range<u64> = 0x20_0000..0x60_0000;
 
@@ -136,7 +127,7 @@ pub(super) fn content() -> (u64, Vec<u8>) {
 
 /// Where QEMU has the guest's memory.
 pub(super) fn address_of(qmp: &mut Qmp, at: u64) -> Result<u64> {
-    let said = hmp(qmp, &format!("gpa2hva {at:#x}"))?;
+    let said = qmp.human(&format!("gpa2hva {at:#x}"))?;
     let address = said.split(" is ").nth(1).and_then(|word| word.split_whitespace().next());
     let address = address.and_then(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok());
     address.doing(format!("find guest memory at {at:#x} in {said:?}"))

@@ -1,6 +1,6 @@
 //! What a VM looks like from outside: everything by which a moved one and its twin must be the same.
 
-use super::guest::{Words, address_of, hmp, words};
+use super::guest::{Words, address_of, words};
 use crate::{Doing, Qmp, Result};
 use serde_json::{Value, json};
 use std::{
@@ -100,7 +100,7 @@ impl Look {
             all.insert(command.to_owned(), lines);
         }
         for command in FOR_PEOPLE {
-            let answer = hmp(qmp, command)?;
+            let answer = qmp.human(command)?;
             let mut lines: Vec<_> = answer.lines().map(|line| line.trim_end().to_owned()).collect();
             if command == UNORDERED {
                 lines.retain(|line| !line.starts_with("FlatView"));
