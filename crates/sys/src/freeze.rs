@@ -29,8 +29,9 @@ impl PidFd {
                 Ok(Some(turns)) => return Ok(turns),
                 Ok(None) if Instant::now() < end => sleep(LOOK),
                 Ok(None) => {
+                    let busy = self.moving().unwrap_or_default().join(", ");
                     self.thaw()?;
-                    let why = format!("not all its threads stood still within {within:?}");
+                    let why = format!("not all its threads stood still within {within:?} ({busy})");
                     return Err(io::Error::new(io::ErrorKind::TimedOut, why));
                 }
                 Err(error) => {
@@ -55,11 +56,25 @@ impl PidFd {
     pub fn is_frozen(&self) -> io::Result<bool> {
         for tid in self.threads()? {
             let Some(stat) = self.thread_file(tid, "stat")? else { continue };
-            if !matches!(state(&stat), Some('T' | 't' | 'Z' | 'X')) {
+            if !stands_still(&stat) {
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// The threads that do not stand still, by name and state, for a person to read.
+    fn moving(&self) -> io::Result<Vec<String>> {
+        let mut moving = Vec::new();
+        for tid in self.threads()? {
+            let Some(stat) = self.thread_file(tid, "stat")? else { continue };
+            if !stands_still(&stat) {
+                let name = self.thread_file(tid, "comm")?.unwrap_or_default();
+                let state = state(&stat).unwrap_or('?');
+                moving.push(format!("{} in state {state}", name.trim_end()));
+            }
+        }
+        Ok(moving)
     }
 
     /// Whether it has stood still since it was frozen. A `SIGCONT` wakes each of its threads, and each has to
@@ -93,6 +108,10 @@ impl PidFd {
             Err(error) => Err(error),
         }
     }
+}
+
+fn stands_still(stat: &str) -> bool {
+    matches!(state(stat), Some('T' | 't' | 'Z' | 'X'))
 }
 
 /// A thread's state. The name in parentheses may hold anything; the state follows it.
