@@ -1,48 +1,76 @@
 #!/bin/sh
-# Checks which crate uses which: `units ← {sys, page, policy, proto} ← engine ← {ownership, qemu, agent} ← host ← whimbrel`, that the pure
-# crates stay pure, and that only `sys` may hold unsafe code. Prints every breach.
+# Checks which crate uses which, that ARCHITECTURE.md says the same (--write puts it in), that the pure crates
+# stay pure, and that only `sys` may hold unsafe code. Prints every breach.
 set -eu
 cd "$(dirname "$0")/.."
 
 breaches=0
 breach() { echo "arrows: $*" >&2; breaches=$((breaches + 1)); }
 
-# What a crate of ours may use of ours.
-may_use() {
-    case $1 in
-        units) ;;
-        pki) ;;
-        sys | page | policy) echo units ;;
-        proto) echo units page ;;
-        sim) echo units page policy proto ;;
-        spool) echo units sys page ;;
-        engine) echo units sys page policy proto spool pki ;;
-        ownership) echo units engine ;;
-        qemu) echo units sys page policy proto engine ;;
-        doctor) echo units sys engine qemu ;;
-        agent) echo units pki engine ;;
-        host) echo units sys spool pki engine ownership qemu agent ;;
-        whimbrel) echo units sys pki engine doctor agent host ;;
-        fuzz) echo units page proto sim spool engine qemu agent ;;
-        guest) echo units ;;
-        lab | bench) echo units sys page policy proto spool pki engine ownership qemu doctor agent host whimbrel lab ;;
-        *) echo "?" ;;
-    esac
-}
+# What each crate may use of ours: the only place where this is written down. In the order of the layers.
+may_use='
+    units      nothing
+    pki        nothing
+    sys        units
+    page       units
+    policy     units
+    proto      units page
+    spool      units sys page
+    sim        units page policy proto
+    engine     units sys page policy proto spool pki
+    ownership  units engine
+    qemu       units sys page policy proto engine
+    agent      units pki engine
+    doctor     units sys engine qemu
+    host       units sys spool pki engine ownership qemu agent
+    whimbrel   units sys pki engine doctor agent host
+    fuzz       units page proto sim spool engine qemu agent
+    guest      units
+    lab        units sys page policy proto spool pki engine ownership qemu agent doctor host whimbrel
+    bench      units sys page policy proto spool pki engine ownership qemu agent doctor host whimbrel lab
+'
+
+# --- the document says the same ----------------------------------------------------------------------------------
+
+doc=ARCHITECTURE.md
+begin='<!-- dependencies: .ci/arrows.sh --write -->'
+end='<!-- end of the dependencies -->'
+made=$(mktemp)
+trap 'rm -f "$made"' EXIT
+{
+    echo "$begin"
+    echo '```text'
+    echo "$may_use" | awk 'NF { name = $1; $1 = ""; printf "%-10s%s\n", name, $0 }'
+    echo '```'
+    echo "$end"
+} >"$made"
+if [ "${1:-}" = --write ]; then
+    new=$(mktemp)
+    awk -v begin="$begin" -v end="$end" -v made="$made" '
+        $0 == begin { while ((getline line < made) > 0) print line; skip = 1 }
+        !skip { print }
+        $0 == end { skip = 0 }' "$doc" >"$new"
+    cat "$new" >"$doc"
+    rm -f "$new"
+fi
+awk -v begin="$begin" -v end="$end" '$0 == begin { on = 1 } on { print } $0 == end { on = 0 }' "$doc" |
+    cmp -s - "$made" || breach "$doc lists other dependencies than .ci/arrows.sh; .ci/arrows.sh --write puts them in"
+
+# --- the crates do so ----------------------------------------------------------------------------------------------
 
 tree=$(cargo tree --workspace --edges normal --depth 1 --no-dedupe --prefix depth --format ' {p}' --quiet)
 ours=$(echo "$tree" | sed -n 's/^0 \([^ ]*\) .*/\1/p')
 uses=$(echo "$tree" | awk '$1 == 0 { from = $2 } $1 == 1 { print from " " $2 }')
 
 for crate in $ours; do
-    allowed=$(may_use "$crate")
-    if [ "$allowed" = "?" ]; then
+    allowed=$(echo "$may_use" | awk -v crate="$crate" '$1 == crate { $1 = ""; print }')
+    if [ -z "$allowed" ]; then
         breach "crate $crate is new: say in .ci/arrows.sh what it may use"
         continue
     fi
     for used in $(echo "$uses" | sed -n "s/^$crate //p"); do
         case " $(echo $ours) " in *" $used "*) ;; *) continue ;; esac
-        case " $allowed " in *" $used "*) ;; *) breach "$crate uses $used; it may use: ${allowed:-nothing of ours}" ;; esac
+        case "$allowed " in *" $used "*) ;; *) breach "$crate uses $used; it may use:$allowed" ;; esac
     done
 done
 
