@@ -326,3 +326,34 @@ fn i6_a_vm_of_run_is_moved_with_its_overlay() {
         Ok(())
     });
 }
+
+/// What it costs to read the VM again. Alone on its machine:
+/// `cargo test --release -p lab --test changed -- --ignored --nocapture`.
+#[test]
+#[ignore = "measures: needs a machine of its own"]
+fn reading_a_vm_again_costs_little() {
+    story("what the second reading costs", &["a", "b"], |lab, tools| {
+        let stage = Stage::new(lab, tools)?;
+        let scene = Scene::new(&stage, lab, tools, 96)?;
+        scene.adopt()?;
+        let (mut looks, mut readings, mut pauses) = (Vec::new(), Vec::new(), Vec::new());
+        for n in 0..40 {
+            let (from, to) = if n % 2 == 0 { ("a", "b") } else { ("b", "a") };
+            let report = stage.start_migration("vm", from, to, &["--mode", "pre-copy"])?.completed()?;
+            looks.push(report.number("look_ms")?);
+            readings.push(report.number("reading_ms")?);
+            pauses.push(report.number("downtime_ms")?);
+        }
+        let quarters = |what: &str, values: &mut Vec<f64>| {
+            values.sort_by(f64::total_cmp);
+            let [median, tenth, worst] = [values[20], values[36], values[39]];
+            eprintln!("{what}: {median:.1} ms (median), {tenth:.1} ms (90 %), {worst:.1} ms (worst)");
+            median
+        };
+        quarters("pause", &mut pauses);
+        let look = quarters("of it, looking again", &mut looks);
+        let reading = quarters("reading before it", &mut readings);
+        ensure!(look <= 3.0 && reading <= 50.0, "the second reading costs {look} ms and {reading} ms");
+        Ok(())
+    });
+}

@@ -86,7 +86,10 @@ impl Known {
     pub(crate) fn changes(&self, qmp: &mut Qmp) -> Result<Vec<String>, QmpError> {
         let happened = is_telling(&qmp.notice()?);
         let depth = if happened { Depth::Whole } else { Depth::Disks };
-        let now = Snapshot::take(qmp, depth)?;
+        // What the guest does the answer to `stop` has told just now.
+        let lines =
+            Snapshot::lines(depth).into_iter().filter(|(command, _)| happened || *command != "query-status");
+        let now = Snapshot::ask(qmp, depth, &lines.collect::<Vec<_>>())?;
         let told = self.tell_of(qmp, depth, &now)?;
         self.look_closer(qmp, happened, told)
     }

@@ -82,11 +82,15 @@ const QUESTIONS: [Question; 15] = [
 ];
 
 impl Snapshot {
-    /// Takes one: all questions are written before the first answer is read.
+    /// Takes one.
     pub(crate) fn take(qmp: &mut Qmp, depth: Depth) -> Result<Self, QmpError> {
-        let lines = Self::lines(depth);
-        let answers = qmp.execute_all(&lines, WITHIN)?;
-        Self::read(depth, &lines, answers)
+        Self::ask(qmp, depth, &Self::lines(depth))
+    }
+
+    /// Takes one by these questions: all are written before the first answer is read.
+    pub(crate) fn ask(qmp: &mut Qmp, depth: Depth, lines: &[(&str, Value)]) -> Result<Self, QmpError> {
+        let answers = qmp.execute_all(lines, WITHIN)?;
+        Self::read(depth, lines, answers)
     }
 
     /// The questions.
