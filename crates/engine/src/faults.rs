@@ -44,6 +44,7 @@ impl Faults {
     }
 
     fn work(&self) {
+        sys::urgent::become_urgent();
         let Some(missing) = &self.landing.missing else { return };
         while !self.over.load(Relaxed) {
             match missing.next(LOOK) {

@@ -42,6 +42,9 @@ pub mod inject;
 /// Threads of another process that stand still for a moment.
 pub mod stun;
 
+/// Threads that run before all that only compute.
+pub mod urgent;
+
 /// A process that stands still as a whole.
 pub mod freeze;
 

@@ -37,6 +37,7 @@ impl Stun {
         let (tell, told) = channel();
         let (process, threads) = (Arc::clone(process), threads.to_vec());
         let trace = move || {
+            crate::urgent::become_urgent();
             let began = Instant::now();
             let stunned = threads.iter().filter(|tid| interrupt(&process, **tid).is_ok()).count();
             let _ = tell.send((rustix::thread::gettid().as_raw_nonzero().get(), began, stunned));

@@ -244,11 +244,13 @@ impl SourceDriver {
         self.speaker = Some(speaker.clone());
         let (pinger, tell, heard) = (speaker.clone(), self.tell.clone(), self.heard.clone());
         thread::Builder::new().name("listen".into()).spawn(move || {
+            sys::urgent::become_urgent();
             let hear = |kind| drop(tell.send(Signal::Event(SourceEvent::Message(kind))));
             let end = listen(conn, &speaker, &heard, hear);
             let _ = tell.send(Signal::Silent(generation, end));
         })?;
         thread::Builder::new().name("ping".into()).spawn(move || {
+            sys::urgent::become_urgent();
             while pinger.say(control::Kind::Ping(control::Ping { sent_ns: now_ns() })).is_ok() {
                 thread::sleep(PING);
             }
@@ -271,6 +273,7 @@ impl SourceDriver {
             let (memory, shape) = (self.parts.memory.clone(), self.shape.clone());
             let (say, owing, pacer) = (say.clone(), self.owing.clone(), self.pacer.clone());
             thread::Builder::new().name("answer".into()).spawn(move || {
+                sys::urgent::become_urgent();
                 if let Err(e) = serve_faults(conn, memory, pacer, &shape, |fault| owing.asked(fault)) {
                     say(Said::Lost(e));
                 }

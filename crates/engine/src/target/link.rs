@@ -129,6 +129,7 @@ impl TargetDriver {
         faults.ask_on(conn.another()?);
         let (landing, tell, generation) = (taken.landing.clone(), self.tell.clone(), self.generation);
         thread::Builder::new().name("land-faults".into()).spawn(move || {
+            sys::urgent::become_urgent();
             let end = receive(conn, &landing, |_| {});
             report_loss(&tell, generation, end);
         })?;
@@ -142,6 +143,7 @@ impl TargetDriver {
         let mut rest = conn.another()?;
         let (tell, generation) = (self.tell.clone(), self.generation);
         thread::Builder::new().name("listen".into()).spawn(move || {
+            sys::urgent::become_urgent();
             let hear = |kind| {
                 drop(tell.send(match kind {
                     control::Kind::Spooled(spooled) => Signal::Spooled(generation, spooled),

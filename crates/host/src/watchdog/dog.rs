@@ -52,6 +52,7 @@ pub fn watch() -> ExitCode {
 }
 
 fn watch_agent() -> Result<(), String> {
+    sys::urgent::become_urgent();
     let text = |what: &str, e: &dyn std::fmt::Display| format!("{what}: {e}");
     let agent = agent().map_err(|e| text("cannot hold the agent", &e))?;
     let mut line = String::new();

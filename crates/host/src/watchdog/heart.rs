@@ -80,6 +80,7 @@ impl Watchdog {
         let (end, ended) = channel::<()>();
         let of = shared.clone();
         let beat = move || {
+            sys::urgent::become_urgent();
             let mut last = Instant::now();
             while ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
                 let passed = last.elapsed();

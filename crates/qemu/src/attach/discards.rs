@@ -55,6 +55,7 @@ impl Discards {
         let shared = Arc::new(Shared { uffd: Arc::clone(uffd), heard: Mutex::default(), over: false.into() });
         let (listening, pulse) = (Arc::clone(&shared), pulse.clone());
         let thread = thread::Builder::new().name("discards".into()).spawn(move || {
+            sys::urgent::become_urgent();
             if let Err(error) = listening.listen(&pulse.part()) {
                 tracing::error!(%error, "it is not heard any more what QEMU throws away");
                 listening.heard().failed = Some(error);

@@ -11,7 +11,6 @@ use super::{
 };
 use engine::ports::{Stalls, Tracker};
 use policy::{Governor, Grant, Groups, Writer};
-use rustix::process::setpriority_process;
 use std::{
     io,
     ops::Range,
@@ -190,8 +189,7 @@ impl Shared {
     /// Answers writers until it is over.
     fn serve(&self, part: &Part) {
         let _lets_go = LetsGo(self);
-        // Guests wait for it, and it takes little: ahead of others, where it has the right to that.
-        let _ = setpriority_process(None, -20);
+        sys::urgent::become_urgent();
         while !self.over.load(SeqCst) {
             part.turn();
             if let Err(error) = self.serve_next() {

@@ -111,6 +111,7 @@ impl Drop for VcpuStuns {
 
 impl Shared {
     fn run(&self, part: &Part) {
+        sys::urgent::become_urgent();
         part.rest();
         let mut seen = Seen::default();
         let mut wanted = locked(&self.wanted);
