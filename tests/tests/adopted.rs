@@ -88,6 +88,11 @@ fn a_vm_moves_from_qemu_7_2_to_qemu_10_and_from_then_on_between_two_of_qemu_10()
         ensure!(back.error().contains("7.2"), "says which QEMU is too old: {}", back.error());
         stage.runs_only_on("old", "b")?;
         guest.verify()?;
+        // The user knows better: the machine is of that version.
+        let back = stage.migrate("old", &guest, "b", "a", &["--mode", "pre-copy", "--allow-older-qemu"])?;
+        let told = back.0["left_behind"].to_string();
+        ensure!(told.contains("an older QEMU may take it over"), "it is warned of: {told}");
+        stage.migrate("old", &guest, "a", "b", &["--mode", "hybrid"])?;
 
         // With a newer QEMU there too, it goes back, and there again.
         stage.agent_mut("a").end()?;

@@ -83,6 +83,13 @@ impl Incoming {
             let all = lacking.join(", ");
             reasons.push(format!("the guest was shown CPU features that it would not find here: {all}"));
         }
+        let lacking = vm.missing_of_virtio().map_err(|e| vec![e.to_string()])?;
+        if !lacking.is_empty() {
+            let all = lacking.join(", ");
+            reasons.push(format!(
+                "the guest uses what its virtio devices would not offer here, where kernel or QEMU differ: {all}"
+            ));
+        }
         let here: Vec<Block> = vm
             .ram_blocks()
             .iter()

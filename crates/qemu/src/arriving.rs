@@ -123,7 +123,7 @@ fn make(path: &Path, bytes: u64) -> io::Result<()> {
 
 /// The recipe as it is kept on this host, which has these files.
 pub fn settle(mut recipe: Recipe, opened: &[Opened]) -> Recipe {
-    (recipe.proof, recipe.kvm_speed) = (None, None);
+    (recipe.proof, recipe.kvm_speed, recipe.allow_older_qemu) = (None, None, false);
     for file in &mut recipe.files {
         // Sealed for this migration only.
         file.digest = None;

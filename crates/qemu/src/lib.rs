@@ -58,6 +58,9 @@ pub mod preflight;
 /// How much memory a VM can get here.
 pub mod room;
 
+/// What guest and virtio devices have agreed on.
+pub mod virtio;
+
 mod apart;
 mod arriving;
 mod confine;

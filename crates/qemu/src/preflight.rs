@@ -82,11 +82,11 @@ fn check_kvm(there: Option<u64>, here: Option<Kvm>) -> Option<String> {
 fn check_program(recipe: &Recipe, program: &Path, reasons: &mut Vec<String>) {
     match version(program) {
         Err(why) => reasons.push(why),
-        // A micro release does not change what a device state looks like.
-        Ok(here) if (here.major, here.minor) < (recipe.qemu.major, recipe.qemu.minor) => {
+        Ok(here) if is_older(here, recipe.qemu) && !recipe.allow_older_qemu => {
             let there = recipe.qemu;
             reasons.push(format!(
-                "QEMU is {here} here, older than the {there} that runs the VM; install {there} or later"
+                "QEMU is {here} here, older than the {there} that runs the VM; install {there} or later, or allow an \
+                 older one (--allow-older-qemu)"
             ));
         }
         Ok(here) => match machines(program) {
@@ -97,6 +97,11 @@ fn check_program(recipe: &Recipe, program: &Path, reasons: &mut Vec<String>) {
             Ok(_) => {}
         },
     }
+}
+
+/// A micro release does not change what a device state looks like.
+pub(crate) fn is_older(here: Version, there: Version) -> bool {
+    (here.major, here.minor) < (there.major, there.minor)
 }
 
 fn check_memory(recipe: &Recipe, host: &Host, reasons: &mut Vec<String>) {

@@ -12,6 +12,7 @@ use crate::{
     ram::{Layout, RamError},
     recipe::{Net, Recipe},
     state,
+    virtio::{self, Which},
 };
 use engine::ports::{MachineError, RunState};
 use serde::{Deserialize, Serialize};
@@ -56,6 +57,8 @@ pub struct Vm {
     buffered: bool,
     /// Whether its network was seen not to hear it yet.
     slow_network: Arc<AtomicBool>,
+    /// Whether its QEMU is older than the one that its recipe comes from.
+    is_older: bool,
     /// What it was when its migration began.
     known: Option<Known>,
     /// Where it is on its way through a pause.
@@ -140,6 +143,7 @@ impl Vm {
             unflushed: Vec::new(),
             buffered: false,
             slow_network: Arc::default(),
+            is_older: false,
             known: None,
             phase: Phase::Free,
             stopped_at: None,
@@ -254,6 +258,19 @@ impl Vm {
     pub fn missing_features(&mut self) -> Result<Vec<String>, QmpError> {
         let here = cpu::features(&mut self.qmp)?;
         Ok(cpu::missing(&self.recipe.cpu_features, &here))
+    }
+
+    /// What its guest has accepted of its virtio devices.
+    pub fn accepted_of_virtio(&mut self) -> Result<Vec<virtio::Features>, QmpError> {
+        virtio::features(&mut self.qmp, Which::Accepted).map(|(features, _)| features)
+    }
+
+    /// What the recipe's guest has accepted of them, and this QEMU does not offer.
+    pub fn missing_of_virtio(&mut self) -> Result<Vec<String>, QmpError> {
+        let (mut offered, nameless) = virtio::features(&mut self.qmp, Which::Offered)?;
+        // A newer QEMU has names for what this one may offer without one.
+        offered.retain(|one| !self.is_older || !nameless.contains(&one.device));
+        Ok(virtio::missing(&self.recipe.virtio, &offered))
     }
 
     /// Copies the RAM blocks that QEMU keeps private, while the guest runs. [`Machine::save`](engine::ports::Machine::save) tells only what changed in

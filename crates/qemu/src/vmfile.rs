@@ -201,6 +201,8 @@ impl VmFile {
             files: seen,
             arguments: self.devices(),
             cpu_features: Vec::new(),
+            virtio: Vec::new(),
+            allow_older_qemu: false,
             proof: None,
             kvm_speed: None,
             settings: Vec::new(),

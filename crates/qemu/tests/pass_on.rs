@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use engine::ports::{Machine, RunState};
-use qemu::Vm;
+use qemu::{Recipe, Vm};
 use std::{fs::File, path::PathBuf, time::Instant};
 
 /// Passes a guest on, there and back; says how long each step took.
@@ -29,9 +29,12 @@ fn passes_on(name: &str, machine: &str, vga: &str, from: Option<PathBuf>, to: Op
 
     let mut target = host(folder.path(), "b", to);
     target.shared_memory = [("ram0".to_owned(), guest.belongings().memory[0].clone())].into();
-    let mut next = Vm::incoming(guest.recipe(), &target).unwrap();
+    let virtio = guest.accepted_of_virtio().unwrap();
+    assert!(virtio.iter().any(|one| !one.names.is_empty()), "{virtio:?}");
+    let mut next = Vm::incoming(&Recipe { virtio, ..guest.recipe().clone() }, &target).unwrap();
     assert_eq!(next.status().unwrap(), "inmigrate");
     assert_eq!(next.missing_features().unwrap(), Vec::<String>::new());
+    assert_eq!(next.missing_of_virtio().unwrap(), Vec::<String>::new());
     hand_over(&mut guest, &mut next);
     guest.restore(RunState::Running).expect_err("the disk's lock is the other one's now");
     guest.destroy().unwrap();
@@ -88,6 +91,13 @@ fn a_guest_with_a_vga_card_keeps_its_video_memory() {
 fn a_q35_guest_counts_on_in_a_newer_qemu() {
     if let Some(qemu_10) = qemu_10() {
         passes_on("newer", "q35", "std", None, Some(qemu_10));
+    }
+}
+
+#[test]
+fn a_q35_guest_of_an_old_machine_counts_on_in_an_older_qemu() {
+    if let Some(qemu_10) = qemu_10() {
+        passes_on("older", "pc-q35-7.2", "std", Some(qemu_10), None);
     }
 }
 

@@ -33,6 +33,7 @@ fn options(how: &How, verify: bool) -> MigrateOptions {
         to: how.to.clone(),
         mode: how.mode.into(),
         allow_post_copy: how.allow_post_copy,
+        allow_older_qemu: how.allow_older_qemu,
         max_downtime_ms: ms(how.max_downtime),
         max_time_ms: ms(how.max_time),
         max_stall_ms: ms(how.max_stall),

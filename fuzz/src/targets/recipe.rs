@@ -5,6 +5,7 @@ use qemu::{
         Argument, Backing, Chardev, ChardevKind, Console, FeatureWord, MemoryBlock, Net, Paths, Role, Screen,
         SeenFile, check, check_argument, options,
     },
+    virtio::Features,
 };
 use std::path::PathBuf;
 
@@ -168,6 +169,8 @@ fn recipes() -> Vec<Recipe> {
             Argument::new("-device", "virtio-net-pci,id=nic0,netdev=net0,mac=52:54:00:12:34:56,romfile="),
         ],
         cpu_features: vec![FeatureWord { eax: 7, ecx: Some(0), register: "EBX".into(), bits: 5 }],
+        virtio: vec![Features { device: "nic0".into(), names: vec!["VIRTIO_NET_F_MAC".into()] }],
+        allow_older_qemu: false,
         proof: None,
         kvm_speed: None,
         settings: vec![],

@@ -135,6 +135,9 @@ pub struct MigrateOptions {
     /// Whether `auto` may end in post-copy.
     #[serde(default)]
     pub allow_post_copy: bool,
+    /// Whether a host may take it whose QEMU is older than the one that runs it.
+    #[serde(default)]
+    pub allow_older_qemu: bool,
     /// The pause that is acceptable, in milliseconds.
     #[serde(default)]
     pub max_downtime_ms: Option<f64>,

@@ -42,6 +42,8 @@ pub struct MigrateRequest {
     pub mode: Mode,
     /// Whether `Mode::Auto` may end in post-copy.
     pub allow_post_copy: bool,
+    /// Whether a host may take it whose QEMU is older than the one that runs it.
+    pub allow_older_qemu: bool,
     /// The pause that is acceptable.
     pub max_downtime: Duration,
     /// How long all of it may take, if that matters.

@@ -237,6 +237,7 @@ impl Migrations {
             address,
             mode: options.mode,
             allow_post_copy: options.allow_post_copy,
+            allow_older_qemu: options.allow_older_qemu,
             max_downtime,
             max_time,
             max_stall,

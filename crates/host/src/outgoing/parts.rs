@@ -44,6 +44,10 @@ const EMULATED_SWITCHOVER: Duration = Duration::from_millis(14);
 /// A reading that took longer than this is not done once more: its QEMU hangs.
 const LONG_READING: Duration = Duration::from_secs(2);
 
+/// What is said where an older QEMU is allowed.
+const OLDER: &str = "an older QEMU may take it over: QEMU does not promise that it can read what a newer one saves; if it cannot, the \
+                     VM stays here";
+
 /// A VM as it was read when its migration began.
 struct Read {
     open: Vm,
@@ -128,11 +132,21 @@ impl Mover {
         let recipe = shown.as_ref().map_or(open.recipe(), |shown| &shown.recipe);
         let kvm = if open.recipe().accel == Accel::Kvm { self.qemu.host().kvm } else { None };
         let kvm_speed = kvm.map(|kvm| kvm.speed);
-        let recipe = qemu::Recipe { nets: open.networks()?, kvm_speed, ..recipe.clone() };
+        let recipe = qemu::Recipe {
+            nets: open.networks()?,
+            kvm_speed,
+            allow_older_qemu: request.allow_older_qemu,
+            ..recipe.clone()
+        };
+        let virtio = open.accepted_of_virtio().map_err(|e| one(&e))?;
+        let recipe = qemu::Recipe { virtio, ..recipe };
         let recipe = serde_json::to_vec(&recipe).map_err(|e| one(&e))?;
         let private = open.copy_ahead().map_err(|e| one(&e))?;
         let mut left_behind = notes;
         left_behind.extend(open.warnings().map_err(|e| one(&e))?);
+        if request.allow_older_qemu {
+            left_behind.push(OLDER.to_owned());
+        }
         let reading = Reading { left_behind, took };
         let source = attach::Source::open(open.process().pid(), open.ram_blocks()).map_err(|e| one(&e))?;
         let source = source.with_pulse(pulse.clone()).with_discards(open.recipe().throws_memory_away());

@@ -173,6 +173,8 @@ impl<'a> Reader<'a> {
             files: Vec::new(),
             arguments: Vec::new(),
             cpu_features: Vec::new(),
+            virtio: Vec::new(),
+            allow_older_qemu: false,
             proof: None,
             kvm_speed: None,
             settings: Vec::new(),

@@ -5,6 +5,7 @@ use super::{
     Recipe,
     allow::{self, LONGEST_NAME, LONGEST_VALUE, check_argument, is_id, is_word},
 };
+use crate::virtio;
 
 /// The most vCPUs, memory blocks, arguments and bytes of text that a recipe may have: each far above what QEMU itself
 /// bears, each low enough that no recipe exhausts us.
@@ -94,6 +95,14 @@ pub fn check(recipe: &Recipe) -> Vec<String> {
     must(recipe.cpu_features.len() <= MOST_ARGUMENTS, "too many CPU feature words".to_owned());
     for word in recipe.cpu_features.iter().take(MOST_ARGUMENTS) {
         must(is_word(&word.register), format!("{:?} is no CPU register", shown(&word.register)));
+    }
+    let all = recipe.virtio.len() <= virtio::MOST
+        && recipe.virtio.iter().all(|one| one.names.len() <= virtio::MOST);
+    must(all, "too many features of virtio devices".to_owned());
+    for features in recipe.virtio.iter().take(virtio::MOST) {
+        for name in features.names.iter().take(virtio::MOST).chain([&features.device]) {
+            must(is_word(name), format!("{:?} is no virtio device or feature", shown(name)));
+        }
     }
     must(
         recipe.arguments.len() <= MOST_ARGUMENTS,

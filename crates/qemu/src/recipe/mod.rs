@@ -34,7 +34,7 @@ pub(crate) use refused::why as why_refused;
 pub(crate) use settings::LIMITS;
 pub use settings::Setting;
 
-use crate::{qmp::Version, sharing::Secret, tap::Port};
+use crate::{qmp::Version, sharing::Secret, tap::Port, virtio};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -44,7 +44,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 pub struct Recipe {
     /// The VM's name.
     pub name: String,
-    /// The QEMU that runs it; the target's must not be older. Zeros before it was ever started.
+    /// The QEMU that runs it; the target's must not be older, unless that is allowed. Zeros before it was ever started.
     #[serde(default)]
     pub qemu: Version,
     /// The machine, by its versioned name, with its options: `pc-q35-7.2,smm=off`.
@@ -77,6 +77,12 @@ pub struct Recipe {
     /// CPU features that the guest was shown; empty before it was ever started.
     #[serde(default)]
     pub cpu_features: Vec<FeatureWord>,
+    /// What the guest has accepted of its virtio devices; read when a migration begins.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub virtio: Vec<virtio::Features>,
+    /// Whether the user allows a QEMU that is older than the one that runs the VM; never but on its way.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_older_qemu: bool,
     /// By what the source of a migration shows that it has these files; none but on its way. See [`crate::sharing`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<Secret>,

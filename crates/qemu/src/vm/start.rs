@@ -6,7 +6,7 @@ use crate::{
     find::{self, FindError},
     host::Host,
     launch::{self, LaunchError, Started},
-    made_up,
+    made_up, preflight,
     qmp::{Qmp, QmpError},
     ram,
     recipe::{Recipe, Setting, files::Opened},
@@ -78,8 +78,10 @@ impl Vm {
                         tracing::warn!(vm = recipe.name, %error, "what QEMU made up is not known");
                     }
                 }
+                let is_older = preflight::is_older(qmp.version(), recipe.qemu);
                 recipe.qemu = qmp.version();
-                Ok(Self::new(qmp, process, recipe, belongings, layout))
+                let vm = Self::new(qmp, process, recipe, belongings, layout);
+                Ok(Self { is_older, ..vm })
             }
             Err(error) => {
                 launch::kill(&process);

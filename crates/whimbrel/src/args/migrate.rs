@@ -21,6 +21,9 @@ pub(crate) struct How {
     /// Let `auto` end in post-copy when pre-copy does not get there.
     #[arg(long)]
     pub(crate) allow_post_copy: bool,
+    /// Let a host take it whose QEMU is older than the one that runs it. If that cannot read its device state, it stays here.
+    #[arg(long)]
+    pub(crate) allow_older_qemu: bool,
     /// The pause that is acceptable, like 20ms [default: 20ms].
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) max_downtime: Option<Duration>,
