@@ -22,6 +22,8 @@ pub enum Ram {
     Private,
     /// A memfd of huge pages.
     HugePages,
+    /// `-mem-path` of a hugetlbfs here, as most people ask for them: private to QEMU.
+    HugePath(PathBuf),
 }
 
 /// How to start it. The default is what a story about nothing in particular wants.
@@ -148,6 +150,10 @@ impl HandStart {
                 one(format!("memory-backend-file,id=ram0,size={size},share=on,mem-path={}", path.display()))
             }
             Ram::Private => (Vec::new(), machine.to_owned(), Vec::new()),
+            Ram::HugePath(at) => {
+                command.arg("-mem-path").arg(at);
+                (Vec::new(), machine.to_owned(), Vec::new())
+            }
             Ram::TwoMemfds => {
                 let half = |id| format!("memory-backend-memfd,id=ram{id},size={},share=on", size / 2);
                 let nodes = vec!["node,memdev=ram0", "node,memdev=ram1"];

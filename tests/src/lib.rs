@@ -17,6 +17,7 @@ mod faulty_dir; // a shared directory in which everything goes wrong
 pub mod field;
 mod guest; // who a guest is, and how it is talked to wherever it runs
 mod hand; // machines that a story starts by hand
+mod huge_pages; // explicit huge pages of this machine
 mod lab; // hosts and clients around one switch
 mod migration; // a migration under way, and its report
 mod namespace; // what makes a host
@@ -47,6 +48,7 @@ pub use etcd::{EtcdServer, OnTheWay, Way, copy_dir};
 pub use faulty_dir::{Call, FaultyDir, Trouble};
 pub use guest::{Guest, Probed, Progress, Spec, Times};
 pub use hand::{HandStart, HandStarted, Ram};
+pub use huge_pages::HugePages;
 pub use lab::{Host, Lab, Traffic};
 pub use migration::{Migration, Report};
 pub use namespace::{Namespace, run};

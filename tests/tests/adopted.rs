@@ -115,16 +115,12 @@ fn what_cannot_be_moved_safely_is_refused_with_the_reason() {
             extra: words.iter().map(|word| (*word).to_owned()).collect(),
             ..plain(number)
         };
-        let huge = HandStart { ram: Ram::HugePages, memory: Bytes(64 << 20), ..plain(46) };
         let ivshmem = "memory-backend-memfd,id=iv,size=1M,share=on";
-        let refused: [(&str, HandStart, &[&str]); 5] = [
+        let refused: [(&str, HandStart, &[&str]); 3] = [
             ("edu", with(43, &["-device", "edu"]), &["for tests"]),
-            ("locked", with(44, &["-overcommit", "mem-lock=on"]), &["mem-lock"]),
             ("files", with(45, &["-virtfs", "local,path=/tmp,mount_tag=t,security_model=none"]), &["9p"]),
-            ("huge", huge, &["huge"]),
             ("ivshmem", with(47, &["-object", ivshmem, "-device", "ivshmem-plain,memdev=iv"]), &["ivshmem"]),
         ];
-        let _pages = HugePages::get(32)?;
         for (name, start, words) in refused {
             let mut machine = start.start(lab.host("a"), tools)?;
             let socket = machine.qmp_socket();
@@ -193,24 +189,4 @@ fn i2_a_vm_with_private_ram_moves_in_every_mode() {
         }
         Ok(())
     });
-}
-
-/// Huge pages of this machine, given back in the end.
-struct HugePages(String);
-
-impl HugePages {
-    const COUNT: &str = "/proc/sys/vm/nr_hugepages";
-
-    fn get(more: u64) -> Result<Self> {
-        let before = std::fs::read_to_string(Self::COUNT).doing("count huge pages")?;
-        let count = before.trim().parse::<u64>().doing("count huge pages")? + more;
-        std::fs::write(Self::COUNT, count.to_string()).doing("get huge pages")?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for HugePages {
-    fn drop(&mut self) {
-        let _ = std::fs::write(Self::COUNT, self.0.trim());
-    }
 }

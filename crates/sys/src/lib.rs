@@ -24,6 +24,9 @@ pub mod ram;
 /// RAM that only its process can reach.
 pub mod process_ram;
 
+/// Explicit huge pages of another process.
+pub mod huge;
+
 /// Files whose descriptors nobody inherits.
 pub mod apart;
 

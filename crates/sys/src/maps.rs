@@ -103,6 +103,25 @@ pub fn flags_at(process: &PidFd, address: u64) -> io::Result<Vec<String>> {
     Err(io::Error::new(io::ErrorKind::NotFound, format!("nothing is mapped at {address:#x}")))
 }
 
+/// How many bytes of explicit huge pages the mappings hold that begin within `addresses`: also those of pages that are being moved
+/// to another place in memory.
+pub fn huge_bytes(process: &PidFd, addresses: &Range<u64>) -> io::Result<u64> {
+    let mut inside = false;
+    let mut kilobytes = 0_u64;
+    for line in BufReader::new(File::open(process.proc_path("smaps"))?).lines() {
+        let line = line?;
+        let counted = ["Shared_Hugetlb:", "Private_Hugetlb:"];
+        if let Some(count) = counted.iter().find_map(|key| line.strip_prefix(key)) {
+            let count = count.trim().strip_suffix(" kB").and_then(|count| count.parse::<u64>().ok());
+            let strange = || io::Error::new(io::ErrorKind::InvalidData, format!("no size: {line}"));
+            kilobytes += if inside { count.ok_or_else(strange)? } else { 0 };
+        } else if let Some(mapping) = parse_line(&line) {
+            inside = addresses.contains(&mapping.addresses.start);
+        }
+    }
+    Ok(kilobytes << 10)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

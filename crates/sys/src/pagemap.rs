@@ -49,6 +49,18 @@ impl Pagemap {
         self.scan(addresses, &wanted, report)
     }
 
+    /// Reports the runs of addresses at which the process has pages mapped just now. Of huge pages (hugetlbfs) `addresses` must
+    /// hold whole ones. A page that is being moved to another place in memory is not among them.
+    pub fn mapped(&mut self, addresses: Range<u64>, report: impl FnMut(Range<u64>)) -> io::Result<()> {
+        self.scan(addresses, &Wanted { any: raw::PAGE_IS_PRESENT, ..Wanted::default() }, report)
+    }
+
+    /// The same, and what is being moved. A page that is protected before it is there counts, too.
+    pub fn maybe_mapped(&mut self, addresses: Range<u64>, report: impl FnMut(Range<u64>)) -> io::Result<()> {
+        let any = raw::PAGE_IS_PRESENT | raw::PAGE_IS_SWAPPED;
+        self.scan(addresses, &Wanted { any, ..Wanted::default() }, report)
+    }
+
     /// Reports the runs of addresses that hold something, in memory or in swap. A page that was only read, and that the
     /// kernel backs by its page of zeros, holds nothing.
     pub fn present(&mut self, addresses: Range<u64>, mut report: impl FnMut(Range<u64>)) -> io::Result<()> {

@@ -2,7 +2,7 @@
 //!
 //! It is gone when its process is; no read then gives what a later process of the same number holds.
 
-use crate::{maps, pagemap::Pagemap, process::PidFd, ram::place};
+use crate::{huge::HugePages, pagemap::Pagemap, process::PidFd, ram::place};
 use std::{
     fs::File,
     io,
@@ -23,13 +23,31 @@ pub struct ProcessRam {
     memory: File,
     pagemap: Mutex<Pagemap>,
     addresses: Range<u64>,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Anonymous,
     /// A file lies under it, so that a page that is not there is not zeros.
-    of_file: bool,
+    OfFile,
+    /// Huge pages, of which none is to come into being because we look at it.
+    Huge(HugePages),
 }
 
 impl ProcessRam {
     /// What `process` holds at `addresses`, whole pages. `of_file`: it is a private mapping of a file.
     pub fn new(process: &Arc<PidFd>, addresses: Range<u64>, of_file: bool) -> io::Result<Self> {
+        Self::of(process, addresses, if of_file { Kind::OfFile } else { Kind::Anonymous })
+    }
+
+    /// Huge pages of `page` bytes, whose file holds nothing of its own.
+    pub fn huge(process: &Arc<PidFd>, addresses: Range<u64>, page: u64) -> io::Result<Self> {
+        let huge = HugePages::new(process, addresses.clone(), page)?;
+        Self::of(process, addresses, Kind::Huge(huge))
+    }
+
+    fn of(process: &Arc<PidFd>, addresses: Range<u64>, kind: Kind) -> io::Result<Self> {
         let page = PAGE_SIZE as u64;
         if !addresses.start.is_multiple_of(page) || !addresses.end.is_multiple_of(page) {
             let text = format!("{addresses:#x?} are no whole pages");
@@ -37,17 +55,12 @@ impl ProcessRam {
         }
         let memory = File::open(process.proc_path("mem"))?;
         let pagemap = Mutex::new(Pagemap::open(process)?);
-        Ok(Self { process: Arc::clone(process), memory, pagemap, addresses, of_file })
-    }
-
-    /// Whether it is made of explicit huge pages.
-    pub fn is_hugetlb(&self) -> io::Result<bool> {
-        Ok(maps::flags_at(&self.process, self.addresses.start)?.iter().any(|flag| flag == "ht"))
+        Ok(Self { process: Arc::clone(process), memory, pagemap, addresses, kind })
     }
 
     /// Whether a file lies under it.
     pub fn is_of_file(&self) -> bool {
-        self.of_file
+        matches!(self.kind, Kind::OfFile)
     }
 
     /// Its size in pages.
@@ -58,21 +71,60 @@ impl ProcessRam {
     /// The pages that may hold something else than zeros.
     pub fn present(&self) -> io::Result<PageSet> {
         let mut present = PageSet::empty(self.pages());
-        if self.of_file {
-            present.insert_range(PageRange::new(PageIndex(0), self.pages()));
-            return Ok(present);
+        match &self.kind {
+            Kind::Anonymous => {}
+            Kind::OfFile => {
+                present.insert_range(PageRange::new(PageIndex(0), self.pages()));
+                return Ok(present);
+            }
+            Kind::Huge(huge) => {
+                for run in huge.private()? {
+                    present.insert_range(self.pages_at(run));
+                }
+                return Ok(present);
+            }
         }
         let mut pagemap = self.pagemap.lock().unwrap_or_else(PoisonError::into_inner);
-        pagemap.present(self.addresses.clone(), |run| {
-            let first = PageIndex::at_offset(run.start - self.addresses.start);
-            present.insert_range(PageRange::new(first, (run.end - run.start) / PAGE_SIZE as u64));
-        })?;
+        pagemap.present(self.addresses.clone(), |run| present.insert_range(self.pages_at(run)))?;
         Ok(present)
     }
 
     /// Copies `range` out. Whoever writes to it meanwhile may leave the copy torn.
     pub fn read(&self, range: PageRange, into: &mut [u8]) -> io::Result<()> {
         let at = self.addresses.start + place(range, self.pages(), into.len())?;
+        match &self.kind {
+            Kind::Huge(huge) => self.read_huge(huge, at, into),
+            Kind::Anonymous | Kind::OfFile => self.copy(at, into),
+        }
+    }
+
+    /// Huge pages that are not there are zeros.
+    fn read_huge(&self, huge: &HugePages, at: u64, into: &mut [u8]) -> io::Result<()> {
+        let all = at..at + into.len() as u64;
+        let covers =
+            |runs: &[Range<u64>]| runs.iter().any(|run| run.start <= all.start && all.end <= run.end);
+        let mapped = huge.mapped_within(all.clone())?;
+        if covers(&mapped) {
+            return self.copy(at, into);
+        }
+        // One that is only being moved has its content.
+        into.fill(0);
+        for run in huge.private()? {
+            let (start, end) = (run.start.max(all.start), run.end.min(all.end));
+            if start < end {
+                self.copy(start, &mut into[(start - at) as usize..(end - at) as usize])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The pages at these addresses, of those that are this block's.
+    fn pages_at(&self, run: Range<u64>) -> PageRange {
+        let first = PageIndex::at_offset(run.start - self.addresses.start);
+        PageRange::new(first, (run.end.min(self.addresses.end) - run.start) / PAGE_SIZE as u64)
+    }
+
+    fn copy(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
         if into.len() < BULK {
             // This file belongs to the address space, not to the number of its process.
             return self.memory.read_exact_at(into, at);

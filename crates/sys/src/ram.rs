@@ -37,10 +37,10 @@ impl RamFile {
         Ok(Self { file, window: offset..end })
     }
 
-    /// Whether the file is made of explicit huge pages (hugetlbfs): such a file cannot be written by `pwrite`, and a
-    /// hole is a huge page.
-    pub fn is_hugetlb(&self) -> io::Result<bool> {
-        Ok(fstatfs(&self.file)?.f_type as u64 == u64::from(HUGETLBFS_MAGIC))
+    /// The size of the explicit huge pages that the file is made of (hugetlbfs); none for any other file. Such a file cannot be
+    /// written by `pwrite`, a hole is a huge page, and where holes are the file does not tell.
+    pub fn huge_page(&self) -> io::Result<Option<u64>> {
+        huge_page(&self.file)
     }
 
     /// Whether it is memory of the kernel's own (a memfd, tmpfs): only there can a writer be made to wait by somebody else, and a
@@ -133,6 +133,17 @@ impl RamFile {
     fn check(&self, range: PageRange, bytes: usize) -> io::Result<u64> {
         place(range, self.pages(), bytes).map(|at| self.window.start + at)
     }
+}
+
+/// The size of the explicit huge pages that a file is made of.
+pub(crate) fn huge_page(file: &File) -> io::Result<Option<u64>> {
+    let system = fstatfs(file)?;
+    let huge = system.f_type as u64 == u64::from(HUGETLBFS_MAGIC);
+    let bytes = system.f_bsize as u64;
+    if huge && (!bytes.is_power_of_two() || bytes < PAGE_SIZE as u64) {
+        return Err(io::Error::other(format!("a hugetlbfs with pages of {bytes} bytes")));
+    }
+    Ok(huge.then_some(bytes))
 }
 
 /// Where `range` begins in a block of `pages`, in bytes, if it lies within it and `bytes` is its length.

@@ -22,8 +22,11 @@ pub struct Case {
     /// QEMU's command line: a line for each option, a blank between the option and its value.
     ///
     /// `{dir}` is a directory of this case with `disk.img`, `disk.qcow2` and `cd.iso`, `{qmp}` the socket of a monitor, `{tap}` a TAP on
-    /// a bridge, `{ovmf}` where OVMF's images are. What needs KVM is run by QEMU's translation.
+    /// a bridge, `{ovmf}` where OVMF's images are, `{huge}` a hugetlbfs. What needs KVM is run by QEMU's translation.
     pub command: String,
+    /// How much memory of explicit huge pages it takes. Where the machine has none to spare, the case is skipped, and that is said.
+    #[serde(default)]
+    pub huge_mib: u64,
     /// What is different on another host by right: a part of the line that shows it, and why.
     #[serde(default)]
     pub differs: Vec<Differs>,

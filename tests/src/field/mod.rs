@@ -2,7 +2,7 @@
 
 mod case;
 
-use crate::{Doing, Error, Process, QEMU, Qmp, Result, Stage, bare, ensure, wait_for};
+use crate::{Doing, Error, HugePages, Process, QEMU, Qmp, Result, Stage, bare, ensure, wait_for};
 pub use case::{Case, Inside, cases};
 use serde_json::json;
 use std::{
@@ -35,6 +35,11 @@ pub fn live(stage: &Stage, case: &Case, n: usize) -> Result<()> {
     let name = format!("field{n}");
     let dir = stage.lab.dir().join(&name);
     let tap = format!("t-{name}");
+    let mut pages = None;
+    if case.huge_mib > 0 {
+        let Some(reserved) = HugePages::reserve(case.huge_mib << 20)? else { return Ok(()) };
+        pages.insert(reserved).mount(&dir.join("huge"))?;
+    }
     let taken = case.command.contains("{tap}");
     if taken {
         stage.lab.host("a").add_tap(&tap)?;
@@ -47,6 +52,7 @@ pub fn live(stage: &Stage, case: &Case, n: usize) -> Result<()> {
     if taken {
         let _ = stage.lab.host("a").namespace.ip(&format!("link del {tap}"));
     }
+    drop(pages);
     let _ = fs::remove_dir_all(&dir);
     lived.map_err(|error| Error::new(format!("{} ({}): {}", case.name, case.who, error.what), error.why))
 }
@@ -70,6 +76,7 @@ impl<'a> Life<'a> {
                 .replace("{qmp}", &socket.display().to_string())
                 .replace("{tap}", tap)
                 .replace("{ovmf}", OVMF)
+                .replace("{huge}", &dir.join("huge").display().to_string())
         };
         let host = stage.lab.host("a");
         let mut command = host.namespace.command(QEMU);

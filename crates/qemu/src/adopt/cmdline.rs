@@ -243,11 +243,6 @@ impl<'a> Reader<'a> {
             "-boot" => self.without(option, value, "order", &["splash"]),
             "-icount" => self.without(option, value, "shift", &["rr", "rrfile", "rrsnapshot"]),
             "-audiodev" => self.audio(value),
-            "-overcommit" | "-realtime" if value.contains("mem-lock=on") || value.contains("mlock=on") => {
-                self.refuse(
-                    "locked memory (mem-lock=on) would make every page of the target present; leave it out",
-                );
-            }
             "-overcommit" => self.without(option, value, "", &["mem-lock"]),
             "-mem-path" => self.note("-mem-path does not apply on the target: its memory is a memfd"),
             "-gdb" => self.note("the debugger's port (-gdb) stays behind"),
@@ -354,11 +349,6 @@ impl<'a> Reader<'a> {
             _ => return self.pass("-object", value),
         };
         let id = get(&parsed, "id").unwrap_or_default().to_owned();
-        if get(&parsed, "hugetlb").is_some_and(is_on) {
-            self.refuse(format!(
-                "memory {id} consists of huge pages (hugetlb=on), which are not supported; leave it out"
-            ));
-        }
         for key in
             ["host-nodes", "policy", "prealloc", "merge", "dump", "reserve", "pmem", "readonly", "offset"]
         {

@@ -19,7 +19,6 @@ use engine::ports::RunState;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, fs, path::Path};
 use sys::process::PidFd;
-use units::PAGE_SIZE;
 
 /// Devices whose action a monitor can set, and nobody can ask for.
 const WATCHDOGS: &[&str] = &["i6300esb", "ib700"];
@@ -373,7 +372,6 @@ fn memory(
     read: &mut Read,
     reasons: &mut Vec<String>,
 ) -> Result<(), QmpError> {
-    let page = PAGE_SIZE as u64;
     let recipe = &mut read.recipe;
     for Backend { id, bytes } in ram::backends(qmp)? {
         if recipe.memory.iter().any(|block| block.id == id) {
@@ -387,30 +385,16 @@ fn memory(
             reasons.push(format!("memory {id} was plugged in after the start; start the VM with it"));
         }
     }
-    for block in ram::listed(qmp)? {
-        if block.page_bytes > page {
-            reasons.push(format!(
-                "RAM block {} consists of huge pages (hugetlbfs), which are not supported; leave out hugetlb=on and a \
-                 mem-path on hugetlbfs (transparent huge pages are fine)",
-                block.name
-            ));
-        }
-    }
     let cpus = qmp.execute("query-cpus-fast", json!({}))?;
     let (live, told) = (cpus.as_array().map_or(0, Vec::len) as u64, u64::from(read.recipe.vcpus()));
     if live != told {
         reasons.push(format!("it has {live} vCPUs but was started with {told}; unplug the others"));
     }
-    match fs::read_to_string(process.proc_path("status")) {
-        Ok(status) => {
-            let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap_or("0 kB").trim();
-            if locked != "0 kB" {
-                let why =
-                    format!("{locked} of its memory are locked; start it without -overcommit mem-lock=on");
-                reasons.push(why);
-            }
-        }
-        Err(error) => reasons.push(format!("cannot look whether its memory is locked: {error}")),
+    // Told by its processes, because the option may say "on" without effect, or a launcher have locked it.
+    let status = fs::read_to_string(process.proc_path("status")).unwrap_or_default();
+    let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap_or("0 kB").trim();
+    if locked != "0 kB" {
+        read.notes.push(format!("{locked} of its memory are locked here, and none on the target, where pages come as they are needed"));
     }
     Ok(())
 }

@@ -130,6 +130,13 @@ fn of_memory(source: &attach::Source) -> Vec<String> {
              its mem-path on a tmpfs, or use memory-backend-memfd"
         ));
     }
+    if let Some((block, bytes)) = source.huge() {
+        let size = units::Bytes(bytes);
+        notes.push(format!(
+            "RAM block {block} consists of huge pages ({size}), plain ones on the target; a write marks all of one, and its \
+             writers cannot be slowed, so it may have to move by post-copy"
+        ));
+    }
     if let Some(block) = source.private() {
         notes.push(format!(
             "RAM block {block} is private to this QEMU; on the target it is shared memory (memfd). If it moves by post-copy, this \

@@ -35,9 +35,9 @@ impl Memory {
 
     /// A block that is no memory of the kernel's own but a file on a disk.
     pub(super) fn on_disk(&self) -> io::Result<Option<&str>> {
-        for Region { block, ram, .. } in &self.regions {
+        for Region { block, ram, huge, .. } in &self.regions {
             let on_disk = match ram {
-                Ram::Shared(ram) => !ram.is_shmem()?,
+                Ram::Shared(ram) => huge.is_none() && !ram.is_shmem()?,
                 Ram::Private(ram) => ram.is_of_file(),
             };
             if on_disk {
@@ -45,6 +45,13 @@ impl Memory {
             }
         }
         Ok(None)
+    }
+
+    /// A block of explicit huge pages, and their size.
+    pub fn huge(&self) -> Option<(&str, u64)> {
+        let huge = |region: &Region| region.huge.is_some();
+        let found = self.regions.iter().find(|region| huge(region))?;
+        Some((&found.block.name, found.page_bytes()))
     }
 
     /// A block that only QEMU itself can reach.
@@ -74,9 +81,17 @@ impl GuestMemory for Memory {
     }
 
     fn present(&self, block: BlockId) -> io::Result<PageSet> {
-        match &self.region(block)?.ram {
-            Ram::Shared(ram) => ram.present(),
-            Ram::Private(ram) => ram.present(),
+        let region = self.region(block)?;
+        match (&region.ram, &region.huge) {
+            (Ram::Private(ram), _) => ram.present(),
+            (Ram::Shared(ram), None) => ram.present(),
+            (Ram::Shared(ram), Some(huge)) => {
+                let mut present = PageSet::empty(region.block.pages);
+                for run in huge.shared(|| ram.allocated())? {
+                    present.insert_range(region.pages_at(&run));
+                }
+                Ok(present)
+            }
         }
     }
 

@@ -35,6 +35,10 @@ use std::io;
 const NEEDS_FOR_PRIVATE: &str = "for memory that is private to QEMU this takes Linux 6.7; shared memory (-object \
                                  memory-backend-memfd,share=on,…) does with 5.19";
 
+/// The same for huge pages.
+const NEEDS_FOR_HUGE: &str =
+    "for memory of huge pages (hugetlbfs) this takes Linux 6.7; start the VM without them";
+
 /// The same for what QEMU throws away: a writer that could be made to wait would be heard of, memory that is thrown away would not.
 const NEEDS_FOR_DISCARDS: &str =
     "for a device that throws memory away (a balloon) this takes Linux 6.7; leave it out";
@@ -62,12 +66,29 @@ pub enum Error {
         /// QEMU's name for it.
         block: String,
     },
-    /// The block is on hugetlbfs.
+    /// Huge pages can only be followed as wholes, without a word to us.
     #[error(
-        "RAM block {block} is made of explicit huge pages (hugetlbfs), which are not supported: \
-         start the VM without hugetlb=on and without a mem-path on hugetlbfs"
+        "RAM block {block} consists of huge pages (hugetlbfs), whose writes only the asynchronous tracker can follow (Linux 6.7, \
+         without --tracker synchronous): use that tracker, or start the VM without huge pages"
     )]
     HugePages {
+        /// QEMU's name for it.
+        block: String,
+    },
+    /// What a huge page that is not there holds would be in the file.
+    #[error(
+        "RAM block {block} is a private mapping of a file on hugetlbfs that has content of its own: let its mem-path be a \
+         directory or a new file, or say share=on"
+    )]
+    HugeFile {
+        /// QEMU's name for it.
+        block: String,
+    },
+    /// A target is filled page by page.
+    #[error(
+        "RAM block {block} of the waiting QEMU consists of huge pages, which cannot be filled page by page"
+    )]
+    HugeTarget {
         /// QEMU's name for it.
         block: String,
     },

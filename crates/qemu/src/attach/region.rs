@@ -3,8 +3,9 @@
 use super::Error;
 use engine::ports::Block;
 use serde::{Deserialize, Serialize};
-use std::{io, ops::Range, sync::Arc};
+use std::{fs::File, io, ops::Range, sync::Arc};
 use sys::{
+    huge::HugePages,
     maps::{self, Mapping},
     process::PidFd,
     process_ram::ProcessRam,
@@ -38,6 +39,8 @@ pub(super) struct Region {
     pub(super) block: Block,
     pub(super) addresses: Range<u64>,
     pub(super) ram: Ram,
+    /// It consists of explicit huge pages. One is written, protected and thrown away as a whole.
+    pub(super) huge: Option<HugePages>,
 }
 
 impl Region {
@@ -47,10 +50,20 @@ impl Region {
         start..start + range.bytes().0
     }
 
-    /// The pages at `addresses` of QEMU, which begin in this block.
+    /// The pages at `addresses` of QEMU, which begin in this block. A huge page may reach beyond its end.
     pub(super) fn pages_at(&self, addresses: &Range<u64>) -> PageRange {
         let first = PageIndex::at_offset(addresses.start - self.addresses.start);
-        PageRange::new(first, (addresses.end - addresses.start) / PAGE_SIZE as u64)
+        PageRange::new(first, (addresses.end.min(self.addresses.end) - addresses.start) / PAGE_SIZE as u64)
+    }
+
+    /// What of QEMU is watched for its sake: whole pages of whatever size they are.
+    pub(super) fn watched(&self) -> Range<u64> {
+        self.huge.as_ref().map_or_else(|| self.addresses.clone(), HugePages::addresses)
+    }
+
+    /// The size of its pages, which all that is said to the kernel must be a multiple of.
+    pub(super) fn page_bytes(&self) -> u64 {
+        self.huge.as_ref().map_or(PAGE_SIZE as u64, HugePages::page)
     }
 }
 
@@ -81,24 +94,43 @@ fn open(process: &Arc<PidFd>, mappings: &[Mapping], wanted: &RamBlock) -> Result
         return Err(not_mapped());
     }
     let addresses = wanted.hva..end;
-    let opened = || -> io::Result<(Ram, bool)> {
-        if !first.shared {
-            let ram = ProcessRam::new(process, addresses.clone(), first.inode != 0)?;
-            let huge = ram.is_hugetlb()?;
-            return Ok((Ram::Private(ram), huge));
-        }
-        let file = maps::open_file(process, first)?;
-        let ram = RamFile::new(file, first.offset + (wanted.hva - first.addresses.start), wanted.bytes)?;
-        let huge = ram.is_hugetlb()?;
-        Ok((Ram::Shared(ram), huge))
-    };
     let step = |cause| Error::step(format!("open RAM block {}", wanted.name), process.pid())(cause);
-    let (ram, huge) = opened().map_err(step)?;
-    if huge {
-        return Err(Error::HugePages { block: block() });
+    let held = hold(process, first, addresses.clone()).map_err(step)?;
+    let Some((ram, huge)) = held else { return Err(Error::HugeFile { block: block() }) };
+    if huge.as_ref().is_some_and(|huge| huge.addresses().end > last.addresses.end) {
+        return Err(not_mapped());
     }
     let block = Block { name: block(), pages: wanted.bytes / PAGE_SIZE as u64 };
-    Ok(Region { block, addresses, ram })
+    Ok(Region { block, addresses, ram, huge })
+}
+
+/// What holds the content of these addresses, which lie in `mapping`, and their huge pages. None: huge pages of a file that has
+/// content of its own beneath them.
+fn hold(
+    process: &Arc<PidFd>,
+    mapping: &Mapping,
+    addresses: Range<u64>,
+) -> io::Result<Option<(Ram, Option<HugePages>)>> {
+    let (bytes, offset) = (addresses.end - addresses.start, addresses.start - mapping.addresses.start);
+    let of_file = |file: File| RamFile::new(file, mapping.offset + offset, bytes);
+    let pages = |page| HugePages::new(process, addresses.clone(), page);
+    if mapping.shared {
+        let ram = of_file(maps::open_file(process, mapping)?)?;
+        let huge = ram.huge_page()?.map(pages).transpose()?;
+        return Ok(Some((Ram::Shared(ram), huge)));
+    }
+    if !maps::flags_at(process, addresses.start)?.iter().any(|flag| flag == "ht") {
+        let ram = ProcessRam::new(process, addresses, mapping.inode != 0)?;
+        return Ok(Some((Ram::Private(ram), None)));
+    }
+    let file = of_file(maps::open_file(process, mapping)?)?;
+    let no_size = || io::Error::other("its huge pages have no size");
+    let page = file.huge_page()?.ok_or_else(no_size)?;
+    if file.allocated() > 0 {
+        return Ok(None);
+    }
+    let ram = ProcessRam::huge(process, addresses.clone(), page)?;
+    Ok(Some((Ram::Private(ram), Some(pages(page)?))))
 }
 
 /// Whether the block that `mapping` is a piece of goes on in `next`.

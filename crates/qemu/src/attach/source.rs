@@ -1,8 +1,8 @@
 //! The QEMU process that a VM leaves.
 
 use super::{
-    AsyncTracker, Error, GovernedTracker, Memory, NEEDS_FOR_PRIVATE, RamBlock, SwitchingTracker, VcpuStuns,
-    region,
+    AsyncTracker, Error, GovernedTracker, Memory, NEEDS_FOR_HUGE, NEEDS_FOR_PRIVATE, RamBlock,
+    SwitchingTracker, VcpuStuns, region,
 };
 use std::{sync::Arc, time::Duration};
 use sys::{inject::Borrowed, process::PidFd, pulse::Pulse};
@@ -50,6 +50,11 @@ impl Source {
         self.memory.on_disk().map_err(Error::step("look at the memory", self.process.pid()))
     }
 
+    /// A RAM block of explicit huge pages, and their size: its writers cannot be made to wait either.
+    pub fn huge(&self) -> Option<(&str, u64)> {
+        self.memory.huge()
+    }
+
     /// Tries what every migration does to QEMU: borrows a thread of it and has it make a userfaultfd, which is closed again. What a
     /// debugger, a filter or a lack of rights is against is found before it matters.
     pub fn try_out(&self) -> Result<(), Error> {
@@ -57,11 +62,13 @@ impl Source {
         let thread = Borrowed::seize(&self.process).map_err(Error::step("borrow a thread", pid))?;
         let made = thread.userfaultfd().map_err(Error::step("watch the memory", pid))?;
         thread.close(made).map_err(Error::step("close a descriptor", pid))?;
-        if self.memory.private().is_some() || self.discards {
+        if self.memory.private().is_some() || self.memory.huge().is_some() || self.discards {
             // What follows its writes; nothing is protected yet, so the guest notices nothing.
             self.tracker().map(drop).map_err(|error| match error {
                 Error::Kernel { what, cause, .. } if !self.discards => {
-                    Error::Kernel { what, needs: NEEDS_FOR_PRIVATE, cause }
+                    let private = self.memory.private().is_some();
+                    let needs = if private { NEEDS_FOR_PRIVATE } else { NEEDS_FOR_HUGE };
+                    Error::Kernel { what, needs, cause }
                 }
                 other => other,
             })?;
@@ -82,6 +89,9 @@ impl Source {
 
     /// One that can slow the guest's writes from the start.
     pub fn governed(&self, how: &Tracking) -> Result<GovernedTracker, Error> {
+        if let Some((block, _)) = self.memory.huge() {
+            return Err(Error::HugePages { block: block.to_owned() });
+        }
         GovernedTracker::attach(&self.process, &self.memory, how, &self.pulse)
     }
 

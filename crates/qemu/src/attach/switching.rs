@@ -18,7 +18,7 @@ pub struct SwitchingTracker {
     now: Now,
     /// Nobody knows what was written during a change: all of it counts as written, once.
     unsure: bool,
-    /// Its memory is on a disk, or thrown away meanwhile: there is only one way.
+    /// Its memory is on a disk, of huge pages, or thrown away meanwhile: there is only one way.
     fixed: bool,
 }
 
@@ -37,10 +37,12 @@ impl SwitchingTracker {
         discards: bool,
     ) -> Result<Self, Error> {
         let on_disk = memory.on_disk().map_err(Error::step("look at the memory", process.pid()))?;
-        let governed = || match on_disk {
-            Some(block) => Err(Error::OnDisk { block: block.to_owned() }),
-            None if discards => Err(Error::Discards),
-            None => GovernedTracker::attach(process, memory, &how, pulse).map(Now::Governed),
+        let huge = memory.huge().map(|(block, _)| block.to_owned());
+        let governed = || match (on_disk, &huge) {
+            (Some(block), _) => Err(Error::OnDisk { block: block.to_owned() }),
+            (None, Some(block)) => Err(Error::HugePages { block: block.clone() }),
+            (None, None) if discards => Err(Error::Discards),
+            (None, None) => GovernedTracker::attach(process, memory, &how, pulse).map(Now::Governed),
         };
         let now = if how.synchronous {
             governed()?
@@ -51,7 +53,7 @@ impl SwitchingTracker {
                 attached => Now::Free(attached?),
             }
         };
-        let fixed = on_disk.is_some() || discards;
+        let fixed = on_disk.is_some() || huge.is_some() || discards;
         let (process, memory) = (Arc::clone(process), Arc::clone(memory));
         Ok(Self { process, memory, how, pulse: pulse.clone(), agreed: None, now, unsure: false, fixed })
     }

@@ -45,6 +45,9 @@ impl Target {
         if let Some(block) = memory.private() {
             return Err(Error::NotShared { block: block.to_owned() });
         }
+        if let Some((block, _)) = memory.huge() {
+            return Err(Error::HugeTarget { block: block.to_owned() });
+        }
         // QEMU asks for huge pages for all RAM by default.
         let huge = vec![true; memory.blocks().len()];
         Ok(Self { process, memory, huge })

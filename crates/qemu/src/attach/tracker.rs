@@ -10,16 +10,17 @@ use super::{
     discards::Discards,
     region::{Ram, Region},
 };
-use engine::ports::Tracker;
+use engine::ports::{GuestMemory, Tracker};
 use std::{io, ops::Range, sync::Arc};
 use sys::{
     inject::Borrowed,
+    maps,
     pagemap::Pagemap,
     process::PidFd,
     pulse::Pulse,
     uffd::{Features, Uffd, Watch},
 };
-use units::{BlockId, MemorySet};
+use units::{BlockId, MemorySet, PageSet};
 
 /// How much is protected at once. The guest's page faults wait for one slice at most: 64 MiB take about a millisecond.
 pub(super) const SLICE: u64 = 64 << 20;
@@ -35,6 +36,9 @@ pub struct AsyncTracker {
     process: Arc<PidFd>,
     memory: Arc<Memory>,
     watching: bool,
+    /// Which blocks may lose pages without a word to us, and what was there when it was looked last.
+    silent: Vec<bool>,
+    there: Vec<Option<PageSet>>,
 }
 
 impl AsyncTracker {
@@ -48,7 +52,9 @@ impl AsyncTracker {
         let uffd = take_userfaultfd(process).map_err(Error::step("get a userfaultfd", pid))?;
         let features = Features::WP | Features::WP_SHMEM | Features::WP_UNPOPULATED | Features::WP_ASYNC;
         // What is private shows in a scan whatever becomes of it.
-        let shared = |region: &Region| matches!(region.ram, Ram::Shared(_));
+        let shared = |region: &Region| matches!(region.ram, Ram::Shared(_)) && region.huge.is_none();
+        let silent = silent(process, memory, discards.is_some());
+        let silent = silent.map_err(Error::step("look at the memory", pid))?;
         let discards = discards.filter(|_| memory.regions().iter().any(shared));
         let (more, needs) = match discards {
             None => (Features::NONE, "asynchronous write protection of shared memory came with Linux 6.7"),
@@ -70,6 +76,8 @@ impl AsyncTracker {
             process: Arc::clone(process),
             memory: Arc::clone(memory),
             watching: false,
+            silent,
+            there: Vec::new(),
         })
     }
 }
@@ -81,6 +89,46 @@ impl AsyncTracker {
         self.watching = false;
         self.uffd.unregister(slice)
     }
+
+    /// Adds the pages that were thrown away since it was looked last, where nobody tells: such a page is zeros, its protection
+    /// outlives it, and no scan for written pages shows it.
+    fn find_vanished(&mut self, mut dirty: Option<&mut MemorySet>) -> io::Result<()> {
+        let mut now = Vec::new();
+        for (id, (region, silent)) in self.memory.regions().iter().zip(&self.silent).enumerate() {
+            now.push(match &region.huge {
+                _ if !silent => None,
+                // Those that are mapped will do: one that is being moved, and taken for gone, is sent once more.
+                Some(huge) => {
+                    let mut set = PageSet::empty(region.block.pages);
+                    huge.mapped()?.iter().for_each(|run| set.insert_range(region.pages_at(run)));
+                    Some(set)
+                }
+                None => Some(self.memory.present(BlockId(id as u16))?),
+            });
+        }
+        for (id, (before, now)) in self.there.iter().zip(&now).enumerate() {
+            if let (Some(before), Some(now), Some(dirty)) = (before, now, &mut dirty) {
+                let mut vanished = before.clone();
+                vanished.subtract(now);
+                dirty.block_mut(BlockId(id as u16)).union(&vanished);
+            }
+        }
+        self.there = now;
+        Ok(())
+    }
+}
+
+/// Which blocks QEMU may throw pages of away without a word to whoever watches them. Of huge pages it only punches holes into the
+/// file, and where memory is locked (`mlockall`) the kernel does the same and refuses the rest, which would be told.
+fn silent(process: &PidFd, memory: &Memory, discards: bool) -> io::Result<Vec<bool>> {
+    let is_silent = |region: &Region| match (&region.ram, &region.huge) {
+        (_, Some(_)) => Ok(true),
+        (Ram::Shared(_), None) if discards => {
+            Ok(maps::flags_at(process, region.addresses.start)?.iter().any(|flag| flag == "lo"))
+        }
+        _ => Ok(false),
+    };
+    memory.regions().iter().map(is_silent).collect()
 }
 
 /// Makes a userfaultfd in QEMU, takes it, and closes it there before anything can be registered with it.
@@ -96,19 +144,20 @@ impl Tracker for AsyncTracker {
     fn begin(&mut self) -> io::Result<()> {
         if !self.watching {
             for region in self.memory.regions() {
-                self.uffd.register(region.addresses.clone(), Watch::Writes)?;
+                self.uffd.register(region.watched(), Watch::Writes)?;
             }
             self.watching = true;
         }
-        slices(self.memory.regions()).try_for_each(|slice| self.uffd.protect(slice))
+        slices(self.memory.regions()).try_for_each(|slice| self.uffd.protect(slice))?;
+        self.find_vanished(None)
     }
 
     fn collect(&mut self, dirty: &mut MemorySet) -> io::Result<()> {
         for (id, region) in self.memory.regions().iter().enumerate() {
             let set = dirty.block_mut(BlockId(id as u16));
-            self.pagemap
-                .take_written(region.addresses.clone(), |run| set.insert_range(region.pages_at(&run)))?;
+            self.pagemap.take_written(region.watched(), |run| set.insert_range(region.pages_at(&run)))?;
         }
+        self.find_vanished(Some(dirty))?;
         // After the scan: what is thrown away behind it is written, or told of the next time.
         if let Some(discards) = &self.discards {
             discards.collect(self.memory.regions(), dirty)?;
@@ -138,7 +187,9 @@ impl Drop for AsyncTracker {
 
 pub(super) fn slices(regions: &[Region]) -> impl Iterator<Item = Range<u64>> {
     regions.iter().flat_map(|region| {
-        let Range { start, end } = region.addresses;
-        (start..end).step_by(SLICE as usize).map(move |at| at..end.min(at + SLICE))
+        let Range { start, end } = region.watched();
+        // No huge page can be protected in pieces.
+        let slice = SLICE.max(region.page_bytes());
+        (start..end).step_by(slice as usize).map(move |at| at..end.min(at + slice))
     })
 }

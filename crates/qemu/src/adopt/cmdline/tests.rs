@@ -47,14 +47,7 @@ fn each_refusal_says_why_and_what_would_mend_it() {
         (&["-netdev", "tap,id=n,ifname=t0,vhostforce=on"], "the kernel writes", "use vhost=off"),
         (&["-netdev", "vhost-user,id=n,chardev=c"], "another process writes", "use -netdev tap on a bridge"),
         (&["-netdev", "vhost-vdpa,id=n"], "another process writes", "use -netdev tap on a bridge"),
-        (&["-overcommit", "mem-lock=on"], "every page of the target present", "leave it out"),
-        (&["-realtime", "mlock=on"], "every page of the target present", "leave it out"),
         (&["-object", "memory-backend-epc,id=m,size=64M"], "memory-backend-epc", "use memory-backend-memfd"),
-        (
-            &["-object", "memory-backend-memfd,id=m,size=64M,share=on,hugetlb=on"],
-            "huge pages (hugetlb=on)",
-            "leave it out",
-        ),
         (&["-snapshot"], "a file of this host", "leave it out"),
     ];
     for (words, why, mend) in table {

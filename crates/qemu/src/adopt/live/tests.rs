@@ -169,17 +169,6 @@ fn a_qemu_that_cannot_be_migrated_just_now_says_why() {
 }
 
 #[test]
-fn huge_pages_are_refused() {
-    let huge = RAMBLOCK.replace("4 KiB", "2 MiB");
-    let reasons = found(&[], move |command, arguments| {
-        let asked = command == "human-monitor-command" && arguments["command-line"] == "info ramblock";
-        asked.then(|| json!(huge))
-    });
-    assert_eq!(reasons.len(), 1, "{reasons:#?}");
-    assert!(reasons[0].contains("leave out hugetlb=on"), "{reasons:#?}");
-}
-
-#[test]
 fn a_disk_that_is_in_use_must_be_there() {
     let gone = ["-drive", "file=/nowhere.img,format=raw,if=none,id=d0"];
     let used = |command: &str, _: &Value| match command {
