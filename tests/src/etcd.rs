@@ -20,6 +20,10 @@ const READY: Duration = Duration::from_secs(60);
 /// One etcd with a data directory of its own; killed when dropped, or when the thread that started it ends.
 pub struct EtcdServer {
     data: PathBuf,
+    /// Where it tells how it is, to anybody.
+    health: SocketAddr,
+    /// It speaks TLS, with `ca.crt`, `host.crt` and `host.key` of this directory, and wants its clients' certificates.
+    tls: Option<PathBuf>,
     client: SocketAddr,
     peer: SocketAddr,
     process: Option<Process>,
@@ -36,11 +40,18 @@ impl EtcdServer {
 
     /// Starts one whose data is in the new directory `data`.
     pub fn start(data: &Path) -> Result<Self> {
+        Self::start_with(data, None)
+    }
+
+    /// … that speaks TLS only, to whoever has a certificate of the same authority.
+    pub fn start_with(data: &Path, tls: Option<&Path>) -> Result<Self> {
         let free = || -> Result<SocketAddr> {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).doing("find a free port")?;
             listener.local_addr().doing("find a free port")
         };
-        let mut server = Self { data: data.to_owned(), client: free()?, peer: free()?, process: None };
+        let [client, peer, health] = [free()?, free()?, free()?];
+        let tls = tls.map(Path::to_owned);
+        let mut server = Self { data: data.to_owned(), health, tls, client, peer, process: None };
         server.begin()?;
         Ok(server)
     }
@@ -49,13 +60,20 @@ impl EtcdServer {
     pub fn begin(&mut self) -> Result<()> {
         let log = self.data.with_extension("log");
         let file = fs::File::create(&log).doing("make etcd's log")?;
-        let (client, peer) = (format!("http://{}", self.client), format!("http://{}", self.peer));
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let (client, peer) = (format!("{scheme}://{}", self.client), format!("http://{}", self.peer));
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]).arg(program());
         command.args(["--name", "one", "--data-dir"]).arg(&self.data);
         command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
         command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
         command.args(["--initial-cluster", &format!("one={peer}")]);
+        command.args(["--listen-metrics-urls", &format!("http://{}", self.health)]);
+        if let Some(files) = &self.tls {
+            command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(files.join("ca.crt"));
+            command.arg("--cert-file").arg(files.join("host.crt"));
+            command.arg("--key-file").arg(files.join("host.key"));
+        }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
         let mut process = Process::spawn("etcd", &mut command, log)?;
         wait_for("etcd's first answer", READY, || {
@@ -68,7 +86,7 @@ impl EtcdServer {
 
     fn healthy(&self) -> bool {
         let ask = || -> std::io::Result<String> {
-            let mut stream = TcpStream::connect(self.client)?;
+            let mut stream = TcpStream::connect(self.health)?;
             stream.set_read_timeout(Some(Duration::from_secs(5)))?;
             stream.write_all(b"GET /health HTTP/1.0\r\nHost: etcd\r\n\r\n")?;
             let mut answer = String::new();

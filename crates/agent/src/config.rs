@@ -14,7 +14,7 @@ pub use address::Address;
 pub use allow::Allow;
 pub use memory::Overcommit;
 pub use mistake::ConfigError;
-pub use ownership::OwnershipPlace;
+pub use ownership::{EtcdPlace, EtcdTls, OwnershipPlace};
 pub use tracking::{Group, Tracker};
 
 use crate::name;
@@ -174,7 +174,7 @@ impl Config {
             tracker: flags.tracker.or(file.tracker).unwrap_or_default(),
             group: flags.group.or(file.group).unwrap_or_default(),
             tls,
-            ownership: file.ownership.place()?,
+            ownership: file.ownership.place(plaintext)?,
             allow: file.allow,
             overcommit: file.memory.overcommit.unwrap_or_default(),
             spool: file.spool.directory,

@@ -1,14 +1,14 @@
 //! Who owns a VM: each migration is decided by one record, the one that both sides named when it began.
 
 use agent::{
-    config::{Config, OwnershipPlace},
+    config::{Config, EtcdPlace, OwnershipPlace},
     store::Store,
 };
 use engine::{
     ports::{Claim, Claimed, Ownership},
     shared::SharedRecord,
 };
-use ownership::{Etcd, Memory, Patient, SharedDir};
+use ownership::{Etcd, Memory, Patient, SharedDir, Tls};
 use std::{fs, io, sync::Arc};
 
 /// What the configuration says; `None`: the target of each migration keeps the record. Nothing is asked yet: VMs are served also
@@ -21,7 +21,10 @@ pub fn shared_record(config: &Config) -> io::Result<Option<Arc<dyn SharedRecord>
     let record: Arc<dyn SharedRecord> = match &config.ownership {
         OwnershipPlace::Target => return Ok(None),
         OwnershipPlace::Directory(path) => Arc::new(SharedDir::new(path, memory()?)),
-        OwnershipPlace::Etcd(endpoints) => Arc::new(Etcd::new(endpoints, memory()?)?),
+        OwnershipPlace::Etcd(EtcdPlace { endpoints, tls }) => {
+            let tls = tls.as_ref().map(|tls| Tls { ca: tls.ca.clone(), client: tls.client.clone() });
+            Arc::new(Etcd::new(endpoints, tls.as_ref(), memory()?)?)
+        }
     };
     Ok(Some(Arc::new(Patient::new(record))))
 }

@@ -13,12 +13,12 @@
 //! *From an old backup*: the offer of this very migration must be there, the owner must be the one that it starts from, and the
 //! cluster's revision must never be lower than this host has seen it; hosts keep that, with the cluster's identity, over restarts.
 //!
-//! Not supported: `https`, users and passwords. Let only the hosts reach etcd.
+//! Not supported: users and passwords. Let only the hosts reach etcd.
 
 use crate::{
     changing::Changing,
     draw,
-    gateway::{Gateway, Outcome, delete, exists, get, is, put},
+    gateway::{Gateway, Outcome, Tls, delete, exists, get, is, put},
     memory::Memory,
     prune::KEPT_EPOCHS,
     record::{Entry, check_name},
@@ -86,13 +86,13 @@ fn value(outcome: &Outcome, n: usize) -> Option<Vec<u8>> {
 }
 
 impl Etcd {
-    /// The cluster with these end points, `http://HOST:PORT` each. Nothing is asked yet.
-    pub fn new(endpoints: &[String], memory: Memory) -> io::Result<Self> {
+    /// The cluster with these end points: `https://HOST:PORT` each with `tls`, `http://HOST:PORT` without. Nothing is asked yet.
+    pub fn new(endpoints: &[String], tls: Option<&Tls>, memory: Memory) -> io::Result<Self> {
         let mut names = endpoints.to_vec();
         names.sort();
         let place = format!("etcd at {}", names.join(", "));
         let seen = AtomicU64::new(memory.seen(&place).unwrap_or(0));
-        Ok(Self { gateway: Gateway::new(endpoints)?, place, memory, seen })
+        Ok(Self { gateway: Gateway::new(endpoints, tls)?, place, memory, seen })
     }
 
     /// A transaction of a cluster that has not gone backwards.

@@ -4,11 +4,20 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
-    io::{self, ErrorKind},
-    sync::atomic::{AtomicUsize, Ordering},
+    fs::{self, File},
+    io::{self, ErrorKind, Read},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
-use ureq::Agent;
+use ureq::{
+    Agent,
+    tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem},
+};
 
 /// After so long an end point is given up and the next one asked; etcd answers within milliseconds, and elects a new leader within
 /// a second or two. It decides nothing: whoever asked asks again.
@@ -24,6 +33,62 @@ pub(crate) struct Gateway {
     endpoints: Vec<String>,
     /// The one that answered last.
     good: AtomicUsize,
+}
+
+/// How a cluster is asked by `https`: files in PEM, read when the agent starts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Tls {
+    /// Who vouches for the cluster.
+    pub ca: PathBuf,
+    /// Our certificate and its key, for a cluster that asks for one (`--client-cert-auth`).
+    pub client: Option<(PathBuf, PathBuf)>,
+}
+
+impl Tls {
+    fn config(&self) -> io::Result<TlsConfig> {
+        let client = match &self.client {
+            None => None,
+            Some((cert, key)) => Some(ClientCert::new_with_certs(&certificates(cert)?, private_key(key)?)),
+        };
+        let ring = Arc::new(rustls::crypto::ring::default_provider());
+        Ok(TlsConfig::builder()
+            .root_certs(RootCerts::new_with_certs(&certificates(&self.ca)?))
+            .client_cert(client)
+            .unversioned_rustls_crypto_provider(ring)
+            .build())
+    }
+}
+
+fn certificates(path: &Path) -> io::Result<Vec<Certificate<'static>>> {
+    let pem = fs::read(path).map_err(|error| failed(path, error.kind(), &error.to_string()))?;
+    let certificates: Vec<_> = parse_pem(&pem)
+        .filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(certificate),
+            _ => None,
+        })
+        .collect();
+    if certificates.is_empty() {
+        return Err(failed(path, ErrorKind::InvalidData, "there is no certificate in it (PEM)"));
+    }
+    Ok(certificates)
+}
+
+fn private_key(path: &Path) -> io::Result<PrivateKey<'static>> {
+    let read = || -> io::Result<(u32, Vec<u8>)> {
+        let (mut file, mut pem) = (File::open(path)?, Vec::new());
+        file.read_to_end(&mut pem)?;
+        Ok((file.metadata()?.permissions().mode() & 0o777, pem))
+    };
+    let (mode, pem) = read().map_err(|error| failed(path, error.kind(), &error.to_string()))?;
+    if mode & 0o077 != 0 {
+        let why = format!("others may read this key (mode {mode:o}): chmod 600 {}", path.display());
+        return Err(failed(path, ErrorKind::PermissionDenied, &why));
+    }
+    PrivateKey::from_pem(&pem).map_err(|error| failed(path, ErrorKind::InvalidData, &error.to_string()))
+}
+
+fn failed(path: &Path, kind: ErrorKind, why: &str) -> io::Error {
+    io::Error::new(kind, format!("{}: {why}", path.display()))
 }
 
 /// What every answer begins with.
@@ -106,21 +171,23 @@ fn base64(bytes: impl AsRef<[u8]>) -> String {
 }
 
 impl Gateway {
-    /// For these, each `http://HOST:PORT`.
-    pub(crate) fn new(endpoints: &[String]) -> io::Result<Self> {
-        let wrong = endpoints.iter().find(|e| !e.starts_with("http://"));
-        if let Some(wrong) = wrong {
-            let why = format!(
-                "{wrong:?} is no end point of etcd that can be asked: write http://HOST:PORT (https is not supported)"
-            );
+    /// For these, each `https://HOST:PORT` with `tls`, or `http://HOST:PORT` without.
+    pub(crate) fn new(endpoints: &[String], tls: Option<&Tls>) -> io::Result<Self> {
+        let scheme = if tls.is_some() { "https://" } else { "http://" };
+        if let Some(wrong) = endpoints.iter().find(|end| !end.starts_with(scheme)) {
+            let why =
+                format!("{wrong:?} is no end point of etcd that can be asked so: write {scheme}HOST:PORT");
             return Err(io::Error::new(ErrorKind::InvalidInput, why));
         }
         let config = Agent::config_builder()
             .timeout_global(Some(PATIENCE))
             .http_status_as_error(false)
             .max_redirects(0)
-            .proxy(None)
-            .build();
+            .proxy(None);
+        let config = match tls {
+            Some(tls) => config.tls_config(tls.config()?).https_only(true).build(),
+            None => config.build(),
+        };
         let endpoints = endpoints.iter().map(|e| e.trim_end_matches('/').to_owned()).collect();
         Ok(Self { agent: config.into(), endpoints, good: AtomicUsize::new(0) })
     }

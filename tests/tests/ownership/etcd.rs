@@ -4,9 +4,12 @@ use crate::{
     child::{Claimer, Pid, words},
     places::{Place, Where, claim, known},
 };
-use engine::ports::Claimed;
-use lab::{OnTheWay, copy_dir};
-use std::{fs, net::SocketAddr, sync::atomic::Ordering::SeqCst, time::Duration};
+use engine::{ports::Claimed, shared::SharedRecord};
+use lab::{EtcdServer, OnTheWay, copy_dir};
+use ownership::{Etcd, Memory, Tls};
+use std::{
+    fs, net::SocketAddr, os::unix::fs::PermissionsExt, sync::atomic::Ordering::SeqCst, time::Duration,
+};
 
 const STORY: &str = "ownership in etcd";
 
@@ -136,4 +139,41 @@ fn another_cluster_in_its_place_is_noticed() {
         let error = record.identity().unwrap_err().to_string();
         assert!(error.contains("not the one that it was") || error.contains("backwards"), "{error}");
     }
+}
+
+#[test]
+fn i1_etcd_is_asked_by_tls_and_only_by_whom_it_knows() {
+    if let Some(lacking) = EtcdServer::lacking() {
+        return lab::skip(STORY, &lacking);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let loopback = ["127.0.0.1".to_owned()];
+    for (ca, host) in [("ours", "etcd"), ("ours", "a"), ("theirs", "b")] {
+        if !at(ca).exists() {
+            pki::init(&at(ca), ca).unwrap();
+        }
+        pki::issue(&at(ca), host, &loopback, 30, &at(host)).unwrap();
+    }
+    let server = EtcdServer::start_with(&at("data"), Some(&at("etcd"))).unwrap();
+    let files = |host: &str| Tls {
+        ca: at(host).join("ca.crt"),
+        client: Some((at(host).join("host.crt"), at(host).join("host.key"))),
+    };
+    let ask = |end: String, tls: Option<&Tls>| {
+        let memory = Memory::at(&at("memory.json")).unwrap();
+        Etcd::new(&[end], tls, memory).and_then(|etcd| etcd.start("vm", "a", None, None))
+    };
+    let secure = format!("https://{}", server.address());
+    assert!(matches!(ask(secure.clone(), Some(&files("a"))).unwrap(), Claimed::Yours(_)));
+    let nobody = Tls { client: None, ..files("a") };
+    for (what, tls) in [("another authority", files("b")), ("no certificate", nobody)] {
+        let error = ask(secure.clone(), Some(&tls)).expect_err(what).to_string();
+        assert!(error.contains("etcd does not answer"), "{what}: {error}");
+    }
+    // In plaintext it is not asked by mistake, and a key that others may read is none.
+    assert!(ask(format!("http://{}", server.address()), Some(&files("a"))).is_err());
+    fs::set_permissions(at("a").join("host.key"), fs::Permissions::from_mode(0o644)).unwrap();
+    let error = ask(secure, Some(&files("a"))).unwrap_err().to_string();
+    assert!(error.contains("chmod 600"), "{error}");
 }

@@ -67,7 +67,7 @@ impl Where {
             Self::Directory(path) => Arc::new(SharedDir::new(path, memory)),
             Self::Etcd(ends) => {
                 let ends: Vec<String> = ends.iter().map(|end| format!("http://{end}")).collect();
-                Arc::new(Etcd::new(&ends, memory).unwrap())
+                Arc::new(Etcd::new(&ends, None, memory).unwrap())
             }
         }
     }

@@ -29,7 +29,7 @@ A configuration file; every line may be left out, flags win over it:
   [peers]                             # hosts that `migrate --to` knows by name
   hostb = \"10.0.0.2:7471\"
   [ownership]                         # where hosts ask who owns a VM; the same on all of them
-  directory = \"/shared/whimbrel\"     # or etcd = [\"http://10.0.0.9:2379\", …]; without either: a migration's target
+  directory = \"/shared/whimbrel\"     # or etcd = [\"https://10.0.0.9:2379\", …]; without either: a migration's target
   [allow]                             # what VMs that other hosts send may use here
   disks = [\"/shared\", \"/var/lib/whimbrel/disks\", \"/var/lib/libvirt/images\"]
   boot = [\"/boot\", \"/shared\", \"/var/lib/whimbrel/boot\"]
