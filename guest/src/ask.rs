@@ -11,12 +11,15 @@
 //! ticks IP:PORT   ok    a datagram at every other tick, for somebody whose clock does not stop; its 8 bytes count the
 //!                       pages that all workloads have done
 //! probe           {"count":…,"missed":…,"write_us":{"p50":…,"p90":…,"p99":…,"max":…},"late_us":{…}}: see the workload
+//! hardware        {"cpus":2,"memory_mib":240,"pci":["0000:00:03.0"],"disks":["vda"],"cards":["eth0"],"ports":["org.x"]}
+//! online          ok    vCPUs and memory that were plugged in are used
+//! claim MIB       ok    so much more memory is filled, and verified with all other
 //! forget          ok    the longest gap ever is counted anew, and the probe's times
 //! off             ok    and the machine is switched off
 //! ```
 
 use crate::{
-    beat,
+    beat, hardware,
     job::{Job, Jobs},
     setup,
     words::Wish,
@@ -151,11 +154,19 @@ fn answer(line: &str, jobs: &Jobs, work: &Work) -> String {
             Ok(()) => "ok".to_owned(),
             Err(why) => format!("error {why}"),
         },
+        "hardware" => hardware::json(),
+        "online" => hardware::online(),
+        "claim" => match name.and_then(|mib| mib.parse().ok()) {
+            Some(mib) => {
+                work.claim(mib, jobs);
+                "ok".to_owned()
+            }
+            None => "error claim MIB".to_owned(),
+        },
         "off" => "ok".to_owned(),
-        _ => {
-            "error there are status, verify, findings, pause [NAME], go [NAME], ticks [IP:PORT], probe, forget, off"
-                .to_owned()
-        }
+        _ => "error there are status, verify, findings, pause [NAME], go [NAME], ticks [IP:PORT], probe, forget, hardware, \
+              online, claim MIB, off"
+            .to_owned(),
     }
 }
 
@@ -174,6 +185,10 @@ mod tests {
         assert_eq!(answer("pause check", &jobs, &work), "error no workload \"check\" runs here");
         assert_eq!(answer("forget", &jobs, &work), "ok");
         assert_eq!(answer("probe", &jobs, &work), "error no probe runs here");
+        assert!(answer("hardware", &jobs, &work).starts_with("{\"cpus\":"));
+        assert_eq!(answer("claim", &jobs, &work), "error claim MIB");
+        assert_eq!(answer("claim 1", &jobs, &work), "ok");
+        assert_eq!(answer("verify", &jobs, &work), "ok pages=256");
         assert!(answer("hello", &jobs, &work).starts_with("error there are"));
         assert!(answer("", &jobs, &work).starts_with("error"));
         jobs.corrupt("check page 7 version 3: all zeros");

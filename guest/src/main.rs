@@ -8,6 +8,7 @@ mod agent; // answers on a virtio port
 mod ask; // the echo and the control port
 mod beat; // the heartbeat on the console, and the gaps a guest can feel
 mod content; // what pages are filled with
+mod hardware; // what is plugged in, and taking it into use
 mod histogram; // how long things took, in a bounded number of buckets
 mod job; // a workload that can be paused, and what it has counted
 mod netlink; // addresses and routes, as the kernel wants to hear them

@@ -10,9 +10,18 @@ mod page_cache;
 mod probe;
 mod redis;
 
-use crate::{job::Jobs, say, setup, words::Wish};
+use crate::{
+    content::Content,
+    job::Jobs,
+    say, setup,
+    words::{Fill, Wish},
+};
 use rustix::thread::{CpuSet, sched_setaffinity};
-use std::{fs, sync::Arc, thread};
+use std::{
+    fs,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+};
 use units::Bytes;
 
 /// What can be verified when asked.
@@ -22,6 +31,8 @@ pub(crate) struct Work {
     fill: Option<fill::Filled>,
     cached: Option<Arc<page_cache::Cached>>,
     probe: Option<Arc<probe::Probe>>,
+    /// What was asked for later.
+    claimed: Mutex<Vec<fill::Filled>>,
 }
 
 impl Work {
@@ -32,6 +43,18 @@ impl Work {
             + self.fill.as_ref().map_or(0, |f| f.verify(jobs))
             + self.cached.as_ref().map_or(0, |c| c.verify(jobs))
             + self.probe.as_ref().map_or(0, |p| p.verify(jobs))
+            + self.claimed().iter().map(|f| f.verify(jobs)).sum::<u64>()
+    }
+
+    /// Fills so many MiB more.
+    pub(crate) fn claim(&self, mib: u64, jobs: &Jobs) {
+        let wish = Fill { set: Bytes(mib << 20), content: Content::Random };
+        let filled = fill::fill(&wish, &jobs.add("claim"));
+        self.claimed().push(filled);
+    }
+
+    fn claimed(&self) -> MutexGuard<'_, Vec<fill::Filled>> {
+        self.claimed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The probe, if it was asked for.
