@@ -138,6 +138,11 @@ pub(crate) fn read(id: &str, tap: &str) -> Result<(String, Port), Vec<String>> {
     }
 }
 
+/// Whether packets come with a header in which QEMU and the TAP agree on offloads (`vnet_hdr`).
+pub(crate) fn has_header(tap: &str) -> Result<bool, String> {
+    Ok(link(tap)?.linkinfo.info_data["vnet_hdr"] == true)
+}
+
 fn vlans(tap: &str) -> Result<Vec<Vlan>, String> {
     Ok(port::vlans_of(tap, understand(&run("bridge", &["-json", "vlan", "show", "dev", tap])?)?))
 }

@@ -1,7 +1,7 @@
 //! One QEMU process with the VM that it runs; and as the engine's `Machine`.
 
 use crate::{
-    adopt::{self, cmdline, nets},
+    adopt::{self, Again, cmdline, nets},
     attach::RamBlock,
     cpu,
     find::{self, FindError},
@@ -9,7 +9,7 @@ use crate::{
     launch::{self, Belongings},
     private,
     qmp::{Qmp, QmpError, Version},
-    ram::{Layout, RamError},
+    ram::{self, Layout, RamError},
     recipe::{Net, Recipe},
     state,
     virtio::{self, Which},
@@ -61,6 +61,8 @@ pub struct Vm {
     is_older: bool,
     /// What it was when its migration began.
     known: Option<Known>,
+    /// Its TAPs then, by the ids of its networks.
+    taps: Option<BTreeMap<String, adopt::netdevs::Tap>>,
     /// Where it is on its way through a pause.
     phase: Phase,
     stopped_at: Option<SystemTime>,
@@ -145,6 +147,7 @@ impl Vm {
             slow_network: Arc::default(),
             is_older: false,
             known: None,
+            taps: None,
             phase: Phase::Free,
             stopped_at: None,
             resumed_at: None,
@@ -214,29 +217,56 @@ impl Vm {
         let known = Known::begin(&mut self.qmp)?;
         let mut reasons = known.hindrances();
         let started_by_us = self.belongings.log.is_some();
-        let (recipe, found, notes) = adopt::again(&mut self.qmp, &self.process, &self.recipe, started_by_us)?;
-        for reason in found {
+        let again = adopt::again(&mut self.qmp, &self.process, &self.recipe, started_by_us)?;
+        let Again { recipe, reasons: found, notes, taps } = again;
+        let lost = self.look_at_memory()?;
+        for reason in found.into_iter().chain(lost) {
             if !reasons.contains(&reason) {
                 reasons.push(reason);
             }
         }
         self.recipe = recipe;
+        self.taps = Some(taps);
         self.known = Some(known);
         Ok(Begun { reasons, notes, took: begin.elapsed() })
+    }
+
+    /// Learns where its memory is now: others can plug in more, and unplug it. `Some`: that cannot be told,
+    /// and why.
+    fn look_at_memory(&mut self) -> Result<Option<String>, QmpError> {
+        let layout = match ram::layout(&mut self.qmp) {
+            Ok(layout) => layout,
+            Err(RamError::Qmp(error)) => return Err(error),
+            Err(error) => return Ok(Some(error.to_string())),
+        };
+        // How much of a table is in use changes by itself.
+        let names = |layout: &Layout| -> Vec<_> {
+            layout.private.iter().map(|block| (block.name.clone(), block.hva, block.total)).collect()
+        };
+        if layout.main != self.layout.main || names(&layout) != names(&self.layout) {
+            self.private = private::Places::new(&layout);
+            self.layout = layout;
+        }
+        Ok(None)
     }
 
     /// Its network cards as they are plugged in now, which others can have changed; else everything about them that cannot go with it.
     pub fn networks(&self) -> Result<Vec<Net>, Vec<String>> {
         let nets = &self.recipe.nets;
-        let ours = nets.iter().zip(&self.belongings.taps).map(|(net, tap)| nets::tap_of(net, tap));
-        let mut taps: BTreeMap<_, _> = ours.collect();
+        let mut taps = match &self.taps {
+            Some(taps) => taps.clone(),
+            None => nets.iter().zip(&self.belongings.taps).map(|(net, tap)| nets::tap_of(net, tap)).collect(),
+        };
         if taps.is_empty() && !nets.is_empty() {
             let argv = find::command_line(&self.process);
             taps =
                 cmdline::taps(&argv.map_err(|error| vec![format!("cannot read its command line: {error}")])?);
         }
-        let known = nets.iter().filter_map(|net| Some((net.id.clone(), taps.remove(&net.id)?)));
-        nets::plugged(&self.process, known)
+        let known: Vec<_> =
+            nets.iter().filter_map(|net| Some((net.id.clone(), taps.remove(&net.id)?))).collect();
+        let lost = nets.iter().filter(|net| !known.iter().any(|(id, _)| *id == net.id));
+        let lost: Vec<_> = lost.map(|net| format!("network {}: its TAP is not known", net.id)).collect();
+        if lost.is_empty() { nets::plugged(&self.process, known) } else { Err(lost) }
     }
 
     /// The threads that run its vCPUs.

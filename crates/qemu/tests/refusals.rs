@@ -67,13 +67,11 @@ fn every_reason_is_told_at_once() {
     qmp.execute("device_add", json!({ "driver": "virtio-rng-pci", "bus": "rp0", "id": "late" })).unwrap();
     drop(qmp);
     let reasons = hand.refusal();
-    for what in [
-        "virtio-crypto-pci): QEMU does not migrate it",
-        "ivshmem",
-        "device late (virtio-rng-pci) was plugged in",
-    ] {
+    for what in ["virtio-crypto-pci): QEMU does not migrate it", "ivshmem"] {
         has(&reasons, what);
     }
+    // What was plugged in is carried over.
+    assert!(!reasons.iter().any(|reason| reason.contains("late")), "{reasons:#?}");
     let _ = fs::remove_file("/tmp/x");
 }
 
@@ -154,11 +152,10 @@ fn what_a_real_qemu_can_be_given_is_refused_for_what_it_is() {
     for what in [
         "device vmem (virtio-mem-pci): it discards memory while it is tracked",
         "device stick (usb-host): it is a USB device of this host",
-        "memory late was plugged in after the start",
-        "device dimm (pc-dimm) was plugged in after the start",
     ] {
         has(&reasons, what);
     }
+    assert!(!reasons.iter().any(|reason| reason.contains("late") || reason.contains("dimm")), "{reasons:#?}");
 }
 
 /// A qcow2 image over another one, over a raw one: `top.qcow2`, `middle.qcow2`, `base.img`.

@@ -22,6 +22,9 @@ pub(crate) const PAGEMAP_SCAN: u32 = both::<raw::pm_scan_arg>(b'f' as u32, 16);
 /// `USERFAULTFD_IOC_NEW` on `/dev/userfaultfd`, Linux 6.1.
 pub(crate) const USERFAULTFD_IOC_NEW: u32 = number(NONE, raw::USERFAULTFD_IOC, 0, 0);
 
+/// `TUNGETSNDBUF` of `<linux/if_tun.h>`.
+pub(crate) const TUNGETSNDBUF: u32 = number(READ, b'T' as u32, 211, size_of::<i32>());
+
 /// `<linux/sockios.h>`; numbers of before the scheme.
 pub(crate) const SIOCOUTQ: u32 = nix::libc::TIOCOUTQ as u32;
 pub(crate) const SIOCOUTQNSD: u32 = 0x894b;

@@ -63,6 +63,9 @@ pub mod pagemap;
 /// What connections were given and have not carried yet.
 pub mod socket;
 
+/// TAPs.
+pub mod tap;
+
 /// Whether the clock is synchronised.
 pub mod clock;
 

@@ -40,6 +40,16 @@ pub const DIFFERENCES: &[Listed] = &[
         line: ".inserted.cache.writeback = ",
         what: "of a paused guest's disk QEMU says only once it runs whether the guest has a write cache",
     },
+    Listed {
+        section: "query-memory-devices",
+        line: ".data.hotplugged = ",
+        what: "memory that was plugged in is there from the start",
+    },
+    Listed {
+        section: "info qtree",
+        line: " port = ",
+        what: "the port of a USB device that was plugged in is said, where QEMU had chosen it",
+    },
 ];
 
 /// What ends a migration.
@@ -73,30 +83,6 @@ pub const REFUSALS: &[Refusal] = &[
         done: &[Deed::Migrate],
         undone: &[],
         says: "it is in state postmigrate",
-    },
-    Refusal {
-        after: "a device was plugged in",
-        done: &[Deed::Plug],
-        undone: &[Deed::Unplug],
-        says: "device tablet0 (usb-tablet) was plugged in",
-    },
-    Refusal {
-        after: "memory was plugged in",
-        done: &[Deed::PlugMemory],
-        undone: &[],
-        says: "device dimm0 (pc-dimm) was plugged in",
-    },
-    Refusal {
-        after: "a vCPU was plugged in",
-        done: &[Deed::PlugCpu],
-        undone: &[],
-        says: "device cpu1 (qemu64-x86_64-cpu) was plugged in",
-    },
-    Refusal {
-        after: "an object was added",
-        done: &[Deed::AddObject],
-        undone: &[],
-        says: "object object0 (rng-builtin) was added",
     },
     Refusal {
         after: "a mirror began",

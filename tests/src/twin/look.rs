@@ -50,6 +50,10 @@ const TREES: [&str; 3] = ["/machine/peripheral", "/machine/peripheral-anon", "/o
 /// Its parts come in the order of a hash table.
 const UNORDERED: &str = "info mtree -f";
 
+/// Its blocks come in the order in which they were made, and so does where each begins in QEMU's own count: what was plugged in has
+/// come later than on the target, which has it from its start.
+const BLOCKS: &str = "info ramblock";
+
 /// How much of a file is allocated is its file system's business, and comes late.
 const ALLOCATED: &str = ".image.actual-size";
 
@@ -102,6 +106,10 @@ impl Look {
         for command in FOR_PEOPLE {
             let answer = qmp.human(command)?;
             let mut lines: Vec<_> = answer.lines().map(|line| line.trim_end().to_owned()).collect();
+            if command == BLOCKS {
+                lines.iter_mut().for_each(|line| *line = without_offset(line));
+                lines.sort_unstable();
+            }
             if command == UNORDERED {
                 lines.retain(|line| !line.starts_with("FlatView"));
                 lines.sort_unstable();
@@ -200,6 +208,13 @@ fn flatten(way: &str, value: &Value, lines: &mut Vec<String>) {
     }
 }
 
+/// `NAME  4 KiB  OFFSET USED TOTAL …` without where it begins.
+fn without_offset(line: &str) -> String {
+    let mut first = true;
+    let words = line.split_whitespace().filter(|word| !word.starts_with("0x") || !std::mem::take(&mut first));
+    words.collect::<Vec<_>>().join(" ")
+}
+
 /// A node's name that QEMU has made up ends in a number that nobody can rely on.
 fn without_number(value: &str) -> String {
     match value.split_once("#block") {
@@ -224,6 +239,11 @@ fn sum(qmp: &mut Qmp, memory: &File, at: u64, size: u64) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_block_is_known_by_its_name_and_size() {
+        assert_eq!(without_offset("   ram0    4 KiB  0x10 0x20 0x30 "), "ram0 4 KiB 0x20 0x30");
+    }
 
     #[test]
     fn lines_differ_where_they_do() {

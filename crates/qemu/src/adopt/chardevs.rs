@@ -302,6 +302,12 @@ pub(super) fn follow(
         })
         .collect();
     reasons.extend(compare(&live, recipe, known));
+    // Those that were removed. (Of a port that is no character device of its own, the name here need not be
+    // QEMU's.)
+    let ours = known.is_empty();
+    recipe.chardevs.retain(|device| {
+        live.contains_key(&device.id) || !(ours || known.contains(&device.id)) || live.is_empty()
+    });
     Ok(())
 }
 

@@ -23,6 +23,8 @@ pub(crate) struct Read {
     pub(super) recipe: Recipe,
     /// TAPs by their netdev's id; how they are plugged in is learned from the running system.
     pub(super) taps: BTreeMap<String, Tap>,
+    /// The TAPs of all networks, as far as the running system has told of them.
+    pub(super) all_taps: BTreeMap<String, Tap>,
     pub(super) reasons: Vec<String>,
     pub(super) notes: Vec<String>,
     /// Disks whose name leads to no file that can be used, and why: that matters unless the medium was changed since.
@@ -50,6 +52,7 @@ impl Read {
             was: Vec::new(),
             chardevs: BTreeSet::new(),
             taps: BTreeMap::new(),
+            all_taps: BTreeMap::new(),
             reasons: Vec::new(),
             notes: Vec::new(),
             lost: Vec::new(),

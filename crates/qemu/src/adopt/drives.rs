@@ -33,6 +33,10 @@ struct Drive {
     name: String,
     /// The node that the guest sees; none: no medium.
     shows: Option<String>,
+    /// What uses it, in QEMU's object tree; empty: nothing does.
+    user: String,
+    /// Whether each write waits for the disk.
+    write_through: bool,
 }
 
 #[derive(Debug, Default)]
@@ -41,6 +45,8 @@ struct Node {
     file: String,
     read_only: bool,
     detect_zeroes: Option<String>,
+    /// How it is cached, where that is not usual.
+    cache: Vec<&'static str>,
     /// What its content depends on, beside its driver and file: where an image begins in its file, and so on.
     options: Vec<(String, String)>,
     /// By what they are to it: `file`, `backing`.
@@ -56,6 +62,8 @@ impl Live {
             backend: text(&one["device"]),
             name: drive_name(one),
             shows: one["inserted"]["node-name"].as_str().map(str::to_owned),
+            user: text(&one["qdev"]),
+            write_through: one["inserted"]["cache"]["writeback"] == false,
         };
         let mut live = Self { drives: list(drives).iter().map(drive).collect(), nodes: BTreeMap::new() };
         for node in list(nodes) {
@@ -64,7 +72,10 @@ impl Live {
             let detect_zeroes = node["detect_zeroes"].as_str().map(str::to_owned);
             let options = options_of(&file);
             let children = BTreeMap::new();
-            let found = Node { driver, file, read_only, detect_zeroes, options, children };
+            let cache = [("direct", "cache.direct"), ("no-flush", "cache.no-flush")];
+            let cache = cache.into_iter().filter(|(flag, _)| node["cache"][*flag] == true);
+            let cache = cache.map(|(_, key)| key).collect();
+            let found = Node { driver, file, read_only, detect_zeroes, cache, options, children };
             live.nodes.insert(text(&node["node-name"]), found);
         }
         let names: BTreeMap<u64, String> = list(&graph["nodes"])
@@ -153,12 +164,14 @@ pub(super) fn follow(arguments: &[Argument], machine: &str, live: &Live) -> (Vec
     let mut followed = Vec::new();
     // What `-drive` makes, with all below it; and what other images lie on.
     let mut theirs = BTreeSet::new();
+    let mut told = BTreeSet::new();
     for argument in arguments {
         let value = argument.value.as_deref().unwrap_or_default();
         match argument.option.as_str() {
             "-drive" => {
                 let parsed = options::parse(value, "");
                 let id = names.next(&parsed).unwrap_or_default();
+                told.insert(id.clone());
                 match live.drives.iter().find(|drive| !id.is_empty() && drive.backend == id) {
                     Some(drive) => {
                         if let Some(top) = &drive.shows {
@@ -167,6 +180,8 @@ pub(super) fn follow(arguments: &[Argument], machine: &str, live: &Live) -> (Vec
                         let followed_drive = following.drive(&parsed, &id, drive);
                         followed.push(with(argument, "", &parsed, &followed_drive));
                     }
+                    // It has gone with its device.
+                    None if get(&parsed, "id").is_some() => {}
                     None => {
                         following.unnamed(&parsed);
                         followed.push(argument.clone());
@@ -181,6 +196,12 @@ pub(super) fn follow(arguments: &[Argument], machine: &str, live: &Live) -> (Vec
                 followed.push(argument.clone());
             }
             _ => followed.push(argument.clone()),
+        }
+    }
+    for drive in live.drives.iter().filter(|drive| !told.contains(&drive.backend)) {
+        if let Some(added) = following.added(drive, &followed) {
+            drive.shows.iter().for_each(|top| live.below(top, &mut theirs));
+            followed.push(added);
         }
     }
     theirs.extend(live.behind());
@@ -295,6 +316,19 @@ fn follow_options(parsed: &mut Parsed, node: &Node) {
     }
 }
 
+/// How a node that was added is cached, and what it makes of zeros.
+fn follow_cache(parsed: &mut Parsed, node: &Node) {
+    node.cache.iter().for_each(|key| set(parsed, key, "on"));
+    let zeroes = node.detect_zeroes.as_deref().filter(|zeroes| *zeroes != "off");
+    if let Some(zeroes) = zeroes {
+        set(parsed, "detect-zeroes", zeroes);
+    }
+    if zeroes == Some("unmap") {
+        // QEMU allows that only together.
+        set(parsed, "discard", "unmap");
+    }
+}
+
 fn forget(parsed: &mut Parsed, keys: &[&str]) {
     parsed.retain(|(name, _)| !keys.contains(&name.as_str()));
 }
@@ -347,6 +381,39 @@ impl Following<'_> {
         after
     }
 
+    /// A drive that was added without a node of its own (`drive_add`); `None`: it is no such, or the
+    /// machine's own.
+    fn added(&self, drive: &Drive, arguments: &[Argument]) -> Option<Argument> {
+        let devices = arguments.iter().filter(|argument| argument.option == "-device");
+        let mut parsed =
+            devices.map(|device| options::parse(device.value.as_deref().unwrap_or_default(), "driver"));
+        let used = parsed.any(|device| {
+            get(&device, "drive") == Some(&drive.backend) || get(&device, "id") == Some(&drive.name)
+        });
+        let node = drive.shows.as_ref().and_then(|name| Some((name, self.live.nodes.get(name)?)));
+        // Those that nobody uses are the user's if there is something in them.
+        if !is_id(&drive.backend) || !(used || drive.user.is_empty() && node.is_some()) {
+            return None;
+        }
+        let mut made = vec![("if".to_owned(), "none".to_owned()), ("id".to_owned(), drive.backend.clone())];
+        if let Some((name, node)) = node {
+            set(&mut made, "file", self.live.path(name));
+            set(&mut made, "format", &node.driver);
+            node.options.iter().for_each(|(key, value)| set(&mut made, key, value));
+            if node.read_only {
+                set(&mut made, "readonly", "on");
+            }
+            if is_id(name) {
+                set(&mut made, "node-name", name);
+            }
+            if drive.write_through {
+                set(&mut made, "cache.writeback", "off");
+            }
+            follow_cache(&mut made, node);
+        }
+        Some(Argument::new("-drive", options::join(&made, "")))
+    }
+
     /// A `-drive` that cannot be told from others must have what it was started with.
     fn unnamed(&mut self, drive: &Parsed) {
         let Some(file) = get(drive, "file") else { return };
@@ -362,10 +429,15 @@ impl Following<'_> {
         let before = options::parse(argument.value.as_deref().unwrap_or_default(), "driver");
         let Some(id) = get(&before, "id") else { return self.nameless(&before) };
         let Some(drive) = self.live.drives.iter().find(|drive| drive.name == id) else { return };
+        let mut after = before.clone();
         if !drive.backend.is_empty() {
+            // Of some devices QEMU does not say it (usb-storage).
+            if get(&before, "drive").is_none() {
+                set(&mut after, "drive", &drive.backend);
+            }
+            *argument = with(argument, "driver", &before, &after);
             return;
         }
-        let mut after = before.clone();
         match &drive.shows {
             None => forget(&mut after, &["drive"]),
             Some(node) => match self.make(node, 0) {
@@ -414,6 +486,7 @@ impl Following<'_> {
             if node.read_only {
                 set(&mut after, "read-only", "on");
             }
+            follow_cache(&mut after, node);
         }
         follow_options(&mut after, node);
         if node.driver == "file" {

@@ -3,15 +3,17 @@
 use super::{
     chardevs,
     cmdline::Read,
+    devices::{self, Device},
     drives::{self, Live},
     names::Names,
-    nets, settings,
+    nets, objects, settings,
 };
 use crate::{
     qmp::{Qmp, QmpError},
     ram::{self, Backend},
     recipe::{
-        Accel, Backing, ChardevKind, MemoryBlock, Role, SeenFile, backing_files, files, options, why_refused,
+        Accel, Backing, ChardevKind, MemoryBlock, Recipe, Role, SeenFile, backing_files, files, options,
+        why_refused,
     },
     snapshot::own,
 };
@@ -72,57 +74,37 @@ pub(crate) fn state(qmp: &mut Qmp, reasons: &mut Vec<String>) -> Result<(), QmpE
     Ok(())
 }
 
-/// The devices that users add, against `-device`.
+/// The devices and objects that users add, and those of the machine itself.
 fn devices(qmp: &mut Qmp, read: &mut Read, reasons: &mut Vec<String>) -> Result<(), QmpError> {
-    let mut told: BTreeMap<String, Option<String>> = BTreeMap::new();
-    let mut anonymous: Vec<String> = Vec::new();
-    for argument in read.recipe.arguments.iter().filter(|argument| argument.option == "-device") {
-        let parsed = options::parse(argument.value.as_deref().unwrap_or_default(), "driver");
-        let driver = options::get(&parsed, "driver").unwrap_or_default().to_owned();
-        match options::get(&parsed, "id") {
-            Some(id) => drop(told.insert(id.to_owned(), Some(driver))),
-            None => anonymous.push(driver),
-        }
-    }
-    for (folder, named) in [("/machine/peripheral", true), ("/machine/peripheral-anon", false)] {
-        for (name, kind) in children(qmp, folder)? {
-            match kind.as_str() {
-                REDIRECTION if redirects_nothing(qmp, read) => {}
-                _ => refuse_kind(&name, &kind, reasons),
-            }
-            let place = format!("{folder}/{name}");
-            if kind == "ramfb" && flag(qmp, &place, "x-migrate") != Some(true) {
-                read.notes.push(
-                    "ramfb: where its picture lies QEMU carries from machines of version 8.2 on; the guest's screen stays blank until it \
-                     sets that again".to_owned(),
-                );
-            }
-            if WATCHDOGS.contains(&kind.as_str()) {
-                read.notes.push(format!(
-                    "watchdog {name} ({kind}): QEMU cannot be asked what it does when it expires; what a monitor set \
-                     (watchdog-set-action) stays behind, the target does as the command line says"
-                ));
-            }
-            // -drive if=virtio and friends make devices that no -device names.
-            let known = if named { told.remove(&name).is_some() } else { take_kind(&mut anonymous, &kind) };
-            let by_drive = kind.starts_with("virtio-blk") && has_drive(read, "virtio");
-            if !known && !by_drive {
-                reasons.push(format!(
-                    "device {name} ({kind}) was plugged in after the start, so the target would put it elsewhere; \
-                     unplug it (device_del) or start the VM with it"
-                ));
-            }
-        }
-    }
-    for id in told.keys() {
-        reasons.push(format!("device {id} of the command line was unplugged; restart the VM without it"));
-    }
-    objects(qmp, read, reasons)?;
-    // Devices of the machine itself.
+    objects::follow(qmp, &mut read.recipe.arguments, reasons)?;
+    devices::follow(qmp, read, reasons)?;
     for (name, kind) in children(qmp, "/machine/unattached")?.into_iter().chain(children(qmp, "/machine")?) {
         refuse_kind(&name, &kind, reasons);
     }
     Ok(())
+}
+
+/// What is to be said of a device for what it is.
+pub(super) fn look_at(qmp: &mut Qmp, device: &Device, read: &mut Read, reasons: &mut Vec<String>) {
+    let Device { path: place, name, kind, plugged, .. } = device;
+    match kind.as_str() {
+        // What one that was plugged in leads to is not looked at.
+        REDIRECTION if !plugged && redirects_nothing(qmp, read) => {}
+        _ => refuse_kind(name, kind, reasons),
+    }
+    if kind == "ramfb" && flag(qmp, place, "x-migrate") != Some(true) {
+        read.notes.push(
+            "ramfb: where its picture lies QEMU carries from machines of version 8.2 on; the guest's screen stays blank until it \
+             sets that again"
+                .to_owned(),
+        );
+    }
+    if WATCHDOGS.contains(&kind.as_str()) {
+        read.notes.push(format!(
+            "watchdog {name} ({kind}): QEMU cannot be asked what it does when it expires; what a monitor set \
+             (watchdog-set-action) stays behind, the target does as the command line says"
+        ));
+    }
 }
 
 /// A device's property that is on or off; `None`: it has none of this name.
@@ -148,29 +130,6 @@ fn places(qmp: &mut Qmp, read: &mut Read) {
             argument.value = Some(options::join(&parsed, "driver"));
         }
     }
-}
-
-/// The objects that users add, against `-object`. Memory has an eye of its own; secrets concern connections of this host.
-fn objects(qmp: &mut Qmp, read: &Read, reasons: &mut Vec<String>) -> Result<(), QmpError> {
-    let told: Vec<String> = read
-        .recipe
-        .arguments
-        .iter()
-        .filter(|argument| argument.option == "-object")
-        .filter_map(|argument| {
-            let parsed = options::parse(argument.value.as_deref()?, "qom-type");
-            options::get(&parsed, "id").map(str::to_owned)
-        })
-        .collect();
-    let elsewhere = ["memory-backend-", "secret", "tls-", "authz-"];
-    for (name, kind) in children(qmp, "/objects")? {
-        if !told.contains(&name) && !elsewhere.iter().any(|stem| kind.starts_with(stem)) {
-            reasons.push(format!(
-                "object {name} ({kind}) was added after the start; remove it (object-del) or start the VM with it"
-            ));
-        }
-    }
-    Ok(())
 }
 
 /// A place for a USB device of a client's.
@@ -200,34 +159,21 @@ fn redirects_nothing(qmp: &mut Qmp, read: &Read) -> bool {
     !channels.any(|channel| channel["channel-type"].as_u64() == Some(USB_CHANNEL))
 }
 
-fn refuse_kind(name: &str, kind: &str, reasons: &mut Vec<String>) {
+pub(super) fn refuse_kind(name: &str, kind: &str, reasons: &mut Vec<String>) {
     if let Some(why) = why_refused(kind) {
         reasons.push(format!("device {name} ({kind}): {why}"));
     }
 }
 
-fn has_drive(read: &Read, interface: &str) -> bool {
+pub(super) fn has_drive(read: &Read, interface: &str) -> bool {
     let drives = read.recipe.arguments.iter().filter(|argument| argument.option == "-drive");
     drives
         .filter_map(|argument| argument.value.as_deref())
         .any(|value| options::get(&options::parse(value, "file"), "if") == Some(interface))
 }
 
-/// The type that QEMU gives a device can be longer than the driver's alias on the command line.
-fn take_kind(told: &mut Vec<String>, kind: &str) -> bool {
-    let alias = |driver: &String| kind.starts_with(&format!("{driver}-"));
-    // One may be called as another's name begins: pvpanic and pvpanic-pci.
-    match told.iter().position(|driver| driver == kind).or_else(|| told.iter().position(alias)) {
-        Some(at) => {
-            told.swap_remove(at);
-            true
-        }
-        None => false,
-    }
-}
-
 /// The children of a place in QEMU's object tree, with their types.
-fn children(qmp: &mut Qmp, path: &str) -> Result<Vec<(String, String)>, QmpError> {
+pub(super) fn children(qmp: &mut Qmp, path: &str) -> Result<Vec<(String, String)>, QmpError> {
     let answer = qmp.execute("qom-list", json!({ "path": path }))?;
     let child = |value: &Value| {
         let kind = value["type"].as_str()?.strip_prefix("child<")?.strip_suffix('>')?;
@@ -372,29 +318,63 @@ fn memory(
     read: &mut Read,
     reasons: &mut Vec<String>,
 ) -> Result<(), QmpError> {
-    let recipe = &mut read.recipe;
-    for Backend { id, bytes } in ram::backends(qmp)? {
-        if recipe.memory.iter().any(|block| block.id == id) {
-            continue;
-        }
-        // A machine that is given no memory makes some, under a name of its own.
-        if recipe.main_memory.is_none() && main_memory(qmp)?.as_ref() == Some(&id) {
-            recipe.main_memory = Some(id.clone());
-            recipe.memory.push(MemoryBlock { id, bytes, backing: Backing::Memfd });
-        } else {
-            reasons.push(format!("memory {id} was plugged in after the start; start the VM with it"));
-        }
-    }
+    backends(qmp, &mut read.recipe, reasons)?;
     let cpus = qmp.execute("query-cpus-fast", json!({}))?;
     let (live, told) = (cpus.as_array().map_or(0, Vec::len) as u64, u64::from(read.recipe.vcpus()));
     if live != told {
-        reasons.push(format!("it has {live} vCPUs but was started with {told}; unplug the others"));
+        reasons.push(format!(
+            "it has {live} vCPUs, of {told} that it was started with and that were plugged in; plug those in again that were \
+             unplugged"
+        ));
     }
     // Told by its processes, because the option may say "on" without effect, or a launcher have locked it.
     let status = fs::read_to_string(process.proc_path("status")).unwrap_or_default();
     let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap_or("0 kB").trim();
     if locked != "0 kB" {
         read.notes.push(format!("{locked} of its memory are locked here, and none on the target, where pages come as they are needed"));
+    }
+    Ok(())
+}
+
+/// Memory that was added becomes a part of the recipe, memory that was removed leaves it.
+fn backends(qmp: &mut Qmp, recipe: &mut Recipe, reasons: &mut Vec<String>) -> Result<(), QmpError> {
+    let live = ram::backends(qmp)?;
+    let is_live = |block: &MemoryBlock| live.iter().any(|backend| backend.id == block.id);
+    let main = recipe.main_memory.clone();
+    let mut added = 0_u64;
+    recipe.memory.retain(|block| main.as_ref() == Some(&block.id) || is_live(block));
+    let kinds: BTreeMap<String, String> = children(qmp, "/objects")?.into_iter().collect();
+    for Backend { id, bytes } in &live {
+        if recipe.memory.iter().any(|block| block.id == *id) {
+            continue;
+        }
+        // A machine that is given no memory makes some, under a name of its own.
+        if recipe.main_memory.is_none() && main_memory(qmp)?.as_ref() == Some(id) {
+            recipe.main_memory = Some(id.clone());
+            recipe.memory.push(MemoryBlock { id: id.clone(), bytes: *bytes, backing: Backing::Memfd });
+            continue;
+        }
+        let backing = match kinds.get(id).map_or("?", String::as_str) {
+            "memory-backend-memfd" | "memory-backend-ram" | "memory-backend-shm" => Backing::Memfd,
+            "memory-backend-file" => {
+                let asked = json!({ "path": format!("/objects/{id}"), "property": "share" });
+                let shared = qmp.execute("qom-get", asked)? == true;
+                if shared { Backing::File } else { Backing::Memfd }
+            }
+            kind => {
+                reasons.push(format!(
+                    "memory {id} ({kind}) was added after the start and cannot follow the VM; use memory-backend-memfd"
+                ));
+                continue;
+            }
+        };
+        added = added.saturating_add(*bytes);
+        recipe.memory.push(MemoryBlock { id: id.clone(), bytes: *bytes, backing });
+    }
+    if added > 0 {
+        // What the machine begins with is not what it has by now.
+        let first = recipe.memory_bytes().saturating_sub(added);
+        recipe.memory_options.get_or_insert_with(|| format!("size={}K", first >> 10));
     }
     Ok(())
 }

@@ -6,13 +6,15 @@
 mod chardevs;
 pub(crate) mod cmdline;
 mod confined;
+mod devices;
 mod dialect;
 mod drives;
 mod examine;
 pub(crate) mod live;
 pub(crate) mod names;
-mod netdevs;
+pub(crate) mod netdevs;
 pub(crate) mod nets;
+mod objects;
 mod settings;
 mod words;
 
@@ -29,7 +31,7 @@ use crate::{
 pub use examine::Examined;
 use names::Names;
 use serde_json::json;
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 use sys::process::PidFd;
 
 /// A VM that was taken charge of.
@@ -161,20 +163,32 @@ pub(crate) fn understand(
     Ok((read, reasons))
 }
 
-/// The recipe of a VM as it is now, why it cannot be migrated, and what will be different on the target. Of one that we started the
-/// command line is ours, and `known` says what was meant by it; of others it is read again.
+/// What a VM is now.
+pub(crate) struct Again {
+    /// What the target needs.
+    pub(crate) recipe: Recipe,
+    /// Why it cannot be migrated.
+    pub(crate) reasons: Vec<String>,
+    /// What will be different on the target.
+    pub(crate) notes: Vec<String>,
+    /// Its TAPs, by the ids of its networks.
+    pub(crate) taps: BTreeMap<String, netdevs::Tap>,
+}
+
+/// A VM as it is now. Of one that we started the command line is ours, and `known` says what was meant by it;
+/// of others it is read again.
 pub(crate) fn again(
     qmp: &mut Qmp,
     process: &PidFd,
     known: &Recipe,
     started_by_us: bool,
-) -> Result<(Recipe, Vec<String>, Vec<String>), QmpError> {
+) -> Result<Again, QmpError> {
+    let unread = |why: String| {
+        Ok(Again { recipe: known.clone(), reasons: vec![why], notes: vec![], taps: BTreeMap::new() })
+    };
     let held = match Held::by(process) {
         Ok(held) => held.with_sets(qmp)?,
-        Err(cause) => {
-            let why = format!("cannot look which files it has open: {cause}");
-            return Ok((known.clone(), vec![why], vec![]));
-        }
+        Err(cause) => return unread(format!("cannot look which files it has open: {cause}")),
     };
     let names = Names::Of(&held);
     let mut read = if started_by_us {
@@ -182,7 +196,7 @@ pub(crate) fn again(
     } else {
         let argv = match find::command_line(process) {
             Ok(argv) => argv,
-            Err(cause) => return Ok((known.clone(), vec![format!("its command line: {cause}")], vec![])),
+            Err(cause) => return unread(format!("its command line: {cause}")),
         };
         let mut read = cmdline::read_again(&argv, &names, known);
         // What nobody has said there.
@@ -196,7 +210,8 @@ pub(crate) fn again(
     let mut told = std::collections::BTreeSet::new();
     reasons.retain(|reason| told.insert(reason.clone()));
     read.notes.extend(chardevs::notes(&read.recipe, &read.was));
-    Ok((read.recipe, reasons, read.notes))
+    let cmdline::Read { recipe, notes, all_taps: taps, .. } = read;
+    Ok(Again { recipe, reasons, notes, taps })
 }
 
 /// See [`crate::fuzz::command_line`].

@@ -6,26 +6,35 @@ use super::{
 };
 use crate::{
     qmp::{Qmp, QmpError},
-    recipe::{Net, Recipe, options},
+    recipe::{Net, NetOptions, Recipe, options},
     tap,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    os::fd::AsFd,
 };
 use sys::process::PidFd;
 
 /// The device whose descriptors are TAPs.
 const TUN: &str = "/dev/net/tun";
 
-/// Learns how each TAP is plugged in; `info network` tells of what was added later.
+/// A network's back end, as QEMU tells of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Live {
+    kind: String,
+    by: By,
+    queues: u16,
+}
+
+/// Learns how each TAP is plugged in. `info network` tells of what was added later, and what is no more.
 pub(super) fn networks(
     qmp: &mut Qmp,
     process: &PidFd,
     read: &mut Read,
     reasons: &mut Vec<String>,
 ) -> Result<(), QmpError> {
-    let taps = std::mem::take(&mut read.taps);
+    let mut taps = std::mem::take(&mut read.taps);
     let told = read.recipe.nets.iter().map(|net| &net.id);
     let mut named: BTreeSet<String> = taps.keys().chain(told).cloned().collect();
     named.extend(user_networks(&read.recipe));
@@ -36,24 +45,169 @@ pub(super) fn networks(
     if usual {
         read.notes.push("its network is QEMU's own (user): its connections end when the VM moves".to_owned());
     }
+    let live = back_ends(&qmp.human("info network")?);
+    let nameless = read.nameless;
+    let is_nameless = |id: &str| {
+        let by_qemu = id.starts_with("hub0port") || id.starts_with('#') || id.contains("org.qemu.nic");
+        by_qemu && nameless || usual && id.starts_with("hub0port")
+    };
+    if !nameless {
+        forget_removed(read, &mut taps, &live);
+    }
+    let known: BTreeMap<String, u16> =
+        read.recipe.nets.iter().map(|net| (net.id.clone(), net.queues())).collect();
+    let mut fresh = BTreeMap::new();
+    for (id, live) in live.iter().filter(|(id, _)| !is_nameless(id)) {
+        let is_tap = live.kind == "tap";
+        if is_tap && taps.get(id).is_some_and(|told| is_it(told, live)) {
+            continue;
+        }
+        if is_tap && known.get(id) == Some(&live.queues) {
+            let net = read.recipe.nets.iter().find(|net| net.id == *id);
+            let options = net.map(|net| net.options.clone()).unwrap_or_default();
+            read.all_taps.insert(id.clone(), Tap { by: live.by.clone(), options });
+            continue;
+        }
+        if !is_tap && named.contains(id) && !taps.contains_key(id) && !known.contains_key(id) {
+            continue;
+        }
+        taps.remove(id);
+        match added(id, live) {
+            Ok(tap) => drop(fresh.insert(id.clone(), tap)),
+            Err(why) => reasons.push(why),
+        }
+    }
+    if !fresh.is_empty() {
+        learn(process, &mut fresh, reasons);
+        read.recipe.nets.retain(|net| !fresh.contains_key(&net.id));
+        taps.extend(fresh);
+    }
+    read.all_taps.extend(taps.clone());
     match plugged(process, taps) {
         Ok(nets) => read.recipe.nets.extend(nets),
         Err(why) => reasons.extend(why),
     }
-    let text = qmp.human("info network")?;
+    Ok(())
+}
+
+/// All back ends of networks in QEMU's list, with their ids.
+fn back_ends(text: &str) -> BTreeMap<String, Live> {
+    let mut found: BTreeMap<String, Live> = BTreeMap::new();
     for line in text.lines() {
-        let bare = line.trim_start_matches([' ', '\\']);
-        let Some((id, kind)) = bare.split_once(": index=0,type=") else { continue };
-        let card = kind.split(',').next() == Some("nic");
-        // On the command line, such networks have no name by which they could be told.
-        let nameless = read.nameless
-            && (id.starts_with("hub0port") || id.starts_with('#') || id.contains("org.qemu.nic"));
-        let known = card || named.contains(id) || nameless || usual && id.starts_with("hub0port");
-        if !known && !reasons.iter().any(|reason| reason.starts_with(&format!("network {id}"))) {
-            reasons.push(format!("network {id} was added after the start; start the VM with it"));
+        let bare = line.trim_start_matches([' ', '\\']).trim_end();
+        let Some((id, rest)) = bare.split_once(": index=") else { continue };
+        let fields: Vec<_> = rest.split(',').collect();
+        let field = |key: &str| fields.iter().find_map(|field| field.strip_prefix(key)?.strip_prefix('='));
+        let kind = field("type").unwrap_or_default().to_owned();
+        if kind == "nic" {
+            continue;
+        }
+        let fd = field("fd").and_then(|fd| fd.parse().ok());
+        let by = match (field("ifname"), fd) {
+            (Some(name), _) => By::Name(name.to_owned()),
+            (None, Some(fd)) => By::Descriptors(vec![fd]),
+            (None, None) => By::Chosen(field("br").map(str::to_owned)),
+        };
+        match found.get_mut(id) {
+            Some(Live { by: all, queues, .. }) => {
+                *queues = queues.saturating_add(1);
+                if let (By::Descriptors(all), By::Descriptors(more)) = (all, by) {
+                    all.extend(more);
+                }
+            }
+            None => drop(found.insert(id.to_owned(), Live { kind, by, queues: 1 })),
         }
     }
-    Ok(())
+    found
+}
+
+/// Whether a TAP is the one that the command line names, as far as QEMU tells: others can remove it and add
+/// one by the same id.
+fn is_it(told: &Tap, live: &Live) -> bool {
+    let same = match (&told.by, &live.by) {
+        (By::Name(told), By::Name(live)) => told == live,
+        (By::Descriptors(told), By::Descriptors(live)) => told == live,
+        (By::Name(_), _) | (By::Descriptors(_), _) => false,
+        (By::Chosen(_), _) => true,
+    };
+    same && told.options.queues.unwrap_or(1) == live.queues
+}
+
+/// Networks that were removed leave the recipe; their cards, too, or that is refused elsewhere.
+fn forget_removed(read: &mut Read, taps: &mut BTreeMap<String, Tap>, live: &BTreeMap<String, Live>) {
+    // A QEMU that tells of none at all is not understood.
+    if live.is_empty() {
+        return;
+    }
+    taps.retain(|id, _| live.contains_key(id));
+    read.recipe.nets.retain(|net| live.contains_key(&net.id));
+    read.recipe.arguments.retain(|argument| {
+        let parsed = options::parse(argument.value.as_deref().unwrap_or_default(), "type");
+        argument.option != "-netdev" || options::get(&parsed, "id").is_none_or(|id| live.contains_key(id))
+    });
+}
+
+/// The TAP of a network that was added; else why it cannot follow.
+fn added(id: &str, live: &Live) -> Result<Tap, String> {
+    if live.kind != "tap" {
+        return Err(format!(
+            "network {id} ({}) was added after the start, and QEMU cannot be asked for its options; remove it (netdev_del) or start \
+             the VM with it",
+            live.kind
+        ));
+    }
+    let queues = Some(live.queues).filter(|queues| *queues > 1);
+    Ok(Tap { by: live.by.clone(), options: NetOptions { queues, ..NetOptions::default() } })
+}
+
+/// What QEMU does not say of TAPs that were added, by what it has open.
+fn learn(process: &PidFd, taps: &mut BTreeMap<String, Tap>, reasons: &mut Vec<String>) {
+    let names: Vec<_> = taps.keys().cloned().collect();
+    match opens(process, VHOST) {
+        Ok(false) => {}
+        Ok(true) => reasons.push(format!(
+            "network {} was added after the start, and QEMU has {VHOST} open: one of its networks has vhost=on, and the kernel writes \
+             the guest's memory; use vhost=off",
+            names.join(", ")
+        )),
+        Err(error) => {
+            reasons.push(format!("network {}: cannot look what QEMU has open: {error}", names.join(", ")));
+        }
+    }
+    let Ok(open) = open_taps(process) else { return };
+    let all: Vec<_> = taps.iter().map(|(id, tap)| (id.clone(), tap.clone())).collect();
+    let assigned = assign(&all, &open, |id, name| tap::read(id, name).ok());
+    for (id, name) in assigned {
+        let (Some(tap), Ok(name)) = (taps.get_mut(&id), name) else { continue };
+        let fd = open.iter().find(|(_, open)| **open == name).map(|(fd, _)| *fd);
+        let sndbuf = fd.map(|fd| process.take_fd(fd).and_then(|fd| sys::tap::send_buffer(fd.as_fd())));
+        match (tap::has_header(&name), sndbuf) {
+            (Ok(header), Some(Ok(bytes))) => {
+                tap.options.vnet_hdr = Some(header);
+                // Without a bound, which QEMU sets by itself.
+                tap.options.sndbuf = u64::try_from(bytes).ok().filter(|_| bytes != i32::MAX);
+            }
+            (Err(why), _) => reasons.push(format!("network {id}: cannot look at its TAP {name}: {why}")),
+            (_, Some(Err(error))) => {
+                reasons.push(format!("network {id}: cannot look at its TAP {name}: {error}"));
+            }
+            (_, None) => {}
+        }
+    }
+}
+
+/// By this the kernel writes packets into the guest's memory.
+const VHOST: &str = "/dev/vhost-net";
+
+/// Whether a process has this file open.
+fn opens(process: &PidFd, path: &str) -> io::Result<bool> {
+    for entry in fs::read_dir(process.proc_path("fd"))? {
+        // A descriptor may be closed between two looks.
+        if fs::read_link(entry?.path()).is_ok_and(|leads| leads.as_os_str() == path) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The networks of QEMU's own that a recipe names.
@@ -230,6 +384,35 @@ mod tests {
             found(&[tap("a", By::Name("gone".into())), tap("b", By::Chosen(Some("br9".into())))]),
             [None, None]
         );
+    }
+
+    #[test]
+    fn what_qemu_tells_of_networks_is_read() {
+        let text = "vn: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:00:00:09\r\n \\ net0: index=0,type=tap,ifname=t0,\
+                    script=no,downscript=no\r\nn1: index=0,type=tap,fd=27\r\nn1: index=1,type=tap,fd=28\r\n\
+                    br: index=0,type=tap,helper=/usr/lib/qemu-bridge-helper,br=br7\r\nu: index=0,type=user,net=10.0.2.0,restrict=off\r\n";
+        let live = |kind: &str, by: By, queues: u16| Live { kind: kind.to_owned(), by, queues };
+        let found = back_ends(text);
+        let wanted = [
+            ("br", live("tap", By::Chosen(Some("br7".into())), 1)),
+            ("n1", live("tap", By::Descriptors(vec![27, 28]), 2)),
+            ("net0", live("tap", By::Name("t0".into()), 1)),
+            ("u", live("user", By::Chosen(None), 1)),
+        ];
+        assert_eq!(found, wanted.map(|(id, live)| (id.to_owned(), live)).into());
+        let tap = |by: By, queues| Tap { by, options: NetOptions { queues, ..NetOptions::default() } };
+        for (told, id, same) in [
+            (tap(By::Name("t0".into()), None), "net0", true),
+            (tap(By::Name("t1".into()), None), "net0", false),
+            (tap(By::Name("t0".into()), Some(2)), "net0", false),
+            (tap(By::Descriptors(vec![27, 28]), Some(2)), "n1", true),
+            (tap(By::Descriptors(vec![27]), None), "n1", false),
+            (tap(By::Chosen(None), None), "br", true),
+        ] {
+            assert_eq!(is_it(&told, &found[id]), same, "{told:?}");
+        }
+        assert!(added("u", &found["u"]).unwrap_err().contains("network u (user) was added after the start"));
+        assert_eq!(added("n1", &found["n1"]), Ok(tap(By::Descriptors(vec![27, 28]), Some(2))));
     }
 
     #[test]

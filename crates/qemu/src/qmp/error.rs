@@ -91,6 +91,11 @@ impl QmpError {
         matches!(self, Self::Refused { class, .. } if class == "CommandNotFound")
     }
 
+    /// Whether QEMU has understood, and said no.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused { .. })
+    }
+
     /// Whether nobody is left at the other end.
     pub fn is_gone(&self) -> bool {
         matches!(self, Self::Closed { .. } | Self::Broken { .. } | Self::Connect { .. })

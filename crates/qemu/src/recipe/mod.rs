@@ -23,7 +23,7 @@ mod settings;
 
 pub use allow::check_argument;
 pub(crate) use allow::device_driver;
-pub(crate) use allow::{is_id, is_nic_model, is_of_user_network};
+pub(crate) use allow::{is_id, is_nic_model, is_of_user_network, is_vcpu};
 pub use argv::Paths;
 pub(crate) use argv::{CONSOLE_ID, Place};
 pub use backing::{backing_files, backing_of};
@@ -384,8 +384,16 @@ impl Recipe {
         self.machine.split(',').next().unwrap_or_default()
     }
 
-    /// How many vCPUs it starts with, from `-smp`.
+    /// How many vCPUs it has: those of `-smp`, and those that are devices.
     pub fn vcpus(&self) -> u32 {
+        let devices = self.arguments.iter().filter(|argument| argument.option == "-device");
+        let plugged = devices.filter_map(|argument| argument.value.as_deref());
+        let plugged = plugged.filter(|value| is_vcpu(&device_driver(value))).count();
+        self.first_vcpus().saturating_add(u32::try_from(plugged).unwrap_or(u32::MAX))
+    }
+
+    /// How many vCPUs the machine makes itself.
+    pub(crate) fn first_vcpus(&self) -> u32 {
         let parsed = options::parse(&self.smp, "cpus");
         let number = |key: &str| options::get(&parsed, key).and_then(|text| text.parse::<u32>().ok());
         let levels = ["drawers", "books", "sockets", "dies", "clusters", "modules", "cores", "threads"];

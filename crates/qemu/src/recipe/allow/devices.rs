@@ -154,8 +154,19 @@ const PARTS: &[(&str, &[&[Property]])] = &[
     ("fw_cfg_io", &[&[("dma_enabled", Switch), ("x-file-slots", Number)]]),
 ];
 
+/// What the type of a PC's vCPU ends in, after its model.
+const VCPU: &str = "-x86_64-cpu";
+
+/// Whether it is a vCPU.
+pub(crate) fn is_vcpu(driver: &str) -> bool {
+    driver.strip_suffix(VCPU).is_some_and(|model| !model.is_empty())
+}
+
 /// A device's own properties and those that it shares; none if the device is not known.
 fn groups(driver: &str) -> Option<Vec<&'static [Property]>> {
+    if is_vcpu(driver) {
+        return Some(vec![EVERY, PLACE_OF_VCPU]);
+    }
     for (stem, own) in VIRTIO_DEVICES {
         let Some(ending) = driver.strip_prefix(stem) else { continue };
         if ending == "-device" {

@@ -13,6 +13,7 @@ mod options;
 mod peripherals;
 mod properties;
 
+pub(crate) use devices::is_vcpu;
 pub(crate) use forms::is_id;
 pub(super) use forms::{LONGEST_NAME, RESERVED, is_word};
 pub(super) use options::{cpu, machine, memory, smp};

@@ -31,6 +31,17 @@ pub(super) const PCI: &[Property] = &[
     ("x-pcie-lnksta-dllla", Switch),
 ];
 
+/// Where a vCPU is; all else about it says `-cpu`.
+pub(super) const PLACE_OF_VCPU: &[Property] = &[
+    ("cluster-id", Number),
+    ("core-id", Number),
+    ("die-id", Number),
+    ("module-id", Number),
+    ("node-id", Number),
+    ("socket-id", Number),
+    ("thread-id", Number),
+];
+
 /// Virtio, on whatever bus.
 pub(super) const VIRTIO: &[Property] = &[
     ("any_layout", Switch),
