@@ -59,8 +59,9 @@ impl QemuHost {
     pub fn new(config: &Config, kvm: fn() -> Result<Option<Kvm>, String>) -> Self {
         let mut host = Host::new(&config.runtime_dir);
         host.owner = config.state_dir.clone();
-        let agent::config::Allow { disks, boot, bridges, options, devices, spool: _ } = config.allow.clone();
-        host.limits = Limits { disks, boot, bridges, options, devices };
+        let agent::config::Allow { disks, boot, bridges, servers, options, devices, spool: _ } =
+            config.allow.clone();
+        host.limits = Limits { disks, boot, bridges, servers, options, devices };
         host.overcommit = config.overcommit.0;
         host.user = config.qemu_user.clone();
         // A bare name is looked for in PATH, which is also what happens without one.

@@ -66,6 +66,7 @@ mod arriving;
 mod confine;
 mod cpu;
 mod flush;
+mod granted;
 mod halt;
 mod held;
 mod known;

@@ -1,8 +1,9 @@
 //! What the VMs of other hosts may use here. The host that sends a VM says what it needs; this host's own configuration says
 //! whether it gets that.
 
-use crate::recipe::{Net, Recipe, Role, device_driver, files::Opened, matches};
+use crate::recipe::{Export, Net, Recipe, Role, device_driver, files::Opened, matches};
 use std::{
+    net::Ipv4Addr,
     ops::RangeInclusive,
     path::{Path, PathBuf},
 };
@@ -18,6 +19,8 @@ pub struct Limits {
     /// Bridges, each with the VLANs on it that a VM may be in (`br0:20`, `br0:20-29`); on one that filters VLANs, without them only the
     /// first. `None`: whichever there are.
     pub bridges: Option<Vec<String>>,
+    /// Servers on the network that have disks: `storage:10809`, `10.0.0.5`, `10.0.0.0/24:10809`.
+    pub servers: Vec<String>,
     /// Options of QEMU such as `-device`; `None`: all of the allow-list.
     pub options: Option<Vec<String>>,
     /// Devices such as `virtio-*`; `None`: all of the allow-list.
@@ -56,6 +59,14 @@ impl Limits {
         }
     }
 
+    /// Whether a VM may have its host connect to this server.
+    pub(crate) fn check_server(&self, export: &Export) -> Result<(), String> {
+        if self.servers.iter().any(|entry| grants_server(entry, &export.host, export.port)) {
+            return Ok(());
+        }
+        Err(not_granted(&format!("the server {}:{}", export.host, export.port), "servers"))
+    }
+
     /// Whether a VM may use a file of this name. By the name alone: what is there is not looked at, and so not told.
     pub(crate) fn check_name(&self, path: &Path, role: Role, read_only: bool) -> Result<(), String> {
         let (setting, mut dirs) = self.dirs(role, read_only);
@@ -87,6 +98,19 @@ impl Limits {
     }
 }
 
+/// Whether an entry is this server, by its name or address, or a network that it is in; on this port if it says one.
+fn grants_server(entry: &str, host: &str, port: u16) -> bool {
+    let (place, only) = entry.split_once(':').map_or((entry, None), |(place, port)| (place, Some(port)));
+    if only.is_some_and(|only| only.parse() != Ok(port)) {
+        return false;
+    }
+    let Some((network, bits)) = place.split_once('/') else { return place == host };
+    let parsed = (network.parse::<Ipv4Addr>(), host.parse::<Ipv4Addr>(), bits.parse::<u32>());
+    let (Ok(network), Ok(host), Ok(bits @ 0..=32)) = parsed else { return false };
+    let mask = u32::MAX.checked_shl(32 - bits).unwrap_or(0);
+    network.to_bits() & mask == host.to_bits() & mask
+}
+
 /// The VLANs that an entry such as `br0`, `br0:20` or `br0:20-29` grants on this bridge.
 fn vlans_granted(entry: &str, bridge: &str) -> Option<RangeInclusive<u16>> {
     let Some((name, vlans)) = entry.split_once(':') else {
@@ -100,4 +124,31 @@ fn vlans_granted(entry: &str, bridge: &str) -> Option<RangeInclusive<u16>> {
 
 fn not_granted(what: &str, setting: &str) -> String {
     format!("{what} is not among what this host grants to VMs of other hosts ({setting} in its [allow])")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_granted_by_name_by_address_or_by_network() {
+        for (entry, host, port, granted) in [
+            ("storage", "storage", 10809, true),
+            ("storage:10809", "storage", 10809, true),
+            ("storage:10809", "storage", 22, false),
+            ("storage", "storage2", 10809, false),
+            ("10.0.0.5", "10.0.0.5", 7, true),
+            ("10.0.0.0/24", "10.0.0.255", 7, true),
+            ("10.0.0.0/24", "10.0.1.0", 7, false),
+            ("10.0.0.0/24:7", "10.0.0.1", 8, false),
+            ("0.0.0.0/0", "192.0.2.1", 8, true),
+            ("10.0.0.0/33", "10.0.0.0", 8, false),
+            // What it leads to is not looked up for that.
+            ("0.0.0.0/0", "storage", 8, false),
+            ("", "storage", 8, false),
+            ("storage:", "storage", 8, false),
+        ] {
+            assert_eq!(grants_server(entry, host, port), granted, "{entry} {host}:{port}");
+        }
+    }
 }

@@ -6,6 +6,7 @@ use crate::{
     qmp::Version,
     recipe::{self, Accel, Backing, Recipe, files::Opened},
     room::Room,
+    sharing::nbd,
     tap,
 };
 use std::{
@@ -49,6 +50,10 @@ pub fn check(recipe: &Recipe, host: &Host, from: &str, migration: &str) -> Resul
             Ok(()) => reasons.extend(tap::misfits(net)),
             Err(why) => reasons.push(why),
         }
+    }
+    for export in &recipe.exports {
+        // Nobody is called who is not granted.
+        reasons.extend(host.limits.check_server(export).and_then(|()| nbd::look(export)).err());
     }
     let opened = arriving::files(recipe, &host.limits, from, migration, &mut reasons);
     reasons.extend(confine::refusals(recipe, host, &opened));

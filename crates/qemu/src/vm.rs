@@ -5,6 +5,7 @@ use crate::{
     attach::RamBlock,
     cpu,
     find::{self, FindError},
+    granted::Grants,
     known::Known,
     launch::{self, Belongings},
     private,
@@ -59,6 +60,8 @@ pub struct Vm {
     slow_network: Arc<AtomicBool>,
     /// Whether its QEMU is older than the one that its recipe comes from.
     is_older: bool,
+    /// What a QEMU that waits for a VM may have open.
+    grants: Option<Grants>,
     /// What it was when its migration began.
     known: Option<Known>,
     /// Its TAPs then, by the ids of its networks.
@@ -146,6 +149,7 @@ impl Vm {
             buffered: false,
             slow_network: Arc::default(),
             is_older: false,
+            grants: None,
             known: None,
             taps: None,
             phase: Phase::Free,

@@ -208,6 +208,7 @@ impl VmFile {
             settings: Vec::new(),
             defaults: false,
             chardevs: Vec::new(),
+            exports: Vec::new(),
             screen: Screen::None,
         };
         if reasons.is_empty() {

@@ -25,7 +25,7 @@ pub struct Rights {
     /// Whether who is kept apart may use io_uring all the same. What it is asked by that no filter sees: it cannot
     /// do what `DENIED` is about, but as attributes of files it may set who may open them.
     pub io_uring: bool,
-    /// Descriptors that it inherits, under the numbers that they have here.
+    /// Descriptors that it inherits, under the numbers that they have here. No others, whoever has left them to us.
     pub inherits: Vec<OwnedFd>,
 }
 
@@ -89,6 +89,8 @@ fn begin(rights: &Rights, filter: &[libc::sock_filter], domain: Option<&OwnedFd>
     // SAFETY: each call gets numbers, or memory that lives until it returns.
     unsafe {
         done(libc::setsid().into())?;
+        // All but standard input and output.
+        done(libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC))?;
         for fd in &rights.inherits {
             done(libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0).into())?;
         }

@@ -1,13 +1,23 @@
-//! What a connection was given and has not carried yet (`man 7 tcp`, `man 7 unix`: SIOCOUTQ).
+//! What a connection was given and has not carried yet (`man 7 tcp`, `man 7 unix`: SIOCOUTQ), and where it leads.
 
 use crate::ioctl;
 use nix::libc;
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, SocketAddrAny, SocketAddrUnix, getpeername, getsockname,
+        sockopt::{socket_acceptconn, socket_domain},
+    },
+};
 use std::{
+    ffi::OsStr,
     io,
+    net::SocketAddr,
     os::{
         fd::{AsFd, AsRawFd},
-        unix::net::UnixStream,
+        unix::{ffi::OsStrExt, net::UnixStream},
     },
+    path::PathBuf,
 };
 
 /// Bytes that wait in a connection's queue.
@@ -63,6 +73,58 @@ pub fn confirmed(socket: impl AsFd) -> io::Result<u64> {
         Some(bytes) if length as usize >= info.len() => Ok(u64::from_ne_bytes(*bytes)),
         _ => Err(io::ErrorKind::Unsupported.into()),
     }
+}
+
+/// Where a socket leads.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Ends {
+    /// Within this host.
+    Unix {
+        /// Whether others can connect to it.
+        listens: bool,
+        /// Its own name; an abstract one begins with `@`. One that is accepted has that of its listener.
+        own: Option<PathBuf>,
+        /// The name that it is connected to.
+        peer: Option<PathBuf>,
+    },
+    /// To other hosts.
+    Internet {
+        /// What it is connected to.
+        peer: Option<SocketAddr>,
+    },
+    /// Another family of addresses, by its number (`socket(2)`).
+    Other(u16),
+}
+
+/// Where this socket leads.
+pub fn ends(socket: impl AsFd) -> io::Result<Ends> {
+    let socket = socket.as_fd();
+    let family = socket_domain(socket)?;
+    let peer = || match getpeername(socket) {
+        Err(Errno::NOTCONN) => Ok(None),
+        peer => peer,
+    };
+    Ok(match family {
+        AddressFamily::UNIX => Ends::Unix {
+            listens: socket_acceptconn(socket)?,
+            own: name(getsockname(socket)?),
+            peer: peer()?.and_then(name),
+        },
+        AddressFamily::INET | AddressFamily::INET6 => {
+            Ends::Internet { peer: peer()?.and_then(|peer| SocketAddr::try_from(peer).ok()) }
+        }
+        other => Ends::Other(other.as_raw()),
+    })
+}
+
+fn name(address: SocketAddrAny) -> Option<PathBuf> {
+    let address = SocketAddrUnix::try_from(address).ok()?;
+    // Of one that has none, it is empty.
+    if let Some(name) = address.abstract_name().filter(|name| !name.is_empty()) {
+        return Some(PathBuf::from(OsStr::from_bytes(&[b"@", name].concat())));
+    }
+    let path = address.path().filter(|path| !path.is_empty())?;
+    Some(PathBuf::from(OsStr::from_bytes(path.to_bytes())))
 }
 
 #[cfg(test)]
@@ -128,5 +190,31 @@ mod tests {
     fn only_a_socket_has_a_queue() {
         assert!(queue(std::fs::File::open("/dev/null").unwrap()).is_err());
         assert!(confirmed(std::fs::File::open("/dev/null").unwrap()).is_err());
+    }
+
+    #[test]
+    fn a_socket_says_where_it_leads() {
+        use std::os::{linux::net::SocketAddrExt, unix::net};
+        let (one, _other) = UnixStream::pair().unwrap();
+        let unnamed = Ends::Unix { listens: false, own: None, peer: None };
+        assert_eq!(ends(&one).unwrap(), unnamed);
+        let name = format!("whimbrel-ends-{}", std::process::id());
+        let address = net::SocketAddr::from_abstract_name(&name).unwrap();
+        let listener = net::UnixListener::bind_addr(&address).unwrap();
+        let client = UnixStream::connect_addr(&address).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let named = Some(PathBuf::from(format!("@{name}")));
+        let unix = |listens, own: &Option<PathBuf>, peer: &Option<PathBuf>| Ends::Unix {
+            listens,
+            own: own.clone(),
+            peer: peer.clone(),
+        };
+        assert_eq!(ends(&listener).unwrap(), unix(true, &named, &None));
+        assert_eq!(ends(&client).unwrap(), unix(false, &None, &named));
+        assert_eq!(ends(&accepted).unwrap(), unix(false, &named, &None));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        assert_eq!(ends(&listener).unwrap(), Ends::Internet { peer: None });
+        let at = listener.local_addr().unwrap();
+        assert_eq!(ends(TcpStream::connect(at).unwrap()).unwrap(), Ends::Internet { peer: Some(at) });
     }
 }

@@ -16,6 +16,9 @@ pub struct Allow {
     pub spool: Vec<PathBuf>,
     /// Bridges; `None`: whichever there are.
     pub bridges: Option<Vec<String>>,
+    /// Servers on the network that have disks (NBD): `storage:10809`, `10.0.0.5`, `10.0.0.0/24:10809`. Who grants an address says that it
+    /// means the same server on all hosts.
+    pub servers: Vec<String>,
     /// Options of QEMU, such as `-device`; `None`: all that are known to be harmless. No others can be allowed.
     pub options: Option<Vec<String>>,
     /// Devices, such as `virtio-*`; `None`: all that are known to be harmless. No others can be allowed.
@@ -33,10 +36,12 @@ impl Default for Allow {
                 "/usr/share/OVMF",
                 "/usr/share/edk2",
                 "/usr/share/qemu",
+                "/usr/share/seabios",
                 "/var/lib/whimbrel/boot",
             ]),
             spool: all(&["/shared", "/var/lib/whimbrel/spool"]),
             bridges: None,
+            servers: Vec::new(),
             options: None,
             devices: None,
         }

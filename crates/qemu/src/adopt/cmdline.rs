@@ -9,6 +9,7 @@ use super::{
 };
 use crate::recipe::{
     Accel, Argument, Backing, Console, MemoryBlock, Recipe, Role, Screen, SeenFile, aliases, files,
+    is_server,
     options::{self, get, is_on},
 };
 use std::{
@@ -106,6 +107,9 @@ const HOST_ONLY: &[&str] = &[
     "-plugin",
 ];
 
+/// Where QEMU's firmware is installed.
+const FIRMWARE: &[&str] = &["/usr/share/qemu", "/usr/share/seabios", "/usr/local/share/qemu"];
+
 /// Reads a command line. `names` says what the file names in it lead to.
 pub(super) fn read(argv: &[String], names: &Names<'_>) -> Read {
     read_knowing(argv, names, &[])
@@ -115,6 +119,8 @@ fn read_knowing(argv: &[String], names: &Names<'_>, loaded: &[SeenFile]) -> Read
     let mut reader = Reader { loaded, ..Reader::new(names) };
     let (words, wrong) = words::of(argv, names);
     reader.read.reasons.extend(wrong);
+    let places = words.iter().filter(|word| word.option == "-L").filter_map(|word| word.value.clone());
+    reader.installed = places.collect();
     for Word { option, value, json } in words {
         match value {
             None => reader.flag(&option),
@@ -153,6 +159,8 @@ struct Reader<'a> {
     names: &'a Names<'a>,
     /// Files that QEMU has loaded, as they were then.
     loaded: &'a [SeenFile],
+    /// Where it was told to look for firmware (`-L`).
+    installed: Vec<String>,
     read: Read,
     flags: Vec<String>,
     ports: Ports,
@@ -183,11 +191,12 @@ impl<'a> Reader<'a> {
             settings: Vec::new(),
             defaults: false,
             chardevs: Vec::new(),
+            exports: Vec::new(),
             screen: Screen::None,
         };
         let read = Read { known: Vec::new(), ..Read::of(recipe) };
         let (ports, networks) = (Ports::default(), Networks::default());
-        Self { names, loaded: &[], read, flags: Vec::new(), ports, networks }
+        Self { names, loaded: &[], installed: Vec::new(), read, flags: Vec::new(), ports, networks }
     }
 
     fn refuse(&mut self, why: impl Into<String>) {
@@ -237,6 +246,10 @@ impl<'a> Reader<'a> {
             "-blockdev" => self.disk(option, value, "driver", "filename"),
             "-kernel" | "-initrd" => {
                 let path = self.file(value, Role::Boot);
+                self.pass(option, path);
+            }
+            "-bios" => {
+                let path = self.firmware(value);
                 self.pass(option, path);
             }
             "-device" => self.pass(option, aliases::resolve(value)),
@@ -367,12 +380,26 @@ impl<'a> Reader<'a> {
 
     fn disk(&mut self, option: &str, value: &str, implied: &str, key: &str) {
         let mut parsed = options::parse(value, implied);
+        // What it lies on its header names, too: whether that is the same is looked at.
+        parsed.retain(|(name, _)| !name.starts_with("backing."));
         for (name, value) in &mut parsed {
-            if name == key || name == "file.filename" {
+            if (name == key || name == "file.filename") && !is_server(value) {
                 *value = self.file(value, Role::Disk);
             }
         }
         self.pass(option, options::join(&parsed, implied));
+    }
+
+    /// Firmware by a bare name: QEMU looks where its own is, if it does not find that where it is.
+    fn firmware(&mut self, name: &str) -> String {
+        let here = self.names.file(Role::Boot, name).is_ok_and(|path| path.is_file());
+        if here || name.contains('/') {
+            return self.file(name, Role::Boot);
+        }
+        let folders = self.installed.iter().map(String::as_str).chain(FIRMWARE.iter().copied());
+        let found = folders.map(|folder| Path::new(folder).join(name)).find(|path| path.is_file());
+        let found = found.map(|path| path.to_string_lossy().into_owned());
+        self.file(found.as_deref().unwrap_or(name), Role::Boot)
     }
 
     /// Notes a file down; says what it is called here.

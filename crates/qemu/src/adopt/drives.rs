@@ -7,7 +7,7 @@
 use super::dialect::DriveNames;
 use crate::{
     recipe::{
-        Argument, is_id,
+        Argument, Export, is_id, is_old_server, is_server,
         options::{self, get},
     },
     snapshot::drive_name,
@@ -43,6 +43,7 @@ struct Drive {
 struct Node {
     driver: String,
     file: String,
+    bytes: u64,
     read_only: bool,
     detect_zeroes: Option<String>,
     /// How it is cached, where that is not usual.
@@ -72,10 +73,11 @@ impl Live {
             let detect_zeroes = node["detect_zeroes"].as_str().map(str::to_owned);
             let options = options_of(&file);
             let children = BTreeMap::new();
+            let bytes = node["image"]["virtual-size"].as_u64().unwrap_or(0);
             let cache = [("direct", "cache.direct"), ("no-flush", "cache.no-flush")];
             let cache = cache.into_iter().filter(|(flag, _)| node["cache"][*flag] == true);
             let cache = cache.map(|(_, key)| key).collect();
-            let found = Node { driver, file, read_only, detect_zeroes, cache, options, children };
+            let found = Node { driver, file, bytes, read_only, detect_zeroes, cache, options, children };
             live.nodes.insert(text(&node["node-name"]), found);
         }
         let names: BTreeMap<u64, String> = list(&graph["nodes"])
@@ -116,6 +118,18 @@ impl Live {
         files
     }
 
+    /// The disks that servers on the network have; what is wrong with those that other hosts cannot use.
+    pub(super) fn exports(&self) -> (Vec<Export>, Vec<String>) {
+        let (mut found, mut reasons) = (BTreeSet::new(), Vec::new());
+        for node in self.nodes.values().filter(|node| node.driver == "nbd") {
+            match Export::read(&node.file, node.bytes) {
+                Ok(export) => drop(found.insert(export)),
+                Err(why) => reasons.push(format!("disk {}: {why}", node.file)),
+            }
+        }
+        (found.into_iter().collect(), reasons)
+    }
+
     /// The qcow2 images: what they lie on the target's QEMU finds in their headers.
     pub(super) fn images(&self) -> impl Iterator<Item = &str> {
         self.nodes.iter().filter(|(_, node)| node.driver == "qcow2").map(|(name, _)| name.as_str())
@@ -154,6 +168,26 @@ fn options_of(file: &str) -> Vec<(String, String)> {
     };
     let named = |name: &str| Some((name.to_owned(), word(said.as_ref()?.get(name)?)?));
     DECIDING.iter().filter_map(|name| named(name)).collect()
+}
+
+/// What is said of a disk that is opened by a driver whose disks are not moved.
+pub(super) fn refused(driver: &str, path: &str) -> String {
+    let lead = format!("disk {path} is opened by driver {driver}");
+    match driver {
+        "luks" => format!(
+            "disk {path} is encrypted by QEMU (LUKS), whose secret would have to leave this host, which is not supported; encrypt \
+             it in the guest (cryptsetup), or below QEMU on both hosts"
+        ),
+        "rbd" | "iscsi" | "http" | "https" | "ftp" | "ftps" | "ssh" | "nfs" | "gluster" | "curl" | "nvme" => {
+            format!(
+                "{lead}, which is not carried over; serve the disk by NBD from a host that both reach (qemu-nbd --shared=2), and start \
+             the VM with nbd://HOST:PORT/NAME"
+            )
+        }
+        _ => format!(
+            "{lead}, which has no image locks between hosts; use a raw or qcow2 file on a shared file system"
+        ),
+    }
 }
 
 /// A recipe's arguments that make the drives and nodes as they are; and what stands in the way.
@@ -239,7 +273,10 @@ pub(super) fn named(arguments: &[Argument]) -> BTreeSet<String> {
         };
         let parsed = options::parse(argument.value.as_deref().unwrap_or_default(), implied);
         files.extend(
-            parsed.into_iter().filter(|(key, _)| names.contains(&key.as_str())).map(|(_, path)| path),
+            parsed
+                .into_iter()
+                .filter(|(key, path)| names.contains(&key.as_str()) && !is_server(path))
+                .map(|(_, path)| path),
         );
     }
     files
@@ -367,6 +404,7 @@ impl Following<'_> {
                 set(&mut after, "format", &node.driver);
             }
             Some((name, node)) => {
+                after.retain(|(key, _)| key != "file.driver" && !is_old_server(key, "file."));
                 set(&mut after, "file", self.live.path(name));
                 set(&mut after, "format", &node.driver);
                 forget(&mut after, &["readonly", "read-only", "node-name"]);
@@ -472,7 +510,7 @@ impl Following<'_> {
             return Some(made.clone());
         }
         let node = self.live.nodes.get(name).filter(|_| depth < DEEPEST)?;
-        if !matches!(node.driver.as_str(), "file" | "raw" | "qcow2" | "null-co") {
+        if !matches!(node.driver.as_str(), "file" | "raw" | "qcow2" | "null-co" | "throttle" | "nbd") {
             // It is refused for what it is, elsewhere.
             return None;
         }
@@ -489,7 +527,12 @@ impl Following<'_> {
             follow_cache(&mut after, node);
         }
         follow_options(&mut after, node);
-        if node.driver == "file" {
+        if node.driver == "nbd" {
+            // It is refused for what it is, elsewhere.
+            let export = Export::read(&node.file, node.bytes).ok()?;
+            after.retain(|(key, _)| !is_old_server(key, ""));
+            after.extend(export.options(""));
+        } else if node.driver == "file" {
             follow_path(&mut after, "filename", &node.file);
         } else if let Some(child) = node.children.get("file") {
             self.file(&mut after, child, depth)?;
@@ -507,7 +550,17 @@ impl Following<'_> {
 
     /// What a format lies on: a node with a name, or one of its own.
     fn file(&mut self, after: &mut Parsed, child: &str, depth: usize) -> Option<()> {
-        if is_id(child) {
+        // A filter lies on a format, which may lie on more.
+        let below = self.live.nodes.get(child);
+        if let Some(node) = below.filter(|node| node.driver == "nbd" && !is_id(child)) {
+            let export = Export::read(&node.file, node.bytes).ok()?;
+            after.retain(|(key, _)| !is_old_server(key, "file."));
+            forget(after, &["file"]);
+            set(after, "file.driver", "nbd");
+            after.extend(export.options("file."));
+            return Some(());
+        }
+        if is_id(child) || below.is_none_or(|node| node.driver != "file") {
             let made = self.make(child, depth + 1)?;
             after.retain(|(key, _)| !key.starts_with("file."));
             set(after, "file", &made);

@@ -6,7 +6,7 @@ use super::{
     devices::{self, Device},
     drives::{self, Live},
     names::Names,
-    nets, objects, settings,
+    nets, objects, settings, throttles,
 };
 use crate::{
     qmp::{Qmp, QmpError},
@@ -204,8 +204,18 @@ fn disks(
     let live = Live::read(&drives, &nodes, &graph);
     let (followed, wrong) = drives::follow(&read.recipe.arguments, &read.recipe.machine, &live);
     reasons.extend(wrong);
-    read.recipe.arguments = followed;
+    read.recipe.arguments = throttles::follow(followed, &throttles::ask(qmp)?);
     files(names, read, &live, reasons);
+    let (exports, wrong) = live.exports();
+    read.recipe.exports = exports;
+    reasons.extend(wrong);
+    read.notes.extend(read.recipe.exports.iter().map(|export| {
+        format!(
+            "disk {}: its server is not shown to be the same for both hosts; who grants its address there says so, and it \
+             must take two clients at once",
+            export.url()
+        )
+    }));
     read.recipe.settings = settings::read(&drives, &nodes, &read.recipe.arguments);
     read.notes.extend(settings::lost(&nodes));
     let known: Vec<&str> = read
@@ -223,16 +233,17 @@ fn disks(
                 "disk {path} is read directly (cache=none): while the VM is moved it goes through the page cache of this host"
             ));
         }
+        if node["encrypted"] == true {
+            reasons.push(drives::refused("luks", path));
+            continue;
+        }
         match driver {
-            "raw" | "qcow2" | "null-co" => {}
+            "raw" | "qcow2" | "null-co" | "throttle" | "nbd" => {}
             "file" if known.iter().any(|known| same_file(known, path)) => {}
             "file" => reasons.push(format!(
                 "disk {path} is not on the command line: its medium was changed; restart the VM with it"
             )),
-            _ => reasons.push(format!(
-                "disk {path} is opened by driver {driver}, which has no image locks between hosts; use a raw or qcow2 \
-                 file on a shared file system"
-            )),
+            _ => reasons.push(drives::refused(driver, path)),
         }
     }
     Ok(())

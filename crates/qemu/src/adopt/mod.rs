@@ -16,6 +16,7 @@ pub(crate) mod netdevs;
 pub(crate) mod nets;
 mod objects;
 mod settings;
+mod throttles;
 mod words;
 
 use crate::{

@@ -1,7 +1,7 @@
 //! The objects that users add, against `-object`: what was added becomes a part of the recipe, what was
 //! removed leaves it. Memory has an eye of its own; secrets concern connections of this host.
 
-use super::live::children;
+use super::{live::children, throttles};
 use crate::{
     qmp::{Qmp, QmpError},
     recipe::{
@@ -12,7 +12,7 @@ use crate::{
 use serde_json::{Value, json};
 
 /// Kinds that are looked at elsewhere, or stay behind.
-const ELSEWHERE: &[&str] = &["memory-backend-", "secret", "tls-", "authz-"];
+const ELSEWHERE: &[&str] = &["memory-backend-", "secret", "tls-", "authz-", throttles::GROUP];
 
 /// More properties than any object has.
 const MOST_PROPERTIES: usize = 100;

@@ -10,11 +10,16 @@ use crate::{
         program::Program,
         view::{self, View},
     },
+    granted::Grants,
     host::{Host, fits_socket},
     ports,
     qmp::{Qmp, QmpError},
     random,
-    recipe::{self, Backing, ChardevKind, Paths, Recipe, Role, files::Opened},
+    recipe::{
+        self, Backing, ChardevKind, Paths, Recipe, Role,
+        chain::Chains,
+        files::{Identity, Opened},
+    },
     tap,
 };
 use std::{
@@ -43,6 +48,8 @@ pub(crate) struct Started {
     pub(crate) qmp: Qmp,
     pub(crate) process: PidFd,
     pub(crate) belongings: Belongings,
+    /// What it may have open.
+    pub(crate) grants: Grants,
 }
 
 /// Starts QEMU after a recipe, with these files, or with what their names lead to now. When it fails, nothing
@@ -76,20 +83,48 @@ pub(crate) fn start(
         }
     };
     let mut belongings = Belongings::default();
-    let started = prepare(recipe, host, account.ids(), &mut belongings)
-        .and_then(|made| Start { recipe, host, program, account, opened, incoming }.spawn(made, &belongings));
+    let pinned = account.ids().is_some();
+    let chains = chains(recipe, opened);
+    let mut files = identities(recipe, opened);
+    let started = prepare(recipe, host, account.ids(), &mut belongings).and_then(|made| {
+        let own = made.files.iter().filter_map(|(_, _, file)| file.metadata().ok());
+        files.extend(own.map(|metadata| Identity::of(&metadata)));
+        let made = Made { paths: Paths { chains, ..made.paths }, ..made };
+        Start { recipe, host, program, account, opened, incoming }.spawn(made, &belongings)
+    });
     match started {
         Ok((mut qmp, process)) => {
+            files.extend(belongings.log.iter().filter_map(|log| Identity::at(log).ok()));
+            let grants = Grants::of(recipe, &belongings, files, pinned);
             if let Err(error) = ports::settle(&mut belongings.ports, &mut qmp) {
                 tracing::warn!(vm, %error, "it is not known what its character devices are here");
             }
-            Ok(Started { qmp, process, belongings })
+            Ok(Started { qmp, process, belongings, grants })
         }
         Err(error) => {
             belongings.remove();
             Err(error)
         }
     }
+}
+
+/// Which files the VM's are: those that were opened for it, or those that QEMU finds by their names.
+fn identities(recipe: &Recipe, opened: &[Opened]) -> Vec<Identity> {
+    if opened.is_empty() {
+        return recipe.files.iter().filter_map(|file| Identity::at(&file.path).ok()).collect();
+    }
+    opened.iter().map(|file| file.identity).collect()
+}
+
+/// What the VM's images lie on, as they say it now: QEMU is told.
+fn chains(recipe: &Recipe, opened: &[Opened]) -> Chains {
+    let images = recipe.files.iter().filter(|file| file.role == Role::Disk).map(|file| file.path.as_path());
+    let open = |path: &Path| match opened.iter().find(|file| file.path == path) {
+        Some(opened) => opened.file.try_clone().ok(),
+        None if opened.is_empty() => File::open(path).ok(),
+        None => None,
+    };
+    recipe::chain::of(images, open)
 }
 
 /// The recipe's files, by what their names lead to now.

@@ -1,6 +1,10 @@
 //! QEMU's command line from a recipe.
 
-use super::{Backing, Chardev, ChardevKind, Console, Recipe, Screen, allow, options::escape};
+use super::{
+    Backing, Chardev, ChardevKind, Console, Recipe, Screen, allow,
+    chain::{self, Chains},
+    options::escape,
+};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -29,6 +33,8 @@ pub struct Paths {
     pub memory: BTreeMap<String, PathBuf>,
     /// The TAP of each network card, by the netdev's id.
     pub taps: BTreeMap<String, String>,
+    /// What its images lie on.
+    pub(crate) chains: Chains,
 }
 
 /// Where a character device ends on this host.
@@ -104,7 +110,10 @@ impl Recipe {
         }
         for argument in &self.arguments {
             argv.push(argument.option.clone());
-            argv.extend(allow::written(argument));
+            argv.extend(
+                allow::written(argument)
+                    .map(|value| value + &chain::told(argument, &self.arguments, &paths.chains)),
+            );
         }
         let mut add = |option: &str, value: String| argv.extend([option.to_owned(), value]);
         add("-display", "none".to_owned());

@@ -37,8 +37,23 @@ pub fn backing_files(image: &Path) -> Result<Vec<SeenFile>, String> {
     Ok(found)
 }
 
+/// What an image lies on.
+pub(super) struct Behind {
+    /// Its name.
+    pub(super) path: PathBuf,
+    /// Its format, which the image says.
+    pub(super) format: &'static str,
+    /// Whether the image has just this name for it.
+    pub(super) is_full: bool,
+}
+
 /// The backing file that the open image `file`, called `image`, names; none where it names none, or is no qcow2 image.
 pub fn backing_of(file: &File, image: &Path) -> Result<Option<PathBuf>, String> {
+    Ok(behind(file, image)?.map(|behind| behind.path))
+}
+
+/// The same with what else the image says of it.
+pub(super) fn behind(file: &File, image: &Path) -> Result<Option<Behind>, String> {
     let failed = |error: io::Error| format!("disk {}: {error}", image.display());
     let mut header = [0; 80];
     match file.read_exact_at(&mut header, 0) {
@@ -73,15 +88,17 @@ pub fn backing_of(file: &File, image: &Path) -> Result<Option<PathBuf>, String> 
             image.display()
         ));
     }
-    if let Err(why) = extensions::said_format(file).map_err(failed)? {
-        return Err(format!(
+    let format = extensions::said_format(file).map_err(failed)?.map_err(|why| {
+        format!(
             "disk {}: its backing file {name} {why}; say its format with qemu-img rebase -u -F FORMAT -b {name}, or \
              flatten it with qemu-img rebase -b ''",
             image.display()
-        ));
-    }
+        )
+    })?;
     let path = image.parent().unwrap_or(Path::new("/")).join(&name);
     let climbs = path.components().any(|part| part == Component::ParentDir);
     let plain = if climbs { std::fs::canonicalize(&path) } else { Ok(path.clone()) };
-    plain.map(Some).map_err(|error| format!("backing file {}: {error}", path.display()))
+    let path = plain.map_err(|error| format!("backing file {}: {error}", path.display()))?;
+    let is_full = path.to_str() == Some(&*name);
+    Ok(Some(Behind { path, format, is_full }))
 }

@@ -3,7 +3,7 @@
 
 use super::{
     Recipe,
-    allow::{self, LONGEST_NAME, LONGEST_VALUE, check_argument, is_id, is_word},
+    allow::{self, LONGEST_NAME, LONGEST_VALUE, check_argument_of, is_id, is_word},
 };
 use crate::virtio;
 
@@ -12,6 +12,8 @@ use crate::virtio;
 const MOST_VCPUS: u32 = 1024;
 const MOST_BLOCKS: usize = 64;
 const MOST_ARGUMENTS: usize = 1024;
+/// Each server may let us wait for some seconds.
+const MOST_EXPORTS: usize = 16;
 /// Reasons that are told: each takes more memory than what it is about, and nobody reads more.
 const MOST_REASONS: usize = 100;
 const MOST_MEMORY: u64 = 64 << 40;
@@ -86,6 +88,12 @@ pub fn check(recipe: &Recipe) -> Vec<String> {
         let climbs = file.path.components().any(|part| part == std::path::Component::ParentDir);
         must(plain && !forbidden && !climbs, format!("file {:?} is no plain absolute path", shown(&path)));
     }
+    must(recipe.exports.len() <= MOST_EXPORTS, format!("{} exports are too many", recipe.exports.len()));
+    for export in recipe.exports.iter().take(MOST_EXPORTS) {
+        if let Err(why) = export.check() {
+            must(false, why);
+        }
+    }
     must(recipe.settings.len() <= MOST_ARGUMENTS, "too many settings".to_owned());
     for setting in recipe.settings.iter().take(MOST_ARGUMENTS) {
         if let Err(why) = setting.check() {
@@ -108,12 +116,12 @@ pub fn check(recipe: &Recipe) -> Vec<String> {
         recipe.arguments.len() <= MOST_ARGUMENTS,
         format!("{} arguments are too many", recipe.arguments.len()),
     );
-    if recipe.files.len() > MOST_ARGUMENTS {
+    if recipe.files.len() > MOST_ARGUMENTS || recipe.exports.len() > MOST_EXPORTS {
         // Each argument is looked for among them.
         return wrong;
     }
     for argument in recipe.arguments.iter().take(MOST_ARGUMENTS) {
-        if let Err(why) = check_argument(argument, &recipe.files)
+        if let Err(why) = check_argument_of(argument, &recipe.files, &recipe.exports)
             && wrong.len() < MOST_REASONS
         {
             wrong.push(why);
@@ -141,6 +149,17 @@ pub(crate) fn matches(pattern: &str, name: &str) -> bool {
         None => name == pattern,
     }
 }
+
+/// What may be the name or the IPv4 address of a host, and no option, path or list.
+pub(crate) fn is_host(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+    (1..=LONGEST_HOST).contains(&text.len())
+        && text.bytes().all(inner)
+        && text.as_bytes()[0].is_ascii_alphanumeric()
+}
+
+/// Of a host (RFC 1035).
+const LONGEST_HOST: usize = 253;
 
 /// What the kernel accepts as an interface's name, and `ip` does not take for an option.
 pub(crate) fn is_interface(text: &str) -> bool {

@@ -26,8 +26,8 @@ fn place(header: &[u8; 104]) -> (u64, u64) {
     (begin, end)
 }
 
-/// Whether the image says that its backing file is raw or qcow2; else what is wrong with it.
-pub(super) fn said_format(file: &File) -> io::Result<Result<(), String>> {
+/// Which of raw and qcow2 the image says that its backing file is; else what is wrong with it.
+pub(super) fn said_format(file: &File) -> io::Result<Result<&'static str, String>> {
     let mut header = [0; 104];
     // The second version's header is shorter; what follows it is not looked at then.
     file.read_exact_at(&mut header, 0)?;
@@ -52,7 +52,8 @@ pub(super) fn said_format(file: &File) -> io::Result<Result<(), String>> {
             let mut name = vec![0; bytes as usize];
             file.read_exact_at(&mut name, at)?;
             match &*name {
-                b"raw" | b"qcow2" => said = Some(()),
+                b"raw" => said = Some("raw"),
+                b"qcow2" => said = Some("qcow2"),
                 // The last of several counts; none may be another.
                 _ => {
                     let name = String::from_utf8_lossy(&name).replace(char::is_control, "?");

@@ -9,8 +9,10 @@ pub(crate) mod aliases;
 mod allow;
 mod argv;
 mod backing;
+pub(crate) mod chain;
 mod chardev;
 mod check;
+mod export;
 mod extensions;
 /// Files that both hosts must see.
 pub mod files;
@@ -30,6 +32,8 @@ pub use backing::{backing_files, backing_of};
 pub use chardev::{Chardev, ChardevKind};
 pub use check::check;
 pub(crate) use check::{NAME_RULE, is_interface, is_name, matches};
+pub use export::Export;
+pub(crate) use export::{is_old as is_old_server, is_server};
 pub(crate) use refused::why as why_refused;
 pub(crate) use settings::LIMITS;
 pub use settings::Setting;
@@ -99,6 +103,9 @@ pub struct Recipe {
     /// Character devices besides the console.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chardevs: Vec<Chardev>,
+    /// Disks that servers on the network have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exports: Vec<Export>,
     /// Who can look at the guest's screen.
     #[serde(default, skip_serializing_if = "Screen::is_none")]
     pub screen: Screen,

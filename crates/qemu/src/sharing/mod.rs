@@ -18,6 +18,7 @@
 mod content;
 mod locks;
 mod mounts;
+pub(crate) mod nbd;
 mod token;
 
 pub(crate) use content::digest as content_of;

@@ -41,18 +41,24 @@ impl Vm {
         if reasons.is_empty() { Ok(held) } else { Err(reasons) }
     }
 
-    /// Whether its QEMU has opened the files that were proven, and not what their names lead to since.
+    /// Whether its QEMU has opened the files that were proven, and not what their names lead to since; and nothing but what was granted to it.
     pub fn uses(&self, opened: &[Opened]) -> Result<(), Vec<String>> {
         let held = self.held().map_err(|why| vec![why])?;
         let lacks = |file: &&Opened| file.role != Role::Boot && !held.has(file.identity);
-        let reasons: Vec<String> = opened
+        let mut reasons: Vec<String> = opened
             .iter()
             .filter(lacks)
             .map(|file| {
                 format!("{} {} was replaced just now; try again", file.role.word(), file.path.display())
             })
             .collect();
+        reasons.extend(self.opens_no_more().err().unwrap_or_default());
         if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+    }
+
+    /// Whether a QEMU that was started to wait for this VM has opened nothing but what was granted to it; everything else that it has.
+    pub fn opens_no_more(&self) -> Result<(), Vec<String>> {
+        self.grants.as_ref().map_or(Ok(()), |grants| grants.check(&self.process))
     }
 
     /// Whether the names of its images still lead to the files that were proven.

@@ -113,6 +113,8 @@ impl Machine for Vm {
         let section = section.map_err(|error| self.error(what, error))?;
         let loaded = state::load(&mut self.qmp, door, &section, &state.stream);
         loaded.map_err(|error| self.not_loaded(what, &error))?;
+        // Before anything is promised: nothing of it has run yet.
+        self.opens_no_more().map_err(|reasons| self.error(what, reasons.join("; ")))?;
         self.phase = Phase::Loaded;
         Ok(())
     }

@@ -244,6 +244,7 @@ impl Vm {
         // What we loaded ourselves need not be asked.
         let status = match self.phase {
             Phase::Loaded => {
+                self.open_disks().map_err(|why| self.error(what, why))?;
                 // Asked again it is another matter: it may run by then.
                 self.phase = Phase::Stopped { paused: true, since: self.qmp.heard() };
                 RunState::Paused
@@ -275,6 +276,19 @@ impl Vm {
         self.resumed_at = Some(at);
         self.give_back_exit();
         Ok(ago)
+    }
+
+    /// Activates the disks of a guest that has not run here yet, where QEMU may open an image by its name for that, and looks what
+    /// it has opened. `cont` would do both in one.
+    fn open_disks(&mut self) -> Result<(), String> {
+        if self.grants.as_ref().is_none_or(|grants| grants.pinned) {
+            return Ok(());
+        }
+        // What is wrong with them `cont` says.
+        if let Err(error) = state::activate_disks(&mut self.qmp) {
+            tracing::debug!(vm = self.name(), %error, "its disks cannot be activated yet");
+        }
+        self.opens_no_more().map_err(|reasons| reasons.join("; "))
     }
 
     /// QEMU needs the place for its device state no more.

@@ -63,7 +63,7 @@ impl Vm {
         incoming: bool,
         opened: Option<&[Opened]>,
     ) -> Result<Self, LaunchError> {
-        let Started { mut qmp, process, belongings } = launch::start(recipe, host, incoming, opened)?;
+        let Started { mut qmp, process, belongings, grants } = launch::start(recipe, host, incoming, opened)?;
         let ready = prepare(&mut qmp, incoming)
             .and_then(|()| Ok((cpu::pinned_machine(&mut qmp)?, cpu::features(&mut qmp)?)));
         let opened = ready.map_err(OpenError::Qmp).and_then(|ready| Ok((ready, ram::layout(&mut qmp)?)));
@@ -81,7 +81,7 @@ impl Vm {
                 let is_older = preflight::is_older(qmp.version(), recipe.qemu);
                 recipe.qemu = qmp.version();
                 let vm = Self::new(qmp, process, recipe, belongings, layout);
-                Ok(Self { is_older, ..vm })
+                Ok(Self { is_older, grants: incoming.then_some(grants), ..vm })
             }
             Err(error) => {
                 launch::kill(&process);

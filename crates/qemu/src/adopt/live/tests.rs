@@ -176,13 +176,23 @@ fn disks_that_are_elsewhere_are_refused() {
     };
     for (odd, why, mend) in [
         (node("file", "/dev/fdset/3"), "is not on the command line", "restart the VM with it"),
-        (node("nbd", "nbd://host/d"), "no image locks between hosts", "shared file system"),
+        (node("nbd", "nbd+unix:///d?socket=/s"), "by a socket of this host", "nbd://HOST:PORT/NAME"),
+        (node("rbd", "rbd:pool/vol"), "driver rbd, which is not carried over", "nbd://HOST:PORT/NAME"),
+        (node("https", "https://host/d"), "driver https, which is not carried over", "nbd://HOST:PORT/NAME"),
         (node("host_device", "/dev/sdb"), "no image locks between hosts", "shared file system"),
     ] {
         let reasons = found(&[], odd);
         assert_eq!(reasons.len(), 1, "{reasons:#?}");
         assert!(reasons[0].contains(why) && reasons[0].contains(mend), "{reasons:#?}");
     }
+    let encrypted = json!({ "node-name": "n", "drv": "qcow2", "file": "/a.img", "encrypted": true });
+    let reasons =
+        found(&[], move |command, _| (command == "query-named-block-nodes").then(|| json!([encrypted])));
+    assert_eq!(reasons.len(), 1, "{reasons:#?}");
+    assert!(
+        reasons[0].contains("is encrypted by QEMU (LUKS)") && reasons[0].contains("cryptsetup"),
+        "{reasons:#?}"
+    );
 }
 
 #[test]

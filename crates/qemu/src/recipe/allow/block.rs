@@ -5,7 +5,7 @@ use super::{
     options::fit,
     properties::Property,
 };
-use crate::recipe::{LIMITS, Role, check::shown, options};
+use crate::recipe::{Export, LIMITS, Role, check::shown, export, options};
 
 /// Whether a path is among the recipe's files of this role.
 pub(super) type FileOf<'a> = &'a dyn Fn(Role, &str) -> bool;
@@ -27,7 +27,7 @@ const NODE: &[Property] = &[
     ("detect-zeroes", ZEROES),
     ("discard", DISCARD),
     ("discard-no-unref", Switch),
-    ("driver", Word(&["file", "raw", "qcow2", "null-co"])),
+    ("driver", Word(&["file", "raw", "qcow2", "null-co", "throttle", "nbd"])),
     ("file", Id),
     ("l2-cache-entry-size", Size),
     ("l2-cache-size", Size),
@@ -36,25 +36,48 @@ const NODE: &[Property] = &[
     ("locking", LOCKED),
     ("node-name", Id),
     ("offset", Size),
+    ("open-timeout", Number),
     ("overlap-check", Word(&["none", "constant", "cached", "all"])),
     ("pass-discard-other", Switch),
     ("pass-discard-request", Switch),
     ("pass-discard-snapshot", Switch),
     ("read-only", Switch),
     ("read-zeroes", Switch),
+    ("reconnect-delay", Number),
     ("refcount-cache-size", Size),
     ("size", Size),
+    ("throttle-group", Id),
 ];
 
-pub(super) fn blockdev(value: &str, file_of: FileOf) -> Result<(), String> {
-    let parsed = options::parse(value, "driver");
+pub(super) fn blockdev(value: &str, file_of: FileOf, exports: &[Export]) -> Result<(), String> {
+    let mut parsed = options::parse(value, "driver");
+    for prefix in ["", "file."] {
+        server(&mut parsed, prefix, exports)?;
+    }
     let driver = options::get(&parsed, "driver").unwrap_or_default();
-    if !matches!(driver, "file" | "raw" | "qcow2" | "null-co") {
+    if !matches!(driver, "file" | "raw" | "qcow2" | "null-co" | "throttle" | "nbd") {
         return Err(format!("block driver {} is not allowed", shown(driver)));
     }
     check(&parsed, file_of, &["filename", "file.filename"], |key| {
         find(NODE, key.strip_prefix("file.").unwrap_or(key))
     })
+}
+
+/// Takes away what a node is told of its server, which must be one of the recipe's exports; a node that has none must not be told any.
+fn server(parsed: &mut Vec<(String, String)>, prefix: &str, exports: &[Export]) -> Result<(), String> {
+    if options::get(parsed, &format!("{prefix}driver")) != Some("nbd") {
+        return Ok(());
+    }
+    let is_key = |key: &str| key.strip_prefix(prefix).is_some_and(|key| export::KEYS.contains(&key));
+    let (told, rest): (Vec<_>, Vec<_>) = parsed.drain(..).partition(|(key, _)| is_key(key));
+    *parsed = rest;
+    // Which of two would count is not looked at.
+    let twice = told.iter().enumerate().any(|(n, (key, _))| told[..n].iter().any(|(other, _)| other == key));
+    if twice || !exports.iter().any(|export| export.is_opened_by(&told, prefix)) {
+        let told = options::join(&told, "");
+        return Err(format!("{} is not allowed: it is not among the recipe's exports", shown(&told)));
+    }
+    Ok(())
 }
 
 const DRIVE: &[Property] = &[
@@ -96,14 +119,26 @@ fn throttles(key: &str) -> Option<Form> {
     if rest == "group" {
         return Some(Id);
     }
-    let rest = rest.strip_prefix("iops-").or(rest.strip_prefix("bps-"))?;
+    limit(rest)
+}
+
+/// `iops-total-max-length` and its like.
+fn limit(name: &str) -> Option<Form> {
+    let rest = name.strip_prefix("iops-").or(name.strip_prefix("bps-"))?;
     let rest = rest.strip_suffix("-length").map_or(rest, |rest| rest);
     let rest = rest.strip_suffix("-max").unwrap_or(rest);
     ["total", "read", "write", "size"].contains(&rest).then_some(Number)
 }
 
-pub(super) fn drive(value: &str, file_of: FileOf) -> Result<(), String> {
+/// The limits of `-object throttle-group`.
+pub(super) fn group_limit(key: &str) -> Option<Form> {
+    limit(key.strip_prefix("x-")?)
+}
+
+pub(super) fn drive(value: &str, file_of: FileOf, exports: &[Export]) -> Result<(), String> {
     let parsed = options::parse(value, "");
+    let file_of: FileOf =
+        &|role, path| file_of(role, path) || exports.iter().any(|export| export.url() == path);
     check(&parsed, file_of, &["file"], |key| find(DRIVE, key).or_else(|| throttles(key)))?;
     let named = |key: &str| options::get(&parsed, key).is_some();
     // Without a format QEMU guesses it from what the guest wrote there.

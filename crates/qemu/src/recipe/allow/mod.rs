@@ -20,7 +20,7 @@ pub(super) use options::{cpu, machine, memory, smp};
 pub(crate) use options::{is_nic_model, is_of_user_network};
 
 use super::{
-    Argument, Role, SeenFile,
+    Argument, Export, Role, SeenFile,
     check::shown,
     options::{escape, get, parse},
     refused,
@@ -35,6 +35,15 @@ const FLAGS: &[&str] =
 
 /// Whether one option of the command line may be passed on; says why not.
 pub fn check_argument(argument: &Argument, files: &[SeenFile]) -> Result<(), String> {
+    check_argument_of(argument, files, &[])
+}
+
+/// The same of a VM that also has these exports.
+pub(super) fn check_argument_of(
+    argument: &Argument,
+    files: &[SeenFile],
+    exports: &[Export],
+) -> Result<(), String> {
     let option = argument.option.as_str();
     let refuse = |why: String| -> Result<(), String> {
         Err(format!("{} {}: {why}", shown(option), shown(argument.value.as_deref().unwrap_or(""))))
@@ -57,15 +66,15 @@ pub fn check_argument(argument: &Argument, files: &[SeenFile]) -> Result<(), Str
         "-initrd" if value.contains([',', ' ']) => {
             refuse("QEMU takes a comma or a blank in it for a list; rename the file".to_owned())
         }
-        "-kernel" | "-initrd" if file_of(Role::Boot, value) => Ok(()),
-        "-kernel" | "-initrd" => refuse("the file is not among the recipe's boot files".to_owned()),
+        "-kernel" | "-initrd" | "-bios" if file_of(Role::Boot, value) => Ok(()),
+        "-kernel" | "-initrd" | "-bios" => refuse("the file is not among the recipe's boot files".to_owned()),
         "-fw_cfg" | "-acpitable" | "-smbios" if get(&parse(value, ""), "file").is_some() => {
             options::with_file(option, value, &|path| file_of(Role::Boot, path)).or_else(refuse)
         }
         "-global" => global(value).or_else(refuse),
         "-device" => device(value).or_else(refuse),
-        "-blockdev" => block::blockdev(value, &file_of).or_else(refuse),
-        "-drive" => block::drive(value, &file_of).or_else(refuse),
+        "-blockdev" => block::blockdev(value, &file_of, exports).or_else(refuse),
+        "-drive" => block::drive(value, &file_of, exports).or_else(refuse),
         _ => options::check(option, value)
             .unwrap_or_else(|| Err("this option is not allowed".to_owned()))
             .or_else(refuse),

@@ -364,6 +364,12 @@ fn object(parsed: &[(String, String)]) -> Result<(), String> {
         "iothread" => IOTHREAD,
         "rng-random" => RANDOM,
         "rng-builtin" => &[],
+        "throttle-group" => {
+            return fit("", parsed, |key| match key {
+                "qom-type" | "id" => Some(Id),
+                key => super::block::group_limit(key),
+            });
+        }
         other => return Err(format!("objects of the kind {:?} are not allowed", shown(other))),
     };
     fit("", parsed, |key| match key {
