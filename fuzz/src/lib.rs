@@ -12,6 +12,9 @@ pub mod mutate;
 /// The targets, in the order in which a stranger meets them.
 mod targets;
 
+/// A real QEMU, watched from outside.
+pub use targets::opens::{recipe as watched_recipe, seen as seen_of_qemu};
+
 use std::path::{Path, PathBuf};
 
 /// One of them.
@@ -30,6 +33,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "machines", body: targets::machines::run, seeds: targets::machines::seeds },
     Target { name: "others", body: targets::others::run, seeds: targets::others::seeds },
     Target { name: "recipe", body: targets::recipe::run, seeds: targets::recipe::seeds },
+    Target { name: "opens", body: targets::opens::run, seeds: targets::opens::seeds },
     Target { name: "foreign", body: targets::foreign::run, seeds: targets::foreign::seeds },
     Target { name: "history", body: targets::history::run, seeds: targets::history::seeds },
     Target { name: "store", body: targets::store::run, seeds: targets::store::seeds },

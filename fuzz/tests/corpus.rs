@@ -78,7 +78,7 @@ macro_rules! stories {
     };
 }
 
-stories!(wire land control machines others recipe foreign history store spool qmp vmfile config);
+stories!(wire land control machines others recipe opens foreign history store spool qmp vmfile config);
 
 #[test]
 fn the_corpus_is_small() {

@@ -16,6 +16,9 @@ pub(crate) mod others;
 /// What a peer's VM wants to be started with.
 pub(crate) mod recipe;
 
+/// What real QEMUs open that are started with what passes.
+pub(crate) mod opens;
+
 /// Images and private memory.
 pub(crate) mod foreign;
 

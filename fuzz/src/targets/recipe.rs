@@ -179,6 +179,7 @@ fn recipes() -> Vec<Recipe> {
             Chardev::new("charchannel0", ChardevKind::Socket),
             Chardev { mux: true, logged: true, ..Chardev::new("c1", ChardevKind::Pty) },
         ],
+        exports: vec![],
         screen: Screen::Vnc,
     };
     let theirs = Recipe {
