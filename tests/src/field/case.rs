@@ -21,8 +21,9 @@ pub struct Case {
     pub guest: Inside,
     /// QEMU's command line: a line for each option, a blank between the option and its value.
     ///
-    /// `{dir}` is a directory of this case with `disk.img`, `disk.qcow2` and `cd.iso`, `{qmp}` the socket of a monitor, `{tap}` a TAP on
-    /// a bridge, `{ovmf}` where OVMF's images are, `{huge}` a hugetlbfs. What needs KVM is run by QEMU's translation.
+    /// `{dir}` is a directory of this case with `disk.img`, `disk.qcow2`, `over.qcow2` on the first of these, `bios.bin` and `cd.iso`,
+    /// `{qmp}` the socket of a monitor, `{tap}` a TAP on a bridge, `{ovmf}` where OVMF's images are, `{huge}` a hugetlbfs. What needs KVM
+    /// is run by QEMU's translation.
     pub command: String,
     /// How much memory of explicit huge pages it takes. Where the machine has none to spare, the case is skipped, and that is said.
     #[serde(default)]

@@ -20,6 +20,9 @@ const MODES: [&str; 3] = ["pre-copy", "post-copy", "hybrid"];
 /// What Debian's package installs.
 const OVMF: &str = "/usr/share/OVMF";
 
+/// The firmware that QEMU takes by itself.
+const BIOS: &str = "/usr/share/seabios/bios-256k.bin";
+
 /// What says what a machine is: its devices with their properties, its buses, its drives.
 const LOOKS: [&str; 5] = ["info qtree", "info pci", "info block", "info chardev", "info network"];
 
@@ -205,6 +208,15 @@ fn files(case: &Case, dir: &Path) -> Result<()> {
         crate::run(Command::new("qemu-img").args(convert).current_dir(dir))?;
     }
     fs::write(dir.join("cd.iso"), "a medium\n".repeat(1 << 16)).doing("make a medium")?;
+    if case.command.contains("over.qcow2") {
+        let base = dir.join("disk.img").display().to_string();
+        let create = ["create", "-q", "-f", "qcow2", "-b", &base, "-F", "raw", "over.qcow2"];
+        crate::run(Command::new("qemu-img").args(create).current_dir(dir))?;
+    }
+    if case.command.contains("bios.bin") {
+        let bios = Path::new(BIOS);
+        fs::copy(bios, dir.join("bios.bin")).doing(format!("copy {}", bios.display()))?;
+    }
     if case.command.contains("vars.fd") {
         let vars = Path::new(OVMF).join("OVMF_VARS_4M.fd");
         fs::copy(&vars, dir.join("vars.fd")).doing(format!("copy {}", vars.display()))?;

@@ -12,8 +12,8 @@ use crate::{
     qmp::{Qmp, QmpError},
     ram::{self, Backend},
     recipe::{
-        Accel, Backing, ChardevKind, MemoryBlock, Recipe, Role, SeenFile, backing_files, files, options,
-        why_refused,
+        Accel, Backing, ChardevKind, MemoryBlock, Recipe, Role, SeenFile, backing_files, files, is_server,
+        options, why_refused,
     },
     snapshot::own,
 };
@@ -195,7 +195,8 @@ fn disks(
     name_descriptors(qmp, process, &mut nodes)?;
     for node in nodes.as_array_mut().into_iter().flatten() {
         // By the names of this host. Of what is not found here, all that can be told is what QEMU calls it.
-        let found = node["file"].as_str().and_then(|name| names.file(Role::Disk, name).ok());
+        let named = node["file"].as_str().filter(|name| !is_server(name));
+        let found = named.and_then(|name| names.file(Role::Disk, name).ok());
         if let Some(path) = found {
             node["file"] = path.to_string_lossy().into();
         }
