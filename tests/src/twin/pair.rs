@@ -230,7 +230,7 @@ impl Pair<'_> {
             .iter()
             .any(|refusal| refusal.covers(&error, &self.done) || refusal.covers(&error, before));
         // A target that still starts the QEMU of a move that was over at once has it end only then.
-        let busy = self.went.refused > 0 && error.ends_with(&format!("has a VM named {name} already"));
+        let busy = self.went.refused > 0 && error.contains(&format!("has a VM named {name} already"));
         ensure!(listed || busy, "it was not moved for a reason that is not listed: {}", report.0);
         self.went.refused += 1;
         Ok(())
