@@ -8,7 +8,7 @@ use qemu::{
     ports::PortKind,
     qmp::Qmp,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
     fs::File,
@@ -80,8 +80,12 @@ fn drives(text: &str) -> String {
 
 /// What is said of this host's end of a device, not of the device. What the cache is said to be follows from what the guest has
 /// agreed on with the device, and is set anew when it does so again: QEMU's own migration does the same.
+///
+/// A USB device's port is said there, where QEMU had chosen it.
 fn is_of_the_host(line: &str) -> bool {
-    ["chardev", "netdev = ", "drive = ", "Cache mode:"].iter().any(|key| line.trim_start().starts_with(key))
+    ["chardev", "netdev = ", "drive = ", "Cache mode:", "port = \""]
+        .iter()
+        .any(|key| line.trim_start().starts_with(key))
 }
 
 /// Copies the guest's memory, which stands still.
@@ -119,21 +123,40 @@ fn hears_only_here(vm: &Vm) -> Result<(), String> {
 
 /// Takes a VM of these words over to another host, and says what is not the same there.
 pub(crate) fn there(words: &[&str], program: Option<PathBuf>) -> Result<(), String> {
-    take_over(words, program, false)
+    take_over(words, &[], program, false)
+}
+
+/// The same once this was plugged in: arguments of `device_add` and its like, each after its command.
+pub(crate) fn there_plugged(
+    words: &[&str],
+    plugged: &[(&str, Value)],
+    program: Option<PathBuf>,
+) -> Result<(), String> {
+    take_over(words, plugged, program, false)
 }
 
 /// The same once the guest has drawn something, which is shown there, too.
 pub(crate) fn there_drawn(words: &[&str], program: Option<PathBuf>) -> Result<(), String> {
-    take_over(words, program, true)
+    take_over(words, &[], program, true)
 }
 
-fn take_over(words: &[&str], program: Option<PathBuf>, draws: bool) -> Result<(), String> {
+fn take_over(
+    words: &[&str],
+    plugged: &[(&str, Value)],
+    program: Option<PathBuf>,
+    draws: bool,
+) -> Result<(), String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let usual = program.clone().unwrap_or("qemu-system-x86_64".into());
     let hand = ByHand::start_with(usual, &[&["-m", "64M"], words].concat());
     if draws {
         drawn(&mut Qmp::connect(&hand.qmp).map_err(|error| text(&error))?)?;
     }
+    let mut qmp = Qmp::connect(&hand.qmp).map_err(|error| text(&error))?;
+    for (command, arguments) in plugged {
+        qmp.execute(command, arguments.clone()).map_err(|error| format!("{arguments}: {error}"))?;
+    }
+    drop(qmp);
     let mut vm = Vm::adopt("hand", &hand.qmp).map_err(|error| text(&error))?.vm;
     let target = host(hand.folder.path(), "target", program);
     let private = vm.copy_ahead().map_err(|error| text(&error))?;

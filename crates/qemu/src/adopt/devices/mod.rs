@@ -135,7 +135,7 @@ fn describe(
     if is_vcpu(&device.kind) {
         return vcpu(qmp, device);
     }
-    let place = match places.of(qmp, device)? {
+    let place = match places.of(device) {
         Ok(place) => place,
         Err(why) => return Ok(Err(why)),
     };
@@ -163,8 +163,8 @@ struct Places {
     buses: BTreeMap<String, String>,
     /// How many devices on a USB bus have no id.
     nameless: usize,
-    /// Ports of USB devices by their ids, and of those without one; once they were asked for.
-    ports: Option<(BTreeMap<String, String>, Vec<String>)>,
+    /// Ports of USB devices by their ids, and of those without one.
+    ports: (BTreeMap<String, String>, Vec<String>),
     /// Buses that are named in arguments.
     named: BTreeSet<String>,
 }
@@ -176,7 +176,9 @@ impl Places {
         let bus = |answer: &Value| answer.as_str().unwrap_or_default().to_owned();
         let buses = live.iter().zip(&buses).map(|(device, answer)| (device.path.clone(), bus(answer)));
         let nameless = live.iter().filter(|device| !device.has_id && is_usb(&device.kind)).count();
-        Ok(Self { buses: buses.collect(), nameless, ports: None, named: BTreeSet::new() })
+        let has_usb = live.iter().any(|device| is_usb(&device.kind));
+        let ports = if has_usb { ask::usb_ports(qmp)? } else { Default::default() };
+        Ok(Self { buses: buses.collect(), nameless, ports, named: BTreeSet::new() })
     }
 
     fn bus(&self, device: &Device) -> &str {
@@ -184,25 +186,27 @@ impl Places {
     }
 
     /// Where it is; or why that is not known.
-    fn of(&mut self, qmp: &mut Qmp, device: &Device) -> Result<Result<Place, String>, QmpError> {
+    fn of(&mut self, device: &Device) -> Result<Place, String> {
         let bus = self.bus(device).to_owned();
         self.named.insert(bus.clone());
         if !is_usb(&device.kind) {
-            return Ok(Ok(Place { bus, port: None }));
+            return Ok(Place { bus, port: None });
         }
-        if self.ports.is_none() {
-            self.ports = Some(ask::usb_ports(qmp)?);
+        match self.port(device) {
+            Some(port) => Ok(Place { bus, port: Some(port.to_owned()) }),
+            None => Err("QEMU does not tell its port; plug it in with an id".to_owned()),
         }
-        let (named, others) = self.ports.as_ref().expect("just asked");
+    }
+
+    /// The port of a USB device: `1.2` is the second one of a hub at the first.
+    fn port(&self, device: &Device) -> Option<&str> {
+        let (named, others) = &self.ports;
         let port = match device.id() {
             Some(id) => named.get(id),
             // Of several, nobody tells which is which.
             None => others.first().filter(|_| self.nameless == 1 && others.len() == 1),
         };
-        Ok(match port.filter(|port| !port.is_empty()) {
-            Some(port) => Ok(Place { bus, port: Some(port.clone()) }),
-            None => Err("QEMU does not tell its port; plug it in with an id".to_owned()),
-        })
+        port.map(String::as_str).filter(|port| !port.is_empty())
     }
 
     /// Says in an argument where its device is, as far as it does not: the places of those after one that was
@@ -221,9 +225,9 @@ impl Places {
         }
         if is_usb(&device.kind)
             && get(&parsed, "port").is_none()
-            && let Ok(Place { port: Some(port), .. }) = self.of(qmp, device)?
+            && let Some(port) = self.port(device)
         {
-            parsed.push(("port".to_owned(), port));
+            parsed.push(("port".to_owned(), port.to_owned()));
         }
         if parsed.len() > before {
             let place = Place { bus, port: None };
@@ -239,8 +243,16 @@ impl Places {
     /// Those that others are plugged into come first.
     fn in_order<'a>(&self, plugged: Vec<&'a Device>) -> Vec<&'a Device> {
         let (mut rest, mut ordered) = (plugged, Vec::new());
+        let is_below = |whole: &str, part: &str, between: char| {
+            whole.strip_prefix(part).is_some_and(|rest| rest.starts_with(between))
+        };
         let is_in = |device: &Device, other: &Device| {
-            self.bus(device).strip_prefix(&other.path).is_some_and(|rest| rest.starts_with('/'))
+            let hub = self.bus(device) == self.bus(other)
+                && self
+                    .port(device)
+                    .zip(self.port(other))
+                    .is_some_and(|(port, hub)| is_below(port, hub, '.'));
+            hub || is_below(self.bus(device), &other.path, '/')
         };
         while let Some(at) = rest.iter().position(|one| !rest.iter().any(|other| is_in(one, other))) {
             ordered.push(rest.remove(at));
@@ -280,7 +292,7 @@ mod tests {
         Places {
             buses,
             nameless: 0,
-            ports: None,
+            ports: Default::default(),
             named: rows.iter().map(|(_, bus)| (*bus).to_owned()).collect(),
         }
     }
@@ -302,6 +314,14 @@ mod tests {
         let ordered: Vec<_> =
             places.in_order(devices.iter().collect()).iter().map(|it| it.name.clone()).collect();
         assert_eq!(ordered, ["other", "z", "a-disk"]);
+        let usb = "/machine/peripheral/usb/usb.0";
+        let mut places = self::places(&[("a", usb), ("hub", usb), ("inner", usb)]);
+        let ports = [("a", "1.2.1"), ("hub", "1"), ("inner", "1.2")];
+        places.ports.0 = ports.map(|(id, port)| (id.to_owned(), port.to_owned())).into();
+        let devices = [device("a", "usb-kbd"), device("hub", "usb-hub"), device("inner", "usb-hub")];
+        let ordered: Vec<_> =
+            places.in_order(devices.iter().collect()).iter().map(|it| it.name.clone()).collect();
+        assert_eq!(ordered, ["hub", "inner", "a"]);
         assert_eq!(places.ambiguous(), Vec::<String>::new());
     }
 
