@@ -163,10 +163,21 @@ fn answer(line: &str, jobs: &Jobs, work: &Work) -> String {
             }
             None => "error claim MIB".to_owned(),
         },
+        "pcrs" => pcrs(),
         "off" => "ok".to_owned(),
         _ => "error there are status, verify, findings, pause [NAME], go [NAME], ticks [IP:PORT], probe, forget, hardware, \
-              online, claim MIB, off"
+              online, claim MIB, pcrs, off"
             .to_owned(),
+    }
+}
+
+/// What the platform has told its TPM since it was switched on.
+fn pcrs() -> String {
+    let bank = std::path::Path::new("/sys/class/tpm/tpm0/pcr-sha256");
+    let one = |n: u32| std::fs::read_to_string(bank.join(n.to_string())).map(|text| text.trim().to_owned());
+    match (0..24).map(one).collect::<Result<Vec<_>, _>>() {
+        Ok(all) => all.join(" "),
+        Err(error) => format!("error {}: {error}", bank.display()),
     }
 }
 

@@ -53,6 +53,7 @@ pub fn machine_lacks() -> Vec<String> {
         ("tc", "iproute2"),
         ("bridge", "iproute2"),
         ("qemu-img", "qemu-utils"),
+        ("swtpm", "swtpm"),
         (QEMU, "qemu-system-x86"),
     ] {
         if !is_program(program) {

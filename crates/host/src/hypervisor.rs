@@ -308,7 +308,7 @@ impl Hypervisor for QemuHost {
         match open(vm) {
             Ok(mut open) => open.destroy().map_err(reasons),
             Err(OpenOr::Open(OpenError::Gone { .. })) => {
-                handle_of(vm).map(|handle| handle.belongings.remove()).map_err(reasons)
+                handle_of(vm).map(|handle| handle.belongings.remove_ended(&vm.name)).map_err(reasons)
             }
             Err(error) => Err(reasons(error)),
         }

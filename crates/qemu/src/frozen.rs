@@ -73,7 +73,7 @@ pub fn end(handle: &Handle, hold: Option<Hold>) -> io::Result<()> {
             return Err(io::Error::other(why));
         }
     }
-    handle.belongings.remove();
+    handle.belongings.remove_all();
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use crate::{
     host::Host,
     ports::Port,
     qmp::{Qmp, QmpError},
-    tap,
+    tap, tpm,
 };
 use rustix::process::{Signal, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
@@ -61,6 +61,9 @@ pub struct Belongings {
     /// Its memory files.
     #[serde(default)]
     pub memory: Vec<PathBuf>,
+    /// Where its TPM has its state. It goes only with [`Belongings::remove_all`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpm: Option<PathBuf>,
     /// What its character devices end in, and its screen.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<Port>,
@@ -68,7 +71,7 @@ pub struct Belongings {
 
 impl Belongings {
     /// Takes everything away that was made for the process. What is gone already is no error.
-    pub fn remove(&self) {
+    fn remove(&self) {
         for tap in &self.taps {
             tap::remove(tap);
         }
@@ -91,6 +94,18 @@ impl Belongings {
                 tracing::warn!(path = %path.display(), %error, "could not be removed");
             }
         }
+    }
+
+    /// The same of a process whose guest lives elsewhere, or nowhere yet: with its TPM's state.
+    pub fn remove_all(&self) {
+        self.remove();
+        self.tpm.iter().for_each(|folder| tpm::forget(folder));
+    }
+
+    /// The same of a process whose guest has ended here: its TPM's state stays, under the VM's name.
+    pub fn remove_ended(&self, vm: &str) {
+        self.remove();
+        self.tpm.iter().for_each(|folder| tpm::keep(folder, vm));
     }
 
     /// Where these are written down as long as the process is there.
@@ -232,7 +247,7 @@ pub fn discard(belongings: &Belongings) -> io::Result<()> {
             return Err(io::Error::other(why));
         }
     }
-    belongings.remove();
+    belongings.remove_all();
     Ok(())
 }
 

@@ -26,6 +26,7 @@ pub mod ports;
 
 /// TAP interfaces of a VM.
 pub mod tap;
+mod tpm;
 
 /// What takes bytes from strangers, for those who try to break it.
 #[doc(hidden)]
@@ -81,7 +82,7 @@ pub use account::Account;
 pub use adopt::{Adopted, Examined};
 pub use host::{Host, Kvm};
 pub use limits::Limits;
-pub use recipe::{Accel, Recipe};
+pub use recipe::{Accel, Recipe, Tpm, TpmVersion};
 pub use spare::SpareCores;
 pub use vm::{Begun, Handle, OpenError, Vm};
 pub use vmfile::VmFile;

@@ -7,7 +7,7 @@ use crate::{
     recipe::{self, Accel, Backing, Recipe, files::Opened},
     room::Room,
     sharing::nbd,
-    tap,
+    tap, tpm,
 };
 use std::{
     collections::HashMap,
@@ -44,6 +44,7 @@ pub fn check(recipe: &Recipe, host: &Host, from: &str, migration: &str) -> Resul
     if recipe.accel == Accel::Kvm {
         reasons.extend(check_kvm(recipe.kvm_speed, host.kvm));
     }
+    reasons.extend(recipe.tpm.as_ref().and_then(|_| tpm::program().err()));
     reasons.extend(host.limits.check(recipe));
     for net in &recipe.nets {
         match host.limits.check_net(net) {

@@ -188,7 +188,8 @@ fn parse_tree(text: &str) -> Tree {
         let Some((range, rest)) = line.trim().split_once(" (prio ") else { continue };
         let Some((kind, region)) = rest.split_once("): ") else { continue };
         let place = match kind.rsplit_once(", ").map(|(_, kind)| kind) {
-            Some("ram") => &mut tree,
+            // The second is RAM of a device's own: a TPM's.
+            Some("ram" | "ramd") => &mut tree,
             Some("rom" | "romd") => &mut roms,
             _ => continue,
         };

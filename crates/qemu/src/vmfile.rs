@@ -210,6 +210,7 @@ impl VmFile {
             chardevs: Vec::new(),
             exports: Vec::new(),
             screen: Screen::None,
+            tpm: None,
         };
         if reasons.is_empty() {
             reasons = recipe::check(&recipe);

@@ -25,6 +25,8 @@ pub struct Rights {
     /// Whether who is kept apart may use io_uring all the same. What it is asked by that no filter sees: it cannot
     /// do what `DENIED` is about, but as attributes of files it may set who may open them.
     pub io_uring: bool,
+    /// Whether it may set who opens the files that it has open: all of them are its own, and none shows as such that is root's.
+    pub modes: bool,
     /// Descriptors that it inherits, under the numbers that they have here. No others, whoever has left them to us.
     pub inherits: Vec<OwnedFd>,
 }
@@ -77,7 +79,7 @@ const CAPABILITIES: u64 = 64;
 /// Has `command` start its program like that, in a session of its own: what ends us, or our terminal, does
 /// not end it.
 pub fn give(command: &mut Command, rights: Rights) {
-    let filter = if rights.apart { filter(rights.io_uring) } else { Vec::new() };
+    let filter = if rights.apart { filter(rights.io_uring, rights.modes) } else { Vec::new() };
     let domain = if rights.apart { domain() } else { None };
     let work = move || begin(&rights, &filter, domain.as_ref());
     // SAFETY: the child makes system calls only, with memory that was there before.
@@ -137,7 +139,7 @@ const ARCHITECTURE: u32 = 0xc000_003e;
 const X32: u32 = 0x4000_0000;
 
 /// As a filter of the kernel's (`seccomp(2)`).
-fn filter(io_uring: bool) -> Vec<libc::sock_filter> {
+fn filter(io_uring: bool, modes: bool) -> Vec<libc::sock_filter> {
     let fails = libc::SECCOMP_RET_ERRNO | libc::EPERM.cast_unsigned();
     let step = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter { code: code as u16, jt, jf, k };
     let jump = |code: u32, k: u32, jt: u8| step(libc::BPF_JMP | code | libc::BPF_K, k, jt, 0);
@@ -147,7 +149,8 @@ fn filter(io_uring: bool) -> Vec<libc::sock_filter> {
     let mut steps = vec![load(4), step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, ARCHITECTURE, 1, 0)];
     steps.push(answer(fails));
     steps.push(load(0));
-    let denied: Vec<i64> = DENIED.iter().chain(IO_URING.iter().filter(|_| !io_uring)).copied().collect();
+    let calls = DENIED.iter().filter(|call| !modes || **call != libc::SYS_fchmod);
+    let denied: Vec<i64> = calls.chain(IO_URING.iter().filter(|_| !io_uring)).copied().collect();
     let count = denied.len() as u8;
     // From the first step, so many to the failure at the end.
     steps.push(jump(libc::BPF_JGE, X32, count + 1));

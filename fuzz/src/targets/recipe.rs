@@ -181,6 +181,7 @@ fn recipes() -> Vec<Recipe> {
         ],
         exports: vec![],
         screen: Screen::Vnc,
+        tpm: Some(qemu::Tpm { id: "tpm0".into(), version: qemu::TpmVersion::V2 }),
     };
     let theirs = Recipe {
         machine: "microvm,pic=off,pit=off".into(),

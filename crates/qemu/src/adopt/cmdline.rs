@@ -8,8 +8,8 @@ use super::{
     words::{self, Word},
 };
 use crate::recipe::{
-    Accel, Argument, Backing, Console, MemoryBlock, Recipe, Role, Screen, SeenFile, aliases, files,
-    is_server,
+    Accel, Argument, Backing, Console, MemoryBlock, Recipe, Role, Screen, SeenFile, Tpm, TpmVersion, aliases,
+    files, is_server,
     options::{self, get, is_on},
 };
 use std::{
@@ -193,6 +193,7 @@ impl<'a> Reader<'a> {
             chardevs: Vec::new(),
             exports: Vec::new(),
             screen: Screen::None,
+            tpm: None,
         };
         let read = Read { known: Vec::new(), ..Read::of(recipe) };
         let (ports, networks) = (Ports::default(), Networks::default());
@@ -267,11 +268,27 @@ impl<'a> Reader<'a> {
                 plain => self.pass(option, plain),
             },
             _ if HOST_ONLY.contains(&option) => {}
-            _ => {
-                if option == "-tpmdev" {
-                    self.ports.used_elsewhere(value);
-                }
-                self.pass(option, value);
+            "-tpmdev" => self.tpm(value),
+            _ => self.pass(option, value),
+        }
+    }
+
+    /// A TPM that is a program beside QEMU is that on the target, too.
+    fn tpm(&mut self, value: &str) {
+        let parsed = options::parse(value, "type");
+        let id = get(&parsed, "id").unwrap_or_default().to_owned();
+        match get(&parsed, "type") {
+            Some("emulator") => {
+                self.ports.used_elsewhere(value);
+                self.note(format!(
+                    "TPM {id} is a swtpm of the target's own there; the one here is left as it is, and its state of no use any more"
+                ));
+                // Of which kind it is, the running one says.
+                self.read.recipe.tpm = Some(Tpm { id, version: TpmVersion::V2 });
+            }
+            kind => {
+                let kind = kind.unwrap_or("?");
+                self.refuse(format!("TPM {id} ({kind}) is this host's; use a swtpm (-tpmdev emulator)"));
             }
         }
     }

@@ -36,6 +36,7 @@ pub(super) fn differences(
     state(qmp, &mut reasons)?;
     devices(qmp, read, &mut reasons)?;
     places(qmp, read);
+    super::tpm::look(qmp, read, &mut reasons)?;
     disks(qmp, process, names, read, &mut reasons)?;
     nets::networks(qmp, process, read, &mut reasons)?;
     chardevs::follow(qmp, &mut read.recipe, &read.chardevs, &mut reasons)?;

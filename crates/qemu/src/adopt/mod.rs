@@ -17,6 +17,7 @@ pub(crate) mod nets;
 mod objects;
 mod settings;
 mod throttles;
+mod tpm;
 mod words;
 
 use crate::{

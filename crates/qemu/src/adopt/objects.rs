@@ -12,7 +12,7 @@ use crate::{
 use serde_json::{Value, json};
 
 /// Kinds that are looked at elsewhere, or stay behind.
-const ELSEWHERE: &[&str] = &["memory-backend-", "secret", "tls-", "authz-", throttles::GROUP];
+const ELSEWHERE: &[&str] = &["memory-backend-", "secret", "tls-", "authz-", "tpm-", throttles::GROUP];
 
 /// More properties than any object has.
 const MOST_PROPERTIES: usize = 100;

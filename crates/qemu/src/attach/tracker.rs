@@ -11,7 +11,7 @@ use super::{
     region::{Ram, Region},
 };
 use engine::ports::{GuestMemory, Tracker};
-use std::{io, ops::Range, sync::Arc};
+use std::{fs, io, ops::Range, sync::Arc};
 use sys::{
     inject::Borrowed,
     maps,
@@ -121,6 +121,8 @@ impl AsyncTracker {
 /// Which blocks QEMU may throw pages of away without a word to whoever watches them. Of huge pages it only punches holes into the
 /// file, and where memory is locked (`mlockall`) the kernel does the same and refuses the rest, which would be told.
 fn silent(process: &PidFd, memory: &Memory, discards: bool) -> io::Result<Vec<bool>> {
+    // To ask of each mapping takes the kernel a walk through all of QEMU's page tables; of the process, nothing.
+    let discards = discards && has_locked(process)?;
     let is_silent = |region: &Region| match (&region.ram, &region.huge) {
         (_, Some(_)) => Ok(true),
         (Ram::Shared(_), None) if discards => {
@@ -129,6 +131,12 @@ fn silent(process: &PidFd, memory: &Memory, discards: bool) -> io::Result<Vec<bo
         _ => Ok(false),
     };
     memory.regions().iter().map(is_silent).collect()
+}
+
+/// Whether any of its memory is locked.
+fn has_locked(process: &PidFd) -> io::Result<bool> {
+    let status = fs::read_to_string(process.proc_path("status"))?;
+    Ok(status.lines().any(|line| line.strip_prefix("VmLck:").is_some_and(|size| size.trim() != "0 kB")))
 }
 
 /// Makes a userfaultfd in QEMU, takes it, and closes it there before anything can be registered with it.

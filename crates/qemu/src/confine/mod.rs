@@ -133,7 +133,7 @@ impl Confinement {
     pub(crate) fn give(self, command: &mut Command, inherits: Vec<std::os::fd::OwnedFd>) {
         command.args(self.after);
         let Self { user, without, io_uring, .. } = self;
-        let rights = Rights { user, without, apart: user.is_some(), io_uring, inherits };
+        let rights = Rights { user, without, apart: user.is_some(), io_uring, modes: false, inherits };
         sys::rights::give(command, rights);
     }
 }

@@ -20,7 +20,7 @@ use crate::{
         chain::Chains,
         files::{Identity, Opened},
     },
-    tap,
+    tap, tpm,
 };
 use std::{
     fs::{DirBuilder, File, OpenOptions},
@@ -34,10 +34,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use sys::{
-    mounts::{Ids, named_socket},
-    process::PidFd,
-};
+use sys::{mounts::named_socket, process::PidFd};
 
 /// By what a process is found that was told to listen somewhere and does not do so yet: it has this in its
 /// environment.
@@ -86,7 +83,7 @@ pub(crate) fn start(
     let pinned = account.ids().is_some();
     let chains = chains(recipe, opened);
     let mut files = identities(recipe, opened);
-    let started = prepare(recipe, host, account.ids(), &mut belongings).and_then(|made| {
+    let started = prepare(recipe, host, &account, &mut belongings).and_then(|made| {
         let own = made.files.iter().filter_map(|(_, _, file)| file.metadata().ok());
         files.extend(own.map(|metadata| Identity::of(&metadata)));
         let made = Made { paths: Paths { chains, ..made.paths }, ..made };
@@ -102,7 +99,7 @@ pub(crate) fn start(
             Ok(Started { qmp, process, belongings, grants })
         }
         Err(error) => {
-            belongings.remove();
+            belongings.remove_all();
             Err(error)
         }
     }
@@ -146,6 +143,8 @@ struct Made {
     paths: Paths,
     /// The socket that it is to listen at.
     monitor: OwnedFd,
+    /// The ends of the channel to its TPM: swtpm's, and its own.
+    channel: Option<(OwnedFd, OwnedFd)>,
     /// Files of this host: the console, memory.
     files: Vec<(&'static str, PathBuf, File)>,
 }
@@ -155,10 +154,11 @@ struct Made {
 fn prepare(
     recipe: &Recipe,
     host: &Host,
-    user: Option<Ids>,
+    account: &Account,
     belongings: &mut Belongings,
 ) -> Result<Made, LaunchError> {
     let vm = &recipe.name;
+    let user = account.ids();
     let system = |what: String, cause| LaunchError::System { vm: vm.clone(), what, cause };
     let unusable = |why| LaunchError::Unusable { vm: vm.clone(), reasons: vec![why] };
     let give = |file: &File| match user {
@@ -207,6 +207,16 @@ fn prepare(
     let monitor =
         monitor.map_err(|cause| system(format!("make the socket {}", paths.qmp.display()), cause))?;
     paths.monitor = Some(monitor.as_raw_fd());
+    let mut channel = None;
+    if recipe.tpm.is_some() {
+        let folder = tpm::folder(host, &tagged);
+        belongings.tpm = Some(folder.clone());
+        write_down(belongings)?;
+        let made = tpm::make(&folder, account).and_then(|()| tpm::channel());
+        let ends = made.map_err(|cause| system(format!("make the directory {}", folder.display()), cause))?;
+        paths.tpm = Some(ends.1.as_raw_fd());
+        channel = Some(ends);
+    }
     for block in recipe.memory.iter().filter(|block| block.backing == Backing::File) {
         let failed = |path: &Path| {
             let what = format!("make the memory file {}", path.display());
@@ -237,7 +247,7 @@ fn prepare(
         tap::create(&tap, net, user.map(|ids| ids.user)).map_err(|error| unusable(error.to_string()))?;
         paths.taps.insert(net.id.clone(), tap);
     }
-    Ok(Made { paths, monitor, files })
+    Ok(Made { paths, monitor, channel, files })
 }
 
 /// A QEMU that is about to be started.
@@ -260,13 +270,18 @@ impl Start<'_> {
     }
 
     fn spawn(self, made: Made, belongings: &Belongings) -> Result<(Qmp, PidFd), LaunchError> {
-        let Made { paths, monitor, files } = made;
+        let Made { paths, monitor, channel, files } = made;
         let log = self.log(belongings)?;
+        let mut inherits = vec![monitor];
+        if let Some((end, qemus)) = channel {
+            self.begin_tpm(end, &log, belongings)?;
+            inherits.push(qemus);
+        }
         let installed = self.account.ids().map(|_| Program::open(&self.program)).transpose();
         let installed = installed.map_err(|cause| self.system("open QEMU's program", cause))?;
         let view = self.view(installed.as_ref(), &files, &paths);
         let view = view.map_err(|cause| self.system("look at a file", cause))?;
-        let command = self.command(&paths, monitor, log, &belongings.qmp)?;
+        let command = self.command(&paths, inherits, log, &belongings.qmp)?;
         // A view of its own is a thread's, and its children's.
         let child = thread::scope(|scope| {
             let begin = || {
@@ -294,6 +309,22 @@ impl Start<'_> {
             }
         }
         Ok((qmp, process))
+    }
+
+    /// Starts its TPM, which ends when QEMU does, or never begins.
+    fn begin_tpm(&self, end: OwnedFd, log: &File, belongings: &Belongings) -> Result<(), LaunchError> {
+        let (Some(tpm), Some(folder)) = (&self.recipe.tpm, &belongings.tpm) else { return Ok(()) };
+        let program = tpm::program().map_err(|why| self.unusable(why))?;
+        let log = log.try_clone().map_err(|cause| self.system("duplicate a descriptor", cause))?;
+        let agents = vec![self.host.owner.clone(), self.host.runtime.clone()];
+        let start = tpm::Start { program: &program, tpm, account: &self.account, folder, agents, log };
+        let child = start.spawn(end).map_err(|why| self.unusable(why))?;
+        let process = PidFd::open(child.id().cast_signed());
+        let process = process.map_err(|cause| self.system("hold the swtpm process", cause))?;
+        reap(child);
+        let name = belongings.qmp.file_stem().unwrap_or_default().to_string_lossy();
+        apart::settle(&process, &format!("{name}-tpm"));
+        Ok(())
     }
 
     /// What QEMU sees, where it runs as a user of its own.
@@ -344,7 +375,7 @@ impl Start<'_> {
     fn command(
         &self,
         paths: &Paths,
-        monitor: OwnedFd,
+        inherits: Vec<OwnedFd>,
         log: File,
         qmp: &Path,
     ) -> Result<Command, LaunchError> {
@@ -362,7 +393,7 @@ impl Start<'_> {
             .stdout(log)
             .stderr(again);
         let confined = Confinement::of(&self.program, &self.account, self.recipe);
-        confined.give(&mut command, vec![monitor]);
+        confined.give(&mut command, inherits);
         Ok(command)
     }
 

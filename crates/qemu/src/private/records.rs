@@ -56,8 +56,15 @@ pub(crate) fn find(process: &PidFd, blocks: &[Listed], known: &Listed) -> io::Re
 
 /// All of the heap; nothing if there is none, or one that is no QEMU's.
 fn read_heap(process: &PidFd, mappings: &[maps::Mapping]) -> io::Result<Vec<u8>> {
-    let heap = mappings.iter().find(|mapping| mapping.path == "[heap]");
-    let addresses = heap.map_or(0..0, |heap| heap.addresses.clone());
+    // A block that lies in it (a TPM's) splits the mapping.
+    let mut addresses = 0..0;
+    for heap in mappings.iter().filter(|mapping| mapping.path == "[heap]") {
+        match addresses.end {
+            0 => addresses = heap.addresses.clone(),
+            end if end == heap.addresses.start => addresses.end = heap.addresses.end,
+            _ => break,
+        }
+    }
     let size = addresses.end - addresses.start;
     if size > LARGEST_HEAP {
         return Ok(Vec::new());

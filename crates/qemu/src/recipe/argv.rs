@@ -27,6 +27,8 @@ pub struct Paths {
     pub sockets: PathBuf,
     /// Where its character devices end, by their ids.
     pub chardevs: BTreeMap<String, Place>,
+    /// The channel to its TPM, by the descriptor that QEMU inherits.
+    pub tpm: Option<i32>,
     /// Where VNC clients connect.
     pub vnc: PathBuf,
     /// The file of each memory block that is backed by one, by the block's id.
@@ -107,6 +109,9 @@ impl Recipe {
         }
         if self.console != Console::None {
             add("-serial", format!("chardev:{CONSOLE_ID}"));
+        }
+        if let (Some(tpm), Some(channel)) = (&self.tpm, paths.tpm) {
+            argv.extend(tpm.argv(channel));
         }
         for argument in &self.arguments {
             argv.push(argument.option.clone());

@@ -75,6 +75,7 @@ pub fn check(recipe: &Recipe) -> Vec<String> {
     for net in recipe.nets.iter().take(MOST_BLOCKS) {
         net.check().into_iter().for_each(|why| must(false, why));
     }
+    recipe.tpm.iter().filter_map(super::Tpm::check).for_each(|why| must(false, why));
     super::chardev::check(&recipe.chardevs).into_iter().for_each(|why| must(false, why));
     must(recipe.files.len() <= MOST_ARGUMENTS, format!("{} files are too many", recipe.files.len()));
     for file in recipe.files.iter().take(MOST_ARGUMENTS) {

@@ -22,6 +22,7 @@ pub mod options;
 mod read_only;
 mod refused;
 mod settings;
+mod tpm;
 
 pub use allow::check_argument;
 pub(crate) use allow::device_driver;
@@ -37,6 +38,7 @@ pub(crate) use export::{is_old as is_old_server, is_server};
 pub(crate) use refused::why as why_refused;
 pub(crate) use settings::LIMITS;
 pub use settings::Setting;
+pub use tpm::{Tpm, TpmVersion};
 
 use crate::{qmp::Version, sharing::Secret, tap::Port, virtio};
 use serde::{Deserialize, Serialize};
@@ -109,6 +111,9 @@ pub struct Recipe {
     /// Who can look at the guest's screen.
     #[serde(default, skip_serializing_if = "Screen::is_none")]
     pub screen: Screen,
+    /// Its TPM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpm: Option<Tpm>,
 }
 
 /// Who can look at the guest's screen, and use its keyboard.

@@ -76,7 +76,6 @@ const REFUSED: &[(&[&str], &str)] = &[
         ],
         "it is for tests and QEMU's developers; leave it out",
     ),
-    (&["tpm-"], "a TPM's state is in another process; leave it out"),
 ];
 
 /// Why a device of this type cannot follow a VM; `None`: nothing is against it for what it is.

@@ -133,6 +133,8 @@ impl Machine for Vm {
         // One that stands still is not let go for that: what others asked of it meanwhile would be done
         // first.
         let frozen = self.phase.is_frozen();
+        // It has left, or has never come.
+        let elsewhere = frozen || self.door.is_some() || matches!(self.phase, Phase::Loaded);
         let quits = !frozen && self.qmp.execute_within("quit", json!({}), QUIT).is_ok();
         let ended = |vm: &Self, time| vm.process.wait(time).map_err(|error| vm.error("end", error));
         if !ended(self, if quits { QUIT } else { Duration::ZERO })? {
@@ -148,7 +150,10 @@ impl Machine for Vm {
                 );
             }
         }
-        self.belongings.remove();
+        match elsewhere {
+            true => self.belongings.remove_all(),
+            false => self.belongings.remove_ended(&self.recipe.name),
+        }
         Ok(())
     }
 }

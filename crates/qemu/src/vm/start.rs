@@ -42,7 +42,7 @@ impl Vm {
             }
             Err(error) => {
                 launch::kill(&vm.process);
-                vm.belongings.remove();
+                vm.belongings.remove_all();
                 Err(LaunchError::Unusable { vm: recipe.name.clone(), reasons: vec![error] })
             }
         }
@@ -87,7 +87,7 @@ impl Vm {
                 launch::kill(&process);
                 let words =
                     belongings.last_words().map_or(String::new(), |words| format!(" (QEMU said: {words})"));
-                belongings.remove();
+                belongings.remove_all();
                 let reasons = vec![format!("{error}{words}")];
                 Err(LaunchError::Unusable { vm: recipe.name.clone(), reasons })
             }

@@ -48,6 +48,7 @@ fn each_refusal_says_why_and_what_would_mend_it() {
         (&["-netdev", "vhost-user,id=n,chardev=c"], "another process writes", "use -netdev tap on a bridge"),
         (&["-netdev", "vhost-vdpa,id=n"], "another process writes", "use -netdev tap on a bridge"),
         (&["-object", "memory-backend-epc,id=m,size=64M"], "memory-backend-epc", "use memory-backend-memfd"),
+        (&["-tpmdev", "passthrough,id=t"], "TPM t (passthrough) is this host's", "use a swtpm"),
         (&["-snapshot"], "a file of this host", "leave it out"),
     ];
     for (words, why, mend) in table {

@@ -82,7 +82,6 @@ fn devices_that_cannot_follow_the_vm_are_refused_with_why_and_what_would_mend_it
         ("virtio-gpu-gl-pci", "this host's graphics", "use virtio-gpu-pci"),
         ("nvme", "QEMU does not migrate it", "use virtio-blk"),
         ("pci-serial-2x", "QEMU dies when it saves", "use several pci-serial"),
-        ("tpm-crb", "in another process", "leave it out"),
     ];
     for (kind, why, mend) in table {
         // Named on the command line: it is refused for what it is.

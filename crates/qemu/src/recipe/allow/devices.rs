@@ -86,6 +86,7 @@ const DEVICES: &[(&[&str], &[&[Property]])] = &[
     ),
     (&["usb-tablet", "usb-kbd", "usb-mouse"], &[USB]),
     (&["isa-serial"], &[ISA_SERIAL]),
+    (&["tpm-tis", "tpm-crb"], &[TPM]),
     (&["isa-parallel"], &[ISA_PARALLEL]),
     (&["isa-debugcon"], &[DEBUG_CONSOLE]),
     (&["pci-serial"], &[PCI, PCI_SERIAL]),

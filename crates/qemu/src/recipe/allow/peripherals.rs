@@ -14,6 +14,8 @@ pub(super) const BALLOON: &[Property] = &[
     ("qemu-4-0-config-size", Switch),
 ];
 
+pub(super) const TPM: &[Property] = &[("irq", Number), ("ppi", Switch), ("tpmdev", Id)];
+
 /// In two dimensions. A blob would be memory that the host's graphics share.
 pub(super) const GPU: &[Property] = &[
     ("big-endian-framebuffer", Switch),
