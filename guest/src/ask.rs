@@ -204,7 +204,7 @@ mod tests {
         assert!(answer("", &jobs, &work).starts_with("error"));
         jobs.corrupt("check page 7 version 3: all zeros");
         assert!(
-            answer("verify", &jobs, &work).starts_with("corrupt 1 (0 found now of 0 pages): check page 7")
+            answer("verify", &jobs, &work).starts_with("corrupt 1 (0 found now of 256 pages): check page 7")
         );
     }
 }

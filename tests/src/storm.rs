@@ -328,7 +328,7 @@ impl<'a> Storm<'a> {
         let mut now = Traces::default();
         wait_for(&format!("{host} without a trace"), SOON, || {
             now = Traces::of(self.stage.lab.host(host))?.without_consoles();
-            Ok((now == *blank).then_some(()))
+            Ok(now.adds_nothing_to(blank).then_some(()))
         })
         .map_err(|error| Error::new(error.what, format!("before: {blank:?}, now: {now:?}")))
     }

@@ -63,9 +63,11 @@ impl Scene<'_> {
         serde_json::from_str(&answer).doing(format!("understand {answer}"))
     }
 
+    /// Has the guest use what was plugged in, as soon as it knows of it, until it sees this.
     fn sees(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Result<()> {
         let mut last = Value::Null;
         let found = wait_for(&format!("a guest that sees {what}"), ANSWER, || {
+            self.guest.ask("online")?;
             last = self.hardware()?;
             Ok(is_it(&last).then_some(()))
         });
@@ -273,7 +275,6 @@ fn i9_what_was_plugged_into_a_q35_is_plugged_in_there() {
                 && has(&now["cards"], "eth1")
                 && has(&now["ports"], "org.late.0")
         })?;
-        scene.guest.order("online")?;
         scene.sees("two vCPUs", |now| now["cpus"] == 2)?;
         // More than there was without it.
         scene.guest.order(&format!("claim {first}"))?;
@@ -312,7 +313,6 @@ fn i9_what_was_plugged_into_a_q35_is_plugged_in_there() {
             ],
         )?;
         scene.sees("more memory", |now| !has(&now["disks"], "vda") && memory(now) >= first + 200)?;
-        scene.guest.order("online")?;
         let mut qmp = scene.migrate(qmp, "post-copy")?;
         scene.sees("three vCPUs", |now| now["cpus"] == 3)?;
         // Memory can be unplugged where it was never plugged in.

@@ -21,7 +21,8 @@ use units::MigrationId;
 /// that is connected again waits for nothing.
 pub(crate) const SILENCE: Duration = Duration::from_millis(1500);
 
-/// The same between promise and commit, where what is taken for lost costs the whole migration.
+/// The same in preflight, while the target starts a QEMU on a host that may be busy, and between promise and commit: what is taken
+/// for lost there costs the whole migration.
 pub(crate) const LONG_SILENCE: Duration = Duration::from_secs(5);
 
 /// What a connection was given and the peer does not confirm within this time, ends it.
@@ -508,14 +509,16 @@ pub(crate) fn now_ns() -> u64 {
     START.elapsed().as_nanos() as u64
 }
 
-/// Reads control messages until the connection ends; pings are answered on the spot. Returns why it ended.
+/// Reads control messages until the connection ends, or is silent for so long; pings are answered on the spot. Returns why it
+/// ended.
 pub(crate) fn listen(
     mut conn: Conn,
+    silence: Duration,
     speaker: &Speaker,
     heard: &Heard,
     mut tell: impl FnMut(control::Kind),
 ) -> io::Error {
-    if let Err(e) = conn.silence(Some(SILENCE)) {
+    if let Err(e) = conn.silence(Some(silence)) {
         return e;
     }
     // A peer that has gone hears no answer any more, and what it said last is behind its last ping: that it gives up, and why.

@@ -2,7 +2,7 @@
 
 use crate::{
     beside::Beside,
-    conn::{Conn, Speaker},
+    conn::{Conn, LONG_SILENCE, Speaker},
     faults::Faults,
     land::{Landing, Stage},
     ports::{Ender, HasEnded, Host, Machine, Request, RunState, SpoolRecord, TargetJournal, Waiting},
@@ -244,7 +244,7 @@ impl TargetDriver {
 
     /// Takes a VM in, or leaves no trace.
     pub(crate) fn run(mut self, conn: Conn) -> io::Result<()> {
-        self.hear(conn)?;
+        self.hear(conn, LONG_SILENCE)?;
         let machine = Target::new(self.hello());
         self.drive(machine)
     }

@@ -233,7 +233,10 @@ impl Vm {
             Deed::Resume => ("cont", json!({})),
             Deed::Reset => ("system_reset", json!({})),
             Deed::Wake => ("system_wakeup", json!({})),
-            Deed::Plug => ("device_add", json!({"driver": "usb-tablet", "id": TABLET, "bus": "usb.0"})),
+            // QEMU takes whichever port has been free for longest, if none is named.
+            Deed::Plug => {
+                ("device_add", json!({"driver": "usb-tablet", "id": TABLET, "bus": "usb.0", "port": "1"}))
+            }
             Deed::Unplug => ("device_del", json!({"id": TABLET})),
             Deed::Eject => ("eject", json!({"id": DRIVE, "force": true})),
             Deed::Insert => {

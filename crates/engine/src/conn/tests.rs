@@ -27,7 +27,7 @@ fn the_last_word_behind_a_ping_that_cannot_be_answered_is_heard() {
     let conn = Conn::new(here, Arc::default()).unwrap();
     let speaker = Speaker::new(conn.another().unwrap());
     let mut heard = Vec::new();
-    let end = listen(conn, &speaker, &Heard::default(), |kind| heard.push(kind));
+    let end = listen(conn, SILENCE, &speaker, &Heard::default(), |kind| heard.push(kind));
     assert_eq!(heard, [control::Kind::Failed(failed)]);
     assert_ne!(end.kind(), io::ErrorKind::InvalidData, "{end}");
 }

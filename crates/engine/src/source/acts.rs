@@ -29,6 +29,7 @@ impl SourceDriver {
                 self.story.begun(&self.dirty);
                 self.foresee()?;
                 self.open_streams().map_err(why("open the streams"))?;
+                self.bear_silence(SILENCE);
                 Ok(Some(SourceEvent::StreamsOpen))
             }
             SourceAct::Ship(round) => self.ship(round),

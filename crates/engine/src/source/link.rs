@@ -2,7 +2,7 @@
 
 use super::{Mending, Signal, SourceDriver};
 use crate::{
-    conn::{PING, SILENCE, Speaker, listen, now_ns},
+    conn::{LONG_SILENCE, PING, SILENCE, Speaker, listen, now_ns},
     gate::Gate,
     packing::Packing,
     queue::{Owing, Round},
@@ -239,6 +239,7 @@ impl SourceDriver {
             }
             _ => self.parts.dial.dial(kind, None)?,
         };
+        let silence = if kind == Kind::Resume { SILENCE } else { LONG_SILENCE };
         let speaker = Speaker::new(conn.another()?);
         self.control = Some(conn.another()?);
         self.speaker = Some(speaker.clone());
@@ -246,7 +247,7 @@ impl SourceDriver {
         thread::Builder::new().name("listen".into()).spawn(move || {
             sys::urgent::become_urgent();
             let hear = |kind| drop(tell.send(Signal::Event(SourceEvent::Message(kind))));
-            let end = listen(conn, &speaker, &heard, hear);
+            let end = listen(conn, silence, &speaker, &heard, hear);
             let _ = tell.send(Signal::Silent(generation, end));
         })?;
         thread::Builder::new().name("ping".into()).spawn(move || {

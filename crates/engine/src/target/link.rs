@@ -53,7 +53,7 @@ impl TargetDriver {
         let attached = conn.write_all(&Reply::new(Status::Welcome).to_bytes()).and_then(|()| match kind {
             Kind::Data(stream) => self.take_stream(stream, conn, replaced),
             Kind::Fault => self.take_faults(conn),
-            Kind::Resume => self.hear(conn),
+            Kind::Resume => self.hear(conn, SILENCE),
             Kind::Control | Kind::Record | Kind::Probe => Ok(()),
         });
         match attached {
@@ -75,6 +75,9 @@ impl TargetDriver {
         let Some(taken) = self.taken.as_ref().filter(|t| u32::from(stream) < t.streams) else {
             return Ok(());
         };
+        if let Some((control, _)) = &self.control {
+            control.silence(Some(SILENCE))?;
+        }
         let another = conn.another()?;
         let (landing, tell, generation) = (taken.landing.clone(), self.tell.clone(), self.generation);
         if replaced {
@@ -137,7 +140,7 @@ impl TargetDriver {
     }
 
     /// Listens on a control connection from now on.
-    pub(super) fn hear(&mut self, conn: Conn) -> io::Result<()> {
+    pub(super) fn hear(&mut self, conn: Conn, silence: Duration) -> io::Result<()> {
         let speaker = Speaker::new(conn.another()?);
         self.control = Some((conn.another()?, speaker.clone()));
         let mut rest = conn.another()?;
@@ -150,7 +153,7 @@ impl TargetDriver {
                     kind => Signal::Said(generation, kind),
                 }));
             };
-            let end = listen(conn, &speaker, &Heard::default(), hear);
+            let end = listen(conn, silence, &speaker, &Heard::default(), hear);
             let wrong = end.kind() == io::ErrorKind::InvalidData;
             let _ = tell.send(Signal::Lost(generation, end));
             if wrong {
