@@ -68,14 +68,17 @@ fn screens(qmp: &mut Qmp) -> BTreeSet<Vec<u8>> {
     seen
 }
 
-/// Without the names that QEMU makes up anew each time.
+/// Without the names that QEMU makes up anew each time. Their order is that in which they were added, and says nothing.
 fn drives(text: &str) -> String {
     let plain = |line: &str| match line.split_once(" (#block") {
         Some((name, rest)) => format!("{name} {}", rest.split_once(')').map_or("", |(_, rest)| rest)),
         None => line.to_owned(),
     };
     // Before the guest runs, the disks are not its.
-    text.replace(", inactive)", ")").lines().map(plain).collect::<Vec<_>>().join("\n")
+    let text = text.replace(", inactive)", ")").lines().map(plain).collect::<Vec<_>>().join("\n");
+    let mut drives: Vec<&str> = text.split("\n\n").map(str::trim).collect();
+    drives.sort_unstable();
+    drives.join("\n\n")
 }
 
 /// What is said of this host's end of a device, not of the device. What the cache is said to be follows from what the guest has
