@@ -3,6 +3,7 @@
 # stay pure, and that only `sys` may hold unsafe code. Prints every breach.
 set -eu
 cd "$(dirname "$0")/.."
+. .ci/part.sh
 
 breaches=0
 breach() { echo "arrows: $*" >&2; breaches=$((breaches + 1)); }
@@ -44,17 +45,8 @@ trap 'rm -f "$made"' EXIT
     echo '```'
     echo "$end"
 } >"$made"
-if [ "${1:-}" = --write ]; then
-    new=$(mktemp)
-    awk -v begin="$begin" -v end="$end" -v made="$made" '
-        $0 == begin { while ((getline line < made) > 0) print line; skip = 1 }
-        !skip { print }
-        $0 == end { skip = 0 }' "$doc" >"$new"
-    cat "$new" >"$doc"
-    rm -f "$new"
-fi
-awk -v begin="$begin" -v end="$end" '$0 == begin { on = 1 } on { print } $0 == end { on = 0 }' "$doc" |
-    cmp -s - "$made" || breach "$doc lists other dependencies than .ci/arrows.sh; .ci/arrows.sh --write puts them in"
+kept "$doc" "$begin" "$end" "$made" "${1:-}" ||
+    breach "$doc lists other dependencies than .ci/arrows.sh; .ci/arrows.sh --write puts them in"
 
 # --- the crates do so ----------------------------------------------------------------------------------------------
 

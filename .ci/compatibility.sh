@@ -3,6 +3,7 @@
 # (--write puts that in). That a refusal is what the program says is checked by tests/tests/compatibility.rs.
 set -eu
 cd "$(dirname "$0")/.."
+. .ci/part.sh
 
 doc=docs/compatibility.md
 listed=tests/src/twin/listed.rs
@@ -41,16 +42,7 @@ part() {
     begin="<!-- of the $1: .ci/compatibility.sh --write -->"
     end="<!-- end of the $1 -->"
     { echo "$begin"; "of_the_$1"; echo "$end"; } >"$made"
-    if [ "$2" = --write ]; then
-        new=$(mktemp)
-        awk -v begin="$begin" -v end="$end" -v made="$made" '
-            $0 == begin { while ((getline line < made) > 0) print line; skip = 1 }
-            !skip { print }
-            $0 == end { skip = 0 }' "$doc" >"$new"
-        cat "$new" >"$doc"
-        rm -f "$new"
-    fi
-    awk -v begin="$begin" -v end="$end" '$0 == begin { on = 1 } on { print } $0 == end { on = 0 }' "$doc" | cmp -s - "$made" ||
+    kept "$doc" "$begin" "$end" "$made" "$2" ||
         lacks "$doc does not say what the $1 is made of; .ci/compatibility.sh --write puts it in"
 }
 part twin "${1:-}"
