@@ -79,9 +79,7 @@ impl Host {
             };
         }
         let name = "qemu-system-x86_64";
-        let path = env::var_os("PATH").unwrap_or_default();
-        let found = env::split_paths(&path).map(|folder| folder.join(name)).find(|path| path.is_file());
-        found.ok_or_else(|| format!("{name} is not in PATH; install the package qemu-system-x86"))
+        in_path(name).ok_or_else(|| format!("{name} is not in PATH; install the package qemu-system-x86"))
     }
 
     /// How guests are executed here by default.
@@ -116,4 +114,9 @@ const LONGEST_SOCKET: usize = 107;
 /// Whether a unix socket can have this path.
 pub(crate) fn fits_socket(path: &Path) -> bool {
     path.as_os_str().len() <= LONGEST_SOCKET
+}
+/// A program of this name, as a shell would find it.
+pub(crate) fn in_path(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).map(|folder| folder.join(name)).find(|path| path.is_file())
 }

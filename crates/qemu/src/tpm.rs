@@ -7,11 +7,11 @@
 use crate::{
     account::Account,
     confine::view::View,
-    host::Host,
+    host::{Host, in_path},
     recipe::{Tpm, TpmVersion},
 };
 use std::{
-    env, fs,
+    fs,
     fs::{DirBuilder, File},
     io,
     os::{
@@ -29,9 +29,7 @@ use sys::rights::{self, Rights};
 
 /// The program, or why it cannot be had.
 pub(crate) fn program() -> Result<PathBuf, String> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let found = env::split_paths(&path).map(|folder| folder.join("swtpm")).find(|path| path.is_file());
-    found.ok_or_else(|| {
+    in_path("swtpm").ok_or_else(|| {
         "the VM has a TPM, and swtpm is not in PATH here; install the package swtpm".to_owned()
     })
 }
