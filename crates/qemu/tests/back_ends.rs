@@ -2,7 +2,12 @@
 
 mod common;
 
-use common::{hand::ByHand, moved::there, qemu_10};
+use common::{
+    ends::{Ended, Folder},
+    hand::ByHand,
+    moved::there,
+    qemu_10,
+};
 use qemu::{Vm, qmp::Qmp, recipe::Argument};
 use serde_json::json;
 use std::{fs, path::PathBuf};
@@ -17,7 +22,7 @@ fn words(text: &str) -> Vec<&str> {
 
 #[test]
 fn i9_limits_that_nodes_share_go_with_a_vm() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let disk = folder.path().join("a.img");
     fs::write(&disk, vec![0; 1 << 20]).unwrap();
     let disk = disk.display();
@@ -55,7 +60,7 @@ fn i9_limits_that_nodes_share_go_with_a_vm() {
 
 #[test]
 fn i9_firmware_by_its_file_goes_with_a_vm() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let own = folder.path().join("own.bin");
     fs::copy("/usr/share/seabios/bios-256k.bin", &own).unwrap();
     let own = own.to_str().unwrap();
@@ -73,16 +78,6 @@ fn i9_firmware_by_its_file_goes_with_a_vm() {
             assert!(is.starts_with('/') && is.ends_with(end), "{is}");
             assert!(recipe.files.iter().any(|file| file.path.to_str() == Some(is) && file.digest.is_some()));
         }
-    }
-}
-
-/// A process that ends with its test.
-struct Ended(std::process::Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
@@ -115,7 +110,7 @@ impl Server {
 
 #[test]
 fn i6_a_disk_of_an_nbd_server_goes_with_a_vm_where_granted() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let image = folder.path().join("a.img");
     fs::write(&image, vec![0; 1 << 20]).unwrap();
     let server = Server::start(&image, 3);
@@ -181,7 +176,7 @@ fn i6_a_disk_of_an_nbd_server_goes_with_a_vm_where_granted() {
 
 #[test]
 fn a_server_that_another_host_cannot_reach_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let (image, socket) = (folder.path().join("a.img"), folder.path().join("nbd"));
     fs::write(&image, vec![0; 1 << 20]).unwrap();
     let mut command = std::process::Command::new("qemu-nbd");

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{hand::has, host, preflight, recipe};
+use common::{ends::Folder, hand::has, host, preflight, recipe};
 use qemu::{
     Host, Limits, Recipe,
     recipe::{Argument, FeatureWord, Net, Role, files},
@@ -17,14 +17,14 @@ use std::{
 
 /// A host with something to protect, and a VM that is all right.
 struct Bed {
-    folder: tempfile::TempDir,
+    folder: Folder,
     host: Host,
     recipe: Recipe,
 }
 
 impl Bed {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Folder::new();
         let dir = |name: &str| folder.path().join(name);
         for name in ["disks", "boot", "secret", "disks-of-others"] {
             fs::create_dir(dir(name)).unwrap();

@@ -2,7 +2,11 @@
 
 mod common;
 
-use common::{hand::*, *};
+use common::{
+    ends::{Ended, Folder},
+    hand::*,
+    *,
+};
 use engine::ports::{Machine, RunState};
 use qemu::{Host, OpenError, Vm, qmp::Qmp};
 use std::{
@@ -28,7 +32,7 @@ fn screen(vm: &mut Vm) -> String {
 
 #[test]
 fn what_a_vm_is_made_of_is_learned_and_starts_the_same_vm_elsewhere() {
-    let disks = tempfile::tempdir().unwrap();
+    let disks = Folder::new();
     File::create(disks.path().join("a.img")).unwrap().set_len(1 << 20).unwrap();
     let drive = format!("driver=file,node-name=f,filename={}", disks.path().join("a.img").display());
     let ram = disks.path().join("ram");
@@ -104,7 +108,7 @@ fn what_a_vm_is_made_of_is_learned_and_starts_the_same_vm_elsewhere() {
 
 #[test]
 fn a_rollback_leaves_the_guest_running_with_its_disk() {
-    let disks = tempfile::tempdir().unwrap();
+    let disks = Folder::new();
     File::create(disks.path().join("a.img")).unwrap().set_len(1 << 20).unwrap();
     let drive = format!("driver=file,node-name=f,filename={}", disks.path().join("a.img").display());
     // As another user, as careful people run it.
@@ -201,7 +205,7 @@ fn two_equal_memory_blocks_are_told_apart() {
 
 #[test]
 fn qemus_own_words_are_heard_when_it_does_not_start() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let host = host(folder.path(), "host", None);
     let mut recipe = recipe("name = \"bad\"\nmemory = \"64MiB\"\n", &host);
     recipe.cpu = "no-such-cpu".to_owned();
@@ -231,7 +235,7 @@ fn a_network_card_has_a_tap_on_its_bridge_as_long_as_the_vm_is_there() {
         let listed = Command::new("ip").args(["-o", "link", "show", "master", &bridge.0]).output().unwrap();
         String::from_utf8(listed.stdout).unwrap().lines().count()
     };
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let host = host(folder.path(), "host", None);
     let text = format!(
         "name = \"net\"\nmemory = \"64MiB\"\n[[net]]\nbridge = {:?}\n[[net]]\nbridge = {:?}\n",
@@ -273,7 +277,7 @@ impl Drop for Swept {
 
 #[test]
 fn what_a_killed_agent_had_begun_is_swept_and_nothing_that_runs_or_is_known_or_is_anothers() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let host = |owner: &str| Host { owner: owner.into(), ..host(folder.path(), "host", None) };
     let ours = host("ours");
     let _swept = Swept(ours.clone());
@@ -301,7 +305,7 @@ fn what_a_killed_agent_had_begun_is_swept_and_nothing_that_runs_or_is_known_or_i
 /// It may be ending by itself, or another client may hold its monitor: an arrival that comes to nothing leaves no trace all the same.
 #[test]
 fn a_waiting_qemu_whose_monitor_does_not_answer_is_ended_all_the_same() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let host = host(folder.path(), "host", None);
     let _swept = Swept(host.clone());
     let recipe = recipe("name = \"vm\"\nmemory = \"64MiB\"\n", &host);
@@ -319,7 +323,7 @@ fn a_waiting_qemu_whose_monitor_does_not_answer_is_ended_all_the_same() {
 
 #[test]
 fn memory_modules_that_it_was_started_with_follow_the_vm() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let path = |id: &str| folder.path().join(id);
     let object = |id: &str, size: &str| {
         format!("memory-backend-file,id={id},size={size},share=on,mem-path={}", path(id).display())
@@ -354,34 +358,28 @@ fn memory_modules_that_it_was_started_with_follow_the_vm() {
 
 #[test]
 fn a_qemu_is_found_behind_a_socket_that_its_launcher_made() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let path = folder.path().join("qmp");
     let listener = UnixListener::bind(&path).unwrap();
-    let mut child = Command::new("qemu-system-x86_64")
-        .args(["-accel", "tcg", "-display", "none"])
-        .args(with(&[
-            "-chardev",
-            "socket,id=mon,fd=0,server=on,wait=off",
-            "-mon",
-            "chardev=mon,mode=control",
-        ]))
-        .stdin(OwnedFd::from(listener))
-        .spawn()
-        .unwrap();
+    let mut command = Command::new("qemu-system-x86_64");
+    command.args(["-accel", "tcg", "-display", "none"]);
+    let monitor = ["-chardev", "socket,id=mon,fd=0,server=on,wait=off", "-mon", "chardev=mon,mode=control"];
+    command.args(with(&monitor)).stdin(OwnedFd::from(listener));
+    let mut child = Ended(command.spawn().unwrap());
     // Greeted only once QEMU is ready.
     let qmp = Qmp::connect_within(&path, Duration::from_secs(60)).unwrap();
     let launcher = std::process::id() as i32;
     assert_eq!(sys::process::peer_pid(qmp.socket()).unwrap(), launcher, "the kernel names who listened");
     drop(qmp);
     let mut vm = Vm::adopt("hand", &path).unwrap().vm;
-    assert_eq!(vm.process().pid(), child.id() as i32, "QEMU's own threads say who it is");
+    assert_eq!(vm.process().pid(), child.0.id() as i32, "QEMU's own threads say who it is");
     vm.stop().unwrap();
     vm.restore(RunState::Running).unwrap();
     // Found again, as after a restart of the agent.
     let handle = vm.handle();
     drop(vm);
-    assert_eq!(Vm::reopen(&handle).unwrap().process().pid(), child.id() as i32);
-    child.kill().unwrap();
-    child.wait().unwrap();
+    assert_eq!(Vm::reopen(&handle).unwrap().process().pid(), child.0.id() as i32);
+    child.0.kill().unwrap();
+    child.0.wait().unwrap();
     assert!(matches!(Vm::reopen(&handle), Err(OpenError::Gone { .. })));
 }

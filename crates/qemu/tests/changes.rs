@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::hand::*;
+use common::{ends::Folder, hand::*};
 use engine::ports::{Machine, RunState};
 use qemu::{Vm, qmp::Qmp};
 use serde_json::{Value, json};
@@ -63,7 +63,7 @@ fn own(qmp: &mut Qmp) -> String {
 
 #[test]
 fn what_a_monitor_does_in_the_pause_is_noticed_in_it() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let hand = start(folder.path());
     let at = |name: &str| folder.path().join(name).display().to_string();
     let (mut vm, mut q2) = begun(&hand, &folder.path().join("q2"));
@@ -122,7 +122,7 @@ fn what_a_monitor_does_in_the_pause_is_noticed_in_it() {
 
 #[test]
 fn i1_a_guest_that_qemu_took_elsewhere_is_not_resumed() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let hand = start(folder.path());
     let (mut vm, mut q2) = begun(&hand, &folder.path().join("q2"));
 

@@ -3,7 +3,10 @@
 
 mod common;
 
-use common::{host, recipe};
+use common::{
+    ends::{Ended, Folder},
+    host, recipe,
+};
 use engine::ports::Machine;
 use qemu::{
     Account, Host, Limits, Recipe, Vm,
@@ -20,7 +23,7 @@ use std::{
         process::CommandExt,
     },
     path::{Path, PathBuf},
-    process::{Child, Command},
+    process::Command,
     time::Instant,
 };
 use sys::mounts::{Ids, with_rights_of};
@@ -59,7 +62,7 @@ fn with_disk(disk: &Path, host: &Host) -> Recipe {
 #[test]
 fn a_qemu_of_ours_has_a_user_no_rights_and_a_view_of_its_own() {
     let Some(user) = user() else { return };
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let disk = folder.path().join("closed/web.img");
     closed(&disk, vec![0; 1 << 20]);
     for (n, program) in installed().into_iter().enumerate() {
@@ -116,7 +119,7 @@ fn io_uring_is_for_vms_whose_drives_use_it() {
     if user().is_none() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let (disk, other) = (folder.path().join("web.img"), folder.path().join("other.img"));
     fs::write(&disk, vec![0; 1 << 20]).unwrap();
     fs::write(&other, vec![0; 1 << 20]).unwrap();
@@ -142,7 +145,7 @@ fn root_runs_qemu_only_on_request() {
     if user().is_none() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let mut host = host(folder.path(), "run", None);
     host.user = Some("root".to_owned());
     let mut vm = Vm::run(&recipe("name = \"web\"\nmemory = \"64MiB\"\n", &host), &host).unwrap();
@@ -156,16 +159,6 @@ fn root_runs_qemu_only_on_request() {
     let error =
         Vm::run(&recipe("name = \"web\"\nmemory = \"64MiB\"\n", &host), &host).unwrap_err().to_string();
     assert!(error.contains("there is no user no-such-user ([qemu] user)"), "{error}");
-}
-
-/// Another process of QEMU's user, as another VM's QEMU is.
-struct Other(Child);
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// What a program that is started in QEMU's place says: the lines `script` prints.
@@ -185,7 +178,7 @@ fn in_place_of_qemu(folder: &Path, host: &mut Host, disk: &Path, script: &str) -
 #[test]
 fn who_breaks_out_of_qemu_finds_only_the_vms_own_files() {
     let Some(user) = user() else { return };
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let path = |name: &str| folder.path().join(name);
     // Nobody but root gets to the program, the agent's directories and the disks.
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
@@ -199,7 +192,8 @@ fn who_breaks_out_of_qemu_finds_only_the_vms_own_files() {
     host.owner = path("state");
     fs::create_dir(path("run")).unwrap();
     fs::write(path("run/db.console"), "another's").unwrap();
-    let other = Other(Command::new("sleep").arg("60").uid(user.user).gid(user.group).spawn().unwrap());
+    // As another VM's QEMU is.
+    let other = Ended(Command::new("sleep").arg("60").uid(user.user).gid(user.group).spawn().unwrap());
     let pid = other.0.id();
     let [disk, db, state, run, disks] = ["disks/web.img", "disks/db.img", "state", "run", "disks"]
         .map(|name| path(name).display().to_string());
@@ -229,7 +223,7 @@ fn a_vms_files_have_their_names_wherever_they_are() {
     if user().is_none() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let path = |name: &str| folder.path().join(name);
     closed(&path("real/web.img"), "own");
     symlink(path("real"), path("linked")).unwrap();
@@ -272,7 +266,7 @@ fn on_an_overlay(folder: &Path) -> std::io::Result<PathBuf> {
 fn a_file_that_cannot_show_as_qemus_own_is_refused_with_a_remedy() {
     let Some(user) = user() else { return };
     let tried = std::thread::spawn(move || {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Folder::new();
         let disk = match on_an_overlay(folder.path()) {
             Ok(disk) => disk,
             Err(error) => return println!("no overlay can be mounted here: {error}"),
@@ -295,7 +289,7 @@ fn what_is_done_for_qemus_view_is_not_seen_by_anybody_else() {
         return;
     }
     let tried = std::thread::spawn(|| {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Folder::new();
         let images = folder.path().join("images");
         fs::create_dir(&images).unwrap();
         // As systemd sets it: what is mounted in one view is so in all.
@@ -330,7 +324,7 @@ fn i6_a_file_that_is_swapped_after_it_was_proven_is_not_used() {
         return;
     }
     for program in installed() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Folder::new();
         let disk = folder.path().join("disks/web.img");
         closed(&disk, vec![0; 1 << 20]);
         let host = host(folder.path(), "run", program);
@@ -355,7 +349,7 @@ fn start_of_a_target_as_root_and_as_a_user_of_its_own() {
     if user().is_none() {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let disk = folder.path().join("closed/web.img");
     closed(&disk, vec![0; 1 << 20]);
     for program in installed() {

@@ -3,6 +3,7 @@
 mod common;
 
 use common::{
+    ends::Folder,
     hand::ByHand,
     host,
     moved::{copy, drawn},
@@ -99,7 +100,7 @@ fn comes_to(store: &Path, content: &[u8]) {
 #[test]
 fn i9_variables_of_firmware_go_there_and_back_and_reboot() {
     for (how, delivered) in [("drives", "OVMF_VARS.fd"), ("nodes", "OVMF_VARS_4M.ms.fd")] {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Folder::new();
         let store = folder.path().join("vars.fd");
         let delivered = fs::read(format!("{FIRMWARE}/{delivered}")).unwrap();
         fs::write(&store, &delivered).unwrap();

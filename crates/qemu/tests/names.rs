@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{hand::*, *};
+use common::{ends::Folder, hand::*, *};
 use engine::ports::{GuestMemory, Machine, RunState};
 use qemu::{
     OpenError, Vm,
@@ -86,7 +86,7 @@ fn paths(vm: &Vm) -> Vec<PathBuf> {
 
 #[test]
 fn relative_names_lead_to_what_a_daemon_has_open() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let folder = folder.path().canonicalize().unwrap();
     let images = ["images/a.img", "images/b.img"].map(|name| folder.join(name));
     // With a root directory of its own as well.
@@ -105,7 +105,7 @@ fn relative_names_lead_to_what_a_daemon_has_open() {
 
 #[test]
 fn a_disk_that_is_not_what_its_name_leads_to_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let folder = folder.path().canonicalize().unwrap();
     let daemon = Daemon::start(&folder, &[], DISKS);
     meddle(&folder, &mut daemon.adopt().unwrap());
@@ -162,7 +162,7 @@ fn meddle(folder: &Path, vm: &mut Vm) {
 
 #[test]
 fn a_disk_of_another_mount_namespace_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let folder = folder.path().canonicalize().unwrap();
     let other = folder.join("other");
     fs::create_dir(&other).unwrap();

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{hand::ByHand, moved::there, qemu_10};
+use common::{ends::Folder, hand::ByHand, moved::there, qemu_10};
 use qemu::Vm;
 use std::{fs::File, path::Path, process::Command};
 
@@ -13,7 +13,7 @@ fn image(path: &Path, format: &str) {
 
 #[test]
 fn i9_vms_as_people_start_them_are_what_they_were() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let (raw, qcow2, iso) =
         (folder.path().join("a.img"), folder.path().join("a.qcow2"), folder.path().join("a.iso"));
     image(&raw, "raw");
@@ -78,7 +78,7 @@ fn all_there(rows: &[&[&str]]) {
 
 #[test]
 fn i9_ports_and_networks_of_every_dialect_are_what_they_were() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let at = |name: &str| folder.path().join(name).display().to_string();
     std::fs::write(
         at("config"),
@@ -145,7 +145,7 @@ fn i9_ports_and_networks_of_every_dialect_are_what_they_were() {
 /// As they start VMs, without the devices that other rows are about.
 #[test]
 fn i9_the_lines_of_libvirt_and_proxmox_are_what_they_were() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let at = |name: &str| folder.path().join(name).display().to_string();
     let disk = at("a.qcow2");
     image(Path::new(&disk), "qcow2");
@@ -218,7 +218,7 @@ fn i9_the_lines_of_libvirt_and_proxmox_are_what_they_were() {
 #[test]
 fn i6_a_disk_by_descriptor_is_found_by_what_it_leads_to() {
     use std::os::unix::fs::PermissionsExt;
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let disk = folder.path().join("a.img");
     image(&disk, "raw");
     let launcher = folder.path().join("launcher");

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::*;
+use common::{ends::Folder, *};
 use engine::ports::{Machine, RunState};
 use qemu::{Recipe, Vm};
 use std::{fs::File, path::PathBuf, time::Instant};
@@ -10,7 +10,7 @@ use std::{fs::File, path::PathBuf, time::Instant};
 /// Passes a guest on, there and back; says how long each step took.
 fn passes_on(name: &str, machine: &str, vga: &str, from: Option<PathBuf>, to: Option<PathBuf>) {
     let Some((kernel, initrd)) = guest() else { return };
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let disk = folder.path().join("disk.img");
     File::create(&disk).unwrap().set_len(16 << 20).unwrap();
     let source = host(folder.path(), "a", from);
@@ -112,5 +112,27 @@ fn a_microvm_guest_counts_on_in_a_newer_qemu() {
 fn a_guest_of_qemu_10_counts_on_in_another_one() {
     if let Some(qemu_10) = qemu_10() {
         passes_on("ten", "q35", "std", Some(qemu_10.clone()), Some(qemu_10));
+    }
+}
+
+#[test]
+fn a_qemu_ends_with_a_test_that_panics() {
+    let lives = |pid: i32| std::path::Path::new(&format!("/proc/{pid}/exe")).exists();
+    let started = std::sync::atomic::AtomicI32::new(0);
+    let ended = std::panic::catch_unwind(|| {
+        let folder = Folder::new();
+        let host = host(folder.path(), "run", None);
+        let vm = Vm::run(&recipe("name = \"vm\"\nmemory = \"64MiB\"\n", &host), &host).unwrap();
+        let pid = vm.process().pid();
+        assert!(lives(pid));
+        started.store(pid, std::sync::atomic::Ordering::Relaxed);
+        panic!("as a check that fails");
+    });
+    let pid = started.into_inner();
+    assert!(ended.is_err() && pid > 0);
+    let end = Instant::now() + std::time::Duration::from_secs(10);
+    while lives(pid) {
+        assert!(Instant::now() < end, "QEMU {pid} lives on");
+        std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{hand::*, *};
+use common::{ends::Folder, hand::*, *};
 use engine::ports::Machine;
 use qemu::{Vm, VmFile, qmp::Qmp, recipe::Backing};
 use serde_json::json;
@@ -34,7 +34,7 @@ fn memory_that_no_option_names_is_found_by_the_machines_word() {
 
 #[test]
 fn every_reason_is_told_at_once() {
-    let disks = tempfile::tempdir().unwrap();
+    let disks = Folder::new();
     File::create(disks.path().join("a.img")).unwrap().set_len(1 << 20).unwrap();
     let drive = format!("file={},format=raw,if=none,id=d,cache=none", disks.path().join("a.img").display());
     let hand = ByHand::start(&[
@@ -87,7 +87,7 @@ fn a_busy_monitor_is_told_from_a_dead_one() {
 
 #[test]
 fn a_target_tells_every_reason_why_it_cannot() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let kernel = folder.path().join("kernel");
     fs::write(&kernel, "one").unwrap();
     let disk = folder.path().join("disk");
@@ -175,7 +175,7 @@ fn overlays(folder: &Path) -> PathBuf {
 
 #[test]
 fn a_backing_file_that_the_target_does_not_see_is_named_before_anything_is_started() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let top = overlays(folder.path());
     let host = host(folder.path(), "host", None);
     let text = format!("name = \"over\"\nmemory = \"64MiB\"\n[[disk]]\npath = {top:?}\nformat = \"qcow2\"\n");
@@ -206,7 +206,7 @@ fn a_backing_file_that_the_target_does_not_see_is_named_before_anything_is_start
 
 #[test]
 fn an_image_whose_backing_file_is_not_there_is_not_run() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let top = overlays(folder.path());
     fs::remove_file(folder.path().join("middle.qcow2")).unwrap();
     let text = format!("name = \"over\"\nmemory = \"64MiB\"\n[[disk]]\npath = {top:?}\nformat = \"qcow2\"\n");

@@ -2,7 +2,11 @@
 
 mod common;
 
-use common::{hand::has, host, qemu_10, recipe};
+use common::{
+    ends::{Ended, Folder},
+    hand::has,
+    host, qemu_10, recipe,
+};
 use engine::ports::Machine;
 use qemu::{
     Host, Recipe, Vm,
@@ -12,21 +16,18 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::{Child, Command},
+    process::Command,
 };
 
 /// A directory with images, and a QEMU before whose start one of them is written over.
 struct Bed {
-    folder: tempfile::TempDir,
+    folder: Folder,
     qemu: PathBuf,
 }
 
 impl Bed {
     fn new(qemu: Option<PathBuf>) -> Self {
-        Self {
-            folder: tempfile::tempdir().unwrap(),
-            qemu: qemu.unwrap_or("/usr/bin/qemu-system-x86_64".into()),
-        }
+        Self { folder: Folder::new(), qemu: qemu.unwrap_or("/usr/bin/qemu-system-x86_64".into()) }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -74,16 +75,6 @@ impl Bed {
         let vm = Vm::incoming_with(&recipe, &host, &opened).unwrap();
         let uses = vm.uses(&opened);
         (vm, uses)
-    }
-}
-
-/// A process that ends with its test.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::hand::*;
+use common::{ends::Folder, hand::*};
 use engine::ports::{Machine, RunState};
 use qemu::{Vm, frozen, qmp::Qmp};
 use serde_json::json;
@@ -19,12 +19,12 @@ struct Bed {
     others: Qmp,
     disk: std::path::PathBuf,
     _hand: ByHand,
-    _folder: tempfile::TempDir,
+    _folder: Folder,
 }
 
 impl Bed {
     fn new(more: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Folder::new();
         let disk = folder.path().join("a.qcow2");
         let made =
             Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&disk).arg("1M").status();

@@ -3,6 +3,7 @@
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::{
+    cell::Cell,
     fs,
     path::Path,
     process::{Child, Command, Output, Stdio},
@@ -16,13 +17,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Host {
     dir: tempfile::TempDir,
     agent: Child,
+    // The VM's process, once it was seen.
+    vm: Cell<Option<Pid>>,
 }
 
 impl Host {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let agent = spawn(dir.path());
-        Self { dir, agent }
+        Self { dir, agent, vm: Cell::new(None) }
     }
 
     fn restart(&mut self, signal: Signal) {
@@ -38,7 +41,11 @@ impl Host {
     }
 
     fn show(&self) -> Value {
-        serde_json::from_slice(&self.type_in("show web1 --json").stdout).unwrap()
+        let shown: Value = serde_json::from_slice(&self.type_in("show web1 --json").stdout).unwrap();
+        if let Some(pid) = shown["pid"].as_i64() {
+            self.vm.set(Pid::from_raw(pid as i32));
+        }
+        shown
     }
 }
 
@@ -47,6 +54,13 @@ impl Drop for Host {
         self.type_in("stop web1");
         let _ = self.agent.kill();
         let _ = self.agent.wait();
+        // An agent that failed has not stopped it.
+        if let Some(vm) = self.vm.get() {
+            let words = fs::read(format!("/proc/{}/cmdline", vm.as_raw_nonzero())).unwrap_or_default();
+            if String::from_utf8_lossy(&words).contains(&*self.dir.path().to_string_lossy()) {
+                let _ = kill_process(vm, Signal::KILL);
+            }
+        }
     }
 }
 
@@ -58,7 +72,7 @@ fn spawn(dir: &Path) -> Child {
             assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         }
     }
-    let agent = Command::new(WHIMBREL)
+    let mut agent = Command::new(WHIMBREL)
         .args(["agent", "--name", "hosta", "--listen", "127.0.0.1:0", "--state-dir"])
         .arg(dir.join("state"))
         .arg("--runtime-dir")
@@ -73,7 +87,10 @@ fn spawn(dir: &Path) -> Child {
         .unwrap();
     let end = Instant::now() + PATIENCE;
     while std::os::unix::net::UnixStream::connect(dir.join("run/agent.sock")).is_err() {
-        assert!(Instant::now() < end, "the agent does not start");
+        if Instant::now() > end {
+            let _ = agent.kill();
+            panic!("the agent does not start");
+        }
         thread::sleep(Duration::from_millis(10));
     }
     agent

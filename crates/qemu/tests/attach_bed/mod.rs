@@ -20,7 +20,7 @@ pub const SOON: Duration = Duration::from_secs(30);
 pub const MIB: u64 = 1 << 20;
 
 pub struct Qemu {
-    child: Child,
+    child: Ended,
     monitor: BufReader<UnixStream>,
     gdb: UnixStream,
     sockets: PathBuf,
@@ -109,7 +109,7 @@ impl Qemu {
         let listen = |name: &str| UnixListener::bind(sockets.join(name)).unwrap();
         // QEMU connects to us, so there is nothing to poll for.
         let (monitors, gdbs) = (listen("qmp"), listen("gdb"));
-        let mut child = Command::new("qemu-system-x86_64")
+        let child = Command::new("qemu-system-x86_64")
             .args(["-accel", "tcg", "-display", "none", "-nodefaults", "-S"])
             .args(arguments)
             .arg("-qmp")
@@ -119,7 +119,9 @@ impl Qemu {
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        let accept = |listener: UnixListener, child: &mut Child| {
+        // From here on it ends with us, whatever happens.
+        let mut child = Ended(child);
+        let accept = |listener: UnixListener, Ended(child): &mut Ended| {
             listener.set_nonblocking(true).unwrap();
             for _ in 0..3000 {
                 if let Ok((socket, _)) = listener.accept() {
@@ -141,7 +143,7 @@ impl Qemu {
     }
 
     pub fn pid(&self) -> i32 {
-        self.child.id() as i32
+        self.child.0.id() as i32
     }
 
     fn read_monitor(&mut self) -> Value {
@@ -222,10 +224,18 @@ impl Qemu {
     }
 }
 
+/// A process that ends with its test, also when that panics.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
 impl Drop for Qemu {
     fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
         drop(std::fs::remove_dir_all(&self.sockets));
     }
 }

@@ -1,5 +1,6 @@
 //! QEMUs that are started by hand.
 
+use super::ends::Folder;
 use qemu::{OpenError, Vm, qmp::Qmp};
 use std::{
     os::unix::net::UnixStream,
@@ -12,7 +13,7 @@ use std::{
 pub(crate) struct ByHand {
     pub(crate) child: Child,
     pub(crate) qmp: PathBuf,
-    pub(crate) folder: tempfile::TempDir,
+    pub(crate) folder: Folder,
 }
 
 impl ByHand {
@@ -21,7 +22,7 @@ impl ByHand {
     }
 
     pub(crate) fn start_with(qemu: PathBuf, arguments: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Folder::new();
         let qmp = folder.path().join("qmp");
         let child = Command::new(qemu)
             .args(["-accel", "tcg", "-display", "none"])

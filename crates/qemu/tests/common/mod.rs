@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // Each test binary uses its part.
 
+pub(crate) mod ends;
 pub(crate) mod hand;
 pub(crate) mod moved;
 
