@@ -94,6 +94,10 @@ pub(super) fn networks(
 fn back_ends(text: &str) -> BTreeMap<String, Live> {
     let mut found: BTreeMap<String, Live> = BTreeMap::new();
     for line in text.lines() {
+        if let Some(port) = hub_port(line) {
+            let port_of_hub = Live { kind: "hubport".to_owned(), by: By::Chosen(None), queues: 1 };
+            found.insert(port.to_owned(), port_of_hub);
+        }
         let bare = line.trim_start_matches([' ', '\\']).trim_end();
         let Some((id, rest)) = bare.split_once(": index=") else { continue };
         let fields: Vec<_> = rest.split(',').collect();
@@ -119,6 +123,15 @@ fn back_ends(text: &str) -> BTreeMap<String, Live> {
         }
     }
     found
+}
+
+/// The port of a hub: all that QEMU says of it is its name, and who is at its other end, if somebody is.
+pub(crate) fn hub_port(line: &str) -> Option<&str> {
+    let port = line.trim().strip_prefix('\\')?.trim_start();
+    match port.split_once(": index=") {
+        None => Some(port),
+        Some((ends, _)) => ends.split_once(": ").map(|(port, _)| port),
+    }
 }
 
 /// Whether a TAP is the one that the command line names, as far as QEMU tells: others can remove it and add
@@ -390,13 +403,16 @@ mod tests {
     fn what_qemu_tells_of_networks_is_read() {
         let text = "vn: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:00:00:09\r\n \\ net0: index=0,type=tap,ifname=t0,\
                     script=no,downscript=no\r\nn1: index=0,type=tap,fd=27\r\nn1: index=1,type=tap,fd=28\r\n\
-                    br: index=0,type=tap,helper=/usr/lib/qemu-bridge-helper,br=br7\r\nu: index=0,type=user,net=10.0.2.0,restrict=off\r\n";
+                    br: index=0,type=tap,helper=/usr/lib/qemu-bridge-helper,br=br7\r\nu: index=0,type=user,net=10.0.2.0,restrict=off\r\n\
+                    hub 1\r\n \\ p0\r\n \\ p1: vn2: index=0,type=nic,model=e1000\r\n";
         let live = |kind: &str, by: By, queues: u16| Live { kind: kind.to_owned(), by, queues };
         let found = back_ends(text);
         let wanted = [
             ("br", live("tap", By::Chosen(Some("br7".into())), 1)),
             ("n1", live("tap", By::Descriptors(vec![27, 28]), 2)),
             ("net0", live("tap", By::Name("t0".into()), 1)),
+            ("p0", live("hubport", By::Chosen(None), 1)),
+            ("p1", live("hubport", By::Chosen(None), 1)),
             ("u", live("user", By::Chosen(None), 1)),
         ];
         assert_eq!(found, wanted.map(|(id, live)| (id.to_owned(), live)).into());

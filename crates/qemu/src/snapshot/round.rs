@@ -2,6 +2,7 @@
 
 use super::{Kind, Snapshot};
 use crate::{
+    adopt::nets::hub_port,
     qmp::{Qmp, QmpError},
     recipe::LIMITS,
 };
@@ -61,7 +62,8 @@ const QUESTIONS: [Question; 15] = [
     plain("query-memdev", Kind::Memory, memory),
     plain("query-memory-devices", Kind::MemoryDevice, memory_devices),
     plain("query-cpus-fast", Kind::Cpu, cpus),
-    plain("query-chardev", Kind::Chardev, chardevs),
+    // Nor have `chardev-add`, `chardev-change` and `netdev_add`. (Where one leads to changes with who is connected.)
+    from(Depth::Short, tree(|| json!({ "path": "/chardevs" }), Kind::Chardev, devices)),
     from(Depth::Short, plain("query-block", Kind::Drive, drives)),
     Question {
         command: "query-named-block-nodes",
@@ -77,7 +79,7 @@ const QUESTIONS: [Question; 15] = [
         arguments: || json!({ "command-line": "info network" }),
         kind: Kind::Network,
         parse: networks,
-        from: Depth::Whole,
+        from: Depth::Short,
     },
 ];
 
@@ -190,11 +192,6 @@ fn cpus(answer: &Value) -> Things {
     list(answer).map(|cpu| (cpu["cpu-index"].to_string(), String::new())).collect()
 }
 
-/// Not what they lead to: that changes with who is connected.
-fn chardevs(answer: &Value) -> Things {
-    list(answer).map(|one| (text(one, "label").to_owned(), String::new())).collect()
-}
-
 fn drives(answer: &Value) -> Things {
     list(answer).map(|one| (drive_name(one), drive(one))).collect()
 }
@@ -223,7 +220,16 @@ fn drive(one: &Value) -> String {
     let inserted = &one["inserted"];
     let Some(node) = inserted["node-name"].as_str() else { return "empty".to_owned() };
     let limits = LIMITS.iter().filter_map(|name| Some(format!(", {name}={}", limit(inserted, name)?)));
+    let limits = limits.chain(bitmaps(inserted).map(|bitmap| format!(", {bitmap}")));
     format!("node {node} ({}){}", text(inserted, "file"), limits.collect::<String>())
+}
+
+/// Those that have a name; without one they are QEMU's own.
+fn bitmaps(of: &Value) -> impl Iterator<Item = String> {
+    list(&of["dirty-bitmaps"]).filter(|bitmap| bitmap["name"].is_string()).map(|bitmap| {
+        let kind = if bitmap["persistent"] == true { "persistent bitmap" } else { "bitmap" };
+        format!("{kind} {} of {} bytes", text(bitmap, "name"), bitmap["granularity"])
+    })
 }
 
 fn nodes(answer: &Value) -> Things {
@@ -246,14 +252,12 @@ fn node(one: &Value) -> String {
     if let Some(backing) = one["backing_file"].as_str() {
         words.push(format!("on {backing}"));
     }
-    for bitmap in list(&one["dirty-bitmaps"]).filter(|bitmap| bitmap["name"].is_string()) {
-        let kind = if bitmap["persistent"] == true { "persistent bitmap" } else { "bitmap" };
-        words.push(format!("{kind} {} of {} bytes", text(bitmap, "name"), bitmap["granularity"]));
-    }
+    words.extend(bitmaps(one));
     words.join(", ")
 }
 
 /// Who leads to whom, by names: QEMU's numbers are another each time. Back ends without a name are those of jobs and exports.
+/// A node may be there that nobody uses.
 fn edges(answer: &Value) -> Things {
     let names: BTreeMap<u64, (&str, &str)> = list(&answer["nodes"])
         .filter_map(|node| Some((node["id"].as_u64()?, (text(node, "type"), text(node, "name")))))
@@ -262,8 +266,10 @@ fn edges(answer: &Value) -> Things {
     let mut edges = Things::new();
     for node in list(&answer["nodes"]) {
         let (kind, name) = (text(node, "type"), text(node, "name"));
-        if kind == "block-job" {
-            edges.insert(format!("job {name}"), String::new());
+        match kind {
+            "block-job" => drop(edges.insert(format!("job {name}"), String::new())),
+            "block-driver" => drop(edges.insert(format!("node {name}"), String::new())),
+            _ => {}
         }
     }
     for edge in list(&answer["edges"]).take(MOST) {
@@ -298,6 +304,9 @@ fn exports(answer: &Value) -> Things {
 fn networks(answer: &Value) -> Things {
     let mut found = Things::new();
     for line in answer.as_str().unwrap_or_default().lines() {
+        if let Some(port) = hub_port(line) {
+            found.insert(port.to_owned(), "hubport".to_owned());
+        }
         let line = line.trim().trim_start_matches(['\\', ' ']);
         let Some((id, rest)) = line.split_once(": index=") else { continue };
         let field = |key: &str| rest.split(',').find_map(|field| field.strip_prefix(key));
@@ -326,10 +335,12 @@ mod tests {
 
     #[test]
     fn what_counts_is_kept_and_what_changes_by_itself_is_not() {
-        let medium = json!({ "node-name": "#block1", "file": "/a.iso", "bps": 5, "iops": 0, "image": { "actual-size": 7 } });
-        let disk = "/machine/peripheral/blk0/virtio-backend";
         let bitmap = json!({ "name": "b", "granularity": 65536, "count": 7, "persistent": false });
-        let table: [(Parse, Value, Kept); 12] = [
+        let own = json!({ "granularity": 65536, "persistent": false });
+        let medium = json!({ "node-name": "#block1", "file": "/a.iso", "bps": 5, "iops": 0, "image": { "actual-size": 7 },
+                             "dirty-bitmaps": [bitmap, own] });
+        let disk = "/machine/peripheral/blk0/virtio-backend";
+        let table: [(Parse, Value, Kept); 11] = [
             (migration, json!({}), &[("status", "none")]),
             (migration, json!({ "status": "active", "ram": { "transferred": 7 } }), &[("status", "active")]),
             (blockers, json!({ "blocked-reasons": ["no"] }), &[("no", "")]),
@@ -343,7 +354,11 @@ mod tests {
                 drives,
                 json!([{ "device": "cd0", "qdev": "cd", "inserted": medium }, { "device": "", "qdev": disk },
                        { "device": "d", "qdev": "/machine/peripheral-anon/device[0]/virtio-backend" }]),
-                &[("blk0", "empty"), ("cd", "node #block1 (/a.iso), bps=5"), ("d", "empty")],
+                &[
+                    ("blk0", "empty"),
+                    ("cd", "node #block1 (/a.iso), bps=5, bitmap b of 65536 bytes"),
+                    ("d", "empty"),
+                ],
             ),
             (
                 nodes,
@@ -368,16 +383,11 @@ mod tests {
                 &[("dimm0", "dimm, 9 bytes")],
             ),
             (
-                chardevs,
-                json!([{ "label": "q2", "filename": "disconnected:unix:/q2", "frontend-open": false }]),
-                &[("q2", "")],
-            ),
-            (
                 networks,
                 json!(
-                    "n.0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:12:34:56\r\n \\ net0: index=0,type=tap,ifname=t0,script=no\r\n"
+                    "n.0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:12:34:56\r\n \\ net0: index=0,type=tap,ifname=t0,script=no\r\nhub 1\r\n \\ p0\r\n"
                 ),
-                &[("n.0 queue 0", "nic"), ("net0 queue 0", "tap t0")],
+                &[("n.0 queue 0", "nic"), ("net0 queue 0", "tap t0"), ("p0", "hubport")],
             ),
         ];
         for (parse, answer, kept) in table {
@@ -402,6 +412,7 @@ mod tests {
             "a user without a name → root d0, once more",
             "job b0",
             "job b0 → source d0",
+            "node d0",
         ];
         assert_eq!(edges(&graph(1)).into_keys().collect::<Vec<_>>(), kept);
         assert_eq!(edges(&graph(1)), edges(&graph(77)));
