@@ -13,14 +13,13 @@ use crate::{
     reaper::{PREFIX, Reaper, reap_leftovers},
 };
 use std::{
-    cell::Cell,
     fs,
     io::Write,
     net::Ipv4Addr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{self, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicU8, AtomicU32, Ordering},
 };
 use units::Rate;
 
@@ -32,7 +31,7 @@ pub struct Lab {
     dir: PathBuf,
     switch: Namespace,
     hosts: Vec<Host>,
-    clients: Cell<u8>,
+    clients: AtomicU8,
     _reaper: Reaper,
 }
 
@@ -82,7 +81,7 @@ impl Lab {
             add_bridge(&switch, bridge)?;
         }
         pki::init(&dir.join("ca"), "laboratory").doing("make a CA")?;
-        let mut lab = Self { prefix, dir, switch, hosts: Vec::new(), clients: Cell::new(0), _reaper };
+        let mut lab = Self { prefix, dir, switch, hosts: Vec::new(), clients: AtomicU8::new(0), _reaper };
         for (i, name) in hosts.iter().enumerate() {
             let host = lab.add_host(name, i as u8)?;
             lab.hosts.push(host);
@@ -138,8 +137,7 @@ impl Lab {
 
     /// A further namespace on the guests' network, from which guests can be talked to.
     pub fn client(&self) -> Result<Namespace> {
-        let i = self.clients.get();
-        self.clients.set(i + 1);
+        let i = self.clients.fetch_add(1, Ordering::Relaxed);
         let namespace = Namespace::create(format!("{}client{i}", self.prefix))?;
         self.plug(&format!("client{i}"), "guests", &namespace, "eth0")?;
         namespace.ip(&format!("address add 10.78.0.{}/24 dev eth0", 201 + i))?;

@@ -10,6 +10,8 @@ mod client; // a TCP client whose connection must survive
 mod console; // what a guest says on its serial line
 mod cpio; // archives that a kernel unpacks
 mod datastore; // a shared directory that is as fast as a story wants
+/// A day of an ordinary Debian.
+pub mod day;
 mod error; // what was being done, and why it did not work
 mod etcd; // a real etcd, and who loses what it says
 mod faulty_dir; // a shared directory in which everything goes wrong

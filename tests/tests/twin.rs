@@ -2,12 +2,15 @@
 
 use lab::{
     ensure, story,
-    twin::{Twins, interventions_that_hold, kept, search},
+    twin::{How, Twins, all, draw, interventions_that_hold, kept},
 };
 
 /// So many lives, and so long: half a minute on a quiet machine.
 const SEQUENCES: u32 = 12;
 const ACTIONS: usize = 8;
+
+/// So many pairs at a time: each of them mostly waits.
+const JOBS: usize = 2;
 
 /// The same in each run of the tests; `./dev twin --seed` tries others.
 const SEED: u64 = 11;
@@ -18,11 +21,10 @@ const SAMPLE: usize = 8;
 #[test]
 fn i9_twins_stay_alike() {
     story("twins", &["a", "b"], |lab, tools| {
-        let mut twins = Twins::new(lab, tools)?;
-        for sequence in kept()? {
-            twins.live(&sequence)?;
-        }
-        let found = search(&mut twins, SEQUENCES, ACTIONS, SEED)?;
+        let twins = Twins::new(lab, tools)?;
+        all(&twins, &kept()?, How { jobs: JOBS, ..How::default() }).held()?;
+        let how = How { jobs: JOBS, smallest: true, ..How::default() };
+        let found = all(&twins, &draw(SEQUENCES, ACTIONS, SEED)?, how).held()?;
         ensure!(found.went.moved > SEQUENCES, "most of them were moved: {found:?}");
         Ok(())
     });
@@ -31,12 +33,9 @@ fn i9_twins_stay_alike() {
 #[test]
 fn i1_i9_others_may_act_at_any_moment_of_a_migration() {
     story("meddling", &["a", "b"], |lab, tools| {
-        let mut twins = Twins::new(lab, tools)?;
-        let all = interventions_that_hold();
-        let every = all.len() / SAMPLE;
-        for sequence in all.iter().step_by(every) {
-            twins.live(sequence)?;
-        }
-        Ok(())
+        let twins = Twins::new(lab, tools)?;
+        let those = interventions_that_hold();
+        let sample: Vec<_> = those.iter().step_by(those.len() / SAMPLE).cloned().collect();
+        all(&twins, &sample, How { jobs: JOBS, ..How::default() }).held().map(drop)
     });
 }

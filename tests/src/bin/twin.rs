@@ -1,11 +1,12 @@
 //! `./dev twin`: random sequences of actions on two VMs, of which one is moved (`--sequences N`, `--actions
-//! N`, `--seed S`); or only these, in words (`--only 'write, move hybrid, reboot; pause, move pre-copy'`). `./dev storm
-//! --meddle` is `--meddle all`: what others do, at each moment of a migration in each mode; `--meddle DEED`
-//! only one of them.
+//! N`, `--seed S`); or only these, in words (`--only 'write, move hybrid, reboot; pause, move pre-copy'`).
+//! `./dev storm --meddle` is `--meddle all`: what others do, at each moment of a migration in each mode;
+//! `--meddle DEED` only one of them. `--sample N`: so many of them, all over. `--jobs N`: so many pairs live
+//! at a time.
 
 use lab::{
     Doing, Error, Lab, Result, Tools,
-    twin::{Action, Twins, from_words, in_words, interventions, search},
+    twin::{Action, How, Twins, all, draw, from_words, interventions},
 };
 use std::{process::ExitCode, time::Instant};
 
@@ -14,12 +15,15 @@ struct Wish {
     sequences: u32,
     actions: usize,
     seed: u64,
+    jobs: usize,
+    sample: Option<usize>,
     only: Option<String>,
     meddle: Option<String>,
 }
 
 fn wish() -> Result<Wish> {
-    let mut wish = Wish { sequences: 1000, actions: 20, seed: 1, only: None, meddle: None };
+    let mut wish =
+        Wish { sequences: 1000, actions: 20, seed: 1, jobs: 2, sample: None, only: None, meddle: None };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let value = words.next().doing(format!("find the value of {word}"))?;
@@ -27,6 +31,8 @@ fn wish() -> Result<Wish> {
             "--sequences" => wish.sequences = value.parse().doing(format!("read {word} {value}"))?,
             "--actions" => wish.actions = value.parse().doing(format!("read {word} {value}"))?,
             "--seed" => wish.seed = value.parse().doing(format!("read {word} {value}"))?,
+            "--jobs" => wish.jobs = value.parse().doing(format!("read {word} {value}"))?,
+            "--sample" => wish.sample = Some(value.parse().doing(format!("read {word} {value}"))?),
             "--only" => wish.only = Some(value),
             "--meddle" => wish.meddle = Some(value),
             _ => return Err(Error::new("./dev twin", format!("there is no option {word}"))),
@@ -35,53 +41,44 @@ fn wish() -> Result<Wish> {
     Ok(wish)
 }
 
-fn live(lab: &Lab, tools: &Tools, wish: &Wish) -> Result<String> {
-    let begin = Instant::now();
-    let mut twins = Twins::new(lab, tools)?;
+/// What is to be lived through, and whether the smallest of what fails is looked for.
+fn sequences(wish: &Wish) -> Result<(Vec<Vec<Action>>, bool)> {
     if let Some(only) = &wish.only {
-        let all: Result<Vec<_>> = only.split(';').map(from_words).collect();
-        return each(&mut twins, &all?, true);
+        return only.split(';').map(from_words).collect::<Result<_>>().map(|all| (all, false));
     }
-    if let Some(deed) = &wish.meddle {
-        let wanted = |action: &Action| {
-            deed == "all" || matches!(action, Action::MoveWhile(.., what) if what.word() == deed)
-        };
-        let all: Vec<_> = interventions().into_iter().filter(|all| all.iter().any(wanted)).collect();
-        return each(&mut twins, &all, false);
+    let Some(deed) = &wish.meddle else {
+        return draw(wish.sequences, wish.actions, wish.seed).map(|all| (all, true));
+    };
+    let wanted = |action: &Action| {
+        deed == "all" || matches!(action, Action::MoveWhile(.., what) if what.word() == deed)
+    };
+    let mut all = interventions();
+    all.retain(|sequence| sequence.iter().any(wanted));
+    if let Some(sample) = wish.sample.filter(|sample| *sample > 0 && *sample < all.len()) {
+        let of = all.len();
+        all = (0..sample).filter_map(|n| all.get(n * of / sample).cloned()).collect();
     }
-    let found = search(&mut twins, wish.sequences, wish.actions, wish.seed)?;
-    Ok(format!(
-        "{} sequences of {} actions, seed {}: moved {} times, refused {} times, \
-         no difference that is not listed; {} s",
+    Ok((all, false))
+}
+
+fn live(lab: &Lab, tools: &Tools, wish: &Wish) -> Result<()> {
+    let begin = Instant::now();
+    let (sequences, smallest) = sequences(wish)?;
+    let told = wish.only.is_some();
+    let twins = Twins::new(lab, tools)?;
+    let found = all(&twins, &sequences, How { jobs: wish.jobs, told, smallest });
+    let said = format!(
+        "{} of {} sequences made no difference that is not listed, {} did in the pause where that is known; \
+         moved {} times, refused {} times; {} s",
         found.sequences,
-        wish.actions,
-        wish.seed,
+        sequences.len(),
+        found.open,
         found.went.moved,
         found.went.refused,
         begin.elapsed().as_secs()
-    ))
-}
-
-/// Each sequence in a life of its own; all that go wrong are told. `told`: so is what QEMU refuses.
-fn each(twins: &mut Twins<'_>, all: &[Vec<Action>], told: bool) -> Result<String> {
-    let (begin, mut wrong, mut moved, mut refused) = (Instant::now(), 0, 0, 0);
-    for (n, sequence) in all.iter().enumerate() {
-        match twins.tell(sequence, told) {
-            Ok(went) => (moved, refused) = (moved + went.moved, refused + went.refused),
-            Err(error) => {
-                wrong += 1;
-                eprintln!("BROKEN: {error}\n  ./dev twin --only '{}'", in_words(sequence));
-            }
-        }
-        if n % 24 == 23 {
-            eprintln!("[{} s] {}/{}", begin.elapsed().as_secs(), n + 1, all.len());
-        }
-    }
-    let said = format!(
-        "{} sequences: moved {moved} times, refused {refused} times, {wrong} broke a promise",
-        all.len()
     );
-    if wrong == 0 { Ok(said) } else { Err(Error::new("twins", said)) }
+    println!("twin: {said}");
+    found.held().map(drop)
 }
 
 fn main() -> ExitCode {
@@ -101,10 +98,7 @@ fn main() -> ExitCode {
         lived
     });
     match lived {
-        Ok(said) => {
-            println!("twin: {said}");
-            ExitCode::SUCCESS
-        }
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("twin: {error}");
             ExitCode::FAILURE

@@ -79,8 +79,20 @@ pub enum Deed {
     CancelJobs,
     /// `blockdev-add` of a node that nobody uses
     AddNode,
+    /// `blockdev-del` of it
+    DropNode,
     /// `object-add` of a source of random numbers
     AddObject,
+    /// `object-del` of it
+    DropObject,
+    /// `chardev-add` of one that nobody uses
+    AddChardev,
+    /// `chardev-remove` of it
+    DropChardev,
+    /// `netdev_add` of a network that no card is on
+    AddNetwork,
+    /// `netdev_del` of it
+    DropNetwork,
     /// Memory is plugged in.
     PlugMemory,
     /// A vCPU is.
@@ -93,7 +105,7 @@ pub enum Deed {
     Quit,
 }
 
-const DEEDS: [(Deed, &str); 31] = [
+const DEEDS: [(Deed, &str); 37] = [
     (Deed::Pause, "pause"),
     (Deed::Resume, "resume"),
     (Deed::Write, "write"),
@@ -119,7 +131,13 @@ const DEEDS: [(Deed, &str); 31] = [
     (Deed::Backup, "backup"),
     (Deed::CancelJobs, "cancel-jobs"),
     (Deed::AddNode, "add-node"),
+    (Deed::DropNode, "drop-node"),
     (Deed::AddObject, "add-object"),
+    (Deed::DropObject, "drop-object"),
+    (Deed::AddChardev, "add-chardev"),
+    (Deed::DropChardev, "drop-chardev"),
+    (Deed::AddNetwork, "add-network"),
+    (Deed::DropNetwork, "drop-network"),
     (Deed::PlugMemory, "plug-memory"),
     (Deed::PlugCpu, "plug-cpu"),
     (Deed::PowerButton, "power-button"),
@@ -158,6 +176,9 @@ impl Deed {
             Self::LinkUp => Some(Self::LinkDown),
             Self::Commit => Some(Self::Snapshot),
             Self::CancelJobs => Some(Self::Mirror),
+            Self::DropNode => Some(Self::AddNode),
+            Self::DropObject => Some(Self::AddObject),
+            Self::DropChardev => Some(Self::AddChardev),
             _ => None,
         }
     }

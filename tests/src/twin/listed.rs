@@ -50,6 +50,11 @@ pub const DIFFERENCES: &[Listed] = &[
         line: " port = ",
         what: "the port of a USB device that was plugged in is said, where QEMU had chosen it",
     },
+    Listed {
+        section: "info network",
+        line: "hub 1",
+        what: "a hub of QEMU's own that has lost its last port is gone",
+    },
 ];
 
 /// What ends a migration.
@@ -97,6 +102,12 @@ pub const REFUSALS: &[Refusal] = &[
         says: "job job0 (backup) runs and would be lost",
     },
     Refusal {
+        after: "a network was plugged in of which QEMU does not tell the options",
+        done: &[Deed::AddNetwork],
+        undone: &[Deed::DropNetwork],
+        says: "was added after the start, and QEMU cannot be asked for its options",
+    },
+    Refusal {
         after: "the VM was changed in the middle of it",
         done: &[],
         undone: &[],
@@ -140,7 +151,13 @@ pub const OPEN_IN_PAUSE: &[Deed] = &[
     Deed::Backup,
     Deed::CancelJobs,
     Deed::AddNode,
+    Deed::DropNode,
     Deed::AddObject,
+    Deed::DropObject,
+    Deed::AddChardev,
+    Deed::DropChardev,
+    Deed::AddNetwork,
+    Deed::DropNetwork,
     Deed::PlugMemory,
     Deed::PlugCpu,
     Deed::Migrate,

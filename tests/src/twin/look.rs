@@ -1,6 +1,9 @@
 //! What a VM looks like from outside: everything by which a moved one and its twin must be the same.
 
-use super::guest::{Words, address_of, words};
+use super::{
+    guest::{Words, address_of, words},
+    vm::CHARDEV,
+};
 use crate::{Doing, Qmp, Result};
 use serde_json::{Value, json};
 use std::{
@@ -60,8 +63,11 @@ const ALLOCATED: &str = ".image.actual-size";
 /// Its nodes come in the order in which they were made: a target has them all at its start.
 const NODES: &str = "query-named-block-nodes";
 
+/// Monitors are among them, which are each host's own.
+const PORTS: &str = "query-chardev";
+
 /// Answers for programs.
-const FOR_PROGRAMS: [&str; 13] = [
+const FOR_PROGRAMS: [&str; 14] = [
     "query-status",
     "query-block",
     "query-named-block-nodes",
@@ -72,6 +78,7 @@ const FOR_PROGRAMS: [&str; 13] = [
     "query-iothreads",
     "query-current-machine",
     "query-block-exports",
+    PORTS,
     "query-rx-filter",
     "query-name",
     "query-uuid",
@@ -94,7 +101,10 @@ impl Look {
             all.insert(format!("qom-list {path}"), lines);
         }
         for command in FOR_PROGRAMS {
-            let answer = qmp.execute(command, json!({}))?;
+            let mut answer = qmp.execute(command, json!({}))?;
+            if let Some(all) = answer.as_array_mut().filter(|_| command == PORTS) {
+                all.retain(|one| one["label"] == CHARDEV);
+            }
             let mut lines = Vec::new();
             match answer.as_array().filter(|_| command == NODES) {
                 None => flatten("", &answer, &mut lines),

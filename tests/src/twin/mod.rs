@@ -15,5 +15,6 @@ mod vm; // one of them
 
 pub use action::{Action, Deed, Mode, from_words, in_words};
 pub use listed::{DIFFERENCES, Listed, OPEN_IN_PAUSE, REFUSALS, Refusal};
-pub use pair::{Twins, Went};
-pub use search::{Found, interventions, interventions_that_hold, kept, search};
+pub use pair::{Broken, Outcome, Twins, Went};
+pub use search::{Found, How, all, draw, interventions, interventions_that_hold, kept};
+pub(crate) use vm::{second_monitor, wrapper};

@@ -8,7 +8,13 @@ use super::{
 use crate::{
     Doing, Error, Lab, Migration, Oddity, Report, Result, Stage, Tools, ensure, storm::Moment, wait_for,
 };
-use std::{fs, path::PathBuf, thread, time::Duration};
+use std::{
+    fs,
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    thread,
+    time::Duration,
+};
 
 /// How long something may take that follows from what has already happened.
 const SOON: Duration = Duration::from_secs(20);
@@ -24,10 +30,28 @@ pub struct Twins<'a> {
     stage: Stage<'a>,
     /// Where QEMU's own migration goes.
     sink: PathBuf,
-    pairs: u32,
+    pairs: AtomicU32,
+}
+
+/// A sequence that broke a promise.
+#[derive(Debug)]
+pub struct Broken {
+    /// How many of its actions it took; what comes after them has no part in it.
+    pub actions: usize,
+    /// How.
+    pub error: Error,
 }
 
 /// How a sequence went.
+pub type Outcome = std::result::Result<Went, Broken>;
+
+impl From<Broken> for Error {
+    fn from(broken: Broken) -> Self {
+        broken.error
+    }
+}
+
+/// What came of the moves of a sequence.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Went {
     /// How often the VM was moved.
@@ -59,37 +83,43 @@ impl<'a> Twins<'a> {
         let stage =
             Stage::with(lab, tools, |_| Oddity { lines: format!("qemu = {qemu:?}"), ..Oddity::default() })?;
         let sink = sink(lab.dir())?;
-        Ok(Self { stage, sink, pairs: 0 })
+        Ok(Self { stage, sink, pairs: AtomicU32::new(0) })
     }
 
-    /// Lets a pair live through a sequence. An error says which action made a difference.
-    pub fn live(&mut self, sequence: &[Action]) -> Result<Went> {
+    /// Lets a pair live through a sequence; others may live at the same time.
+    pub fn live(&self, sequence: &[Action]) -> Outcome {
         self.tell(sequence, false)
     }
 
     /// The same; `told`: what QEMU refuses is said.
-    pub fn tell(&mut self, sequence: &[Action], told: bool) -> Result<Went> {
-        self.pairs += 1;
-        let dir = self.stage.lab.dir().join(format!("pair{}", self.pairs));
-        let host = self.stage.lab.host("a");
-        let start = |name: String| Vm::start(host, &dir, &self.sink, &name);
-        let (still, moved) = thread::scope(|scope| {
-            let still = scope.spawn(|| start(format!("s{}", self.pairs)));
-            let moved = start(format!("m{}", self.pairs));
-            (still.join().unwrap_or_else(|_| Err(Error::new("start a VM", "a panic"))), moved)
-        });
-        let (still, moved) = (still?, moved?);
-        let first = moved.first_monitor();
-        self.stage.agent("a").cli().json(&["adopt", &moved.name, "--qmp", &first.to_string_lossy()])?;
-        let went = Went::default();
-        let mut pair = Pair { stage: &self.stage, still, moved, at: 0, went, done: vec![], told };
+    pub fn tell(&self, sequence: &[Action], told: bool) -> Outcome {
+        let n = self.pairs.fetch_add(1, Relaxed) + 1;
+        let mut pair = self.begin(n, told).map_err(|error| Broken { actions: 0, error })?;
         let lived = pair.live(sequence);
         let (name, host) = (pair.moved.name.clone(), HOSTS[pair.at]);
         drop(pair);
         // Its QEMU is gone: the agent forgets it.
         let _ = self.stage.agent(host).cli().run(["stop", &name]);
-        let _ = fs::remove_dir_all(&dir);
+        let _ = fs::remove_dir_all(self.dir(n));
         lived
+    }
+
+    fn dir(&self, n: u32) -> PathBuf {
+        self.stage.lab.dir().join(format!("pair{n}"))
+    }
+
+    fn begin(&self, n: u32, told: bool) -> Result<Pair<'_>> {
+        let (dir, host) = (self.dir(n), self.stage.lab.host("a"));
+        let start = |name: String| Vm::start(host, &dir, &self.sink, &name);
+        let (still, moved) = thread::scope(|scope| {
+            let still = scope.spawn(|| start(format!("s{n}")));
+            let moved = start(format!("m{n}"));
+            (still.join().unwrap_or_else(|_| Err(Error::new("start a VM", "a panic"))), moved)
+        });
+        let (still, moved) = (still?, moved?);
+        let first = moved.first_monitor();
+        self.stage.agent("a").cli().json(&["adopt", &moved.name, "--qmp", &first.to_string_lossy()])?;
+        Ok(Pair { stage: &self.stage, still, moved, at: 0, went: Went::default(), done: vec![], told })
     }
 }
 
@@ -102,22 +132,26 @@ fn switches(migration: &Migration) -> bool {
 }
 
 impl Pair<'_> {
-    fn live(&mut self, sequence: &[Action]) -> Result<Went> {
-        self.compare("the beginning")?;
+    fn live(&mut self, sequence: &[Action]) -> Outcome {
+        self.compare("the beginning").map_err(|error| Broken { actions: 0, error })?;
         for (n, action) in sequence.iter().enumerate() {
             if self.still.over && self.moved.over {
                 break;
             }
-            let what = format!("action {}, {action}", n + 1);
-            let done = match *action {
-                Action::Both(deed) => self.both(deed),
-                Action::Move(mode) => self.migrate(mode, None),
-                Action::MoveWhile(mode, at, deed) => self.migrate(mode, Some((at, deed))),
-            };
-            done.map_err(|error| fault(format!("{what}: {}", error.what), error.why))?;
-            self.compare(&what)?;
+            self.act(n + 1, *action).map_err(|error| Broken { actions: n + 1, error })?;
         }
         Ok(self.went)
+    }
+
+    fn act(&mut self, n: usize, action: Action) -> Result<()> {
+        let what = format!("action {n}, {action}");
+        let done = match action {
+            Action::Both(deed) => self.both(deed),
+            Action::Move(mode) => self.migrate(mode, None),
+            Action::MoveWhile(mode, at, deed) => self.migrate(mode, Some((at, deed))),
+        };
+        done.map_err(|error| fault(format!("{what}: {}", error.what), error.why))?;
+        self.compare(&what)
     }
 
     fn both(&mut self, deed: Deed) -> Result<()> {

@@ -3,7 +3,7 @@
 use super::{
     action::{Action, Deed, Mode, from_words, in_words},
     listed::OPEN_IN_PAUSE,
-    pair::{Twins, Went},
+    pair::{Broken, Twins, Went},
 };
 use crate::{Error, Result, storm::Moment};
 use proptest::{
@@ -13,17 +13,29 @@ use proptest::{
     strategy::ValueTree,
     test_runner::{Config, RngAlgorithm, RngSeed, TestRunner},
 };
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    thread,
+    time::Instant,
+};
 
 /// Sequences that have failed once, a line each: they are tried before any other.
 const KEPT: &str = include_str!("kept.txt");
 
 /// What came of a search.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Found {
-    /// How many sequences were tried.
+    /// How many sequences made no difference that is not listed.
     pub sequences: u32,
     /// How often the VM was moved in them, and how often that was refused.
     pub went: Went,
+    /// How many did where that is known ([`OPEN_IN_PAUSE`]).
+    pub open: u32,
+    /// Those that did elsewhere, each with how to try it again.
+    pub broken: Vec<Error>,
 }
 
 /// Those that have failed before.
@@ -68,11 +80,16 @@ fn is_open(mode: Mode, at: Moment, deed: Deed) -> bool {
     may_be_in_the_pause(mode, at) && OPEN_IN_PAUSE.contains(&deed)
 }
 
-/// Interventions that are known to hold.
-pub fn interventions_that_hold() -> Vec<Vec<Action>> {
+/// Whether it has such an action.
+fn has_open(sequence: &[Action]) -> bool {
     let open =
         |action: &Action| matches!(*action, Action::MoveWhile(mode, at, deed) if is_open(mode, at, deed));
-    interventions().into_iter().filter(|all| !all.iter().any(open)).collect()
+    sequence.iter().any(open)
+}
+
+/// Interventions that are known to hold.
+pub fn interventions_that_hold() -> Vec<Vec<Action>> {
+    interventions().into_iter().filter(|all| !has_open(all)).collect()
 }
 
 /// One action: every other one moves the VM, and most of the rest leave it able to be moved.
@@ -93,40 +110,112 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-/// Tries so many sequences of so many actions, from this seed on. The error names the smallest sequence that
-/// fails.
-pub fn search(twins: &mut Twins<'_>, sequences: u32, actions: usize, seed: u64) -> Result<Found> {
+/// So many random sequences of so many actions, the same from each seed.
+pub fn draw(sequences: u32, actions: usize, seed: u64) -> Result<Vec<Vec<Action>>> {
     let config =
         Config { rng_algorithm: RngAlgorithm::ChaCha, rng_seed: RngSeed::Fixed(seed), ..Config::default() };
     let mut runner = TestRunner::new(config);
-    let mut found = Found::default();
-    for _ in 0..sequences {
-        let sequence = vec(action(), actions).new_tree(&mut runner);
-        let sequence = sequence.map_err(|why| Error::new("draw a sequence", why))?.current();
-        match twins.live(&sequence) {
-            Ok(went) => {
-                found.sequences += 1;
-                found.went.moved += went.moved;
-                found.went.refused += went.refused;
-            }
-            Err(error) => return Err(smallest(twins, sequence, error, seed)),
-        }
-    }
-    Ok(found)
+    let mut one = || vec(action(), actions).new_tree(&mut runner).map(|tree| tree.current());
+    (0..sequences).map(|_| one().map_err(|why| Error::new("draw a sequence", why))).collect()
 }
 
-/// Takes away what the failure does not need: what comes after it, and then one action after the other.
-/// (Proptest's own way would try smaller moments first, each of which takes seconds.)
-fn smallest(twins: &mut Twins<'_>, mut sequence: Vec<Action>, mut error: Error, seed: u64) -> Error {
-    eprintln!("twin: fails: {}\n  {error}", in_words(&sequence));
-    let mut at = sequence.len();
-    while at > 0 {
-        at -= 1;
-        let mut fewer = sequence.clone();
-        fewer.remove(at);
-        if let Err(still) = twins.live(&fewer) {
-            (sequence, error) = (fewer, still);
+/// How sequences are tried.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct How {
+    /// So many at a time: each of them mostly waits.
+    pub jobs: usize,
+    /// What QEMU refuses is told.
+    pub told: bool,
+    /// Of one that fails the smallest is looked for that does, too.
+    pub smallest: bool,
+}
+
+/// Lets pairs live through all of them, whatever becomes of the others. What breaks a promise is told at
+/// once, and how far it has come now and then.
+pub fn all(twins: &Twins<'_>, sequences: &[Vec<Action>], how: How) -> Found {
+    /// So often it is said how far it has come.
+    const EACH: u32 = 24;
+    let (begin, next) = (Instant::now(), AtomicUsize::new(0));
+    let found = Mutex::new(Found::default());
+    let work = || {
+        while let Some(sequence) = sequences.get(next.fetch_add(1, Relaxed)) {
+            let lived = twins.tell(sequence, how.told);
+            let lived = lived.map_err(|broken| {
+                eprintln!("twin: fails: {}\n  {}", in_words(sequence), broken.error);
+                if how.smallest { smallest(twins, sequence.clone(), broken) } else { named(sequence, broken) }
+            });
+            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+            match lived {
+                Ok(went) => found.add(went),
+                Err(error) if has_open(sequence) => {
+                    eprintln!("OPEN IN THE PAUSE: {error}");
+                    found.open += 1;
+                }
+                Err(error) => {
+                    eprintln!("BROKEN: {error}");
+                    found.broken.push(error);
+                }
+            }
+            let tried = found.tried();
+            if tried.is_multiple_of(EACH) {
+                let (spent, broken) = (begin.elapsed().as_secs(), found.broken.len());
+                eprintln!("[{spent} s] {tried}/{}: {broken} broke a promise", sequences.len());
+            }
+        }
+    };
+    thread::scope(|scope| (0..how.jobs.max(1)).for_each(|_| drop(scope.spawn(work))));
+    found.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn named(sequence: &[Action], broken: Broken) -> Error {
+    Error::new(format!("./dev twin --only '{}'", in_words(sequence)), broken.error)
+}
+
+/// Takes away what the failure does not need: what comes after it, then halves of the rest, quarters, and so
+/// on. (Proptest's own way would try smaller moments first, each of which takes seconds.)
+fn smallest(twins: &Twins<'_>, mut sequence: Vec<Action>, mut broken: Broken) -> Error {
+    /// Each takes as long as the failure did; a person can go on from there.
+    const TRIES: usize = 24;
+    sequence.truncate(broken.actions);
+    let (mut tries, mut size) = (0, sequence.len() / 2);
+    while size > 0 {
+        // The last one is what fails.
+        let mut end = sequence.len().saturating_sub(1);
+        while end > 0 && tries < TRIES {
+            let begin = end.saturating_sub(size);
+            let mut fewer = sequence.clone();
+            fewer.drain(begin..end);
+            tries += 1;
+            if let Err(still) = twins.live(&fewer) {
+                fewer.truncate(still.actions);
+                (sequence, broken) = (fewer, still);
+            }
+            end = begin.min(sequence.len().saturating_sub(1));
+        }
+        size /= 2;
+    }
+    named(&sequence, broken)
+}
+
+impl Found {
+    fn add(&mut self, went: Went) {
+        self.sequences += 1;
+        self.went.moved += went.moved;
+        self.went.refused += went.refused;
+    }
+
+    fn tried(&self) -> u32 {
+        self.sequences + self.open + self.broken.len() as u32
+    }
+
+    /// The first of them, as an error.
+    pub fn held(self) -> Result<Self> {
+        match self.broken.first() {
+            None => Ok(self),
+            Some(first) => {
+                let how_many = format!("{} of {} sequences broke a promise", self.broken.len(), self.tried());
+                Err(Error::new(how_many, first))
+            }
         }
     }
-    Error::new(format!("seed {seed}: ./dev twin --only '{}'", in_words(&sequence)), error)
 }

@@ -31,6 +31,7 @@ const DRIVE: &str = "cd0";
 const STEP: u64 = 1 << 20;
 const JOB: &str = "job0";
 const DIMM: &str = "dimm-memory0";
+pub(super) const CHARDEV: &str = "port0";
 
 /// How it was before something was done.
 pub(super) struct Before {
@@ -63,7 +64,7 @@ pub(super) struct Vm {
 }
 
 /// Where a QEMU of this process has its second monitor: the wrapper that starts it puts it where it may make sockets.
-fn second_monitor(pid: u32) -> Result<PathBuf> {
+pub(crate) fn second_monitor(pid: u32) -> Result<PathBuf> {
     let environment = fs::read(format!("/proc/{pid}/environ")).doing("read the environment of a QEMU")?;
     let environment = String::from_utf8_lossy(&environment);
     let first = environment.split('\0').find_map(|line| line.strip_prefix("WHIMBREL_QMP="));
@@ -71,7 +72,7 @@ fn second_monitor(pid: u32) -> Result<PathBuf> {
 }
 
 /// A QEMU with a second monitor, wherever whimbrel starts one.
-pub(super) fn wrapper(dir: &Path) -> Result<PathBuf> {
+pub(crate) fn wrapper(dir: &Path) -> Result<PathBuf> {
     let path = dir.join("qemu-with-a-second-monitor");
     let socket = "${WHIMBREL_QMP%.qmp}.sockets/second.sock";
     let text = format!(
@@ -283,7 +284,15 @@ impl Vm {
             Deed::AddNode => {
                 ("blockdev-add", json!({"driver": "null-co", "node-name": "node0", "read-zeroes": true}))
             }
+            Deed::DropNode => ("blockdev-del", json!({"node-name": "node0"})),
             Deed::AddObject => ("object-add", json!({"qom-type": "rng-builtin", "id": "object0"})),
+            Deed::DropObject => ("object-del", json!({"id": "object0"})),
+            Deed::AddChardev => {
+                ("chardev-add", json!({"id": CHARDEV, "backend": {"type": "null", "data": {}}}))
+            }
+            Deed::DropChardev => ("chardev-remove", json!({"id": CHARDEV})),
+            Deed::AddNetwork => ("netdev_add", json!({"type": "hubport", "id": "net1", "hubid": 1})),
+            Deed::DropNetwork => ("netdev_del", json!({"id": "net1"})),
             Deed::PlugMemory => ("device_add", json!({"driver": "pc-dimm", "id": "dimm0", "memdev": DIMM})),
             Deed::PlugCpu => {
                 let place = json!({"socket-id": 0, "core-id": 1, "thread-id": 0});
@@ -322,6 +331,8 @@ impl Vm {
                     let is = is["status"].as_str().unwrap_or("none");
                     Ok(matches!(is, "completed" | "failed" | "cancelled" | "none").then_some(()))
                 })?;
+                // QEMU 7.2 wakes a guest that sleeps before it takes it elsewhere.
+                self.will_start |= state == "suspended" && self.state()? == "postmigrate";
             }
             Deed::Mirror if !failed => {
                 let monitor = self.monitor()?;
