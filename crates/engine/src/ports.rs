@@ -188,12 +188,9 @@ pub struct DeviceState {
 pub struct Saved {
     /// The state.
     pub state: DeviceState,
-    /// How the VM differs from what it was when its migration began, each difference in words: seen between
-    /// the saving and the moment at which QEMU stood still. With any, it is not to be moved.
-    pub changes: Vec<String>,
-    /// How long that was looked for.
+    /// How long it was looked whether the VM is what it was.
     pub looked: Duration,
-    /// How long it took QEMU to stand still as a whole.
+    /// How long it took QEMU to stand still as a whole, after it had answered.
     pub frozen_in: Duration,
 }
 
@@ -215,6 +212,13 @@ pub struct MachineError {
     pub what: String,
     /// What it answered.
     pub why: String,
+}
+
+impl MachineError {
+    /// The VM is not what it was when its migration began: each difference in words.
+    pub fn changed(differences: &[String]) -> Self {
+        Self { what: "the VM was changed while it was moved".into(), why: differences.join("\n") }
+    }
 }
 
 /// Says whether a process has ended, without waiting and without asking the process.
@@ -261,13 +265,6 @@ pub trait Machine: Send {
         Ok(Seen::default())
     }
 
-    /// How it differs now, each difference in words: jobs, exports, the block graph, QEMU's own migration.
-    /// Asked while the guest stands still, before `save`: saving takes the disks from whoever uses them, of
-    /// which QEMU may die (I3).
-    fn changes(&mut self) -> Result<Vec<String>, MachineError> {
-        Ok(vec![])
-    }
-
     /// What the VM does now.
     fn run_state(&mut self) -> Result<RunState, MachineError>;
 
@@ -278,8 +275,9 @@ pub trait Machine: Send {
 
     /// The device state of the stopped guest, whose disks are inactive from then on. So its QEMU stands still
     /// as a whole at once: nobody can have the guest run, nor do anything else to it, but by `restore`,
-    /// whoever ends, ourselves included. Fails if something was done to it since `stop`, and says what; how
-    /// it differs otherwise is in the answer. 3 ms of it at most are looking.
+    /// whoever ends, ourselves included. Fails if something was done to it since `stop`, or if the VM is not what
+    /// it was when its migration began ([`MachineError::changed`]), and says what. That is looked for before its
+    /// disks are taken from whoever uses them, of which QEMU may die (I3). 3 ms of it at most are looking.
     fn save(&mut self) -> Result<Saved, MachineError>;
 
     /// From now on no signal lets it go either, for as long as we live. Fails if one has done so since

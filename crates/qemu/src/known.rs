@@ -2,7 +2,7 @@
 
 use crate::{
     qmp::{Qmp, QmpError},
-    snapshot::{Depth, Snapshot},
+    snapshot::{Depth, Snapshot, WITHIN},
 };
 use engine::ports::{RunState, Seen};
 use serde_json::Value;
@@ -82,39 +82,28 @@ impl Known {
         Ok(Seen { changes, state: Some(RunState::from_name(&now.run_state)) })
     }
 
-    /// How it differs now, in a pause, before its device state is saved.
-    pub(crate) fn changes(&self, qmp: &mut Qmp) -> Result<Vec<String>, QmpError> {
-        let happened = is_telling(&qmp.notice()?);
-        let depth = if happened { Depth::Whole } else { Depth::Disks };
-        // What the guest does the answer to `stop` has told just now.
-        let lines =
-            Snapshot::lines(depth).into_iter().filter(|(command, _)| happened || *command != "query-status");
-        let now = Snapshot::ask(qmp, depth, &lines.collect::<Vec<_>>())?;
-        let told = self.tell_of(qmp, depth, &now)?;
-        self.look_closer(qmp, happened, told)
-    }
-
-    /// What to ask once its device state is saved: what can be changed without an event. Each question costs
-    /// 0.3 ms of the pause.
-    pub(crate) fn look_after_saving(&self, qmp: &mut Qmp) -> Result<Look, QmpError> {
+    /// How it differs now, in a pause, before its device state is saved; and the answer to one more question,
+    /// which is asked with the others: between two answers nobody waits, neither QEMU nor the guest.
+    pub(crate) fn look(
+        &self,
+        qmp: &mut Qmp,
+        also: (&'static str, Value),
+    ) -> Result<(Value, Vec<String>), QmpError> {
         let happened = is_telling(&qmp.notice()?);
         let depth = if happened { Depth::Whole } else { Depth::Short };
         let mut lines = Snapshot::lines(depth);
-        // Of these two QEMU tells by itself, and they were asked just before.
-        lines.retain(|(command, _)| happened || !matches!(*command, "query-status" | "query-migrate"));
-        Ok(Look { happened, depth, lines })
-    }
-
-    /// How it differs, by the answers to what was asked.
-    pub(crate) fn tell(
-        &self,
-        qmp: &mut Qmp,
-        look: &Look,
-        answers: Vec<Result<Value, QmpError>>,
-    ) -> Result<Vec<String>, QmpError> {
-        let now = Snapshot::read(look.depth, &look.lines, answers)?;
-        let told = self.tell_of(qmp, look.depth, &now)?;
-        self.look_closer(qmp, look.happened, told)
+        // What the guest does the answer to `stop` has told just now.
+        lines.retain(|(command, _)| happened || *command != "query-status");
+        lines.insert(0, also);
+        let mut answers = qmp.execute_all(&lines, WITHIN)?;
+        let also = answers.remove(0)?;
+        let now = Snapshot::read(depth, &lines[1..], answers)?;
+        let told = self.tell_of(qmp, depth, &now)?;
+        if !told.is_empty() || happened || !is_telling(&qmp.notice()?) {
+            return Ok((also, told));
+        }
+        // An event that came with the answers, of something that the short questions do not tell.
+        Ok((also, self.was.differences(&Snapshot::take(qmp, Depth::Whole)?)))
     }
 
     /// What a QEMU that answers nobody any more has said since it was asked last, if something about it has
@@ -123,14 +112,6 @@ impl Known {
         let events = qmp.notice()?;
         let told = TELLING.iter().find(|event| events.contains(**event));
         Ok(told.map(|event| format!("QEMU has said {event} just before it was frozen; migrate again")))
-    }
-
-    /// An event that came with the answers, of something that the short questions do not tell.
-    fn look_closer(&self, qmp: &mut Qmp, happened: bool, told: Vec<String>) -> Result<Vec<String>, QmpError> {
-        if !told.is_empty() || happened || !is_telling(&qmp.notice()?) {
-            return Ok(told);
-        }
-        Ok(self.was.differences(&Snapshot::take(qmp, Depth::Whole)?))
     }
 
     fn tell_of(&self, qmp: &mut Qmp, depth: Depth, now: &Snapshot) -> Result<Vec<String>, QmpError> {
@@ -142,14 +123,6 @@ impl Known {
         let all = self.was.differences(&Snapshot::take(qmp, Depth::Whole)?);
         Ok(if all.is_empty() { told } else { all })
     }
-}
-
-/// Questions that are to be asked together with something else.
-pub(crate) struct Look {
-    /// All is asked, because of an event.
-    happened: bool,
-    depth: Depth,
-    pub(crate) lines: Vec<(&'static str, Value)>,
 }
 
 fn is_telling(events: &BTreeSet<String>) -> bool {

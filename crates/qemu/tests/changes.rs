@@ -72,40 +72,36 @@ fn what_a_monitor_does_in_the_pause_is_noticed_in_it() {
     let nbd = json!({ "addr": { "type": "unix", "data": { "path": at("nbd") } } });
     let export = json!({ "type": "nbd", "id": "e0", "node-name": "d0" });
     let tablet = json!({ "driver": "usb-tablet", "id": "late", "bus": "usb.0" });
-    // What is done, whether only the look after saving tells, what is told, and how it is undone; `true`: it can be.
+    // What is done, what is told, and how it is undone.
     type Acts = Vec<(&'static str, Value)>;
-    let table: [(Acts, bool, &str, Acts); 4] = [
+    let table: [(Acts, &str, Acts); 4] = [
         (
             vec![("nbd-server-start", nbd), ("block-export-add", export)],
-            false,
             "export e0",
             vec![("block-export-del", json!({ "id": "e0" })), ("nbd-server-stop", json!({}))],
         ),
         (
             vec![("blockdev-change-medium", medium("b.iso"))],
-            false,
             "drive cd is node",
             vec![("blockdev-change-medium", medium("a.iso"))],
         ),
-        (vec![("device_add", tablet)], true, "device late", vec![("device_del", json!({ "id": "late" }))]),
+        (vec![("device_add", tablet)], "device late", vec![("device_del", json!({ "id": "late" }))]),
         (
             vec![(
                 "blockdev-snapshot-sync",
                 json!({ "node-name": "d0", "snapshot-file": at("o"), "snapshot-node-name": "over" }),
             )],
-            false,
             "drive blk0 is node over",
             vec![],
         ),
     ];
-    for (acts, after_saving, told, undo) in table {
+    for (acts, told, undo) in table {
         vm.stop().unwrap();
-        assert_eq!(vm.changes().unwrap(), Vec::<String>::new(), "before {told}");
         for (command, arguments) in acts {
             q2.execute(command, arguments).unwrap();
         }
-        let changes = if after_saving { vm.save().unwrap().changes } else { vm.changes().unwrap() };
-        assert!(changes.iter().any(|change| change.contains(told)), "{told}: {changes:#?}");
+        let error = vm.save().unwrap_err().to_string();
+        assert!(error.starts_with("the VM was changed") && error.contains(told), "{told}: {error}");
         vm.restore(RunState::Running).unwrap();
         assert_eq!(status(&mut q2), "running");
         for (command, arguments) in undo {
@@ -120,6 +116,37 @@ fn what_a_monitor_does_in_the_pause_is_noticed_in_it() {
     assert!(files.contains("d.img"), "{files}");
 }
 
+/// QEMU 7.2 ends itself when it is to resize a disk that is inactive, and whatever else it does then is lost.
+#[test]
+fn i3_a_saved_vm_does_nothing_that_others_ask_of_it() {
+    for _ in 0..8 {
+        let folder = tempfile::tempdir().unwrap();
+        let hand = start(folder.path());
+        let (mut vm, mut q2) = begun(&hand, &folder.path().join("q2"));
+        let (tell, told) = std::sync::mpsc::channel();
+        let other = std::thread::spawn(move || {
+            for size in [8_u64 << 20, 16 << 20].into_iter().cycle() {
+                let resized = q2.execute("block_resize", json!({ "node-name": "d0", "size": size }));
+                if resized.is_err() || tell.send(size).is_err() {
+                    return;
+                }
+            }
+        });
+        assert!(told.recv_timeout(Duration::from_secs(10)).is_ok(), "the other monitor resizes it");
+        vm.stop().unwrap();
+        vm.save().unwrap();
+        let done = told.try_iter().count();
+        vm.hold().unwrap();
+        // What was answered just before it stood still may have been on its way.
+        let more = std::iter::from_fn(|| told.recv_timeout(Duration::from_millis(100)).ok()).count();
+        assert!(more <= 1, "{done} were answered until it was saved, and {more} after that");
+        // Where it aborts, it is stopped before it has ended.
+        assert!(!vm.has_ended()() && !hand.said().contains("Assertion"), "{}", hand.said());
+        vm.destroy().unwrap();
+        other.join().unwrap();
+    }
+}
+
 #[test]
 fn i1_a_guest_that_qemu_took_elsewhere_is_not_resumed() {
     let folder = Folder::new();
@@ -131,8 +158,8 @@ fn i1_a_guest_that_qemu_took_elsewhere_is_not_resumed() {
     vm.stop().unwrap();
     q2.execute("migrate", json!({ "uri": "exec:cat >/dev/null" })).unwrap();
     until("it has begun", || own(&mut q2) == "active");
-    let changes = vm.changes().unwrap();
-    assert!(changes.iter().any(|change| change.contains("QEMU's own migration")), "{changes:#?}");
+    let error = vm.save().unwrap_err().to_string();
+    assert!(error.contains("QEMU's own migration"), "{error}");
     vm.restore(RunState::Running).unwrap();
     assert_eq!((status(&mut q2).as_str(), own(&mut q2).as_str()), ("running", "cancelled"));
 
@@ -141,8 +168,8 @@ fn i1_a_guest_that_qemu_took_elsewhere_is_not_resumed() {
     vm.stop().unwrap();
     q2.execute("migrate", json!({ "uri": "exec:cat >/dev/null" })).unwrap();
     until("it is over", || status(&mut q2) == "postmigrate");
-    let changes = vm.changes().unwrap();
-    assert!(changes[0].contains("is not set running here"), "{changes:#?}");
+    let error = vm.save().unwrap_err().to_string();
+    assert!(error.contains("is not set running here"), "{error}");
     let handle = vm.handle();
     for mut vm in [vm].into_iter().chain(std::iter::once_with(|| Vm::reopen(&handle).unwrap())) {
         let error = vm.restore(RunState::Running).unwrap_err().to_string();

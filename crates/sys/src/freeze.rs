@@ -1,11 +1,18 @@
 //! A process that stands still as a whole (`SIGSTOP`), until it is let go or killed. That outlives whoever
 //! did it; but any `SIGCONT` undoes it, whoever sends it. So it can be seen afterwards whether it stood still
 //! all the time.
+//!
+//! A process can also be made to stand still with the very call by which it writes to us: a socket that has
+//! something to read sends a signal to its owner (`man 2 fcntl`, F_SETSIG), from within the call that wrote, and
+//! a thread on its way out of a call takes its signals before it does anything else.
 
 use crate::process::PidFd;
+use linux_raw_sys::general::F_SETSIG;
+use nix::libc;
 use rustix::process::{Signal, pidfd_send_signal};
 use std::{
     fs, io,
+    os::{fd::AsRawFd, unix::net::UnixStream},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -17,6 +24,49 @@ const LOOK: Duration = Duration::from_micros(50);
 /// How often each thread of a process had been given a processor when that was looked at.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Turns(Vec<(i32, u64)>);
+
+/// A connection whose data makes the process stand still that writes it, for as long as this lives.
+#[derive(Debug)]
+pub struct StopAtData<'s> {
+    socket: &'s UnixStream,
+    flags: libc::c_int,
+}
+
+impl<'s> StopAtData<'s> {
+    /// From now on, whatever the process writes to the other end of this socket is the last that it does until
+    /// it is let go ([`PidFd::thaw`]). Each of its calls that write is one more reason to stand still. Where its
+    /// first thread is not the one that writes, that one may get further.
+    ///
+    /// It needs the right to send the process signals; a host that forbids it in another way does so without a
+    /// word, so look whether it stands still ([`PidFd::freeze`]).
+    pub fn begin(socket: &'s UnixStream, process: &PidFd) -> io::Result<Self> {
+        let flags = control(socket, libc::F_GETFL, 0)?;
+        let this = Self { socket, flags };
+        control(socket, F_SETSIG as libc::c_int, libc::SIGSTOP)?;
+        control(socket, libc::F_SETOWN, process.pid())?;
+        // The kernel has found it by its number, and from now on holds the process itself.
+        if !process.is_alive()? {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        control(socket, libc::F_SETFL, flags | libc::O_ASYNC)?;
+        Ok(this)
+    }
+}
+
+impl Drop for StopAtData<'_> {
+    fn drop(&mut self) {
+        // None of these can fail on a socket that is open.
+        let _ = control(self.socket, libc::F_SETFL, self.flags);
+        let _ = control(self.socket, libc::F_SETOWN, 0);
+        let _ = control(self.socket, F_SETSIG as libc::c_int, 0);
+    }
+}
+
+fn control(socket: &UnixStream, command: libc::c_int, value: libc::c_int) -> io::Result<libc::c_int> {
+    // SAFETY: these commands take and return an `int`, and touch no memory of ours.
+    let result = unsafe { libc::fcntl(socket.as_raw_fd(), command, value) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
 
 impl PidFd {
     /// Has all its threads stand still, and waits for that at most so long. If it takes longer, it is let go

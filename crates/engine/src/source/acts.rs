@@ -1,6 +1,6 @@
 //! What the source does, act by act.
 
-use super::{AGAIN, Signal, SourceDriver, watching::save_unchanged};
+use super::{AGAIN, Signal, SourceDriver};
 use crate::{
     conn::{LONG_SILENCE, SILENCE, now_ns},
     ports::{MachineError, RunState, Saved},
@@ -87,7 +87,7 @@ impl SourceDriver {
             SourceAct::Save => {
                 let (tell, pause) = (self.tell.clone(), self.pauses_in_vain);
                 let save = self.parts.machine.spawn("save", move |machine| {
-                    let _ = tell.send(Signal::Saved(pause, save_unchanged(machine)));
+                    let _ = tell.send(Signal::Saved(pause, machine.save()));
                 });
                 save.map_err(why("start a thread"))?;
                 Ok(None)

@@ -2,7 +2,7 @@
 
 use super::{Signal, SourceDriver};
 use crate::{
-    ports::{Machine, MachineError, Saved, Seen},
+    ports::{MachineError, Seen},
     report::Phase,
 };
 use proto::SourceEvent;
@@ -64,7 +64,8 @@ impl SourceDriver {
             }
         };
         if !seen.changes.is_empty() {
-            return Some(self.broke(changed(&seen.changes)));
+            let MachineError { what, why } = MachineError::changed(&seen.changes);
+            return Some(self.broke((what, why)));
         }
         let state = seen.state?;
         let ended = self.can_be_carried(state).err()?;
@@ -76,26 +77,4 @@ impl SourceDriver {
     fn is_watched(&self) -> bool {
         !self.stopped && matches!(self.story.now(), Phase::Preflight | Phase::PreCopy)
     }
-}
-
-/// The device state of a VM that is still what it was.
-pub(super) fn save_unchanged(machine: &mut dyn Machine) -> Result<Saved, MachineError> {
-    let unchanged = |changes: &[String]| match changes {
-        [] => Ok(()),
-        changes => {
-            let (what, why) = changed(changes);
-            Err(MachineError { what, why })
-        }
-    };
-    let begin = Instant::now();
-    let changes = machine.changes()?;
-    let looked = begin.elapsed();
-    unchanged(&changes)?;
-    let saved = machine.save()?;
-    unchanged(&saved.changes)?;
-    Ok(Saved { looked: looked + saved.looked, ..saved })
-}
-
-fn changed(changes: &[String]) -> (String, String) {
-    ("the VM was changed while it was moved".to_owned(), changes.join("\n"))
 }

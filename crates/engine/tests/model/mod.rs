@@ -437,11 +437,8 @@ impl Machine for Cpu {
     }
 
     fn watch(&mut self) -> Result<engine::ports::Seen, MachineError> {
-        Ok(engine::ports::Seen { changes: self.changes()?, state: self.run_state().ok() })
-    }
-
-    fn changes(&mut self) -> Result<Vec<String>, MachineError> {
-        Ok(self.differs.lock().unwrap().clone())
+        let changes = self.differs.lock().unwrap().clone();
+        Ok(engine::ports::Seen { changes, state: self.run_state().ok() })
     }
 
     fn run_state(&mut self) -> Result<RunState, MachineError> {
@@ -486,6 +483,11 @@ impl Machine for Cpu {
     }
 
     fn save(&mut self) -> Result<Saved, MachineError> {
+        let unchanged = || match &self.differs.lock().unwrap()[..] {
+            [] => Ok(()),
+            differences => Err(MachineError::changed(differences)),
+        };
+        unchanged()?;
         // Devices write guest memory while they are saved.
         self.ram.guest_writes(0, 0, 99);
         self.ram.lost.store(self.ram.lost_by_saving.load(SeqCst), SeqCst);
@@ -493,7 +495,8 @@ impl Machine for Cpu {
         let happens = self.on_save.lock().unwrap().pop_front();
         happens.into_iter().for_each(|happens| happens());
         let state = DeviceState { stream: vec![this; 1000], private: vec![("vga".into(), vec![1; 5000])] };
-        Ok(Saved { state, changes: self.changes()?, ..Saved::default() })
+        unchanged()?;
+        Ok(Saved { state, ..Saved::default() })
     }
 
     fn load(&mut self, state: &DeviceState) -> Result<(), MachineError> {

@@ -17,11 +17,12 @@ use std::{
     fmt,
     io::{IoSlice, Write},
     mem::MaybeUninit,
-    os::fd::BorrowedFd,
+    os::fd::{AsFd, BorrowedFd},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
 };
+use sys::{freeze::StopAtData, process::PidFd};
 
 /// How long QEMU may take to greet: a QMP socket serves one client at a time and lets the next one wait in silence.
 pub const GREETING: Duration = Duration::from_secs(2);
@@ -92,7 +93,7 @@ pub struct Qmp {
 }
 
 impl Qmp {
-    /// Connects, reads the greeting and asks for no capabilities.
+    /// Connects, reads the greeting, and asks to be heard ahead of the answers.
     pub fn connect(path: &Path) -> Result<Self, QmpError> {
         Self::connect_within(path, GREETING)
     }
@@ -104,7 +105,7 @@ impl Qmp {
         Self::greet(path, socket, patience)
     }
 
-    /// Reads the greeting, and asks for no capabilities.
+    /// Reads the greeting; see [`Qmp::connect`].
     pub(crate) fn greet(path: &Path, socket: UnixStream, patience: Duration) -> Result<Self, QmpError> {
         let end = Instant::now() + patience;
         let mut lines = Lines::default();
@@ -138,7 +139,11 @@ impl Qmp {
             events: VecDeque::new(),
             heard: 0,
         };
-        qmp.execute("qmp_capabilities", json!({}))?;
+        // With it QEMU takes in up to 8 questions ahead; without it, it begins to read the next one once it has
+        // answered the last, which costs each of them a change of threads there.
+        let ahead = value["QMP"]["capabilities"].as_array().is_some_and(|all| all.contains(&json!("oob")));
+        let enable = if ahead { json!({ "enable": ["oob"] }) } else { json!({}) };
+        qmp.execute("qmp_capabilities", enable)?;
         Ok(qmp)
     }
 
@@ -321,26 +326,73 @@ impl Qmp {
     ) -> Result<Result<Value, QmpError>, QmpError> {
         loop {
             let line = self.lines.next(&self.socket, end).map_err(|error| error.during(command, patience))?;
-            let Some(mut answer) = self.take(&line)? else { continue };
-            // An answer to a question that was given up is passed over; one without an id is to a line that QEMU
-            // could not parse, and so to this one.
-            if answer.get("id").is_some_and(|got| got.as_u64() != Some(id)) {
-                continue;
+            if let Some(answer) = self.take(&line)?
+                && let Some(said) = self.said(id, command, answer)
+            {
+                return said;
             }
-            if let Some(error) = answer.get("error") {
-                let text = |name: &str| error[name].as_str().unwrap_or("unknown").to_owned();
-                return Ok(Err(QmpError::Refused {
-                    command: command.to_owned(),
-                    class: text("class"),
-                    why: text("desc"),
-                }));
-            }
-            // Not by its index, which would panic where the answer is no object.
-            return match answer.get_mut("return") {
-                Some(returned) => Ok(Ok(returned.take())),
-                None => Err(self.strange(command, &answer)),
-            };
         }
+    }
+
+    /// Runs one command, and has the process that answers it stand still from its answer on: nothing that others
+    /// have asked of it is done after that.
+    pub(crate) fn execute_last(
+        &mut self,
+        command: &str,
+        arguments: Value,
+        patience: Duration,
+        process: &PidFd,
+    ) -> Result<Value, QmpError> {
+        let broken = |cause| QmpError::Broken { command: command.to_owned(), cause };
+        let socket = self.socket.try_clone().map_err(broken)?;
+        // A host that does not allow it has whoever froze it afterwards be late by a moment.
+        let _stop = StopAtData::begin(&socket, process)
+            .inspect_err(|error| tracing::info!(%error, "QEMU cannot be stopped at its answer"));
+        let id = self.next_id;
+        let asked = self.ask_all(&[(command, arguments)], patience)?;
+        loop {
+            while let Some(line) = self.lines.there(&self.socket).map_err(|e| e.during(command, patience))? {
+                if let Some(answer) = self.take(&line)?
+                    && let Some(said) = self.said(id, command, answer)
+                {
+                    return said?;
+                }
+            }
+            // It has said something else, and stands still on account of that.
+            process.thaw().map_err(broken)?;
+            let left = asked.end.saturating_duration_since(Instant::now());
+            if !sys::process::readable_within(self.socket.as_fd(), left).map_err(broken)? {
+                return Err(QmpError::Timeout { command: command.to_owned(), waited: patience });
+            }
+        }
+    }
+
+    /// What an answer says to the question with this number, if it is to that. The outer error is the
+    /// connection's, the inner one QEMU's word.
+    fn said(
+        &self,
+        id: u64,
+        command: &str,
+        mut answer: Value,
+    ) -> Option<Result<Result<Value, QmpError>, QmpError>> {
+        // An answer to a question that was given up is passed over; one without an id is to a line that QEMU
+        // could not parse, and so to this one.
+        if answer.get("id").is_some_and(|got| got.as_u64() != Some(id)) {
+            return None;
+        }
+        if let Some(error) = answer.get("error") {
+            let text = |name: &str| error[name].as_str().unwrap_or("unknown").to_owned();
+            return Some(Ok(Err(QmpError::Refused {
+                command: command.to_owned(),
+                class: text("class"),
+                why: text("desc"),
+            })));
+        }
+        // Not by its index, which would panic where the answer is no object.
+        Some(match answer.get_mut("return") {
+            Some(returned) => Ok(Ok(returned.take())),
+            None => Err(self.strange(command, &answer)),
+        })
     }
 
     fn send(&mut self, line: &[u8], fd: Option<BorrowedFd<'_>>) -> std::io::Result<()> {

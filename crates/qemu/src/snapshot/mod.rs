@@ -7,7 +7,7 @@
 pub(crate) mod own;
 mod round; // asked in one go
 
-pub(crate) use round::{Depth, drive_name};
+pub(crate) use round::{Depth, WITHIN, drive_name};
 
 use std::collections::BTreeMap;
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use std::{collections::BTreeMap, time::Duration};
 
 /// How long QEMU may take for all answers. In a pause the guest stands still meanwhile: then the migration ends and it runs on.
-const WITHIN: Duration = Duration::from_secs(2);
+pub(crate) const WITHIN: Duration = Duration::from_secs(2);
 
 /// More things of a kind than a VM has; whoever says more is not QEMU. What is beyond is not looked at.
 const MOST: usize = 4096;
@@ -18,10 +18,8 @@ const MOST: usize = 4096;
 /// How much is asked.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Depth {
-    /// In a pause, before the device state is saved: whether somebody uses the disks, or QEMU's own migration takes the guest. A job
-    /// and an export have a connection in the block graph.
-    Disks,
-    /// In a pause, after that: also what can be changed without an event. A new vCPU and new memory are devices.
+    /// In a pause: what can be changed without an event, whether somebody uses the disks, and whether QEMU's own migration takes the
+    /// guest. A job and an export have a connection in the block graph; a new vCPU and new memory are devices.
     Short,
     /// All of it: 15 questions, of 0.1 to 0.4 ms each.
     Whole,
@@ -52,9 +50,9 @@ const fn tree(arguments: fn() -> Value, kind: Kind, parse: Parse) -> Question {
 }
 
 const QUESTIONS: [Question; 15] = [
-    from(Depth::Disks, plain("query-migrate", Kind::Migration, migration)),
-    from(Depth::Disks, plain("query-migrate", Kind::Blocker, blockers)),
-    from(Depth::Disks, plain("x-debug-query-block-graph", Kind::Edge, edges)),
+    from(Depth::Short, plain("query-migrate", Kind::Migration, migration)),
+    from(Depth::Short, plain("query-migrate", Kind::Blocker, blockers)),
+    from(Depth::Short, plain("x-debug-query-block-graph", Kind::Edge, edges)),
     from(Depth::Short, tree(|| json!({ "path": "/machine/peripheral" }), Kind::Device, devices)),
     from(Depth::Short, tree(|| json!({ "path": "/machine/peripheral-anon" }), Kind::Device, devices)),
     // None of these two has an event: `object-add`, `block_set_io_throttle`.

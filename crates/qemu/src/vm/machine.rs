@@ -76,11 +76,6 @@ impl Machine for Vm {
         known.watch(&mut self.qmp).map_err(|error| self.error("look again at", error))
     }
 
-    fn changes(&mut self) -> Result<Vec<String>, MachineError> {
-        let Some(known) = &self.known else { return Ok(vec![]) };
-        known.changes(&mut self.qmp).map_err(|error| self.error("look again at", error))
-    }
-
     fn run_state(&mut self) -> Result<RunState, MachineError> {
         self.state().map_err(|error| self.error("ask what it does:", error))
     }

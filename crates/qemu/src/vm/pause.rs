@@ -11,7 +11,6 @@ use super::{
 };
 use crate::{
     flush, halt,
-    known::Look,
     qmp::QmpError,
     ram,
     snapshot::own,
@@ -121,11 +120,24 @@ impl Vm {
         if let Some(changed) = self.changed() {
             return Err(self.error(what, changed));
         }
-        let look = self.known.as_ref().map(|known| known.look_after_saving(&mut self.qmp)).transpose();
-        let look = look.map_err(|error| self.error("look again at", error))?;
-        let told = self.say_save(exit, look).map_err(|error| self.error(what, error))?;
+        let begin = Instant::now();
+        let look = match &self.known {
+            Some(known) => known.look(&mut self.qmp, ram::listing()),
+            None => {
+                let (command, arguments) = ram::listing();
+                self.qmp.execute(command, arguments).map(|listing| (listing, vec![]))
+            }
+        };
+        let (listing, changes) = look.map_err(|error| self.error("look again at", error))?;
+        if !changes.is_empty() {
+            return Err(MachineError::changed(&changes));
+        }
+        let looked = begin.elapsed();
+        let blocks = ram::parse_listing(&self.qmp, &listing).map_err(|error| self.error(what, error))?;
 
-        // At once: until it stands still, another monitor may ask something of it that it cannot do any more.
+        // What another monitor asks of it later may be more than it can do with inactive disks, and is lost in
+        // any case. So it is not asked once more what it is, but stands still with its answer.
+        self.say_save(exit).map_err(|error| self.error(what, error))?;
         let begin = Instant::now();
         let turns = self.process.freeze(FREEZE).map_err(|error| self.error("freeze", error))?;
         let frozen_in = begin.elapsed();
@@ -138,42 +150,35 @@ impl Vm {
         if let Some(changed) = self.changed() {
             return Err(self.error(what, changed));
         }
-        let mut changes = told.changes;
-        if changes.is_empty()
-            && let Some(known) = &self.known
+        if let Some(known) = &self.known
+            && let Some(happened) =
+                known.happened(&mut self.qmp).map_err(|error| self.error("hear", error))?
         {
-            let happened = known.happened(&mut self.qmp).map_err(|error| self.error("hear", error))?;
-            changes.extend(happened);
+            return Err(MachineError::changed(&[happened]));
         }
         let stream = state::take_saved(exit).map_err(|error| self.error(what, error))?;
         // Its disks are inactive now: nothing follows. Before anybody else may open them for good.
         flush::all(&self.unflushed).map_err(|error| self.error("flush the disks of", error))?;
-        let private =
-            self.private.save(&told.blocks, &self.process).map_err(|error| self.error(what, error))?;
-        Ok(Saved { state: DeviceState { stream, private }, changes, looked: told.looked, frozen_in })
+        let private = self.private.save(&blocks, &self.process).map_err(|error| self.error(what, error))?;
+        Ok(Saved { state: DeviceState { stream, private }, looked, frozen_in })
     }
 
-    /// All that is asked of QEMU around the saving, in one go: between two answers nobody waits, neither QEMU
-    /// nor the guest.
-    fn say_save(&mut self, exit: &mut Exit, look: Option<Look>) -> Result<Told, state::StateError> {
-        let mut lines: Vec<(&str, Value)> =
-            vec![ram::listing(), ("xen-save-devices-state", state::begin_save(exit)?)];
-        lines.extend(look.iter().flat_map(|look| look.lines.iter().cloned()));
-        let mut asked = self.qmp.ask_all(&lines, SAVE)?;
-        let listing = self.qmp.next_answer(&mut asked)??;
-        let saved = self.qmp.next_answer(&mut asked)?;
-        saved.map_err(|error| {
-            if error.is_unknown_command() { state::StateError::Unsupported } else { error.into() }
-        })?;
-        let begin = Instant::now();
-        let blocks = ram::parse_listing(&self.qmp, &listing)?;
-        let mut changes = Vec::new();
-        if let (Some(look), Some(known)) = (look, &self.known) {
-            let answers: Result<Vec<_>, _> =
-                look.lines.iter().map(|_| self.qmp.next_answer(&mut asked)).collect();
-            changes = known.tell(&mut self.qmp, &look, answers?)?;
+    /// Has the device state saved. QEMU stands still with its answer, where this host allows that.
+    fn say_save(&mut self, exit: &mut Exit) -> Result<(), state::StateError> {
+        let arguments = state::begin_save(exit)?;
+        let saved = self.qmp.execute_last("xen-save-devices-state", arguments, SAVE, &self.process);
+        let unknown = |error: QmpError| match error.is_unknown_command() {
+            true => state::StateError::Unsupported,
+            false => error.into(),
+        };
+        let frozen = saved.map(drop).map_err(unknown);
+        if frozen.is_err() {
+            // It is not to be frozen by a refusal.
+            self.process
+                .thaw()
+                .map_err(|cause| state::StateError::System { what: "let QEMU go on", cause })?;
         }
-        Ok(Told { blocks, changes, looked: begin.elapsed() })
+        frozen
     }
 
     /// See [`engine::ports::Machine::hold`].
@@ -333,11 +338,4 @@ impl Vm {
             std::thread::sleep(AGAIN);
         }
     }
-}
-
-/// What QEMU told around the saving.
-struct Told {
-    blocks: Vec<ram::Listed>,
-    changes: Vec<String>,
-    looked: Duration,
 }

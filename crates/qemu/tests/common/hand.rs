@@ -3,6 +3,7 @@
 use super::ends::Folder;
 use qemu::{OpenError, Vm, qmp::Qmp};
 use std::{
+    fs::File,
     os::unix::net::UnixStream,
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -30,6 +31,7 @@ impl ByHand {
             .arg("-qmp")
             .arg(format!("unix:{},server=on,wait=off", qmp.display()))
             .stdin(Stdio::null())
+            .stderr(File::create(folder.path().join("stderr")).unwrap())
             .spawn()
             .unwrap();
         // From here on it ends with us, whatever happens.
@@ -45,6 +47,11 @@ impl ByHand {
         hand
     }
 
+    /// What QEMU has written to its standard error.
+    pub(crate) fn said(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default()
+    }
+
     pub(crate) fn refusal(&self) -> Vec<String> {
         match Vm::adopt("hand", &self.qmp) {
             Err(OpenError::Refused { reasons, .. }) => reasons,
@@ -58,6 +65,9 @@ impl Drop for ByHand {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprint!("{}", self.said());
+        }
     }
 }
 
