@@ -95,7 +95,7 @@ fn hop(stage: &Stage, guest: &Guest, from: &str, to: &str) -> Result<Hop> {
     let pid =
         stage.show(from, "web")?.and_then(|shown| shown["pid"].as_u64()).doing("find the VM's process")?;
     let vcpus = [Vcpu::find(pid as u32, 0, 2)?, Vcpu::find(pid as u32, 1, 2)?];
-    let look = || Ok((Instant::now(), [vcpus[0].ready()?, vcpus[1].ready()?]));
+    let look = || Ok::<_, lab::Error>((Instant::now(), [vcpus[0].ready()?, vcpus[1].ready()?]));
     let mut migration = stage.start_migration("web", from, to, &["--mode", "pre-copy"])?;
     migration.until_phase("pre-copy")?;
     guest.order("forget")?;
