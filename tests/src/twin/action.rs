@@ -73,7 +73,7 @@ pub enum Deed {
     Grow,
     /// `drive-mirror` to another image, which goes on for ever
     Mirror,
-    /// `blockdev-backup` of the whole disk
+    /// `drive-backup` of what is overwritten from now on, which goes on for ever
     Backup,
     /// The end of either.
     CancelJobs,

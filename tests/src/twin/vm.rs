@@ -274,11 +274,11 @@ impl Vm {
                 ("drive-mirror", whole)
             }
             Deed::Backup => {
-                let copy = file("backup.img");
-                let mut slow =
-                    json!({"device": DISK, "job-id": JOB, "target": copy, "format": "raw", "sync": "full"});
-                slow["speed"] = json!(1);
-                ("drive-backup", slow)
+                let copy = file("backup.qcow2");
+                // A full one would be at its end, or not, when both are looked at.
+                let later =
+                    json!({"device": DISK, "job-id": JOB, "target": copy, "format": "qcow2", "sync": "none"});
+                ("drive-backup", later)
             }
             Deed::CancelJobs => ("block-job-cancel", json!({"device": JOB, "force": true})),
             Deed::AddNode => {

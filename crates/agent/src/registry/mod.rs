@@ -77,7 +77,7 @@ impl Registry {
     }
 
     /// Reserves the VM of this name for one task at a time; `None` while another task has it. QEMU talks to one QMP
-    /// client at a time, so whoever talks to a VM holds its lease.
+    /// client at a time, so whoever talks to a VM holds its lease; who only looks at it is waited for.
     pub fn lease(&self, name: &str) -> Option<Lease> {
         self.leases.take(name)
     }

@@ -31,7 +31,8 @@ impl Registry {
         let (state, note) = match self.bound(vm)? {
             Some(bound) => bound,
             None => {
-                let lease = self.lease(&vm.name);
+                // Whoever holds it asks for us.
+                let lease = if leased { None } else { self.leases.look(&vm.name) };
                 let alive = vm.process.is_some_and(|process| process.is_alive());
                 if lease.is_none() && !leased && alive {
                     // Somebody talks to its QEMU; what it does meanwhile is theirs to say.
