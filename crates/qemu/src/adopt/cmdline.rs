@@ -314,8 +314,10 @@ impl<'a> Reader<'a> {
     fn shown_file(&mut self, option: &str, value: &str, implied: &str) {
         let mut parsed = options::parse(value, implied);
         for (key, name) in &mut parsed {
-            if key == "file" {
-                *name = self.file(name, Role::Boot);
+            if options::names_files(option, key) {
+                let files: Vec<_> =
+                    options::files_of(option, name).map(|name| self.file(name, Role::Boot)).collect();
+                *name = files.join(":");
             }
         }
         self.pass(option, options::join(&parsed, implied));

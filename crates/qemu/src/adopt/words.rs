@@ -112,6 +112,12 @@ fn set(value: &str, words: &mut [Word]) -> Result<(), String> {
     };
     let word = words.iter_mut().rfind(is_meant).ok_or_else(strange)?;
     if let Some(value) = &mut word.value {
+        // What it was before does not count: said twice, it would be refused.
+        let mut parsed = options::parse(value, "driver");
+        if get(&parsed, key).is_some() {
+            parsed.retain(|(name, _)| name != key);
+            *value = options::join(&parsed, "driver");
+        }
         value.push_str(&format!(",{key}={}", options::escape(set)));
     }
     Ok(())
@@ -191,8 +197,9 @@ mod tests {
                     type = \"q35\"\n[memory]\nsize = \"64M\"\n[global]\ndriver = \"ICH9-LPC\"\n\
                     property = \"disable_s3\"\nvalue = \"1\"\n[chardev \"c\"]\nbackend = \"pty\"\n";
         std::fs::write(folder.path().join("a.cfg"), text).unwrap();
-        let line = ["--readconfig", "a.cfg", "-device", "VGA,id=v", "-set", "device.v.xres=800", "-S"];
-        let (words, wrong) = said(&line, folder.path());
+        let line = ["--readconfig", "a.cfg", "-device", "VGA,xres=640,id=v"];
+        let changes = ["-set", "device.v.xres=800", "-set", "chardev.c.logfile=/a", "-S"];
+        let (words, wrong) = said(&[&line[..], &changes].concat(), folder.path());
         assert_eq!(wrong, Vec::<String>::new());
         assert_eq!(
             words,
@@ -201,7 +208,7 @@ mod tests {
                 "-machine type=q35",
                 "-m size=64M",
                 "-global ICH9-LPC.disable_s3=1",
-                "-chardev backend=pty,id=c",
+                "-chardev backend=pty,id=c,logfile=/a",
                 "-device VGA,id=v,xres=800",
                 "-S "
             ]

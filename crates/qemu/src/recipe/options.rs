@@ -51,6 +51,17 @@ pub fn is_on(value: &str) -> bool {
     matches!(value, "on" | "yes" | "true" | "y")
 }
 
+/// Whether an option's value of this key names files that QEMU reads.
+pub(crate) fn names_files(option: &str, key: &str) -> bool {
+    key == "file" || option == "-acpitable" && key == "data"
+}
+
+/// The files that it names: of an ACPI table, several.
+pub(crate) fn files_of<'a>(option: &str, value: &'a str) -> impl Iterator<Item = &'a str> {
+    let most = if option == "-acpitable" { usize::MAX } else { 1 };
+    value.splitn(most, ':')
+}
+
 fn split(text: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
     let mut characters = text.chars().peekable();

@@ -22,7 +22,7 @@ pub(crate) use options::{is_nic_model, is_of_user_network};
 use super::{
     Argument, Export, Role, SeenFile,
     check::shown,
-    options::{escape, get, parse},
+    options::{escape, get, names_files, parse},
     refused,
 };
 
@@ -68,7 +68,9 @@ pub(super) fn check_argument_of(
         }
         "-kernel" | "-initrd" | "-bios" if file_of(Role::Boot, value) => Ok(()),
         "-kernel" | "-initrd" | "-bios" => refuse("the file is not among the recipe's boot files".to_owned()),
-        "-fw_cfg" | "-acpitable" | "-smbios" if get(&parse(value, ""), "file").is_some() => {
+        "-fw_cfg" | "-acpitable" | "-smbios"
+            if parse(value, "").iter().any(|(key, _)| names_files(option, key)) =>
+        {
             options::with_file(option, value, &|path| file_of(Role::Boot, path)).or_else(refuse)
         }
         "-global" => global(value).or_else(refuse),

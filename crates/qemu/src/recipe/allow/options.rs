@@ -281,10 +281,12 @@ pub(super) fn with_file(option: &str, value: &str, is_ours: &dyn Fn(&str) -> boo
         _ => ("", [].as_slice()),
     };
     let (files, rest): (Vec<_>, Vec<_>) =
-        options::parse(value, implied).into_iter().partition(|(key, _)| key == "file");
+        options::parse(value, implied).into_iter().partition(|(key, _)| options::names_files(option, key));
     match files.as_slice() {
-        [(_, path)] if is_ours(path) => fit("", &rest, |key| find(&[own], key)),
-        [(_, path)] => Err(format!("file={} is not among the recipe's boot files", shown(path))),
+        [(key, paths)] if options::files_of(option, paths).all(is_ours) => {
+            fit("", &rest, |key| find(&[own], key))
+        }
+        [(key, paths)] => Err(format!("{key}={} is not among the recipe's boot files", shown(paths))),
         _ => Err("it names several files".to_owned()),
     }
 }
