@@ -28,6 +28,8 @@ of_the_field() {
         shown="\`./dev field $name\`"
         [ "$(field everyday)" != true ] || shown='`i9_vms_that_everybody_has_go_there_and_back`'
         happens="there and back in every mode"
+        uses=$(sed -n 's/^uses = \[\(.*\)\]$/\1/p' "$case" | tr -d '"')
+        [ -z "$uses" ] || happens="$happens; Linux uses its $uses"
         [ -z "$(field refused)" ] || happens="refused, by a reason with \`$(field refused)\` in it"
         echo "| $(field who) | $happens | $shown |"
     done

@@ -3,8 +3,8 @@
 #
 #   guest/initramfs.sh OUT KERNEL_VERSION|MODULES_DIRECTORY GUEST_BINARY
 #
-# Needs cpio; xz or zstd where the kernel's modules are compressed with it. The archive itself is not compressed: an
-# emulated CPU takes longer to unpack it than QEMU takes to copy it.
+# Needs cpio; xz or zstd where the kernel's modules are compressed with it. The archive itself is not
+# compressed: an emulated CPU takes longer to unpack it than QEMU takes to copy it.
 set -eu
 
 if [ $# -ne 3 ]; then
@@ -33,7 +33,8 @@ cp "$binary" "$root/init"
 strip "$root/init" 2>/dev/null || true
 chmod 755 "$root/init"
 
-# Takes module $1 along, after all that it depends on. What is built into the kernel is in no list, and not needed.
+# Takes module $1 along on $list, after all that it depends on. What is built into the kernel is in no list,
+# and not needed.
 take() {
     line=$(grep -E "/$1\.ko(\.xz|\.zst|\.gz)?:" "$modules/modules.dep") || return 0
     # modules.dep lists the dependencies with the deepest last.
@@ -49,12 +50,18 @@ take() {
             *.gz) gzip -dc "$modules/$path" >"$root/modules/$name" ;;
             *) cp "$modules/$path" "$root/modules/$name" ;;
         esac
-        echo "$name" >>"$root/modules/order"
+        echo "$name" >>"$root/modules/$list"
     done
 }
-: >"$root/modules/order"
+list=order
+: >"$root/modules/$list"
 # q35 has its devices on PCI, microvm on virtio-mmio; the drivers of what is plugged in come last.
 for module in virtio_pci virtio_mmio virtio_net virtio_blk virtio_console virtio_balloon; do take "$module"; done
+# What only some guests ask for.
+list=order.disc
+for module in ata_piix virtio_scsi sr_mod; do take "$module"; done
+list=order.variables
+take efivarfs
 
 # Equal input gives an equal archive.
 find "$root" -exec touch -h -d @0 {} +

@@ -14,14 +14,19 @@
 //! hardware        {"cpus":2,"memory_mib":240,"pci":["0000:00:03.0"],"disks":["vda"],"cards":["eth0"],"ports":["org.x"]}
 //! online          ok    vCPUs and memory that were plugged in are used
 //! claim MIB       ok    so much more memory is filled, and verified with all other
+//! pcrs            A… B… …    what the platform has told its TPM, 24 of them
+//! disc            ok BYTES SUM | empty    all that is on the CD, read anew, and its FNV-1a
+//! draw N          ok text | ok pixels     the picture with this number is on the screen
+//! keep NAME VALUE ok    a new variable of the firmware, which outlives a reboot
+//! kept NAME       ok VALUE
 //! forget          ok    the longest gap ever is counted anew, and the probe's times
 //! off             ok    and the machine is switched off
 //! ```
 
 use crate::{
-    beat, hardware,
+    beat, disc, draw, hardware,
     job::{Job, Jobs},
-    setup,
+    setup, variables,
     words::Wish,
     work::Work,
 };
@@ -164,9 +169,23 @@ fn answer(line: &str, jobs: &Jobs, work: &Work) -> String {
             None => "error claim MIB".to_owned(),
         },
         "pcrs" => pcrs(),
+        "disc" => disc::read().unwrap_or_else(|why| format!("error {why}")),
+        "draw" => match name.and_then(|number| number.parse().ok()).map(draw::picture) {
+            Some(Ok(what)) => format!("ok {what}"),
+            Some(Err(why)) => format!("error {why}"),
+            None => "error draw N".to_owned(),
+        },
+        "keep" => match variables::keep(name.unwrap_or_default(), words.next().unwrap_or_default()) {
+            Ok(()) => "ok".to_owned(),
+            Err(why) => format!("error {why}"),
+        },
+        "kept" => match variables::kept(name.unwrap_or_default()) {
+            Ok(value) => format!("ok {value}"),
+            Err(why) => format!("error {why}"),
+        },
         "off" => "ok".to_owned(),
         _ => "error there are status, verify, findings, pause [NAME], go [NAME], ticks [IP:PORT], probe, forget, hardware, \
-              online, claim MIB, pcrs, off"
+              online, claim MIB, pcrs, disc, draw N, keep NAME VALUE, kept NAME, off"
             .to_owned(),
     }
 }
@@ -198,6 +217,8 @@ mod tests {
         assert_eq!(answer("probe", &jobs, &work), "error no probe runs here");
         assert!(answer("hardware", &jobs, &work).starts_with("{\"cpus\":"));
         assert_eq!(answer("claim", &jobs, &work), "error claim MIB");
+        assert_eq!(answer("draw", &jobs, &work), "error draw N");
+        assert_eq!(answer("kept", &jobs, &work), "error a variable has a name of letters");
         assert_eq!(answer("claim 1", &jobs, &work), "ok");
         assert_eq!(answer("verify", &jobs, &work), "ok pages=256");
         assert!(answer("hello", &jobs, &work).starts_with("error there are"));

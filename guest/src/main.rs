@@ -8,6 +8,8 @@ mod agent; // answers on a virtio port
 mod ask; // the echo and the control port
 mod beat; // the heartbeat on the console, and the gaps a guest can feel
 mod content; // what pages are filled with
+mod disc; // what is in the CD drive
+mod draw; // pictures on the screen
 mod hardware; // what is plugged in, and taking it into use
 mod histogram; // how long things took, in a bounded number of buckets
 mod job; // a workload that can be paused, and what it has counted
@@ -15,6 +17,7 @@ mod netlink; // addresses and routes, as the kernel wants to hear them
 mod pace; // how much may be done by now
 mod record; // pages that know whether they are right
 mod setup; // mounts, modules, network: from power-on to a usable Linux
+mod variables; // what firmware keeps
 mod words; // the kernel command line
 mod work; // the workloads
 

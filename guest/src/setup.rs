@@ -8,6 +8,7 @@ use rustix::{
 use std::{ffi::CStr, fs, io, path::Path, thread};
 
 /// Modules in the order in which they are to be loaded, one file name a line; written by `initramfs.sh`.
+/// Those that most guests do without are in lists of their own, named behind a dot.
 const MODULES: &str = "/modules/order";
 
 /// The file systems that programs expect.
@@ -24,10 +25,19 @@ pub(crate) fn mounts() -> Result<(), String> {
 
 /// Loads what the initramfs brought along; a kernel with everything built in brings nothing.
 pub(crate) fn modules() -> Result<(), String> {
-    let order = match fs::read_to_string(MODULES) {
+    load_list(MODULES)
+}
+
+/// Loads what only some guests need.
+pub(crate) fn load(group: &str) -> Result<(), String> {
+    load_list(&format!("{MODULES}.{group}"))
+}
+
+fn load_list(list: &str) -> Result<(), String> {
+    let order = match fs::read_to_string(list) {
         Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(format!("{MODULES}: {e}")),
+        Err(e) => return Err(format!("{list}: {e}")),
     };
     for name in order.lines() {
         let path = Path::new("/modules").join(name);

@@ -5,6 +5,7 @@
 mod agent; // an agent on a host
 /// A guest without an operating system, which runs under any KVM.
 pub mod bare;
+mod channel; // to an agent in a guest
 mod cli; // the command line of the program under test
 mod client; // a TCP client whose connection must survive
 mod console; // what a guest says on its serial line
@@ -41,6 +42,7 @@ mod vcpu; // how long a vCPU was not held up
 mod vm_file; // the file that describes a VM to `whimbrel run`
 
 pub use agent::{Agent, Oddity, PORT, ask};
+pub use channel::Channel;
 pub use cli::{Answer, Cli};
 pub use client::{Seen, TcpClient, connect};
 pub use console::Console;

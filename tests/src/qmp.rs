@@ -2,10 +2,19 @@
 //! under test has its own client.)
 
 use crate::{Doing, Error, Result};
+use rustix::{
+    fs::{MemfdFlags, Mode, OFlags, memfd_create, open},
+    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
+};
 use serde_json::{Value, json};
 use std::{
-    io::{BufRead, BufReader, ErrorKind, Write},
-    os::unix::net::UnixStream,
+    fs::File,
+    io::{BufRead, BufReader, ErrorKind, IoSlice, Read, Write},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
     path::Path,
     time::{Duration, Instant, SystemTime},
 };
@@ -56,6 +65,34 @@ impl Qmp {
             Value::String(said) => Ok(said.replace('\r', "")),
             other => Err(Error::new(line, other)),
         }
+    }
+
+    /// What the guest's first screen shows, as `screendump` writes it.
+    pub fn picture(&mut self) -> Result<Vec<u8>> {
+        let what = "take a picture of a screen";
+        let mut file = File::from(memfd_create("picture", MemfdFlags::CLOEXEC).doing(what)?);
+        // QEMU takes a descriptor that was opened as it would open the file itself.
+        let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let writes = open(name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).doing(what)?;
+        let added = self.pass("add-fd", writes.as_fd())?;
+        let set = added["fdset-id"].as_u64().doing(format!("{what}: read {added}"))?;
+        self.execute("screendump", json!({ "filename": format!("/dev/fdset/{set}") }))?;
+        self.execute("remove-fd", json!({ "fdset-id": set }))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).doing(what)?;
+        Ok(bytes)
+    }
+
+    /// Executes a command that takes a descriptor.
+    fn pass(&mut self, command: &str, fd: BorrowedFd) -> Result<Value> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fds = [fd];
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+        // With a blank, because a descriptor needs a byte to go with; the command itself follows.
+        let sent = sendmsg(self.stream.get_ref(), &[IoSlice::new(b" ")], &mut control, SendFlags::NOSIGNAL);
+        sent.doing(format!("send a descriptor for {command}"))?;
+        self.execute(command, json!({}))
     }
 
     /// Forgets all events so far.

@@ -1,6 +1,6 @@
 //! Guests without an operating system, which run under KVM wherever that answers: moved there and back in every mode.
 
-use lab::{Doing, Lab, Oddity, Qmp, Result, Stage, Tools, bare, ensure, story};
+use lab::{Doing, HugePages, Lab, Oddity, Qmp, Result, Stage, Tools, bare, bare::Ram, ensure, story};
 use std::{
     path::Path,
     sync::{Mutex, PoisonError},
@@ -8,6 +8,9 @@ use std::{
 
 /// Four vCPUs that never rest are enough for a machine with two processors: one guest after the other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// As much as the guest has.
+const HUGE: u64 = 64 << 20;
 
 /// There and back in every mode. The last one is slowed: what it writes in a second takes longer to send.
 const MOVES: [&[&str]; 4] = [
@@ -67,12 +70,18 @@ fn all(lab: &Lab, tools: &Tools, accel: &'static str, moves: usize) -> Result<()
         _ => Oddity::default(),
     })?;
     let guests = [
-        ("one", bare::Bare { accel, vcpus: 1, shared: false, machine: "q35" }),
-        ("two", bare::Bare { accel, vcpus: 2, shared: true, machine: "q35" }),
-        ("four", bare::Bare { accel, vcpus: 4, shared: true, machine: "pc" }),
+        ("one", bare::Bare { accel, vcpus: 1, ram: Ram::Private, machine: "q35" }),
+        ("two", bare::Bare { accel, vcpus: 2, ram: Ram::Memfd, machine: "q35" }),
+        ("four", bare::Bare { accel, vcpus: 4, ram: Ram::Memfd, machine: "pc" }),
+        ("huge", bare::Bare { accel, vcpus: 1, ram: Ram::Huge, machine: "q35" }),
     ];
     for (name, guest) in &guests {
-        let moves = if guest.vcpus == 4 { moves / 2 } else { moves };
+        // What it moves to has plain pages. (Without KVM it is among those of `tests/field`.)
+        let huge = if guest.ram == Ram::Huge && accel == "kvm" { HugePages::reserve(HUGE)? } else { None };
+        if guest.ram == Ram::Huge && huge.is_none() {
+            continue;
+        }
+        let moves = if guest.vcpus == 4 || huge.is_some() { moves / 2 } else { moves };
         there_and_back(&stage, guest, name, moves, guest.vcpus == 2)?;
     }
     Ok(())

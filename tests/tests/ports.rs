@@ -1,47 +1,7 @@
 //! A guest's ports: each ends on the host where the guest is, under a name that can be told, and nowhere else.
 
-use lab::{Doing, HandStart, Result, Spec, Stage, ensure, story, wait_for};
-use std::{
-    io::{BufRead, BufReader, Read, Write},
-    os::unix::net::UnixStream,
-    path::Path,
-    thread,
-    time::Duration,
-};
-
-/// How long a guest under emulation may take to answer on a busy machine.
-const ANSWER: Duration = Duration::from_secs(30);
-
-/// Somebody who talks to the guest's agent.
-struct Client(BufReader<UnixStream>);
-
-impl Client {
-    fn connect(socket: &Path) -> Result<Self> {
-        let what = || format!("connect to {}", socket.display());
-        let stream = UnixStream::connect(socket).doing(what())?;
-        stream.set_read_timeout(Some(ANSWER)).doing(what())?;
-        Ok(Self(BufReader::new(stream)))
-    }
-
-    /// The agent counts what it is asked, wherever its guest is.
-    fn ask(&mut self, line: &str) -> Result<u64> {
-        self.0.get_mut().write_all(format!("{line}\n").as_bytes()).doing("ask the agent")?;
-        loop {
-            let mut answer = String::new();
-            self.0.read_line(&mut answer).doing("hear the agent")?;
-            let (count, said) = answer.trim_end().split_once(' ').doing(format!("understand {answer:?}"))?;
-            // What somebody else asked who was cut off comes first.
-            if said == line {
-                return count.parse().doing(format!("understand {answer:?}"));
-            }
-        }
-    }
-
-    /// Asks without end, until the connection does.
-    fn chat(mut self) -> thread::JoinHandle<()> {
-        thread::spawn(move || while self.ask("chat").is_ok() {})
-    }
-}
+use lab::{Channel, Doing, HandStart, Spec, Stage, ensure, story, wait_for};
+use std::{io::Read, os::unix::net::UnixStream, time::Duration};
 
 #[test]
 fn i9_a_guest_agent_is_found_again_after_each_move() {
@@ -64,7 +24,7 @@ fn i9_a_guest_agent_is_found_again_after_each_move() {
         let work = "whimbrel.check=32M,rate=4M whimbrel.agent=org.qemu.guest_agent.0";
         let start = HandStart { extra: words.into(), ..HandStart::new(Spec::new(61, work)) };
         let (guest, _machine) = stage.adopt("a", "ported", start)?;
-        ensure!(Client::connect(&lab.dir().join("qga"))?.ask("hello")? == 0, "it is the first question");
+        ensure!(Channel::connect(&lab.dir().join("qga"))?.ask("hello")? == 0, "it is the first question");
 
         // Nobody is there, somebody is there and silent, somebody talks without end.
         let in_run = |host: &str, name: &str| lab.host(host).dir.join("run").join(name);
@@ -75,8 +35,8 @@ fn i9_a_guest_agent_is_found_again_after_each_move() {
                 .into_iter()
                 .enumerate()
         {
-            let silent = if n == 1 { Some(Client::connect(&socket)?) } else { None };
-            let chat = if n >= 2 { Some(Client::connect(&socket)?.chat()) } else { None };
+            let silent = if n == 1 { Some(Channel::connect(&socket)?) } else { None };
+            let chat = if n >= 2 { Some(Channel::connect(&socket)?.chat()) } else { None };
             stage.migrate("ported", &guest, from, to, &["--mode", mode])?;
             drop(silent);
             if let Some(chat) = chat {
@@ -86,7 +46,7 @@ fn i9_a_guest_agent_is_found_again_after_each_move() {
                 ensure!(!socket.exists(), "{} has gone with its QEMU", socket.display());
             }
             socket = in_run(to, "ported:qga.sock");
-            let count = Client::connect(&socket)?.ask("hello again")?;
+            let count = Channel::connect(&socket)?.ask("hello again")?;
             ensure!(count > asked, "the same agent: {count} after {asked}");
             asked = count;
 

@@ -1,6 +1,8 @@
 //! A guest without an operating system that works its memory in every way a processor can write it, and checks
 //! what it wrote before. It runs under KVM where Linux would take too long.
 
+mod screen; // what it draws
+
 use crate::{Doing, Host, Process, QEMU, Qmp, Result, ensure, wait_for};
 use std::{
     fs,
@@ -28,6 +30,17 @@ const CONTENT: u64 = 1 << 20;
 const BLOCK: usize = 4096;
 const BLOCKS: u64 = 64;
 
+/// What its RAM is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ram {
+    /// QEMU's own.
+    Private,
+    /// A shared memfd.
+    Memfd,
+    /// A shared memfd of huge pages, which must be there ([`crate::HugePages`]).
+    Huge,
+}
+
 /// How to start one.
 #[derive(Clone, Debug)]
 pub struct Bare {
@@ -35,8 +48,8 @@ pub struct Bare {
     pub accel: &'static str,
     /// Up to four.
     pub vcpus: usize,
-    /// Whether its RAM is a shared memfd, or QEMU's own.
-    pub shared: bool,
+    /// What its RAM is.
+    pub ram: Ram,
     /// The machine.
     pub machine: &'static str,
 }
@@ -90,11 +103,14 @@ impl Bare {
     /// Starts it on a host, and waits until all its vCPUs work. Gives the process and its QMP socket.
     pub fn start(&self, host: &Host, name: &str, disk: &Path) -> Result<(Process, PathBuf)> {
         let socket = host.dir.join(format!("{name}.sock"));
-        let ram = match self.shared {
-            true => "-object memory-backend-memfd,id=ram0,size=64M,share=on",
-            false => "-mem-prealloc",
+        let (ram, backend) = match self.ram {
+            Ram::Private => ("-mem-prealloc", ""),
+            Ram::Memfd => ("-object memory-backend-memfd,id=ram0,size=64M,share=on", ",memory-backend=ram0"),
+            Ram::Huge => (
+                "-object memory-backend-memfd,id=ram0,size=64M,share=on,hugetlb=on,hugetlbsize=2M",
+                ",memory-backend=ram0",
+            ),
         };
-        let backend = if self.shared { ",memory-backend=ram0" } else { "" };
         let words = format!(
             "-name {name} -nodefaults -no-user-config -display none -accel {} -cpu qemu64 -smp {} -m 64M {ram} \
              -machine {}{backend} -drive file={},format=raw,if=none,id=d \
@@ -149,6 +165,11 @@ impl Guest {
             };
             Ok(before.iter().zip(&now).all(further).then_some(()))
         })
+    }
+
+    /// Whether it has a screen. If so, that shows what the guest has drawn by now, pixel by pixel.
+    pub fn shows_what_it_draws(&self, qmp: &mut Qmp) -> Result<bool> {
+        screen::shows_what_is_drawn(qmp)
     }
 
     /// What its vCPUs say; none of one that does not work yet.

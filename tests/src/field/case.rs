@@ -2,7 +2,7 @@
 
 use crate::{Doing, Result};
 use serde::Deserialize;
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 /// One data file of `tests/field`.
 #[derive(Clone, Debug, Deserialize)]
@@ -21,13 +21,30 @@ pub struct Case {
     pub guest: Inside,
     /// QEMU's command line: a line for each option, a blank between the option and its value.
     ///
-    /// `{dir}` is a directory of this case with `disk.img`, `disk.qcow2`, `over.qcow2` on the first of these, `bios.bin` and `cd.iso`,
-    /// `{qmp}` the socket of a monitor, `{tap}` a TAP on a bridge, `{ovmf}` where OVMF's images are, `{huge}` a hugetlbfs. What needs KVM
-    /// is run by QEMU's translation.
+    /// `{dir}` is a directory of this case with `disk.img`, `disk.qcow2`, `over.qcow2` on the first of these,
+    /// `bios.bin` and `cd.iso`, `{qmp}` the socket of a monitor, `{tap}` a TAP on a bridge, `{ovmf}` where
+    /// OVMF's images are, `{huge}` a hugetlbfs, `{tpm}` the socket of a swtpm. What needs KVM is run by
+    /// QEMU's translation.
     pub command: String,
-    /// How much memory of explicit huge pages it takes. Where the machine has none to spare, the case is skipped, and that is said.
+    /// What its launcher does before it becomes QEMU: a shell's words, in a mount namespace of their own.
+    #[serde(default)]
+    pub launcher: String,
+    /// Further files in its directory.
+    #[serde(default)]
+    pub files: BTreeMap<String, String>,
+    /// What a Linux guest uses, before it is moved and wherever it is then.
+    #[serde(default)]
+    pub uses: Vec<Use>,
+    /// Why its screen shows nothing on another host until the guest sets it anew.
+    #[serde(default)]
+    pub blank: Option<String>,
+    /// How much memory of explicit huge pages it takes. Where the machine has none to spare, the case is
+    /// skipped, and that is said.
     #[serde(default)]
     pub huge_mib: u64,
+    /// Of pages of 1 GiB, the same.
+    #[serde(default)]
+    pub huge_gib: u64,
     /// What is different on another host by right: a part of the line that shows it, and why.
     #[serde(default)]
     pub differs: Vec<Differs>,
@@ -40,11 +57,31 @@ pub struct Case {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Inside {
-    /// The guest that works its memory and checks it.
+    /// The guest that works its memory and checks it, and draws on its screen.
     #[default]
     Bare,
+    /// Linux, which checks its memory and uses what it has.
+    Linux,
     /// The firmware alone.
     Firmware,
+}
+
+/// What a guest can use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Use {
+    /// It reads its CD, which is taken out and replaced by another one.
+    Disc,
+    /// It draws.
+    Screen,
+    /// It answers its host on the channel of a guest agent (`{dir}/agent.sock`).
+    Agent,
+    /// Its balloon takes memory and gives it back, while it is moved.
+    Balloon,
+    /// Its firmware keeps a variable, also when it boots again at its last host.
+    Variables,
+    /// The PCRs of its TPM are what they were.
+    Tpm,
 }
 
 /// A difference by right.

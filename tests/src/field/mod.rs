@@ -1,10 +1,12 @@
 //! VMs as people, managers and clouds start them: adopted, moved there and back in every mode, and compared.
 
-mod case;
+mod case; // a data file
+mod linux; // a Linux guest that uses what it has
 
-use crate::{Doing, Error, HugePages, Process, QEMU, Qmp, Result, Stage, bare, ensure, wait_for};
-pub use case::{Case, Inside, cases};
-use serde_json::json;
+use crate::{Doing, Error, HugePages, Process, QEMU, Qmp, Result, Spec, Stage, bare, ensure, wait_for};
+pub use case::{Case, Inside, Use, cases};
+use linux::Linux;
+use serde_json::{Value, json};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -39,15 +41,19 @@ pub fn live(stage: &Stage, case: &Case, n: usize) -> Result<()> {
     let dir = stage.lab.dir().join(&name);
     let tap = format!("t-{name}");
     let mut pages = None;
-    if case.huge_mib > 0 {
-        let Some(reserved) = HugePages::reserve(case.huge_mib << 20)? else { return Ok(()) };
+    if case.huge_mib > 0 || case.huge_gib > 0 {
+        let reserved = match case.huge_gib {
+            0 => HugePages::reserve(case.huge_mib << 20)?,
+            gib => HugePages::reserve_largest(gib << 30)?,
+        };
+        let Some(reserved) = reserved else { return Ok(()) };
         pages.insert(reserved).mount(&dir.join("huge"))?;
     }
-    let taken = case.command.contains("{tap}");
+    let taken = [&case.command, &case.launcher].iter().any(|text| text.contains("{tap}"));
     if taken {
         stage.lab.host("a").add_tap(&tap)?;
     }
-    let lived = Life::begin(stage, case, &name, &dir, &tap).and_then(|mut life| life.goes());
+    let lived = Life::begin(stage, case, n, &dir, &tap).and_then(|mut life| life.goes());
     // Whatever has become of it.
     for host in ["a", "b"] {
         let _ = stage.agent(host).cli().run(["stop", &name]);
@@ -60,50 +66,58 @@ pub fn live(stage: &Stage, case: &Case, n: usize) -> Result<()> {
     lived.map_err(|error| Error::new(format!("{} ({}): {}", case.name, case.who, error.what), error.why))
 }
 
+/// Who is in the VM.
+enum Guest<'a> {
+    Bare(bare::Guest),
+    Linux(Box<Linux<'a>>),
+    Firmware,
+}
+
 struct Life<'a> {
     stage: &'a Stage<'a>,
     case: &'a Case,
     name: String,
-    vcpus: usize,
+    guest: Guest<'a>,
     socket: PathBuf,
-    // Ends with the case, if it was never moved.
+    // These end with the case, if it was never moved.
     _process: Process,
+    _tpm: Option<Process>,
 }
 
 impl<'a> Life<'a> {
-    fn begin(stage: &'a Stage, case: &'a Case, name: &str, dir: &Path, tap: &str) -> Result<Self> {
+    fn begin(stage: &'a Stage, case: &'a Case, n: usize, dir: &Path, tap: &str) -> Result<Self> {
+        let name = format!("field{n}");
         files(case, dir)?;
-        let socket = dir.join("qmp.sock");
+        let (socket, tpm) = (dir.join("qmp.sock"), dir.join("tpm.sock"));
         let place = |line: &str| {
             line.replace("{dir}", &dir.display().to_string())
                 .replace("{qmp}", &socket.display().to_string())
                 .replace("{tap}", tap)
                 .replace("{ovmf}", OVMF)
                 .replace("{huge}", &dir.join("huge").display().to_string())
+                .replace("{tpm}", &tpm.display().to_string())
         };
+        let swtpm = if case.command.contains("{tpm}") { Some(start_tpm(stage, &name, &tpm)?) } else { None };
         let host = stage.lab.host("a");
-        let mut command = host.namespace.command(QEMU);
-        let words = case.words(place);
+        let mut command = host.namespace.command("sh");
+        command.args(["-ec", &format!("{}\nexec \"$@\"", place(&case.launcher)), "sh", QEMU]);
+        let mut words = case.words(place);
+        let spec = linux::spec(n, case);
+        if case.guest == Inside::Linux {
+            words.extend(linux::words(stage, &spec));
+        }
         command.args(&words);
-        let mut process = host.spawn(name, &mut command)?;
+        let mut process = host.spawn(&name, &mut command)?;
         let mut qmp = wait_for("a monitor", SOON, || {
             process.must_live()?;
             Ok(socket.exists().then(|| Qmp::connect(&socket).ok()).flatten())
         })?;
-        let vcpus = qmp.vcpus()?.len();
         // A launcher that has it wait lets it go now.
         if words.iter().any(|word| word == "-S") {
             qmp.execute("cont", json!({}))?;
         }
-        let life = Self { stage, case, name: name.to_owned(), vcpus, socket, _process: process };
-        if case.guest == Inside::Bare {
-            life.bare().works(&mut qmp, 1)?;
-        }
-        Ok(life)
-    }
-
-    fn bare(&self) -> bare::Guest {
-        bare::Guest { vcpus: self.vcpus.min(bare::MOST_VCPUS) }
+        let guest = inhabitant(stage, case, &spec, dir, &mut qmp)?;
+        Ok(Self { stage, case, name, guest, socket, _process: process, _tpm: swtpm })
     }
 
     fn goes(&mut self) -> Result<()> {
@@ -113,25 +127,52 @@ impl<'a> Life<'a> {
             return answer.exited(1)?.says(&[words]).map(drop);
         }
         answer.succeeded()?;
-        let before = look(&mut Qmp::connect(&self.socket)?)?;
         let hosts = ["a", "b"];
         for (n, mode) in MODES.into_iter().enumerate() {
             let (from, to) = (hosts[n % 2], hosts[(n + 1) % 2]);
+            let (mut qmp, _) = self.monitor(from)?;
+            if let Guest::Linux(guest) = &mut self.guest {
+                guest.before(&mut qmp)?;
+            }
+            let before = look(&mut qmp)?;
+            drop(qmp);
             let options = ["--mode", mode, "--verify"];
             let report = self.stage.start_migration(&self.name, from, to, &options)?.completed()?;
             ensure!(report.verified() == Some(true), "memory was compared: {}", report.0);
-            let shown = self.stage.show(to, &self.name)?.doing("find it")?;
-            let mut qmp = Qmp::connect(Path::new(shown["qmp"].as_str().doing("find its monitor")?))?;
-            match self.case.guest {
-                Inside::Bare => self.bare().goes_on(&mut qmp)?,
-                Inside::Firmware => {
-                    let status = qmp.execute("query-status", json!({}))?;
-                    ensure!(status["status"] == "running", "it runs: {status}");
-                }
-            }
+            let (mut qmp, shown) = self.monitor(to)?;
             self.compare(&before, &look(&mut qmp)?).map_err(|error| Error::new(mode, error))?;
+            self.is_right(&mut qmp, &shown).map_err(|error| Error::new(mode, error))?;
+        }
+        if let Guest::Linux(guest) = &mut self.guest {
+            let (socket, _) = monitor(self.stage, "b", &self.name)?;
+            guest.reboots(self.stage, &mut Qmp::connect(&socket)?)?;
         }
         self.stage.runs_only_on(&self.name, "b")
+    }
+
+    /// A connection to its monitor, and what its host says of it.
+    fn monitor(&self, host: &str) -> Result<(Qmp, Value)> {
+        let (socket, shown) = monitor(self.stage, host, &self.name)?;
+        Ok((Qmp::connect(&socket)?, shown))
+    }
+
+    /// Where it is now, its guest does and finds what it should.
+    fn is_right(&mut self, qmp: &mut Qmp, shown: &Value) -> Result<()> {
+        match &mut self.guest {
+            Guest::Bare(guest) => {
+                guest.goes_on(qmp)?;
+                if self.case.blank.is_none() {
+                    guest.shows_what_it_draws(qmp)?;
+                }
+                Ok(())
+            }
+            Guest::Linux(guest) => guest.after(qmp, shown),
+            Guest::Firmware => {
+                let status = qmp.execute("query-status", json!({}))?;
+                ensure!(status["status"] == "running", "it runs: {status}");
+                Ok(())
+            }
+        }
     }
 
     /// Two looks at it differ in what is listed only.
@@ -157,6 +198,52 @@ impl<'a> Life<'a> {
         }
         Ok(())
     }
+}
+
+/// Who is in it, once he is at work.
+fn inhabitant<'a>(
+    stage: &Stage,
+    case: &'a Case,
+    spec: &Spec,
+    dir: &Path,
+    qmp: &mut Qmp,
+) -> Result<Guest<'a>> {
+    Ok(match case.guest {
+        Inside::Bare => {
+            let guest = bare::Guest { vcpus: qmp.vcpus()?.len().min(bare::MOST_VCPUS) };
+            guest.works(qmp, 1)?;
+            guest.shows_what_it_draws(qmp)?;
+            Guest::Bare(guest)
+        }
+        Inside::Linux => {
+            let mut guest = Linux::reach(stage, case, spec, dir)?;
+            guest.begins()?;
+            Guest::Linux(Box::new(guest))
+        }
+        Inside::Firmware => Guest::Firmware,
+    })
+}
+
+/// Where its monitor is, and what its host says of it.
+fn monitor(stage: &Stage, host: &str, name: &str) -> Result<(PathBuf, Value)> {
+    let shown = stage.show(host, name)?.doing(format!("find {name} on {host}"))?;
+    Ok((shown["qmp"].as_str().doing("find its monitor")?.into(), shown))
+}
+
+/// A TPM, as a launcher starts one.
+fn start_tpm(stage: &Stage, name: &str, socket: &Path) -> Result<Process> {
+    let host = stage.lab.host("a");
+    let state = socket.with_extension("state");
+    fs::create_dir_all(&state).doing(format!("make {}", state.display()))?;
+    let mut command = host.namespace.command("swtpm");
+    command.args(["socket", "--tpm2", "--tpmstate"]).arg(format!("dir={}", state.display()));
+    command.arg("--ctrl").arg(format!("type=unixio,path={}", socket.display()));
+    let mut swtpm = host.spawn(&format!("swtpm-{name}"), &mut command)?;
+    wait_for("a TPM", SOON, || {
+        swtpm.must_live()?;
+        Ok(socket.exists().then_some(()))
+    })?;
+    Ok(swtpm)
 }
 
 /// What a VM is, line by line.
@@ -203,11 +290,17 @@ fn files(case: &Case, dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).doing(format!("make {}", dir.display()))?;
     let disk = bare::make_disk(dir)?;
     fs::rename(&disk, dir.join("disk.img")).doing("name the disk")?;
-    if case.command.contains("disk.qcow2") {
+    if [&case.command, &case.launcher].iter().any(|text| text.contains("disk.qcow2")) {
         let convert = ["convert", "-q", "-f", "raw", "-O", "qcow2", "disk.img", "disk.qcow2"];
         crate::run(Command::new("qemu-img").args(convert).current_dir(dir))?;
     }
     fs::write(dir.join("cd.iso"), "a medium\n".repeat(1 << 16)).doing("make a medium")?;
+    if case.uses.contains(&Use::Disc) {
+        fs::write(dir.join(linux::OTHER), "another medium\n".repeat(1 << 15)).doing("make another medium")?;
+    }
+    for (name, text) in &case.files {
+        fs::write(dir.join(name), text.replace("{dir}", &dir.display().to_string())).doing(name)?;
+    }
     if case.command.contains("over.qcow2") {
         let base = dir.join("disk.img").display().to_string();
         let create = ["create", "-q", "-f", "qcow2", "-b", &base, "-F", "raw", "over.qcow2"];
