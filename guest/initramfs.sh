@@ -56,7 +56,7 @@ take() {
 list=order
 : >"$root/modules/$list"
 # q35 has its devices on PCI, microvm on virtio-mmio; the drivers of what is plugged in come last.
-for module in virtio_pci virtio_mmio virtio_net virtio_blk virtio_console virtio_balloon; do take "$module"; done
+for module in virtio_pci virtio_mmio virtio_net virtio_blk virtio_console virtio_balloon virtio_mem; do take "$module"; done
 # What only some guests ask for.
 list=order.disc
 for module in ata_piix virtio_scsi sr_mod; do take "$module"; done

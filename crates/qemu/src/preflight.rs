@@ -6,7 +6,7 @@ use crate::{
     qmp::Version,
     recipe::{self, Accel, Backing, Recipe, files::Opened},
     room::Room,
-    sharing::nbd,
+    sharing::servers,
     tap, tpm,
 };
 use std::{
@@ -54,7 +54,7 @@ pub fn check(recipe: &Recipe, host: &Host, from: &str, migration: &str) -> Resul
     }
     for export in &recipe.exports {
         // Nobody is called who is not granted.
-        reasons.extend(host.limits.check_server(export).and_then(|()| nbd::look(export)).err());
+        reasons.extend(host.limits.check_server(export).and_then(|()| servers::look(export)).err());
     }
     let opened = arriving::files(recipe, &host.limits, from, migration, &mut reasons);
     reasons.extend(confine::refusals(recipe, host, &opened));
@@ -113,8 +113,7 @@ pub(crate) fn is_older(here: Version, there: Version) -> bool {
 fn check_memory(recipe: &Recipe, host: &Host, reasons: &mut Vec<String>) {
     let shared = |id: &str| host.shared_memory.contains_key(id);
     reasons.extend(Room::least().refuses(needs(recipe, host), 0, host.overcommit));
-    let in_files = recipe.memory.iter().filter(|block| block.backing == Backing::File && !shared(&block.id));
-    let needed: u64 = in_files.map(|block| block.bytes).sum();
+    let needed = recipe.used_bytes(|block| block.backing == Backing::File && !shared(&block.id));
     if needed == 0 {
         return;
     }
@@ -136,8 +135,7 @@ fn check_memory(recipe: &Recipe, host: &Host, reasons: &mut Vec<String>) {
 
 /// How much memory a VM will take here at most, QEMU's own included.
 pub fn needs(recipe: &Recipe, host: &Host) -> u64 {
-    let new = recipe.memory.iter().filter(|block| !host.shared_memory.contains_key(&block.id));
-    new.fold(QEMU_ITSELF, |sum, block| sum.saturating_add(block.bytes))
+    recipe.used_bytes(|block| !host.shared_memory.contains_key(&block.id)).saturating_add(QEMU_ITSELF)
 }
 
 /// Asks a QEMU program ahead of time what [`check`] will want to know of it.

@@ -135,6 +135,9 @@ impl Vm {
         layout: Layout,
     ) -> Self {
         let private = private::Places::new(&layout);
+        let mut recipe = recipe;
+        // QEMU has them. Whatever is kept of a VM says nothing of what they are.
+        recipe.secrets.iter_mut().for_each(|secret| secret.content = None);
         Self {
             qmp,
             process,

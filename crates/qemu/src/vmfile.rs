@@ -209,6 +209,7 @@ impl VmFile {
             defaults: false,
             chardevs: Vec::new(),
             exports: Vec::new(),
+            secrets: Vec::new(),
             screen: Screen::None,
             tpm: None,
         };

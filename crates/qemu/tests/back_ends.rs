@@ -8,6 +8,7 @@ use common::{
     moved::there,
     qemu_10,
 };
+use engine::ports::Machine;
 use qemu::{Vm, qmp::Qmp, recipe::Argument};
 use serde_json::json;
 use std::{fs, path::PathBuf};
@@ -172,6 +173,101 @@ fn i6_a_disk_of_an_nbd_server_goes_with_a_vm_where_granted() {
     target.limits.servers = vec!["127.0.0.1".into()];
     let told = refused(&recipe, &target);
     assert!(told.contains("does not take a second client within 3s; have it take two at once"), "{told}");
+}
+
+/// Serves so many bytes by HTTP/1.1 until it is dropped, with ranges, as QEMU wants them.
+fn serve(bytes: usize) -> u16 {
+    use std::{
+        io::{BufRead, BufReader, Write},
+        net::TcpListener,
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let talk = move |mut client: std::net::TcpStream| -> Option<()> {
+        let mut lines = BufReader::new(client.try_clone().ok()?).lines();
+        loop {
+            let first = lines.next()?.ok()?;
+            let mut range = None;
+            for line in lines.by_ref().map_while(Result::ok).take_while(|line| !line.is_empty()) {
+                if let Some(rest) = line.to_ascii_lowercase().strip_prefix("range: bytes=") {
+                    let (from, to) = rest.split_once('-')?;
+                    range =
+                        Some((from.parse::<usize>().ok()?, to.parse().unwrap_or(bytes - 1).min(bytes - 1)));
+                }
+            }
+            let (status, more, length) = match range {
+                Some((from, to)) => (
+                    "206 Partial Content",
+                    format!("Content-Range: bytes {from}-{to}/{bytes}\r\n"),
+                    to + 1 - from,
+                ),
+                None => ("200 OK", String::new(), bytes),
+            };
+            write!(
+                client,
+                "HTTP/1.1 {status}\r\nAccept-Ranges: bytes\r\n{more}Content-Length: {length}\r\n\r\n"
+            )
+            .ok()?;
+            if !first.starts_with("HEAD") {
+                client.write_all(&vec![7; length]).ok()?;
+            }
+        }
+    };
+    // It ends with the test program.
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            std::thread::spawn(move || talk(client));
+        }
+    });
+    port
+}
+
+#[test]
+fn i6_a_disk_of_a_web_server_goes_with_a_vm_where_granted() {
+    let folder = Folder::new();
+    let port = serve(1 << 20);
+    let url = format!("http://127.0.0.1:{port}/a/cd.iso?x=1");
+    let dialects = [
+        format!("-machine q35 -drive file={url},format=raw,media=cdrom,id=c"),
+        format!("-drive file.driver=http,file.url={url},file.readahead=64k,format=raw,if=virtio,readonly=on"),
+        format!(
+            "-blockdev driver=http,url={url},node-name=n0,read-only=on,timeout=9 -blockdev driver=raw,node-name=f0,file=n0,read-only=on \
+             -device virtio-blk-pci,drive=f0"
+        ),
+        format!(
+            "-blockdev driver=raw,node-name=f0,read-only=on,file.driver=http,file.url={url} -device virtio-blk-pci,drive=f0,id=b"
+        ),
+    ];
+    for text in &dialects {
+        there(&words(text), None).map_err(|why| format!("{text}: {why}")).unwrap();
+    }
+    let hand = ByHand::start(&[&["-m", "64M"], &words(&dialects[2])[..]].concat());
+    let recipe = Vm::adopt("hand", &hand.qmp).unwrap().vm.recipe().clone();
+    let mut target = common::host(folder.path(), "run", None);
+    let refused = |recipe: &qemu::Recipe, target: &qemu::Host| common::preflight(recipe, target).join("\n");
+    let told = refused(&recipe, &target);
+    assert!(
+        told.contains(&format!("the server 127.0.0.1:{port} is not among what this host grants")),
+        "{told}"
+    );
+    target.limits.servers = vec!["127.0.0.1".into()];
+    assert_eq!(refused(&recipe, &target), "");
+    Vm::incoming(&recipe, &target).unwrap().destroy().unwrap();
+    // Only QEMU finds out how large it is.
+    let mut other = recipe.clone();
+    other.exports[0].bytes += 1;
+    let error = Vm::incoming(&other, &target).unwrap_err().to_string();
+    assert!(error.contains("has 1048576 bytes here, and 1048577 at the source"), "{error}");
+    let mut lies = recipe;
+    lies.exports[0].name = "other".to_owned();
+    let told = refused(&lies, &target);
+    assert!(told.contains("it is not among the recipe's exports"), "{told}");
+    drop(hand);
+    // A user and a password would be this host's.
+    let told =
+        format!("-drive file.driver=http,file.url={url},file.username=u,format=raw,if=virtio,readonly=on");
+    let hand = ByHand::start(&[&["-m", "64M"], &words(&told)[..]].concat());
+    common::hand::has(&hand.refusal(), "its server is told more than a URL");
 }
 
 #[test]

@@ -75,7 +75,7 @@ fn machines() -> Vec<(Vec<String>, Of)> {
                  -device i82557c -device i82558a -device i82558b -device i82559a -device i82559b -device i82559c -device i82559er -device i82562 -device i82801 \
                  -device e1000,bus=b,addr=1 -device e1000-82544gc,bus=b,addr=2 -device e1000-82545em,bus=b,addr=3 -device e1000e,bus=b,addr=4 -device rtl8139,bus=b,addr=5";
     let disks = |count: u32| (1..=count).map(blank).collect::<Vec<_>>().join(" ");
-    let fixed = "-machine pc -device pxb,id=px,bus_nr=0x40 -m 64M,slots=2,maxmem=1G -object memory-backend-memfd,id=d,size=64M -device pc-dimm,memdev=d,id=dimm0 -nodefaults -device ne2k_isa -device virtio-net-pci-transitional,bus=pci.0";
+    let fixed = "-machine pc -device pxb,id=px,bus_nr=0x40 -m 64M,slots=2,maxmem=1G -object memory-backend-memfd,id=d,size=64M -device pc-dimm,memdev=d,id=dimm0 -object memory-backend-ram,id=e,size=64M -device virtio-mem-pci,bus=pci.0,memdev=e,id=m0,requested-size=32M,block-size=4M -nodefaults -device ne2k_isa -device virtio-net-pci-transitional,bus=pci.0";
     vec![
         (words(&format!("{usb} {}", disks(1))), Of::Both),
         (words(old), Of::Both),

@@ -36,6 +36,9 @@ pub mod mounts;
 /// What a program is started without.
 pub mod rights;
 
+/// Memory whose content nobody can change any more.
+pub mod sealed;
+
 /// Locks on bytes of a file.
 pub mod lock;
 

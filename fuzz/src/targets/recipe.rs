@@ -180,6 +180,7 @@ fn recipes() -> Vec<Recipe> {
             Chardev { mux: true, logged: true, ..Chardev::new("c1", ChardevKind::Pty) },
         ],
         exports: vec![],
+        secrets: vec![],
         screen: Screen::Vnc,
         tpm: Some(qemu::Tpm { id: "tpm0".into(), version: qemu::TpmVersion::V2 }),
     };

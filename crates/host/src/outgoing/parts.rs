@@ -15,6 +15,7 @@ use engine::{
     report::{Event, Past, Phase},
     shared::not_behind,
 };
+use pki::Security;
 use qemu::{Accel, Begun, SpareCores, Vm, attach, sharing::Shown};
 use std::{
     io,
@@ -47,6 +48,11 @@ const LONG_READING: Duration = Duration::from_secs(2);
 /// What is said where an older QEMU is allowed.
 const OLDER: &str = "an older QEMU may take it over: QEMU does not promise that it can read what a newer one saves; if it cannot, the \
                      VM stays here";
+
+/// What is said where secrets would be seen on the network.
+const SECRETS_IN_PLAINTEXT: &str = "QEMU decrypts a disk of it (LUKS), and the secret for that leaves this host \
+                                    over an encrypted connection only: start both agents with certificates \
+                                    (whimbrel pki), without --insecure-plaintext";
 
 /// A VM as it was read when its migration began.
 struct Read {
@@ -97,6 +103,9 @@ impl Mover {
         let Begun { reasons, notes, took } = open.begin().map_err(|e| one(&e))?;
         if !reasons.is_empty() {
             return Err(reasons);
+        }
+        if !open.recipe().secrets.is_empty() && matches!(self.security, Security::Plaintext) {
+            return Err(vec![SECRETS_IN_PLAINTEXT.to_owned()]);
         }
         let shown = if for_real {
             Some(open.show_files(self.store.host(), &request.id.to_string())?)

@@ -9,14 +9,13 @@ use super::{
 };
 use crate::recipe::{
     Accel, Argument, Backing, Console, MemoryBlock, Recipe, Role, Screen, SeenFile, Tpm, TpmVersion, aliases,
-    files, is_server,
+    bytes_of, files, is_server,
     options::{self, get, is_on},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
 };
-use units::Bytes;
 
 /// What the command line says.
 #[derive(Debug)]
@@ -192,6 +191,7 @@ impl<'a> Reader<'a> {
             defaults: false,
             chardevs: Vec::new(),
             exports: Vec::new(),
+            secrets: Vec::new(),
             screen: Screen::None,
             tpm: None,
         };
@@ -380,7 +380,9 @@ impl<'a> Reader<'a> {
                 return self
                     .refuse(format!("memory of kind {kind} cannot follow the VM; use memory-backend-memfd"));
             }
-            "secret" | "tls-creds-x509" => return self.note(format!("object {kind} stays behind")),
+            // Those that disks use are carried over.
+            "secret" => return,
+            "tls-creds-x509" => return self.note(format!("object {kind} stays behind")),
             _ => return self.pass("-object", value),
         };
         let id = get(&parsed, "id").unwrap_or_default().to_owned();
@@ -391,7 +393,7 @@ impl<'a> Reader<'a> {
                 self.note(format!("memory {id}: {key}={value} does not apply on the target"));
             }
         }
-        match get(&parsed, "size").and_then(size) {
+        match get(&parsed, "size").and_then(bytes_of) {
             Some(bytes) => self.read.recipe.memory.push(MemoryBlock { id, bytes, backing }),
             None => self.refuse(format!("memory {id} has no size that is understood")),
         }
@@ -458,11 +460,6 @@ impl<'a> Reader<'a> {
         (read.was, read.chardevs) = (was, known);
         self.read
     }
-}
-
-/// A size as QEMU reads it: a bare number counts bytes.
-fn size(text: &str) -> Option<u64> {
-    text.parse::<Bytes>().ok().map(|bytes| bytes.0)
 }
 
 #[cfg(test)]

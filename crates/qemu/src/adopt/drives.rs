@@ -7,7 +7,7 @@
 use super::dialect::DriveNames;
 use crate::{
     recipe::{
-        Argument, Export, is_id, is_old_server, is_server,
+        Argument, Export, SERVER_DRIVERS, is_id, is_old_server, is_server,
         options::{self, get},
     },
     snapshot::drive_name,
@@ -68,7 +68,13 @@ impl Live {
         };
         let mut live = Self { drives: list(drives).iter().map(drive).collect(), nodes: BTreeMap::new() };
         for node in list(nodes) {
-            let (driver, file) = (text(&node["drv"]), text(&node["file"]));
+            let (driver, mut file) = (text(&node["drv"]), text(&node["file"]));
+            // QEMU has several words for the same server.
+            if SERVER_DRIVERS.contains(&driver.as_str())
+                && let Ok(export) = Export::read(&driver, &file, 0)
+            {
+                file = export.url();
+            }
             let read_only = node["ro"] == true;
             let detect_zeroes = node["detect_zeroes"].as_str().map(str::to_owned);
             let options = options_of(&file);
@@ -121,8 +127,8 @@ impl Live {
     /// The disks that servers on the network have; what is wrong with those that other hosts cannot use.
     pub(super) fn exports(&self) -> (Vec<Export>, Vec<String>) {
         let (mut found, mut reasons) = (BTreeSet::new(), Vec::new());
-        for node in self.nodes.values().filter(|node| node.driver == "nbd") {
-            match Export::read(&node.file, node.bytes) {
+        for node in self.nodes.values().filter(|node| is_of_a_server(node)) {
+            match Export::read(&node.driver, &node.file, node.bytes) {
                 Ok(export) => drop(found.insert(export)),
                 Err(why) => reasons.push(format!("disk {}: {why}", node.file)),
             }
@@ -133,6 +139,16 @@ impl Live {
     /// The qcow2 images: what they lie on the target's QEMU finds in their headers.
     pub(super) fn images(&self) -> impl Iterator<Item = &str> {
         self.nodes.iter().filter(|(_, node)| node.driver == "qcow2").map(|(name, _)| name.as_str())
+    }
+
+    /// The nodes that others lie on, and that QEMU decrypts.
+    pub(super) fn encrypted_below(&self) -> impl Iterator<Item = &str> {
+        let behind = self.behind();
+        let is_one = move |(name, node): &(&String, &Node)| {
+            behind.contains(*name)
+                && node.options.iter().any(|(key, _)| OF_ENCRYPTION.contains(&key.as_str()))
+        };
+        self.nodes.iter().filter(is_one).map(|(name, _)| self.path(name))
     }
 
     /// The nodes that others lie on, with all below them. QEMU opens them with those.
@@ -154,8 +170,17 @@ impl Live {
     }
 }
 
+/// Whether a server on the network has it.
+fn is_of_a_server(node: &Node) -> bool {
+    SERVER_DRIVERS.contains(&node.driver.as_str())
+}
+
 /// What decides of a node's content, beside its driver and its file.
-const DECIDING: [&str; 4] = ["latency-ns", "offset", "read-zeroes", "size"];
+const DECIDING: [&str; 6] =
+    ["encrypt.key-secret", "key-secret", "latency-ns", "offset", "read-zeroes", "size"];
+
+/// What an image that QEMU encrypts is told.
+const OF_ENCRYPTION: [&str; 3] = ["encrypt.format", "encrypt.key-secret", "key-secret"];
 
 /// QEMU's word for a node's file is `json:{…}` where the node has options that decide of its content.
 fn options_of(file: &str) -> Vec<(String, String)> {
@@ -170,15 +195,21 @@ fn options_of(file: &str) -> Vec<(String, String)> {
     DECIDING.iter().filter_map(|name| named(name)).collect()
 }
 
+/// Stands for an encrypted image that others lie on.
+pub(super) const ENCRYPTED_BELOW: &str = "luks below";
+
 /// What is said of a disk that is opened by a driver whose disks are not moved.
 pub(super) fn refused(driver: &str, path: &str) -> String {
     let lead = format!("disk {path} is opened by driver {driver}");
     match driver {
-        "luks" => format!(
-            "disk {path} is encrypted by QEMU (LUKS), whose secret would have to leave this host, which is not supported; encrypt \
-             it in the guest (cryptsetup), or below QEMU on both hosts"
+        ENCRYPTED_BELOW => format!(
+            "disk {path} lies on an image that QEMU decrypts (LUKS), of whose secret an image that names it in \
+             its header knows nothing; flatten it (qemu-img rebase -b '')"
         ),
-        "rbd" | "iscsi" | "http" | "https" | "ftp" | "ftps" | "ssh" | "nfs" | "gluster" | "curl" | "nvme" => {
+        "aes" => format!(
+            "{lead}'s old encryption, which QEMU itself no longer runs; convert it with qemu-img convert"
+        ),
+        "rbd" | "ftp" | "ftps" | "ssh" | "nfs" | "gluster" | "curl" | "nvme" => {
             format!(
                 "{lead}, which is not carried over; serve the disk by NBD from a host that both reach (qemu-nbd --shared=2), and start \
              the VM with nbd://HOST:PORT/NAME"
@@ -353,6 +384,16 @@ fn follow_options(parsed: &mut Parsed, node: &Node) {
     }
 }
 
+/// What an encrypted image is told; qcow2 also wants to know that it is LUKS.
+fn follow_encryption(parsed: &mut Parsed, node: &Node) {
+    for (key, value) in node.options.iter().filter(|(key, _)| OF_ENCRYPTION.contains(&key.as_str())) {
+        set(parsed, key, value);
+        if key == "encrypt.key-secret" {
+            set(parsed, "encrypt.format", "luks");
+        }
+    }
+}
+
 /// How a node that was added is cached, and what it makes of zeros.
 fn follow_cache(parsed: &mut Parsed, node: &Node) {
     node.cache.iter().for_each(|key| set(parsed, key, "on"));
@@ -386,7 +427,10 @@ impl Following<'_> {
         set(&mut after, "id", id);
         let node = drive.shows.as_ref().and_then(|name| Some((name, self.live.nodes.get(name)?)));
         match node {
-            None => forget(&mut after, &["file", "format", "readonly", "read-only", "node-name"]),
+            None => {
+                forget(&mut after, &["file", "format", "readonly", "read-only", "node-name"]);
+                forget(&mut after, &OF_ENCRYPTION);
+            }
             // It was given them on the command line, where raw has them too.
             Some((name, node)) if node.options.iter().any(|(key, value)| get(before, key) != Some(value)) => {
                 let all = node.options.iter().map(|(key, value)| format!("{key}={value}"));
@@ -408,6 +452,8 @@ impl Following<'_> {
                 set(&mut after, "file", self.live.path(name));
                 set(&mut after, "format", &node.driver);
                 forget(&mut after, &["readonly", "read-only", "node-name"]);
+                forget(&mut after, &OF_ENCRYPTION);
+                follow_encryption(&mut after, node);
                 if node.read_only {
                     set(&mut after, "readonly", "on");
                 }
@@ -438,6 +484,7 @@ impl Following<'_> {
             set(&mut made, "file", self.live.path(name));
             set(&mut made, "format", &node.driver);
             node.options.iter().for_each(|(key, value)| set(&mut made, key, value));
+            follow_encryption(&mut made, node);
             if node.read_only {
                 set(&mut made, "readonly", "on");
             }
@@ -510,7 +557,9 @@ impl Following<'_> {
             return Some(made.clone());
         }
         let node = self.live.nodes.get(name).filter(|_| depth < DEEPEST)?;
-        if !matches!(node.driver.as_str(), "file" | "raw" | "qcow2" | "null-co" | "throttle" | "nbd") {
+        let is_known =
+            matches!(node.driver.as_str(), "file" | "raw" | "qcow2" | "null-co" | "throttle" | "luks");
+        if !is_known && !is_of_a_server(node) {
             // It is refused for what it is, elsewhere.
             return None;
         }
@@ -527,9 +576,10 @@ impl Following<'_> {
             follow_cache(&mut after, node);
         }
         follow_options(&mut after, node);
-        if node.driver == "nbd" {
+        follow_encryption(&mut after, node);
+        if is_of_a_server(node) {
             // It is refused for what it is, elsewhere.
-            let export = Export::read(&node.file, node.bytes).ok()?;
+            let export = Export::read(&node.driver, &node.file, node.bytes).ok()?;
             after.retain(|(key, _)| !is_old_server(key, ""));
             after.extend(export.options(""));
         } else if node.driver == "file" {
@@ -552,11 +602,11 @@ impl Following<'_> {
     fn file(&mut self, after: &mut Parsed, child: &str, depth: usize) -> Option<()> {
         // A filter lies on a format, which may lie on more.
         let below = self.live.nodes.get(child);
-        if let Some(node) = below.filter(|node| node.driver == "nbd" && !is_id(child)) {
-            let export = Export::read(&node.file, node.bytes).ok()?;
+        if let Some(node) = below.filter(|node| is_of_a_server(node) && !is_id(child)) {
+            let export = Export::read(&node.driver, &node.file, node.bytes).ok()?;
             after.retain(|(key, _)| !is_old_server(key, "file."));
             forget(after, &["file"]);
-            set(after, "file.driver", "nbd");
+            set(after, "file.driver", &node.driver);
             after.extend(export.options("file."));
             return Some(());
         }

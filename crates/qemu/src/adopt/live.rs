@@ -12,8 +12,8 @@ use crate::{
     qmp::{Qmp, QmpError},
     ram::{self, Backend},
     recipe::{
-        Accel, Backing, ChardevKind, MemoryBlock, Recipe, Role, SeenFile, backing_files, files, is_server,
-        options, why_refused,
+        Accel, Backing, ChardevKind, MemoryBlock, Recipe, Role, SERVER_DRIVERS, SeenFile, backing_files,
+        files, is_server, options, why_refused,
     },
     snapshot::own,
 };
@@ -218,6 +218,8 @@ fn disks(
             export.url()
         )
     }));
+    reasons.extend(live.encrypted_below().map(|path| drives::refused(drives::ENCRYPTED_BELOW, path)));
+    super::secrets::follow(qmp, read, reasons)?;
     read.recipe.settings = settings::read(&drives, &nodes, &read.recipe.arguments);
     read.notes.extend(settings::lost(&nodes));
     let known: Vec<&str> = read
@@ -235,12 +237,14 @@ fn disks(
                 "disk {path} is read directly (cache=none): while the VM is moved it goes through the page cache of this host"
             ));
         }
-        if node["encrypted"] == true {
-            reasons.push(drives::refused("luks", path));
+        let format = node["image"]["format-specific"]["data"]["encrypt"]["format"].as_str();
+        if node["encrypted"] == true && driver == "qcow2" && format.is_some_and(|format| format != "luks") {
+            reasons.push(drives::refused("aes", path));
             continue;
         }
         match driver {
-            "raw" | "qcow2" | "null-co" | "throttle" | "nbd" => {}
+            "raw" | "qcow2" | "null-co" | "throttle" | "luks" => {}
+            driver if SERVER_DRIVERS.contains(&driver) => {}
             "file" if known.iter().any(|known| same_file(known, path)) => {}
             "file" => reasons.push(format!(
                 "disk {path} is not on the command line: its medium was changed; restart the VM with it"

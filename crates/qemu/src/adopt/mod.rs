@@ -15,6 +15,7 @@ pub(crate) mod names;
 pub(crate) mod netdevs;
 pub(crate) mod nets;
 mod objects;
+pub(crate) mod secrets;
 mod settings;
 mod throttles;
 mod tpm;
@@ -105,9 +106,9 @@ fn look(name: &str, socket: &Path) -> Result<Looked, OpenError> {
     notes.extend(recipe::flash::stores(&recipe).into_iter().map(|store| {
         format!("variable store {store}: a target that does not share it makes a file of its own, which has the same variables")
     }));
-    if recipe.throws_memory_away() {
-        notes.push(BALLOON.to_owned());
-    }
+    notes.extend(recipe.what_throws_memory_away().map(|what| {
+        format!("it has {what}: while it is moved its writers cannot be slowed, so it may have to move by post-copy")
+    }));
     Ok(Looked { qmp, process, layout, recipe, reasons, notes })
 }
 
@@ -120,10 +121,6 @@ fn unusable(recipe: &Recipe) -> Vec<String> {
     let arguments = recipe.arguments.iter().filter(|argument| !refused(argument)).cloned().collect();
     recipe::check(&Recipe { arguments, ..recipe.clone() })
 }
-
-/// What is said of a VM that throws memory away.
-const BALLOON: &str =
-    "it has a balloon: while it is moved its writers cannot be slowed, so it may have to move by post-copy";
 
 /// What is special about the memory of a VM.
 fn of_memory(source: &attach::Source) -> Vec<String> {

@@ -145,6 +145,8 @@ struct Made {
     monitor: OwnedFd,
     /// The ends of the channel to its TPM: swtpm's, and its own.
     channel: Option<(OwnedFd, OwnedFd)>,
+    /// What its secrets are.
+    secrets: Vec<OwnedFd>,
     /// Files of this host: the console, memory.
     files: Vec<(&'static str, PathBuf, File)>,
 }
@@ -247,7 +249,20 @@ fn prepare(
         tap::create(&tap, net, user.map(|ids| ids.user)).map_err(|error| unusable(error.to_string()))?;
         paths.taps.insert(net.id.clone(), tap);
     }
-    Ok(Made { paths, monitor, channel, files })
+    let mut secrets = Vec::new();
+    for secret in &recipe.secrets {
+        let content = secret.content.as_ref().and_then(recipe::Hidden::bytes).ok_or_else(|| {
+            unusable(format!(
+                "the secret {} of a disk did not come with the VM; update the source's Whimbrel",
+                secret.id
+            ))
+        })?;
+        let made = sys::sealed::memory("secret", &content);
+        let made = made.map_err(|cause| system("make memory for a secret".to_owned(), cause))?;
+        paths.secrets.insert(secret.id.clone(), made.as_raw_fd());
+        secrets.push(made);
+    }
+    Ok(Made { paths, monitor, channel, secrets, files })
 }
 
 /// A QEMU that is about to be started.
@@ -270,9 +285,10 @@ impl Start<'_> {
     }
 
     fn spawn(self, made: Made, belongings: &Belongings) -> Result<(Qmp, PidFd), LaunchError> {
-        let Made { paths, monitor, channel, files } = made;
+        let Made { paths, monitor, channel, secrets, files } = made;
         let log = self.log(belongings)?;
         let mut inherits = vec![monitor];
+        inherits.extend(secrets);
         if let Some((end, qemus)) = channel {
             self.begin_tpm(end, &log, belongings)?;
             inherits.push(qemus);

@@ -4,6 +4,7 @@ use super::{
     Backing, Chardev, ChardevKind, Console, Recipe, Screen, allow,
     chain::{self, Chains},
     options::escape,
+    secrets,
 };
 use std::{
     collections::BTreeMap,
@@ -29,6 +30,8 @@ pub struct Paths {
     pub chardevs: BTreeMap<String, Place>,
     /// The channel to its TPM, by the descriptor that QEMU inherits.
     pub tpm: Option<i32>,
+    /// The content of each secret, by the descriptor that QEMU inherits.
+    pub secrets: BTreeMap<String, i32>,
     /// Where VNC clients connect.
     pub vnc: PathBuf,
     /// The file of each memory block that is backed by one, by the block's id.
@@ -98,6 +101,9 @@ impl Recipe {
                     _ => format!("memory-backend-memfd,id={id},size={bytes},share=on"),
                 },
             );
+        }
+        for secret in secrets::arguments(&self.secrets, &paths.secrets) {
+            add("-object", secret);
         }
         for net in &self.nets {
             add("-netdev", net.netdev(paths.taps.get(&net.id).map_or("", String::as_str)));

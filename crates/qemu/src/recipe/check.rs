@@ -68,6 +68,7 @@ pub fn check(recipe: &Recipe) -> Vec<String> {
         format!("the main memory {:?} is not among the memory blocks", shown(main.map_or("", |main| main))),
     );
     let ids = recipe.memory.iter().map(|block| &block.id).chain(recipe.nets.iter().map(|net| &net.id));
+    let ids = ids.chain(recipe.secrets.iter().take(super::secrets::MOST).map(|secret| &secret.id));
     let unique: std::collections::BTreeSet<_> = ids.clone().collect();
     must(unique.len() == ids.count(), "two back ends have the same id".to_owned());
 
@@ -76,6 +77,7 @@ pub fn check(recipe: &Recipe) -> Vec<String> {
         net.check().into_iter().for_each(|why| must(false, why));
     }
     recipe.tpm.iter().filter_map(super::Tpm::check).for_each(|why| must(false, why));
+    super::secrets::check(&recipe.secrets).into_iter().for_each(|why| must(false, why));
     super::chardev::check(&recipe.chardevs).into_iter().for_each(|why| must(false, why));
     must(recipe.files.len() <= MOST_ARGUMENTS, format!("{} files are too many", recipe.files.len()));
     for file in recipe.files.iter().take(MOST_ARGUMENTS) {

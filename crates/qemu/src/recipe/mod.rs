@@ -21,6 +21,7 @@ pub(crate) mod flash;
 pub mod options;
 mod read_only;
 mod refused;
+mod secrets;
 mod settings;
 mod tpm;
 
@@ -33,9 +34,12 @@ pub use backing::{backing_files, backing_of};
 pub use chardev::{Chardev, ChardevKind};
 pub use check::check;
 pub(crate) use check::{NAME_RULE, is_interface, is_name, matches};
-pub use export::Export;
+pub(crate) use export::DRIVERS as SERVER_DRIVERS;
+pub use export::{Export, Protocol};
 pub(crate) use export::{is_old as is_old_server, is_server};
 pub(crate) use refused::why as why_refused;
+pub use secrets::DiskSecret;
+pub(crate) use secrets::{Hidden, LONGEST as LONGEST_SECRET};
 pub(crate) use settings::LIMITS;
 pub use settings::Setting;
 pub use tpm::{Tpm, TpmVersion};
@@ -108,6 +112,9 @@ pub struct Recipe {
     /// Disks that servers on the network have.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exports: Vec<Export>,
+    /// Secrets by which QEMU opens its disks. What they are stands here only on its way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<DiskSecret>,
     /// Who can look at the guest's screen.
     #[serde(default, skip_serializing_if = "Screen::is_none")]
     pub screen: Screen,
@@ -344,6 +351,11 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
+/// A size as QEMU reads it: a bare number counts bytes.
+pub(crate) fn bytes_of(text: &str) -> Option<u64> {
+    text.parse::<units::Bytes>().ok().map(|bytes| bytes.0)
+}
+
 /// One register of CPUID as the guest sees it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -383,12 +395,38 @@ impl Recipe {
         drives.filter_map(|a| a.value.as_deref()).any(|value| options::parse(value, "").iter().any(is_it))
     }
 
-    /// Whether it has a device that throws memory away while the guest runs: a balloon, or the report of free pages.
-    pub fn throws_memory_away(&self) -> bool {
+    /// The values of `-device`.
+    fn devices(&self) -> impl Iterator<Item = &str> {
         let devices = self.arguments.iter().filter(|argument| argument.option == "-device");
-        devices
-            .filter_map(|device| device.value.as_deref())
-            .any(|value| device_driver(value).starts_with("virtio-balloon"))
+        devices.filter_map(|device| device.value.as_deref())
+    }
+
+    /// Whether it has a device that throws memory away while the guest runs.
+    pub fn throws_memory_away(&self) -> bool {
+        self.what_throws_memory_away().is_some()
+    }
+
+    /// What that device is called: a balloon (or the report of free pages), or memory that is unplugged bit
+    /// by bit.
+    pub(crate) fn what_throws_memory_away(&self) -> Option<&'static str> {
+        let has = |stem: &str| self.devices().any(|value| device_driver(value).starts_with(stem));
+        let kinds = [("virtio-balloon", "a balloon"), ("virtio-mem", "virtio-mem")];
+        kinds.into_iter().find_map(|(stem, name)| has(stem).then_some(name))
+    }
+
+    /// How much memory its guest may use: of a virtio-mem device that is what was asked of it, however large
+    /// it may become.
+    pub fn used_bytes(&self, counts: impl Fn(&MemoryBlock) -> bool) -> u64 {
+        let asked = |block: &MemoryBlock| {
+            let of_block = |value: &str| {
+                let parsed = options::parse(value, "driver");
+                let is_it = device_driver(value).starts_with("virtio-mem")
+                    && options::get(&parsed, "memdev") == Some(&block.id);
+                is_it.then(|| options::get(&parsed, "requested-size").map_or(Some(0), bytes_of))?
+            };
+            self.devices().find_map(of_block).unwrap_or(block.bytes).min(block.bytes)
+        };
+        self.memory.iter().filter(|block| counts(block)).map(asked).fold(0, u64::saturating_add)
     }
 
     /// The machine's name without its options.

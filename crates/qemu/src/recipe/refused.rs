@@ -26,7 +26,6 @@ const REFUSED: &[(&[&str], &str)] = &[
         &["vhost-"],
         "another process or the kernel writes the guest's memory unseen; use the virtio device without vhost",
     ),
-    (&["virtio-mem"], "it discards memory while it is tracked; use -m with all memory from the beginning"),
     (
         &["virtio-pmem", "nvdimm", "cxl-", "pxb-cxl", "acpi-erst"],
         "its memory is a file of this host; use a disk",

@@ -18,7 +18,8 @@
 mod content;
 mod locks;
 mod mounts;
-pub(crate) mod nbd;
+mod nbd;
+pub(crate) mod servers;
 mod token;
 
 pub(crate) use content::digest as content_of;

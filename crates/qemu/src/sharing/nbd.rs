@@ -2,15 +2,9 @@
 //!
 //! <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>
 
+use super::servers::{self, WORD};
 use crate::recipe::Export;
-use std::{
-    io::{self, Read, Write},
-    net::{TcpStream, ToSocketAddrs},
-    time::Duration,
-};
-
-/// How long a server may take for each word. One that takes no second client lets it wait for ever.
-const WORD: Duration = Duration::from_secs(3);
+use std::io::{self, Read, Write};
 
 /// Replies that are read: QEMU's server sends two.
 const MOST_REPLIES: usize = 16;
@@ -36,7 +30,7 @@ const INFORMATION: u32 = 3;
 const ERROR: u32 = 1 << 31;
 
 /// Looks; else says what is wrong and what to do about it.
-pub(crate) fn look(export: &Export) -> Result<(), String> {
+pub(super) fn look(export: &Export) -> Result<(), String> {
     let url = export.url();
     let said = ask(export).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!(
@@ -47,29 +41,16 @@ pub(crate) fn look(export: &Export) -> Result<(), String> {
     })?;
     match said {
         Some(bytes) if bytes == export.bytes => Ok(()),
-        Some(bytes) => Err(format!(
-            "disk {url} has {bytes} bytes here, and {} at the source: by this address another server answers here; give it one \
-             that is the same on both hosts",
-            export.bytes
-        )),
+        Some(bytes) => Err(servers::differs(export, bytes)),
         None => Err(format!("disk {url}: its server has no such export here")),
     }
 }
 
 /// The size of the export; none if there is none of this name.
 fn ask(export: &Export) -> io::Result<Option<u64>> {
-    let addresses = (export.host.as_str(), export.port).to_socket_addrs()?;
-    let mut tried = io::Error::other("its name leads to no address");
-    for address in addresses {
-        match TcpStream::connect_timeout(&address, WORD) {
-            Ok(server) => {
-                server.set_read_timeout(Some(WORD)).and_then(|()| server.set_write_timeout(Some(WORD)))?;
-                return talk(server, &export.name);
-            }
-            Err(error) => tried = error,
-        }
-    }
-    Err(tried)
+    let server = servers::call(export)?;
+    server.set_read_timeout(Some(WORD)).and_then(|()| server.set_write_timeout(Some(WORD)))?;
+    talk(server, &export.name)
 }
 
 fn talk(mut server: impl Read + Write, name: &str) -> io::Result<Option<u64>> {

@@ -181,7 +181,9 @@ fn memory_devices(answer: &Value) -> Things {
     let named = |(n, one): (usize, &Value)| {
         let data = &one["data"];
         let id = data["id"].as_str().map_or_else(|| format!("number {n}"), str::to_owned);
-        (id, format!("{}, {} bytes", text(one, "type"), data["size"]))
+        // Of virtio-mem the guest has more or less of it, as it likes.
+        let size = if data["max-size"].is_u64() { &data["max-size"] } else { &data["size"] };
+        (id, format!("{}, {size} bytes", text(one, "type")))
     };
     list(answer).enumerate().map(named).collect()
 }
@@ -377,8 +379,9 @@ mod tests {
             (exports, json!([{ "id": "e0", "type": "nbd", "node-name": "d0" }]), &[("e0", "nbd of node d0")]),
             (
                 memory_devices,
-                json!([{ "type": "dimm", "data": { "id": "dimm0", "size": 9, "addr": 7 } }]),
-                &[("dimm0", "dimm, 9 bytes")],
+                json!([{ "type": "dimm", "data": { "id": "dimm0", "size": 9, "addr": 7 } },
+                       { "type": "virtio-mem", "data": { "id": "m", "size": 3, "max-size": 9 } }]),
+                &[("dimm0", "dimm, 9 bytes"), ("m", "virtio-mem, 9 bytes")],
             ),
             (
                 networks,

@@ -2,7 +2,7 @@
 
 use super::Vm;
 use crate::{
-    flush,
+    adopt, flush,
     held::{Held, mixed},
     recipe::{
         Role, SeenFile,
@@ -20,9 +20,11 @@ impl Vm {
         if left_out || self.buffered {
             self.unflushed = flush::files(&self.recipe, &held)?;
         }
-        sharing::show(&self.recipe, from, migration, &|file, write| {
+        let mut shown = sharing::show(&self.recipe, from, migration, &|file, write| {
             held.open(file.role.word(), &file.path, file.identity(), write)
-        })
+        })?;
+        adopt::secrets::read(&mut self.qmp, &self.process, &mut shown.recipe.secrets)?;
+        Ok(shown)
     }
 
     /// Whether its files are still what its QEMU has open; every one that is not.

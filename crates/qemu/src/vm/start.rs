@@ -10,6 +10,7 @@ use crate::{
     qmp::{Qmp, QmpError},
     ram,
     recipe::{Recipe, Setting, files::Opened},
+    sharing::servers,
     state,
 };
 use serde_json::json;
@@ -34,6 +35,7 @@ impl Vm {
         let mut vm = Self::start(recipe, host, true, opened)?;
         let opened = vm
             .set(&recipe.settings)
+            .and_then(|()| vm.sees_its_exports())
             .and_then(|()| state::open_door(&mut vm.qmp).map_err(|error| error.to_string()));
         match opened {
             Ok(door) => {
@@ -46,6 +48,16 @@ impl Vm {
                 Err(LaunchError::Unusable { vm: recipe.name.clone(), reasons: vec![error] })
             }
         }
+    }
+
+    /// Whether what servers on the network have for it is what they have for its source.
+    fn sees_its_exports(&mut self) -> Result<(), String> {
+        if self.recipe.exports.is_empty() {
+            return Ok(());
+        }
+        let asked = json!({ "flat": true });
+        let nodes = self.qmp.execute("query-named-block-nodes", asked).map_err(|error| error.to_string())?;
+        servers::opened(&self.recipe.exports, &nodes).map_or(Ok(()), Err)
     }
 
     /// Sets what monitors had set where it comes from.

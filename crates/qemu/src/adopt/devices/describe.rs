@@ -5,7 +5,10 @@
 //! said when the device was plugged in: QEMU may have worked it out (a disk's geometry, a number of queues),
 //! and the target's must not be worked out anew.
 
-use super::ask::{Device, Property};
+use super::{
+    ask::{Device, Property},
+    memory,
+};
 use crate::recipe::{
     Argument, check_argument,
     options::{self},
@@ -18,8 +21,9 @@ type Pairs = Vec<(String, String)>;
 /// counts there.
 const WORKED_OUT: &[&str] = &["busnr", "guest-stats", "guest-stats-polling-interval"];
 
-/// Memory devices have the size of their memory.
-const SIZE_OF_MEMORY: &str = "size";
+/// What memory devices have by themselves: the size of their memory. And on the target pages come as they are
+/// needed.
+const OF_MEMORY: &[&str] = &["size", "prealloc"];
 
 /// Where a device is.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -76,7 +80,7 @@ pub(super) fn pci_place(number: u64) -> String {
 /// What is to be said of a property; `None`: nothing.
 fn value(device: &Device, property: &Property, is_pci: bool) -> Option<String> {
     let Property { name, kind, usual, value } = property;
-    let is_memory = device.kind == "pc-dimm" && name == SIZE_OF_MEMORY;
+    let is_memory = memory::is_device(&device.kind) && OF_MEMORY.contains(&name.as_str());
     if kind.starts_with("child<")
         || is_memory
         || WORKED_OUT.contains(&name.as_str())

@@ -7,6 +7,7 @@
 mod ask; // what QEMU says of each
 mod describe; // one in the words of -device
 mod matching; // which -device has made which
+mod memory; // where memory that can be plugged is
 
 use super::{cmdline::Read, live};
 use crate::{
@@ -52,6 +53,10 @@ pub(super) fn follow(qmp: &mut Qmp, read: &mut Read, reasons: &mut Vec<String>) 
             device.words()
         ));
     }
+    for (argument, at) in &matched.told {
+        let note = memory::pin(qmp, &mut read.recipe.arguments[*argument], &live[*at])?;
+        read.notes.extend(note);
+    }
     let plugged: Vec<&Device> = live.iter().filter(|device| device.plugged).collect();
     if plugged.is_empty() && matched.gone.is_empty() {
         return Ok(());
@@ -76,7 +81,8 @@ pub(super) fn follow(qmp: &mut Qmp, read: &mut Read, reasons: &mut Vec<String>) 
     let can_follow = |device: &&Device| why_refused(&device.kind).is_none();
     for device in places.in_order(plugged).into_iter().filter(can_follow) {
         match describe(qmp, device, &mut places)? {
-            Ok(argument) => {
+            Ok(mut argument) => {
+                read.notes.extend(memory::pin(qmp, &mut argument, device)?);
                 let parsed = options::parse(argument.value.as_deref().unwrap_or_default(), "driver");
                 if get(&parsed, "drive").is_some() || device.kind.starts_with("usb-storage") {
                     read.notes.push(format!(

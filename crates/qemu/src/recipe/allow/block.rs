@@ -5,12 +5,12 @@ use super::{
     options::fit,
     properties::Property,
 };
-use crate::recipe::{Export, LIMITS, Role, check::shown, export, options};
+use crate::recipe::{Export, LIMITS, Role, SERVER_DRIVERS, check::shown, export, options};
 
 /// Whether a path is among the recipe's files of this role.
 pub(super) type FileOf<'a> = &'a dyn Fn(Role, &str) -> bool;
 
-const FORMATS: Form = Word(&["raw", "qcow2"]);
+const FORMATS: Form = Word(&["raw", "qcow2", "luks"]);
 const ZEROES: Form = Word(&["off", "on", "unmap"]);
 const DISCARD: Form = Word(&["ignore", "off", "unmap", "on"]);
 const LOCKED: Form = Word(&["on", "auto"]);
@@ -27,8 +27,14 @@ const NODE: &[Property] = &[
     ("detect-zeroes", ZEROES),
     ("discard", DISCARD),
     ("discard-no-unref", Switch),
-    ("driver", Word(&["file", "raw", "qcow2", "null-co", "throttle", "nbd"])),
+    (
+        "driver",
+        Word(&["file", "raw", "qcow2", "null-co", "throttle", "nbd", "luks", "http", "https", "iscsi"]),
+    ),
+    ("encrypt.format", Word(&["luks"])),
+    ("encrypt.key-secret", Id),
     ("file", Id),
+    ("key-secret", Id),
     ("l2-cache-entry-size", Size),
     ("l2-cache-size", Size),
     ("latency-ns", Number),
@@ -41,12 +47,14 @@ const NODE: &[Property] = &[
     ("pass-discard-other", Switch),
     ("pass-discard-request", Switch),
     ("pass-discard-snapshot", Switch),
+    ("readahead", Size),
     ("read-only", Switch),
     ("read-zeroes", Switch),
     ("reconnect-delay", Number),
     ("refcount-cache-size", Size),
     ("size", Size),
     ("throttle-group", Id),
+    ("timeout", Number),
 ];
 
 pub(super) fn blockdev(value: &str, file_of: FileOf, exports: &[Export]) -> Result<(), String> {
@@ -55,7 +63,8 @@ pub(super) fn blockdev(value: &str, file_of: FileOf, exports: &[Export]) -> Resu
         server(&mut parsed, prefix, exports)?;
     }
     let driver = options::get(&parsed, "driver").unwrap_or_default();
-    if !matches!(driver, "file" | "raw" | "qcow2" | "null-co" | "throttle" | "nbd") {
+    let is_known = matches!(driver, "file" | "raw" | "qcow2" | "null-co" | "throttle" | "luks");
+    if !is_known && !SERVER_DRIVERS.contains(&driver) {
         return Err(format!("block driver {} is not allowed", shown(driver)));
     }
     check(&parsed, file_of, &["filename", "file.filename"], |key| {
@@ -65,15 +74,18 @@ pub(super) fn blockdev(value: &str, file_of: FileOf, exports: &[Export]) -> Resu
 
 /// Takes away what a node is told of its server, which must be one of the recipe's exports; a node that has none must not be told any.
 fn server(parsed: &mut Vec<(String, String)>, prefix: &str, exports: &[Export]) -> Result<(), String> {
-    if options::get(parsed, &format!("{prefix}driver")) != Some("nbd") {
+    let keys = export::keys_of(options::get(parsed, &format!("{prefix}driver")).unwrap_or_default());
+    if keys.is_empty() {
         return Ok(());
     }
-    let is_key = |key: &str| key.strip_prefix(prefix).is_some_and(|key| export::KEYS.contains(&key));
+    let is_key = |key: &str| key.strip_prefix(prefix).is_some_and(|key| keys.contains(&key));
     let (told, rest): (Vec<_>, Vec<_>) = parsed.drain(..).partition(|(key, _)| is_key(key));
     *parsed = rest;
     // Which of two would count is not looked at.
     let twice = told.iter().enumerate().any(|(n, (key, _))| told[..n].iter().any(|(other, _)| other == key));
-    if twice || !exports.iter().any(|export| export.is_opened_by(&told, prefix)) {
+    let driver = options::get(parsed, &format!("{prefix}driver")).unwrap_or_default();
+    let is_it = |export: &&Export| export.protocol.word() == driver && export.is_opened_by(&told, prefix);
+    if twice || !exports.iter().any(|export| is_it(&export)) {
         let told = options::join(&told, "");
         return Err(format!("{} is not allowed: it is not among the recipe's exports", shown(&told)));
     }
@@ -90,11 +102,16 @@ const DRIVE: &[Property] = &[
     ("copy-on-read", Switch),
     ("detect-zeroes", ZEROES),
     ("discard", DISCARD),
+    ("encrypt.format", Word(&["luks"])),
+    ("encrypt.key-secret", Id),
     ("file.locking", LOCKED),
+    ("file.readahead", Size),
+    ("file.timeout", Number),
     ("format", FORMATS),
     ("id", Id),
     ("if", Word(&["none", "virtio", "ide", "scsi", "pflash", "floppy"])),
     ("index", Number),
+    ("key-secret", Id),
     ("media", Word(&["disk", "cdrom"])),
     ("node-name", Id),
     ("offset", Size),

@@ -20,6 +20,7 @@ const VIRTIO_DEVICES: &[(&str, &[&[Property]])] = &[
     ("virtio-balloon", &[BALLOON]),
     ("virtio-gpu", &[GPU]),
     ("virtio-iommu", &[VIRTIO_IOMMU]),
+    ("virtio-mem", &[VIRTIO_MEM]),
 ];
 
 /// How virtio devices are called on PCI; without an ending QEMU takes the first.

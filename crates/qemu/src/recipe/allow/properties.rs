@@ -342,6 +342,18 @@ pub(super) const HDA: &[Property] = &[("debug", Number), ("msi", Auto), ("old_ms
 pub(super) const HDA_CODEC: &[Property] =
     &[("audiodev", Id), ("cad", Number), ("debug", Number), ("mixer", Switch), ("use-timer", Switch)];
 pub(super) const DIMM: &[Property] = &[("addr", Number), ("memdev", Id), ("node", Number), ("slot", Number)];
+/// `prealloc` is left out when a VM is read: on the target pages come as they are needed.
+pub(super) const VIRTIO_MEM: &[Property] = &[
+    ("block-size", Size),
+    ("dynamic-memslots", Switch),
+    ("memaddr", Number),
+    ("memdev", Id),
+    ("node", Number),
+    ("prealloc", Off),
+    ("requested-size", Size),
+    ("unplugged-inaccessible", Auto),
+    ("x-early-migration", Switch),
+];
 pub(super) const DEBUG_EXIT: &[Property] = &[("iobase", Number), ("iosize", Number)];
 pub(super) const PANIC: &[Property] = &[("events", Number), ("ioport", Number)];
 pub(super) const GENERATION: &[Property] = &[("guid", Uuid)];

@@ -198,7 +198,7 @@ fn what_is_not_known_is_refused_by_name() {
         ("-blockdev", "driver=file,filename=/d/a.img,pr-manager=p", "pr-manager"),
         ("-blockdev", "driver=qcow2,file=f,backing=b", "backing=b"),
         ("-blockdev", "driver=qcow2,file=f,data-file=b", "data-file=b"),
-        ("-blockdev", "driver=qcow2,file=f,encrypt.key-secret=s", "encrypt.key-secret"),
+        ("-blockdev", "driver=qcow2,file=f,encrypt.format=aes", "encrypt.format"),
         ("-blockdev", "driver=qcow2,file.file.driver=file", "file.file.driver"),
         ("-blockdev", "driver=file,filename=/d/a.img,locking=off", "locking=off"),
         ("-blockdev", "driver=file,filename=/d/a.img,force-share=on", "force-share"),
