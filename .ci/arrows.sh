@@ -16,19 +16,21 @@ may_use='
     page       units
     policy     units
     proto      units page
+    ports      units
+    attach     units sys policy ports
     spool      units sys page
     sim        units page policy proto
-    engine     units sys page policy proto spool pki
-    ownership  units engine
-    qemu       units sys page policy proto engine
+    engine     units sys page policy proto ports spool pki
+    ownership  units ports
+    qemu       units sys ports attach
     agent      units pki engine
-    doctor     units sys engine qemu
-    host       units sys spool pki engine ownership qemu agent
+    doctor     units sys qemu
+    host       units sys attach spool pki engine ownership qemu agent
     whimbrel   units sys pki engine doctor agent host
-    fuzz       units page proto sim spool engine qemu agent
+    fuzz       units page proto ports sim spool engine qemu agent
     guest      units
-    lab        units sys page policy proto spool pki engine ownership qemu agent doctor host whimbrel
-    bench      units sys page policy proto spool pki engine ownership qemu agent doctor host whimbrel lab
+    lab        units sys page policy proto ports attach spool pki engine ownership qemu agent doctor host whimbrel
+    bench      units sys page policy proto ports attach spool pki engine ownership qemu agent doctor host whimbrel lab
 '
 
 # --- the document says the same ----------------------------------------------------------------------------------
@@ -67,7 +69,7 @@ for crate in $ours; do
 done
 
 # The pure crates know neither sockets nor files, clocks nor threads.
-for crate in units page policy proto; do
+for crate in units page policy proto ports; do
     for used in $(cargo tree -p "$crate" --edges normal --prefix none --format '{p}' --quiet | cut -d' ' -f1 | sort -u); do
         case $used in
             tokio | mio | socket2 | hyper | axum | rustix | nix | libc) breach "$crate is pure, but brings in $used" ;;

@@ -20,7 +20,7 @@ use std::{
 use units::{BlockId, MemorySet, PAGE_SIZE, PageRange};
 
 /// Up to so many owed pages, each run of them is made a hole without looking whether it is one: looking takes up to 20 ms a
-/// GiB, making a hole 5 µs. Measured by the figures of `qemu/tests/attach_figures.rs`.
+/// GiB, making a hole 5 µs. Measured by the figures of `attach/tests/figures.rs`.
 const FEW: u64 = 2048;
 
 /// How pages may be put into memory.

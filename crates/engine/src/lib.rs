@@ -14,14 +14,8 @@ mod fate;
 /// What takes bytes from strangers, for those who try to break it.
 #[doc(hidden)]
 pub mod fuzz;
-/// What a migration asks of the world.
-pub mod ports;
 /// What a migration says of itself.
 pub mod report;
-/// What a VM does, in QEMU's words.
-mod run_state;
-/// Who owns a VM, where both hosts can ask.
-pub mod shared;
 /// What is done now and then, and takes its time.
 mod spaced;
 
@@ -54,6 +48,9 @@ mod target;
 mod unspool;
 /// Both sides: hashes of the stopped guest's memory.
 mod verify;
+
+// What a migration asks of the world.
+pub use ports::{self, shared};
 
 pub use accept::{Acceptor, RemoteRecord};
 pub use beside::Beside;

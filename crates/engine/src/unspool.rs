@@ -4,7 +4,7 @@
 //! where the rest is. Once the guest may run it puts what is owed into its memory: what somebody waits for first, then from the end
 //! downwards, while the network brings the rest from the other end.
 
-use crate::land::Landing;
+use crate::{land::Landing, ports::SpoolRecord};
 use proto::control;
 use spool::{Extent, FileName, Index, Reader, Secret, Side, SpoolError, Writer};
 use std::{
@@ -38,21 +38,6 @@ const RECORD: Duration = Duration::from_secs(1);
 
 /// Pages of which the file's share is looked up at once.
 const PIECE: u64 = 128;
-
-/// What a target must remember of a file to live on it. Durable before the claim.
-#[derive(Clone, Debug)]
-pub struct SpoolRecord {
-    /// The directory that both hosts reach.
-    pub directory: PathBuf,
-    /// What seals the file.
-    pub secret: [u8; 32],
-    /// Extents before this one do not matter.
-    pub floor: u64,
-    /// Extents that were durable when the VM changed hands.
-    pub end: u64,
-    /// Owed pages of which only later extents count.
-    pub lacking: MemorySet,
-}
 
 /// What the thread is told.
 enum Word {

@@ -1,6 +1,6 @@
 //! Memory that VMs will still take which are on their way here: two that fit one by one may not fit together.
 
-use qemu::{attach, room::Room};
+use qemu::room::Room;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 /// All VMs that are arriving.

@@ -5,11 +5,10 @@ use agent::{
     hypervisor::{Condition, Examined, Found, Hypervisor, Plan, Reasons},
     store::VmRecord,
 };
+use attach::RamBlock;
 use engine::ports::{Machine, RunState};
 use qemu::{
-    Handle, Host, Kvm, Limits, OpenError, Recipe, Vm, VmFile,
-    attach::RamBlock,
-    frozen,
+    Handle, Host, Kvm, Limits, OpenError, Recipe, Vm, VmFile, frozen,
     launch::{self, Belongings},
     preflight, sharing,
 };

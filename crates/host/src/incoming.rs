@@ -14,7 +14,7 @@ use engine::{
     ports::{Block, Host, Machine, MissingPages, Ownership, OwnershipRecord, Request, Waiting},
     shared::SharedRecord,
 };
-use qemu::{Recipe, Vm, attach, preflight, recipe::files::Opened};
+use qemu::{MemoryError, Recipe, Vm, preflight, recipe::files::Opened};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -107,8 +107,10 @@ impl Incoming {
             return Err(vec![format!("{}: {why}", request.from)]);
         }
         vm.take_ahead(&request.private).map_err(|e| one(&e))?;
-        let target = attach::Target::open(vm.process().pid(), vm.ram_blocks()).map_err(|e| one(&e))?;
-        let missing = request.post_copy.then(|| target.missing()).transpose().map_err(|e| one(&e))?;
+        let target = attach::Target::open(vm.process().pid(), vm.ram_blocks());
+        let target = target.map_err(|e| one(&MemoryError(e)))?;
+        let missing = request.post_copy.then(|| target.missing()).transpose();
+        let missing = missing.map_err(|e| one(&MemoryError(e)))?;
         let waits = missing.as_ref().map(|m| Waits { fd: m.fd_number(), blocks: vm.ram_blocks().to_vec() });
         let found = found(vm, waits).map_err(|e| one(&e))?;
         let process = Process::of(found.pid).map_err(|e| one(&format!("its QEMU ended at once: {e}")))?;

@@ -15,6 +15,7 @@ use agent::{
     peers::Pass,
     store::{Arrival, ArrivalRecord, DepartureRecord, Store, VmRecord},
 };
+use attach::RamBlock;
 use engine::{
     Acceptor, Beside, Options, RemoteRecord, SourceDriver, SourceParts,
     ports::{Claim, Claimed, GuestMemory, Machine, Ownership, Request, TargetJournal, Waiting},
@@ -22,11 +23,7 @@ use engine::{
     shared::SharedRecord,
 };
 use pki::Security;
-use qemu::{
-    SpareCores, Vm,
-    attach::{self, RamBlock},
-    frozen,
-};
+use qemu::{SpareCores, Vm, frozen};
 use std::{
     io,
     net::{SocketAddr, TcpStream},

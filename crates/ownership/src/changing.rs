@@ -1,7 +1,7 @@
 //! Changes of hands that are no migration: a host starts a VM, or has ended it.
 
 use crate::record::check_name;
-use engine::{ports::Claimed, shared::NOBODY};
+use ports::{Claimed, shared::NOBODY};
 use std::io;
 use units::Epoch;
 

@@ -37,8 +37,8 @@ use crate::{
     record::{Entry, LONGEST, check_name},
     steps::{Claiming, Got, Looking, Offering, Op, Step, Steps},
 };
-use engine::{
-    ports::{Claim, Claimed, Offer, Ownership, OwnershipRecord},
+use ports::{
+    Claim, Claimed, Offer, Ownership, OwnershipRecord,
     shared::{NOBODY, SharedRecord, not_behind},
 };
 use std::{

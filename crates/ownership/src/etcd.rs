@@ -23,8 +23,8 @@ use crate::{
     prune::KEPT_EPOCHS,
     record::{Entry, check_name},
 };
-use engine::{
-    ports::{Claim, Claimed, Offer, Ownership, OwnershipRecord},
+use ports::{
+    Claim, Claimed, Offer, Ownership, OwnershipRecord,
     shared::{NOBODY, SharedRecord, not_behind, restored},
 };
 use serde::{Deserialize, Serialize};

@@ -1,6 +1,6 @@
 //! Who owns a VM, written where all hosts can ask: in a shared directory, or in etcd.
 //!
-//! Both keep `engine`'s port [`SharedRecord`](engine::shared::SharedRecord). The third way, where a migration's target keeps
+//! Both keep the port [`SharedRecord`](ports::shared::SharedRecord). The third way, where a migration's target keeps
 //! the record, is the agent's own store.
 
 /// Changes of hands that are no migration.

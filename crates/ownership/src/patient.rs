@@ -1,9 +1,6 @@
 //! Asks a record that may not answer: a datastore that is gone can hold a system call for ever.
 
-use engine::{
-    ports::{Claim, Claimed, Offer, Ownership, OwnershipRecord},
-    shared::SharedRecord,
-};
+use ports::{Claim, Claimed, Offer, Ownership, OwnershipRecord, shared::SharedRecord};
 use std::{
     collections::HashSet,
     io::{self, ErrorKind},

@@ -1,6 +1,6 @@
 //! What is written down of a VM's ownership, and under which names.
 
-use engine::ports::OwnershipRecord;
+use ports::OwnershipRecord;
 use serde::{Deserialize, Serialize};
 use std::{fmt, io};
 use units::{Epoch, MigrationId};

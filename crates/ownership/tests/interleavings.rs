@@ -1,13 +1,13 @@
 //! The protocol of the shared directory over a model of one: every interleaving of two claimers with everything that can go
 //! wrong, and random lives of a VM that is moved about by hosts that crash, see old things and lose answers (I1).
 
-use engine::ports::{Claim, Claimed, Offer};
 use ownership::{
     model::{Fault, Model},
     prune::disposable,
     record::{Entry, epoch_name},
     steps::{Claiming, Got, Offering, Op, Step, Steps},
 };
+use ports::{Claim, Claimed, Offer};
 use proptest::prelude::*;
 use std::{
     collections::{BTreeMap, HashSet},

@@ -3,7 +3,7 @@
 //! does not run.
 
 use crate::qmp::Event;
-use engine::ports::RunState;
+use ports::RunState;
 use std::time::SystemTime;
 
 /// What `stop` found.

@@ -4,7 +4,7 @@ use crate::{
     qmp::{Qmp, QmpError},
     snapshot::{Depth, Snapshot, WITHIN},
 };
-use engine::ports::{RunState, Seen};
+use ports::{RunState, Seen};
 use serde_json::Value;
 use std::{
     collections::BTreeSet,

@@ -1,4 +1,5 @@
-//! The engine's ports kept with a real, unmodified QEMU process: its monitor, its memory, its device state.
+//! The ports kept with a real, unmodified QEMU process: its monitor, its device state, its files. `attach` keeps those
+//! of memory.
 
 /// The human-readable description of a VM that `run` starts.
 pub mod vmfile;
@@ -41,10 +42,7 @@ pub mod find;
 /// The RAM blocks of a QEMU process.
 pub mod ram;
 
-/// The engine's memory ports, kept with a QEMU process.
-pub mod attach;
-
-/// The engine's machine port, kept with a QEMU process.
+/// The machine port, kept with a QEMU process.
 pub mod vm;
 
 /// A QEMU that stands still as a whole.
@@ -82,6 +80,7 @@ pub use account::Account;
 pub use adopt::{Adopted, Examined};
 pub use host::{Host, Kvm};
 pub use limits::Limits;
+pub use ram::MemoryError;
 pub use recipe::{Accel, Recipe, Tpm, TpmVersion};
 pub use spare::SpareCores;
 pub use vm::{Begun, Handle, OpenError, Vm};

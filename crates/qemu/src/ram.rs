@@ -7,7 +7,7 @@ use crate::qmp::{Qmp, QmpError};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-pub use crate::attach::RamBlock;
+pub use attach::RamBlock;
 
 /// A line of `info ramblock`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -62,6 +62,33 @@ pub enum RamError {
         /// What it said.
         why: String,
     },
+}
+
+/// Why the memory of a QEMU process cannot be reached, and which options of QEMU help.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}{}", advice(.0))]
+pub struct MemoryError(#[from] pub attach::Error);
+
+/// What to do about it, where that is in QEMU's options.
+fn advice(error: &attach::Error) -> &'static str {
+    use attach::{Ability, Error};
+    match error {
+        Error::NotShared { .. } => {
+            ": start the VM with -object memory-backend-memfd,share=on,… or memory-backend-file,share=on,… as its memory"
+        }
+        Error::HugePages { .. } => ": let the agent use that tracker, or start the VM without huge pages",
+        Error::HugeFile { .. } => ": let its mem-path be a directory or a new file, or say share=on",
+        Error::OnDisk { .. } => {
+            ": let the agent use that tracker, put its mem-path on a tmpfs such as /dev/shm, or use memory-backend-memfd"
+        }
+        Error::Discards => ": leave it out, or let the agent use that tracker",
+        Error::Kernel { ability: Ability::Private, .. } => {
+            "; shared memory (-object memory-backend-memfd,share=on,…) does with 5.19"
+        }
+        Error::Kernel { ability: Ability::HugePages, .. } => "; start the VM without them",
+        Error::Kernel { ability: Ability::Discards, .. } => "; leave it out",
+        _ => "",
+    }
 }
 
 /// Learns the memory layout of a running QEMU.

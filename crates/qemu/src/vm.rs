@@ -2,7 +2,6 @@
 
 use crate::{
     adopt::{self, Again, cmdline, nets},
-    attach::RamBlock,
     cpu,
     find::{self, FindError},
     granted::Grants,
@@ -15,7 +14,8 @@ use crate::{
     state,
     virtio::{self, Which},
 };
-use engine::ports::{MachineError, RunState};
+use attach::RamBlock;
+use ports::{MachineError, RunState};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::{
@@ -217,8 +217,8 @@ impl Vm {
         answer["status"].as_str().map(str::to_owned).ok_or_else(|| self.qmp.strange("query-status", &answer))
     }
 
-    /// A migration begins: reads all of the VM again, because others use its QEMU too. From now on [`Machine::watch`](engine::ports::Machine::watch) and
-    /// [`Machine::changes`](engine::ports::Machine::changes) tell what differs from what is read here.
+    /// A migration begins: reads all of the VM again, because others use its QEMU too. From now on [`Machine::watch`](ports::Machine::watch) and
+    /// [`Machine::changes`](ports::Machine::changes) tell what differs from what is read here.
     pub fn begin(&mut self) -> Result<Begun, QmpError> {
         let begin = Instant::now();
         let known = Known::begin(&mut self.qmp)?;
@@ -310,7 +310,7 @@ impl Vm {
         Ok(virtio::missing(&self.recipe.virtio, &offered))
     }
 
-    /// Copies the RAM blocks that QEMU keeps private, while the guest runs. [`Machine::save`](engine::ports::Machine::save) tells only what changed in
+    /// Copies the RAM blocks that QEMU keeps private, while the guest runs. [`Machine::save`](ports::Machine::save) tells only what changed in
     /// them since: the target must have been given these first.
     pub fn copy_ahead(&mut self) -> Result<Vec<(String, Vec<u8>)>, MachineError> {
         let copied = self.private.copy_ahead(&mut self.qmp, &self.process);

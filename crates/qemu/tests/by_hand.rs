@@ -7,7 +7,7 @@ use common::{
     hand::*,
     *,
 };
-use engine::ports::{Machine, RunState};
+use ports::{Machine, RunState};
 use qemu::{Host, OpenError, Vm, qmp::Qmp};
 use std::{
     fs::{self, File},

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{ends::Folder, hand::*};
-use engine::ports::{Machine, RunState};
+use ports::{Machine, RunState};
 use qemu::{Vm, qmp::Qmp};
 use serde_json::{Value, json};
 use std::{

@@ -7,7 +7,7 @@ use common::{
     ends::{Ended, Folder},
     host, recipe,
 };
-use engine::ports::Machine;
+use ports::Machine;
 use qemu::{
     Account, Host, Limits, Recipe, Vm,
     recipe::{Role, files::Opened},

@@ -8,7 +8,7 @@ use common::{
     host,
     moved::{copy, drawn},
 };
-use engine::ports::Machine;
+use ports::Machine;
 use qemu::{Limits, Vm, preflight};
 use serde_json::json;
 use std::{
@@ -62,7 +62,7 @@ fn to(vm: &mut Vm, folder: &Path, name: &str, program: Option<PathBuf>) -> Vm {
     next.take_ahead(&ahead).unwrap();
     next.load(&state).unwrap();
     vm.destroy().unwrap();
-    next.restore(engine::ports::RunState::Running).unwrap();
+    next.restore(ports::RunState::Running).unwrap();
     next
 }
 

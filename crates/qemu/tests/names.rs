@@ -3,7 +3,7 @@
 mod common;
 
 use common::{ends::Folder, hand::*, *};
-use engine::ports::{GuestMemory, Machine, RunState};
+use ports::{GuestMemory, Machine, RunState};
 use qemu::{
     OpenError, Vm,
     attach::{Source, Target},

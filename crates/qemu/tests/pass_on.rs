@@ -3,7 +3,7 @@
 mod common;
 
 use common::{ends::Folder, *};
-use engine::ports::{Machine, RunState};
+use ports::{Machine, RunState};
 use qemu::{Recipe, Vm};
 use std::{fs::File, path::PathBuf, time::Instant};
 

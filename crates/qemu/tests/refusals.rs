@@ -3,7 +3,7 @@
 mod common;
 
 use common::{ends::Folder, hand::*, *};
-use engine::ports::Machine;
+use ports::Machine;
 use qemu::{Vm, VmFile, qmp::Qmp, recipe::Backing};
 use serde_json::json;
 use std::{

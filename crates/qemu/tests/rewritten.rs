@@ -7,7 +7,7 @@ use common::{
     hand::has,
     host, qemu_10, recipe,
 };
-use engine::ports::Machine;
+use ports::Machine;
 use qemu::{
     Host, Recipe, Vm,
     recipe::{Role, files::Opened},

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{hand::ByHand, host, qemu_10};
-use engine::ports::{Machine, RunState};
+use ports::{Machine, RunState};
 use qemu::{Vm, ram};
 use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt, path::PathBuf, time::Duration};
 

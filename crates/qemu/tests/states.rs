@@ -4,7 +4,7 @@
 mod common;
 
 use common::{ends::Folder, hand::*};
-use engine::ports::{Machine, RunState};
+use ports::{Machine, RunState};
 use qemu::{Vm, frozen, qmp::Qmp};
 use serde_json::json;
 use std::{

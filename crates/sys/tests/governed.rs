@@ -2,10 +2,10 @@
 
 mod common;
 
+use attach::{GovernedTracker, RamBlock, Source, Tracking};
 use common::{Guest, PROBED};
-use engine::ports::{GuestMemory, Tracker};
 use lab::{ensure, story};
-use qemu::attach::{GovernedTracker, RamBlock, Source, Tracking};
+use ports::{GuestMemory, Tracker};
 use std::{
     env,
     io::{BufRead, BufReader},

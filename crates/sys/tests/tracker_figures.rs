@@ -7,10 +7,10 @@
 
 mod common;
 
+use attach::{GovernedTracker, Memory, RamBlock, Source, Tracking};
 use common::{Guest, PROBED, Ran};
-use engine::ports::{GuestMemory, Tracker};
 use lab::{HandStart, Spec, story};
-use qemu::attach::{GovernedTracker, Memory, RamBlock, Source, Tracking};
+use ports::{GuestMemory, Tracker};
 use serde_json::json;
 use std::time::{Duration, Instant};
 use units::{BlockId, MemorySet, PAGE_SIZE, PageIndex, PageRange};

@@ -16,7 +16,7 @@ use engine::{
     shared::not_behind,
 };
 use pki::Security;
-use qemu::{Accel, Begun, SpareCores, Vm, attach, sharing::Shown};
+use qemu::{Accel, Begun, MemoryError, SpareCores, Vm, sharing::Shown};
 use std::{
     io,
     net::{SocketAddr, ToSocketAddrs},
@@ -157,7 +157,8 @@ impl Mover {
             left_behind.push(OLDER.to_owned());
         }
         let reading = Reading { left_behind, took };
-        let source = attach::Source::open(open.process().pid(), open.ram_blocks()).map_err(|e| one(&e))?;
+        let source = attach::Source::open(open.process().pid(), open.ram_blocks());
+        let source = source.map_err(|e| one(&MemoryError(e)))?;
         let source = source.with_pulse(pulse.clone()).with_discards(open.recipe().throws_memory_away());
         let writers = open.recipe().vcpus();
         let how = attach::Tracking {
@@ -170,10 +171,10 @@ impl Mover {
         let watchdog =
             Watchdog::start(vm, pulse).map_err(|e| vec![format!("cannot start a watchdog: {e}")])?;
         let watchdog = Arc::new(watchdog);
-        let tracker = source.switching(how).map_err(|e| one(&e))?;
+        let tracker = source.switching(how).map_err(|e| one(&MemoryError(e)))?;
         let tracker: Box<dyn Tracker> = Box::new(WatchedTracker::new(Box::new(tracker), watchdog.clone()));
         let vcpus = open.vcpu_threads().map_err(|e| one(&e))?;
-        let stuns = source.stuns(vcpus, request.max_stall).map_err(|e| one(&e))?;
+        let stuns = source.stuns(vcpus, request.max_stall).map_err(|e| one(&MemoryError(e)))?;
         let address = request.address.to_string();
         let dial = self.dial(&request.to, &address, request.id).map_err(|e| one(&e))?;
         let (epoch, identity) = self.owned(&vm.name).map_err(|e| one(&e))?;

@@ -2,10 +2,7 @@
 
 use super::{Got, Op, Step, Steps, entry, newest, odd, read, unknown};
 use crate::record::{epoch_name, offer_name};
-use engine::{
-    ports::{Claim, Claimed},
-    shared::restored,
-};
+use ports::{Claim, Claimed, shared::restored};
 use units::Epoch;
 
 /// One claim: a link from the offer to the name of the next epoch.

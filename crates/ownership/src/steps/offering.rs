@@ -2,7 +2,7 @@
 
 use super::{Got, Op, Step, Steps, entry, odd, read, unknown};
 use crate::record::{Entry, draft_name, offer_name};
-use engine::{ports::Offer, shared::restored};
+use ports::{Offer, shared::restored};
 use units::{Epoch, MigrationId};
 
 /// How often an offer's draft is written before it is given up: a lost reply leaves a file that nobody may touch again, and

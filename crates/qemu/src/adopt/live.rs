@@ -17,7 +17,7 @@ use crate::{
     },
     snapshot::own,
 };
-use engine::ports::RunState;
+use ports::RunState;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, fs, path::Path};
 use sys::process::PidFd;

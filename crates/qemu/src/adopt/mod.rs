@@ -22,12 +22,12 @@ mod tpm;
 mod words;
 
 use crate::{
-    attach, cpu, find,
+    cpu, find,
     held::{Held, mixed},
     launch::Belongings,
     made_up,
     qmp::{Qmp, QmpError},
-    ram,
+    ram::{self, MemoryError},
     recipe::{self, Argument, Recipe},
     vm::{OpenError, Vm},
 };
@@ -64,7 +64,7 @@ impl Vm {
         if reasons.is_empty() {
             let tried = attach::Source::open(process.pid(), &layout.main)
                 .and_then(|source| source.with_discards(recipe.throws_memory_away()).try_out());
-            reasons.extend(tried.err().map(|error| error.to_string()));
+            reasons.extend(tried.err().map(|error| MemoryError(error).to_string()));
         }
         if !reasons.is_empty() {
             return Err(OpenError::Refused { vm: name.to_owned(), reasons });

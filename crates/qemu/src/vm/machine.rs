@@ -9,7 +9,7 @@ use crate::{
     state::{self, StateError},
     tap,
 };
-use engine::ports::{DeviceState, Ender, HasEnded, Machine, MachineError, RunState, Saved, Seen, Unheard};
+use ports::{DeviceState, Ender, HasEnded, Machine, MachineError, RunState, Saved, Seen, Unheard};
 use serde_json::json;
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 

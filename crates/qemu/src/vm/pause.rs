@@ -16,7 +16,7 @@ use crate::{
     snapshot::own,
     state::{self, Exit},
 };
-use engine::ports::{DeviceState, MachineError, RunState, Saved};
+use ports::{DeviceState, MachineError, RunState, Saved};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant, SystemTime};
 use sys::hold::Hold;
@@ -46,7 +46,7 @@ const LET_GO: &str = "somebody has let its QEMU go on while it was to stand stil
                       and keep debuggers and supervisors from it";
 
 impl Vm {
-    /// See [`engine::ports::Machine::prepare_stop`].
+    /// See [`ports::Machine::prepare_stop`].
     pub(super) fn get_ready_to_stop(&mut self) -> Result<RunState, MachineError> {
         let what = "get ready to stop";
         self.phase.allows(Step::Prepare).map_err(|why| self.error(what, why))?;
@@ -66,7 +66,7 @@ impl Vm {
         Ok(state)
     }
 
-    /// See [`engine::ports::Machine::stop`].
+    /// See [`ports::Machine::stop`].
     pub(super) fn halt(&mut self) -> Result<RunState, MachineError> {
         let what = "stop";
         if matches!(self.phase, Phase::Free) {
@@ -101,7 +101,7 @@ impl Vm {
         Ok(((state(&before), heard), answered, state(&after)))
     }
 
-    /// See [`engine::ports::Machine::save`].
+    /// See [`ports::Machine::save`].
     pub(super) fn save_and_freeze(&mut self) -> Result<Saved, MachineError> {
         let what = "save the device state of";
         self.phase.allows(Step::Save).map_err(|why| self.error(what, why))?;
@@ -181,7 +181,7 @@ impl Vm {
         frozen
     }
 
-    /// See [`engine::ports::Machine::hold`].
+    /// See [`ports::Machine::hold`].
     pub(super) fn hold_still(&mut self) -> Result<(), MachineError> {
         let what = "keep still";
         self.phase.allows(Step::Hold).map_err(|why| self.error(what, why))?;
@@ -204,7 +204,7 @@ impl Vm {
         failed.map_or(Ok(()), |why| Err(self.error(what, why)))
     }
 
-    /// See [`engine::ports::Machine::restore`].
+    /// See [`ports::Machine::restore`].
     pub(super) fn give_back(&mut self, before: RunState) -> Result<Duration, MachineError> {
         let what = "restore";
         self.thaw().map_err(|error| self.error(what, error))?;

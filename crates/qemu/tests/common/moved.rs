@@ -1,13 +1,9 @@
 //! A VM that is taken over to another host, without an agent; and whether it is there what it was.
 
 use super::{hand::ByHand, host};
-use engine::ports::{GuestMemory, Machine};
-use qemu::{
-    Vm,
-    attach::{Source, Target},
-    ports::PortKind,
-    qmp::Qmp,
-};
+use attach::{Source, Target};
+use ports::{GuestMemory, Machine};
+use qemu::{Vm, ports::PortKind, qmp::Qmp};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,

@@ -1,6 +1,6 @@
 //! Ownership records that both hosts reach by themselves: a migration whose target is lost for good is decided without it.
 
-use crate::ports::{Claimed, Ownership, OwnershipRecord};
+use crate::{Claimed, Ownership, OwnershipRecord};
 use std::io;
 use units::Epoch;
 

@@ -1,10 +1,10 @@
 //! The guest's writes are seen and can be slowed; a change of the way in which they are seen loses none.
 
-mod attach_bed;
+mod bed;
 
-use attach_bed::{MIB, Qemu, booting, booting_on, memfd, mirror};
-use engine::ports::{GuestMemory, Stalls, Tracker};
-use qemu::attach::{Memory, Source, Tracking};
+use attach::{Memory, Source, Tracking};
+use bed::{MIB, Qemu, booting, booting_on, memfd, mirror};
+use ports::{GuestMemory, Stalls, Tracker};
 use serde_json::json;
 use std::{
     thread,

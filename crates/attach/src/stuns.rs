@@ -1,7 +1,7 @@
 //! Has vCPUs stand still for moments, again and again.
 
-use super::Error;
-use engine::ports::{Stalls, Stuns};
+use crate::Error;
+use ports::{Stalls, Stuns};
 use std::{
     collections::HashMap,
     io,
@@ -19,7 +19,7 @@ use sys::{
 /// writing is stunned for so long in vain.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// The vCPU threads of a QEMU process, of which those that write are stunned when that is asked for.
+/// The vCPU threads of a process, of which those that write are stunned when that is asked for.
 ///
 /// A thread that writes is one that faults: its CPU time tells nothing, since who is governed waits most of the time, and who only
 /// computes is none of our business.
@@ -51,14 +51,14 @@ struct Wanted {
 
 impl VcpuStuns {
     /// Of these threads; none of them stands still for longer than `longest` at a time.
-    pub(super) fn new(
+    pub(crate) fn new(
         process: &Arc<PidFd>,
         mut threads: Vec<i32>,
         longest: Duration,
         pulse: &Pulse,
     ) -> Result<Self, Error> {
         let pid = process.pid();
-        // QEMU can run all vCPUs on one thread.
+        // A VMM can run all vCPUs on one thread.
         threads.sort_unstable();
         threads.dedup();
         let vcpus = threads.len() as u32;

@@ -2,15 +2,15 @@
 //!
 //! `UFFD_FEATURE_WP_ASYNC` lets the first write to a protected page through and remembers it in the page tables; one
 //! `PAGEMAP_SCAN` reads that and protects again, atomically. Writes of vCPUs, of any other thread and of system calls
-//! (`read(2)` into guest RAM) are all seen, for they go through QEMU's page tables. What does not: direct I/O whose pages
-//! were pinned before, which does not take place while a VM is moved (`vm/direct.rs`), and other processes, which are refused elsewhere.
+//! (`read(2)` into guest RAM) are all seen, for they go through the process' page tables. What does not: direct I/O whose pages
+//! were pinned before, which the VMM keeps from taking place while a VM is moved, and other processes, which are refused elsewhere.
 
-use super::{
-    Error, Memory, NEEDS_FOR_DISCARDS,
+use crate::{
+    Ability, Error, Memory,
     discards::Discards,
     region::{Ram, Region},
 };
-use engine::ports::{GuestMemory, Tracker};
+use ports::{GuestMemory, Tracker};
 use std::{fs, io, ops::Range, sync::Arc};
 use sys::{
     inject::Borrowed,
@@ -23,12 +23,12 @@ use sys::{
 use units::{BlockId, MemorySet, PageSet};
 
 /// How much is protected at once. The guest's page faults wait for one slice at most: 64 MiB take about a millisecond.
-pub(super) const SLICE: u64 = 64 << 20;
+pub(crate) const SLICE: u64 = 64 << 20;
 
 /// The asynchronous tracker (Linux 6.7).
 #[derive(Debug)]
 pub struct AsyncTracker {
-    /// What QEMU throws away, if it does: ended before the descriptor is closed.
+    /// What the process throws away, if it does: ended before the descriptor is closed.
     discards: Option<Discards>,
     // We alone hold it: whatever ends us lifts every protection, and the guest runs on.
     uffd: Arc<Uffd>,
@@ -42,8 +42,8 @@ pub struct AsyncTracker {
 }
 
 impl AsyncTracker {
-    /// `discards`: QEMU may throw memory away meanwhile, and then waits for a thread that shows there that it gets on.
-    pub(super) fn attach(
+    /// `discards`: the process may throw memory away meanwhile, and then waits for a thread that shows there that it gets on.
+    pub(crate) fn attach(
         process: &Arc<PidFd>,
         memory: &Arc<Memory>,
         discards: Option<&Pulse>,
@@ -56,15 +56,11 @@ impl AsyncTracker {
         let silent = silent(process, memory, discards.is_some());
         let silent = silent.map_err(Error::step("look at the memory", pid))?;
         let discards = discards.filter(|_| memory.regions().iter().any(shared));
-        let (more, needs) = match discards {
-            None => (Features::NONE, "asynchronous write protection of shared memory came with Linux 6.7"),
-            Some(_) => (Features::DISCARDS, NEEDS_FOR_DISCARDS),
+        let (more, ability) = match discards {
+            None => (Features::NONE, Ability::TrackShared),
+            Some(_) => (Features::DISCARDS, Ability::Discards),
         };
-        uffd.enable(features | more).map_err(|cause| Error::Kernel {
-            what: "track writes by itself",
-            needs,
-            cause,
-        })?;
+        uffd.enable(features | more).map_err(|cause| Error::Kernel { ability, cause })?;
         let uffd = Arc::new(uffd);
         let discards = discards.map(|pulse| Discards::hear(&uffd, pulse)).transpose();
         let discards = discards.map_err(Error::step("start a thread for what is thrown away", pid))?;
@@ -84,7 +80,7 @@ impl AsyncTracker {
 
 impl AsyncTracker {
     /// Watches a slice no more; what was written there and not collected is forgotten. All slices are to follow.
-    pub(super) fn let_go(&mut self, slice: Range<u64>) -> io::Result<()> {
+    pub(crate) fn let_go(&mut self, slice: Range<u64>) -> io::Result<()> {
         // The kernel would lift a protection for whoever asks, be it another's by then.
         self.watching = false;
         self.uffd.unregister(slice)
@@ -118,10 +114,10 @@ impl AsyncTracker {
     }
 }
 
-/// Which blocks QEMU may throw pages of away without a word to whoever watches them. Of huge pages it only punches holes into the
+/// Which blocks the process may throw pages of away without a word to whoever watches them. Of huge pages it only punches holes into the
 /// file, and where memory is locked (`mlockall`) the kernel does the same and refuses the rest, which would be told.
 fn silent(process: &PidFd, memory: &Memory, discards: bool) -> io::Result<Vec<bool>> {
-    // To ask of each mapping takes the kernel a walk through all of QEMU's page tables; of the process, nothing.
+    // To ask of each mapping takes the kernel a walk through all of its page tables; of the process, nothing.
     let discards = discards && has_locked(process)?;
     let is_silent = |region: &Region| match (&region.ram, &region.huge) {
         (_, Some(_)) => Ok(true),
@@ -139,8 +135,8 @@ fn has_locked(process: &PidFd) -> io::Result<bool> {
     Ok(status.lines().any(|line| line.strip_prefix("VmLck:").is_some_and(|size| size.trim() != "0 kB")))
 }
 
-/// Makes a userfaultfd in QEMU, takes it, and closes it there before anything can be registered with it.
-pub(super) fn take_userfaultfd(process: &Arc<PidFd>) -> io::Result<Uffd> {
+/// Makes a userfaultfd in the process, takes it, and closes it there before anything can be registered with it.
+pub(crate) fn take_userfaultfd(process: &Arc<PidFd>) -> io::Result<Uffd> {
     let borrowed = Borrowed::seize(process)?;
     let n = borrowed.userfaultfd()?;
     let taken = Uffd::take(process, n);
@@ -174,7 +170,7 @@ impl Tracker for AsyncTracker {
         if self.process.is_alive()? {
             return Ok(());
         }
-        let text = format!("QEMU process {} has ended", self.process.pid());
+        let text = format!("process {} has ended", self.process.pid());
         Err(io::Error::new(io::ErrorKind::NotConnected, text))
     }
 
@@ -193,7 +189,7 @@ impl Drop for AsyncTracker {
     }
 }
 
-pub(super) fn slices(regions: &[Region]) -> impl Iterator<Item = Range<u64>> {
+pub(crate) fn slices(regions: &[Region]) -> impl Iterator<Item = Range<u64>> {
     regions.iter().flat_map(|region| {
         let Range { start, end } = region.watched();
         // No huge page can be protected in pieces.

@@ -1,11 +1,11 @@
-//! Memory that QEMU throws away while it is tracked: for a balloon, or because its guest reports free pages.
+//! Memory that the process throws away while it is tracked: for a balloon, or because its guest reports free pages.
 //!
-//! QEMU punches a hole into the file and then gives up its mapping (`MADV_DONTNEED`). The page tables of shared memory keep their
+//! It punches a hole into the file and then gives up its mapping (`MADV_DONTNEED`). The page tables of shared memory keep their
 //! protection at that, so no scan shows it, and a later read makes the page zeros unseen. With `UFFD_FEATURE_EVENT_REMOVE` the kernel
-//! tells of each range, and has QEMU wait until that was read (`admin-guide/mm/userfaultfd.rst`): so what was thrown away before
-//! QEMU answered `stop` is known before that answer. Such a page counts as written; what is sent of it is zeros.
+//! tells of each range, and has the process wait until that was read (`admin-guide/mm/userfaultfd.rst`): so what was thrown away before the
+//! VMM says that the guest is stopped is known by then. Such a page counts as written; what is sent of it is zeros.
 
-use super::region::Region;
+use crate::region::Region;
 use std::{
     io,
     ops::Range,
@@ -30,7 +30,7 @@ const MANY: usize = 4096;
 
 /// What was thrown away since it was asked last.
 #[derive(Debug)]
-pub(super) struct Discards {
+pub(crate) struct Discards {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -50,14 +50,14 @@ struct Heard {
 }
 
 impl Discards {
-    /// Listens from now on. QEMU waits for the thread that does; `pulse` shows that it gets on.
-    pub(super) fn hear(uffd: &Arc<Uffd>, pulse: &Pulse) -> io::Result<Self> {
+    /// Listens from now on. The process waits for the thread that does; `pulse` shows that it gets on.
+    pub(crate) fn hear(uffd: &Arc<Uffd>, pulse: &Pulse) -> io::Result<Self> {
         let shared = Arc::new(Shared { uffd: Arc::clone(uffd), heard: Mutex::default(), over: false.into() });
         let (listening, pulse) = (Arc::clone(&shared), pulse.clone());
         let thread = thread::Builder::new().name("discards".into()).spawn(move || {
             sys::urgent::become_urgent();
             if let Err(error) = listening.listen(&pulse.part()) {
-                tracing::error!(%error, "it is not heard any more what QEMU throws away");
+                tracing::error!(%error, "memory that the VM throws away is not heard of any more");
                 listening.heard().failed = Some(error);
             }
         })?;
@@ -65,7 +65,7 @@ impl Discards {
     }
 
     /// Adds what was thrown away.
-    pub(super) fn collect(&self, regions: &[Region], dirty: &mut MemorySet) -> io::Result<()> {
+    pub(crate) fn collect(&self, regions: &[Region], dirty: &mut MemorySet) -> io::Result<()> {
         let mut heard = self.shared.heard();
         if let Some(error) = &heard.failed {
             return Err(io::Error::new(error.kind(), error.to_string()));
@@ -94,7 +94,7 @@ impl Shared {
             if !self.uffd.waits(GLANCE)? {
                 continue;
             }
-            // Under the lock: QEMU goes on as soon as its message was read, and then it must be among those that are collected.
+            // Under the lock: the process goes on as soon as its message was read, and then it must be among those that are collected.
             let mut heard = self.heard();
             while let Some(range) = self.uffd.next_discard()? {
                 heard.add(range);

@@ -1,10 +1,10 @@
 //! What attaching costs. `cargo test --release -p qemu --test attach_figures -- --ignored --nocapture`
 
-mod attach_bed;
+mod bed;
 
-use attach_bed::{MIB, Qemu, SOON, memfd};
-use engine::ports::{GuestMemory, MissingPages, Tracker};
-use qemu::attach::{Source, Target};
+use attach::{Source, Target};
+use bed::{MIB, Qemu, SOON, memfd};
+use ports::{GuestMemory, MissingPages, Tracker};
 use std::{
     sync::Arc,
     time::{Duration, Instant},

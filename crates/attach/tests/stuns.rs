@@ -1,10 +1,10 @@
 //! A real guest whose vCPUs stand still for half of the time: its QEMU answers, and it runs on afterwards.
 
-mod attach_bed;
+mod bed;
 
-use attach_bed::{MIB, Qemu, SOON, booting, memfd};
-use engine::ports::{Stalls, Stuns};
-use qemu::attach::Source;
+use attach::Source;
+use bed::{MIB, Qemu, SOON, booting, memfd};
+use ports::{Stalls, Stuns};
 use serde_json::json;
 use std::{
     fs,

@@ -1,7 +1,7 @@
 //! The asynchronous tracker, where the kernel has it, as long as nobody has to be slowed; then the governed one.
 
-use super::{AsyncTracker, Error, GovernedTracker, Memory, Tracking, tracker::slices};
-use engine::ports::{GuestMemory, Stalls, Tracker};
+use crate::{AsyncTracker, Error, GovernedTracker, Memory, Tracking, tracker::slices};
+use ports::{GuestMemory, Stalls, Tracker};
 use std::{io, sync::Arc, time::Duration};
 use sys::{process::PidFd, pulse::Pulse};
 use units::{BlockId, MemorySet};
@@ -29,7 +29,7 @@ enum Now {
 }
 
 impl SwitchingTracker {
-    pub(super) fn attach(
+    pub(crate) fn attach(
         process: &Arc<PidFd>,
         memory: &Arc<Memory>,
         how: Tracking,

@@ -1,8 +1,8 @@
 //! A real QEMU to attach to, its monitor, and its gdb stub: with the latter QEMU itself reads and writes guest RAM.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its own part of this")]
 
-use engine::ports::{GuestMemory, Tracker};
-use qemu::attach::{Memory, RamBlock};
+use attach::{Memory, RamBlock};
+use ports::{GuestMemory, Tracker};
 use serde_json::{Value, json};
 use std::{
     io::{BufRead, BufReader, Read, Write},

@@ -1,7 +1,7 @@
-//! Finds QEMU's RAM blocks among its mappings.
+//! Finds the RAM blocks of a process among its mappings.
 
-use super::Error;
-use engine::ports::Block;
+use crate::Error;
+use ports::Block;
 use serde::{Deserialize, Serialize};
 use std::{fs::File, io, ops::Range, sync::Arc};
 use sys::{
@@ -13,62 +13,62 @@ use sys::{
 };
 use units::{BlockId, PAGE_SIZE, PageIndex, PageRange};
 
-/// A RAM block as QEMU tells of it.
+/// A RAM block as its VMM tells of it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct RamBlock {
-    /// QEMU's name for it.
+    /// The VMM's name for it.
     pub name: String,
     /// Its size.
     pub bytes: u64,
-    /// Where it begins in QEMU's address space (host virtual address). The only thing that tells two equal blocks apart.
+    /// Where it begins in the process' address space (host virtual address). The only thing that tells two equal blocks apart.
     pub hva: u64,
 }
 
 /// What holds the content of a RAM block.
 #[derive(Debug)]
-pub(super) enum Ram {
-    /// A file, which outlives QEMU.
+pub(crate) enum Ram {
+    /// A file, which outlives the process.
     Shared(RamFile),
-    /// QEMU's own address space.
+    /// The process' own address space.
     Private(ProcessRam),
 }
 
-/// A RAM block that was found: its place in QEMU and what holds it.
+/// A RAM block that was found: its place in the process and what holds it.
 #[derive(Debug)]
-pub(super) struct Region {
-    pub(super) block: Block,
-    pub(super) addresses: Range<u64>,
-    pub(super) ram: Ram,
+pub(crate) struct Region {
+    pub(crate) block: Block,
+    pub(crate) addresses: Range<u64>,
+    pub(crate) ram: Ram,
     /// It consists of explicit huge pages. One is written, protected and thrown away as a whole.
-    pub(super) huge: Option<HugePages>,
+    pub(crate) huge: Option<HugePages>,
 }
 
 impl Region {
-    /// Where `range` is in QEMU.
-    pub(super) fn addresses_of(&self, range: PageRange) -> Range<u64> {
+    /// Where `range` is in the process.
+    pub(crate) fn addresses_of(&self, range: PageRange) -> Range<u64> {
         let start = self.addresses.start + range.start.offset();
         start..start + range.bytes().0
     }
 
-    /// The pages at `addresses` of QEMU, which begin in this block. A huge page may reach beyond its end.
-    pub(super) fn pages_at(&self, addresses: &Range<u64>) -> PageRange {
+    /// The pages at `addresses` of the process, which begin in this block. A huge page may reach beyond its end.
+    pub(crate) fn pages_at(&self, addresses: &Range<u64>) -> PageRange {
         let first = PageIndex::at_offset(addresses.start - self.addresses.start);
         PageRange::new(first, (addresses.end.min(self.addresses.end) - addresses.start) / PAGE_SIZE as u64)
     }
 
-    /// What of QEMU is watched for its sake: whole pages of whatever size they are.
-    pub(super) fn watched(&self) -> Range<u64> {
+    /// What of the process is watched for its sake: whole pages of whatever size they are.
+    pub(crate) fn watched(&self) -> Range<u64> {
         self.huge.as_ref().map_or_else(|| self.addresses.clone(), HugePages::addresses)
     }
 
     /// The size of its pages, which all that is said to the kernel must be a multiple of.
-    pub(super) fn page_bytes(&self) -> u64 {
+    pub(crate) fn page_bytes(&self) -> u64 {
         self.huge.as_ref().map_or(PAGE_SIZE as u64, HugePages::page)
     }
 }
 
 /// Finds and opens each block. Nothing must be registered with a userfaultfd yet.
-pub(super) fn find(process: &Arc<PidFd>, blocks: &[RamBlock]) -> Result<Vec<Region>, Error> {
+pub(crate) fn find(process: &Arc<PidFd>, blocks: &[RamBlock]) -> Result<Vec<Region>, Error> {
     if blocks.len() > usize::from(u16::MAX) {
         return Err(Error::TooMany { count: blocks.len() });
     }
@@ -145,7 +145,7 @@ fn continues(mapping: &Mapping, next: &Mapping) -> bool {
 }
 
 /// The region of a block.
-pub(super) fn get(regions: &[Region], id: BlockId) -> io::Result<&Region> {
+pub(crate) fn get(regions: &[Region], id: BlockId) -> io::Result<&Region> {
     regions.get(usize::from(id.0)).ok_or_else(|| {
         let text = format!("the VM has no RAM block number {}, only {}", id.0, regions.len());
         io::Error::new(io::ErrorKind::InvalidInput, text)

@@ -4,13 +4,13 @@
 //! group of pages around it. So the writer can be made to wait, which is the only way to slow exactly those who outrun the link;
 //! and it works from Linux 5.19 on. It costs 17 to 42 µs a group where the asynchronous tracker costs 1 to 2 µs a page.
 
-use super::{
-    Error, Memory, NEEDS_FOR_PRIVATE, Tracking,
+use crate::{
+    Ability, Error, Memory, Tracking,
     region::{Ram, Region},
     tracker::{SLICE, slices, take_userfaultfd},
 };
-use engine::ports::{Stalls, Tracker};
 use policy::{Governor, Grant, Groups, Writer};
+use ports::{Stalls, Tracker};
 use std::{
     io,
     ops::Range,
@@ -75,7 +75,7 @@ struct Later {
 }
 
 impl GovernedTracker {
-    pub(super) fn attach(
+    pub(crate) fn attach(
         process: &Arc<PidFd>,
         memory: &Arc<Memory>,
         how: &Tracking,
@@ -84,13 +84,13 @@ impl GovernedTracker {
         let pid = process.pid();
         let uffd = take_userfaultfd(process).map_err(Error::step("get a userfaultfd", pid))?;
         let private = memory.private().is_some();
-        let (more, needs) = match private {
-            false => (Features::NONE, "write protection of shared memory came with Linux 5.19"),
+        let (more, ability) = match private {
+            false => (Features::NONE, Ability::FollowShared),
             // With it came the scan that tells which pages have lost their protection.
-            true => (Features::WP_UNPOPULATED, NEEDS_FOR_PRIVATE),
+            true => (Features::WP_UNPOPULATED, Ability::Private),
         };
         uffd.enable(Features::WP | Features::WP_SHMEM | Features::THREAD_ID | more)
-            .map_err(|cause| Error::Kernel { what: "tell of writes", needs, cause })?;
+            .map_err(|cause| Error::Kernel { ability, cause })?;
         let pagemap = || Pagemap::open(process).map(Mutex::new);
         let pagemap = private.then(pagemap).transpose();
         let pagemap = pagemap.map_err(Error::step("open the page tables", pid))?;
@@ -119,7 +119,7 @@ impl GovernedTracker {
 
     /// Takes a slice of addresses over from whoever watched it before: from when this returns all writes there are seen. What
     /// was written before, nobody may know any more: all of it counts as written.
-    pub(super) fn take_over(&self, slice: Range<u64>) -> io::Result<()> {
+    pub(crate) fn take_over(&self, slice: Range<u64>) -> io::Result<()> {
         let Some((block, region)) = self.shared.find(slice.start) else {
             let text = format!("no guest memory is at {:#x}", slice.start);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
@@ -312,7 +312,7 @@ impl Shared {
         if self.process.is_alive()? {
             return Ok(());
         }
-        let text = format!("QEMU process {} has ended", self.process.pid());
+        let text = format!("process {} has ended", self.process.pid());
         Err(io::Error::new(io::ErrorKind::NotConnected, text))
     }
 

@@ -1,10 +1,10 @@
 //! The RAM of a running QEMU is read and its writes are tracked, exactly.
 
-mod attach_bed;
+mod bed;
 
-use attach_bed::{MIB, Qemu, booting_on, memfd, mirror};
-use engine::ports::{GuestMemory, Tracker};
-use qemu::attach::{Error, RamBlock, Source, Target};
+use attach::{Error, RamBlock, Source, Target};
+use bed::{MIB, Qemu, booting_on, memfd, mirror};
+use ports::{GuestMemory, Tracker};
 use serde_json::json;
 use std::time::Duration;
 use sys::inject::Borrowed;

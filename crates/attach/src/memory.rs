@@ -1,12 +1,12 @@
-//! Guest RAM from outside of QEMU.
+//! Guest RAM from outside of its process.
 
-use super::region::{self, Ram, Region};
-use engine::ports::{Block, GuestMemory};
+use crate::region::{self, Ram, Region};
+use ports::{Block, GuestMemory};
 use std::io;
 use sys::ram::RamFile;
 use units::{BlockId, PageRange, PageSet};
 
-/// The RAM of a QEMU process. What is shared stays readable after the process has ended.
+/// The RAM of another process. What is shared stays readable after the process has ended.
 #[derive(Debug)]
 pub struct Memory {
     blocks: Vec<Block>,
@@ -16,11 +16,11 @@ pub struct Memory {
 }
 
 impl Memory {
-    pub(super) fn new(regions: Vec<Region>, fillable: bool) -> Self {
+    pub(crate) fn new(regions: Vec<Region>, fillable: bool) -> Self {
         Self { blocks: regions.iter().map(|region| region.block.clone()).collect(), regions, fillable }
     }
 
-    pub(super) fn regions(&self) -> &[Region] {
+    pub(crate) fn regions(&self) -> &[Region] {
         &self.regions
     }
 
@@ -34,7 +34,7 @@ impl Memory {
     }
 
     /// A block that is no memory of the kernel's own but a file on a disk.
-    pub(super) fn on_disk(&self) -> io::Result<Option<&str>> {
+    pub(crate) fn on_disk(&self) -> io::Result<Option<&str>> {
         for Region { block, ram, huge, .. } in &self.regions {
             let on_disk = match ram {
                 Ram::Shared(ram) => huge.is_none() && !ram.is_shmem()?,
@@ -54,7 +54,7 @@ impl Memory {
         Some((&found.block.name, found.page_bytes()))
     }
 
-    /// A block that only QEMU itself can reach.
+    /// A block that only its process can reach.
     pub fn private(&self) -> Option<&str> {
         let private = |region: &&Region| matches!(region.ram, Ram::Private(_));
         self.regions.iter().find(private).map(|region| region.block.name.as_str())

@@ -1,10 +1,10 @@
 //! A waiting QEMU is filled, and its guest waits for what is missing.
 
-mod attach_bed;
+mod bed;
 
-use attach_bed::{MIB, Qemu, SOON, memfd};
-use engine::ports::{Fault, GuestMemory, MissingPages, Placed};
-use qemu::attach::Target;
+use attach::Target;
+use bed::{MIB, Qemu, SOON, memfd};
+use ports::{Fault, GuestMemory, MissingPages, Placed};
 use std::time::Duration;
 use units::{BlockId, PAGE_SIZE, PageIndex, PageRange};
 

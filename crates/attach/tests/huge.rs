@@ -1,11 +1,11 @@
 //! RAM of explicit huge pages (hugetlbfs): what is there, what was written, and what was thrown away, exactly and at no cost of
 //! huge pages. `HUGE` pages of 4 KiB are one.
 
-mod attach_bed;
+mod bed;
 
-use attach_bed::{MIB, Qemu, booting_on, mirror};
-use engine::ports::{GuestMemory, Tracker};
-use qemu::attach::{Error, Source, Target, Tracking};
+use attach::{Error, Source, Target, Tracking};
+use bed::{MIB, Qemu, booting_on, mirror};
+use ports::{GuestMemory, Tracker};
 use std::{fs, path::PathBuf, process::Command, time::Duration};
 use units::{BlockId, MemorySet, PAGE_SIZE, PageIndex, PageRange};
 

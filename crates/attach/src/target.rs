@@ -1,7 +1,7 @@
-//! The QEMU process that a VM comes to.
+//! The process that a VM comes to.
 
-use super::{Error, Memory, Missing, RamBlock, region};
-use engine::ports::{GuestMemory, MissingPages};
+use crate::{Error, Memory, Missing, RamBlock, region};
+use ports::{GuestMemory, MissingPages};
 use std::{io, sync::Arc};
 use sys::{inject::Borrowed, maps, process::PidFd};
 use units::{BlockId, PAGE_SIZE, PageIndex, PageRange};
@@ -12,17 +12,17 @@ const NO_HUGE_PAGES: i32 = 15;
 /// The largest transparent huge page of x86-64 that shared memory uses.
 const HUGE: u64 = 2 << 20;
 
-/// A QEMU that waits for a VM, with RAM to be filled.
+/// A process that waits for a VM, with RAM to be filled.
 #[derive(Debug)]
 pub struct Target {
     process: Arc<PidFd>,
     memory: Arc<Memory>,
-    /// Whether QEMU wanted huge pages, block by block.
+    /// Whether the VMM wanted huge pages, block by block.
     huge: Vec<bool>,
 }
 
 impl Target {
-    /// Finds the RAM `blocks` of QEMU process `pid` and empties them: all of it is holes then, and stays free of huge
+    /// Finds the RAM `blocks` of process `pid` and empties them: all of it is holes then, and stays free of huge
     /// pages. The guest must not have started.
     pub fn open(pid: i32, blocks: &[RamBlock]) -> Result<Self, Error> {
         let mut target = Self::find(pid, blocks)?;
@@ -34,7 +34,7 @@ impl Target {
         Ok(target)
     }
 
-    /// Finds the RAM `blocks` of a QEMU process that an agent before us had opened. What is there stays.
+    /// Finds the RAM `blocks` of a process that an agent before us had opened. What is there stays.
     pub fn reopen(pid: i32, blocks: &[RamBlock]) -> Result<Self, Error> {
         Self::find(pid, blocks)
     }
@@ -48,7 +48,7 @@ impl Target {
         if let Some((block, _)) = memory.huge() {
             return Err(Error::HugeTarget { block: block.to_owned() });
         }
-        // QEMU asks for huge pages for all RAM by default.
+        // VMMs ask for huge pages for all RAM by default.
         let huge = vec![true; memory.blocks().len()];
         Ok(Self { process, memory, huge })
     }
@@ -118,7 +118,7 @@ impl Target {
         Ok(missing)
     }
 
-    /// Whether QEMU still has the userfaultfd that an agent before us had it open. That is closed once nobody waits any more.
+    /// Whether the process still has the userfaultfd that an agent before us had it open. That is closed once nobody waits any more.
     pub fn is_watched(&self, fd_number: i32) -> Result<bool, Error> {
         let pid = self.process.pid();
         match std::fs::read_link(format!("/proc/{pid}/fd/{fd_number}")) {

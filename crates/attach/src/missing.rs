@@ -1,10 +1,10 @@
 //! Missing pages of a guest that runs before all its memory is there.
 
-use super::{
-    Error, Memory,
+use crate::{
+    Ability, Error, Memory,
     region::{self, Region},
 };
-use engine::ports::{Fault, MissingPages, Placed};
+use ports::{Fault, MissingPages, Placed};
 use std::{
     io,
     sync::{Arc, Mutex, PoisonError},
@@ -25,7 +25,7 @@ const HUGE_PAGES: i32 = 14;
 #[derive(Debug)]
 pub struct Missing {
     uffd: Uffd,
-    // QEMU holds the descriptor too, under this number: whatever ends us, its guest never reads zeros for what is owed.
+    // The process holds the descriptor too, under this number: whatever ends us, its guest never reads zeros for what is owed.
     fd_number: i32,
     process: Arc<PidFd>,
     memory: Arc<Memory>,
@@ -34,7 +34,7 @@ pub struct Missing {
 }
 
 impl Missing {
-    pub(super) fn begin(process: &Arc<PidFd>, memory: &Arc<Memory>, huge: &[bool]) -> Result<Self, Error> {
+    pub(crate) fn begin(process: &Arc<PidFd>, memory: &Arc<Memory>, huge: &[bool]) -> Result<Self, Error> {
         let step = || Error::step("get a userfaultfd", process.pid());
         let borrowed = Borrowed::seize(process).map_err(step())?;
         let fd_number = borrowed.userfaultfd().map_err(step())?;
@@ -53,11 +53,10 @@ impl Missing {
         fd_number: i32,
     ) -> Result<Self, Error> {
         let missing = Self::retake(process, memory, huge, fd_number)?;
-        missing.uffd.enable(Features::MISSING_SHMEM).map_err(|cause| Error::Kernel {
-            what: "wait for missing pages of shared memory",
-            needs: "this came with Linux 4.11",
-            cause,
-        })?;
+        missing
+            .uffd
+            .enable(Features::MISSING_SHMEM)
+            .map_err(|cause| Error::Kernel { ability: Ability::Missing, cause })?;
         for region in memory.regions() {
             let name = &region.block.name;
             let step = Error::step(format!("watch RAM block {name}"), process.pid());
@@ -66,7 +65,7 @@ impl Missing {
         Ok(missing)
     }
 
-    pub(super) fn retake(
+    pub(crate) fn retake(
         process: &Arc<PidFd>,
         memory: &Arc<Memory>,
         huge: &[bool],
@@ -83,12 +82,12 @@ impl Missing {
         })
     }
 
-    /// The descriptor's number in QEMU: what a restarted agent needs to [`retake`](super::Target::retake) it.
+    /// The descriptor's number in the process: what a restarted agent needs to [`retake`](super::Target::retake) it.
     pub fn fd_number(&self) -> i32 {
         self.fd_number
     }
 
-    pub(super) fn wake_all(&self) -> io::Result<()> {
+    pub(crate) fn wake_all(&self) -> io::Result<()> {
         self.memory.regions().iter().try_for_each(|region| self.uffd.wake(region.addresses.clone()))
     }
 
@@ -174,7 +173,7 @@ impl MissingPages for Missing {
         if *finished {
             return Ok(());
         }
-        // In this order a crash in between leaves a descriptor in QEMU, and nothing that anybody waits for.
+        // In this order a crash in between leaves a descriptor in the process, and nothing that anybody waits for.
         for region in self.memory.regions() {
             self.uffd.unregister(region.addresses.clone())?;
         }

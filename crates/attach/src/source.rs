@@ -1,24 +1,23 @@
-//! The QEMU process that a VM leaves.
+//! The process that a VM leaves.
 
-use super::{
-    AsyncTracker, Error, GovernedTracker, Memory, NEEDS_FOR_HUGE, NEEDS_FOR_PRIVATE, RamBlock,
-    SwitchingTracker, VcpuStuns, region,
+use crate::{
+    Ability, AsyncTracker, Error, GovernedTracker, Memory, RamBlock, SwitchingTracker, VcpuStuns, region,
 };
 use std::{sync::Arc, time::Duration};
 use sys::{inject::Borrowed, process::PidFd, pulse::Pulse};
 
-/// A running QEMU whose RAM can be read and tracked. Opening it changes nothing in QEMU.
+/// A running process whose RAM can be read and tracked. Opening it changes nothing in the process.
 #[derive(Debug)]
 pub struct Source {
     process: Arc<PidFd>,
     memory: Arc<Memory>,
     pulse: Pulse,
-    /// Whether QEMU may throw memory away meanwhile.
+    /// Whether the process may throw memory away meanwhile.
     discards: bool,
 }
 
 impl Source {
-    /// Finds the RAM `blocks` of QEMU process `pid`; `BlockId(n)` is the n-th.
+    /// Finds the RAM `blocks` of process `pid`; `BlockId(n)` is the n-th.
     pub fn open(pid: i32, blocks: &[RamBlock]) -> Result<Self, Error> {
         let process = Arc::new(PidFd::open(pid).map_err(Error::step("get hold", pid))?);
         let memory = Arc::new(Memory::new(region::find(&process, blocks)?, false));
@@ -30,7 +29,7 @@ impl Source {
         Self { pulse, ..self }
     }
 
-    /// Reckons with memory that QEMU throws away, if `discards`.
+    /// Reckons with memory that the process throws away, if `discards`.
     pub fn with_discards(self, discards: bool) -> Self {
         Self { discards, ..self }
     }
@@ -55,7 +54,7 @@ impl Source {
         self.memory.huge()
     }
 
-    /// Tries what every migration does to QEMU: borrows a thread of it and has it make a userfaultfd, which is closed again. What a
+    /// Tries what every migration does to the process: borrows a thread of it and has it make a userfaultfd, which is closed again. What a
     /// debugger, a filter or a lack of rights is against is found before it matters.
     pub fn try_out(&self) -> Result<(), Error> {
         let pid = self.process.pid();
@@ -65,10 +64,10 @@ impl Source {
         if self.memory.private().is_some() || self.memory.huge().is_some() || self.discards {
             // What follows its writes; nothing is protected yet, so the guest notices nothing.
             self.tracker().map(drop).map_err(|error| match error {
-                Error::Kernel { what, cause, .. } if !self.discards => {
+                Error::Kernel { cause, .. } if !self.discards => {
                     let private = self.memory.private().is_some();
-                    let needs = if private { NEEDS_FOR_PRIVATE } else { NEEDS_FOR_HUGE };
-                    Error::Kernel { what, needs, cause }
+                    let ability = if private { Ability::Private } else { Ability::HugePages };
+                    Error::Kernel { ability, cause }
                 }
                 other => other,
             })?;
@@ -76,12 +75,12 @@ impl Source {
         Ok(())
     }
 
-    /// A RAM block that only QEMU itself can reach: after the switchover of a post-copy its process must live until all of it has arrived.
+    /// A RAM block that only its process can reach: after the switchover of a post-copy its process must live until all of it has arrived.
     pub fn private(&self) -> Option<&str> {
         self.memory.private()
     }
 
-    /// A tracker of its writes. Borrows a thread of QEMU for well under a millisecond. One at a time: while another tracker
+    /// A tracker of its writes. Borrows a thread of the process for well under a millisecond. One at a time: while another tracker
     /// has its RAM, `begin` fails.
     pub fn tracker(&self) -> Result<AsyncTracker, Error> {
         AsyncTracker::attach(&self.process, &self.memory, self.discards.then_some(&self.pulse))
