@@ -43,7 +43,14 @@ trap 'rm -f "$made"' EXIT
 {
     echo "$begin"
     echo '```text'
-    echo "$may_use" | awk 'NF { name = $1; $1 = ""; printf "%-10s%s\n", name, $0 }'
+    echo "$may_use" | awk 'NF {
+        row = sprintf("%-10s", $1)
+        for (n = 2; n <= NF; n++) {
+            if (length(row) + 1 + length($n) > 110) { print row; row = sprintf("%10s", "") }
+            row = row " " $n
+        }
+        print row
+    }'
     echo '```'
     echo "$end"
 } >"$made"
