@@ -4,7 +4,7 @@ mod fake;
 
 use agent::store::{Origin, Process, Standing, Store, VmRecord};
 use engine::{
-    ports::{Claim, Claimed, Ownership, OwnershipRecord},
+    ports::{Claim, Claimed, Offer, Ownership, OwnershipRecord},
     shared::{NOBODY, SharedRecord},
 };
 use fake::{Host, until};
@@ -44,6 +44,10 @@ impl Ledger {
 impl Ownership for Ledger {
     fn identity(&self) -> io::Result<String> {
         self.answer().map(|()| "ledger 1".to_owned())
+    }
+
+    fn offer(&self, _: &Offer) -> io::Result<()> {
+        self.answer()
     }
 
     fn claim(&self, _: &Claim) -> io::Result<Claimed> {

@@ -12,6 +12,7 @@ use crate::{
 use policy::{Governor, Grant, Groups, Writer};
 use ports::{Stalls, Tracker};
 use std::{
+    collections::HashSet,
     io,
     ops::Range,
     sync::{
@@ -58,6 +59,8 @@ struct Shared {
     /// What is opened after a while.
     later: Mutex<Vec<Later>>,
     stalls: Mutex<Stalls>,
+    /// Threads that wrote, as their own namespace numbers them, since they were asked for.
+    writers: Mutex<HashSet<u32>>,
     heard: AtomicU64,
     over: AtomicBool,
     /// Why writes are no longer seen.
@@ -106,6 +109,7 @@ impl GovernedTracker {
             start: Instant::now(),
             later: Mutex::default(),
             stalls: Mutex::default(),
+            writers: Mutex::default(),
             heard: AtomicU64::new(0),
             over: AtomicBool::new(false),
             failed: Mutex::default(),
@@ -146,6 +150,10 @@ impl Tracker for GovernedTracker {
         self.shared.collect(dirty)
     }
 
+    fn can_govern(&self) -> bool {
+        true
+    }
+
     fn govern(&mut self, sent_per_s: f64) -> io::Result<()> {
         // First the groups, as everywhere.
         let mut groups = locked(&self.shared.groups);
@@ -177,6 +185,13 @@ impl Tracker for GovernedTracker {
 
     fn may_make_wait(&self) -> bool {
         true
+    }
+
+    fn writers(&mut self) -> Option<Vec<i32>> {
+        let inner = std::mem::take(&mut *locked(&self.shared.writers));
+        // One that has ended since writes no more. Threads that cannot be looked at are not known.
+        let threads = self.shared.process.threads_by_inner_number().ok()?;
+        Some(inner.iter().filter_map(|thread| threads.get(thread).copied()).collect())
     }
 }
 
@@ -225,6 +240,7 @@ impl Shared {
             let text = format!("a write to {:#x}, where no guest memory is", fault.address);
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         };
+        locked(&self.writers).insert(fault.thread);
         let page = PageIndex::at_offset(fault.address - region.addresses.start);
         if self.is_open(block, region, page)? {
             return Ok(());

@@ -15,7 +15,7 @@ use sys::{
     stun::Stun,
 };
 
-/// How often it is looked who writes, where nobody says so. A governed writer faults several times within it; a vCPU that stopped
+/// How often it is looked who faults, where nobody says who writes. A governed writer faults several times within it; a vCPU that stopped
 /// writing is stunned for so long in vain.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -42,8 +42,8 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Wanted {
-    /// The share of the time, and who; nobody: whoever seems to write.
-    stun: Option<(f64, Vec<i32>)>,
+    /// The share of the time, and who writes, where that is known.
+    stun: Option<(f64, Option<Vec<i32>>)>,
     /// Somebody stands still just now, or is about to.
     busy: bool,
     over: bool,
@@ -77,9 +77,9 @@ impl Stuns for VcpuStuns {
         self.vcpus
     }
 
-    fn stun(&mut self, duty: f64, writers: &[i32]) -> io::Result<()> {
+    fn stun(&mut self, duty: f64, writers: Option<&[i32]>) -> io::Result<()> {
         locked(&self.shared.wanted).stun =
-            Some((duty.clamp(0.01, 1.0), writers.to_vec())).filter(|_| duty > 0.0);
+            Some((duty.clamp(0.01, 1.0), writers.map(<[i32]>::to_vec))).filter(|_| duty > 0.0);
         self.shared.changed.notify_all();
         Ok(())
     }
@@ -122,9 +122,9 @@ impl Shared {
             };
             wanted.busy = true;
             drop(wanted);
-            let whom: Vec<i32> = match writers.is_empty() {
-                true => seen.writing(&self.process, &self.threads),
-                false => self.threads.iter().copied().filter(|tid| writers.contains(tid)).collect(),
+            let whom: Vec<i32> = match writers {
+                None => seen.writing(&self.process, &self.threads),
+                Some(writers) => self.threads.iter().copied().filter(|tid| writers.contains(tid)).collect(),
             };
             // From here on somebody stands still until we get on.
             part.turn();

@@ -159,4 +159,11 @@ impl Tracker for SwitchingTracker {
             Now::Governed(tracker) => tracker.stalls(),
         }
     }
+
+    fn writers(&mut self) -> Option<Vec<i32>> {
+        match &mut self.now {
+            Now::Free(tracker) => tracker.writers(),
+            Now::Governed(tracker) => tracker.writers(),
+        }
+    }
 }

@@ -10,8 +10,8 @@ use crate::{
     discards::Discards,
     region::{Ram, Region},
 };
-use ports::{GuestMemory, Tracker};
-use std::{fs, io, ops::Range, sync::Arc};
+use ports::{GuestMemory, Stalls, Tracker};
+use std::{fs, io, ops::Range, sync::Arc, time::Duration};
 use sys::{
     inject::Borrowed,
     maps,
@@ -174,8 +174,35 @@ impl Tracker for AsyncTracker {
         Err(io::Error::new(io::ErrorKind::NotConnected, text))
     }
 
+    fn can_govern(&self) -> bool {
+        false
+    }
+
+    fn govern(&mut self, _: f64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn agree(&mut self, _: f64, _: Duration) {}
+
+    fn hurry(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn take_time(&mut self) {}
+
+    fn learn(&mut self, _: &MemorySet) {}
+
+    fn stalls(&self) -> Stalls {
+        Stalls::default()
+    }
+
     fn may_make_wait(&self) -> bool {
         self.discards.is_some()
+    }
+
+    fn writers(&mut self) -> Option<Vec<i32>> {
+        // The kernel lets them write and tells nobody who they are.
+        None
     }
 }
 

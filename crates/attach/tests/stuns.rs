@@ -54,7 +54,7 @@ fn a_guest_whose_vcpus_are_stunned_half_of_the_time_answers_and_runs_on() {
     runs(&qemu, &vcpus);
     assert_eq!(stuns.stalls(), Stalls::default());
     let began = Instant::now();
-    stuns.stun(0.5, &vcpus).unwrap();
+    stuns.stun(0.5, Some(&vcpus)).unwrap();
     let mut answers = vec![];
     while began.elapsed() < Duration::from_secs(3) {
         let asked = Instant::now();
@@ -81,7 +81,7 @@ fn a_guest_whose_vcpus_are_stunned_half_of_the_time_answers_and_runs_on() {
     runs(&qemu, &vcpus);
     assert_eq!(stuns.stalls().count, calm);
     // It can still be stopped, and our own injections find a thread.
-    stuns.stun(0.5, &vcpus).unwrap();
+    stuns.stun(0.5, Some(&vcpus)).unwrap();
     drop(stuns);
     drop(source.tracker().unwrap());
     qemu.qmp("stop", json!({}));
@@ -96,10 +96,10 @@ fn who_does_not_write_is_left_alone() {
     let block = qemu.block("mem", 256 * MIB, 0);
     let source = Source::open(qemu.pid(), &[block]).unwrap();
     let mut stuns = source.stuns(vcpus(&mut qemu), LONGEST).unwrap();
-    stuns.stun(0.5, &[qemu.pid()]).unwrap();
+    stuns.stun(0.5, Some(&[qemu.pid()])).unwrap();
     std::thread::sleep(Duration::from_millis(100));
     assert_eq!(stuns.stalls(), Stalls::default(), "QEMU's main thread is no vCPU");
-    stuns.stun(0.5, &[]).unwrap();
+    stuns.stun(0.5, None).unwrap();
     // At first nobody knows, so all are stunned; once it has been looked twice, none is.
     std::thread::sleep(Duration::from_millis(600));
     let known = stuns.stalls().count;
@@ -144,7 +144,7 @@ fn figures() {
     for _ in 0..20 {
         stuns.calm();
         in_turn(&qemu).iter().zip(&mut calm).for_each(|(used, sum)| *sum += used);
-        stuns.stun(0.5, &vcpus[..1]).unwrap();
+        stuns.stun(0.5, Some(&vcpus[..1])).unwrap();
         in_turn(&qemu).iter().zip(&mut stunned).for_each(|(used, sum)| *sum += used);
     }
     println!(

@@ -2,10 +2,10 @@
 
 use crate::{
     conn::{Conn, Dial, GREETING, invalid, read_control, welcome},
-    ports::{Claim, Claimed, Host, Ownership, OwnershipRecord, Request, SpoolRecord, Waiting},
+    ports::{Claim, Claimed, Host, Offer, Ownership, OwnershipRecord, Request, SpoolRecord, Waiting},
     secrets::draw_token,
     survey,
-    target::{TargetDriver, ToTarget},
+    target::{Outside, TargetDriver},
 };
 use pki::Security;
 use proto::{Kind, Reply, Status, Token, control};
@@ -13,7 +13,7 @@ use std::{
     collections::HashMap,
     io::{self, Write},
     net::TcpStream,
-    sync::{Arc, Mutex, mpsc::Sender},
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
@@ -27,7 +27,7 @@ type Sessions = Arc<Mutex<HashMap<MigrationId, Session>>>;
 /// A migration that comes in.
 #[derive(Clone)]
 struct Session {
-    driver: Sender<ToTarget>,
+    driver: Outside,
     /// What its data connections must say.
     token: Token,
     /// Who its source is: each of its connections must be of a host that has one of these names in its certificate.
@@ -84,8 +84,7 @@ impl Acceptor {
                         Err(invalid(format!("{who} wants to be part of migration {id}, which is not theirs")))
                     }
                     Some(Session { driver: session, .. }) => {
-                        // It may have ended in this very moment: then the connection ends with it.
-                        let _ = session.send(ToTarget::Attach(preamble.kind, conn));
+                        session.attach(preamble.kind, conn);
                         Ok(())
                     }
                     None if preamble.kind == Kind::Resume && self.host.settled(id) => {
@@ -103,7 +102,7 @@ impl Acceptor {
     pub fn give_up(&self, time: Duration) {
         let end = Instant::now() + time;
         for session in self.sessions.lock().expect("no one panics here").values() {
-            let _ = session.driver.send(ToTarget::GiveUp);
+            session.driver.give_up();
         }
         // There is no event for it: each session ends on a thread of its own, and a later start cleans up what stays.
         while Instant::now() < end && !self.sessions.lock().expect("no one panics here").is_empty() {
@@ -191,6 +190,15 @@ impl Acceptor {
 pub struct RemoteRecord(pub Arc<dyn Dial>);
 
 impl Ownership for RemoteRecord {
+    fn identity(&self) -> io::Result<String> {
+        Ok(String::new())
+    }
+
+    fn offer(&self, _: &Offer) -> io::Result<()> {
+        // The target has written it down when it prepared.
+        Ok(())
+    }
+
     fn claim(&self, claim: &Claim) -> io::Result<Claimed> {
         let mut conn = self.0.dial(Kind::Record, None)?;
         conn.silence(Some(GREETING))?;

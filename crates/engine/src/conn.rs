@@ -213,10 +213,7 @@ pub trait Dial: Send + Sync {
     fn dial(&self, kind: Kind, token: Option<&Token>) -> io::Result<Conn>;
 
     /// The same, soon given up at each of the peer's addresses: it may be back at any moment, and at any of them.
-    fn dial_soon(&self, kind: Kind, token: Option<&Token>, within: Duration) -> io::Result<Conn> {
-        let _ = within;
-        self.dial(kind, token)
-    }
+    fn dial_soon(&self, kind: Kind, token: Option<&Token>, within: Duration) -> io::Result<Conn>;
 
     /// Whether what is said can be read and changed on the way.
     fn is_plaintext(&self) -> bool;

@@ -18,7 +18,6 @@ use std::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
-    thread,
     time::{Duration, Instant},
 };
 use units::{BlockId, MemorySet, MigrationId};
@@ -45,12 +44,22 @@ const GRACE: Duration = Duration::from_secs(5);
 /// A connection that was closed rather than silent was closed by a source that has ended, or by one that is back at once.
 const CLOSED: Duration = Duration::from_secs(5);
 
-/// What a running migration is told from outside.
-pub(crate) enum ToTarget {
-    /// A connection that belongs to it.
-    Attach(Kind, Conn),
+/// By which a running migration is told things from outside, and none that only its own threads may say. One that
+/// has ended hears nothing: a connection that is attached to it ends, too.
+#[derive(Clone)]
+pub(crate) struct Outside(Sender<Signal>);
+
+impl Outside {
+    /// A connection belongs to it.
+    pub(crate) fn attach(&self, kind: Kind, conn: Conn) {
+        let _ = self.0.send(Signal::Attach(kind, conn));
+    }
+
     /// The agent is about to end.
-    GiveUp,
+    pub(crate) fn give_up(&self) {
+        let why = "the target's agent ends".to_owned();
+        let _ = self.0.send(Signal::Event(TargetEvent::GiveUp(why)));
+    }
 }
 
 enum Signal {
@@ -194,23 +203,10 @@ pub(crate) struct TargetDriver {
 }
 
 impl TargetDriver {
-    /// With the sender by which further connections reach it. `token`: what those that carry pages have to say.
-    pub(crate) fn new(host: Arc<dyn Host>, migration: MigrationId, token: Token) -> (Self, Sender<ToTarget>) {
+    /// With that by which further connections reach it. `token`: what those that carry pages have to say.
+    pub(crate) fn new(host: Arc<dyn Host>, migration: MigrationId, token: Token) -> (Self, Outside) {
         let (tell, signals) = channel();
-        let (outside, told) = channel();
-        let forward = tell.clone();
-        // A type of its own, so that nobody outside can say what only the driver's own threads may.
-        thread::spawn(move || {
-            told.into_iter().all(|word| {
-                let signal = match word {
-                    ToTarget::Attach(kind, conn) => Signal::Attach(kind, conn),
-                    ToTarget::GiveUp => {
-                        Signal::Event(TargetEvent::GiveUp("the target's agent ends".to_owned()))
-                    }
-                };
-                forward.send(signal).is_ok()
-            })
-        });
+        let outside = Outside(tell.clone());
         let driver = Self {
             host,
             migration,
@@ -517,6 +513,9 @@ mod tests {
         }
         fn prepare(&self, _: &Request) -> Result<Waiting, Vec<String>> {
             Err(vec![])
+        }
+        fn spool_directory(&self, _: &str) -> Result<PathBuf, String> {
+            unreachable!("nobody spools")
         }
         fn record(&self) -> Arc<dyn crate::ports::Ownership> {
             unreachable!("nobody claims")

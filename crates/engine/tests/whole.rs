@@ -398,6 +398,15 @@ impl Dial for Disturbed {
         if first { &self.disturbed } else { &self.dial }.dial(kind, token)
     }
 
+    fn dial_soon(
+        &self,
+        kind: proto::Kind,
+        token: Option<&proto::Token>,
+        _: Duration,
+    ) -> std::io::Result<Conn> {
+        self.dial(kind, token)
+    }
+
     fn is_plaintext(&self) -> bool {
         self.dial.is_plaintext()
     }

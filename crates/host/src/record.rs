@@ -5,7 +5,7 @@ use agent::{
     store::Store,
 };
 use engine::{
-    ports::{Claim, Claimed, Ownership},
+    ports::{Claim, Claimed, Offer, Ownership},
     shared::SharedRecord,
 };
 use ownership::{Etcd, Memory, Patient, SharedDir, Tls};
@@ -80,6 +80,15 @@ pub(crate) struct HostRecord {
 }
 
 impl Ownership for HostRecord {
+    fn identity(&self) -> io::Result<String> {
+        self.store.identity()
+    }
+
+    fn offer(&self, offer: &Offer) -> io::Result<()> {
+        // Here these are records of migrations to this host, which were written down when they were prepared.
+        self.store.offer(offer)
+    }
+
     fn claim(&self, claim: &Claim) -> io::Result<Claimed> {
         let decided_by = self.store.decided_by(claim.migration)?.unwrap_or_default();
         if decided_by.is_empty() {

@@ -2,7 +2,7 @@
 
 use crate::hypervisor::{handle_of, open};
 use agent::store::VmRecord;
-use engine::ports::{DeviceState, HasEnded, Machine, MachineError, RunState, Saved};
+use engine::ports::{DeviceState, Ender, HasEnded, Machine, MachineError, RunState, Saved, Seen, Unheard};
 use qemu::{Vm, frozen};
 use std::time::Duration;
 use sys::hold::Hold;
@@ -34,6 +34,28 @@ impl Later {
 impl Machine for Later {
     fn has_ended(&self) -> HasEnded {
         has_ended(&self.0)
+    }
+
+    fn ender(&self) -> Ender {
+        // Its guest has been claimed for this host: nobody ends it in a hurry.
+        Box::new(|| {})
+    }
+
+    fn unheard(&self) -> Unheard {
+        // Nobody waits for the network: the guest runs already.
+        Box::new(|| None)
+    }
+
+    fn prepare_stop(&mut self) -> Result<RunState, MachineError> {
+        self.open()?.prepare_stop()
+    }
+
+    fn prepare_load(&mut self) -> Result<(), MachineError> {
+        self.open()?.prepare_load()
+    }
+
+    fn watch(&mut self) -> Result<Seen, MachineError> {
+        self.open()?.watch()
     }
 
     fn run_state(&mut self) -> Result<RunState, MachineError> {
@@ -78,6 +100,27 @@ impl Left {
 impl Machine for Left {
     fn has_ended(&self) -> HasEnded {
         has_ended(&self.vm)
+    }
+
+    fn ender(&self) -> Ender {
+        // `destroy` ends it, which has the hold.
+        Box::new(|| {})
+    }
+
+    fn unheard(&self) -> Unheard {
+        Box::new(|| None)
+    }
+
+    fn prepare_stop(&mut self) -> Result<RunState, MachineError> {
+        self.elsewhere("prepare to stop")
+    }
+
+    fn prepare_load(&mut self) -> Result<(), MachineError> {
+        self.elsewhere("prepare to load")
+    }
+
+    fn watch(&mut self) -> Result<Seen, MachineError> {
+        self.elsewhere("watch")
     }
 
     fn run_state(&mut self) -> Result<RunState, MachineError> {

@@ -52,9 +52,7 @@ pub trait Host: Send + Sync {
 
     /// Where a directory is that the source wants to share pages by, if this host may use it; or why not. May take as long as a datastore
     /// does.
-    fn spool_directory(&self, asked: &str) -> Result<PathBuf, String> {
-        Err(format!("this host does not use {asked}"))
-    }
+    fn spool_directory(&self, asked: &str) -> Result<PathBuf, String>;
 
     /// The ownership records that this host holds.
     fn record(&self) -> Arc<dyn Ownership>;

@@ -36,10 +36,7 @@ pub trait TargetJournal: Send {
     fn went_on(&mut self) -> io::Result<()>;
 
     /// A file has what is owed, or will have. Before the claim.
-    fn spool(&mut self, record: &SpoolRecord) -> io::Result<()> {
-        let _ = record;
-        Ok(())
-    }
+    fn spool(&mut self, record: &SpoolRecord) -> io::Result<()>;
 
     /// Nothing is owed any more.
     fn settled(&mut self) -> io::Result<()>;

@@ -63,37 +63,25 @@ pub type Unheard = Box<dyn Fn() -> Option<String> + Send>;
 /// The QEMU process: vCPUs and device state.
 pub trait Machine: Send {
     /// By which to see whether it has ended, also while somebody uses this port.
-    fn has_ended(&self) -> HasEnded {
-        Box::new(|| false)
-    }
+    fn has_ended(&self) -> HasEnded;
 
     /// By which to end it at once while somebody uses this port; `destroy` is still needed then.
-    fn ender(&self) -> Ender {
-        Box::new(|| {})
-    }
+    fn ender(&self) -> Ender;
 
     /// By which to see whether the network would hear the guest, also while somebody uses this port.
-    fn unheard(&self) -> Unheard {
-        Box::new(|| None)
-    }
+    fn unheard(&self) -> Unheard;
 
     /// Does ahead of `stop`, while the guest still runs, whatever would otherwise take time while it does
     /// not; and says what the VM does. Changes nothing that the guest could notice.
-    fn prepare_stop(&mut self) -> Result<RunState, MachineError> {
-        self.run_state()
-    }
+    fn prepare_stop(&mut self) -> Result<RunState, MachineError>;
 
-    /// The same ahead of `load`. May be left out.
-    fn prepare_load(&mut self) -> Result<(), MachineError> {
-        Ok(())
-    }
+    /// The same ahead of `load`.
+    fn prepare_load(&mut self) -> Result<(), MachineError>;
 
     /// How the VM differs from what it was when its migration began, and what it does. Asked several times a
     /// second while the guest runs; asks QEMU only when something may have happened, or a second after it was
     /// asked last.
-    fn watch(&mut self) -> Result<Seen, MachineError> {
-        Ok(Seen::default())
-    }
+    fn watch(&mut self) -> Result<Seen, MachineError>;
 
     /// What the VM does now.
     fn run_state(&mut self) -> Result<RunState, MachineError>;

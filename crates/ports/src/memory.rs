@@ -43,49 +43,32 @@ pub trait Tracker: Send {
     fn collect(&mut self, dirty: &mut MemorySet) -> io::Result<()>;
 
     /// Whether `govern` can come to anything.
-    fn can_govern(&self) -> bool {
-        true
-    }
+    fn can_govern(&self) -> bool;
 
     /// From now on the guest may begin to write to pages only at a share of this pace, in pages a second, at which pages are
     /// sent; so that each round leaves less than the one before (`policy::Governor`). Said again whenever the pace changes.
-    fn govern(&mut self, sent_per_s: f64) -> io::Result<()> {
-        let _ = sent_per_s;
-        Err(io::ErrorKind::Unsupported.into())
-    }
+    fn govern(&mut self, sent_per_s: f64) -> io::Result<()>;
 
     /// Which share that is, and how long one writer may be made to wait, where it is not as usual. Said before `govern`.
-    fn agree(&mut self, share: f64, max_stall: Duration) {
-        let _ = (share, max_stall);
-    }
+    fn agree(&mut self, share: f64, max_stall: Duration);
 
     /// The guest is about to be stopped: whoever is made to wait is let go at once, and nobody is made to from now on.
-    fn hurry(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+    fn hurry(&mut self) -> io::Result<()>;
 
     /// It was stopped in vain and runs on: its writers are made to wait again as they were before `hurry`.
-    fn take_time(&mut self) {}
+    fn take_time(&mut self);
 
     /// A round has been sent, and these pages of it were the same as when they were sent before: they need not have been in it.
-    fn learn(&mut self, unchanged: &MemorySet) {
-        let _ = unchanged;
-    }
+    fn learn(&mut self, unchanged: &MemorySet);
 
     /// How long the guest's writers waited because of that, so far.
-    fn stalls(&self) -> Stalls {
-        Stalls::default()
-    }
+    fn stalls(&self) -> Stalls;
 
     /// Whether a writer may have to wait for us now: then whoever freezes us freezes the guest.
-    fn may_make_wait(&self) -> bool {
-        false
-    }
+    fn may_make_wait(&self) -> bool;
 
-    /// The threads that opened pages for writing since this was asked last, with how many; nothing where that is not known.
-    fn writers(&mut self) -> Vec<(i32, u64)> {
-        vec![]
-    }
+    /// The threads that opened pages for writing since this was asked last; `None` where that is not known.
+    fn writers(&mut self) -> Option<Vec<i32>>;
 }
 
 /// Has the guest's vCPUs stand still for moments, where it does not suffice that their writes wait. Only the vCPUs: QEMU itself goes
@@ -94,9 +77,9 @@ pub trait Stuns: Send {
     /// How many vCPUs there are.
     fn vcpus(&self) -> u32;
 
-    /// From now on those of these threads that are vCPUs stand still for this share of the time, in moments of a few milliseconds;
-    /// if none are given, those that seem to write. Said again whenever something changes.
-    fn stun(&mut self, duty: f64, writers: &[i32]) -> io::Result<()>;
+    /// From now on those of the writers that are vCPUs stand still for this share of the time, in moments of a few
+    /// milliseconds; where the writers are not known, the vCPUs that fault do. Said again whenever something changes.
+    fn stun(&mut self, duty: f64, writers: Option<&[i32]>) -> io::Result<()>;
 
     /// All run when this returns, and go on running.
     fn calm(&mut self);

@@ -55,16 +55,11 @@ pub struct Offer {
 /// from how long one has waited.
 pub trait Ownership: Send + Sync {
     /// What tells this record from all others: two hosts that say the same ask the same record. Empty: it is the target's.
-    fn identity(&self) -> io::Result<String> {
-        Ok(String::new())
-    }
+    fn identity(&self) -> io::Result<String>;
 
     /// Durable when it returns, and only then the source may promise and permit. Said again before each further pause of the same
     /// migration, which changes nothing. Where the target keeps the record, it has written that down when it prepared.
-    fn offer(&self, offer: &Offer) -> io::Result<()> {
-        let _ = offer;
-        Ok(())
-    }
+    fn offer(&self, offer: &Offer) -> io::Result<()>;
 
     /// Claims the VM; durable when it returns.
     fn claim(&self, claim: &Claim) -> io::Result<Claimed>;

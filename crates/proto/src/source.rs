@@ -193,21 +193,6 @@ impl Source {
         (source, vec![SourceAct::Send(Kind::Hello(hello))])
     }
 
-    /// A migration whose source agent was restarted after the promise: only the record can tell.
-    pub fn after_promise(post_copy: bool) -> (Self, Vec<SourceAct>) {
-        let why = SourceEnd::Failed {
-            what: "the migration".into(),
-            why: "the source agent was restarted during the switchover".into(),
-        };
-        let source = Self {
-            state: State::Claiming { why },
-            prepare: control::Prepare::default(),
-            first: Step::Round,
-            post_copy,
-        };
-        (source, vec![SourceAct::Claim])
-    }
-
     /// A migration whose source agent was restarted after the commit: the target may still want pages.
     pub fn after_commit() -> (Self, Vec<SourceAct>) {
         let prepare = control::Prepare::default();

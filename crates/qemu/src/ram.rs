@@ -66,7 +66,7 @@ pub enum RamError {
 
 /// Why the memory of a QEMU process cannot be reached, and which options of QEMU help.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}{}", advice(.0))]
+#[error("{}{}", .0, advice(.0))]
 pub struct MemoryError(#[from] pub attach::Error);
 
 /// What to do about it, where that is in QEMU's options.

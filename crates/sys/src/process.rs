@@ -3,6 +3,7 @@
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal};
 use std::{
+    collections::HashMap,
     fs, io,
     io::{IoSlice, IoSliceMut},
     os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd},
@@ -103,6 +104,19 @@ impl PidFd {
         all(got, from.len(), "written to")
     }
 
+    /// Its threads by the numbers that they have in their own namespace, by which the kernel tells of their faults.
+    pub fn threads_by_inner_number(&self) -> io::Result<HashMap<u32, i32>> {
+        let mut threads = HashMap::new();
+        for tid in self.threads()? {
+            // One that has ended meanwhile has no number any more.
+            let Ok(status) = fs::read_to_string(self.proc_path(format!("task/{tid}/status"))) else {
+                continue;
+            };
+            threads.extend(innermost(&status).map(|inner| (inner, tid)));
+        }
+        Ok(threads)
+    }
+
     /// The numbers of its threads.
     pub fn threads(&self) -> io::Result<Vec<i32>> {
         let mut threads = Vec::new();
@@ -117,6 +131,12 @@ impl AsFd for PidFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// The last number of `NSpid`: first comes the one that `/proc` here knows, then one for each namespace within.
+fn innermost(status: &str) -> Option<u32> {
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+    numbers.split_whitespace().next_back()?.parse().ok()
 }
 
 fn all(got: usize, wanted: usize, done: &str) -> io::Result<()> {
@@ -143,6 +163,24 @@ pub fn readable_within(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool
             Ok(ready) => return Ok(ready > 0),
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::innermost;
+
+    #[test]
+    fn a_thread_has_the_number_of_its_innermost_namespace() {
+        let rows = [
+            ("Name:\tqemu\nNSpid:\t4711\nNSsid:\t1\n", Some(4711)),
+            ("Name:\tNSpid: 9\nNSpid:\t4711\t83\t7\n", Some(7)),
+            ("Name:\tqemu\n", None),
+            ("NSpid:\n", None),
+        ];
+        for (status, expected) in rows {
+            assert_eq!(innermost(status), expected, "{status}");
         }
     }
 }

@@ -32,6 +32,33 @@ fn role() {
     std::thread::sleep(common::SOON);
 }
 
+/// The tracker names exactly the threads that wrote, in a namespace of their own too.
+#[test]
+fn the_tracker_says_which_threads_write() {
+    for inside in [false, true] {
+        let mut guest = if inside { Guest::start_inside(64) } else { Guest::start(64) };
+        guest.ask("fill");
+        let ram = RamBlock { name: "ram".into(), bytes: 64 * PAGE_SIZE as u64, hva: guest.base };
+        let source = Source::open(guest.process.pid(), &[ram]).unwrap();
+        // Nobody opens a page for anybody else.
+        let mut tracker = source.governed(&Tracking { group: Some(1), ..HOW }).unwrap();
+        tracker.begin().unwrap();
+        assert_eq!(tracker.writers(), Some(vec![]), "{inside}");
+        let before: Vec<u64> = (0..3).map(|page| guest.counted(page)).collect();
+        let numbers = guest.count(3);
+        while (0..3).any(|page| guest.counted(page) == before[page as usize]) {
+            std::thread::yield_now();
+        }
+        let threads = guest.process.threads_by_inner_number().unwrap();
+        let mut expected: Vec<i32> = numbers.iter().map(|inner| threads[&(*inner as u32)]).collect();
+        assert_eq!(expected == numbers, !inside, "{expected:?} {numbers:?}");
+        let mut writers = tracker.writers().unwrap();
+        (writers.sort_unstable(), expected.sort_unstable());
+        assert_eq!(writers, expected, "{inside}");
+        assert_eq!(tracker.writers(), Some(vec![]), "their pages are open: {inside}");
+    }
+}
+
 fn attach(pid: i32, base: u64, pages: u64) -> (Source, GovernedTracker) {
     let block = RamBlock { name: "ram".into(), bytes: pages * PAGE_SIZE as u64, hva: base };
     let source = Source::open(pid, &[block]).unwrap();

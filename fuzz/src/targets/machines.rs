@@ -13,11 +13,33 @@ pub(crate) fn run(data: &[u8]) -> bool {
     match input.u8() % 6 {
         0 => source(Source::new(hello(), prepare(&mut input), Step::Round), false, false, &mut input),
         1 => source(Source::new(hello(), prepare(&mut input), Step::PostCopy), false, false, &mut input),
-        2 => source(Source::after_promise(input.u8().is_multiple_of(2)), true, false, &mut input),
+        2 => source(asking(), true, false, &mut input),
         3 => source(Source::after_commit(), true, true, &mut input),
         4 => target(Target::new(hello()), false, &mut input),
         _ => target(Target::after_claim(hello()), true, &mut input),
     }
+}
+
+/// A source that has permitted and lost its link: only the record can tell.
+fn asking() -> (Source, Vec<SourceAct>) {
+    use SourceEvent as E;
+    let prepare = control::Prepare { post_copy: true, ..Default::default() };
+    let (mut source, mut acts) = Source::new(hello(), prepare, Step::PostCopy);
+    for event in [
+        E::Message(Kind::Hello(hello())),
+        E::Message(Kind::Ready(control::Ready::default())),
+        E::StreamsOpen,
+        E::Message(Kind::OwedTaken(control::OwedTaken {})),
+        E::Stopped,
+        E::Saved { more: false },
+        E::StateSent,
+        E::Promised,
+        E::LinkLost("cut".into()),
+    ] {
+        acts = source.handle(event);
+    }
+    assert_eq!(acts, [SourceAct::Claim]);
+    (source, acts)
 }
 
 fn hello() -> control::Hello {

@@ -311,6 +311,12 @@ struct Stuck {
 }
 
 impl Ownership for Stuck {
+    fn identity(&self) -> io::Result<String> {
+        Ok("stuck".into())
+    }
+    fn offer(&self, _: &engine::ports::Offer) -> io::Result<()> {
+        Err(io::Error::other("not asked here"))
+    }
     fn claim(&self, claim: &engine::ports::Claim) -> io::Result<Claimed> {
         let open = self.open.lock().unwrap();
         drop(self.opened.wait_while(open, |open| !*open).unwrap());

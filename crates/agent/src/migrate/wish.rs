@@ -41,11 +41,6 @@ impl Wish {
         then.into_iter().for_each(|act| act());
     }
 
-    /// Whether it is wished.
-    pub fn is_expressed(&self) -> bool {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).set
-    }
-
     /// Waits until it is wished, at most `time`; says whether it is.
     pub fn wait(&self, time: Duration) -> bool {
         let state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -7,14 +7,14 @@
 //! Beside these, each host keeps for each VM name the last owner that it knows of: what people are told.
 
 use super::{
-    ArrivalRecord, Standing, Store, StoreError, Trouble, VmRecord, decode, encode, owed, records::Owner,
-    target, vms,
+    ArrivalRecord, Standing, Store, StoreError, Trouble, VmRecord, decode, encode, records::Owner, target,
+    vms,
 };
 use engine::ports::{Claim, Claimed, Ownership, OwnershipRecord, RunState};
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use std::io;
-use units::{Epoch, MemorySet, MigrationId};
+use units::{Epoch, MigrationId};
 
 /// Migration id → [`Offer`].
 const OFFERS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("offers");
@@ -165,10 +165,7 @@ impl Store {
         })
     }
 
-    /// The claim, and with it, in the same transaction, the pages that are still owed when the guest starts. With one
-    /// `fsync` for both, where `TargetJournal::owed` and then a claim takes two while the guest is stopped.
-    pub fn claim_owing(&self, claim: &Claim, pages: Option<&MemorySet>) -> io::Result<Claimed> {
-        let owing = pages.map(owed::encode);
+    fn claim_here(&self, claim: &Claim) -> io::Result<Claimed> {
         let claimed = self.change(&format!("claim the VM {}", claim.vm), |change| {
             let mut offers = change.open_table(OFFERS)?;
             let row: Option<Offer> =
@@ -188,7 +185,7 @@ impl Store {
                 offers.insert(claim.migration.0, encode(&offer)?.as_slice())?;
                 if claim.claimer == self.host() {
                     note(change, &claim.vm, &record)?;
-                    target::claimed(change, claim, owing.as_deref())?;
+                    target::claimed(change, claim)?;
                     vms::edit(change, &claim.vm, |vm| vm.standing = Standing::Here)?;
                 }
             }
@@ -265,8 +262,17 @@ impl Store {
 
 /// Keeps the records of the migrations that come to this host.
 impl Ownership for Store {
+    fn identity(&self) -> io::Result<String> {
+        Ok(String::new())
+    }
+
+    fn offer(&self, _: &engine::ports::Offer) -> io::Result<()> {
+        // A migration to here was written down when it was prepared.
+        Ok(())
+    }
+
     fn claim(&self, claim: &Claim) -> io::Result<Claimed> {
-        self.claim_owing(claim, None)
+        self.claim_here(claim)
     }
 }
 

@@ -45,16 +45,12 @@ pub(super) fn entry(look: &ReadTransaction, vm: &str) -> Result<Option<ArrivalRe
 }
 
 /// This host has claimed the VM.
-pub(super) fn claimed(change: &WriteTransaction, claim: &Claim, owing: Option<&[u8]>) -> Result<(), Trouble> {
+pub(super) fn claimed(change: &WriteTransaction, claim: &Claim) -> Result<(), Trouble> {
     let Some(mut arrival) = get(change, &claim.vm, claim.migration)? else {
         return Ok(());
     };
     arrival.claimed = true;
     arrival.claiming = false;
-    if let Some(owing) = owing {
-        change.open_table(OWED)?.insert(claim.vm.as_str(), owing)?;
-        arrival.owing = true;
-    }
     put(change, &claim.vm, &arrival)
 }
 

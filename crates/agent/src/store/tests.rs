@@ -190,11 +190,12 @@ fn i5_what_was_recorded_of_a_file_goes_with_the_announcement_that_was_taken_back
 }
 
 #[test]
-fn the_claim_and_the_owed_set_become_durable_together() {
+fn what_is_owed_is_durable_before_the_claim() {
     let (dir, store, mut arrival) = offered();
     let mut pages = MemorySet::empty([1000, 50]);
     pages.block_mut(BlockId(1)).insert(PageIndex(49));
-    store.claim_owing(&claim("there", FIRST, 4), Some(&pages)).unwrap();
+    arrival.owed(&pages).unwrap();
+    store.claim(&claim("there", FIRST, 4)).unwrap();
     let kept = |store: &Store| store.arrivals().unwrap().pop().map(|(_, entry)| (entry.claimed, entry.owing));
     assert_eq!(kept(&store), Some((true, true)));
     assert_eq!(store.owed("web1").unwrap(), Some(pages));
@@ -271,10 +272,11 @@ fn what_was_claimed_survives_a_kill() {
     const DIR: &str = "STORE_TEST_DIR";
     if let Ok(dir) = env::var(DIR) {
         let store = Store::open(Path::new(&dir), "there").unwrap();
-        store.accept(&arriving("web1", FIRST), &record("here", 4)).unwrap();
+        let mut arrival = store.accept(&arriving("web1", FIRST), &record("here", 4)).unwrap();
         let mut pages = MemorySet::empty([100]);
         pages.block_mut(BlockId(0)).insert(PageIndex(3));
-        store.claim_owing(&claim("there", FIRST, 4), Some(&pages)).unwrap();
+        arrival.owed(&pages).unwrap();
+        store.claim(&claim("there", FIRST, 4)).unwrap();
         std::process::abort();
     }
     let dir = tempfile::tempdir().unwrap();

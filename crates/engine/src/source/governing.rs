@@ -99,11 +99,11 @@ impl SourceDriver {
         }
         let duty = self.governing.duty.get_or_insert_with(|| Duty::new(stuns.vcpus()));
         let share = duty.after(pages, self.dirty.len(), sent_per_s);
-        let writers: Vec<i32> = tracker.writers().into_iter().map(|(tid, _)| tid).collect();
+        let writers = tracker.writers();
         if share == 0.0 {
             return stuns.calm();
         }
-        let told = match stuns.stun(share, &writers) {
+        let told = match stuns.stun(share, writers.as_deref()) {
             Ok(()) => "that does not suffice: its writing vCPUs stand still for moments".to_owned(),
             // Then it goes on as it did, and ends if it can.
             Err(e) => format!("that does not suffice, but its vCPUs cannot be made to stand still: {e}"),

@@ -14,6 +14,10 @@ impl Dial for Counting {
         self.0.dial(kind, token)
     }
 
+    fn dial_soon(&self, kind: Kind, token: Option<&Token>, _: Duration) -> io::Result<Conn> {
+        self.dial(kind, token)
+    }
+
     fn is_plaintext(&self) -> bool {
         self.0.is_plaintext()
     }

@@ -279,6 +279,12 @@ impl Tracker for Seen {
         Ok(())
     }
 
+    fn can_govern(&self) -> bool {
+        true
+    }
+
+    fn agree(&mut self, _: f64, _: Duration) {}
+
     fn govern(&mut self, sent_per_s: f64) -> io::Result<()> {
         let mut governor = self.0.governor.lock().unwrap();
         governor
@@ -306,8 +312,12 @@ impl Tracker for Seen {
         Stalls { count: 1, total: Duration::from_millis(30), longest: Duration::from_millis(5) }
     }
 
-    fn writers(&mut self) -> Vec<(i32, u64)> {
-        vec![(7, 1)]
+    fn may_make_wait(&self) -> bool {
+        false
+    }
+
+    fn writers(&mut self) -> Option<Vec<i32>> {
+        Some(vec![7])
     }
 }
 
@@ -333,9 +343,9 @@ impl Stuns for Stunned {
         1
     }
 
-    fn stun(&mut self, duty: f64, writers: &[i32]) -> io::Result<()> {
+    fn stun(&mut self, duty: f64, writers: Option<&[i32]>) -> io::Result<()> {
         assert!(duty > 0.0 && duty <= 0.5, "{duty}");
-        assert_eq!(writers, [7], "the tracker's word is passed on");
+        assert_eq!(writers, Some([7].as_slice()), "the tracker's word is passed on");
         *self.duty.lock().unwrap() = duty;
         Ok(())
     }
@@ -434,6 +444,18 @@ impl Machine for Cpu {
             ended.store(true, SeqCst);
             dead.store(true, SeqCst);
         })
+    }
+
+    fn unheard(&self) -> Unheard {
+        Box::new(|| None)
+    }
+
+    fn prepare_stop(&mut self) -> Result<RunState, MachineError> {
+        self.run_state()
+    }
+
+    fn prepare_load(&mut self) -> Result<(), MachineError> {
+        Ok(())
     }
 
     fn watch(&mut self) -> Result<engine::ports::Seen, MachineError> {
@@ -607,6 +629,14 @@ pub(crate) struct Record {
 }
 
 impl Ownership for Record {
+    fn identity(&self) -> io::Result<String> {
+        Ok(String::new())
+    }
+
+    fn offer(&self, _: &Offer) -> io::Result<()> {
+        Ok(())
+    }
+
     fn claim(&self, claim: &Claim) -> io::Result<Claimed> {
         let mut record = self.owner.lock().unwrap();
         let (owner, migration) =

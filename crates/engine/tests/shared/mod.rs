@@ -77,6 +77,9 @@ fn a_source_that_cannot_ask_its_record_does_not_begin() {
         fn identity(&self) -> io::Result<String> {
             Err(io::Error::other("the datastore is not mounted"))
         }
+        fn offer(&self, _: &Offer) -> io::Result<()> {
+            panic!("nothing is offered")
+        }
         fn claim(&self, _: &Claim) -> io::Result<Claimed> {
             panic!("nobody claims")
         }

@@ -263,6 +263,10 @@ impl Dial for Strange {
         self.right.dial(kind, token)
     }
 
+    fn dial_soon(&self, kind: Kind, token: Option<&Token>, _: Duration) -> io::Result<engine::Conn> {
+        self.dial(kind, token)
+    }
+
     fn is_plaintext(&self) -> bool {
         self.right.is_plaintext()
     }

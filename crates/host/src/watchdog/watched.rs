@@ -148,6 +148,10 @@ impl Tracker for WatchedTracker {
         self.now()
     }
 
+    fn can_govern(&self) -> bool {
+        self.tracker.as_ref().is_some_and(|tracker| tracker.can_govern())
+    }
+
     fn govern(&mut self, sent_per_s: f64) -> io::Result<()> {
         self.say(true)?;
         self.tracker()?.govern(sent_per_s)?;
@@ -184,8 +188,8 @@ impl Tracker for WatchedTracker {
         self.tracker.as_ref().is_some_and(|tracker| tracker.may_make_wait())
     }
 
-    fn writers(&mut self) -> Vec<(i32, u64)> {
-        self.tracker.as_mut().map(|tracker| tracker.writers()).unwrap_or_default()
+    fn writers(&mut self) -> Option<Vec<i32>> {
+        self.tracker.as_mut()?.writers()
     }
 }
 

@@ -122,7 +122,6 @@ pub struct TinyGuest {
     vcpu: OwnedFd,
     _vm: OwnedFd,
     ram: Mapping,
-    file: OwnedFd,
 }
 
 impl TinyGuest {
@@ -161,7 +160,7 @@ impl TinyGuest {
         step("read segments", abi::get(vcpu.as_fd(), abi::GET_SREGS, &mut sregs))?;
         enter_long_mode(&mut sregs);
         step("set segments", abi::set(vcpu.as_fd(), abi::SET_SREGS, &sregs))?;
-        Ok(Self { run, vcpu, _vm: vm, ram, file })
+        Ok(Self { run, vcpu, _vm: vm, ram })
     }
 
     /// Makes `turns` turns of an empty loop, for at most `limit`.
@@ -182,11 +181,6 @@ impl TinyGuest {
             ..Default::default()
         };
         self.go(TOUCH_AT, regs, limit)
-    }
-
-    /// The file that holds its RAM.
-    pub fn ram_file(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
     }
 
     /// Where its RAM is mapped in this process, and how much there is: what KVM writes through.

@@ -54,8 +54,23 @@ impl Guest {
         Self::start_with("role", pages, if huge { "huge" } else { "private" })
     }
 
+    /// One in a namespace of its own, where it and its threads have other numbers.
+    pub fn start_inside(pages: u64) -> Self {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--pid", "--fork", "--kill-child"]).arg(env::current_exe().unwrap());
+        let mut guest = Self::start_by(unshare, "role", pages, "shared");
+        let children = guest.process.proc_path(format!("task/{}/children", guest.process.pid()));
+        let inner = std::fs::read_to_string(children).unwrap();
+        guest.process = Arc::new(PidFd::open(inner.trim().parse().unwrap()).unwrap());
+        guest
+    }
+
     fn start_with(role: &str, pages: u64, kind: &str) -> Self {
-        let mut child = Command::new(env::current_exe().unwrap())
+        Self::start_by(Command::new(env::current_exe().unwrap()), role, pages, kind)
+    }
+
+    fn start_by(mut command: Command, role: &str, pages: u64, kind: &str) -> Self {
+        let mut child = command
             .args(["--exact", role, "--ignored", "--nocapture", "--test-threads=1"])
             .env("ROLE_PAGES", pages.to_string())
             .env("ROLE_RAM", kind)
