@@ -23,7 +23,7 @@ may_use='
     engine     units sys page policy proto ports spool pki
     ownership  units ports
     qemu       units sys ports attach
-    agent      units pki engine
+    agent      units sys pki engine
     doctor     units sys qemu
     host       units sys attach spool pki engine ownership qemu agent
     whimbrel   units sys pki engine doctor agent host

@@ -141,7 +141,7 @@ impl<'a> Scene<'a> {
         // A thread of it may stay as a zombie until its debugger has seen that.
         let dead = || {
             let stat = fs::read_to_string(format!("/proc/{agent}/stat")).unwrap_or_default();
-            Ok(matches!(sys::pulse::state(&stat), None | Some('Z' | 'X')).then_some(()))
+            Ok(sys::proc::Stat::parse(&stat).map_or(true, |stat| stat.has_ended()).then_some(()))
         };
         let ended = wait_for("the end of the frozen agent", Duration::from_secs(20), dead);
         let killed = frozen.elapsed();

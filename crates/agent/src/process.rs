@@ -2,23 +2,17 @@
 
 use crate::store::Process;
 use std::{fs, io};
+use sys::proc::{START_TIME, Stat};
 
 impl Process {
     /// The process that has number `pid` now.
     pub fn of(pid: u32) -> io::Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let unreadable =
-            || io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat is not as expected"));
-        // The second field is the program's name in parentheses, and may itself hold spaces and parentheses.
-        let (_, fields) = stat.rsplit_once(')').ok_or_else(unreadable)?;
-        let mut fields = fields.split_whitespace();
-        let state = fields.next().ok_or_else(unreadable)?;
-        if matches!(state, "Z" | "X") {
+        let stat = Stat::parse(&stat)?;
+        if stat.has_ended() {
             return Err(io::Error::new(io::ErrorKind::NotFound, format!("process {pid} has ended")));
         }
-        // Field 22 of the file is the twentieth after the name.
-        let start_time = fields.nth(18).and_then(|field| field.parse().ok()).ok_or_else(unreadable)?;
-        Ok(Self { pid, start_time })
+        Ok(Self { pid, start_time: stat.number(START_TIME)? })
     }
 
     /// Whether it still runs: the number belongs to a process that started when this one did.

@@ -16,6 +16,7 @@ use sys::{
     inject::Borrowed,
     maps,
     pagemap::Pagemap,
+    proc,
     process::PidFd,
     pulse::Pulse,
     uffd::{Features, Uffd, Watch},
@@ -132,7 +133,7 @@ fn silent(process: &PidFd, memory: &Memory, discards: bool) -> io::Result<Vec<bo
 /// Whether any of its memory is locked.
 fn has_locked(process: &PidFd) -> io::Result<bool> {
     let status = fs::read_to_string(process.proc_path("status"))?;
-    Ok(status.lines().any(|line| line.strip_prefix("VmLck:").is_some_and(|size| size.trim() != "0 kB")))
+    Ok(proc::value(&status, "VmLck").is_some_and(|locked| locked != "0 kB"))
 }
 
 /// Makes a userfaultfd in the process, takes it, and closes it there before anything can be registered with it.

@@ -6,6 +6,7 @@ use crate::{
 };
 use rustix::process::{Resource, getrlimit};
 use std::fs;
+use sys::proc;
 use units::Bytes;
 
 /// The first kernel with the asynchronous write tracker (`UFFD_FEATURE_WP_ASYNC`, `PAGEMAP_SCAN`).
@@ -54,11 +55,11 @@ pub(crate) fn resources() -> Vec<Check> {
 }
 
 fn judge_memory(meminfo: &str) -> Check {
-    let Some(free) = field(meminfo, "MemAvailable:").map(|kib| Bytes(kib << 10)) else {
+    let Some(free) = proc::bytes(meminfo, "MemAvailable").map(Bytes) else {
         let remedy = "mount /proc";
         return Check::warn("memory", BOTH, "/proc/meminfo does not say what is available", remedy);
     };
-    let total = Bytes(field(meminfo, "MemTotal:").unwrap_or(0) << 10);
+    let total = Bytes(proc::bytes(meminfo, "MemTotal").unwrap_or(0));
     let found = format!("{free} available of {total}");
     if free >= LITTLE_MEMORY {
         Check::ok("memory", BOTH, found)
@@ -73,21 +74,21 @@ fn judge_memory(meminfo: &str) -> Check {
 }
 
 fn judge_hugepages(meminfo: &str) -> Check {
-    let of = |name| field(meminfo, name).unwrap_or(0);
-    let size = Bytes(of("Hugepagesize:") << 10);
-    let found = match of("HugePages_Total:") {
+    let of = |name| count(meminfo, name).unwrap_or(0);
+    let size = Bytes(of("Hugepagesize") << 10);
+    let found = match of("HugePages_Total") {
         0 => "none reserved; none needed".to_owned(),
         total => format!(
             "{} free of {total} reserved, {size} each; guest RAM uses ordinary pages",
-            of("HugePages_Free:")
+            of("HugePages_Free")
         ),
     };
     Check::ok("hugepages", &[], found)
 }
 
 /// The number after `name` at the beginning of a line.
-fn field(meminfo: &str, name: &str) -> Option<u64> {
-    meminfo.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
+fn count(meminfo: &str, name: &str) -> Option<u64> {
+    proc::value(meminfo, name)?.split_whitespace().next()?.parse().ok()
 }
 
 fn clock() -> Check {

@@ -2,7 +2,7 @@
 
 use page::{Sealer, Sent};
 use proto::Token;
-use std::{fs::File, io, io::Read, sync::Arc};
+use std::{io, sync::Arc};
 
 /// A token for the connections of one migration.
 pub(crate) fn draw_token() -> io::Result<Token> {
@@ -11,7 +11,7 @@ pub(crate) fn draw_token() -> io::Result<Token> {
 
 fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    getrandom::getrandom(&mut bytes)?;
     Ok(bytes)
 }
 

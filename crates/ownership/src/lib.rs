@@ -30,11 +30,11 @@ pub use gateway::Tls;
 pub use memory::Memory;
 pub use patient::Patient;
 
-use std::{fs::File, io, io::Read};
+use std::io;
 
 /// A number that nobody else has.
 fn draw() -> io::Result<u128> {
     let mut bytes = [0; 16];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    getrandom::getrandom(&mut bytes)?;
     Ok(u128::from_ne_bytes(bytes))
 }

@@ -6,7 +6,10 @@
 use crate::qmp::{Qmp, QmpError};
 use serde_json::json;
 use std::{fs, io};
-use sys::process::{PidFd, peer_pid};
+use sys::{
+    proc,
+    process::{PidFd, peer_pid},
+};
 
 /// Why no process could be named.
 #[derive(Debug, thiserror::Error)]
@@ -97,7 +100,7 @@ fn has_thread(pid: i32, thread: i32) -> bool {
 
 fn thread_group(thread: i32) -> Option<i32> {
     let status = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
+    proc::value(&status, "Tgid")?.parse().ok()
 }
 
 fn program(process: &PidFd) -> io::Result<String> {

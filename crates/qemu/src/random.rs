@@ -1,10 +1,10 @@
 //! Random numbers for names that must not clash.
 
-use std::{fs::File, io, io::Read};
+use std::io;
 
 /// 64 random bits.
 pub(crate) fn number() -> io::Result<u64> {
     let mut bytes = [0; 8];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    getrandom::getrandom(&mut bytes)?;
     Ok(u64::from_ne_bytes(bytes))
 }

@@ -2,7 +2,10 @@
 
 use rustix::process::{Resource, getrlimit};
 use std::fs;
-use sys::cgroup::{self, Cgroup};
+use sys::{
+    cgroup::{self, Cgroup},
+    proc,
+};
 use units::Bytes;
 
 /// Address space that QEMU takes besides the guest's memory: its code, its threads' stacks and heaps. 1.5 GiB were seen with 8 vCPUs.
@@ -20,7 +23,8 @@ pub struct Room {
 impl Room {
     /// Where there is least for a process that this one starts.
     pub fn least() -> Self {
-        let host = fs::read_to_string("/proc/meminfo").ok().and_then(|text| available(&text));
+        let host =
+            fs::read_to_string("/proc/meminfo").ok().and_then(|text| proc::bytes(&text, "MemAvailable"));
         let host = host.map(|left| Self { left, place: "here".to_owned() });
         let groups = cgroup::of("self").unwrap_or_default();
         let counting = groups.iter().filter(|group| group.is_unified() || group.has("memory"));
@@ -51,11 +55,6 @@ impl Room {
         }
         Some(why)
     }
-}
-
-fn available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1 << 10)
 }
 
 /// What `RLIMIT_AS` leaves for guest memory, if there is one: QEMU inherits it.
@@ -95,12 +94,6 @@ fn left(group: &Cgroup) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn free_memory_is_read_in_bytes() {
-        assert_eq!(available("MemTotal: 9 kB\nMemAvailable:   2048 kB\n"), Some(2 << 20));
-        assert_eq!(available("MemTotal: 9 kB\n"), None);
-    }
 
     #[test]
     fn a_vm_fits_into_what_is_left_and_not_reserved() {

@@ -67,7 +67,7 @@ pub fn name(vm: &str) -> io::Result<String> {
 pub fn create(tap: &str, net: &Net, user: Option<u32>) -> Result<(), TapError> {
     let failed = |why| TapError { bridge: net.bridge.clone(), why };
     let bridge = find_bridge(&net.bridge).map_err(|error| failed(error.to_string()))?;
-    let random = random::number().map_err(|error| failed(format!("read /dev/urandom: {error}")))?;
+    let random = random::number().map_err(|error| failed(format!("draw a random number: {error}")))?;
     let queues: &[&str] = if net.queues() > 1 { &["multi_queue"] } else { &[] };
     let user = user.map(|user| ["user".to_owned(), user.to_string()]);
     let user: Vec<&str> = user.iter().flatten().map(String::as_str).collect();

@@ -27,7 +27,10 @@ use std::{
     sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant, SystemTime},
 };
-use sys::process::PidFd;
+use sys::{
+    proc::{START_TIME, Stat},
+    process::PidFd,
+};
 
 mod direct; // its disks, read directly or through the page cache
 mod files; // what its QEMU has open
@@ -366,7 +369,5 @@ pub(crate) fn lives(handle: &Handle) -> io::Result<bool> {
 /// When a process started, in ticks since the host did; 0 if that is not understood.
 fn started(process: &PidFd) -> io::Result<u64> {
     let stat = fs::read_to_string(process.proc_path("stat"))?;
-    // The name in parentheses may hold anything; the 22nd field is the 20th after it.
-    let fields = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace());
-    Ok(fields.and_then(|mut fields| fields.nth(19)).and_then(|field| field.parse().ok()).unwrap_or(0))
+    Ok(Stat::parse(&stat).and_then(|stat| stat.number(START_TIME)).unwrap_or(0))
 }

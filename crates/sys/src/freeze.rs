@@ -6,7 +6,7 @@
 //! something to read sends a signal to its owner (`man 2 fcntl`, F_SETSIG), from within the call that wrote, and
 //! a thread on its way out of a call takes its signals before it does anything else.
 
-use crate::process::PidFd;
+use crate::{proc::Stat, process::PidFd};
 use linux_raw_sys::general::F_SETSIG;
 use nix::libc;
 use rustix::process::{Signal, pidfd_send_signal};
@@ -120,7 +120,7 @@ impl PidFd {
             let Some(stat) = self.thread_file(tid, "stat")? else { continue };
             if !stands_still(&stat) {
                 let name = self.thread_file(tid, "comm")?.unwrap_or_default();
-                let state = state(&stat).unwrap_or('?');
+                let state = Stat::parse(&stat).map_or('?', |stat| stat.state);
                 moving.push(format!("{} in state {state}", name.trim_end()));
             }
         }
@@ -161,12 +161,7 @@ impl PidFd {
 }
 
 fn stands_still(stat: &str) -> bool {
-    matches!(state(stat), Some('T' | 't' | 'Z' | 'X'))
-}
-
-/// A thread's state. The name in parentheses may hold anything; the state follows it.
-pub(crate) fn state(stat: &str) -> Option<char> {
-    stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next())
+    Stat::parse(stat).is_ok_and(|stat| stat.is_stopped() || stat.has_ended())
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! come for all the others, it sends another `SIGSTOP`. So if we end, it stands still as if nobody had held
 //! it.
 
-use crate::{freeze::state, process::PidFd, stun};
+use crate::{proc::Stat, process::PidFd, stun};
 use std::{
     io,
     sync::mpsc::{RecvTimeoutError, Sender, channel},
@@ -68,7 +68,7 @@ fn hold(process: &PidFd, within: Duration) -> io::Result<()> {
     stun::interrupt(process, first)?;
     loop {
         let stat = process.thread_file(first, "stat")?;
-        match stat.as_deref().and_then(state) {
+        match stat.and_then(|stat| Stat::parse(&stat).ok()).map(|stat| stat.state) {
             Some('t') => return Ok(()),
             None => return Err(io::ErrorKind::NotFound.into()),
             Some(_) if Instant::now() < end => sleep(STOPS),

@@ -6,6 +6,9 @@
 /// A process, held so that its number cannot come to mean another one.
 pub mod process;
 
+/// What `/proc` says, taken apart.
+pub mod proc;
+
 /// The cgroups of a process.
 pub mod cgroup;
 

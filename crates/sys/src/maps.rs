@@ -1,6 +1,6 @@
 //! The mappings of a process: `/proc/PID/maps`.
 
-use crate::process::PidFd;
+use crate::{proc, process::PidFd};
 use std::{
     fs::{File, OpenOptions},
     io::{self, BufRead, BufReader},
@@ -89,37 +89,49 @@ pub fn open_file(process: &PidFd, mapping: &Mapping) -> io::Result<File> {
 /// The two-letter flags of the mapping that holds `address` (`VmFlags` of `/proc/PID/smaps`, such as `hg` for
 /// `MADV_HUGEPAGE`).
 pub fn flags_at(process: &PidFd, address: u64) -> io::Result<Vec<String>> {
-    let mut inside = false;
-    for line in BufReader::new(File::open(process.proc_path("smaps"))?).lines() {
-        let line = line?;
-        if let Some(flags) = line.strip_prefix("VmFlags:") {
-            if inside {
-                return Ok(flags.split_whitespace().map(str::to_owned).collect());
-            }
-        } else if let Some(mapping) = parse_line(&line) {
-            inside = mapping.addresses.contains(&address);
+    let mut found = None;
+    details(process, |mapping, key, value| {
+        if key == "VmFlags" && mapping.addresses.contains(&address) {
+            found = Some(value.split_whitespace().map(str::to_owned).collect());
         }
-    }
-    Err(io::Error::new(io::ErrorKind::NotFound, format!("nothing is mapped at {address:#x}")))
+        Ok(found.is_none())
+    })?;
+    found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("nothing is mapped at {address:#x}")))
 }
 
 /// How many bytes of explicit huge pages the mappings hold that begin within `addresses`: also those of pages that are being moved
 /// to another place in memory.
 pub fn huge_bytes(process: &PidFd, addresses: &Range<u64>) -> io::Result<u64> {
-    let mut inside = false;
-    let mut kilobytes = 0_u64;
+    let mut bytes = 0;
+    details(process, |mapping, key, value| {
+        if matches!(key, "Shared_Hugetlb" | "Private_Hugetlb") && addresses.contains(&mapping.addresses.start)
+        {
+            let strange = || io::Error::new(io::ErrorKind::InvalidData, format!("{key} is no size: {value}"));
+            bytes += proc::amount(value).ok_or_else(strange)?;
+        }
+        Ok(true)
+    })?;
+    Ok(bytes)
+}
+
+/// Shows `look` all lines of `/proc/PID/smaps`, a key with its value each, and the mapping that it is of; until it has seen
+/// enough.
+fn details(
+    process: &PidFd,
+    mut look: impl FnMut(&Mapping, &str, &str) -> io::Result<bool>,
+) -> io::Result<()> {
+    let mut mapping = None;
     for line in BufReader::new(File::open(process.proc_path("smaps"))?).lines() {
         let line = line?;
-        let counted = ["Shared_Hugetlb:", "Private_Hugetlb:"];
-        if let Some(count) = counted.iter().find_map(|key| line.strip_prefix(key)) {
-            let count = count.trim().strip_suffix(" kB").and_then(|count| count.parse::<u64>().ok());
-            let strange = || io::Error::new(io::ErrorKind::InvalidData, format!("no size: {line}"));
-            kilobytes += if inside { count.ok_or_else(strange)? } else { 0 };
-        } else if let Some(mapping) = parse_line(&line) {
-            inside = addresses.contains(&mapping.addresses.start);
+        if let Some(next) = parse_line(&line) {
+            mapping = Some(next);
+        } else if let (Some(mapping), Some((key, value))) = (&mapping, line.split_once(':'))
+            && !look(mapping, key, value.trim())?
+        {
+            break;
         }
     }
-    Ok(kilobytes << 10)
+    Ok(())
 }
 
 #[cfg(test)]

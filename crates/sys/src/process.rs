@@ -1,5 +1,6 @@
 //! A process held so that its number cannot come to mean another one.
 
+use crate::proc::{self, MINOR_FAULTS, Stat};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal};
 use std::{
@@ -80,11 +81,7 @@ impl PidFd {
     /// How many page faults this thread of it has had that needed no disk.
     pub fn thread_faults(&self, tid: i32) -> io::Result<u64> {
         let text = fs::read_to_string(self.proc_path(format!("task/{tid}/stat")))?;
-        // The name in parentheses may hold anything; the 10th field is the 8th after it.
-        let fields = text.rsplit_once(')').map(|(_, rest)| rest.split_whitespace());
-        let faults = fields.and_then(|mut fields| fields.nth(7)).and_then(|field| field.parse().ok());
-        let odd = || io::Error::new(io::ErrorKind::InvalidData, format!("odd content of stat: {text}"));
-        faults.ok_or_else(odd)
+        Stat::parse(&text)?.number(MINOR_FAULTS)
     }
 
     /// Copies from its memory. Fails unless all of `into` was filled.
@@ -135,8 +132,7 @@ impl AsFd for PidFd {
 
 /// The last number of `NSpid`: first comes the one that `/proc` here knows, then one for each namespace within.
 fn innermost(status: &str) -> Option<u32> {
-    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
-    numbers.split_whitespace().next_back()?.parse().ok()
+    proc::value(status, "NSpid")?.split_whitespace().next_back()?.parse().ok()
 }
 
 fn all(got: usize, wanted: usize, done: &str) -> io::Result<()> {

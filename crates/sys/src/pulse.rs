@@ -1,5 +1,6 @@
 //! Whether the threads of ours get on for which another process waits.
 
+use crate::proc::Stat;
 use std::{
     fs,
     sync::{
@@ -59,7 +60,7 @@ impl Turns {
         let turned = self.seen.swap(count, Relaxed) != count;
         // One that ended takes itself out.
         let stat = fs::read_to_string(format!("/proc/self/task/{}/stat", self.thread)).unwrap_or_default();
-        (turned || self.resting.load(SeqCst)) && !matches!(state(&stat), Some('T' | 't'))
+        (turned || self.resting.load(SeqCst)) && !Stat::parse(&stat).is_ok_and(|stat| stat.is_stopped())
     }
 }
 
@@ -84,12 +85,6 @@ impl Drop for Part {
             self.pulse.locked().retain(|turns| !Arc::ptr_eq(turns, &self.turns));
         }
     }
-}
-
-/// The state of a process or thread by its `stat` (`proc_pid_stat(5)`), such as `R`, `S`, `D`, `T` or `t`.
-pub fn state(stat: &str) -> Option<char> {
-    // The name in parentheses may hold anything.
-    stat.rsplit_once(')')?.1.trim_start().chars().next()
 }
 
 #[cfg(test)]
@@ -126,13 +121,5 @@ mod tests {
         assert!(thread.join().is_err());
         assert!(pulse.goes_on(), "it had begun");
         assert!(!pulse.goes_on());
-    }
-
-    #[test]
-    fn the_state_is_behind_the_name() {
-        let table = [("7 (a) T) S 1 2", Some('S')), ("7 (qemu) t 1", Some('t')), ("7 (x", None), ("", None)];
-        for (stat, expected) in table {
-            assert_eq!(state(stat), expected, "{stat}");
-        }
     }
 }

@@ -16,8 +16,7 @@ use engine::{
 };
 use std::{
     collections::HashMap,
-    fs::File,
-    io::{self, Read},
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
     thread,
@@ -351,6 +350,6 @@ fn keep(named: &[Promise]) -> [Promise; 3] {
 /// Not to be guessed: whoever knows the id may join the migration's connections.
 fn random_id() -> io::Result<MigrationId> {
     let mut bytes = [0; 16];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    getrandom::getrandom(&mut bytes)?;
     Ok(MigrationId(u128::from_ne_bytes(bytes)))
 }

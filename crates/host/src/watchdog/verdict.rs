@@ -2,7 +2,10 @@
 //! needs evidence.
 
 use std::{fs, io, time::Duration};
-use sys::{cgroup, pulse::state};
+use sys::{
+    cgroup,
+    proc::{self, Stat},
+};
 
 /// How often the agent is to be heard, and looked at.
 pub(super) const LOOK: Duration = Duration::from_millis(50);
@@ -58,20 +61,23 @@ pub(super) fn verdict(silence: Silence, seen: Seen) -> Option<String> {
 /// Looks at a process. One that cannot be looked at has ended.
 pub(super) fn look(pid: i32) -> io::Result<Seen> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    if status.lines().any(|line| line.split_whitespace().eq(["CoreDumping:", "1"])) {
+    if proc::value(&status, "CoreDumping") == Some("1") {
         return Ok(Seen::Frozen("it dumps its core".to_owned()));
     }
     let mut starved = false;
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let task = task?;
         // A thread may end meanwhile.
-        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-        let name =
-            stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')')).map_or("", |(name, _)| name);
-        match state(&stat) {
-            Some('T') => return Ok(Seen::Frozen(format!("its thread {name} is stopped"))),
-            Some('t') => return Ok(Seen::Frozen(format!("its thread {name} is stopped by a debugger"))),
-            Some('R') => starved |= TELLING.contains(&name),
+        let Ok(Stat { name, state, .. }) =
+            fs::read_to_string(task.path().join("stat")).and_then(|stat| Stat::parse(&stat))
+        else {
+            continue;
+        };
+        let name = name.as_str();
+        match state {
+            'T' => return Ok(Seen::Frozen(format!("its thread {name} is stopped"))),
+            't' => return Ok(Seen::Frozen(format!("its thread {name} is stopped by a debugger"))),
+            'R' => starved |= TELLING.contains(&name),
             _ => {}
         }
         let thread = format!("{pid}/task/{}", task.file_name().display());

@@ -20,7 +20,7 @@ use crate::{
 use ports::RunState;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, fs, path::Path};
-use sys::process::PidFd;
+use sys::{proc, process::PidFd};
 
 /// Devices whose action a monitor can set, and nobody can ask for.
 const WATCHDOGS: &[&str] = &["i6300esb", "ib700"];
@@ -346,7 +346,7 @@ fn memory(
     }
     // Told by its processes, because the option may say "on" without effect, or a launcher have locked it.
     let status = fs::read_to_string(process.proc_path("status")).unwrap_or_default();
-    let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap_or("0 kB").trim();
+    let locked = proc::value(&status, "VmLck").unwrap_or("0 kB");
     if locked != "0 kB" {
         read.notes.push(format!("{locked} of its memory are locked here, and none on the target, where pages come as they are needed"));
     }

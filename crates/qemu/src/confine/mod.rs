@@ -18,7 +18,7 @@ use crate::{
 };
 use pin::{Pin, Use};
 use std::{fs, io, path::Path, process::Command};
-use sys::{mounts::Ids, rights::Rights};
+use sys::{mounts::Ids, proc, rights::Rights};
 
 /// QEMU's filter, as libvirt sets it.
 pub(crate) const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
@@ -125,7 +125,7 @@ impl Confinement {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let sandbox = *account != Account::Agent && preflight::has_sandbox(program);
         let lends = Path::new("/dev/userfaultfd").exists();
-        let rest = decide(account, sandbox, number(&status, "CapEff:").unwrap_or(0), lends);
+        let rest = decide(account, sandbox, number(&status, "CapEff").unwrap_or(0), lends);
         Self { io_uring: recipe.uses_io_uring(), ..rest }
     }
 
@@ -156,8 +156,7 @@ fn decide(account: &Account, sandbox: bool, rights: u64, lends: bool) -> Confine
 
 /// A hexadecimal number of `/proc/PID/status`.
 fn number(status: &str, field: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
-    u64::from_str_radix(line.trim(), 16).ok()
+    u64::from_str_radix(proc::value(status, field)?, 16).ok()
 }
 
 #[cfg(test)]
@@ -177,7 +176,7 @@ mod tests {
 
     #[test]
     fn qemu_gives_up_what_it_need_not_have() {
-        let all = number("Name:\tx\nCapEff:\t000001ffffffffff\n", "CapEff:").unwrap();
+        let all = number("Name:\tx\nCapEff:\t000001ffffffffff\n", "CapEff").unwrap();
         let ids = Ids { user: 7, group: 7 };
         let user = decide(&Account::User { name: "q".to_owned(), ids }, true, all, true);
         assert_eq!((user.user, user.without), (Some(ids), u64::MAX));

@@ -174,7 +174,7 @@ fn prepare(
         .mode(0o700)
         .create(&host.runtime)
         .map_err(|cause| system(format!("make the directory {folder}"), cause))?;
-    let random = random::number().map_err(|cause| system("read /dev/urandom".to_owned(), cause))?;
+    let random = random::number().map_err(|cause| system("draw a random number".to_owned(), cause))?;
     let tagged = format!("{vm}-{:08x}", random & 0xffff_ffff);
 
     let mut paths = Paths { qmp: host.in_runtime(&tagged, "qmp"), ..Paths::default() };
@@ -243,7 +243,7 @@ fn prepare(
         files.push(("memory file", path, file));
     }
     for net in &recipe.nets {
-        let tap = tap::name(vm).map_err(|cause| system("read /dev/urandom".to_owned(), cause))?;
+        let tap = tap::name(vm).map_err(|cause| system("draw a random number".to_owned(), cause))?;
         belongings.taps.push(tap.clone());
         write_down(belongings)?;
         tap::create(&tap, net, user.map(|ids| ids.user)).map_err(|error| unusable(error.to_string()))?;

@@ -18,7 +18,7 @@ mod frame;
 mod gadget;
 mod thread;
 
-use crate::{ioctl, process::PidFd};
+use crate::{ioctl, proc, process::PidFd};
 use gadget::Gadgets;
 use nix::libc;
 use std::{
@@ -250,8 +250,7 @@ impl Drop for Borrowed {
 /// The thread that traces this one; `0` if none does.
 fn tracer(process: &PidFd, tid: i32) -> String {
     let status = fs::read_to_string(process.proc_path(format!("task/{tid}/status"))).unwrap_or_default();
-    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
-    tracer.map_or("0", str::trim).to_owned()
+    proc::value(&status, "TracerPid").unwrap_or("0").to_owned()
 }
 
 fn is_lent_to_us(process: &PidFd, tid: i32) -> bool {

@@ -5,7 +5,7 @@ use super::{
     frame,
     gadget::Gadgets,
 };
-use crate::process::PidFd;
+use crate::{proc, process::PidFd};
 use nix::libc::{self, user_regs_struct as Registers};
 use std::{fs, io, mem::MaybeUninit, ptr, sync::Arc};
 
@@ -180,9 +180,8 @@ fn request(request: libc::c_uint, tid: i32, address: usize, data: usize) -> io::
 /// (`SECCOMP_FILTER_FLAG_TSYNC`), which QEMU makes before it runs a guest.
 fn filters(process: &PidFd, tid: i32) -> io::Result<Filters> {
     let status = fs::read_to_string(process.proc_path(format!("task/{tid}/status")))?;
-    let mode = status.lines().find_map(|line| line.strip_prefix("Seccomp:")).map(str::trim);
     // A kernel without seccomp says nothing.
-    if matches!(mode, None | Some("0")) {
+    if matches!(proc::value(&status, "Seccomp"), None | Some("0")) {
         return Ok(Filters::Known(Vec::new()));
     }
     let mut known = Vec::new();

@@ -15,7 +15,7 @@ use mapping::Mapping;
 use std::{
     fs::OpenOptions,
     io,
-    os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, FromRawFd, OwnedFd},
     time::Duration,
 };
 use units::{Bytes, PAGE_SIZE, PageRange};
