@@ -15,12 +15,12 @@ use engine::{
 use std::{
     collections::{HashMap, HashSet},
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     thread,
     time::Duration,
 };
 use tracing::{error, info, warn};
-use units::Epoch;
+use units::{Epoch, Locked};
 
 /// When to ask again: at first soon, then less and less often. It decides nothing but that (I1).
 const ASK_AGAIN: [Duration; 5] = [
@@ -86,14 +86,14 @@ impl Recovery {
         if entry.state == DepartureState::Pausing && self.unpause(&vm, &entry) {
             return;
         }
-        if !self.busy.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned()) {
+        if !self.busy.locked().insert(name.to_owned()) {
             return;
         }
         let this = self.clone();
         let work = move || {
             this.settle(&vm, entry);
             this.let_go(&vm.name);
-            this.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&vm.name);
+            this.busy.locked().remove(&vm.name);
         };
         if let Err(error) = thread::Builder::new().name(format!("recover {name}")).spawn(work) {
             error!(vm = name, %error, "no thread to settle its journal");
@@ -110,7 +110,7 @@ impl Recovery {
         let vm = self.registry.find(name)?;
         let host = self.registry.host();
         let refuse = |kind, why: String| Refusal::new(kind, format!("cannot resolve {name}"), host, why);
-        let _settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        let _settling = self.settling.locked();
         let entry = self.registry.store().departure_of(name).map_err(|e| Refusal::store(e, host))?;
         match entry {
             Some(entry) if matches!(entry.state, DepartureState::Promised { .. }) => {
@@ -201,8 +201,8 @@ impl Recovery {
 
     /// As long as it is in doubt who runs its guest, its QEMU stands still whatever signals come.
     fn hold(&self, vm: &VmRecord, entry: &DepartureRecord) {
-        let _settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let _settling = self.settling.locked();
+        let mut held = self.held.locked();
         let in_doubt =
             self.registry.store().departure_of(&vm.name).is_ok_and(|now| now.as_ref() == Some(entry));
         if in_doubt && !held.contains_key(&vm.name) {
@@ -211,7 +211,7 @@ impl Recovery {
     }
 
     fn let_go(&self, name: &str) {
-        drop(self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(name));
+        drop(self.held.locked().remove(name));
     }
 
     /// Before the promise: the guest goes on here, whatever else happened (I3). Says whether that is settled.
@@ -234,7 +234,7 @@ impl Recovery {
             claimer: self.registry.host().to_owned(),
         };
         let claimed = self.migrator.ask(entry, &claim)?;
-        let _settling = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        let _settling = self.settling.locked();
         let now = self.registry.store().departure_of(&vm.name)?;
         if now.as_ref() != Some(entry) {
             // A person was faster.

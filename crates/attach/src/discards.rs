@@ -10,7 +10,7 @@ use std::{
     io,
     ops::Range,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     thread::{self, JoinHandle},
@@ -20,7 +20,7 @@ use sys::{
     pulse::{Part, Pulse},
     uffd::Uffd,
 };
-use units::{BlockId, MemorySet};
+use units::{BlockId, Locked, MemorySet};
 
 /// How long the thread waits for a message before it looks whether it is still wanted.
 const GLANCE: Duration = Duration::from_millis(50);
@@ -85,7 +85,7 @@ impl Discards {
 
 impl Shared {
     fn heard(&self) -> MutexGuard<'_, Heard> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+        self.heard.locked()
     }
 
     fn listen(&self, part: &Part) -> io::Result<()> {

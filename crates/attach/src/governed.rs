@@ -16,7 +16,7 @@ use std::{
     io,
     ops::Range,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{
             AtomicBool, AtomicU64,
             Ordering::{Relaxed, SeqCst},
@@ -31,7 +31,7 @@ use sys::{
     pulse::{Part, Pulse},
     uffd::{Features, PageFault, Uffd, Watch},
 };
-use units::{BlockId, MemorySet, PAGE_SIZE, PageIndex, PageRange, PageSet};
+use units::{BlockId, Locked, MemorySet, PAGE_SIZE, PageIndex, PageRange, PageSet};
 
 /// How long the thread waits for a fault before it looks whether it is still wanted.
 const GLANCE: Duration = Duration::from_millis(50);
@@ -128,8 +128,9 @@ impl GovernedTracker {
             let text = format!("no guest memory is at {:#x}", slice.start);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         };
-        // Nobody may open a page meanwhile: it would be taken for open, and protected behind that, and its writer never go on.
-        let mut open = locked(&self.shared.open);
+        // Nobody may open a page meanwhile: it would be taken for open, and protected behind that, and its
+        // writer never go on.
+        let mut open = self.shared.open.locked();
         self.shared.uffd.register(slice.clone(), Watch::Writes)?;
         open.block_mut(block).remove_range(region.pages_at(&slice));
         self.shared.uffd.protect(slice)
@@ -156,31 +157,31 @@ impl Tracker for GovernedTracker {
 
     fn govern(&mut self, sent_per_s: f64) -> io::Result<()> {
         // First the groups, as everywhere.
-        let mut groups = locked(&self.shared.groups);
-        groups.govern(locked(&self.shared.governor).follow(sent_per_s));
+        let mut groups = self.shared.groups.locked();
+        groups.govern(self.shared.governor.locked().follow(sent_per_s));
         Ok(())
     }
 
     fn agree(&mut self, share: f64, max_stall: Duration) {
-        locked(&self.shared.governor).agree(share, max_stall);
+        self.shared.governor.locked().agree(share, max_stall);
     }
 
     fn hurry(&mut self) -> io::Result<()> {
         // In this order: whoever is not in the list yet is not made to wait any more.
-        locked(&self.shared.governor).hurry();
+        self.shared.governor.locked().hurry();
         self.shared.open_due(Duration::MAX)
     }
 
     fn take_time(&mut self) {
-        locked(&self.shared.governor).take_time();
+        self.shared.governor.locked().take_time();
     }
 
     fn learn(&mut self, unchanged: &MemorySet) {
-        locked(&self.shared.groups).learn(self.shared.now(), unchanged);
+        self.shared.groups.locked().learn(self.shared.now(), unchanged);
     }
 
     fn stalls(&self) -> Stalls {
-        *locked(&self.shared.stalls)
+        *self.shared.stalls.locked()
     }
 
     fn may_make_wait(&self) -> bool {
@@ -188,7 +189,7 @@ impl Tracker for GovernedTracker {
     }
 
     fn writers(&mut self) -> Option<Vec<i32>> {
-        let inner = std::mem::take(&mut *locked(&self.shared.writers));
+        let inner = std::mem::take(&mut *self.shared.writers.locked());
         // One that has ended since writes no more. Threads that cannot be looked at are not known.
         let threads = self.shared.process.threads_by_inner_number().ok()?;
         Some(inner.iter().filter_map(|thread| threads.get(thread).copied()).collect())
@@ -209,8 +210,9 @@ impl Shared {
             part.turn();
             if let Err(error) = self.serve_next() {
                 // Nobody may be left waiting for an answer that does not come.
-                tracing::error!(%error, "writes of the guest cannot be followed any more; it runs on, the migration will not");
-                locked(&self.failed).get_or_insert(error);
+                tracing::error!(%error, "writes of the guest cannot be followed any more; it runs on, the \
+                                         migration will not");
+                self.failed.locked().get_or_insert(error);
                 self.release();
                 return;
             }
@@ -220,7 +222,7 @@ impl Shared {
     fn serve_next(&self) -> io::Result<()> {
         let now = self.now();
         self.open_due(now)?;
-        let next = locked(&self.later).iter().map(|group| group.due.saturating_sub(now)).min();
+        let next = self.later.locked().iter().map(|group| group.due.saturating_sub(now)).min();
         match self.uffd.next(next.map_or(GLANCE, |next| next.min(GLANCE)))? {
             Some(fault) => self.answer(&fault),
             None => Ok(()),
@@ -229,7 +231,7 @@ impl Shared {
 
     /// Opens what is to be opened until then.
     fn open_due(&self, until: Duration) -> io::Result<()> {
-        let due: Vec<Later> = locked(&self.later).extract_if(.., |group| group.due <= until).collect();
+        let due: Vec<Later> = self.later.locked().extract_if(.., |group| group.due <= until).collect();
         due.iter().try_for_each(|group| self.open_at_last(group))
     }
 
@@ -240,7 +242,7 @@ impl Shared {
             let text = format!("a write to {:#x}, where no guest memory is", fault.address);
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         };
-        locked(&self.writers).insert(fault.thread);
+        self.writers.locked().insert(fault.thread);
         let page = PageIndex::at_offset(fault.address - region.addresses.start);
         if self.is_open(block, region, page)? {
             return Ok(());
@@ -249,16 +251,16 @@ impl Shared {
         let holds = |group: &&mut Later| {
             group.block == block && group.pages.start <= page && page < group.pages.end()
         };
-        let mut later = locked(&self.later);
+        let mut later = self.later.locked();
         if let Some(group) = later.iter_mut().find(holds) {
             // Somebody else has paid for it, and may have to wait for longer.
-            group.due = group.due.min(now + locked(&self.governor).join(now, writer));
+            group.due = group.due.min(now + self.governor.locked().join(now, writer));
             group.since.push(now);
             return Ok(());
         }
-        let mut groups = locked(&self.groups);
+        let mut groups = self.groups.locked();
         let wish = groups.wish(block, page);
-        let Grant { pages, wait } = locked(&self.governor).ask(now, writer, wish);
+        let Grant { pages, wait } = self.governor.locked().ask(now, writer, wish);
         let pages = groups.open(block, page, pages);
         drop(groups);
         if wait.is_zero() {
@@ -277,7 +279,7 @@ impl Shared {
 
     /// Whether somebody else opened it meanwhile; then nobody need pay for it again.
     fn is_open(&self, block: BlockId, region: &Region, page: PageIndex) -> io::Result<bool> {
-        let open = locked(&self.open);
+        let open = self.open.locked();
         let is_open = open.block(block).contains(page);
         if is_open {
             // Under the lock: it cannot be protected again before whoever waits has been woken.
@@ -287,7 +289,7 @@ impl Shared {
     }
 
     fn open(&self, block: BlockId, pages: PageRange) -> io::Result<()> {
-        let mut open = locked(&self.open);
+        let mut open = self.open.locked();
         // In this order: a page that can be written must be known as one (I2).
         open.block_mut(block).insert_range(pages);
         self.uffd.unprotect(self.memory.regions()[usize::from(block.0)].addresses_of(pages))
@@ -297,7 +299,7 @@ impl Shared {
     fn open_at_last(&self, group: &Later) -> io::Result<()> {
         self.open(group.block, group.pages)?;
         let now = self.now();
-        let mut stalls = locked(&self.stalls);
+        let mut stalls = self.stalls.locked();
         for waited in group.since.iter().map(|since| now - *since) {
             stalls.count += 1;
             stalls.total += waited;
@@ -307,14 +309,14 @@ impl Shared {
     }
 
     fn collect(&self, dirty: &mut MemorySet) -> io::Result<()> {
-        if let Some(error) = locked(&self.failed).as_ref() {
+        if let Some(error) = self.failed.locked().as_ref() {
             return Err(io::Error::new(error.kind(), error.to_string()));
         }
         for (id, region) in self.memory.regions().iter().enumerate() {
             let id = BlockId(id as u16);
             // Slice by slice, because nobody may open a page meanwhile.
             for slice in PageRange::new(PageIndex(0), region.block.pages).pieces(SLICE / PAGE_SIZE as u64) {
-                let mut open = locked(&self.open);
+                let mut open = self.open.locked();
                 self.find_unprotected(region, slice, open.block_mut(id))?;
                 let runs: Vec<PageRange> = open.block(id).runs_within(slice).collect();
                 for run in runs {
@@ -337,7 +339,7 @@ impl Shared {
     fn find_unprotected(&self, region: &Region, slice: PageRange, open: &mut PageSet) -> io::Result<()> {
         let (Some(pagemap), Ram::Private(_)) = (&self.pagemap, &region.ram) else { return Ok(()) };
         let found = |run: Range<u64>| open.insert_range(region.pages_at(&run));
-        locked(pagemap).unprotected(region.addresses_of(slice), found)
+        pagemap.locked().unprotected(region.addresses_of(slice), found)
     }
 
     /// Takes every protection back.
@@ -354,7 +356,7 @@ impl Drop for LetsGo<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
             let why = || io::Error::other("the thread that answers the guest's writers has failed");
-            locked(&self.0.failed).get_or_insert_with(why);
+            self.0.failed.locked().get_or_insert_with(why);
             self.0.release();
         }
     }
@@ -370,8 +372,4 @@ impl Drop for GovernedTracker {
         }
         // Whoever came between the two is woken by the descriptor's end.
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

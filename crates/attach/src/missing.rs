@@ -7,7 +7,7 @@ use crate::{
 use ports::{Fault, MissingPages, Placed};
 use std::{
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 use sys::{
@@ -15,7 +15,7 @@ use sys::{
     process::PidFd,
     uffd::{Copied, Features, Uffd, Watch},
 };
-use units::{BlockId, PAGE_SIZE, PageIndex, PageRange};
+use units::{BlockId, Locked, PAGE_SIZE, PageIndex, PageRange};
 
 /// `MADV_HUGEPAGE` of Linux.
 const HUGE_PAGES: i32 = 14;
@@ -169,7 +169,7 @@ impl MissingPages for Missing {
     }
 
     fn finish(&self) -> io::Result<()> {
-        let mut finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut finished = self.finished.locked();
         if *finished {
             return Ok(());
         }

@@ -5,7 +5,7 @@ use ports::{Stalls, Stuns};
 use std::{
     collections::HashMap,
     io,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, PoisonError},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -14,6 +14,7 @@ use sys::{
     pulse::{Part, Pulse},
     stun::Stun,
 };
+use units::Locked;
 
 /// How often it is looked who faults, where nobody says who writes. A governed writer faults several times within it; a vCPU that stopped
 /// writing is stunned for so long in vain.
@@ -78,14 +79,14 @@ impl Stuns for VcpuStuns {
     }
 
     fn stun(&mut self, duty: f64, writers: Option<&[i32]>) -> io::Result<()> {
-        locked(&self.shared.wanted).stun =
+        self.shared.wanted.locked().stun =
             Some((duty.clamp(0.01, 1.0), writers.map(<[i32]>::to_vec))).filter(|_| duty > 0.0);
         self.shared.changed.notify_all();
         Ok(())
     }
 
     fn calm(&mut self) {
-        let mut wanted = locked(&self.shared.wanted);
+        let mut wanted = self.shared.wanted.locked();
         wanted.stun = None;
         self.shared.changed.notify_all();
         while wanted.busy {
@@ -94,13 +95,13 @@ impl Stuns for VcpuStuns {
     }
 
     fn stalls(&self) -> Stalls {
-        *locked(&self.shared.stalls)
+        *self.shared.stalls.locked()
     }
 }
 
 impl Drop for VcpuStuns {
     fn drop(&mut self) {
-        locked(&self.shared.wanted).over = true;
+        self.shared.wanted.locked().over = true;
         self.calm();
         if let Some(thread) = self.thread.take() {
             // Its panic was printed.
@@ -114,7 +115,7 @@ impl Shared {
         sys::urgent::become_urgent();
         part.rest();
         let mut seen = Seen::default();
-        let mut wanted = locked(&self.wanted);
+        let mut wanted = self.wanted.locked();
         while !wanted.over {
             let Some((duty, writers)) = wanted.stun.clone() else {
                 wanted = self.changed.wait(wanted).unwrap_or_else(PoisonError::into_inner);
@@ -133,7 +134,7 @@ impl Shared {
                 self.longest
             });
             part.rest();
-            wanted = locked(&self.wanted);
+            wanted = self.wanted.locked();
             wanted.busy = false;
             self.changed.notify_all();
             // They run for the rest of the period, or until something else is wanted.
@@ -152,7 +153,7 @@ impl Shared {
         let stun = Stun::begin(&self.process, whom, self.longest)?;
         let count = stun.stunned() as u64;
         let stood = stun.wait();
-        locked(&self.stalls).add(count, stood);
+        self.stalls.locked().add(count, stood);
         Ok(stood)
     }
 }
@@ -179,8 +180,4 @@ impl Seen {
         }
         self.writing.clone()
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -17,7 +17,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use units::{Epoch, MemorySet, MigrationId};
+use units::{Epoch, Locked, MemorySet, MigrationId};
 
 /// Migrations that may come in at once. More would starve one another; a hostile peer could exhaust the host.
 const MAX_SESSIONS: usize = 64;
@@ -76,7 +76,7 @@ impl Acceptor {
                 survey::swallow(conn)
             }
             Kind::Data(_) | Kind::Fault | Kind::Resume => {
-                let session = self.sessions.lock().expect("no one panics here").get(&id).cloned();
+                let session = self.sessions.locked().get(&id).cloned();
                 match session {
                     Some(session) if !session.owns(&conn, preamble.kind, token.as_ref()) => {
                         conn.write_all(&Reply::new(Status::Stranger).to_bytes())?;
@@ -101,11 +101,12 @@ impl Acceptor {
     /// until they are, at most `time`.
     pub fn give_up(&self, time: Duration) {
         let end = Instant::now() + time;
-        for session in self.sessions.lock().expect("no one panics here").values() {
+        for session in self.sessions.locked().values() {
             session.driver.give_up();
         }
-        // There is no event for it: each session ends on a thread of its own, and a later start cleans up what stays.
-        while Instant::now() < end && !self.sessions.lock().expect("no one panics here").is_empty() {
+        // There is no event for it: each session ends on a thread of its own, and a later start cleans up
+        // what stays.
+        while Instant::now() < end && !self.sessions.locked().is_empty() {
             thread::sleep(Duration::from_millis(10));
         }
     }
@@ -150,7 +151,7 @@ impl Acceptor {
 
     /// Whether there was room for another migration.
     fn enter(&self, id: MigrationId, session: Session) -> bool {
-        let mut sessions = self.sessions.lock().expect("no one panics here");
+        let mut sessions = self.sessions.locked();
         if sessions.len() >= MAX_SESSIONS || sessions.contains_key(&id) {
             return false;
         }
@@ -159,7 +160,7 @@ impl Acceptor {
     }
 
     fn leave(&self, id: MigrationId) {
-        self.sessions.lock().expect("no one panics here").remove(&id);
+        self.sessions.locked().remove(&id);
     }
 
     fn answer_record(&self, mut conn: Conn, migration: MigrationId) -> io::Result<()> {

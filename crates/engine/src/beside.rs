@@ -2,9 +2,10 @@
 
 use std::{
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     thread,
 };
+use units::Locked;
 
 /// A port that the driver and its threads use in turns.
 pub struct Beside<T: ?Sized>(Arc<Mutex<Box<T>>>);
@@ -18,13 +19,13 @@ impl<T: ?Sized + Send + 'static> Beside<T> {
     /// Waits until no thread uses it.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Box<T>> {
         // A port whose user panicked is still the only way to the guest.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.locked()
     }
 
     /// Uses it on a thread of its own as soon as nobody else does. Does not wait for that: whoever locks it next may come before.
     pub(crate) fn later(&self, name: &str, work: impl FnOnce(&mut T) + Send + 'static) -> io::Result<()> {
         let port = self.0.clone();
-        let work = move || work(&mut port.lock().unwrap_or_else(PoisonError::into_inner));
+        let work = move || work(&mut port.locked());
         thread::Builder::new().name(name.into()).spawn(work).map(drop)
     }
 
@@ -33,7 +34,7 @@ impl<T: ?Sized + Send + 'static> Beside<T> {
         let port = self.0.clone();
         let (has_it, had) = std::sync::mpsc::sync_channel(0);
         thread::Builder::new().name(name.into()).spawn(move || {
-            let mut port = port.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut port = port.locked();
             let _ = has_it.send(());
             work(&mut port);
         })?;

@@ -10,9 +10,10 @@ use std::{
     fmt,
     io::{self, IoSlice, Read, Write},
     net::TcpStream,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, MutexGuard, atomic::Ordering::Relaxed},
     time::Instant,
 };
+use units::Locked;
 
 /// Bytes that one system call takes in: several records, so that the calls cost little beside deciphering them.
 const INBOX: usize = 64 << 10;
@@ -103,7 +104,7 @@ fn shake(
 
 /// A half-written record is lost with the thread that wrote it, and the connection with it.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.locked()
 }
 
 impl Channel {

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 use sys::socket::Queue;
-use units::MigrationId;
+use units::{Locked, MigrationId};
 
 /// A side that says nothing for this long is taken for lost. Both sides speak at least each [`PING`]. Shorter, and a
 /// host that is merely busy would be taken for lost, which costs a round's rest; longer, and a guest that waits for pages of a source
@@ -471,12 +471,12 @@ pub(crate) struct Heard {
 
 impl Heard {
     fn pong(&self, pong: &control::Pong) {
-        *self.last.lock().expect("no one panics here") = Some(Instant::now());
+        *self.last.locked() = Some(Instant::now());
         let now = now_ns();
         let round_trip = Duration::from_nanos(now.saturating_sub(pong.sent_ns));
         let middle = i128::from(pong.sent_ns) + round_trip.as_nanos() as i128 / 2;
         let offset = i128::from(pong.here_ns) - middle;
-        let mut best = self.best.lock().expect("no one panics here");
+        let mut best = self.best.locked();
         // The quickest answer knows the time best (as in NTP).
         if best.is_none_or(|(quickest, _)| round_trip < quickest) {
             *best = Some((round_trip, offset));
@@ -485,17 +485,17 @@ impl Heard {
 
     /// When the last answer came.
     pub(crate) fn last(&self) -> Option<Instant> {
-        *self.last.lock().expect("no one panics here")
+        *self.last.locked()
     }
 
     /// The quickest answer took so long.
     pub(crate) fn round_trip(&self) -> Option<Duration> {
-        self.best.lock().expect("no one panics here").map(|(round_trip, _)| round_trip)
+        self.best.locked().map(|(round_trip, _)| round_trip)
     }
 
     /// An instant of the peer's clock on this side's.
     pub(crate) fn to_here(&self, theirs_ns: u64) -> Option<i128> {
-        let best = *self.best.lock().expect("no one panics here");
+        let best = *self.best.locked();
         best.map(|(_, offset)| i128::from(theirs_ns) - offset)
     }
 }

@@ -11,6 +11,7 @@ use std::{
     thread,
     time::Duration,
 };
+use units::Locked;
 
 /// How often the thread looks whether it is over. Faults themselves wake it at once.
 const LOOK: Duration = Duration::from_millis(100);
@@ -34,7 +35,7 @@ impl Faults {
 
     /// Asks on this connection from now on, first for everything that somebody waits for already.
     pub(crate) fn ask_on(&self, conn: Conn) {
-        *self.asking.lock().expect("no one panics here") = Some(conn);
+        *self.asking.locked() = Some(conn);
         self.landing.wanted().into_iter().for_each(|fault| self.ask(fault));
     }
 
@@ -69,7 +70,7 @@ impl Faults {
     }
 
     fn ask(&self, fault: Fault) {
-        let mut asking = self.asking.lock().expect("no one panics here");
+        let mut asking = self.asking.locked();
         let Some(conn) = asking.as_mut() else { return };
         if conn.write_all(&Frame::Want { block: fault.block, page: fault.page }.header()).is_err() {
             // The reader of this connection reports it, and what is wanted is asked for on the next one.

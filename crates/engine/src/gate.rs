@@ -9,6 +9,7 @@ use std::{
     },
     time::Instant,
 };
+use units::Locked;
 
 /// Lets as many streams through as it pays to use. The others are connected and wait: one more costs no time when it is
 /// wanted.
@@ -36,12 +37,12 @@ impl Gate {
 
     /// The streams get something to do.
     pub(crate) fn begin(&self) {
-        self.width.lock().expect("no one panics here").begin(self.start.elapsed());
+        self.width.locked().begin(self.start.elapsed());
     }
 
     /// Waits until this stream is wanted, or there is nothing left to do for it.
     pub(crate) fn wait(&self, stream: u32, idle: impl Fn() -> bool) {
-        let width = self.width.lock().expect("no one panics here");
+        let width = self.width.locked();
         let waits = |width: &mut Width| stream >= width.now() && !self.closed.load(Relaxed) && !idle();
         drop(self.changed.wait_while(width, waits));
     }
@@ -61,7 +62,7 @@ impl Gate {
 
     /// A stream moved some of the guest's memory. Says how many streams there are from now on, if that changes.
     pub(crate) fn moved(&self, bytes: u64) -> Option<u32> {
-        let changed = self.width.lock().expect("no one panics here").observe(self.start.elapsed(), bytes)?;
+        let changed = self.width.locked().observe(self.start.elapsed(), bytes)?;
         tracing::debug!(streams = changed, "another number of streams");
         self.widest.fetch_max(changed, Relaxed);
         self.changed.notify_all();

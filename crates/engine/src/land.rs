@@ -17,7 +17,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use units::{BlockId, MemorySet, PAGE_SIZE, PageRange};
+use units::{BlockId, Locked, MemorySet, PAGE_SIZE, PageRange};
 
 /// Up to so many owed pages, each run of them is made a hole without looking whether it is one: looking takes up to 20 ms a
 /// GiB, making a hole 5 µs. Measured by the figures of `attach/tests/figures.rs`.
@@ -85,7 +85,7 @@ impl Landing {
     }
 
     pub(crate) fn owed(&self) -> MutexGuard<'_, MemorySet> {
-        self.owed.lock().expect("no one panics here")
+        self.owed.locked()
     }
 
     /// Whether only owed pages land.
@@ -94,11 +94,11 @@ impl Landing {
     }
 
     pub(crate) fn landed(&self) -> MutexGuard<'_, MemorySet> {
-        self.landed.lock().expect("no one panics here")
+        self.landed.locked()
     }
 
     fn asked(&self) -> MutexGuard<'_, HashMap<Fault, Instant>> {
-        self.asked.lock().expect("no one panics here")
+        self.asked.locked()
     }
 
     /// Makes holes of pages that are owed from now on.
@@ -129,7 +129,7 @@ impl Landing {
 
     /// What was announced of the source's memory is of a pause that came to nothing.
     pub(crate) fn forget_hashes(&self) {
-        let mut announced = self.announced.lock().expect("no one panics here");
+        let mut announced = self.announced.locked();
         if announced.is_some() {
             *announced = Some(Announced::new(&*self.memory));
         }
@@ -247,7 +247,7 @@ impl Landing {
 
     /// Counts pages that are not what was announced. No content means zeros.
     fn compare(&self, block: BlockId, range: PageRange, content: &[u8]) {
-        let announced = self.announced.lock().expect("no one panics here");
+        let announced = self.announced.locked();
         let Some(announced) = announced.as_ref() else { return };
         for (i, page) in range.pieces(1).enumerate() {
             let here = content.get(i * PAGE_SIZE..(i + 1) * PAGE_SIZE).map_or(0, hash);
@@ -275,14 +275,14 @@ impl Landing {
         for page in range.pieces(1) {
             if let Some(since) = asked.remove(&Fault { block, page: page.start }) {
                 let waited = since.elapsed().as_micros() as u64;
-                self.waits_us.lock().expect("no one panics here").push(waited);
+                self.waits_us.locked().push(waited);
             }
         }
     }
 
     /// What the guest's waiting came to.
     pub(crate) fn summary(&self) -> control::Settled {
-        let mut waits = self.waits_us.lock().expect("no one panics here").clone();
+        let mut waits = self.waits_us.locked().clone();
         waits.sort_unstable();
         let at = |percent: usize| waits.get((waits.len() * percent / 100).min(waits.len().saturating_sub(1)));
         control::Settled {

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
-use units::{BlockId, PageRange};
+use units::{BlockId, Locked, PageRange};
 
 /// Whether the user allows this.
 pub(crate) fn allowed(compress: Compression, codec: policy::Codec) -> bool {
@@ -55,7 +55,7 @@ impl Packing {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no one panics here")
+        self.state.locked()
     }
 
     /// What this migration taught so far.
@@ -71,7 +71,7 @@ impl Packing {
     /// So many cores may compress from now on.
     pub(crate) fn allow(&self, cores: u32) {
         let cores = cores.max(1);
-        let before = std::mem::replace(&mut self.cores.lock().expect("no one panics here").all, cores);
+        let before = std::mem::replace(&mut self.cores.locked().all, cores);
         if cores != before {
             tracing::debug!(cores, "another number of cores may compress");
             self.state().compressor.allow(cores);
@@ -130,7 +130,7 @@ impl Packing {
 
     /// One of the cores that may compress, for as long as it is held.
     fn core(&self) -> Core<'_> {
-        let cores = self.cores.lock().expect("no one panics here");
+        let cores = self.cores.locked();
         let mut cores =
             self.freed.wait_while(cores, |cores| cores.busy >= cores.all).expect("no one panics here");
         cores.busy += 1;
@@ -142,7 +142,7 @@ struct Core<'a>(&'a Packing);
 
 impl Drop for Core<'_> {
     fn drop(&mut self) {
-        self.0.cores.lock().expect("no one panics here").busy -= 1;
+        self.0.cores.locked().busy -= 1;
         self.0.freed.notify_one();
     }
 }

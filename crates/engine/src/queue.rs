@@ -5,7 +5,7 @@ use std::{
     collections::VecDeque,
     sync::{Mutex, MutexGuard},
 };
-use units::{BlockId, MemorySet, PageIndex, PageRange};
+use units::{BlockId, Locked, MemorySet, PageIndex, PageRange};
 
 /// Pages in one share of a round: large enough that taking one costs nothing, small enough that the streams end
 /// together, and contiguous so that reads stay sequential.
@@ -55,7 +55,7 @@ impl Round {
     }
 
     fn shares(&self) -> MutexGuard<'_, Shares> {
-        self.shares.lock().expect("no one panics here")
+        self.shares.locked()
     }
 
     /// The next share, for whichever stream asks first.
@@ -78,7 +78,7 @@ impl Round {
     }
 
     fn by_file(&self) -> MutexGuard<'_, ByFile> {
-        self.by_file.lock().expect("no one panics here")
+        self.by_file.locked()
     }
 
     /// For the file: of the last share, the last pages, at most so many; the rest of it is still to be taken.
@@ -136,7 +136,7 @@ impl Round {
 
     /// All of which that was told.
     pub(crate) fn unchanged(&self) -> MutexGuard<'_, MemorySet> {
-        self.unchanged.lock().expect("no one panics here")
+        self.unchanged.locked()
     }
 
     /// Whether every share was taken.
@@ -171,7 +171,7 @@ impl Owing {
 
     /// All but these are there already.
     pub(crate) fn keep_only(&self, lacking: &MemorySet) {
-        let mut inner = self.0.lock().expect("no one panics here");
+        let mut inner = self.0.locked();
         for (id, pages) in lacking.blocks() {
             inner.left.block_mut(id).intersect(pages);
         }
@@ -179,25 +179,25 @@ impl Owing {
 
     /// These pages are left now.
     pub(crate) fn refill(&self, left: MemorySet) {
-        self.0.lock().expect("no one panics here").left = left;
+        self.0.locked().left = left;
     }
 
     /// Somebody waits for this page, and got it: go on behind it.
     pub(crate) fn asked(&self, fault: Fault) {
-        let mut inner = self.0.lock().expect("no one panics here");
+        let mut inner = self.0.locked();
         inner.left.block_mut(fault.block).remove(fault.page);
         inner.focus = (fault.block, fault.page);
     }
 
     /// How many pages nobody has taken yet.
     pub(crate) fn left(&self) -> u64 {
-        self.0.lock().expect("no one panics here").left.len()
+        self.0.locked().left.len()
     }
 
     /// Takes up to `limit` pages out, as runs of one block: from the focus on, then from the block's beginning, then from
     /// the other blocks. `None` when nothing is left.
     pub(crate) fn take(&self, limit: u64) -> Option<(BlockId, Vec<PageRange>)> {
-        let mut inner = self.0.lock().expect("no one panics here");
+        let mut inner = self.0.locked();
         let (block, from) = inner.focus;
         let here = inner.left.block(block);
         let ahead = PageRange::new(from, here.capacity() - from.0);

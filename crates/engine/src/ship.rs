@@ -21,7 +21,7 @@ use std::{
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
-use units::{BlockId, MemorySet, PageIndex, PageRange, Rate};
+use units::{BlockId, Locked, MemorySet, PageIndex, PageRange, Rate};
 
 /// What a stream's thread is told to do.
 #[derive(Clone)]
@@ -60,7 +60,7 @@ impl Pacer {
     /// Counts what is sent at once, because a guest waits for it.
     pub(crate) fn charge(&self, bytes: usize) {
         if let Some(pace) = &self.pace {
-            pace.lock().expect("no one panics here").take(self.start.elapsed(), bytes as u64);
+            pace.locked().take(self.start.elapsed(), bytes as u64);
         }
     }
 
@@ -70,7 +70,7 @@ impl Pacer {
         let mut waited = false;
         while !parts.is_empty() {
             let (wait, quantum) = {
-                let mut pace = pace.lock().expect("no one panics here");
+                let mut pace = pace.locked();
                 let rest: usize = parts.iter().map(|part| part.len()).sum();
                 let quantum = rest.min(pace.quantum() as usize);
                 (pace.take(self.start.elapsed(), quantum as u64), quantum)

@@ -7,14 +7,14 @@ use std::{
     collections::VecDeque,
     io,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
         mpsc::{Receiver, Sender, channel},
     },
     thread,
     time::{Duration, Instant},
 };
-use units::{BlockId, MemorySet, PAGE_SIZE, PageRange};
+use units::{BlockId, Locked, MemorySet, PAGE_SIZE, PageRange};
 
 /// A store that has not moved for so long is given up: its pages go over the network. A disk that was asleep is back in this time; a
 /// guest waits for a longer round at most by it.
@@ -90,7 +90,7 @@ struct Shared {
 
 impl Shared {
     fn turn(&self) -> MutexGuard<'_, u32> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+        self.turn.locked()
     }
 }
 

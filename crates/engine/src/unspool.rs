@@ -11,14 +11,14 @@ use std::{
     collections::HashSet,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering::SeqCst},
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread,
     time::{Duration, Instant},
 };
-use units::{BlockId, MemorySet, MigrationId, PageIndex, PageRange};
+use units::{BlockId, Locked, MemorySet, MigrationId, PageIndex, PageRange};
 
 /// A guest that has waited for a page for so long gets it from the file, if that is quicker than the network: on a network that works an
 /// answer takes less.
@@ -163,7 +163,7 @@ impl Unspool {
     /// The source's word.
     pub(crate) fn spooled(&self, spooled: &control::Spooled, lacking: Option<MemorySet>) {
         let &control::Spooled { extents, bytes, land, land_from, .. } = spooled;
-        let turn = *self.fence.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = *self.fence.locked();
         let land_from = land.then_some(land_from);
         let _ = self.words.send(Word::Durable { extents, bytes, land_from, turn });
         if let (Some(manifest), Some(lacking)) = (&spooled.manifest, lacking) {
@@ -175,7 +175,7 @@ impl Unspool {
     /// When this returns, nothing of which the source has spoken until now will land any more before the commit: it may be sent otherwise,
     /// and be newer there (I5). It does not wait for the datastore.
     pub(crate) fn stop(&self) {
-        *self.fence.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        *self.fence.locked() += 1;
     }
 
     /// The guest may run.
@@ -394,7 +394,7 @@ impl Worker {
                 return Err(format!("extent {} follows on {}", piece.extent.sequence, self.next));
             }
             if let Some(from) = land_from {
-                let fence = self.fence.lock().unwrap_or_else(PoisonError::into_inner);
+                let fence = self.fence.locked();
                 if *fence == turn && piece.extent.sequence >= from {
                     let landed = self.landing.land_spooled(&piece.extent, &piece.content);
                     landed.map_err(|e| e.to_string())?;

@@ -1,7 +1,8 @@
 //! Memory that VMs will still take which are on their way here: two that fit one by one may not fit together.
 
 use qemu::room::Room;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+use units::Locked;
 
 /// All VMs that are arriving.
 #[derive(Clone, Default)]
@@ -43,7 +44,7 @@ impl Arrivals {
     }
 
     fn locked(&self) -> MutexGuard<'_, Vec<Arc<Arriving>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.locked()
     }
 }
 

@@ -17,9 +17,10 @@ use std::{
     collections::BTreeSet,
     fmt::Display,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     thread,
 };
+use units::Locked;
 
 /// This host's QEMU.
 #[derive(Clone, Debug)]
@@ -41,7 +42,7 @@ impl Tried {
     /// Whoever asks while it is being found out waits. What cannot be tried now, without a descriptor left for example, is tried again
     /// for the next one.
     fn kvm(&self) -> Option<Kvm> {
-        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found = self.found.locked();
         if found.is_none() {
             match (self.find_out)() {
                 Ok(kvm) => *found = Some(kvm),

@@ -6,13 +6,13 @@ use std::{
     collections::HashSet,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread,
     time::{Duration, SystemTime},
 };
-use units::MigrationId;
+use units::{Locked, MigrationId};
 
 /// A file that nobody has written to for so long is no longer in use, if its owner knows nothing of it: far more than any migration
 /// lets its file rest before the commit, and after that the journals know of it.
@@ -36,7 +36,7 @@ pub(crate) struct AtWork {
 
 impl Drop for AtWork {
     fn drop(&mut self) {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.migration);
+        self.running.locked().remove(&self.migration);
     }
 }
 
@@ -58,7 +58,7 @@ impl Janitor {
         if let Err(error) = self.store.spools_in(directory) {
             tracing::warn!(%error, "a file that is left there will not be looked for");
         }
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(migration);
+        self.running.locked().insert(migration);
         AtWork { running: self.running.clone(), migration }
     }
 }
@@ -82,7 +82,7 @@ fn work(store: &Store, given: &[PathBuf], running: &Mutex<HashSet<MigrationId>>,
 /// Only what this host has made, or what belongs to a migration that its journal knows to be over; nothing that may still be needed.
 fn judge(store: &Store, running: &Mutex<HashSet<MigrationId>>, found: &Found) -> Verdict {
     let migration = found.name.migration;
-    if running.lock().unwrap_or_else(PoisonError::into_inner).contains(&migration) {
+    if running.locked().contains(&migration) {
         return Verdict::Keep;
     }
     let (Ok(departures), Ok(arrivals)) = (store.departures(), store.arrivals()) else { return Verdict::Keep };

@@ -6,8 +6,9 @@ use std::{
     fs::{self, File},
     io::{self, ErrorKind, Write},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
 };
+use units::Locked;
 
 /// One file in the agent's state directory.
 #[derive(Debug)]
@@ -50,14 +51,14 @@ impl Memory {
 
     /// The newest revision that was seen at this place.
     pub(crate) fn seen(&self, place: &str) -> Option<u64> {
-        let met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
+        let met = self.met.locked();
         met.as_ref().filter(|met| met.place == place).map(|met| met.revision)
     }
 
     /// At this place somebody calls itself so: an error if it was somebody else before. Durable when it returns, and so is the
     /// revision, where that matters.
     pub(crate) fn meet(&self, place: &str, identity: &str, revision: Option<u64>) -> io::Result<()> {
-        let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut met = self.met.locked();
         let before = met.as_ref().filter(|met| met.place == place);
         if let Some(before) = before.filter(|before| before.identity != identity) {
             let why = format!(

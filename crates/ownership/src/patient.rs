@@ -4,11 +4,11 @@ use ports::{Claim, Claimed, Offer, Ownership, OwnershipRecord, shared::SharedRec
 use std::{
     collections::HashSet,
     io::{self, ErrorKind},
-    sync::{Arc, Mutex, PoisonError, mpsc::channel},
+    sync::{Arc, Mutex, mpsc::channel},
     thread,
     time::Duration,
 };
-use units::Epoch;
+use units::{Epoch, Locked};
 
 /// After so long without an answer, "not known, ask again" is the answer. The question may still be answered later: all of
 /// them may be, at any time, or never. So it decides nothing; it bounds how long a guest that could still go on stands still,
@@ -43,7 +43,7 @@ impl Patient {
             io::Error::new(ErrorKind::TimedOut, why)
         };
         let lock = |open: &Mutex<HashSet<String>>, about: &str, enter: bool| {
-            let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut open = open.locked();
             if enter { open.insert(about.to_owned()) } else { open.remove(about) }
         };
         if !lock(&self.open, &about, true) {

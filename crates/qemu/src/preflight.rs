@@ -15,10 +15,11 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::{LazyLock, Mutex, PoisonError},
+    sync::{LazyLock, Mutex},
 };
 
 pub use crate::arriving::{make_stores, settle};
+use units::Locked;
 
 /// What the kernel calls a tmpfs (`statfs(2)`).
 const TMPFS: u64 = 0x0102_1994;
@@ -180,7 +181,7 @@ pub fn machines(program: &Path) -> Result<Vec<String>, String> {
 fn ask(program: &Path, arguments: &[&str]) -> Result<String, String> {
     type Answers = HashMap<(PathBuf, String), ((u64, u64, i64, i64), String)>;
     static ANSWERS: LazyLock<Mutex<Answers>> = LazyLock::new(Mutex::default);
-    let answers = || ANSWERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let answers = || ANSWERS.locked();
     let file = fs::metadata(program).map_err(|error| format!("{}: {error}", program.display()))?;
     let file = (file.dev(), file.ino(), file.mtime(), file.mtime_nsec());
     let question = (program.to_owned(), arguments.join(" "));

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 use sys::apart::{File, How};
-use units::{BlockId, PageRange};
+use units::{BlockId, Locked, PageRange};
 
 /// Content that waits to be written, at most: 8 MiB. What of it is lost with a store that stalls goes over the network again;
 /// less, and a store that takes 10 ms for each `fsync` is not kept busy.
@@ -105,7 +105,7 @@ struct Item {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.locked()
     }
 }
 

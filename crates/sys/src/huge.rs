@@ -8,11 +8,11 @@ use crate::{maps, pagemap::Pagemap, process::PidFd};
 use std::{
     io,
     ops::Range,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     thread,
     time::Duration,
 };
-use units::PAGE_SIZE;
+use units::{Locked, PAGE_SIZE};
 
 /// How often two counts that must agree are taken. They do not only while the guest touches new pages in that instant.
 const TRIES: u32 = 8;
@@ -94,7 +94,7 @@ impl HugePages {
     }
 
     fn pagemap(&self) -> MutexGuard<'_, Pagemap> {
-        self.pagemap.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pagemap.locked()
     }
 }
 

@@ -8,9 +8,9 @@ use std::{
     io,
     ops::Range,
     os::unix::fs::FileExt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
-use units::{PAGE_SIZE, PageIndex, PageRange, PageSet};
+use units::{Locked, PAGE_SIZE, PageIndex, PageRange, PageSet};
 
 /// From so many bytes on `process_vm_readv` is the faster way: 3.1 GB/s against 2.5 of `/proc/PID/mem`, but 1.4 against 1.5 in
 /// single pages (`crates/sys/tests/private.rs`, `figures`).
@@ -84,7 +84,7 @@ impl ProcessRam {
                 return Ok(present);
             }
         }
-        let mut pagemap = self.pagemap.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pagemap = self.pagemap.locked();
         pagemap.present(self.addresses.clone(), |run| present.insert_range(self.pages_at(run)))?;
         Ok(present)
     }

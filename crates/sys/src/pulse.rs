@@ -4,7 +4,7 @@ use crate::proc::Stat;
 use std::{
     fs,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{
             AtomicBool, AtomicU64,
             Ordering::{Relaxed, SeqCst},
@@ -12,6 +12,7 @@ use std::{
     },
     thread,
 };
+use units::Locked;
 
 /// All of them. Clones share it.
 #[derive(Clone, Default, Debug)]
@@ -50,7 +51,7 @@ impl Pulse {
     }
 
     fn locked(&self) -> MutexGuard<'_, Vec<Arc<Turns>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.locked()
     }
 }
 

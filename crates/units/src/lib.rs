@@ -4,11 +4,13 @@
 //! epoch for a round.
 
 mod id;
+mod lock;
 mod page;
 mod page_set;
 mod quantity;
 
 pub use id::{BadId, Epoch, MigrationId};
+pub use lock::Locked;
 pub use page::{BlockId, PAGE_SIZE, PageIndex, PageRange};
 pub use page_set::{MemorySet, PageSet, Runs};
 pub use quantity::{BadQuantity, Bytes, Rate};

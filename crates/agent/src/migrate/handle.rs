@@ -2,8 +2,9 @@
 
 use super::{MigrateRequest, Wishes};
 use engine::report::{Event, Phase, Report};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
+use units::Locked;
 
 /// One migration, running or over. Its events are kept from the beginning, except that of the ticks between two
 /// other events only the latest is: who joins late sees the whole story, and an endless migration stays small.
@@ -34,7 +35,7 @@ impl MigrationHandle {
 
     /// Adds what has happened. Nothing follows `Event::Done`.
     pub fn tell(&self, event: Event) {
-        let mut story = self.story.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut story = self.story.locked();
         if story.report.is_some() {
             return;
         }
@@ -59,12 +60,12 @@ impl MigrationHandle {
 
     /// Where it stands.
     pub fn phase(&self) -> Option<Phase> {
-        self.story.lock().unwrap_or_else(PoisonError::into_inner).phase
+        self.story.locked().phase
     }
 
     /// Its report, once it is over.
     pub fn report(&self) -> Option<Report> {
-        self.story.lock().unwrap_or_else(PoisonError::into_inner).report.clone()
+        self.story.locked().report.clone()
     }
 
     /// Whether a cancel can still be heeded, as far as is known: the guest has not started on the target.
@@ -88,7 +89,7 @@ impl MigrationHandle {
     }
 
     fn after(&self, seen: u64) -> Vec<(u64, Event)> {
-        let story = self.story.lock().unwrap_or_else(PoisonError::into_inner);
+        let story = self.story.locked();
         let from = story.events.partition_point(|(serial, _)| *serial <= seen);
         story.events[from..].to_vec()
     }

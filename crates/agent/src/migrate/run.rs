@@ -18,12 +18,12 @@ use std::{
     collections::HashMap,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
 use tracing::{error, info};
-use units::{MigrationId, Rate};
+use units::{Locked, MigrationId, Rate};
 
 /// Seconds. The longest that a migration, or its pause, is taken to be allowed.
 const A_YEAR: f64 = 365.0 * 86400.0;
@@ -73,7 +73,7 @@ impl Migrations {
         let (lease, request) = self.prepare(record, options)?;
         let handle = MigrationHandle::new(request);
         {
-            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut known = self.known.locked();
             if known.closed {
                 return Err(self.refuse(Kind::Conflict, vm, "this agent is about to end"));
             }
@@ -88,7 +88,7 @@ impl Migrations {
         };
         let started = thread::Builder::new().name(format!("migrate {vm}")).spawn(move || job.run());
         if let Err(error) = started {
-            self.known.lock().unwrap_or_else(PoisonError::into_inner).by_vm.remove(vm);
+            self.known.locked().by_vm.remove(vm);
             return Err(self.refuse(Kind::Failed, vm, &format!("no thread for it: {error}")));
         }
         Ok(handle)
@@ -116,7 +116,7 @@ impl Migrations {
 
     /// The VM's running migration, or its last one since the agent was started.
     pub fn of(&self, vm: &str) -> Option<Arc<MigrationHandle>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).by_vm.get(vm).cloned()
+        self.known.locked().by_vm.get(vm).cloned()
     }
 
     /// A person has fenced the target of a migration that is in doubt. Says whether one runs that can be told.
@@ -138,7 +138,7 @@ impl Migrations {
 
     /// No migration is started any more. Those that can be cancelled are; returns all that ran.
     pub fn close(&self) -> Vec<Arc<MigrationHandle>> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.locked();
         known.closed = true;
         let running: Vec<_> = known.by_vm.values().filter(|m| m.report().is_none()).cloned().collect();
         for migration in running.iter().filter(|migration| migration.can_be_cancelled()) {

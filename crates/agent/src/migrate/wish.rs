@@ -4,6 +4,7 @@ use std::{
     sync::{Arc, Condvar, Mutex, PoisonError},
     time::Duration,
 };
+use units::Locked;
 
 /// What may be wished of a running migration.
 #[derive(Clone, Default)]
@@ -33,7 +34,7 @@ struct State {
 impl Wish {
     /// From now on it is wished. Harmless when repeated.
     pub fn express(&self) {
-        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.0.state.locked();
         state.set = true;
         let then = std::mem::take(&mut state.then);
         drop(state);
@@ -43,14 +44,14 @@ impl Wish {
 
     /// Waits until it is wished, at most `time`; says whether it is.
     pub fn wait(&self, time: Duration) -> bool {
-        let state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.0.state.locked();
         let waited = self.0.set.wait_timeout_while(state, time, |state| !state.set);
         waited.unwrap_or_else(PoisonError::into_inner).0.set
     }
 
     /// Does `act` when it is wished, at once if it is already.
     pub fn then(&self, act: impl FnOnce() + Send + 'static) {
-        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.0.state.locked();
         if !state.set {
             state.then.push(Box::new(act));
             return;

@@ -4,8 +4,9 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv6Addr, Shutdown, TcpStream},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
+use units::Locked;
 
 /// Connections that may wait at a time: each takes a thread and two descriptors, for as long as a handshake may last.
 const MOST_WAITING: usize = 128;
@@ -83,7 +84,7 @@ impl Door {
     }
 
     fn inside(&self) -> MutexGuard<'_, Inside> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.locked()
     }
 }
 

@@ -8,8 +8,9 @@ use crate::store::Process;
 use std::{
     fs::{File, TryLockError},
     io,
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
 };
+use units::Locked;
 
 /// The QEMUs that this agent is in charge of.
 #[derive(Debug, Default)]
@@ -29,7 +30,7 @@ pub(crate) enum Charge {
 impl Charges {
     /// Takes charge of a process, unless somebody has.
     pub(super) fn take(&self, process: Process) -> io::Result<Charge> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.0.locked();
         // What has ended is nobody's any more.
         held.retain(|(process, _)| process.is_alive());
         if held.iter().any(|(ours, _)| *ours == process) {
@@ -52,7 +53,7 @@ impl Charges {
 
     /// Gives it back.
     pub(super) fn release(&self, process: Process) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|(ours, _)| *ours != process);
+        self.0.locked().retain(|(ours, _)| *ours != process);
     }
 }
 

@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Condvar, Mutex, PoisonError},
     time::{Duration, Instant},
 };
+use units::Locked;
 
 /// How long whoever is to do something waits for who only looks. A look asks QEMU one question; one that takes
 /// longer waits for a QEMU that answers nobody.
@@ -45,7 +46,7 @@ impl Leases {
 
     fn take_by(self: &Arc<Self>, name: &str, by: By) -> Option<Lease> {
         let end = Instant::now() + LOOK;
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held.locked();
         while let Some(other) = held.get(name) {
             let left = end.saturating_duration_since(Instant::now());
             if *other == By::Task || left.is_zero() {
@@ -60,7 +61,7 @@ impl Leases {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.leases.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+        self.leases.held.locked().remove(&self.name);
         self.leases.ended.notify_all();
     }
 }

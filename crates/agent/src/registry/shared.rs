@@ -8,9 +8,10 @@ use engine::{
 use std::{
     collections::HashMap,
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 use tracing::{error, info};
+use units::Locked;
 
 /// The record, and what it said of this host's VMs.
 pub(super) struct Shared {
@@ -30,11 +31,11 @@ impl Shared {
 
     /// The host to which a VM that is here belongs, by the record.
     pub(super) fn owned_by_other(&self, vm: &str) -> Option<String> {
-        self.others.lock().unwrap_or_else(PoisonError::into_inner).get(vm).cloned()
+        self.others.locked().get(vm).cloned()
     }
 
     fn others(&self, vm: &str, owner: Option<String>) {
-        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut others = self.others.locked();
         match owner {
             Some(owner) => others.insert(vm.to_owned(), owner),
             None => others.remove(vm),

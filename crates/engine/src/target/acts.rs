@@ -15,7 +15,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use units::{Epoch, PAGE_SIZE};
+use units::{Epoch, Locked, PAGE_SIZE};
 
 /// RAM blocks of one VM, at most; QEMU itself stops at 256 memory slots of a machine.
 const MAX_BLOCKS: usize = 256;
@@ -82,7 +82,7 @@ impl TargetDriver {
             }
             TargetAct::KeepHashes(hashes) => {
                 let landing = &self.taken()?.landing;
-                let mut announced = landing.announced.lock().expect("no one panics here");
+                let mut announced = landing.announced.locked();
                 if let Some(announced) = announced.as_mut() {
                     announced.keep(&hashes, &*landing.memory).map_err(why("read the hashes"))?;
                 }
@@ -276,7 +276,7 @@ impl TargetDriver {
     fn compare(&mut self) -> Result<Result<(), String>, (String, String)> {
         let landing = &self.taken()?.landing;
         let owed = landing.owed().clone();
-        let announced = landing.announced.lock().expect("no one panics here");
+        let announced = landing.announced.locked();
         let Some(announced) = announced.as_ref() else { return Ok(Ok(())) };
         let differing = announced.differing(&*landing.memory, &owed).map_err(why("hash the memory"))?;
         Ok(match differing {

@@ -21,12 +21,12 @@ use std::{
     io,
     net::{SocketAddr, ToSocketAddrs},
     ops::RangeInclusive,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
 use sys::pulse::Pulse;
-use units::{Epoch, MigrationId};
+use units::{Epoch, Locked, MigrationId};
 
 /// How many data connections a migration begins with: with one, its two threads are the limit before a fast link is
 /// (`./dev bench --streams`). More are used where that moves more.
@@ -278,7 +278,7 @@ pub(super) fn until_asked(shown: Option<Shown>, events: Events) -> Events {
     let shown = Mutex::new(shown);
     Arc::new(move |event| {
         if matches!(event, Event::Phase { phase, .. } if phase != Phase::Preflight) {
-            drop(shown.lock().unwrap_or_else(PoisonError::into_inner).take());
+            drop(shown.locked().take());
         }
         events(event);
     })

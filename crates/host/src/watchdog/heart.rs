@@ -12,13 +12,14 @@ use std::{
     os::{fd::AsFd, unix::process::CommandExt},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         mpsc::{RecvTimeoutError, Sender, channel},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 use sys::{process::readable_within, pulse::Pulse};
+use units::Locked;
 
 /// How long a watchdog may take to start: 10 ms, and what a busy machine adds.
 const STARTS: Duration = Duration::from_secs(3);
@@ -124,7 +125,7 @@ impl Kept {
 
 impl Shared {
     fn locked(&self) -> MutexGuard<'_, Kept> {
-        self.dog.lock().unwrap_or_else(PoisonError::into_inner)
+        self.dog.locked()
     }
 
     /// One beat, if all get on; and another watchdog, if this one does not.

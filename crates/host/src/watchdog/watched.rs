@@ -5,11 +5,11 @@ use agent::store::Departure;
 use engine::ports::{RunState, SourceJournal, Stalls, Tracker};
 use std::{
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::sync_channel},
+    sync::{Arc, Mutex, MutexGuard, mpsc::sync_channel},
     thread,
     time::Duration,
 };
-use units::{Epoch, MemorySet};
+use units::{Epoch, Locked, MemorySet};
 
 /// So long the guest is kept waiting for the state directory, in a pause or on the way there. As long as the promise is not known to be
 /// durable, it may always go on here: no permit was sent.
@@ -30,7 +30,7 @@ impl Watched {
 
     /// Waits for what is late.
     fn journal(&self) -> MutexGuard<'_, Departure> {
-        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+        self.journal.locked()
     }
 
     /// Does it on a thread of its own. If that is not done in time it never counts: it is undone as soon as it is done, and nobody comes
@@ -42,7 +42,7 @@ impl Watched {
         // Without room: what is not taken was not said.
         let (journal, (tell, told)) = (self.journal.clone(), sync_channel(0));
         let work = move || {
-            let mut journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut journal = journal.locked();
             let done = step(&mut journal);
             if tell.send(done).is_err()
                 && let Err(error) = journal.withdrawn()

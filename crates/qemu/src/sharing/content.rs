@@ -8,9 +8,10 @@ use std::{
     io,
     os::unix::fs::{FileExt, MetadataExt},
     path::Path,
-    sync::{LazyLock, Mutex, PoisonError},
+    sync::{LazyLock, Mutex},
     time::{Duration, Instant},
 };
+use units::Locked;
 
 /// Makes digests of ours differ from what people publish of files (`b3sum`): who knows such a sum does not know the file.
 const CONTEXT: &str = "whimbrel 2026-11-29 content of a file that a guest only reads";
@@ -35,7 +36,7 @@ fn state(metadata: &Metadata) -> State {
 /// A digest of a file's content, in hexadecimal. It is secret: whoever knows it can say that he knows the file.
 pub(crate) fn digest(file: &File) -> io::Result<String> {
     static KNOWN: LazyLock<Mutex<HashMap<State, String>>> = LazyLock::new(Mutex::default);
-    let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = || KNOWN.locked();
     let before = state(&file.metadata()?);
     if let Some(digest) = known().get(&before) {
         return Ok(digest.clone());
