@@ -21,7 +21,7 @@ may_use='
     spool      units sys page
     sim        units page policy proto
     engine     units sys page policy proto ports spool pki
-    ownership  units ports
+    ownership  units pki ports
     qemu       units sys ports attach
     agent      units sys pki engine
     doctor     units sys qemu

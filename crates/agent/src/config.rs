@@ -14,7 +14,7 @@ pub use address::Address;
 pub use allow::Allow;
 pub use memory::Overcommit;
 pub use mistake::ConfigError;
-pub use ownership::{EtcdPlace, EtcdTls, OwnershipPlace};
+pub use ownership::{EtcdPlace, OwnershipPlace};
 pub use tracking::{Group, Tracker};
 
 use crate::name;

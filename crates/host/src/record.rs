@@ -8,7 +8,7 @@ use engine::{
     ports::{Claim, Claimed, Offer, Ownership},
     shared::SharedRecord,
 };
-use ownership::{Etcd, Memory, Patient, SharedDir, Tls};
+use ownership::{Etcd, Memory, Patient, SharedDir};
 use std::{fs, io, sync::Arc};
 
 /// What the configuration says; `None`: the target of each migration keeps the record. Nothing is asked yet: VMs are served also
@@ -22,7 +22,6 @@ pub fn shared_record(config: &Config) -> io::Result<Option<Arc<dyn SharedRecord>
         OwnershipPlace::Target => return Ok(None),
         OwnershipPlace::Directory(path) => Arc::new(SharedDir::new(path, memory()?)),
         OwnershipPlace::Etcd(EtcdPlace { endpoints, tls }) => {
-            let tls = tls.as_ref().map(|tls| Tls { ca: tls.ca.clone(), client: tls.client.clone() });
             Arc::new(Etcd::new(endpoints, tls.as_ref(), memory()?)?)
         }
     };

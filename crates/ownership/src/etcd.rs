@@ -18,11 +18,12 @@
 use crate::{
     changing::Changing,
     draw,
-    gateway::{Gateway, Outcome, Tls, delete, exists, get, is, put},
+    gateway::{Gateway, Outcome, delete, exists, get, is, put},
     memory::Memory,
     prune::KEPT_EPOCHS,
     record::{Entry, check_name},
 };
+use pki::ClientFiles;
 use ports::{
     Claim, Claimed, Offer, Ownership, OwnershipRecord,
     shared::{NOBODY, SharedRecord, not_behind, restored},
@@ -86,8 +87,9 @@ fn value(outcome: &Outcome, n: usize) -> Option<Vec<u8>> {
 }
 
 impl Etcd {
-    /// The cluster with these end points: `https://HOST:PORT` each with `tls`, `http://HOST:PORT` without. Nothing is asked yet.
-    pub fn new(endpoints: &[String], tls: Option<&Tls>, memory: Memory) -> io::Result<Self> {
+    /// The cluster with these end points: `https://HOST:PORT` each with `tls`, `http://HOST:PORT` without.
+    /// Nothing is asked yet.
+    pub fn new(endpoints: &[String], tls: Option<&ClientFiles>, memory: Memory) -> io::Result<Self> {
         let mut names = endpoints.to_vec();
         names.sort();
         let place = format!("etcd at {}", names.join(", "));

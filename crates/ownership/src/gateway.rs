@@ -1,13 +1,12 @@
 //! etcd's v3 API over HTTP with JSON (its gRPC gateway), as much of it as ownership needs: reads and transactions.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use pki::ClientFiles;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
-    fs::{self, File},
-    io::{self, ErrorKind, Read},
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    io::{self, ErrorKind},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -35,33 +34,23 @@ pub(crate) struct Gateway {
     good: AtomicUsize,
 }
 
-/// How a cluster is asked by `https`: files in PEM, read when the agent starts.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Tls {
-    /// Who vouches for the cluster.
-    pub ca: PathBuf,
-    /// Our certificate and its key, for a cluster that asks for one (`--client-cert-auth`).
-    pub client: Option<(PathBuf, PathBuf)>,
-}
-
-impl Tls {
-    fn config(&self) -> io::Result<TlsConfig> {
-        let client = match &self.client {
-            None => None,
-            Some((cert, key)) => Some(ClientCert::new_with_certs(&certificates(cert)?, private_key(key)?)),
-        };
-        let ring = Arc::new(rustls::crypto::ring::default_provider());
-        Ok(TlsConfig::builder()
-            .root_certs(RootCerts::new_with_certs(&certificates(&self.ca)?))
-            .client_cert(client)
-            .unversioned_rustls_crypto_provider(ring)
-            .build())
-    }
+/// How a cluster is asked by `https`: the files are read when the agent starts.
+fn config(files: &ClientFiles) -> io::Result<TlsConfig> {
+    let client = match &files.client {
+        None => None,
+        Some((cert, key)) => Some(ClientCert::new_with_certs(&certificates(cert)?, private_key(key)?)),
+    };
+    let ring = Arc::new(rustls::crypto::ring::default_provider());
+    Ok(TlsConfig::builder()
+        .root_certs(RootCerts::new_with_certs(&certificates(&files.ca)?))
+        .client_cert(client)
+        .unversioned_rustls_crypto_provider(ring)
+        .build())
 }
 
 fn certificates(path: &Path) -> io::Result<Vec<Certificate<'static>>> {
-    let pem = fs::read(path).map_err(|error| failed(path, error.kind(), &error.to_string()))?;
-    let certificates: Vec<_> = parse_pem(&pem)
+    let pem = pki::read(path).map_err(io::Error::other)?;
+    let certificates: Vec<_> = parse_pem(pem.as_bytes())
         .filter_map(|item| match item {
             Ok(PemItem::Certificate(certificate)) => Some(certificate),
             _ => None,
@@ -74,17 +63,9 @@ fn certificates(path: &Path) -> io::Result<Vec<Certificate<'static>>> {
 }
 
 fn private_key(path: &Path) -> io::Result<PrivateKey<'static>> {
-    let read = || -> io::Result<(u32, Vec<u8>)> {
-        let (mut file, mut pem) = (File::open(path)?, Vec::new());
-        file.read_to_end(&mut pem)?;
-        Ok((file.metadata()?.permissions().mode() & 0o777, pem))
-    };
-    let (mode, pem) = read().map_err(|error| failed(path, error.kind(), &error.to_string()))?;
-    if mode & 0o077 != 0 {
-        let why = format!("others may read this key (mode {mode:o}): chmod 600 {}", path.display());
-        return Err(failed(path, ErrorKind::PermissionDenied, &why));
-    }
-    PrivateKey::from_pem(&pem).map_err(|error| failed(path, ErrorKind::InvalidData, &error.to_string()))
+    let pem = pki::read_key(path).map_err(io::Error::other)?;
+    PrivateKey::from_pem(pem.as_bytes())
+        .map_err(|error| failed(path, ErrorKind::InvalidData, &error.to_string()))
 }
 
 fn failed(path: &Path, kind: ErrorKind, why: &str) -> io::Error {
@@ -172,7 +153,7 @@ fn base64(bytes: impl AsRef<[u8]>) -> String {
 
 impl Gateway {
     /// For these, each `https://HOST:PORT` with `tls`, or `http://HOST:PORT` without.
-    pub(crate) fn new(endpoints: &[String], tls: Option<&Tls>) -> io::Result<Self> {
+    pub(crate) fn new(endpoints: &[String], tls: Option<&ClientFiles>) -> io::Result<Self> {
         let scheme = if tls.is_some() { "https://" } else { "http://" };
         if let Some(wrong) = endpoints.iter().find(|end| !end.starts_with(scheme)) {
             let why =
@@ -185,7 +166,7 @@ impl Gateway {
             .max_redirects(0)
             .proxy(None);
         let config = match tls {
-            Some(tls) => config.tls_config(tls.config()?).https_only(true).build(),
+            Some(tls) => config.tls_config(self::config(tls)?).https_only(true).build(),
             None => config.build(),
         };
         let endpoints = endpoints.iter().map(|e| e.trim_end_matches('/').to_owned()).collect();

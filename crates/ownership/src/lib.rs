@@ -26,7 +26,6 @@ pub mod steps;
 
 pub use directory::SharedDir;
 pub use etcd::Etcd;
-pub use gateway::Tls;
 pub use memory::Memory;
 pub use patient::Patient;
 

@@ -26,6 +26,15 @@ impl Files {
     }
 }
 
+/// Where the files are by which a server that is none of the workgroup's is asked over TLS: etcd.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ClientFiles {
+    /// Who vouches for the server.
+    pub ca: PathBuf,
+    /// Our certificate and its key, for a server that asks for one.
+    pub client: Option<(PathBuf, PathBuf)>,
+}
+
 /// What is wrong with keys and certificates.
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
@@ -71,13 +80,13 @@ pub(crate) fn wrong(path: &Path, why: impl Into<String>) -> PkiError {
     PkiError::Wrong { path: path.to_owned(), why: why.into() }
 }
 
-/// Reads a certificate file, which is nobody's secret.
-pub(crate) fn read(path: &Path) -> Result<String, PkiError> {
+/// Reads a certificate file (PEM), which is nobody's secret.
+pub fn read(path: &Path) -> Result<String, PkiError> {
     open(path).and_then(|(file, _)| text(file, path))
 }
 
-/// Reads a key, unless others may read it too.
-pub(crate) fn read_key(path: &Path) -> Result<String, PkiError> {
+/// Reads a key (PEM), unless others may read it too.
+pub fn read_key(path: &Path) -> Result<String, PkiError> {
     let (file, mode) = open(path)?;
     if mode & 0o077 != 0 {
         return Err(PkiError::Open { path: path.to_owned(), mode });

@@ -17,7 +17,7 @@ mod show;
 mod words;
 
 pub use clock::Instant;
-pub use files::{Files, PkiError};
+pub use files::{ClientFiles, Files, PkiError, read, read_key};
 pub use identity::{Identity, Security, names_of, server_name};
 pub use issue::{Authority, Made, Pair, Validity, init, issue};
 pub use show::{Card, Shown, show};

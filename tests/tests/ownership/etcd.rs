@@ -6,7 +6,8 @@ use crate::{
 };
 use engine::{ports::Claimed, shared::SharedRecord};
 use lab::{EtcdServer, OnTheWay, copy_dir};
-use ownership::{Etcd, Memory, Tls};
+use ownership::{Etcd, Memory};
+use pki::ClientFiles;
 use std::{
     fs, net::SocketAddr, os::unix::fs::PermissionsExt, sync::atomic::Ordering::SeqCst, time::Duration,
 };
@@ -156,17 +157,17 @@ fn i1_etcd_is_asked_by_tls_and_only_by_whom_it_knows() {
         pki::issue(&at(ca), host, &loopback, 30, &at(host)).unwrap();
     }
     let server = EtcdServer::start_with(&at("data"), Some(&at("etcd"))).unwrap();
-    let files = |host: &str| Tls {
+    let files = |host: &str| ClientFiles {
         ca: at(host).join("ca.crt"),
         client: Some((at(host).join("host.crt"), at(host).join("host.key"))),
     };
-    let ask = |end: String, tls: Option<&Tls>| {
+    let ask = |end: String, tls: Option<&ClientFiles>| {
         let memory = Memory::at(&at("memory.json")).unwrap();
         Etcd::new(&[end], tls, memory).and_then(|etcd| etcd.start("vm", "a", None, None))
     };
     let secure = format!("https://{}", server.address());
     assert!(matches!(ask(secure.clone(), Some(&files("a"))).unwrap(), Claimed::Yours(_)));
-    let nobody = Tls { client: None, ..files("a") };
+    let nobody = ClientFiles { client: None, ..files("a") };
     for (what, tls) in [("another authority", files("b")), ("no certificate", nobody)] {
         let error = ask(secure.clone(), Some(&tls)).expect_err(what).to_string();
         assert!(error.contains("etcd does not answer"), "{what}: {error}");

@@ -1,6 +1,7 @@
 //! `[ownership]`: where hosts ask who owns a VM.
 
 use super::ConfigError;
+use pki::ClientFiles;
 use serde::Deserialize;
 use std::{net::IpAddr, path::PathBuf};
 
@@ -22,16 +23,7 @@ pub struct EtcdPlace {
     /// `https://HOST:PORT` each, or `http://HOST:PORT` without TLS.
     pub endpoints: Vec<String>,
     /// With what it is asked by `https`.
-    pub tls: Option<EtcdTls>,
-}
-
-/// Files in PEM.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct EtcdTls {
-    /// Who vouches for the cluster.
-    pub ca: PathBuf,
-    /// Our certificate and its key, for a cluster that asks for one.
-    pub client: Option<(PathBuf, PathBuf)>,
+    pub tls: Option<ClientFiles>,
 }
 
 #[derive(Clone, Default, Debug, Deserialize)]
@@ -57,8 +49,8 @@ impl Table {
             return wrong("names files for TLS: write the end points of etcd as https://HOST:PORT");
         }
         let tls = match (self.etcd_ca, self.etcd_cert, self.etcd_key) {
-            (Some(ca), None, None) => Some(EtcdTls { ca, client: None }),
-            (Some(ca), Some(cert), Some(key)) => Some(EtcdTls { ca, client: Some((cert, key)) }),
+            (Some(ca), None, None) => Some(ClientFiles { ca, client: None }),
+            (Some(ca), Some(cert), Some(key)) => Some(ClientFiles { ca, client: Some((cert, key)) }),
             (None, None, None) if !secure => None,
             (None, ..) => return wrong("lacks etcd-ca, the certificate of whoever vouches for the cluster"),
             _ => return wrong("etcd-cert and etcd-key belong together"),
@@ -108,7 +100,7 @@ mod tests {
         let directory = OwnershipPlace::Directory("/shared/w".into());
         assert_eq!(place("[ownership]\ndirectory = \"/shared/w\"\n").unwrap(), directory);
         let etcd = |end: &str, tls| OwnershipPlace::Etcd(EtcdPlace { endpoints: vec![end.into()], tls });
-        let files = |client| Some(EtcdTls { ca: "/e/ca".into(), client });
+        let files = |client| Some(ClientFiles { ca: "/e/ca".into(), client });
         let both = Some(("/e/c".into(), "/e/k".into()));
         let with = "etcd-ca = \"/e/ca\"";
         let rows = [
