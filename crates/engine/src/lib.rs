@@ -5,6 +5,8 @@
 
 /// Ports that a thread uses while the driver goes on.
 mod beside;
+/// Steps that came to nothing.
+mod broken;
 /// TLS over a connection.
 mod channel;
 /// Connections: handshake, counting, control messages.
@@ -57,7 +59,4 @@ pub use beside::Beside;
 pub use conn::{Conn, Dial, TcpDial, Traffic};
 pub use source::{Handle, Options, Reading, Road, SourceDriver, SourceParts, SpoolOptions, plan};
 
-/// What the machines are told of a failure: what was tried, and why it came to nothing.
-fn why(what: &str) -> impl FnOnce(std::io::Error) -> (String, String) {
-    move |e| (what.to_owned(), e.to_string())
-}
+use broken::{Broken, why};

@@ -1,6 +1,7 @@
 //! The source's driver: does what `proto::Source` says, and tells it what came of it.
 
 use crate::{
+    Broken,
     conn::{Conn, Heard, Speaker, now_ns},
     ports::{DeviceState, HasEnded, MachineError, RunState, Saved, Seen},
     queue::{Owing, Round},
@@ -253,7 +254,7 @@ impl SourceDriver {
             return self
                 .finish(SourceEnd::Failed { what: format!("reach {}", self.parts.to), why: e.to_string() });
         }
-        if let Err((what, why)) = self.look_ahead() {
+        if let Err(Broken { what, why }) = self.look_ahead() {
             return self.finish(SourceEnd::Failed { what, why });
         }
         self.begin_spool();
@@ -341,7 +342,7 @@ impl SourceDriver {
                     let began = Instant::now();
                     self.look_around();
                     let watched = if self.gone_before_its_time() {
-                        Err(("the VM".to_owned(), String::new()))
+                        Err(Broken::new("the VM", ""))
                     } else if self.story.now() == Phase::Preflight {
                         self.look_at_writes()
                     } else {
@@ -367,7 +368,7 @@ impl SourceDriver {
     }
 
     /// An act failed: because of what it says, or because there is no QEMU any more.
-    fn broke(&self, (what, mut why): (String, String)) -> SourceEvent {
+    fn broke(&self, Broken { what, mut why }: Broken) -> SourceEvent {
         if (self.has_ended)() {
             why = format!("its QEMU has ended; {why}").trim_end_matches("; ").to_owned();
         }

@@ -1,6 +1,7 @@
 //! The target's driver: does what `proto::Target` says, and tells it what came of it.
 
 use crate::{
+    Broken,
     beside::Beside,
     conn::{Conn, LONG_SILENCE, Speaker},
     faults::Faults,
@@ -311,7 +312,7 @@ impl TargetDriver {
                 match self.act(act) {
                     Ok(Some(event)) => todo.extend(machine.handle(event)),
                     Ok(None) => {}
-                    Err((what, why)) => {
+                    Err(Broken { what, why }) => {
                         tracing::warn!(what, why, "an act failed");
                         todo.extend(machine.handle(TargetEvent::Broke { what, why }));
                     }
@@ -364,7 +365,7 @@ impl TargetDriver {
             return None;
         }
         if !self.arrived {
-            return self.alive().err().map(|(what, why)| TargetEvent::Broke { what, why });
+            return self.alive().err().map(|Broken { what, why }| TargetEvent::Broke { what, why });
         }
         // A guest that crashed lacks nothing any more, and nobody can bring it back.
         if !std::mem::replace(&mut self.qemu_ended, true) {
@@ -376,10 +377,11 @@ impl TargetDriver {
         None
     }
 
-    /// Whether there is a QEMU. Looked at before a claim, too: a VM whose QEMU has ended until then goes on at the source.
-    fn alive(&mut self) -> Result<(), (String, String)> {
+    /// Whether there is a QEMU. Looked at before a claim, too: a VM whose QEMU has ended until then goes on
+    /// at the source.
+    fn alive(&mut self) -> Result<(), Broken> {
         if (self.taken()?.has_ended)() {
-            return Err(("the waiting QEMU".to_owned(), "it has ended".to_owned()));
+            return Err(Broken::new("the waiting QEMU", "it has ended"));
         }
         Ok(())
     }
@@ -450,7 +452,7 @@ impl TargetDriver {
             }
             control::Kind::Failed(_) => self.source_is_back = true,
             control::Kind::Permit(_) if !self.arrived => {
-                if let Err((what, why)) = self.alive() {
+                if let Err(Broken { what, why }) = self.alive() {
                     return Some(TargetEvent::Broke { what, why });
                 }
                 self.permitted = true;
@@ -475,8 +477,8 @@ impl TargetDriver {
         Some(TargetEvent::LinkLost(e.to_string()))
     }
 
-    fn taken(&mut self) -> Result<&mut Taken, (String, String)> {
-        self.taken.as_mut().ok_or_else(|| ("the protocol".into(), "nothing was prepared".into()))
+    fn taken(&mut self) -> Result<&mut Taken, Broken> {
+        self.taken.as_mut().ok_or_else(|| Broken::new("the protocol", "nothing was prepared"))
     }
 
     fn finish(mut self, end: TargetEnd) -> io::Result<()> {

@@ -2,6 +2,7 @@
 
 use super::{AGAIN, Signal, SourceDriver};
 use crate::{
+    Broken,
     conn::{LONG_SILENCE, SILENCE, now_ns},
     ports::{MachineError, RunState, Saved},
     queue::Round,
@@ -14,7 +15,7 @@ use units::{Epoch, MemorySet};
 
 impl SourceDriver {
     /// Does one act. Errors say what was tried and why it failed.
-    pub(super) fn act(&mut self, act: SourceAct) -> Result<Option<SourceEvent>, (String, String)> {
+    pub(super) fn act(&mut self, act: SourceAct) -> Result<Option<SourceEvent>, Broken> {
         match act {
             SourceAct::Send(kind) => {
                 self.asked |= matches!(kind, control::Kind::Prepare(_));
@@ -22,7 +23,7 @@ impl SourceDriver {
                 Ok(None)
             }
             SourceAct::OpenStreams => {
-                self.before = self.parts.machine.lock().run_state().map_err(|e| (e.what, e.why))?;
+                self.before = self.parts.machine.lock().run_state()?;
                 self.look_at_writes()?;
                 self.dirty =
                     survey::present(&*self.parts.memory).map_err(why("look for the guest's pages"))?;
@@ -55,7 +56,7 @@ impl SourceDriver {
             }
             SourceAct::StopGuest => {
                 self.end_watch();
-                let before = self.parts.machine.lock().prepare_stop().map_err(|e| (e.what, e.why))?;
+                let before = self.parts.machine.lock().prepare_stop()?;
                 self.before = before;
                 self.can_be_carried(before)?;
                 self.offer().map_err(why("start a thread"))?;
@@ -67,7 +68,7 @@ impl SourceDriver {
                 self.count_stalls();
                 self.story.stopping(now_ns());
                 self.stopped = true;
-                let found = self.parts.machine.lock().stop().map_err(|e| (e.what, e.why))?;
+                let found = self.parts.machine.lock().stop()?;
                 if found != before {
                     // Somebody has stopped it, or it has, between our question and our stop.
                     self.before = found;
@@ -98,7 +99,7 @@ impl SourceDriver {
                 // From here on a target that is only slow costs the whole migration.
                 self.bear_silence(LONG_SILENCE);
                 // From the permit on the target may run it, and nobody here.
-                self.parts.machine.lock().hold().map_err(|e| (e.what, e.why))?;
+                self.parts.machine.lock().hold()?;
                 self.parts.journal.promise(self.parts.epoch).map_err(why("journal the promise"))?;
                 Ok(Some(SourceEvent::Promised))
             }
@@ -147,14 +148,14 @@ impl SourceDriver {
     }
 
     /// Ends the migration of a VM whose state cannot be carried over, before anything was done to it.
-    pub(super) fn can_be_carried(&self, state: RunState) -> Result<(), (String, String)> {
+    pub(super) fn can_be_carried(&self, state: RunState) -> Result<(), Broken> {
         match state.hindrance() {
             None => Ok(()),
-            Some(why) => Err((format!("move {}", self.parts.vm), why)),
+            Some(why) => Err(Broken::new(format!("move {}", self.parts.vm), why)),
         }
     }
 
-    fn ship(&mut self, number: u32) -> Result<Option<SourceEvent>, (String, String)> {
+    fn ship(&mut self, number: u32) -> Result<Option<SourceEvent>, Broken> {
         self.collect()?;
         let empty = self.nothing();
         let set = std::mem::replace(&mut self.dirty, empty);
@@ -177,14 +178,14 @@ impl SourceDriver {
         MemorySet::empty(self.shape.0.iter().copied())
     }
 
-    pub(super) fn collect(&mut self) -> Result<(), (String, String)> {
+    pub(super) fn collect(&mut self) -> Result<(), Broken> {
         let Some(tracker) = &mut self.parts.tracker else { return Ok(()) };
         tracker.collect(&mut self.dirty).map_err(why("collect the pages that the guest wrote"))
     }
 
     /// The device state is there; what was written to guest memory meanwhile must go along.
     pub(super) fn saved(&mut self, saved: Result<Saved, MachineError>) -> SourceEvent {
-        let saved = saved.map_err(|e| (e.what, e.why)).and_then(|saved| {
+        let saved = saved.map_err(Broken::from).and_then(|saved| {
             self.story.looked(saved.looked);
             self.story.frozen(saved.frozen_in);
             self.state = Some(saved.state);
@@ -192,11 +193,11 @@ impl SourceDriver {
         });
         match saved {
             Ok(()) => SourceEvent::Saved { more: !self.dirty.is_empty() },
-            Err((what, why)) => SourceEvent::Broke { what, why },
+            Err(Broken { what, why }) => SourceEvent::Broke { what, why },
         }
     }
 
-    fn send_state(&mut self, after_round: u32) -> Result<SourceEvent, (String, String)> {
+    fn send_state(&mut self, after_round: u32) -> Result<SourceEvent, Broken> {
         self.story.end_round(0);
         if self.options.verify
             && let Some(lost) = self.send_hashes()?
@@ -217,7 +218,7 @@ impl SourceDriver {
     }
 
     /// Says why the link is lost, if it is.
-    fn send_hashes(&self) -> Result<Option<io::Error>, (String, String)> {
+    fn send_hashes(&self) -> Result<Option<io::Error>, Broken> {
         let mut lost = None;
         let hashed = verify::hash_all(&*self.parts.memory, |hashes| {
             let said = match &self.speaker {

@@ -1,7 +1,10 @@
 //! The guest runs on here: because the migration is over, or because its link is lost and is waited for.
 
 use super::{SourceDriver, now_ns};
-use crate::ports::{MachineError, RunState};
+use crate::{
+    Broken,
+    ports::{MachineError, RunState},
+};
 use std::time::Duration;
 
 /// A guest that was stopped so often in vain is not stopped once more: a link that breaks whenever the guest stands still costs it a
@@ -26,9 +29,10 @@ impl SourceDriver {
         }
     }
 
-    /// The link was lost in a pause. The guest does not stand still for it: it runs on here at once, and its writes are followed as
-    /// before (I2), so that the migration goes on from where it was once the link is back. Nothing was promised.
-    pub(super) fn run_on(&mut self) -> Result<(), (String, String)> {
+    /// The link was lost in a pause. The guest does not stand still for it: it runs on here at once, and its
+    /// writes are followed as before (I2), so that the migration goes on from where it was once the link is
+    /// back. Nothing was promised.
+    pub(super) fn run_on(&mut self) -> Result<(), Broken> {
         self.calm();
         // The target forgets what it was told that it would lack: it is to be sent as any other page (I2).
         let owed = self.nothing();
@@ -36,7 +40,7 @@ impl SourceDriver {
         if !self.stopped {
             return Ok(());
         }
-        let stood = self.resume_guest().map_err(|e| (e.what, e.why))?;
+        let stood = self.resume_guest()?;
         self.story.ran_on(stood);
         // A device state of this pause is none of the next one.
         self.state = None;
@@ -48,7 +52,7 @@ impl SourceDriver {
         if self.pauses_in_vain > IN_VAIN {
             let why =
                 format!("it was lost in {} pauses; the guest is not stopped again", self.pauses_in_vain);
-            return Err(("the connection to the target".to_owned(), why));
+            return Err(Broken::new("the connection to the target", why));
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use super::{Options, SourceDriver, SourceParts};
 use crate::{
+    Broken,
     conn::Dial,
     packing,
     ports::GuestMemory,
@@ -78,7 +79,7 @@ struct Surveyed {
 
 impl SourceDriver {
     /// Begins to look at the guest and at the link, while the target prepares.
-    pub(super) fn look_ahead(&mut self) -> Result<(), (String, String)> {
+    pub(super) fn look_ahead(&mut self) -> Result<(), Broken> {
         let Some(tracker) = &mut self.parts.tracker else { return Ok(()) };
         tracker.begin().map_err(why("begin tracking"))?;
         // What the guest uses from here to the forecast is what it leaves.
@@ -100,7 +101,7 @@ impl SourceDriver {
     }
 
     /// What the guest wrote since.
-    pub(super) fn look_at_writes(&mut self) -> Result<(), (String, String)> {
+    pub(super) fn look_at_writes(&mut self) -> Result<(), Broken> {
         self.collect()?;
         let Some(begun) = self.foresight.begun else { return Ok(()) };
         self.foresight.watched = begun.elapsed();
@@ -109,7 +110,7 @@ impl SourceDriver {
     }
 
     /// Says what is to be expected. `self.dirty` is all that the guest ever wrote.
-    pub(super) fn foresee(&mut self) -> Result<(), (String, String)> {
+    pub(super) fn foresee(&mut self) -> Result<(), Broken> {
         let Some(surveyed) = self.foresight.surveyed.take() else { return Ok(()) };
         let Ok(Surveyed { sample, link }) = surveyed.recv() else { return Ok(()) };
         let sample = sample.map_err(why("look at the guest's memory"))?;

@@ -1,7 +1,7 @@
 //! When the guest's writes are slowed, and to which pace; and when its vCPUs are stunned, because that does not suffice.
 
 use super::SourceDriver;
-use crate::{ports::Stalls, report::Phase, why};
+use crate::{Broken, ports::Stalls, report::Phase, why};
 use policy::{Duty, OUTRUN};
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ pub(super) struct Governing {
 
 impl SourceDriver {
     /// In the middle of a round: does the guest outrun it?
-    pub(super) fn watch(&mut self) -> Result<(), (String, String)> {
+    pub(super) fn watch(&mut self) -> Result<(), Broken> {
         if !self.may_govern() || self.story.now() != Phase::PreCopy {
             return Ok(());
         }
@@ -71,7 +71,7 @@ impl SourceDriver {
     }
 
     /// At the end of a round that was not the last, when it is known what was dirtied meanwhile.
-    pub(super) fn judge(&mut self) -> Result<(), (String, String)> {
+    pub(super) fn judge(&mut self) -> Result<(), Broken> {
         if !self.may_govern() {
             return Ok(());
         }
@@ -127,7 +127,7 @@ impl SourceDriver {
     }
 
     /// Before anything was sent.
-    pub(super) fn govern_by_guess(&mut self, sent_per_s: f64) -> Result<(), (String, String)> {
+    pub(super) fn govern_by_guess(&mut self, sent_per_s: f64) -> Result<(), Broken> {
         self.governing.guessed = true;
         self.govern(sent_per_s)
     }
@@ -136,7 +136,7 @@ impl SourceDriver {
         self.governing.pace.is_some()
     }
 
-    fn govern(&mut self, sent_per_s: f64) -> Result<(), (String, String)> {
+    fn govern(&mut self, sent_per_s: f64) -> Result<(), Broken> {
         let Some(tracker) = &mut self.parts.tracker else { return Ok(()) };
         match tracker.govern(sent_per_s) {
             Ok(()) => {

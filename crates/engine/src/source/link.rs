@@ -2,6 +2,7 @@
 
 use super::{Mending, Signal, SourceDriver};
 use crate::{
+    Broken,
     conn::{LONG_SILENCE, PING, SILENCE, Speaker, listen, now_ns},
     gate::Gate,
     packing::Packing,
@@ -82,8 +83,9 @@ impl SourceDriver {
         }
     }
 
-    /// Connects again while the guest runs on here, for as long as the user wants. What was on its way is sent again (I2).
-    pub(super) fn rejoin(&mut self) -> Result<Option<SourceEvent>, (String, String)> {
+    /// Connects again while the guest runs on here, for as long as the user wants. What was on its way is
+    /// sent again (I2).
+    pub(super) fn rejoin(&mut self) -> Result<Option<SourceEvent>, Broken> {
         self.hang_up();
         self.leave_spool();
         let end = Instant::now() + self.options.give_up;
@@ -101,7 +103,7 @@ impl SourceDriver {
                     self.lost_here = (here, if self.lost_here.0 == here { self.lost_here.1 + 1 } else { 0 });
                     if self.lost_here.1 >= STUCK {
                         let why = "it is lost again and again, at the same place".to_owned();
-                        return Err(("the connection to the target".to_owned(), why));
+                        return Err(Broken::new("the connection to the target", why));
                     }
                     self.story.note(format!("connected to {} again", self.parts.to));
                     self.not_again(landed, &rest);
@@ -113,10 +115,8 @@ impl SourceDriver {
                     ("it speaks of a VM that runs there already".to_owned(), io::ErrorKind::InvalidData)
                 }
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    return Err((
-                        "reconnect".to_owned(),
-                        format!("{} has given up meanwhile", self.parts.to),
-                    ));
+                    let why = format!("{} has given up meanwhile", self.parts.to);
+                    return Err(Broken::new("reconnect", why));
                 }
                 Err(e) => (e.to_string(), e.kind()),
             };
@@ -128,7 +128,7 @@ impl SourceDriver {
                     "it was lost, and not back within {} s: {why}; --give-up says how long to wait",
                     self.options.give_up.as_secs_f64()
                 );
-                return Err(("the connection to the target".to_owned(), why));
+                return Err(Broken::new("the connection to the target", why));
             }
             let cancels = |event: &SourceEvent| matches!(event, SourceEvent::Cancel);
             let heard = |signal: &Signal| matches!(signal, Signal::Event(event) if cancels(event));

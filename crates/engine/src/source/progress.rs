@@ -2,7 +2,7 @@
 //! often it can be opened again.
 
 use super::SourceDriver;
-use crate::{conn::UNCONFIRMED, report::Phase, ship::Streams};
+use crate::{Broken, conn::UNCONFIRMED, report::Phase, ship::Streams};
 use std::{
     io,
     time::{Duration, Instant},
@@ -119,7 +119,7 @@ impl SourceDriver {
     }
 
     /// Fails if nothing has arrived for as long as a lost link would be waited for.
-    pub(super) fn look_at_progress(&mut self) -> Result<(), (String, String)> {
+    pub(super) fn look_at_progress(&mut self) -> Result<(), Broken> {
         self.count_confirmed();
         let patience = self.options.give_up.max(UNCONFIRMED);
         let progress = &mut self.progress;
@@ -145,7 +145,7 @@ impl SourceDriver {
             ),
             Stuck::All => format!("nothing of the guest's memory has arrived for {time} s (--give-up)"),
         };
-        Err(("the connection to the target".to_owned(), why))
+        Err(Broken::new("the connection to the target", why))
     }
 }
 

@@ -64,8 +64,7 @@ impl SourceDriver {
             }
         };
         if !seen.changes.is_empty() {
-            let MachineError { what, why } = MachineError::changed(&seen.changes);
-            return Some(self.broke((what, why)));
+            return Some(self.broke(MachineError::changed(&seen.changes).into()));
         }
         let state = seen.state?;
         let ended = self.can_be_carried(state).err()?;

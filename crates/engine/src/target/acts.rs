@@ -2,6 +2,7 @@
 
 use super::{AGAIN, MAX_STREAMS, Signal, Taken, TargetDriver, loading::Load};
 use crate::{
+    Broken,
     beside::Beside,
     conn::now_ns,
     faults::Faults,
@@ -42,7 +43,7 @@ const LISTEN: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 impl TargetDriver {
-    pub(super) fn act(&mut self, act: TargetAct) -> Result<Option<TargetEvent>, (String, String)> {
+    pub(super) fn act(&mut self, act: TargetAct) -> Result<Option<TargetEvent>, Broken> {
         match act {
             TargetAct::Send(mut kind) => {
                 if let control::Kind::Ready(ready) = &mut kind {
@@ -64,7 +65,7 @@ impl TargetDriver {
             TargetAct::TakeOwed(bitmaps) => {
                 let taken = self.taken()?;
                 let pages = proto::page_sets(&bitmaps, &taken.landing.shape)
-                    .map_err(|e| ("read the owed pages".to_owned(), e.to_string()))?;
+                    .map_err(|e| Broken::new("read the owed pages", e.to_string()))?;
                 taken.landing.owe(&pages).map_err(why("make holes for the owed pages"))?;
                 let owed = taken.landing.owed().clone();
                 let nothing = owed.is_empty();
@@ -92,7 +93,7 @@ impl TargetDriver {
             TargetAct::Load(mut state) => {
                 self.taken()?.request.history = std::mem::take(&mut state.history);
                 self.goes_on = if state.paused { RunState::Paused } else { RunState::Running };
-                let state = unpack(&state).map_err(|e| ("unpack the device state".to_owned(), e))?;
+                let state = unpack(&state).map_err(|e| Broken::new("unpack the device state", e))?;
                 let taken = self.taken()?;
                 if taken.landing.owed().is_empty() {
                     taken.landing.enter(Stage::Closed);
@@ -243,9 +244,10 @@ impl TargetDriver {
         result
     }
 
-    /// The target is ready once its network would hear the guest: a bridge with a spanning tree forwards nothing of a new port for up
-    /// to a minute, and until then a guest that is resumed is cut off. Whatever is heard meanwhile is acted upon.
-    fn once_heard(&mut self) -> Result<Option<TargetEvent>, (String, String)> {
+    /// The target is ready once its network would hear the guest: a bridge with a spanning tree forwards
+    /// nothing of a new port for up to a minute, and until then a guest that is resumed is cut off. Whatever
+    /// is heard meanwhile is acted upon.
+    fn once_heard(&mut self) -> Result<Option<TargetEvent>, Broken> {
         let unheard = self.taken()?.machine.lock().unheard();
         let Some(silent) = unheard() else { return Ok(Some(TargetEvent::Prepared(Ok(())))) };
         let speaker = self.control.as_ref().map(|(_, speaker)| speaker.clone());
@@ -273,7 +275,7 @@ impl TargetDriver {
         Ok(None)
     }
 
-    fn compare(&mut self) -> Result<Result<(), String>, (String, String)> {
+    fn compare(&mut self) -> Result<Result<(), String>, Broken> {
         let landing = &self.taken()?.landing;
         let owed = landing.owed().clone();
         let announced = landing.announced.locked();
@@ -292,7 +294,7 @@ impl TargetDriver {
         })
     }
 
-    fn claim(&mut self) -> Result<TargetEvent, (String, String)> {
+    fn claim(&mut self) -> Result<TargetEvent, Broken> {
         let record = self.host.record();
         let claimer = self.host.name();
         let request = &self.taken()?.request;
@@ -310,7 +312,7 @@ impl TargetDriver {
     }
 
     /// Nothing is owed: the guest's memory is like any other's again.
-    fn settle(&mut self) -> Result<(), (String, String)> {
+    fn settle(&mut self) -> Result<(), Broken> {
         let taken = self.taken()?;
         taken.landing.enter(Stage::Closed);
         if let Some(missing) = &taken.landing.missing {

@@ -3,7 +3,10 @@
 //! try for as long as a load may take.
 
 use super::{Signal, TargetDriver};
-use crate::ports::{DeviceState, MachineError};
+use crate::{
+    Broken,
+    ports::{DeviceState, MachineError},
+};
 use proto::{TargetEvent, control};
 use std::{
     sync::mpsc::{RecvTimeoutError, channel},
@@ -23,7 +26,7 @@ pub(super) enum Load {
 
 impl TargetDriver {
     /// Loads it beside us.
-    pub(super) fn load(&mut self, state: DeviceState) -> Result<Load, (String, String)> {
+    pub(super) fn load(&mut self, state: DeviceState) -> Result<Load, Broken> {
         let taken = self.taken()?;
         let (tell, told) = channel();
         let load = taken.machine.spawn("load", move |machine| drop(tell.send(machine.load(&state))));
@@ -52,7 +55,7 @@ impl TargetDriver {
         if called_off {
             return Ok(Load::CalledOff);
         }
-        loaded.map(|()| Load::Done).map_err(|error| (error.what, error.why))
+        loaded.map(|()| Load::Done).map_err(Broken::from)
     }
 
     /// Whether nothing can come of this migration after that.

@@ -6,6 +6,7 @@
 
 use super::{SourceDriver, so_far};
 use crate::{
+    Broken,
     spooler::{STALL, SpoolJob},
     why,
 };
@@ -77,7 +78,7 @@ impl SourceDriver {
         self.forbid_post_copy();
         let step = self.story.choose(&self.dirty);
         if step == Step::Round
-            && let Err((what, why)) = self.judge()
+            && let Err(Broken { what, why }) = self.judge()
         {
             self.story.note(format!("the guest could not be slowed: {what}: {why}"));
         }
@@ -132,7 +133,7 @@ impl SourceDriver {
         if let Some(tracker) = &mut self.parts.tracker
             && let Err(e) = tracker.collect(&mut written)
         {
-            let (what, why) = why("collect the pages that the guest wrote")(e);
+            let Broken { what, why } = why("collect the pages that the guest wrote")(e);
             return Some(SourceEvent::Broke { what, why });
         }
         self.dirty.union(&written);
@@ -167,7 +168,7 @@ impl SourceDriver {
     }
 
     /// Collects what will be owed; what of it is not safe yet is made so once the guest stands still.
-    pub(in crate::source) fn collect_owed(&mut self) -> Result<(), (String, String)> {
+    pub(in crate::source) fn collect_owed(&mut self) -> Result<(), Broken> {
         self.spooling.owes = true;
         let mut written = self.nothing();
         if let Some(tracker) = &mut self.parts.tracker {
