@@ -13,8 +13,6 @@ mod etcd;
 mod gateway;
 /// What this host remembers of a record, so that one from a backup is noticed.
 mod memory;
-/// The shared directory: a model of one in which everything goes wrong.
-pub mod model;
 /// Asks a record that may not answer.
 mod patient;
 /// The shared directory: what nobody needs any more.

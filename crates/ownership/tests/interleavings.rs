@@ -1,8 +1,11 @@
 //! The protocol of the shared directory over a model of one: every interleaving of two claimers with everything that can go
 //! wrong, and random lives of a VM that is moved about by hosts that crash, see old things and lose answers (I1).
 
+/// A directory in which everything goes wrong.
+mod model;
+
+use model::{Fault, Model};
 use ownership::{
-    model::{Fault, Model},
     prune::disposable,
     record::{Entry, epoch_name},
     steps::{Claiming, Got, Offering, Op, Step, Steps},

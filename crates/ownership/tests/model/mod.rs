@@ -1,11 +1,11 @@
 //! A VM's directory as the protocol sees it, without a file system: every answer may be lost, late, or old.
 
-use crate::steps::{Got, Op};
+use ownership::steps::{Got, Op};
 use std::collections::BTreeMap;
 
 /// What goes wrong with one operation.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// Nothing.
     None,
     /// It is done, and the answer is lost.
@@ -20,10 +20,11 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::None, Self::LostReply, Self::Repeated, Self::NotDone, Self::Blind];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::None, Self::LostReply, Self::Repeated, Self::NotDone, Self::Blind];
 
     /// Whether it makes a difference to this operation.
-    pub fn can_hit(self, op: &Op) -> bool {
+    pub(crate) fn can_hit(self, op: &Op) -> bool {
         let looks = matches!(op, Op::Read { .. } | Op::List);
         match self {
             Self::None => true,
@@ -37,7 +38,7 @@ impl Fault {
 
 /// A directory of files that are never written to once they have a name.
 #[derive(Clone, PartialEq, Eq, Hash, Default, Debug)]
-pub struct Model {
+pub(crate) struct Model {
     /// Name → content. Two names of one file have the same.
     names: BTreeMap<String, Vec<u8>>,
     /// The names as they were before the last few changes, oldest first.
@@ -49,22 +50,22 @@ const MEMORY: usize = 8;
 
 impl Model {
     /// What is there, for the one who checks.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.names.keys().map(String::as_str)
     }
 
     /// A file's content, for the one who checks.
-    pub fn content(&self, name: &str) -> Option<&[u8]> {
+    pub(crate) fn content(&self, name: &str) -> Option<&[u8]> {
         self.names.get(name).map(Vec::as_slice)
     }
 
     /// As a backup would bring it back.
-    pub fn restore(&mut self, backup: &Self) {
+    pub(crate) fn restore(&mut self, backup: &Self) {
         *self = backup.clone();
     }
 
     /// Does one operation, with this fault.
-    pub fn act(&mut self, op: &Op, fault: Fault) -> Got {
+    pub(crate) fn act(&mut self, op: &Op, fault: Fault) -> Got {
         match fault {
             Fault::None => self.apply(op),
             Fault::NotDone => Got::Failed("it did not answer, and did nothing".to_owned()),
