@@ -81,21 +81,17 @@ pub trait Hypervisor: Send + Sync {
     /// What the VM is doing now.
     fn condition(&self, vm: &VmRecord) -> Condition;
 
-    /// Takes away what an interrupted start or arrival of a VM of this name may have left: nobody was ever told that
-    /// it runs.
-    fn sweep(&self, name: &str) {
-        tracing::warn!(vm = name, "if its start has left a QEMU process, it is still there");
-    }
+    /// Takes away what an interrupted start or arrival of a VM of this name may have left: nobody was ever
+    /// told that it runs.
+    fn sweep(&self, name: &str);
 
-    /// Takes away what earlier agents of this host were making when they were killed, and had not recorded yet: all that they
-    /// started but these. Called once, before anything is started.
-    fn sweep_others(&self, known: &[VmRecord]) {
-        let _ = known;
-    }
+    /// Takes away what earlier agents of this host were making when they were killed, and had not recorded
+    /// yet: all that they started but these. Called once, before anything is started.
+    fn sweep_others(&self, known: &[VmRecord]);
 
-    /// Finds out ahead of time what the next VM would have to wait for. Called once, beside all else: the guests that are here have
-    /// been seen to by then.
-    fn learn(&self) {}
+    /// Finds out ahead of time what the next VM would have to wait for. Called once, beside all else: the
+    /// guests that are here have been seen to by then.
+    fn learn(&self);
 
     /// Gives its guest the state back that it had before a migration stopped it; harmless if it has it.
     fn restore(&self, vm: &VmRecord, before: RunState) -> Result<(), Reasons>;

@@ -2,13 +2,10 @@
 
 mod common;
 
+use attach::{Source, Target};
 use common::{ends::Folder, hand::*, *};
 use ports::{GuestMemory, Machine, RunState};
-use qemu::{
-    OpenError, Vm,
-    attach::{Source, Target},
-    qmp::Qmp,
-};
+use qemu::{OpenError, Vm, qmp::Qmp};
 use std::{
     fs,
     path::{Path, PathBuf},

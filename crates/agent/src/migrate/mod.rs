@@ -24,7 +24,6 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tracing::{info, warn};
 use units::{MigrationId, Rate};
 
 /// A migration as it was asked for.
@@ -94,34 +93,21 @@ pub trait Migrator: Send + Sync {
     /// known, ask again.
     fn ask(&self, departure: &DepartureRecord, claim: &Claim) -> io::Result<Claimed>;
 
-    /// Asks the record that decides a migration to here on behalf of this host, which was permitted to. An error: not known, ask
-    /// again.
-    fn ask_here(&self, claim: &Claim) -> io::Result<Claimed> {
-        Err(io::Error::other(format!("nobody here can ask for {}", claim.vm)))
-    }
+    /// Asks the record that decides a migration to here on behalf of this host, which was permitted to. An
+    /// error: not known, ask again.
+    fn ask_here(&self, claim: &Claim) -> io::Result<Claimed>;
 
-    /// Keeps the frozen QEMU of a guest that another host may run from going on, whatever signals come, for as long as what is returned
-    /// lives. None: it is not frozen, or cannot be held.
-    fn hold(&self, _vm: &VmRecord) -> Option<Box<dyn Send>> {
-        None
-    }
+    /// Keeps the frozen QEMU of a guest that another host may run from going on, whatever signals come, for
+    /// as long as what is returned lives. None: it is not frozen, or cannot be held.
+    fn hold(&self, vm: &VmRecord) -> Option<Box<dyn Send>>;
 
-    /// After a restart: this VM belongs to the target, which may still want pages of the copy here. Serves them until
-    /// the target has settled, and ends the copy.
-    fn serve_gone(&self, vm: &VmRecord, departure: &DepartureRecord) {
-        info!(vm = vm.name, to = departure.to, "kept for the target, which owns it");
-    }
+    /// After a restart: this VM belongs to the target, which may still want pages of the copy here. Serves
+    /// them until the target has settled, and ends the copy.
+    fn serve_gone(&self, vm: &VmRecord, departure: &DepartureRecord);
 
     /// After a restart: this VM was claimed by this host, and may not run yet, or still lack pages.
-    fn go_on(&self, vm: &VmRecord, _arrival: Arrival, record: &ArrivalRecord) {
-        warn!(
-            vm = vm.name,
-            from = record.from,
-            owing = record.owing,
-            "arrived before the agent was started again"
-        );
-    }
+    fn go_on(&self, vm: &VmRecord, arrival: Arrival, record: &ArrivalRecord);
 
     /// The agent is about to end: arrivals that are not claimed are given up.
-    fn shut_down(&self) {}
+    fn shut_down(&self);
 }

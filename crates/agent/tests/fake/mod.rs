@@ -119,6 +119,10 @@ impl Hypervisor for Sleepers {
         self.swept.lock().unwrap().push(name.to_owned());
     }
 
+    fn sweep_others(&self, _: &[VmRecord]) {}
+
+    fn learn(&self) {}
+
     fn restore(&self, vm: &VmRecord, before: RunState) -> Result<(), Reasons> {
         if before == RunState::Running {
             self.paused.lock().unwrap().remove(&vm.process.unwrap().pid);
@@ -257,6 +261,12 @@ impl Migrator for Script {
         assert_eq!(claim.claimer, "hosta");
         self.answer.lock().unwrap().clone().ok_or_else(|| io::Error::other("the datastore is away"))
     }
+
+    fn hold(&self, _: &VmRecord) -> Option<Box<dyn Send>> {
+        None
+    }
+
+    fn shut_down(&self) {}
 
     fn go_on(&self, vm: &VmRecord, _: Arrival, record: &ArrivalRecord) {
         assert!(record.claimed);
