@@ -57,7 +57,12 @@ pub fn live(lab: &Lab, tools: &Tools, image: &Path) -> Result<String> {
     let mut day = Day::begin(&stage, image)?;
     let lived = day.lives();
     if lived.is_err() {
-        let said = fs::read_to_string(day.dir.join("console")).unwrap_or_default();
+        // One that was moved has its console where it is now.
+        let here = match day.process {
+            Some(_) => day.dir.join("console"),
+            None => lab.host(HOSTS[day.at]).dir.join("run").join(format!("{NAME}.console")),
+        };
+        let said = String::from_utf8_lossy(&fs::read(here).unwrap_or_default()).into_owned();
         let last: Vec<_> = said.lines().rev().take(30).collect();
         last.iter().rev().for_each(|line| eprintln!("console: {line}"));
     }

@@ -123,6 +123,11 @@ impl<'a> Twins<'a> {
     }
 }
 
+/// After its own migration QEMU 7.2 ends by an assertion when it is to write.
+fn ends_qemu(deed: Deed, state: &str) -> bool {
+    matches!(deed, Deed::Grow | Deed::Commit) && state == "postmigrate"
+}
+
 /// Whether our pause begins, or will within a moment.
 fn switches(migration: &Migration) -> bool {
     /// From what the agent says to what is read here.
@@ -166,8 +171,7 @@ impl Pair<'_> {
     }
 
     fn does(vm: &mut Vm, deed: Deed) -> Result<Option<String>> {
-        // After its own migration QEMU 7.2 ends by an assertion when it is to write.
-        if matches!(deed, Deed::Grow | Deed::Commit) && vm.state()? == "postmigrate" {
+        if ends_qemu(deed, &vm.state()?) {
             return Ok(None);
         }
         let before = Before { said: vm.words()?, state: vm.state()?, lost: false };
@@ -195,7 +199,9 @@ impl Pair<'_> {
             let (said, stood) = (self.moved.words(), self.moved.state());
             // In our pause it stands still, and a key would be lost.
             let standing = Vm::is_by_key(deed) && state == "running" && stood.as_deref() != Ok("running");
-            let begun = if standing { None } else { self.moved.begin(deed, state == "running").ok() };
+            let deadly = stood.as_ref().is_ok_and(|stood| ends_qemu(deed, stood));
+            let begun =
+                if standing || deadly { None } else { self.moved.begin(deed, state == "running").ok() };
             let lost = self.moved.state().as_deref() != Ok("running");
             in_pause =
                 deed == Deed::Pause && (lost && stood.as_deref() != Ok("running") || switches(&migration));
