@@ -193,7 +193,7 @@ fn disks(
 ) -> Result<(), QmpError> {
     let drives = qmp.execute("query-block", json!({}))?;
     let mut nodes = qmp.execute("query-named-block-nodes", json!({ "flat": true }))?;
-    name_descriptors(qmp, process, &mut nodes)?;
+    name_descriptors(qmp, process, &mut nodes, reasons)?;
     for node in nodes.as_array_mut().into_iter().flatten() {
         // By the names of this host. Of what is not found here, all that can be told is what QEMU calls it.
         let named = node["file"].as_str().filter(|name| !is_server(name));
@@ -256,7 +256,16 @@ fn disks(
 }
 
 /// A node's file that is one of a set of descriptors gets the name of the file that it leads to.
-fn name_descriptors(qmp: &mut Qmp, process: &PidFd, nodes: &mut Value) -> Result<(), QmpError> {
+///
+/// When QEMU gives a disk up, it goes on with another descriptor of the set, one that only reads. Its locks belong
+/// to the one before, which stays open in the set: nobody else could write the disk, and the guest would stand
+/// still.
+fn name_descriptors(
+    qmp: &mut Qmp,
+    process: &PidFd,
+    nodes: &mut Value,
+    reasons: &mut Vec<String>,
+) -> Result<(), QmpError> {
     const SET: &str = "/dev/fdset/";
     let is_set = |node: &Value| node["file"].as_str().is_some_and(|file| file.starts_with(SET));
     if !nodes.as_array().into_iter().flatten().any(is_set) {
@@ -267,9 +276,18 @@ fn name_descriptors(qmp: &mut Qmp, process: &PidFd, nodes: &mut Value) -> Result
         let number = node["file"].as_str().and_then(|file| file.strip_prefix(SET)?.parse::<i64>().ok());
         let Some(number) = number else { continue };
         let set = sets.as_array().into_iter().flatten().find(|set| set["fdset-id"] == number);
-        let Some(fd) = set.and_then(|set| set["fds"][0]["fd"].as_i64()) else { continue };
+        let Some(fds) = set.and_then(|set| set["fds"].as_array()) else { continue };
+        let Some(fd) = fds.first().and_then(|fd| fd["fd"].as_i64()) else { continue };
         if let Ok(leads) = fs::read_link(process.proc_path(format!("fd/{fd}"))) {
             node["file"] = leads.to_string_lossy().into();
+        }
+        if fds.len() > 1 && node["drv"] == "file" && node["ro"] == false {
+            reasons.push(format!(
+                "disk {}: QEMU was given several descriptors of it (-add-fd, set {number}), and keeps its locks on \
+                 one of them when the VM goes; start the VM with one descriptor of it and auto-read-only=off, or \
+                 with its name",
+                node["file"].as_str().unwrap_or("?")
+            ));
         }
     }
     Ok(())
