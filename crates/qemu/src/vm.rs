@@ -220,8 +220,9 @@ impl Vm {
         answer["status"].as_str().map(str::to_owned).ok_or_else(|| self.qmp.strange("query-status", &answer))
     }
 
-    /// A migration begins: reads all of the VM again, because others use its QEMU too. From now on [`Machine::watch`](ports::Machine::watch) and
-    /// [`Machine::changes`](ports::Machine::changes) tell what differs from what is read here.
+    /// A migration begins: reads all of the VM again, because others use its QEMU too. From now on
+    /// [`Machine::watch`](ports::Machine::watch) and [`Machine::save`](ports::Machine::save) tell what differs
+    /// from what is read here.
     pub fn begin(&mut self) -> Result<Begun, QmpError> {
         let begin = Instant::now();
         let known = Known::begin(&mut self.qmp)?;

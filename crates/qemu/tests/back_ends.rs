@@ -8,7 +8,7 @@ use common::{
     moved::there,
     qemu_10,
 };
-use engine::ports::Machine;
+use ports::Machine;
 use qemu::{Vm, qmp::Qmp, recipe::Argument};
 use serde_json::json;
 use std::{fs, path::PathBuf};

@@ -53,7 +53,8 @@ fn the_tracker_says_which_threads_write() {
         let mut expected: Vec<i32> = numbers.iter().map(|inner| threads[&(*inner as u32)]).collect();
         assert_eq!(expected == numbers, !inside, "{expected:?} {numbers:?}");
         let mut writers = tracker.writers().unwrap();
-        (writers.sort_unstable(), expected.sort_unstable());
+        writers.sort_unstable();
+        expected.sort_unstable();
         assert_eq!(writers, expected, "{inside}");
         assert_eq!(tracker.writers(), Some(vec![]), "their pages are open: {inside}");
     }

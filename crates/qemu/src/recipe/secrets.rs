@@ -48,7 +48,7 @@ impl Hidden {
     /// What they are; `None`: somebody else's JSON held none.
     pub(crate) fn bytes(&self) -> Option<Vec<u8>> {
         let text = self.0.as_bytes();
-        if text.len() % 2 != 0 || text.len() > 2 * LONGEST {
+        if !text.len().is_multiple_of(2) || text.len() > 2 * LONGEST {
             return None;
         }
         let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());

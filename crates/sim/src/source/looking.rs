@@ -59,7 +59,7 @@ impl World {
         self.ghost.wanted_at_stop = self.ghost.wanted;
     }
 
-    /// Whether the VM is another one than when the migration began (`Machine::changes`): looked at before its
+    /// Whether the VM is another one than when the migration began (`Machine::save`): looked at before its
     /// device state is saved and after it.
     pub(super) fn has_changed(&mut self) -> bool {
         let qemu = &self.qemus[0];
