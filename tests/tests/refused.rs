@@ -158,7 +158,7 @@ fn runs_short(
     stage.agent_mut("b").end()?;
     *stage.agent_mut("b") = lab::Agent::start_odd(lab.host("b"), lab.hosts(), tools, odd)?;
     let before = Traces::of(lab.host("b"))?;
-    let report = stage.start_migration("web", "a", "b", &["--give-up", "1s"])?.end()?.1;
+    let report = stage.start_migration("web", "a", "b", &["--give-up", "1s", "--streams", "8"])?.end()?.1;
     if report.outcome() == "completed" {
         return Ok(None);
     }

@@ -8,7 +8,7 @@ use crate::{
     host::Host,
     ports::Port,
     qmp::{Qmp, QmpError},
-    tap, tpm,
+    remove, tap, tpm,
 };
 use rustix::process::{Signal, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
@@ -78,12 +78,7 @@ impl Belongings {
         self.ports.iter().for_each(Port::remove);
         let empty = |path: &&PathBuf| fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0);
         let console = self.console.iter().filter(empty);
-        if let Some(sockets) = &self.sockets
-            && let Err(error) = fs::remove_dir_all(sockets)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(path = %sockets.display(), %error, "could not be removed");
-        }
+        self.sockets.iter().for_each(|sockets| remove::folder(sockets));
         // Of a QEMU that somebody else started, nothing is ours.
         let note = self.note();
         let made_by_us = self.log.iter().flat_map(|log| [&self.qmp, log, &note]);

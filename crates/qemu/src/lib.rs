@@ -72,6 +72,7 @@ mod known;
 mod made_up;
 mod private;
 mod random;
+mod remove;
 mod snapshot;
 mod spare;
 mod state;

@@ -10,20 +10,14 @@ mod tools; // the programs of iproute2
 
 pub use port::{Port, Vlan};
 
-use crate::{random, recipe::Net};
+use crate::{random, recipe::Net, remove::sooner_or_later};
 use link::{Link, bridges, link};
 use std::{
     io,
     ops::RangeInclusive,
     process::{Command, Stdio},
-    thread,
-    time::Duration,
 };
 use tools::{ip, run, understand};
-
-/// How often, and how long after the last time, it is tried to take away a TAP that could not be.
-const ATTEMPTS: u32 = 20;
-const AGAIN: Duration = Duration::from_millis(500);
 
 /// Addresses of TAPs begin here and end below the multicast addresses. A bridge without a fixed address takes the lowest of its
 /// ports', and would be lost to its neighbours for as long as they remember the one before.
@@ -171,20 +165,8 @@ pub(crate) fn silent(taps: &[String]) -> Option<String> {
 
 /// Takes a TAP away; harmless when it is gone.
 pub fn remove(tap: &str) {
-    if let Err(error) = try_to_remove(tap) {
-        tracing::debug!(tap, %error, "the TAP cannot be removed yet");
-        let tap = tap.to_owned();
-        // Without a descriptor left, for example: that passes.
-        thread::spawn(move || {
-            for _ in 0..ATTEMPTS {
-                thread::sleep(AGAIN);
-                if try_to_remove(&tap).is_ok() {
-                    return;
-                }
-            }
-            tracing::warn!(tap, "this TAP stays: ip (package iproute2) cannot be run");
-        });
-    }
+    let name = tap.to_owned();
+    sooner_or_later(format!("TAP {tap}, by ip (package iproute2)"), move || try_to_remove(&name));
 }
 
 /// An error: nobody could be asked.

@@ -106,8 +106,10 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         drives.clone(),
         node.clone(),
         graph.clone(),
+        // Objects, of which a secret is no disk's.
+        list(&[("ram0", "memory-backend-memfd"), ("sec0", "secret")]),
         net.clone(),
-        chardevs.clone(),
+        chardevs,
         memdev.clone(),
         list(&[("ram0", "memory-backend-memfd")]),
         json!("/objects/ram0"),
@@ -123,18 +125,20 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         list(&[("device[0]", "ide-cd")]),
         list(&[("ram0", "memory-backend-memfd"), ("sec0", "secret")]),
     ];
+    let ports = list(&[("serial0", "chardev-socket")]);
     let rest = [
         memdev.clone(),
         json!([{ "type": "dimm", "data": { "id": "dimm0", "size": 4096 } }]),
         cpus.clone(),
-        chardevs,
+        ports.clone(),
         drives.clone(),
         node,
         json!([{ "id": "job0", "type": "backup", "status": "running" }]),
         json!([{ "id": "e0", "type": "nbd", "node-name": "file0" }]),
-        net,
+        net.clone(),
     ];
-    let begun: Vec<Value> = short.iter().chain(&rest).chain(&short).chain([&drives]).cloned().collect();
+    let begun: Vec<Value> =
+        short.iter().chain(&rest).chain(&short).chain([&ports, &drives, &net]).cloned().collect();
     let all = [
         (8, answers(&begun)),
         (0, answers(&[memdev.clone(), new])),
