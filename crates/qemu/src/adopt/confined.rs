@@ -2,7 +2,7 @@
 
 use crate::Account;
 use std::{fs, io, path::Path};
-use sys::process::PidFd;
+use sys::{proc, process::PidFd};
 
 /// What is different on the target, in words; nothing where it is not. `argv` is its command line.
 pub(super) fn notes(process: &PidFd, argv: &[String]) -> Vec<String> {
@@ -34,10 +34,8 @@ fn differences(
     ours: &str,
     users: &str,
 ) -> Vec<String> {
-    let field =
-        |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
     let mut notes = Vec::new();
-    let user = field("Uid:").split_whitespace().nth(1).unwrap_or("0");
+    let user = proc::value(status, "Uid").and_then(|ids| ids.split_whitespace().nth(1)).unwrap_or("0");
     if !same.iter().any(|same| same == user) {
         let name = users.lines().find_map(|line| {
             let mut fields = line.split(':');
@@ -49,7 +47,7 @@ fn differences(
             "its QEMU runs as the user {name} here; on the target as the one of [qemu] user there"
         ));
     }
-    if field("Seccomp:") == "2" {
+    if proc::value(status, "Seccomp") == Some("2") {
         notes.push(
             "its seccomp filter stays behind; on the target QEMU's own applies (-sandbox on, no programs)"
                 .to_owned(),

@@ -17,6 +17,7 @@ use std::{
 };
 use sys::{
     mounts::{Ids, with_rights_of},
+    proc,
     process::PidFd,
 };
 
@@ -157,11 +158,8 @@ fn open(process: &PidFd, name: &Path) -> io::Result<File> {
 
 /// Whose rights to files a process has, by its `status`.
 fn ids(status: &str) -> Option<Ids> {
-    let last = |field: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(field))?;
-        line.split_whitespace().nth(3)?.parse::<u32>().ok()
-    };
-    Some(Ids { user: last("Uid:")?, group: last("Gid:")? })
+    let last = |field: &str| proc::value(status, field)?.split_whitespace().nth(3)?.parse().ok();
+    Some(Ids { user: last("Uid")?, group: last("Gid")? })
 }
 
 /// All of a plain file; `None`: it is too long.

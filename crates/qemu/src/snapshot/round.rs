@@ -82,15 +82,11 @@ const QUESTIONS: [Question; 15] = [
 ];
 
 impl Snapshot {
-    /// Takes one.
+    /// Takes one: all questions are written before the first answer is read.
     pub(crate) fn take(qmp: &mut Qmp, depth: Depth) -> Result<Self, QmpError> {
-        Self::ask(qmp, depth, &Self::lines(depth))
-    }
-
-    /// Takes one by these questions: all are written before the first answer is read.
-    pub(crate) fn ask(qmp: &mut Qmp, depth: Depth, lines: &[(&str, Value)]) -> Result<Self, QmpError> {
-        let answers = qmp.execute_all(lines, WITHIN)?;
-        Self::read(depth, lines, answers)
+        let lines = Self::lines(depth);
+        let answers = qmp.execute_all(&lines, WITHIN)?;
+        Self::read(depth, &lines, answers)
     }
 
     /// The questions.
