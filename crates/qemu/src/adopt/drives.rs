@@ -7,7 +7,7 @@
 use super::dialect::DriveNames;
 use crate::{
     recipe::{
-        Argument, Export, SERVER_DRIVERS, is_id, is_old_server, is_server,
+        Argument, Export, is_id, is_old_server, is_server, is_server_driver,
         options::{self, get},
     },
     snapshot::drive_name,
@@ -44,6 +44,8 @@ struct Node {
     driver: String,
     file: String,
     bytes: u64,
+    /// What it is told besides its server ([`Export::told`]).
+    told: BTreeMap<String, String>,
     read_only: bool,
     detect_zeroes: Option<String>,
     /// How it is cached, where that is not usual.
@@ -52,6 +54,14 @@ struct Node {
     options: Vec<(String, String)>,
     /// By what they are to it: `file`, `backing`.
     children: BTreeMap<String, String>,
+}
+
+impl Node {
+    /// What a server has for it.
+    fn export(&self) -> Result<Export, String> {
+        let export = Export::read(&self.driver, &self.file, self.bytes)?;
+        Ok(Export { told: self.told.clone(), ..export })
+    }
 }
 
 impl Live {
@@ -69,11 +79,13 @@ impl Live {
         let mut live = Self { drives: list(drives).iter().map(drive).collect(), nodes: BTreeMap::new() };
         for node in list(nodes) {
             let (driver, mut file) = (text(&node["drv"]), text(&node["file"]));
+            let mut told = BTreeMap::new();
             // QEMU has several words for the same server.
-            if SERVER_DRIVERS.contains(&driver.as_str())
+            if is_server_driver(&driver)
                 && let Ok(export) = Export::read(&driver, &file, 0)
             {
                 file = export.url();
+                told = export.told;
             }
             let read_only = node["ro"] == true;
             let detect_zeroes = node["detect_zeroes"].as_str().map(str::to_owned);
@@ -83,7 +95,8 @@ impl Live {
             let cache = [("direct", "cache.direct"), ("no-flush", "cache.no-flush")];
             let cache = cache.into_iter().filter(|(flag, _)| node["cache"][*flag] == true);
             let cache = cache.map(|(_, key)| key).collect();
-            let found = Node { driver, file, bytes, read_only, detect_zeroes, cache, options, children };
+            let found =
+                Node { driver, file, bytes, told, read_only, detect_zeroes, cache, options, children };
             live.nodes.insert(text(&node["node-name"]), found);
         }
         let names: BTreeMap<u64, String> = list(&graph["nodes"])
@@ -104,12 +117,17 @@ impl Live {
 
     /// The file of an image: that of the node which opens it. An image's own word for it may hold options.
     fn path(&self, node: &str) -> &str {
+        self.lowest(node).map_or("", |node| node.file.as_str())
+    }
+
+    /// The node that opens a file.
+    fn lowest(&self, node: &str) -> Option<&Node> {
         let mut at = self.nodes.get(node);
         for _ in 0..DEEPEST {
             let Some(child) = at.and_then(|node| self.nodes.get(node.children.get("file")?)) else { break };
             at = Some(child);
         }
-        at.map_or("", |node| node.file.as_str())
+        at
     }
 
     /// The files of this image: its own, and those of the images that it lies on.
@@ -128,7 +146,7 @@ impl Live {
     pub(super) fn exports(&self) -> (Vec<Export>, Vec<String>) {
         let (mut found, mut reasons) = (BTreeSet::new(), Vec::new());
         for node in self.nodes.values().filter(|node| is_of_a_server(node)) {
-            match Export::read(&node.driver, &node.file, node.bytes) {
+            match node.export() {
                 Ok(export) => drop(found.insert(export)),
                 Err(why) => reasons.push(format!("disk {}: {why}", node.file)),
             }
@@ -172,7 +190,7 @@ impl Live {
 
 /// Whether a server on the network has it.
 fn is_of_a_server(node: &Node) -> bool {
-    SERVER_DRIVERS.contains(&node.driver.as_str())
+    is_server_driver(&node.driver)
 }
 
 /// What decides of a node's content, beside its driver and its file.
@@ -209,7 +227,7 @@ pub(super) fn refused(driver: &str, path: &str) -> String {
         "aes" => format!(
             "{lead}'s old encryption, which QEMU itself no longer runs; convert it with qemu-img convert"
         ),
-        "rbd" | "ftp" | "ftps" | "ssh" | "nfs" | "gluster" | "curl" | "nvme" => {
+        "rbd" | "ftp" | "ftps" | "nfs" | "gluster" | "curl" | "nvme" => {
             format!(
                 "{lead}, which is not carried over; serve the disk by NBD from a host that both reach (qemu-nbd --shared=2), and start \
              the VM with nbd://HOST:PORT/NAME"
@@ -462,6 +480,11 @@ impl Following<'_> {
                 }
             }
         }
+        // Elsewhere no `-iscsi` says it.
+        let server = drive.shows.as_deref().and_then(|node| self.live.lowest(node));
+        for (key, value) in server.into_iter().flat_map(|node| &node.told) {
+            set(&mut after, &format!("file.{key}"), value);
+        }
         after
     }
 
@@ -579,7 +602,7 @@ impl Following<'_> {
         follow_encryption(&mut after, node);
         if is_of_a_server(node) {
             // It is refused for what it is, elsewhere.
-            let export = Export::read(&node.driver, &node.file, node.bytes).ok()?;
+            let export = node.export().ok()?;
             after.retain(|(key, _)| !is_old_server(key, ""));
             after.extend(export.options(""));
         } else if node.driver == "file" {
@@ -603,7 +626,7 @@ impl Following<'_> {
         // A filter lies on a format, which may lie on more.
         let below = self.live.nodes.get(child);
         if let Some(node) = below.filter(|node| is_of_a_server(node) && !is_id(child)) {
-            let export = Export::read(&node.driver, &node.file, node.bytes).ok()?;
+            let export = node.export().ok()?;
             after.retain(|(key, _)| !is_old_server(key, "file."));
             forget(after, &["file"]);
             set(after, "file.driver", &node.driver);

@@ -12,8 +12,8 @@ use crate::{
     qmp::{Qmp, QmpError},
     ram::{self, Backend},
     recipe::{
-        Accel, Backing, ChardevKind, MemoryBlock, Recipe, Role, SERVER_DRIVERS, SeenFile, backing_files,
-        files, is_server, options, why_refused,
+        Accel, Backing, ChardevKind, MemoryBlock, Recipe, Role, SeenFile, backing_files, files, is_server,
+        is_server_driver, options, why_refused,
     },
     snapshot::own,
 };
@@ -244,7 +244,7 @@ fn disks(
         }
         match driver {
             "raw" | "qcow2" | "null-co" | "throttle" | "luks" => {}
-            driver if SERVER_DRIVERS.contains(&driver) => {}
+            driver if is_server_driver(driver) => {}
             "file" if known.iter().any(|known| same_file(known, path)) => {}
             "file" => reasons.push(format!(
                 "disk {path} is not on the command line: its medium was changed; restart the VM with it"

@@ -1,4 +1,4 @@
-//! Disks that a server on the network has: NBD, HTTP, iSCSI.
+//! Disks that a server on the network has: NBD, HTTP, iSCSI, SSH.
 //!
 //! Both hosts connect to the same address. That it means the same server to both is for who grants it to say
 //! (`[allow] servers`): none of these has names of servers by which that could be shown, nor locks that QEMU
@@ -10,6 +10,7 @@ use super::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// The longest name of an export that is taken. NBD allows 4096 bytes.
 const LONGEST_NAME: usize = 255;
@@ -30,26 +31,51 @@ pub enum Protocol {
     Https,
     /// SCSI over TCP.
     Iscsi,
+    /// SSH's transfer of files, with keys of each host's own.
+    Ssh,
 }
 
-/// The block drivers of QEMU that speak these.
-pub(crate) const DRIVERS: [&str; 4] = ["nbd", "http", "https", "iscsi"];
+/// Whether one of QEMU's block drivers speaks one of these.
+pub(crate) fn is_driver(name: &str) -> bool {
+    Protocol::of_driver(name).is_some()
+}
 
 impl Protocol {
+    const ALL: [Self; 5] = [Self::Nbd, Self::Http, Self::Https, Self::Iscsi, Self::Ssh];
+
     /// By the name of QEMU's block driver.
     pub(crate) fn of_driver(driver: &str) -> Option<Self> {
-        let all = [Self::Nbd, Self::Http, Self::Https, Self::Iscsi];
-        DRIVERS.iter().position(|known| *known == driver).map(|at| all[at])
+        Self::ALL.into_iter().find(|protocol| protocol.word() == driver)
     }
 
     /// QEMU's name for it, and that of its URLs.
     pub(crate) fn word(self) -> &'static str {
-        DRIVERS[self as usize]
+        match self {
+            Self::Nbd => "nbd",
+            Self::Http => "http",
+            Self::Https => "https",
+            Self::Iscsi => "iscsi",
+            Self::Ssh => "ssh",
+        }
     }
 
     /// Where its servers listen if nothing else is said.
     fn usual_port(self) -> u16 {
-        [10809, 80, 443, 3260][self as usize]
+        match self {
+            Self::Nbd => 10809,
+            Self::Http => 80,
+            Self::Https => 443,
+            Self::Iscsi => 3260,
+            Self::Ssh => 22,
+        }
+    }
+
+    /// What a node may be told besides its server.
+    fn more(self) -> &'static [&'static str] {
+        match self {
+            Self::Nbd | Self::Http | Self::Https | Self::Ssh => &[],
+            Self::Iscsi => &[INITIATOR, DIGEST],
+        }
     }
 
     fn is_nbd(&self) -> bool {
@@ -61,8 +87,34 @@ impl Protocol {
         match self {
             Self::Nbd => &["export", "server.host", "server.port", "server.type"],
             Self::Http | Self::Https => &["url"],
-            Self::Iscsi => &["transport", "portal", "target", "lun"],
+            Self::Iscsi => &["transport", "portal", "target", "lun", INITIATOR, DIGEST],
+            Self::Ssh => &["server.host", "server.port", "user", "path"],
         }
+    }
+}
+
+/// By which name QEMU calls itself to a server of iSCSI, and whether what they say is summed up (`-iscsi` says so to
+/// the nodes of URLs).
+const INITIATOR: &str = "initiator-name";
+const DIGEST: &str = "header-digest";
+
+/// Whether this is what nodes are told besides their server.
+pub(super) fn is_told(key: &str) -> bool {
+    Protocol::ALL.iter().any(|protocol| protocol.more().contains(&key))
+}
+
+/// The longest name of an initiator (RFC 3720).
+const LONGEST_INITIATOR: usize = 223;
+
+/// Whether this may be said to a node besides its server.
+fn fits(key: &str, value: &str) -> bool {
+    match key {
+        INITIATOR => {
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-.:".contains(&byte);
+            (1..=LONGEST_INITIATOR).contains(&value.len()) && value.bytes().all(plain)
+        }
+        DIGEST => ["crc32c", "none", "crc32c-none", "none-crc32c"].contains(&value),
+        _ => false,
     }
 }
 
@@ -77,10 +129,13 @@ pub struct Export {
     pub host: String,
     /// The port it listens at.
     pub port: u16,
-    /// What it calls the disk; may be empty. Of iSCSI: `TARGET/UNIT`.
+    /// What it calls the disk; may be empty. Of iSCSI: `TARGET/UNIT`; of SSH: `USER@PATH`, without the first slash.
     pub name: String,
     /// How large the disk is.
     pub bytes: u64,
+    /// What its nodes are told besides.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub told: BTreeMap<String, String>,
 }
 
 impl Export {
@@ -90,6 +145,7 @@ impl Export {
             Some(Protocol::Nbd) => Self::nbd(file)?,
             Some(protocol @ (Protocol::Http | Protocol::Https)) => Self::web(protocol, file)?,
             Some(Protocol::Iscsi) => Self::scsi(file)?,
+            Some(Protocol::Ssh) => Self::ssh(file)?,
             None => return Err(format!("its driver {driver} is not carried over")),
         };
         let export = Self { bytes, ..export };
@@ -133,8 +189,7 @@ impl Export {
     /// QEMU has words of its own for these, which hold what it was told.
     fn scsi(file: &str) -> Result<Self, String> {
         let not = || {
-            "its iSCSI server is told more than its address, target and unit (a user, an initiator's name), which is not carried \
-             over; serve the disk by NBD from a host that both reach (qemu-nbd --shared=2)"
+            "its iSCSI server is told more than its address, target, unit and initiator (a user), which is not carried over; serve the disk by NBD from a host that both reach (qemu-nbd --shared=2)"
                 .to_owned()
         };
         if let Some(rest) = file.strip_prefix("iscsi://") {
@@ -147,13 +202,33 @@ impl Export {
             Value::Number(number) => number.to_string(),
             _ => String::new(),
         };
-        let known = ["driver", "transport", "portal", "target", "lun"];
-        let all = said.as_object().is_some_and(|said| said.keys().all(|key| known.contains(&key.as_str())));
+        let known = |key: &String| key == "driver" || Protocol::Iscsi.keys().contains(&key.as_str());
+        let all = said.as_object().is_some_and(|said| said.keys().all(known));
         if !all || word("transport") != "tcp" {
             return Err(not());
         }
+        let more = Protocol::Iscsi.more().iter().map(|key| ((*key).to_owned(), word(key)));
+        let told = more.filter(|(_, value)| !value.is_empty()).collect();
         let unit = if word("lun").is_empty() { "0".to_owned() } else { word("lun") };
-        Self::at(Protocol::Iscsi, &format!("{}/{}/{unit}", word("portal"), word("target"))).ok_or_else(not)
+        let server = format!("{}/{}/{unit}", word("portal"), word("target"));
+        Self::at(Protocol::Iscsi, &server).map(|export| Self { told, ..export }).ok_or_else(not)
+    }
+
+    /// The target's QEMU logs in with keys of its own user, and knows the server by that user's `known_hosts`.
+    fn ssh(file: &str) -> Result<Self, String> {
+        if file.contains("host_key_check=") {
+            return Err("how its SSH server's key is checked is not carried over: the target's QEMU looks into known_hosts; start \
+                        the VM without host_key_check"
+                .to_owned());
+        }
+        let not = || {
+            "its SSH server is not called ssh://USER@HOST:PORT/PATH, with an IPv4 address or a name"
+                .to_owned()
+        };
+        let (user, rest) =
+            file.strip_prefix("ssh://").and_then(|rest| rest.split_once('@')).ok_or_else(not)?;
+        let export = Self::at(Protocol::Ssh, rest).ok_or_else(not)?;
+        Ok(Self { name: format!("{user}@{}", export.name), ..export })
     }
 
     /// `HOST[:PORT][/NAME]`.
@@ -163,7 +238,14 @@ impl Export {
             Some((host, port)) => (host, port.parse().ok()?),
             None => (server, protocol.usual_port()),
         };
-        Some(Self { protocol, host: host.to_owned(), port, name: name.to_owned(), bytes: 0 })
+        Some(Self {
+            protocol,
+            host: host.to_owned(),
+            port,
+            name: name.to_owned(),
+            bytes: 0,
+            told: BTreeMap::new(),
+        })
     }
 
     /// Whether it is well formed; says why not.
@@ -172,6 +254,7 @@ impl Export {
             Protocol::Nbd => b"-_./",
             Protocol::Http | Protocol::Https => b"-_./~%?=&+",
             Protocol::Iscsi => b"-_.:/",
+            Protocol::Ssh => b"-_./@",
         };
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || more.contains(&byte);
         if !is_host(&self.host) || self.port == 0 {
@@ -183,6 +266,18 @@ impl Export {
                 shown(&self.name),
                 String::from_utf8_lossy(more)
             ));
+        }
+        let more = self.protocol.more();
+        if let Some((key, value)) =
+            self.told.iter().find(|(key, value)| !more.contains(&key.as_str()) || !fits(key, value))
+        {
+            return Err(format!("{}={} is not for a disk of a server", shown(key), shown(value)));
+        }
+        if self.protocol == Protocol::Ssh {
+            let (user, path) = self.name.split_once('@').unwrap_or_default();
+            if user.is_empty() || user.contains('/') || path.is_empty() || path.contains('@') {
+                return Err(format!("{:?} is no USER@PATH of SSH", shown(&self.name)));
+            }
         }
         if self.protocol == Protocol::Iscsi {
             let unit = self.unit().and_then(|(target, unit)| Some((target, unit.parse::<u32>().ok()?)));
@@ -210,6 +305,10 @@ impl Export {
             Protocol::Http | Protocol::Https if *port == protocol.usual_port() => {
                 format!("{scheme}://{host}/{name}")
             }
+            Protocol::Ssh => {
+                let (user, path) = name.split_once('@').unwrap_or_default();
+                format!("{scheme}://{user}@{host}:{port}/{path}")
+            }
             _ => format!("{scheme}://{host}:{port}/{name}"),
         }
     }
@@ -217,7 +316,7 @@ impl Export {
     /// The options of a node that opens it, after `prefix`.
     pub(crate) fn options(&self, prefix: &str) -> Vec<(String, String)> {
         let pair = |key: &str, value: &str| (format!("{prefix}{key}"), value.to_owned());
-        match self.protocol {
+        let mut all = match self.protocol {
             Protocol::Nbd => {
                 let mut all = vec![
                     pair("server.type", "inet"),
@@ -230,6 +329,15 @@ impl Export {
                 all
             }
             Protocol::Http | Protocol::Https => vec![pair("url", &self.url())],
+            Protocol::Ssh => {
+                let (user, path) = self.name.split_once('@').unwrap_or_default();
+                vec![
+                    pair("server.host", &self.host),
+                    pair("server.port", &self.port.to_string()),
+                    pair("user", user),
+                    pair("path", &format!("/{path}")),
+                ]
+            }
             Protocol::Iscsi => {
                 let (target, unit) = self.unit().unwrap_or_default();
                 vec![
@@ -239,7 +347,9 @@ impl Export {
                     pair("lun", unit),
                 ]
             }
-        }
+        };
+        all.extend(self.told.iter().map(|(key, value)| pair(key, value)));
+        all
     }
 
     /// Whether these options of a node open it, all that it is told of its server.
@@ -261,110 +371,31 @@ pub(super) fn keys_of(driver: &str) -> &'static [&'static str] {
 /// file.
 pub(crate) fn is_old(key: &str, prefix: &str) -> bool {
     let key = key.strip_prefix(prefix).unwrap_or_default();
-    let all = ["host", "port", "path", "export", "filename", "url", "transport", "portal", "target", "lun"];
-    all.contains(&key) || key.starts_with("server.")
+    let all = ["host", "port", "path", "filename"];
+    let keys = || Protocol::ALL.iter().flat_map(|protocol| protocol.keys());
+    all.contains(&key) || key.starts_with("server.") || keys().any(|known| *known == key)
 }
 
 /// Whether an option's value names a server.
 pub(crate) fn is_server(file: &str) -> bool {
-    file.starts_with("nbd:")
-        || file.starts_with("nbd+unix:")
-        || DRIVERS.iter().any(|driver| {
-            file.strip_prefix(driver).is_some_and(|rest| rest.starts_with("://"))
-                || file.contains(&format!("\"driver\": \"{driver}\""))
-        })
-        || file.contains("\"nbd\"")
+    if let Some(text) = file.strip_prefix("json:") {
+        return serde_json::from_str(text).is_ok_and(|said| has_server(&said));
+    }
+    // QEMU's old word for a server of NBD has no slashes, and a socket's has a word of its own.
+    let (scheme, rest) = file.split_once(':').unwrap_or_default();
+    matches!(scheme, "nbd" | "nbd+unix") || is_driver(scheme) && rest.starts_with("//")
+}
+
+/// Whether a node, or what it lies on, is told a server.
+fn has_server(said: &Value) -> bool {
+    match said {
+        Value::Object(said) => {
+            let its_own = said.get("driver").and_then(Value::as_str).is_some_and(is_driver);
+            its_own || said.values().any(has_server)
+        }
+        _ => false,
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_server_is_known_by_its_address_and_what_another_host_lacks_is_refused() {
-        let export = |host: &str, port, name: &str| Export {
-            protocol: Protocol::Nbd,
-            host: host.into(),
-            port,
-            name: name.into(),
-            bytes: 7,
-        };
-        for (file, read) in [
-            ("nbd://10.0.0.1:10809/vol", Ok(export("10.0.0.1", 10809, "vol"))),
-            ("nbd://storage-1:7", Ok(export("storage-1", 7, ""))),
-            ("nbd://storage/a/b", Ok(export("storage", 10809, "a/b"))),
-            ("nbd+unix:///vol?socket=/run/nbd", Err("by a socket of this host")),
-            ("json:{\"driver\": \"nbd\", \"tls-creds\": \"t\"}", Err("TLS credentials")),
-            ("nbd://[::1]:7/vol", Err("nbd://HOST:PORT/NAME")),
-            ("nbd://10.0.0.1:port/vol", Err("nbd://HOST:PORT/NAME")),
-            ("nbd://a b:7/vol", Err("no name or IPv4 address")),
-            ("nbd://-a:7/vol", Err("no name or IPv4 address")),
-            ("nbd://a:7/a?b", Err("the name of the export")),
-        ] {
-            match (Export::read("nbd", file, 7), read) {
-                (Ok(is), Ok(right)) => assert_eq!(is, right, "{file}"),
-                (Err(why), Err(part)) => assert!(why.contains(part), "{file}: {why}"),
-                (is, right) => panic!("{file}: {is:?}, {right:?}"),
-            }
-        }
-    }
-    #[test]
-    fn web_servers_and_scsi_are_called_by_what_opens_them() {
-        let export = |protocol, host: &str, port, name: &str| Export {
-            protocol,
-            host: host.into(),
-            port,
-            name: name.into(),
-            bytes: 7,
-        };
-        let iqn = "iqn.2001-04.com.example:storage.disk1";
-        let json = |more: &str| {
-            format!(
-                "json:{{\"driver\": \"iscsi\", \"transport\": \"tcp\", \"portal\": \"10.0.0.1\", \"target\": \"{iqn}\"{more}}}"
-            )
-        };
-        let unit = |port, unit: &str| Ok(export(Protocol::Iscsi, "10.0.0.1", port, &format!("{iqn}/{unit}")));
-        for (driver, file, read) in [
-            ("http", "http://10.0.0.1/a.iso".to_owned(), Ok(export(Protocol::Http, "10.0.0.1", 80, "a.iso"))),
-            (
-                "https",
-                "https://mirror:8443/a/b.img?x=1&y=%20".to_owned(),
-                Ok(export(Protocol::Https, "mirror", 8443, "a/b.img?x=1&y=%20")),
-            ),
-            ("https", "https://u:p@mirror/a".to_owned(), Err("HOST/PATH")),
-            ("https", "http://mirror/a".to_owned(), Err("HOST/PATH")),
-            ("http", "http://mirror/a b".to_owned(), Err("the name of the export")),
-            (
-                "http",
-                "json:{\"driver\": \"http\", \"url\": \"http://m/a\"}".to_owned(),
-                Err("more than a URL"),
-            ),
-            ("iscsi", json(", \"lun\": \"3\""), unit(3260, "3")),
-            ("iscsi", json(", \"lun\": 3"), unit(3260, "3")),
-            ("iscsi", json(""), unit(3260, "0")),
-            ("iscsi", format!("iscsi://10.0.0.1:7/{iqn}/1"), unit(7, "1")),
-            ("iscsi", json(", \"user\": \"u\", \"password-secret\": \"s\""), Err("told more")),
-            ("iscsi", json(", \"lun\": 256"), Err("no TARGET/UNIT")),
-            ("iscsi", "iscsi://10.0.0.1/1".to_owned(), Err("no TARGET/UNIT")),
-            ("rbd", "rbd:pool/vol".to_owned(), Err("not carried over")),
-        ] {
-            match (Export::read(driver, &file, 7), read) {
-                (Ok(is), Ok(right)) => {
-                    assert_eq!(is, right, "{file}");
-                    assert_eq!(Export::read(driver, &is.url(), 7).as_ref(), Ok(&is), "{}", is.url());
-                    assert!(is.is_opened_by(&is.options("file."), "file.") && is_server(&file));
-                    let mut more = is.options("");
-                    more.push(("url".to_owned(), "http://other/".to_owned()));
-                    assert!(!is.is_opened_by(&more, ""), "{more:?}");
-                    assert!(!is.is_opened_by(&is.options("")[1..], ""));
-                }
-                (Err(why), Err(part)) => assert!(why.contains(part), "{file}: {why}"),
-                (is, right) => panic!("{file}: {is:?}, {right:?}"),
-            }
-        }
-        // As earlier versions wrote it down.
-        let old = r#"{"host":"a","port":1,"name":"x","bytes":2}"#;
-        let read: Export = serde_json::from_str(old).unwrap();
-        assert_eq!((read.protocol, serde_json::to_string(&read).unwrap().as_str()), (Protocol::Nbd, old));
-    }
-}
+mod tests;

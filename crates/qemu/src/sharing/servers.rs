@@ -2,7 +2,7 @@
 //! afterwards.
 
 use super::nbd;
-use crate::recipe::{Export, Protocol, SERVER_DRIVERS};
+use crate::recipe::{Export, Protocol, is_server_driver};
 use serde_json::Value;
 use std::{
     io,
@@ -41,7 +41,7 @@ pub(super) fn call(export: &Export) -> io::Result<TcpStream> {
 /// it is at the source.
 pub(crate) fn opened(exports: &[Export], nodes: &Value) -> Option<String> {
     nodes.as_array().into_iter().flatten().find_map(|node| {
-        let driver = node["drv"].as_str().filter(|driver| SERVER_DRIVERS.contains(driver))?;
+        let driver = node["drv"].as_str().filter(|driver| is_server_driver(driver))?;
         let (file, bytes) =
             (node["file"].as_str().unwrap_or_default(), node["image"]["virtual-size"].as_u64());
         let bytes = bytes.unwrap_or(0);

@@ -25,7 +25,7 @@ pub(crate) fn guest() -> Option<(PathBuf, PathBuf)> {
 }
 
 /// Without it a test is skipped, unless nothing may be.
-fn found(variable: &str, what: &str) -> Option<PathBuf> {
+pub(crate) fn found(variable: &str, what: &str) -> Option<PathBuf> {
     let path = std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_file());
     if path.is_none() {
         let lacks = format!("{variable} must name {what} (./dev test sets it)");

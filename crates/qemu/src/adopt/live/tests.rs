@@ -176,7 +176,6 @@ fn disks_that_are_elsewhere_are_refused() {
         (node("file", "/dev/fdset/3"), "is not on the command line", "restart the VM with it"),
         (node("nbd", "nbd+unix:///d?socket=/s"), "by a socket of this host", "nbd://HOST:PORT/NAME"),
         (node("rbd", "rbd:pool/vol"), "driver rbd, which is not carried over", "nbd://HOST:PORT/NAME"),
-        (node("ssh", "ssh://u@host/d"), "driver ssh, which is not carried over", "nbd://HOST:PORT/NAME"),
         (node("host_device", "/dev/sdb"), "no image locks between hosts", "shared file system"),
     ] {
         let reasons = found(&[], odd);

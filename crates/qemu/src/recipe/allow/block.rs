@@ -5,7 +5,7 @@ use super::{
     options::fit,
     properties::Property,
 };
-use crate::recipe::{Export, LIMITS, Role, SERVER_DRIVERS, check::shown, export, options};
+use crate::recipe::{Export, LIMITS, Role, check::shown, export, is_server_driver, options};
 
 /// Whether a path is among the recipe's files of this role.
 pub(super) type FileOf<'a> = &'a dyn Fn(Role, &str) -> bool;
@@ -29,7 +29,9 @@ const NODE: &[Property] = &[
     ("discard-no-unref", Switch),
     (
         "driver",
-        Word(&["file", "raw", "qcow2", "null-co", "throttle", "nbd", "luks", "http", "https", "iscsi"]),
+        Word(&[
+            "file", "raw", "qcow2", "null-co", "throttle", "nbd", "luks", "http", "https", "iscsi", "ssh",
+        ]),
     ),
     ("encrypt.format", Word(&["luks"])),
     ("encrypt.key-secret", Id),
@@ -64,7 +66,7 @@ pub(super) fn blockdev(value: &str, file_of: FileOf, exports: &[Export]) -> Resu
     }
     let driver = options::get(&parsed, "driver").unwrap_or_default();
     let is_known = matches!(driver, "file" | "raw" | "qcow2" | "null-co" | "throttle" | "luks");
-    if !is_known && !SERVER_DRIVERS.contains(&driver) {
+    if !is_known && !is_server_driver(driver) {
         return Err(format!("block driver {} is not allowed", shown(driver)));
     }
     check(&parsed, file_of, &["filename", "file.filename"], |key| {
@@ -153,7 +155,16 @@ pub(super) fn group_limit(key: &str) -> Option<Form> {
 }
 
 pub(super) fn drive(value: &str, file_of: FileOf, exports: &[Export]) -> Result<(), String> {
-    let parsed = options::parse(value, "");
+    // What an export's node is told besides.
+    let is_told = |(key, _): &(String, String)| key.strip_prefix("file.").is_some_and(export::is_told);
+    let (told, parsed): (Vec<_>, Vec<_>) = options::parse(value, "").into_iter().partition(is_told);
+    let file = options::get(&parsed, "file").unwrap_or_default();
+    let of_it = exports.iter().find(|export| export.url() == file);
+    let says = |key: &str| of_it.and_then(|export| export.told.get(key.strip_prefix("file.")?));
+    if let Some((key, value)) = told.iter().find(|(key, value)| says(key) != Some(value)) {
+        let what = format!("{key}={value}");
+        return Err(format!("{} is not allowed: no export of the recipe says so", shown(&what)));
+    }
     let file_of: FileOf =
         &|role, path| file_of(role, path) || exports.iter().any(|export| export.url() == path);
     check(&parsed, file_of, &["file"], |key| find(DRIVE, key).or_else(|| throttles(key)))?;
