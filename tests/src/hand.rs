@@ -41,6 +41,8 @@ pub struct HandStart {
     pub vcpus: u32,
     /// Pairs of queues of its network card.
     pub queues: u16,
+    /// A worker of the kernel's carries its packets.
+    pub vhost: bool,
     /// A VGA card, with video RAM of QEMU's own.
     pub vga: bool,
     /// Another user than root.
@@ -68,6 +70,7 @@ impl HandStart {
             ram: Ram::Memfd,
             vcpus: 1,
             queues: 1,
+            vhost: false,
             vga: false,
             user: None,
             qemu: QEMU.into(),
@@ -126,7 +129,9 @@ impl HandStart {
             ..=1 => (String::new(), String::new()),
             queues => (format!(",queues={queues}"), format!(",mq=on,vectors={}", 2 * queues + 2)),
         };
-        command.args(["-netdev", &format!("tap,id=net0,ifname={tap},script=no,downscript=no{queues}")]);
+        let vhost = if self.vhost { ",vhost=on" } else { "" };
+        let netdev = format!("tap,id=net0,ifname={tap},script=no,downscript=no{vhost}{queues}");
+        command.args(["-netdev", &netdev]);
         let card = if micro { "virtio-net-device" } else { "virtio-net-pci" };
         command.args(["-device", &format!("{card},netdev=net0,mac={}{vectors}", self.guest.mac())]);
         if self.vga {

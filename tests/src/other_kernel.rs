@@ -10,31 +10,77 @@ use std::{
 
 const BEGIN: &str = "-----BEGIN-----";
 const END: &str = "-----END-----";
-/// Booting an emulated machine and running a command on it.
+/// Booting an emulated machine and running a command on it, usually.
 const PATIENCE: Duration = Duration::from_secs(180);
+
+/// A kernel, and the modules of it that are loaded, in this order.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// Its image.
+    pub image: PathBuf,
+    /// Their files.
+    pub modules: Vec<PathBuf>,
+    /// How long booting it and running a program under it may take.
+    pub patience: Duration,
+}
+
+/// By which packets are carried for guests, each after what it needs.
+const VHOST: [&str; 5] = ["vhost/vhost_iotlb", "vhost/vhost", "net/tun", "net/tap", "vhost/vhost_net"];
+
+impl Kernel {
+    /// One without modules.
+    pub fn plain(image: &Path) -> Self {
+        Self { image: image.to_owned(), modules: vec![], patience: PATIENCE }
+    }
+
+    /// A distribution's, whose modules lie where those of `boot/vmlinuz-VERSION` do, with those of vhost.
+    pub fn with_vhost(image: &Path) -> Result<Self> {
+        let name = image.file_name().unwrap_or_default().to_string_lossy();
+        let version = name.strip_prefix("vmlinuz-").doing(format!("tell the version of {name}"))?;
+        let root = image.parent().and_then(Path::parent).doing("leave /boot")?;
+        let drivers = root.join("lib/modules").join(version).join("kernel/drivers");
+        let file = |name: &str| {
+            let endings = [".ko", ".ko.xz", ".ko.zst"].map(|ending| drivers.join(format!("{name}{ending}")));
+            endings.into_iter().find(|path| path.is_file())
+        };
+        // What is built in needs no module.
+        Ok(Self { modules: VHOST.into_iter().filter_map(file).collect(), ..Self::plain(image) })
+    }
+
+    /// What `tests/linux-6.12.sh` has put into a directory.
+    pub fn unpacked(directory: &Path) -> Result<Self> {
+        let modules = directory.join("modules");
+        let order = fs::read_to_string(modules.join("order"));
+        let order = order.doing(format!("read {}", modules.display()))?;
+        let modules = order.lines().map(|name| modules.join(name)).collect();
+        Ok(Self { modules, ..Self::plain(&directory.join("vmlinuz")) })
+    }
+}
 
 /// Boots `kernel` and runs `program` under it with these arguments, as root, with `/proc`, `/sys` and `/dev` mounted.
 /// Returns its exit status and what it wrote to its standard output. The programs that it calls (`also`; other files by
 /// their whole path) go along, and the shared libraries of all of them.
 pub fn run_under(
-    kernel: &Path,
+    kernel: &Kernel,
     program: &Path,
     arguments: &[&str],
     also: &[&str],
     dir: &Path,
 ) -> Result<(i32, String)> {
     let initrd = dir.join("other-kernel.cpio");
-    fs::write(&initrd, archive(program, arguments, also)?).doing(format!("write {}", initrd.display()))?;
+    fs::write(&initrd, archive(kernel, program, arguments, also)?)
+        .doing(format!("write {}", initrd.display()))?;
     let console = dir.join("other-kernel.log");
     let mut command = Command::new("timeout");
-    command.arg(PATIENCE.as_secs().to_string()).arg(QEMU);
+    command.arg(kernel.patience.as_secs().to_string()).arg(QEMU);
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-accel", "tcg"]);
-    // All that the emulation has: a CPU without XSAVE is no host of this century.
+    // All that the emulation has: a CPU without XSAVE is no host of this century. But QEMU 7.2 emulates cmpxchg16b
+    // wrongly, which kernels use where they have it: they crash now and then.
     command.args([
         "-machine",
         "q35",
         "-cpu",
-        "max",
+        "max,cx16=off",
         "-m",
         "1536M",
         "-smp",
@@ -42,7 +88,7 @@ pub fn run_under(
         "-append",
         "console=ttyS0 quiet panic=-1",
     ]);
-    command.arg("-kernel").arg(kernel).arg("-initrd").arg(&initrd);
+    command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(&initrd);
     command.args(["-serial", &format!("file:{}", console.display())]);
     let ended = run(&mut command);
     let said = String::from_utf8_lossy(&fs::read(&console).unwrap_or_default()).replace('\r', "");
@@ -56,13 +102,19 @@ pub fn run_under(
     ))
 }
 
-fn archive(program: &Path, arguments: &[&str], also: &[&str]) -> Result<Vec<u8>> {
+fn archive(kernel: &Kernel, program: &Path, arguments: &[&str], also: &[&str]) -> Result<Vec<u8>> {
     let mut archive = Cpio::default();
-    for directory in ["proc", "sys", "dev", "tmp", "run"] {
+    for directory in ["proc", "sys", "dev", "tmp", "run", "modules"] {
         archive.directory(directory);
     }
     short_paths(&mut archive);
-    let called = ["sh", "mount"].iter().chain(also).map(|name| in_path(name)).collect::<Result<Vec<_>>>()?;
+    let insmod: &[&str] = if kernel.modules.is_empty() { &[] } else { &["insmod"] };
+    let called = ["sh", "mount"]
+        .iter()
+        .chain(insmod)
+        .chain(also)
+        .map(|name| in_path(name))
+        .collect::<Result<Vec<_>>>()?;
     for path in &called {
         archive.copy(&real(path)?)?;
     }
@@ -71,12 +123,19 @@ fn archive(program: &Path, arguments: &[&str], also: &[&str]) -> Result<Vec<u8>>
     }
     let content = fs::read(program).doing(format!("read {}", program.display()))?;
     archive.file("program", &content);
+    let mut load = String::new();
+    for module in &kernel.modules {
+        let name = module.file_name().unwrap_or_default().to_string_lossy();
+        let content = fs::read(module).doing(format!("read {}", module.display()))?;
+        archive.file(&format!("modules/{name}"), &content);
+        load.push_str(&format!("{} /modules/{name}\n", real(&in_path("insmod")?)?.display()));
+    }
     let (sh, mount) = (in_path("sh")?, in_path("mount")?);
     let words: Vec<_> = arguments.iter().map(|word| format!("'{}'", word.replace('\'', "'\\''"))).collect();
     // A terminal's last close waits until all is sent: what the kernel says at the end does not get in between.
     let init = format!(
         "#!{sh}\nPATH=/usr/bin:/bin\nexport PATH\n{mount} -t devtmpfs none /dev\n{mount} -t proc none /proc\n\
-         {mount} -t sysfs none /sys\n{mount} -t tmpfs none /tmp\nexec >/dev/ttyS0 2>/dev/null </dev/null\n\
+         {mount} -t sysfs none /sys\n{mount} -t tmpfs none /tmp\n{load}exec >/dev/ttyS0 2>/dev/null </dev/null\n\
          echo {BEGIN}\n/program {words}\nstatus=$?\necho {END} $status\nexec >/dev/null\necho o >/proc/sysrq-trigger\n\
          while :; do read -r _ </dev/zero; done\n",
         sh = real(&sh)?.display(),

@@ -19,6 +19,8 @@ pub struct Tools {
     pub initrd: PathBuf,
     /// A QEMU 10 beside the system's: `WHIMBREL_QEMU_10`.
     pub qemu_10: Option<PathBuf>,
+    /// A directory with Linux 6.12 and modules of it: `WHIMBREL_LINUX_6_12`.
+    pub linux_6_12: Option<PathBuf>,
 }
 
 impl Tools {
@@ -37,6 +39,7 @@ impl Tools {
             kernel: file("WHIMBREL_GUEST_KERNEL", "a guest kernel"),
             initrd: file("WHIMBREL_GUEST_INITRD", "the guest's initramfs"),
             qemu_10: env::var_os("WHIMBREL_QEMU_10").map(PathBuf::from).filter(|path| path.is_file()),
+            linux_6_12: env::var_os("WHIMBREL_LINUX_6_12").map(PathBuf::from).filter(|path| path.is_dir()),
         };
         if missing.is_empty() { Ok(tools) } else { Err(Error::new("this machine lacks", missing.join("; "))) }
     }

@@ -1,6 +1,10 @@
 //! Debian's 6.1 kernel has no asynchronous tracker: the doctor says what works there, and what that costs.
 
-use lab::{Doing, QEMU, ensure, other_kernel::run_under, story};
+use lab::{
+    Doing, QEMU, ensure,
+    other_kernel::{Kernel, run_under},
+    story,
+};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -11,8 +15,8 @@ fn the_doctor_says_what_works_under_linux_6_1() {
         let module = "/usr/lib/x86_64-linux-gnu/qemu/accel-tcg-x86_64.so";
         let also: Vec<_> =
             ["cat", QEMU].into_iter().chain(Path::new(module).exists().then_some(module)).collect();
-        let (status, said) =
-            run_under(&tools.kernel, &tools.whimbrel, &["doctor", "--json"], &also, lab.dir())?;
+        let kernel = Kernel::with_vhost(&tools.kernel)?;
+        let (status, said) = run_under(&kernel, &tools.whimbrel, &["doctor", "--json"], &also, lab.dir())?;
         let diagnosis: Value =
             serde_json::from_str(&said).doing(format!("understand the doctor's {said}"))?;
         let check = |name: &str| {
@@ -23,9 +27,13 @@ fn the_doctor_says_what_works_under_linux_6_1() {
         ensure!(tracker["status"] == "warn", "there is only the synchronous tracker: {tracker}");
         ensure!(tracker["found"].to_string().contains("6.7"), "it says which kernel has more: {tracker}");
         ensure!(tracker["remedy"].to_string().contains("42 µs"), "it says what that costs: {tracker}");
-        for works in ["ptrace", "map-files", "userfaultfd", "dirty-tracking", "missing-pages", "qemu"] {
+        for works in
+            ["ptrace", "map-files", "userfaultfd", "dirty-tracking", "missing-pages", "qemu", "vhost-net"]
+        {
             ensure!(check(works)?["status"] == "ok", "{works} works: {said}");
         }
+        let vhost = check("vhost-net")?;
+        ensure!(vhost["found"].to_string().contains("the tracker sees"), "a worker was tried: {vhost}");
         ensure!(
             diagnosis["works"] == json!(["pre-copy", "post-copy"]),
             "both ways work: {}",

@@ -6,12 +6,12 @@ mod host;
 mod kvm;
 mod network;
 mod pages;
-mod patient;
 mod qemu;
 mod reach;
 mod render;
 mod service;
 mod user;
+mod vhost;
 
 pub use diagnosis::{Check, Diagnosis, Feature, Status};
 pub use render::{Style, render};
@@ -21,13 +21,14 @@ use std::path::PathBuf;
 /// Tries everything that a migration needs from this host, in a second or so. `qemus` are QEMU binaries to look at
 /// besides those in `PATH`.
 pub fn examine(qemus: &[PathBuf]) -> Diagnosis {
-    let patient = patient::Patient::start();
+    let patient = sys::patient::Patient::start();
     let mut checks = vec![host::kernel()];
     checks.extend(reach::checks(&patient));
     checks.extend(pages::checks(&patient));
     checks.extend(qemu::checks(qemus));
     checks.push(user::check());
     checks.push(kvm::check());
+    checks.push(vhost::check());
     checks.extend(host::resources());
     checks.extend(network::checks());
     checks.extend(service::service());

@@ -3,11 +3,11 @@
 use crate::{
     Check, Feature, Status,
     diagnosis::{BOTH, POST_COPY, PRE_COPY, not_tried},
-    patient::{PAGES, Patient, page},
 };
 use std::{fs, io, ops::Range, thread, time::Duration};
 use sys::{
     pagemap::Pagemap,
+    patient::{PAGES, Patient, page},
     uffd::{self, Copied, Features, Watch},
 };
 use units::PAGE_SIZE;

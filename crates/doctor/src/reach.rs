@@ -3,10 +3,12 @@
 use crate::{
     Check,
     diagnosis::{BOTH, not_tried},
-    patient::{Patient, name_of},
 };
 use std::{fs, io, os::fd::AsRawFd};
-use sys::maps;
+use sys::{
+    maps,
+    patient::{Patient, name_of},
+};
 
 const PTRACE: &str = "ptrace";
 const PIDFD: &str = "pidfd-getfd";

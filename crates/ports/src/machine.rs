@@ -71,6 +71,11 @@ pub trait Machine: Send {
     /// By which to see whether the network would hear the guest, also while somebody uses this port.
     fn unheard(&self) -> Unheard;
 
+    /// What about a VM that has been made ready here is not as it was at its source, for the user to know.
+    fn differences(&self) -> Vec<String> {
+        vec![]
+    }
+
     /// Does ahead of `stop`, while the guest still runs, whatever would otherwise take time while it does
     /// not; and says what the VM does. Changes nothing that the guest could notice.
     fn prepare_stop(&mut self) -> Result<RunState, MachineError>;

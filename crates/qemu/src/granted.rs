@@ -9,6 +9,7 @@ mod look; // at a process
 use crate::{
     launch::Belongings,
     recipe::{Accel, ChardevKind, Recipe, files::Identity},
+    vhost,
 };
 use look::Found;
 use rustix::fs::makedev;
@@ -63,9 +64,10 @@ pub(crate) struct Grants {
 }
 
 impl Grants {
-    /// What this VM needs on this host. `files` are those that were opened for it.
-    pub(crate) fn of(recipe: &Recipe, belongings: &Belongings, files: Vec<Identity>, pinned: bool) -> Self {
-        let mut grants = Self { files: files.into_iter().collect(), pinned, ..Self::default() };
+    /// What this VM needs on this host. `files` are those that were opened for it; with `workers`, the kernel carries
+    /// the packets of its networks.
+    pub(crate) fn of(recipe: &Recipe, belongings: &Belongings, files: Vec<Identity>, workers: bool) -> Self {
+        let mut grants = Self { files: files.into_iter().collect(), ..Self::default() };
         grants.sockets.insert(belongings.qmp.clone());
         let sockets = belongings.ports.iter().filter(|port| port.is_socket());
         grants.sockets.extend(sockets.map(|port| port.path.clone()));
@@ -80,6 +82,9 @@ impl Grants {
         }
         if !recipe.nets.is_empty() {
             device(TUN);
+        }
+        if workers {
+            device(vhost::DEVICE);
         }
         // Lent by us where QEMU's user may not make one itself. Its number is another on each host.
         grants.devices.extend(fs::metadata("/dev/userfaultfd").map(|found| found.rdev()));

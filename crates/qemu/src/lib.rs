@@ -76,6 +76,7 @@ mod remove;
 mod snapshot;
 mod spare;
 mod state;
+mod vhost;
 
 pub use account::Account;
 pub use adopt::{Adopted, Examined};

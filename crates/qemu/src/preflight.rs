@@ -7,7 +7,7 @@ use crate::{
     recipe::{self, Accel, Backing, Recipe, files::Opened},
     room::Room,
     sharing::servers,
-    tap, tpm,
+    tap, tpm, vhost,
 };
 use std::{
     collections::HashMap,
@@ -142,6 +142,7 @@ pub fn needs(recipe: &Recipe, host: &Host) -> u64 {
 /// Asks a QEMU program ahead of time what [`check`] will want to know of it.
 pub fn learn(program: &Path) {
     has_sandbox(program);
+    vhost::learn();
     let asked = version(program).and_then(|_| machines(program));
     if let Err(why) = asked {
         tracing::debug!(why, "QEMU does not tell what it is");

@@ -24,6 +24,7 @@
 //! bridge = "br0"
 //! mac = "52:54:00:12:34:56"
 //! queues = 2                      # pairs of queues; by default one
+//! vhost = true                    # the kernel carries its packets, where that is proven to be safe
 //! ```
 
 mod text; // from its text, each mistake with its place
@@ -96,6 +97,8 @@ pub struct Card {
     pub mac: String,
     /// How many pairs of queues it has, if more than one.
     pub queues: Option<u16>,
+    /// Whether the kernel carries its packets, on hosts where that is proven to be safe.
+    pub vhost: bool,
 }
 
 /// What is wrong with a VM file, and where.
@@ -193,7 +196,7 @@ impl VmFile {
             nets: (0..)
                 .zip(&self.nets)
                 .map(|(n, net)| Net {
-                    options: NetOptions { queues: net.queues, ..Default::default() },
+                    options: NetOptions { queues: net.queues, vhost: net.vhost, ..Default::default() },
                     ..Net::new(format!("net{n}"), &net.bridge)
                 })
                 .collect(),

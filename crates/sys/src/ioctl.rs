@@ -4,11 +4,11 @@ use linux_raw_sys::general as raw;
 use linux_raw_sys::ioctl as known;
 use std::{io, os::fd::RawFd};
 
-const NONE: u32 = 0;
-const WRITE: u32 = 1;
+pub(crate) const NONE: u32 = 0;
+pub(crate) const WRITE: u32 = 1;
 const READ: u32 = 2;
 
-const fn number(direction: u32, kind: u32, nr: u32, bytes: usize) -> u32 {
+pub(crate) const fn number(direction: u32, kind: u32, nr: u32, bytes: usize) -> u32 {
     direction << 30 | (bytes as u32) << 16 | kind << 8 | nr
 }
 

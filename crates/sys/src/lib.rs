@@ -78,6 +78,12 @@ pub mod clock;
 /// A tiny KVM guest: whether KVM is usable, by running it.
 pub mod kvm;
 
+/// A process to try things on.
+pub mod patient;
+
+/// A vhost worker: whether its writes are seen, by having it write.
+pub mod vhost;
+
 mod ioctl;
 
 // The tests' guest names this crate from outside.

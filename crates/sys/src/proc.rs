@@ -44,6 +44,9 @@ impl Stat {
 /// The manual's number of the first field behind the name.
 const FIRST: usize = 3;
 
+/// What kind of thread it is, in the kernel's flags.
+pub(crate) const FLAGS: usize = 9;
+
 /// Page faults that needed no disk.
 pub const MINOR_FAULTS: usize = 10;
 

@@ -4,7 +4,11 @@ mod common;
 
 use attach::{GovernedTracker, RamBlock, Source, Tracking};
 use common::{Guest, PROBED};
-use lab::{ensure, story};
+use lab::{
+    ensure,
+    other_kernel::{Kernel, run_under},
+    story,
+};
 use ports::{GuestMemory, Tracker};
 use std::{
     env,
@@ -185,8 +189,8 @@ fn the_synchronous_tracker_works_under_linux_6_1() {
         ];
         let arguments = [&["--exact", "--test-threads=1"][..], &tests].concat();
         let program = env::current_exe().map_err(|e| lab::Error::new("find this program", e.to_string()))?;
-        let (status, said) =
-            lab::other_kernel::run_under(&tools.kernel, &program, &arguments, &[], lab.dir())?;
+        let kernel = Kernel::plain(&tools.kernel);
+        let (status, said) = run_under(&kernel, &program, &arguments, &[], lab.dir())?;
         ensure!(status == 0 && said.contains("2 passed"), "exit status {status}: {said}");
         Ok(())
     });

@@ -248,7 +248,15 @@ impl TargetDriver {
     /// nothing of a new port for up to a minute, and until then a guest that is resumed is cut off. Whatever
     /// is heard meanwhile is acted upon.
     fn once_heard(&mut self) -> Result<Option<TargetEvent>, Broken> {
-        let unheard = self.taken()?.machine.lock().unheard();
+        let (unheard, differences) = {
+            let machine = self.taken()?.machine.lock();
+            (machine.unheard(), machine.differences())
+        };
+        for what in differences {
+            let text = format!("on {}, {what}", self.host.name());
+            tracing::info!(text, "the VM");
+            self.say(control::Kind::Note(control::Note { text }));
+        }
         let Some(silent) = unheard() else { return Ok(Some(TargetEvent::Prepared(Ok(())))) };
         let speaker = self.control.as_ref().map(|(_, speaker)| speaker.clone());
         let note = move |text: String| {

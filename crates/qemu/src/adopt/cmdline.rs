@@ -352,7 +352,8 @@ impl<'a> Reader<'a> {
         for (key, value) in parsed {
             match key.as_str() {
                 "memory-backend" => recipe.main_memory = Some(value),
-                "accel" => {}
+                // What it names is refused.
+                "accel" | "confidential-guest-support" | "memory-encryption" => {}
                 _ => kept.push((key, value)),
             }
         }
@@ -379,6 +380,12 @@ impl<'a> Reader<'a> {
             _ if kind.starts_with("memory-backend-") => {
                 return self
                     .refuse(format!("memory of kind {kind} cannot follow the VM; use memory-backend-memfd"));
+            }
+            "sev-guest" | "sev-snp-guest" | "tdx-guest" => {
+                return self.refuse(format!(
+                    "its memory is encrypted for this host's processor ({kind}), and QEMU does not migrate it; start \
+                     the VM without confidential-guest-support"
+                ));
             }
             // Those that disks use are carried over.
             "secret" => return,

@@ -42,6 +42,8 @@ const TAP_OPTIONS: &[&str] = &[
     "helper",
     "vhost",
     "vhostforce",
+    "vhostfd",
+    "vhostfds",
     "poll-us",
 ];
 
@@ -178,14 +180,10 @@ impl Networks {
 
     fn tap(&mut self, id: &str, parsed: &Pairs, on_hub: bool) {
         let on = |key: &str| get(parsed, key).is_some_and(is_on);
-        let vhost = ["vhostfd", "vhostfds"].iter().any(|key| get(parsed, key).is_some());
-        if vhost || on("vhost") || on("vhostforce") {
-            self.reasons.push(format!(
-                "network {id} has vhost=on: the kernel writes the guest's memory; use vhost=off"
-            ));
-        }
+        let given = ["vhostfd", "vhostfds"].iter().any(|key| get(parsed, key).is_some());
+        let vhost = get(parsed, "vhost").map_or(given || on("vhostforce"), is_on);
         // A hub knows no offloads.
-        let mut options = NetOptions { vnet_hdr: on_hub.then_some(false), ..NetOptions::default() };
+        let mut options = NetOptions { vnet_hdr: on_hub.then_some(false), vhost, ..NetOptions::default() };
         for (key, value) in parsed {
             let understood = match key.as_str() {
                 "queues" => value.parse().map(|queues| options.queues = Some(queues)).is_ok(),
@@ -194,7 +192,6 @@ impl Networks {
                     true
                 }
                 "sndbuf" => value.parse::<Bytes>().map(|bytes| options.sndbuf = Some(bytes.0)).is_ok(),
-                "vhostfd" | "vhostfds" => true,
                 key => TAP_OPTIONS.contains(&key),
             };
             if !understood {
@@ -316,9 +313,26 @@ mod tests {
     }
 
     #[test]
+    fn a_network_has_vhost_where_qemu_gives_it_one() {
+        for (told, vhost) in [
+            ("ifname=t0", false),
+            ("ifname=t0,vhost=on", true),
+            ("ifname=t0,vhost", true),
+            ("ifname=t0,vhost=off", false),
+            ("ifname=t0,vhostforce=on", true),
+            ("ifname=t0,vhost=off,vhostforce=on", false),
+            ("fd=7,vhost=on,vhostfd=8", true),
+            ("fds=7:8,vhostfds=9:10", true),
+            ("fds=7:8,vhost=on,poll-us=50", true),
+        ] {
+            let found = read(&["-netdev", &format!("tap,id=n,{told}")]);
+            assert_eq!((found.taps["n"].options.vhost, found.reasons), (vhost, vec![]), "{told}");
+        }
+    }
+
+    #[test]
     fn what_cannot_follow_is_refused_once() {
         let rows: &[(&[&str], &str)] = &[
-            (&["-netdev", "tap,id=n,fd=7,vhost=on,vhostfd=8"], "the kernel writes the guest's memory"),
             (&["-netdev", "socket,id=n,listen=:1234"], "it ends in another process"),
             (&["-netdev", "hubport,id=n,hubid=1"], "on a hub of QEMU's own"),
             (&["-net", "nic", "-net", "nic", "-net", "user"], "on a hub of QEMU's own (-net)"),

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     qmp::{Qmp, QmpError},
     recipe::{Net, NetOptions, Recipe, options},
-    tap,
+    tap, vhost,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -78,7 +78,15 @@ pub(super) fn networks(
         }
     }
     if !fresh.is_empty() {
-        learn(process, &mut fresh, reasons);
+        let told = taps.values().map(|tap| &tap.options);
+        let told = told.chain(
+            read.recipe.nets.iter().filter(|net| !fresh.contains_key(&net.id)).map(|net| &net.options),
+        );
+        let taken = told
+            .filter(|options| options.vhost)
+            .map(|options| usize::from(options.queues.unwrap_or(1)))
+            .sum();
+        learn(process, taken, &mut fresh, &mut read.notes, reasons);
         read.recipe.nets.retain(|net| !fresh.contains_key(&net.id));
         taps.extend(fresh);
     }
@@ -173,19 +181,24 @@ fn added(id: &str, live: &Live) -> Result<Tap, String> {
     Ok(Tap { by: live.by.clone(), options: NetOptions { queues, ..NetOptions::default() } })
 }
 
-/// What QEMU does not say of TAPs that were added, by what it has open.
-fn learn(process: &PidFd, taps: &mut BTreeMap<String, Tap>, reasons: &mut Vec<String>) {
-    let names: Vec<_> = taps.keys().cloned().collect();
-    match opens(process, VHOST) {
-        Ok(false) => {}
-        Ok(true) => reasons.push(format!(
-            "network {} was added after the start, and QEMU has {VHOST} open: one of its networks has vhost=on, and the kernel writes \
-             the guest's memory; use vhost=off",
-            names.join(", ")
+/// What QEMU does not say of TAPs that were added, by what it has open. Networks of its command line have `taken`
+/// workers.
+fn learn(
+    process: &PidFd,
+    taken: usize,
+    taps: &mut BTreeMap<String, Tap>,
+    notes: &mut Vec<String>,
+    reasons: &mut Vec<String>,
+) {
+    let names: Vec<_> = taps.iter().map(|(id, tap)| (id.clone(), tap.options.queues.unwrap_or(1))).collect();
+    // Where they cannot be counted, it is refused ([`plugged`]).
+    let left = vhost::workers(process).unwrap_or(0).saturating_sub(taken);
+    match vhost::shared_out(left, &names) {
+        Ok(have) => taps.iter_mut().for_each(|(id, tap)| tap.options.vhost |= have.contains(id)),
+        Err(()) => notes.push(format!(
+            "networks {}: nobody can tell which of them has vhost=on; on the target none of them has",
+            names.into_iter().map(|(id, _)| id).collect::<Vec<_>>().join(", ")
         )),
-        Err(error) => {
-            reasons.push(format!("network {}: cannot look what QEMU has open: {error}", names.join(", ")));
-        }
     }
     let Ok(open) = open_taps(process) else { return };
     let all: Vec<_> = taps.iter().map(|(id, tap)| (id.clone(), tap.clone())).collect();
@@ -207,20 +220,6 @@ fn learn(process: &PidFd, taps: &mut BTreeMap<String, Tap>, reasons: &mut Vec<St
             (_, None) => {}
         }
     }
-}
-
-/// By this the kernel writes packets into the guest's memory.
-const VHOST: &str = "/dev/vhost-net";
-
-/// Whether a process has this file open.
-fn opens(process: &PidFd, path: &str) -> io::Result<bool> {
-    for entry in fs::read_dir(process.proc_path("fd"))? {
-        // A descriptor may be closed between two looks.
-        if fs::read_link(entry?.path()).is_ok_and(|leads| leads.as_os_str() == path) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// The networks of QEMU's own that a recipe names.
@@ -245,6 +244,7 @@ pub(crate) fn plugged(
     if let Err(why) = same_namespace(process) {
         return Err(vec![why]);
     }
+    reasons.extend(vhost::hindrance(process));
     let open = match open_taps(process) {
         Ok(open) => open,
         Err(error) => {

@@ -20,7 +20,7 @@ use crate::{
         chain::Chains,
         files::{Identity, Opened},
     },
-    tap, tpm,
+    tap, tpm, vhost,
 };
 use std::{
     fs::{DirBuilder, File, OpenOptions},
@@ -83,16 +83,19 @@ pub(crate) fn start(
     let pinned = account.ids().is_some();
     let chains = chains(recipe, opened);
     let mut files = identities(recipe, opened);
+    let mut workers = false;
     let started = prepare(recipe, host, &account, &mut belongings).and_then(|made| {
         let own = made.files.iter().filter_map(|(_, _, file)| file.metadata().ok());
         files.extend(own.map(|metadata| Identity::of(&metadata)));
+        workers = made.paths.vhost;
         let made = Made { paths: Paths { chains, ..made.paths }, ..made };
         Start { recipe, host, program, account, opened, incoming }.spawn(made, &belongings)
     });
     match started {
         Ok((mut qmp, process)) => {
             files.extend(belongings.log.iter().filter_map(|log| Identity::at(log).ok()));
-            let grants = Grants::of(recipe, &belongings, files, pinned);
+            let mut grants = Grants::of(recipe, &belongings, files, workers);
+            grants.pinned = pinned;
             if let Err(error) = ports::settle(&mut belongings.ports, &mut qmp) {
                 tracing::warn!(vm, %error, "it is not known what its character devices are here");
             }
@@ -249,6 +252,7 @@ fn prepare(
         tap::create(&tap, net, user.map(|ids| ids.user)).map_err(|error| unusable(error.to_string()))?;
         paths.taps.insert(net.id.clone(), tap);
     }
+    paths.vhost = vhost::gives(recipe);
     let mut secrets = Vec::new();
     for secret in &recipe.secrets {
         let content = secret.content.as_ref().and_then(recipe::Hidden::bytes).ok_or_else(|| {
@@ -369,6 +373,9 @@ impl Start<'_> {
         }
         if !self.recipe.nets.is_empty() {
             devices.push("net/tun");
+        }
+        if paths.vhost {
+            devices.push(vhost::NODE);
         }
         Ok(Some(View {
             user: *ids,

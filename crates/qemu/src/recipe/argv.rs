@@ -38,6 +38,8 @@ pub struct Paths {
     pub memory: BTreeMap<String, PathBuf>,
     /// The TAP of each network card, by the netdev's id.
     pub taps: BTreeMap<String, String>,
+    /// Whether its networks get workers of the kernel's where they want them ([`crate::vhost`]).
+    pub vhost: bool,
     /// What its images lie on.
     pub(crate) chains: Chains,
 }
@@ -106,7 +108,7 @@ impl Recipe {
             add("-object", secret);
         }
         for net in &self.nets {
-            add("-netdev", net.netdev(paths.taps.get(&net.id).map_or("", String::as_str)));
+            add("-netdev", net.netdev(paths.taps.get(&net.id).map_or("", String::as_str), paths.vhost));
         }
         let nowhere = Place::default();
         for device in self.all_chardevs() {

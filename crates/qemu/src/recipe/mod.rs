@@ -211,6 +211,9 @@ pub struct NetOptions {
     /// How many bytes may wait in the TAP, where that was said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sndbuf: Option<u64>,
+    /// Whether a worker of the kernel's carries its packets, on hosts that have proven that to be safe ([`crate::vhost`]).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub vhost: bool,
 }
 
 /// Pairs of queues that a TAP may have (`MAX_TAP_QUEUES`).
@@ -227,11 +230,11 @@ impl Net {
         self.options.queues.unwrap_or(1)
     }
 
-    /// Its netdev on this TAP.
-    fn netdev(&self, tap: &str) -> String {
+    /// Its netdev on this TAP, of a host that gives networks workers or does not.
+    fn netdev(&self, tap: &str, workers: bool) -> String {
         let Self { id, options, .. } = self;
-        // vhost=off: the kernel would write guest memory through no vCPU.
-        let mut text = format!("tap,id={id},ifname={tap},script=no,downscript=no,vhost=off");
+        let vhost = if options.vhost && workers { "on" } else { "off" };
+        let mut text = format!("tap,id={id},ifname={tap},script=no,downscript=no,vhost={vhost}");
         if let Some(queues) = options.queues {
             text.push_str(&format!(",queues={queues}"));
         }

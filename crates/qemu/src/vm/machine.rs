@@ -7,7 +7,7 @@ use super::{
 use crate::{
     launch,
     state::{self, StateError},
-    tap,
+    tap, vhost,
 };
 use ports::{DeviceState, Ender, HasEnded, Machine, MachineError, RunState, Saved, Seen, Unheard};
 use serde_json::json;
@@ -61,6 +61,10 @@ impl Machine for Vm {
             slow.fetch_or(silent.is_some(), Relaxed);
             silent
         })
+    }
+
+    fn differences(&self) -> Vec<String> {
+        vhost::left_out(&self.recipe.nets, &self.process).into_iter().collect()
     }
 
     fn prepare_stop(&mut self) -> Result<RunState, MachineError> {

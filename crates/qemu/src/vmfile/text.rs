@@ -54,6 +54,8 @@ struct RawCard {
     bridge: Spanned<String>,
     mac: Option<Spanned<String>>,
     queues: Option<Spanned<i64>>,
+    #[serde(default)]
+    vhost: bool,
 }
 
 /// A mistake at a place of the text.
@@ -172,7 +174,7 @@ fn checked(raw: Raw, base: Option<&Path>) -> Result<VmFile, Mistake> {
                 _ => return wrong(given, format!("queues must be between 1 and {MOST_QUEUES}")),
             },
         };
-        nets.push(Card { bridge: net.bridge.get_ref().clone(), mac, queues });
+        nets.push(Card { bridge: net.bridge.get_ref().clone(), mac, queues, vhost: net.vhost });
     }
     let file = VmFile {
         accel: match accel.as_str() {

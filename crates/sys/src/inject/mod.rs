@@ -278,10 +278,22 @@ fn int(bytes: &[u8]) -> i32 {
     bytes.try_into().map_or(-1, i32::from_ne_bytes)
 }
 
+/// Whether a thread is one of the kernel's that works in this process' memory (io_uring, and vhost from Linux
+/// 6.4 on). It never returns to user code, where a call could be made.
+fn is_of_the_kernel(process: &PidFd, tid: i32) -> bool {
+    let stat = fs::read_to_string(process.proc_path(format!("task/{tid}/stat"))).unwrap_or_default();
+    let flags = proc::Stat::parse(&stat).and_then(|stat| stat.number(proc::FLAGS));
+    flags.is_ok_and(|flags| flags & KERNELS != 0)
+}
+
+/// `PF_IO_WORKER` and `PF_USER_WORKER` of `<linux/sched.h>`.
+const KERNELS: u64 = 0x10 | 0x4000;
+
 /// The threads of `process`, the best ones first: in a call that the kernel restarts, in any other call, running, and
 /// last in an `ioctl`, which is where vCPUs live: their `KVM_RUN` returns to QEMU when it is interrupted.
 fn by_suitability(process: &PidFd) -> io::Result<Vec<i32>> {
     let mut threads = process.threads()?;
+    threads.retain(|tid| !is_of_the_kernel(process, *tid));
     threads.sort_by_cached_key(|tid| {
         let text = fs::read_to_string(process.proc_path(format!("task/{tid}/syscall"))).unwrap_or_default();
         let number = text.split_whitespace().next().and_then(|word| word.parse::<i64>().ok());

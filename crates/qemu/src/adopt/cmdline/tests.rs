@@ -39,15 +39,20 @@ fn refused(words: &[&str]) -> Vec<String> {
 #[test]
 fn each_refusal_says_why_and_what_would_mend_it() {
     let table: &[(&[&str], &str, &str)] = &[
-        (
-            &["-netdev", "tap,id=n,ifname=t0,vhost=on"],
-            "the kernel writes the guest's memory",
-            "use vhost=off",
-        ),
-        (&["-netdev", "tap,id=n,ifname=t0,vhostforce=on"], "the kernel writes", "use vhost=off"),
         (&["-netdev", "vhost-user,id=n,chardev=c"], "another process writes", "use -netdev tap on a bridge"),
         (&["-netdev", "vhost-vdpa,id=n"], "another process writes", "use -netdev tap on a bridge"),
         (&["-object", "memory-backend-epc,id=m,size=64M"], "memory-backend-epc", "use memory-backend-memfd"),
+        (
+            &[
+                "-machine",
+                "q35,confidential-guest-support=sev0",
+                "-object",
+                "sev-guest,id=sev0,cbitpos=47,reduced-phys-bits=1",
+            ],
+            "encrypted for this host's processor (sev-guest)",
+            "without confidential-guest-support",
+        ),
+        (&["-object", "tdx-guest,id=tdx0"], "(tdx-guest)", "without confidential-guest-support"),
         (&["-tpmdev", "passthrough,id=t"], "TPM t (passthrough) is this host's", "use a swtpm"),
         (&["-snapshot"], "a file of this host", "leave it out"),
     ];
@@ -56,7 +61,10 @@ fn each_refusal_says_why_and_what_would_mend_it() {
         assert_eq!(reasons.len(), 1, "{words:?}: {reasons:#?}");
         assert!(reasons[0].contains(why) && reasons[0].contains(mend), "{words:?}: {reasons:#?}");
     }
-    assert_eq!(refused(&["-netdev", "tap,id=n,ifname=t0,vhost=off"]), Vec::<String>::new());
+    for vhost in ["off", "on"] {
+        let netdev = format!("tap,id=n,ifname=t0,vhost={vhost}");
+        assert_eq!(refused(&["-netdev", &netdev]), Vec::<String>::new());
+    }
 }
 
 #[test]

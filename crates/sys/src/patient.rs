@@ -4,23 +4,23 @@
 //! call as QEMU maps its RAM. It meets no errors, so it
 //! writes nothing there.
 
+use crate::{
+    inject::Borrowed,
+    process::PidFd,
+    ram::RamFile,
+    uffd::{Features, Uffd},
+};
 use linux_raw_sys::general as raw;
 use rustix::fs::MemfdFlags;
 use std::{
     fs::File,
     io::{self, Read, Write},
     ops::Range,
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsFd, AsRawFd, RawFd},
     path::PathBuf,
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
-};
-use sys::{
-    inject::Borrowed,
-    process::PidFd,
-    ram::RamFile,
-    uffd::{Features, Uffd},
 };
 use units::{Bytes, PageIndex, PageRange};
 
@@ -29,11 +29,11 @@ const RAM: Bytes = Bytes(4 << 20);
 /// How long its thread may take to stop. It waits for input: where nothing else runs that is microseconds.
 const BUSY: Duration = Duration::from_secs(10);
 /// How many pages its RAM has.
-pub(crate) const PAGES: u64 = RAM.0 / units::PAGE_SIZE as u64;
+pub const PAGES: u64 = RAM.0 / units::PAGE_SIZE as u64;
 
 /// The process. It ends with this.
 #[derive(Debug)]
-pub(crate) struct Patient {
+pub struct Patient {
     child: Child,
     stdin: ChildStdin,
     stdout: ChildStdout,
@@ -43,7 +43,7 @@ pub(crate) struct Patient {
 
 impl Patient {
     /// Starts it.
-    pub(crate) fn start() -> io::Result<Self> {
+    pub fn start() -> io::Result<Self> {
         let file = File::from(rustix::fs::memfd_create("whimbrel-doctor", MemfdFlags::CLOEXEC)?);
         file.set_len(RAM.0)?;
         let mut child = Command::new("/bin/cat")
@@ -69,27 +69,27 @@ impl Patient {
     }
 
     /// It, held by a pidfd.
-    pub(crate) fn process(&self) -> &PidFd {
+    pub fn process(&self) -> &PidFd {
         &self.process
     }
 
     /// Its RAM as a file.
-    pub(crate) fn ram(&self) -> &RamFile {
+    pub fn ram(&self) -> &RamFile {
         &self.ram
     }
 
     /// What its standard input is, descriptor 0 there, in the kernel's words.
-    pub(crate) fn stdin_name(&self) -> io::Result<PathBuf> {
+    pub fn stdin_name(&self) -> io::Result<PathBuf> {
         name_of(self.stdin.as_raw_fd())
     }
 
     /// Lets it ask its own number.
-    pub(crate) fn getpid(&self) -> io::Result<u64> {
+    pub fn getpid(&self) -> io::Result<u64> {
         self.borrow()?.syscall(i64::from(raw::__NR_getpid), [0; 6])
     }
 
     /// Lets it map its RAM; says where.
-    pub(crate) fn map_ram(&self) -> io::Result<Range<u64>> {
+    pub fn map_ram(&self) -> io::Result<Range<u64>> {
         let rights = u64::from(raw::PROT_READ | raw::PROT_WRITE);
         let kind = u64::from(raw::MAP_SHARED);
         let stderr = 2;
@@ -97,8 +97,34 @@ impl Patient {
         Ok(start..start + RAM.0)
     }
 
+    /// Lets it map as much memory that only it can reach; says where.
+    pub fn map_private(&self) -> io::Result<Range<u64>> {
+        let rights = u64::from(raw::PROT_READ | raw::PROT_WRITE);
+        let kind = u64::from(raw::MAP_PRIVATE | raw::MAP_ANONYMOUS);
+        let start =
+            self.borrow()?.syscall(i64::from(raw::__NR_mmap), [0, RAM.0, rights, kind, u64::MAX, 0])?;
+        Ok(start..start + RAM.0)
+    }
+
+    /// Has the kernel give it no huge pages there: what is taken away of one may stay.
+    pub(crate) fn keep_plain(&self, addresses: &Range<u64>) -> io::Result<()> {
+        let bytes = addresses.end - addresses.start;
+        self.borrow()?.madvise(addresses.start, bytes, nix::libc::MADV_NOHUGEPAGE)
+    }
+
+    /// Gives it a duplicate of `fd`; says which number that has there.
+    pub fn give(&self, fd: impl AsFd) -> io::Result<RawFd> {
+        self.borrow()?.give(fd.as_fd())
+    }
+
+    /// Lets it make a request of a driver.
+    pub(crate) fn request(&self, fd: RawFd, request: u32, argument: u64) -> io::Result<u64> {
+        let call = i64::from(raw::__NR_ioctl);
+        self.borrow()?.syscall(call, [fd as u64, request.into(), argument, 0, 0, 0])
+    }
+
     /// A userfaultfd of its address space with `features`, held by us alone.
-    pub(crate) fn uffd(&self, features: Features) -> io::Result<Uffd> {
+    pub fn uffd(&self, features: Features) -> io::Result<Uffd> {
         let thread = self.borrow()?;
         let n = thread.userfaultfd()?;
         let uffd = Uffd::take(&self.process, n);
@@ -136,11 +162,11 @@ impl Drop for Patient {
 }
 
 /// What a descriptor of ours is, in the kernel's words.
-pub(crate) fn name_of(fd: RawFd) -> io::Result<PathBuf> {
+pub fn name_of(fd: RawFd) -> io::Result<PathBuf> {
     std::fs::read_link(format!("/proc/self/fd/{fd}"))
 }
 
 /// One page.
-pub(crate) fn page(n: u64) -> PageRange {
+pub fn page(n: u64) -> PageRange {
     PageRange::new(PageIndex(n), 1)
 }
