@@ -15,7 +15,7 @@ may_use='
     sys        units
     page       units
     policy     units
-    proto      units page
+    proto      units page policy
     ports      units
     attach     units sys policy ports
     spool      units sys page

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 pub use crate::fate::Fate;
 use policy::Learnt;
 pub use policy::{Course, LONGEST_STALL, Plan, Promise, Span, Way};
+pub use proto::Phase;
 
 /// How memory travels relative to the switchover.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -29,6 +30,16 @@ impl Mode {
             Self::PreCopy => "pre-copy",
             Self::PostCopy => "post-copy",
             Self::Hybrid => "hybrid",
+        }
+    }
+
+    /// What the user demands; none of `auto`.
+    pub fn demanded(self) -> Option<Way> {
+        match self {
+            Self::Auto => None,
+            Self::PreCopy => Some(Way::PreCopy),
+            Self::Hybrid => Some(Way::Hybrid),
+            Self::PostCopy => Some(Way::PostCopy),
         }
     }
 }
@@ -98,22 +109,6 @@ pub struct Spooled {
     pub trailed_bytes: u64,
     /// Why it was given up.
     pub trouble: Option<String>,
-}
-
-/// Where a migration stands. The words are the same in the display, the logs and `--json`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Phase {
-    /// Both sides look whether it can work; the target starts an empty QEMU.
-    Preflight,
-    /// Rounds over the memory of the running guest.
-    PreCopy,
-    /// The guest is stopped.
-    Switchover,
-    /// The guest runs on the target and still lacks pages.
-    PostCopy,
-    /// It is over.
-    Done,
 }
 
 /// What happens, as it happens. One JSON object a line in `migrate --json`.

@@ -5,15 +5,19 @@ use crate::{
     conn::{Conn, Heard, Speaker, now_ns},
     ports::{DeviceState, HasEnded, MachineError, RunState, Saved, Seen},
     queue::{Owing, Round},
-    report::{Event, Fate, Mode, Phase, Report, Robust},
+    report::{Event, Fate, Mode, Report, Robust},
     secrets::Secrets,
-    ship::{Job, Pacer, Said, Streams},
+    ship::{Pacer, Said, Streams},
     spaced::Spaced,
     spooler::SpoolSaid,
 };
-use proto::{Brief, Kind, Shape, Source, SourceAct, SourceEnd, SourceEvent, Step, Token, control};
+use policy::Budget;
+use proto::{
+    Brief, Link, LinkEvent, Phase, Rounds, Shape, Source, SourceAct, SourceEnd, SourceEvent, Step, Token,
+    control,
+};
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     io,
     ops::ControlFlow,
     sync::{
@@ -29,7 +33,7 @@ mod back; // the guest runs on here: the migration is over, or goes on
 mod foresight; // what is expected
 mod governing; // when the guest is slowed
 mod link; // its connections: opened, lost, opened again
-mod mending; // one connection of several: lost, opened again
+mod mending; // one connection of several: opened again
 mod owning; // who owns the VM: offered, asked
 mod parts; // what it is given
 mod progress; // whether memory still arrives
@@ -40,7 +44,7 @@ use foresight::Foresight;
 pub(crate) use foresight::foresee;
 pub use foresight::plan;
 use governing::Governing;
-use mending::Mending;
+use mending::Reopened;
 pub use parts::{Options, Reading, Road, SourceParts, SpoolOptions};
 use progress::Progress;
 use spooling::Spooling;
@@ -93,6 +97,10 @@ enum Signal {
     Said(u32, Said),
     /// From the thread that writes the file.
     Spool(u32, SpoolSaid),
+    /// The target's word, on the control connection of this generation.
+    Heard(u32, control::Kind),
+    /// The target was called for a control connection of this generation.
+    Dialled(u32, io::Result<Conn>),
     /// A connection for this stream of this generation, in place of one that was lost.
     Opened(u32, u32, io::Result<Conn>),
     /// The control connection of this generation ended.
@@ -103,10 +111,11 @@ enum Signal {
 pub struct SourceDriver {
     parts: SourceParts,
     options: Options,
+    /// What decides, once the target can be reached.
+    core: Option<Source>,
+    rounds: Rounds,
     tell: Sender<Signal>,
     signals: Receiver<Signal>,
-    /// Heard while something else was waited for.
-    later: VecDeque<Signal>,
     shape: Shape,
     /// Written by the guest and not yet given to a stream, or owed to the target: nothing is ever in neither (I2).
     dirty: MemorySet,
@@ -129,7 +138,13 @@ pub struct SourceDriver {
     state: Option<DeviceState>,
     speaker: Option<Speaker>,
     streams: Option<Streams>,
-    mending: Mending,
+    link: Link,
+    /// What the link waits for, and until when; and until when the user does.
+    link_timer: Option<(Instant, LinkEvent)>,
+    gives_up_at: Option<Instant>,
+    /// What the target has of the round after those that have landed, by its word when the link was opened again.
+    landed: MemorySet,
+    reopened: HashMap<u32, Reopened>,
     answering: Option<Conn>,
     control: Option<Conn>,
     owing: Arc<Owing>,
@@ -137,8 +152,6 @@ pub struct SourceDriver {
     pacer: Arc<Pacer>,
     heard: Arc<Heard>,
     generation: u32,
-    /// What the target had when the link was lost last, and how often in a row it had no more than that.
-    lost_here: ((u32, u64), u32),
     progress: Progress,
     /// When it was looked around last.
     looked: Spaced,
@@ -150,6 +163,8 @@ pub struct SourceDriver {
     /// Whether the VM's QEMU has ended.
     has_ended: HasEnded,
     doubt_since: Option<Instant>,
+    /// When the record is asked again.
+    asks_at: Option<Instant>,
     doubt_after: Duration,
     governing: Governing,
     foresight: Foresight,
@@ -175,8 +190,12 @@ impl SourceDriver {
         let has_ended = parts.machine.lock().has_ended();
         let blocks = parts.memory.blocks();
         let shape = Shape(blocks.iter().map(|b| b.pages).collect());
+        let limits = Budget { downtime: options.max_downtime, post_copy: options.post_copy() };
+        let rounds = Rounds::new(options.mode.demanded(), limits, parts.road.switchover);
         let story = Story::new(&parts, &options, events);
         let driver = Self {
+            core: None,
+            rounds,
             dirty: MemorySet::empty(shape.0.iter().copied()),
             owed: MemorySet::empty(shape.0.iter().copied()),
             secrets: Secrets::default(),
@@ -187,7 +206,11 @@ impl SourceDriver {
             notes_heard: 0,
             target: String::new(),
             round_parts: HashSet::new(),
-            mending: Mending::default(),
+            link: Link::default(),
+            link_timer: None,
+            gives_up_at: None,
+            landed: MemorySet::empty(shape.0.iter().copied()),
+            reopened: HashMap::new(),
             state: None,
             speaker: None,
             streams: None,
@@ -200,13 +223,13 @@ impl SourceDriver {
             heard: Arc::default(),
             generation: 0,
             progress: Progress::new(),
-            lost_here: ((u32::MAX, 0), 0),
             looked: Spaced::new(),
             stopped: false,
             before: RunState::Running,
             pauses_in_vain: 0,
             has_ended,
             doubt_since: None,
+            asks_at: None,
             doubt_after: DOUBT,
             governing: Governing::default(),
             foresight: Foresight::default(),
@@ -215,7 +238,6 @@ impl SourceDriver {
             story,
             tell: tell.clone(),
             signals,
-            later: VecDeque::new(),
             parts,
             options,
         };
@@ -250,7 +272,7 @@ impl SourceDriver {
                 return self.finish(SourceEnd::Failed { what, why: e.to_string() });
             }
         }
-        if let Err(e) = self.connect(Kind::Control) {
+        if let Err(e) = self.connect() {
             return self
                 .finish(SourceEnd::Failed { what: format!("reach {}", self.parts.to), why: e.to_string() });
         }
@@ -263,17 +285,15 @@ impl SourceDriver {
             software: concat!("whimbrel ", env!("CARGO_PKG_VERSION")).into(),
         };
         let first = if self.options.mode == Mode::PostCopy { Step::PostCopy } else { Step::Round };
-        let (mut machine, acts) = Source::new(hello, self.prepare(), first);
-        self.drive(&mut machine, acts)
+        let begun = Source::new(hello, self.prepare(), first);
+        self.drive(begun)
     }
 
     /// Goes on after a restart of this agent: the target owns the VM and may still want pages of the copy here. Returns
     /// once the target has everything and the copy is destroyed.
     pub fn run_after_commit(mut self) -> Report {
         self.stopped = true;
-        self.story.phase(Phase::PostCopy);
-        let (mut machine, acts) = Source::after_commit();
-        self.drive(&mut machine, acts)
+        self.drive(Source::after_commit())
     }
 
     fn prepare(&self) -> control::Prepare {
@@ -294,7 +314,29 @@ impl SourceDriver {
         }
     }
 
-    fn drive(&mut self, machine: &mut Source, acts: Vec<SourceAct>) -> Report {
+    /// What must be done about an event.
+    fn decide(&mut self, event: SourceEvent) -> Vec<SourceAct> {
+        let Some(core) = &mut self.core else { return vec![] };
+        let acts = core.handle(event);
+        self.show_phase();
+        acts
+    }
+
+    /// The last phase is shown together with the report.
+    fn show_phase(&mut self) {
+        let phase = self.phase();
+        if phase != Phase::Done {
+            self.story.phase(phase);
+        }
+    }
+
+    fn phase(&self) -> Phase {
+        self.core.as_ref().map_or(Phase::Preflight, Source::phase)
+    }
+
+    fn drive(&mut self, (core, acts): (Source, Vec<SourceAct>)) -> Report {
+        self.core = Some(core);
+        self.show_phase();
         let mut todo: VecDeque<SourceAct> = acts.into();
         loop {
             while let Some(act) = todo.pop_front() {
@@ -303,25 +345,25 @@ impl SourceDriver {
                     return self.finish(end);
                 }
                 match self.act(act) {
-                    Ok(Some(event)) => todo.extend(machine.handle(event)),
+                    Ok(Some(event)) => todo.extend(self.decide(event)),
                     Ok(None) => {}
                     Err(failed) => {
                         // What was to follow it, a promise perhaps, is no longer wanted.
                         todo.clear();
-                        todo.extend(machine.handle(self.broke(failed)));
+                        let event = self.broke(failed);
+                        todo.extend(self.decide(event));
                     }
                 }
             }
-            let every = if self.story.now() == Phase::Preflight { LOOK } else { TICK };
-            let wait = self.looked.due_in(every);
-            let signal = match self.later.pop_front() {
-                Some(signal) => Ok(signal),
-                // Also while one signal follows the other.
-                None if wait.is_zero() => Err(RecvTimeoutError::Timeout),
-                None => self.signals.recv_timeout(wait),
+            let every = if self.phase() == Phase::Preflight { LOOK } else { TICK };
+            let wait = self.looked.due_in(every).min(self.due_in());
+            // Also while one signal follows the other.
+            let signal = match wait.is_zero() {
+                true => Err(RecvTimeoutError::Timeout),
+                false => self.signals.recv_timeout(wait),
             };
             let event = match signal {
-                Ok(Signal::Event(event)) => self.look_at(event, machine.cancellable()),
+                Ok(Signal::Event(event)) => self.look_at(event),
                 Ok(Signal::Saved(pause, saved)) if pause == self.pauses_in_vain => {
                     let event = self.saved(saved);
                     self.hold(event)
@@ -332,18 +374,20 @@ impl SourceDriver {
                 Ok(Signal::Opened(generation, stream, conn)) if generation == self.generation => {
                     self.opened(stream, conn)
                 }
+                Ok(Signal::Heard(generation, kind)) => self.hear_word(generation, kind),
+                Ok(Signal::Dialled(generation, conn)) if generation == self.generation => self.dialled(conn),
                 Ok(Signal::Silent(generation, e)) if generation == self.generation => {
                     let why = self.why_lost(&e);
-                    self.hang_up();
-                    Some(SourceEvent::LinkLost(why))
+                    self.link(LinkEvent::Silent(why))
                 }
                 Ok(_) | Err(RecvTimeoutError::Disconnected) => None,
+                Err(RecvTimeoutError::Timeout) if self.due_in().is_zero() => self.do_what_is_due(),
                 Err(RecvTimeoutError::Timeout) => {
                     let began = Instant::now();
                     self.look_around();
                     let watched = if self.gone_before_its_time() {
                         Err(Broken::new("the VM", ""))
-                    } else if self.story.now() == Phase::Preflight {
+                    } else if self.phase() == Phase::Preflight {
                         self.look_at_writes()
                     } else {
                         self.tick();
@@ -354,7 +398,7 @@ impl SourceDriver {
                 }
             };
             if let Some(event) = event.or_else(|| self.waits_in_vain()) {
-                todo.extend(machine.handle(event));
+                todo.extend(self.decide(event));
             }
             if self.in_doubt_for_long() {
                 return self.story.in_doubt(&self.record);
@@ -364,7 +408,7 @@ impl SourceDriver {
 
     /// Whether the guest that is to be moved is gone. Once it is the target's, nobody asks for this QEMU any more.
     fn gone_before_its_time(&self) -> bool {
-        matches!(self.story.now(), Phase::Preflight | Phase::PreCopy) && (self.has_ended)()
+        matches!(self.phase(), Phase::Preflight | Phase::PreCopy) && (self.has_ended)()
     }
 
     /// An act failed: because of what it says, or because there is no QEMU any more.
@@ -377,7 +421,7 @@ impl SourceDriver {
     }
 
     /// What the driver itself learns from an event on its way to the machine.
-    fn look_at(&mut self, event: SourceEvent, cancellable: bool) -> Option<SourceEvent> {
+    fn look_at(&mut self, event: SourceEvent) -> Option<SourceEvent> {
         let event = match self.spool_word(event) {
             ControlFlow::Continue(event) => event,
             ControlFlow::Break(then) => return then,
@@ -419,7 +463,7 @@ impl SourceDriver {
                 self.story.committed(committed, resumed);
             }
             SourceEvent::Message(control::Kind::StreamLost(lost)) => {
-                return self.mend(lost.stream, "the target has lost it");
+                return self.stream_lost(lost.stream, "the target has lost it");
             }
             SourceEvent::Message(control::Kind::StreamBack(back)) => {
                 return self.stream_is_back(back.clone());
@@ -433,7 +477,7 @@ impl SourceDriver {
                     }
                 }
             }
-            SourceEvent::Cancel if !cancellable => {
+            SourceEvent::Cancel if !self.core.as_ref().is_some_and(Source::cancellable) => {
                 self.story.note("too late to cancel: the target may own the VM already".into());
             }
             _ => {}
@@ -456,11 +500,8 @@ impl SourceDriver {
                 self.story.shipped(shipped);
                 None
             }
-            Said::StreamLost(stream, e) => self.mend(stream, &e.to_string()),
-            Said::Lost(e) => {
-                self.hang_up();
-                Some(SourceEvent::LinkLost(e.to_string()))
-            }
+            Said::StreamLost(stream, e) => self.stream_lost(stream, &e.to_string()),
+            Said::Lost(e) => self.link(LinkEvent::Silent(e.to_string())),
         }
     }
 
@@ -468,12 +509,12 @@ impl SourceDriver {
         if let Some(streams) = &self.streams {
             streams.allow((self.parts.cores)());
         }
-        let left = match self.story.now() {
+        let left = match self.phase() {
             Phase::PostCopy => self.owing.left(),
             _ => self.current.as_ref().map_or(0, |round| round.left()),
         };
         let ends_in = self.ends_in(left);
-        self.story.tick(left, &self.dirty, ends_in, self.spool_state());
+        self.story.tick(left, &self.dirty, &self.rounds, ends_in, self.spool_state());
     }
 
     fn finish(&mut self, end: SourceEnd) -> Report {

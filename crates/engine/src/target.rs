@@ -6,7 +6,9 @@ use crate::{
     conn::{Conn, LONG_SILENCE, Speaker},
     faults::Faults,
     land::{Landing, Stage},
-    ports::{Ender, HasEnded, Host, Machine, Request, RunState, SpoolRecord, TargetJournal, Waiting},
+    ports::{
+        Ender, HasEnded, Host, Machine, MachineError, Request, RunState, SpoolRecord, TargetJournal, Waiting,
+    },
     spaced::Spaced,
     unspool::{Unspool, Unspooled},
 };
@@ -72,6 +74,8 @@ enum Signal {
     Spooled(u32, control::Spooled),
     /// From the thread that reads the file.
     Unspooled(Unspooled),
+    /// The device state is loaded, or cannot be.
+    Loaded(Result<(), MachineError>),
     RoundEnd {
         generation: u32,
         stream: u16,
@@ -94,6 +98,8 @@ struct Taken {
     journal: Beside<dyn TargetJournal>,
     /// How the owed pages that were taken last are being recorded.
     recorded: Option<Receiver<io::Result<()>>>,
+    /// A device state is being loaded.
+    loading: bool,
     landing: Arc<Landing>,
     faults: Option<Faults>,
     spool: Option<Spool>,
@@ -161,6 +167,13 @@ impl Taken {
     }
 }
 
+impl From<Broken> for TargetEvent {
+    fn from(Broken { what, why }: Broken) -> Self {
+        tracing::warn!(what, why, "an act failed");
+        Self::Broke { what, why }
+    }
+}
+
 /// One migration, at its target.
 pub(crate) struct TargetDriver {
     host: Arc<dyn Host>,
@@ -168,8 +181,6 @@ pub(crate) struct TargetDriver {
     token: Token,
     tell: Sender<Signal>,
     signals: Receiver<Signal>,
-    /// What came while a device state was loaded.
-    meanwhile: VecDeque<Signal>,
     source: String,
     taken: Option<Taken>,
     control: Option<(Conn, Speaker)>,
@@ -181,6 +192,9 @@ pub(crate) struct TargetDriver {
     /// How long a source that was lost while its guest runs there may take to come back; and until when that is.
     give_up: Duration,
     gives_up: Option<Instant>,
+    /// The record was asked in vain just now; and when it is asked again.
+    asked_in_vain: bool,
+    asks_at: Option<Instant>,
     generation: u32,
     /// When it was looked around last.
     looked: Spaced,
@@ -191,8 +205,6 @@ pub(crate) struct TargetDriver {
     goes_on: RunState,
     /// The source said that the guest goes on there: it will never ask the record about this migration.
     source_is_back: bool,
-    /// The source lets us have the guest.
-    permitted: bool,
     /// The source was told why nothing comes of it.
     gave_reasons: bool,
     /// Why there is no file although there was to be one.
@@ -214,7 +226,6 @@ impl TargetDriver {
             token,
             tell,
             signals,
-            meanwhile: VecDeque::new(),
             source: String::new(),
             taken: None,
             control: None,
@@ -223,6 +234,8 @@ impl TargetDriver {
             answering: None,
             give_up: Duration::ZERO,
             gives_up: None,
+            asked_in_vain: false,
+            asks_at: None,
             generation: 0,
             looked: Spaced::new(),
             round: 0,
@@ -230,7 +243,6 @@ impl TargetDriver {
             arrived: false,
             goes_on: RunState::Running,
             source_is_back: false,
-            permitted: false,
             gave_reasons: false,
             no_spool: String::new(),
             qemu_ended: false,
@@ -284,6 +296,7 @@ impl TargetDriver {
             ender,
             journal,
             recorded,
+            loading: false,
             landing,
             faults,
             spool,
@@ -312,22 +325,21 @@ impl TargetDriver {
                 match self.act(act) {
                     Ok(Some(event)) => todo.extend(machine.handle(event)),
                     Ok(None) => {}
-                    Err(Broken { what, why }) => {
-                        tracing::warn!(what, why, "an act failed");
-                        todo.extend(machine.handle(TargetEvent::Broke { what, why }));
-                    }
+                    Err(broken) => todo.extend(machine.handle(broken.into())),
                 }
             }
             let patience = self.patience();
-            let signal = match self.meanwhile.pop_front() {
-                Some(signal) => Ok(signal),
-                // Also while one signal follows the other.
-                None if patience.is_zero() => Err(RecvTimeoutError::Timeout),
-                None => self.signals.recv_timeout(patience),
+            // Also while one signal follows the other.
+            let signal = match patience.is_zero() {
+                true => Err(RecvTimeoutError::Timeout),
+                false => self.signals.recv_timeout(patience),
             };
             let event = match signal {
                 Ok(signal) => self.look_at(signal),
-                Err(RecvTimeoutError::Timeout) => self.look_around(),
+                Err(RecvTimeoutError::Timeout) => match self.asks_at.take_if(|at| *at <= Instant::now()) {
+                    Some(_) => Some(self.claim().unwrap_or_else(TargetEvent::from)),
+                    None => self.look_around(),
+                },
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err(io::Error::other("nothing can be heard any more"));
                 }
@@ -338,9 +350,10 @@ impl TargetDriver {
         }
     }
 
-    /// How long to wait for a word before looking around.
+    /// How long to wait for a word before looking around, or asking the record again.
     fn patience(&self) -> Duration {
-        let left = self.gives_up.map_or(LOOK, |end| end.saturating_duration_since(Instant::now()));
+        let due = [self.gives_up, self.asks_at].into_iter().flatten().min();
+        let left = due.map_or(LOOK, |end| end.saturating_duration_since(Instant::now()));
         left.min(self.looked.due_in(LOOK))
     }
 
@@ -365,7 +378,7 @@ impl TargetDriver {
             return None;
         }
         if !self.arrived {
-            return self.alive().err().map(|Broken { what, why }| TargetEvent::Broke { what, why });
+            return self.alive().err().map(TargetEvent::from);
         }
         // A guest that crashed lacks nothing any more, and nobody can bring it back.
         if !std::mem::replace(&mut self.qemu_ended, true) {
@@ -408,6 +421,7 @@ impl TargetDriver {
                 all.then_some(TargetEvent::AllPlaced)
             }
             Signal::Event(event) => Some(event),
+            Signal::Loaded(loaded) => self.loaded(loaded),
             Signal::Attach(kind, conn) => self.attach(kind, conn),
             Signal::RoundEnd { generation, stream, round } => {
                 if generation != self.generation || round != self.round + 1 {
@@ -452,10 +466,9 @@ impl TargetDriver {
             }
             control::Kind::Failed(_) => self.source_is_back = true,
             control::Kind::Permit(_) if !self.arrived => {
-                if let Err(Broken { what, why }) = self.alive() {
-                    return Some(TargetEvent::Broke { what, why });
+                if let Err(broken) = self.alive() {
+                    return Some(broken.into());
                 }
-                self.permitted = true;
             }
             _ => {}
         }
@@ -487,7 +500,8 @@ impl TargetDriver {
             self.host.ended(&taken.request, self.arrived);
         }
         // The other side hangs up first, so that the last word is not lost in a reset.
-        if matches!(end, TargetEnd::Completed) || self.gave_reasons {
+        let was_heard = self.gave_reasons && self.control.is_some();
+        if matches!(end, TargetEnd::Completed) || was_heard {
             self.wait_for_the_other_side();
         }
         if let Some(spool) = self.settled_spool.take() {

@@ -7,7 +7,10 @@
 mod brief;
 mod codec;
 mod frame;
+mod link;
+mod phase;
 mod preamble;
+mod rounds;
 mod source;
 mod target;
 
@@ -17,8 +20,11 @@ pub use frame::{
     BATCH_PAGES, Frame, FrameError, HEADER, Header, MAX_PAYLOAD, MAX_RUNS, RUN, Shape, Table, parse_runs,
     write_batch,
 };
+pub use link::{Answer, Link, LinkAct, LinkEvent, NoLink, Rest, outlives_link};
 pub use page::Run;
+pub use phase::Phase;
 pub use preamble::{Kind, MAGIC, Preamble, PreambleError, REPLY, Reply, Status, Token, VERSION};
+pub use rounds::{Decision, Moved, Rounds, Warning};
 pub use source::{Source, SourceAct, SourceEnd, SourceEvent, Step};
 pub use target::{Target, TargetAct, TargetEnd, TargetEvent};
 

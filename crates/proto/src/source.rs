@@ -11,7 +11,7 @@
 //! record decides (I1, I4): no timeout does.
 
 use crate::{
-    Brief,
+    Brief, Phase,
     control::{self, Kind},
 };
 
@@ -89,7 +89,9 @@ pub enum SourceAct {
     RunOn,
     /// Collect what was written and choose the next step. *async*
     Decide,
-    /// Journal the pause, then stop the guest. *async*
+    /// Look what the guest does, and journal that the pause that follows is ours: whoever finds the journal may end it.
+    JournalPause,
+    /// Stop the guest. *async*
     StopGuest,
     /// Collect what was written, and tell the target that it will lack it.
     SendOwed,
@@ -98,6 +100,8 @@ pub enum SourceAct {
     /// Send hashes, if asked for, and the device state: to be loaded after this round. *async*; a link that is found to be lost
     /// before the state was sent is told instead.
     SendState(u32),
+    /// See to it that nobody lets the guest run here from now on.
+    HoldGuest,
     /// Make the promise durable: from now on only the record says that the guest may run here. *async*
     Promise,
     /// The guest runs here again, as if nothing had happened (I3). Harmless when it was never stopped.
@@ -184,25 +188,51 @@ pub struct Source {
     prepare: control::Prepare,
     first: Step,
     post_copy: bool,
+    /// A switchover was undone.
+    ran_on: bool,
 }
 
 impl Source {
     /// A migration of what `prepare` describes, beginning with `first`; with the acts that begin it.
     pub fn new(hello: control::Hello, prepare: control::Prepare, first: Step) -> (Self, Vec<SourceAct>) {
-        let source = Self { state: State::Greeting, prepare, first, post_copy: false };
+        let source = Self { state: State::Greeting, prepare, first, post_copy: false, ran_on: false };
         (source, vec![SourceAct::Send(Kind::Hello(hello))])
     }
 
     /// A migration whose source agent was restarted after the commit: the target may still want pages.
     pub fn after_commit() -> (Self, Vec<SourceAct>) {
         let prepare = control::Prepare::default();
-        let source = Self { state: State::Owing, prepare, first: Step::PostCopy, post_copy: true };
+        let first = Step::PostCopy;
+        let source = Self { state: State::Owing, prepare, first, post_copy: true, ran_on: false };
         (source, vec![SourceAct::Reconnect])
     }
 
     /// Whether the user can still end it.
     pub fn cancellable(&self) -> bool {
         !matches!(self.state, State::Permitted | State::Claiming { .. } | State::Owing | State::Ended)
+    }
+
+    /// Where it stands.
+    pub fn phase(&self) -> Phase {
+        match self.state {
+            State::Announcing { round: 0 } | State::Rejoining { round: 0 } if !self.ran_on => {
+                Phase::Preflight
+            }
+            State::Greeting | State::Preparing | State::Opening => Phase::Preflight,
+            State::Copying { .. }
+            | State::Rejoining { .. }
+            | State::Deciding { .. }
+            | State::Announcing { .. } => Phase::PreCopy,
+            State::Pausing { .. }
+            | State::Draining { .. }
+            | State::SavingOwed { .. }
+            | State::Sending { .. }
+            | State::Promising
+            | State::Permitted
+            | State::Claiming { .. } => Phase::Switchover,
+            State::Owing => Phase::PostCopy,
+            State::Ended => Phase::Done,
+        }
     }
 
     /// What must be done about an event.
@@ -243,7 +273,10 @@ impl Source {
                 | State::SavingOwed { round }
                 | State::Sending { round },
                 E::LinkLost(_),
-            ) if self.rejoins() => [vec![A::RunOn], self.rejoin(round)].concat(),
+            ) if self.rejoins() => {
+                self.ran_on = true;
+                [vec![A::RunOn], self.rejoin(round)].concat()
+            }
             (State::Rejoining { .. }, E::LinkLost(_)) => vec![A::Rejoin],
             (_, E::LinkLost(why)) => self.back("the connection to the target", why),
             (_, E::Broke { what, why }) => self.back(&what, why),
@@ -293,7 +326,7 @@ impl Source {
             (State::Deciding { round }, E::Decided(step)) => self.pause(round, step),
             (State::Announcing { round }, E::Message(Kind::OwedTaken(_))) => {
                 self.state = State::Pausing { round, post_copy: true };
-                vec![A::StopGuest]
+                vec![A::JournalPause, A::StopGuest]
             }
             (
                 State::SavingOwed { .. } | State::Sending { .. } | State::Promising | State::Permitted,
@@ -336,7 +369,7 @@ impl Source {
             }
             (State::Sending { .. }, E::StateSent) => {
                 self.state = State::Promising;
-                vec![A::Promise]
+                vec![A::HoldGuest, A::Promise]
             }
             (State::Promising, E::Promised) => {
                 self.state = State::Permitted;
@@ -429,7 +462,7 @@ impl Source {
             return vec![SourceAct::SendOwed];
         }
         self.state = State::Pausing { round, post_copy: false };
-        vec![SourceAct::StopGuest]
+        vec![SourceAct::JournalPause, SourceAct::StopGuest]
     }
 
     /// A page that was written again while the device state was saved must not overtake its older version (I5): it

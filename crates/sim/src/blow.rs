@@ -46,6 +46,8 @@ pub enum Blow {
     /// A connection breaks, with all that is on its way: control, the first data connection, the one for faults, or the one on
     /// which the record is asked.
     Cut(u8),
+    /// The source takes the first data connection for lost; what it has sent there still arrives.
+    Lose,
     /// All of them do.
     CutAll,
     /// … and no new ones can be made for a while.
@@ -89,7 +91,7 @@ const fn crash(side: Side, lucky: bool, again: Again) -> Blow {
 }
 
 /// All of them, and how they are written.
-const WORDS: [(Blow, &str); 38] = [
+const WORDS: [(Blow, &str); 39] = [
     (crash(SOURCE, false, Again::Later), "crash-source"),
     (crash(SOURCE, false, Again::Soon), "crash-source-soon"),
     (crash(SOURCE, false, Again::Never), "crash-source-for-good"),
@@ -128,6 +130,7 @@ const WORDS: [(Blow, &str); 38] = [
     (Blow::Fail(SOURCE), "fail-source"),
     (Blow::Fail(TARGET), "fail-target"),
     (Blow::Refuse, "refuse"),
+    (Blow::Lose, "lose-data"),
 ];
 
 impl Blow {
@@ -172,6 +175,7 @@ impl World {
             Blow::Kill(side) => self.qemus[side.at()].alive,
             Blow::Reboot(side) | Blow::Burn(side) => !self.burnt[side.at()] && self.up[side.at()],
             Blow::Cut(which) => self.cuttable(which).is_some(),
+            Blow::Lose => self.cuttable(1).is_some(),
             Blow::CutAll => !self.conns.is_empty(),
             Blow::LinkDown => self.link,
             Blow::RecordDown => self.record_is_elsewhere() && self.record.up,
@@ -228,7 +232,7 @@ impl World {
         say!(self, "!!! {blow}");
         self.idle = 0;
         self.blows.0 += 1;
-        let cut = matches!(blow, Blow::Cut(_) | Blow::CutAll | Blow::LinkDown);
+        let cut = matches!(blow, Blow::Cut(_) | Blow::Lose | Blow::CutAll | Blow::LinkDown);
         let store = matches!(blow, Blow::SpoolDown | Blow::SpoolSlow | Blow::SpoolFails(_) | Blow::SpoolRots);
         self.ghost.weather = match self.ghost.weather {
             Weather::Fair if cut => Weather::OneCut,
@@ -264,6 +268,11 @@ impl World {
             Blow::Cut(which) => {
                 if let Some(i) = self.cuttable(which) {
                     self.conns[i].cut();
+                }
+            }
+            Blow::Lose => {
+                if let Some(i) = self.cuttable(1) {
+                    self.conns[i].lose(SOURCE);
                 }
             }
             Blow::CutAll => self.conns.iter_mut().for_each(|conn| conn.cut()),
@@ -371,6 +380,7 @@ impl World {
             }
             Side::Target => {
                 self.call_off(Timer::Closed);
+                self.call_off(Timer::Missed);
                 self.target.work = None;
                 self.spool.own_doomed[1] = false;
                 if self.spool.own == Some(Own::Asked) {

@@ -179,12 +179,18 @@ faults! {
     WritesLostByRunningOn = "writes-lost-by-running-on",
     /// What was announced as owed before such a pause is not sent otherwise.
     OwedLostByRunningOn = "owed-lost-by-running-on",
-    /// The device state of such a pause, saved late, is taken for that of the next one.
+    /// The guest runs on although its device state is still being saved, and that is taken for the state of the next pause.
     OldStateBelieved = "old-state-believed",
     /// A target whose source is back with a running guest still takes nothing but what it was to be owed.
     OwedKeptByTarget = "owed-kept-by-target",
     /// It does not, but its journal still says what it was to be owed.
     OwedKeptInJournal = "owed-kept-in-journal",
+    /// A stream that was lost and opened again does not send again what the target lacks of it.
+    StreamRestNotSent = "stream-rest-not-sent",
+    /// … or takes it for known there.
+    StreamSentKept = "stream-sent-kept",
+    /// What was on its way over the old connection of such a stream lands even after the new one is welcome.
+    OldStreamLandsOn = "old-stream-lands-on",
 }
 
 impl Fault {

@@ -133,11 +133,15 @@ impl Conn {
 
     /// It breaks, with all that is on its way.
     pub fn cut(&mut self) {
-        for side in 0..2 {
-            self.to[side].clear();
-            if self.open[side] {
-                self.over[side] = Some(Over::Cut);
-            }
+        self.lose(Side::Source);
+        self.lose(Side::Target);
+    }
+
+    /// It breaks for one side, with all that is on its way there. What that side has said still arrives.
+    pub fn lose(&mut self, side: Side) {
+        self.to[side.at()].clear();
+        if self.open[side.at()] {
+            self.over[side.at()] = Some(Over::Cut);
         }
     }
 

@@ -239,10 +239,9 @@ impl World {
         let Some(work) = self.target.work.as_deref_mut() else { return };
         match purpose {
             Purpose::Control | Purpose::Resume => work.heard.push_back(target::Heard::Lost(id, over)),
+            Purpose::Data(_) => work.heard.push_back(target::Heard::Lost(id, over)),
             // That the source closed it is no news.
-            Purpose::Data(_) | Purpose::Fault if over == Over::Cut => {
-                work.heard.push_back(target::Heard::Lost(id, over));
-            }
+            Purpose::Fault if over == Over::Cut => work.heard.push_back(target::Heard::Lost(id, over)),
             _ => {}
         }
     }
@@ -257,7 +256,7 @@ impl World {
         }
         let Some(work) = self.source.work.as_deref_mut() else { return };
         match word {
-            Word::Say(kind) => work.heard.push_back(source::Heard::Said(kind)),
+            Word::Say(kind) => work.heard.push_back(source::Heard::Said(id, Box::new(kind))),
             Word::Want(page) => self.source_is_asked_for(id, page),
             Word::Claimed(answer) if work.asking == Some(id) => work.answer = Some(answer),
             _ => {}

@@ -13,7 +13,7 @@ use crate::{
     world::{Timer, Weather, World, say},
 };
 use proto::{
-    SourceAct, SourceEvent,
+    LinkEvent, SourceAct, SourceEvent,
     control::{self, Kind},
 };
 
@@ -29,25 +29,18 @@ mod work; // what it holds
 
 pub(crate) use call_off::Call;
 pub(crate) use spooling::{Said, Spooling};
-pub(crate) use work::{Departure, Do, Heard, Job, Saving, SourceAgent, Stream, Work};
+pub(crate) use work::{Departure, Do, Heard, Job, Reopened, Saving, SourceAgent, Stream, Work};
 
 impl World {
     /// Whether the source's thread can go on.
     pub fn source_can(&self) -> bool {
         let Some(work) = self.source.work.as_deref().filter(|_| self.up[0]) else { return false };
         match work.steps.front() {
-            None => !work.todo.is_empty() || !work.heard.is_empty(),
+            None => !work.todo.is_empty() || !work.heard.is_empty() || self.link_is_answered().is_some(),
             Some(Do::AwaitStreams) => {
                 let conns = work.streams.iter().map(|s| s.conn).chain(work.answering);
                 self.all_answered(conns)
             }
-            Some(Do::AwaitResume) => self.all_answered(work.control.into_iter()),
-            Some(Do::AwaitWord) => work.heard.iter().skip(work.later).any(|h| {
-                let word =
-                    |kind: &Kind| matches!(kind, Kind::Settled(_) | Kind::StillOwed(_) | Kind::Landed(_));
-                matches!(h, Heard::Said(kind) if word(&kind.0))
-                    || matches!(h, Heard::Silent(conn) if Some(*conn) == work.control)
-            }),
             Some(Do::AwaitAnswer) => {
                 work.answer.is_some()
                     || work.asking.is_some_and(|id| {
@@ -56,16 +49,11 @@ impl World {
                         })
                     })
             }
-            Some(Do::Wait) => {
-                !self.is_set(Timer::Again(Side::Source))
-                    || work.heard.iter().skip(work.later).any(|h| match h {
-                        Heard::Resolved => !work.rejoining,
-                        Heard::Cancel => work.rejoining,
-                        _ => false,
-                    })
-            }
+            Some(Do::Wait) => !self.is_set(Timer::Again(Side::Source)),
             // While it is being saved, QEMU cannot be asked.
-            Some(Do::Thaw | Do::Resume | Do::RunOn) => work.saving.is_none(),
+            Some(Do::Thaw | Do::Resume | Do::RunOn) => {
+                work.saving.is_none() || self.has(Fault::OldStateBelieved)
+            }
             Some(_) => true,
         }
     }
@@ -89,8 +77,11 @@ impl World {
             say!(self, "source: act {}", short(&act.0));
             return self.source_act(act.0);
         }
+        if let Some(event) = self.link_is_answered() {
+            return self.link_hears(event);
+        }
+        let Some(work) = self.source.work.as_deref_mut() else { return };
         if let Some(heard) = work.heard.pop_front() {
-            work.later = work.later.saturating_sub(1);
             say!(self, "source: hears {}", short(&heard));
             self.source_hears(heard);
         }
@@ -108,7 +99,8 @@ impl World {
             self.leave_spool();
         }
         let frozen_late = self.has(Fault::FrozenAfterPermit);
-        if act == SourceAct::StopGuest {
+        let asked_in_vain = self.is_set(Timer::Again(Side::Source));
+        if act == SourceAct::JournalPause {
             self.look_at_run_state();
         }
         let Some(work) = self.source.work.as_deref_mut() else { return };
@@ -137,15 +129,14 @@ impl World {
                 return;
             }
             SourceAct::Decide => &[Do::Collect, Do::Decide],
+            SourceAct::JournalPause if pause_first => return,
+            SourceAct::JournalPause if told_late => &[Do::Journal(departure), Do::Sync],
+            SourceAct::JournalPause => &[Do::Tell(pausing), Do::Journal(departure), Do::Sync],
             SourceAct::StopGuest if pause_first => {
                 &[Do::Stop, Do::Tell(pausing), Do::Journal(departure), Do::Sync, Do::Stopped]
             }
-            SourceAct::StopGuest if told_late => {
-                &[Do::Journal(departure), Do::Sync, Do::Stop, Do::Tell(pausing), Do::Stopped]
-            }
-            SourceAct::StopGuest => {
-                &[Do::Tell(pausing), Do::Journal(departure), Do::Sync, Do::Stop, Do::Stopped]
-            }
+            SourceAct::StopGuest if told_late => &[Do::Stop, Do::Tell(pausing), Do::Stopped],
+            SourceAct::StopGuest => &[Do::Stop, Do::Stopped],
             SourceAct::SendOwed => &[Do::Collect, Do::SayOwed],
             SourceAct::Save => {
                 work.saving = Some(Saving::Begun);
@@ -182,9 +173,8 @@ impl World {
                 work.todo.push_back(Printed(SourceAct::Promise));
                 return;
             }
-            SourceAct::Promise => {
-                &[Do::Hold, Do::Journal(promised), Do::Sync, Do::Tell(Promised), Do::Promised]
-            }
+            SourceAct::HoldGuest => &[Do::Hold],
+            SourceAct::Promise => &[Do::Journal(promised), Do::Sync, Do::Tell(Promised), Do::Promised],
             SourceAct::ResumeGuest => {
                 if !work.stopped {
                     return;
@@ -202,23 +192,27 @@ impl World {
                 }
                 &[Do::Thaw, Do::RunOn, Do::Insist(Departure::None), Do::Sync, Do::Tell(Back)]
             }
-            SourceAct::Claim => &[Do::HangUp, Do::Wait, Do::Ask, Do::AwaitAnswer],
-            SourceAct::Gone(_) => &[Do::Insist(Departure::Gone), Do::Sync],
+            SourceAct::Claim => {
+                work.asks_later = asked_in_vain;
+                let steps = &[Do::HangUp, Do::Ask, Do::AwaitAnswer];
+                if asked_in_vain { &steps[..1] } else { steps }
+            }
+            SourceAct::Gone(_) => {
+                work.asks_later = false;
+                self.timers.retain(|(_, timer)| *timer != Timer::Again(Side::Source));
+                &[Do::Insist(Departure::Gone), Do::Sync]
+            }
             SourceAct::ServeOwed => {
                 work.owing = work.owed;
-                work.streams.iter_mut().for_each(|stream| stream.job = Job::Push);
+                work.all_do(Job::Push);
                 return self.spool_owed();
             }
-            SourceAct::Reconnect => &[Do::HangUp, Do::DialResume],
+            SourceAct::Reconnect => return self.source_link(LinkEvent::Reconnect),
             SourceAct::Rejoin => {
-                (work.rejoining, work.gave_up) = (true, false);
-                let give_up = Timer::GiveUp(Side::Source);
-                self.timers.retain(|(_, timer)| *timer != give_up);
-                give_up.set_in(&mut self.timers);
                 if self.ghost.weather == Weather::OneCut {
                     self.ghost.weather = Weather::OneCutWaitedFor;
                 }
-                &[Do::HangUp, Do::DialResume]
+                return self.source_link(LinkEvent::Rejoin);
             }
             SourceAct::ShipRest(_) => &[Do::GiveRest],
             SourceAct::Forget => {

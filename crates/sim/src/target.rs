@@ -29,12 +29,16 @@ mod work; // what it holds
 pub(crate) use spooling::{SpoolRecord, SpoolRecording, Unspool, Unspooled};
 pub(crate) use work::{Arrival, Do, Heard, Recording, Session, Stage, TargetAgent};
 
+/// How the record is asked.
+const ASK_HERE: &[Do] = &[Do::Claim, Do::Sync, Do::Claimed];
+const ASK_ELSEWHERE: &[Do] = &[Do::Intend, Do::Sync, Do::Ask, Do::AwaitAnswer];
+
 impl World {
     /// Whether the target's thread can go on.
     pub fn target_can(&self) -> bool {
         let Some(work) = self.target.work.as_deref().filter(|_| self.up[1]) else { return false };
         match work.steps.front() {
-            None => !work.todo.is_empty() || !work.heard.is_empty(),
+            None => !work.todo.is_empty() || !work.heard.is_empty() || self.load_can(),
             Some(Do::AwaitRecorded) => work.recording == Recording::Done,
             // The journal is one thread's at a time, and what is owed may still be being recorded.
             Some(Do::AwaitSpoolRecorded) => work.recording_spool == SpoolRecording::Done,
@@ -44,11 +48,6 @@ impl World {
                     && self.store_is_free()
             }
             Some(Do::Accept | Do::Claim | Do::Intend | Do::Won | Do::Forget) => self.store_is_free(),
-            // Loading reads the rings of the virtio devices: they are in page 0.
-            Some(Do::Load) => {
-                let qemu = &self.qemus[1];
-                !qemu.alive || !qemu.watched || qemu.ram.present.has(0) || qemu.waits_for.is_none()
-            }
             Some(Do::AwaitAnswer) => work.answer.is_some(),
             Some(Do::Wait) => !self.is_set(Timer::Again(Side::Target)),
             Some(_) => true,
@@ -66,16 +65,45 @@ impl World {
             say!(self, "target: act {}", short(&act.0));
             return self.target_act(act.0);
         }
-        if let Some(heard) = work.heard.pop_front() {
-            say!(self, "target: hears {}", short(&heard));
-            self.target_hears(heard);
+        match work.heard.pop_front() {
+            Some(heard) => {
+                say!(self, "target: hears {}", short(&heard));
+                self.target_hears(heard);
+            }
+            None => self.target_loads(),
         }
+    }
+
+    /// Whether the thread that loads a device state can go on: it reads the rings of the virtio devices, which are in page 0.
+    fn load_can(&self) -> bool {
+        let qemu = &self.qemus[1];
+        let there = !qemu.alive || !qemu.watched || qemu.ram.present.has(0) || qemu.waits_for.is_none();
+        there && self.target.work.as_deref().is_some_and(|work| work.loading)
+    }
+
+    /// It goes on, beside the driver, which hears what else happens first.
+    fn target_loads(&mut self) {
+        let Some(work) = self.target.work.as_deref_mut() else { return };
+        let qemu = &mut self.qemus[1];
+        if !qemu.alive || std::mem::take(&mut work.fails) {
+            work.loading = false;
+            return work.broke("load the device state");
+        }
+        if !qemu.can_touch(0) {
+            // Somebody must answer this fault.
+            return self.set(Timer::Patience(Side::Target));
+        }
+        say!(self, "target: the device state is loaded");
+        work.loading = false;
+        qemu.state = Some(work.state);
+        work.steps.extend([Do::AwaitRecorded, Do::AwaitSpoolRecorded, Do::Loaded]);
     }
 
     /// Begins an act (`TargetDriver::act`).
     fn target_act(&mut self, act: TargetAct) {
         let early = self.has(Fault::ClaimAfterCont);
         let held = self.setup.keeper == Keeper::Target;
+        let asked_in_vain = self.is_set(Timer::Again(Side::Target));
         let Some(work) = self.target.work.as_deref_mut() else { return };
         let steps: &[Do] = match act {
             TargetAct::Send(mut kind) => {
@@ -100,16 +128,17 @@ impl World {
                 let raw = state.stream.map_or(0, |stream| stream.raw);
                 work.state = raw as u16;
                 work.was = if raw >> STOOD == 0 { Was::Ran } else { Was::Stood };
-                &[Do::Enter, Do::Load, Do::AwaitRecorded, Do::AwaitSpoolRecorded, Do::Loaded]
+                work.loading = true;
+                &[Do::Enter]
             }
             TargetAct::Claim => {
                 work.steps.extend(early.then_some(Do::Run));
-                // A driver that asked in vain waits first.
-                work.steps.push_back(Do::Wait);
-                if held {
-                    &[Do::Claim, Do::Sync, Do::Claimed]
-                } else {
-                    &[Do::Intend, Do::Sync, Do::Ask, Do::AwaitAnswer]
+                // A driver that asked in vain asks a little later.
+                work.asks_later = asked_in_vain;
+                match (asked_in_vain, held) {
+                    (true, _) => &[],
+                    (false, true) => ASK_HERE,
+                    (false, false) => ASK_ELSEWHERE,
                 }
             }
             TargetAct::Resume => &[Do::Resume],
@@ -124,7 +153,7 @@ impl World {
             }
             TargetAct::Settle => &[Do::Close, Do::Settle, Do::Sync, Do::EndSpool, Do::SaySettled],
             TargetAct::Destroy => {
-                work.watches = false;
+                (work.watches, work.loading) = (false, false);
                 work.steps.extend([Do::Destroy, Do::Abandon, Do::Sync]);
                 if work.source_is_back {
                     work.steps.extend([Do::Forget, Do::Sync]);
@@ -173,6 +202,10 @@ impl World {
                 }
             }
             Heard::Lost(conn, over) => {
+                if self.stream_lost(conn) {
+                    return;
+                }
+                let Some(work) = self.target.work.as_deref_mut() else { return };
                 if work.control == Some(conn) || work.conns.contains(&conn) {
                     self.target_hangs_up();
                     if self.setup.rejoin && !self.has(Fault::NeverGivesUp) {
@@ -253,7 +286,7 @@ impl World {
         }
     }
 
-    fn target_says(&mut self, kind: Kind) {
+    pub(super) fn target_says(&mut self, kind: Kind) {
         let Some(work) = self.target.work.as_deref_mut() else { return };
         let control = work.control;
         if let Some(conn) = control.and_then(|id| self.conn(id)) {
@@ -263,15 +296,20 @@ impl World {
 
     /// A time of the target's has come.
     pub fn target_timer(&mut self, timer: Timer) {
+        let held = self.held_by_target();
         let Some(work) = self.target.work.as_deref_mut() else { return };
         if timer == Timer::Again(Side::Target) {
+            if std::mem::take(&mut work.asks_later) {
+                work.steps.extend(if held { ASK_HERE } else { ASK_ELSEWHERE });
+            }
             return;
         }
-        match work.steps.front() {
-            // QEMU did not load it in time: nobody answered its fault.
-            Some(Do::Load) => work.broke("load the device state"),
-            Some(Do::AwaitAnswer) => work.answer = Some(Answer::Unknown),
-            _ => {}
+        // QEMU did not load it in time: nobody answered its fault.
+        if std::mem::take(&mut work.loading) {
+            return work.broke("load the device state");
+        }
+        if let Some(Do::AwaitAnswer) = work.steps.front() {
+            work.answer = Some(Answer::Unknown);
         }
     }
 }

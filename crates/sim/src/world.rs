@@ -26,6 +26,8 @@ pub enum Timer {
     GiveUp(Side),
     /// The same at the target, for a source that closed its connections.
     Closed,
+    /// The target has missed a stream that was lost for long.
+    Missed,
     /// The target is called again, to be told that the migration has ended.
     CallAgain,
     /// It was called for long enough.
@@ -67,6 +69,7 @@ impl Timer {
             Self::RecordUp => 1300,
             Self::SpoolUp => 1400,
             Self::Closed => 1700,
+            Self::Missed => 1900,
             Self::Doubt => 2000,
             Self::Lazy(_) => 2500,
             Self::GiveUp(Side::Source) | Self::CallEnd => 2600,
@@ -330,6 +333,7 @@ impl World {
             Timer::Again(Side::Target) | Timer::Patience(Side::Target) => self.target_timer(timer),
             Timer::GiveUp(Side::Source) => self.source_gives_up(),
             Timer::GiveUp(Side::Target) | Timer::Closed => self.target_gives_up(),
+            Timer::Missed => self.target_misses_a_stream(),
             // It is called by its thread, which looks whether this is set.
             Timer::CallAgain => {}
             Timer::CallEnd => self.call_ends(),
@@ -366,5 +370,6 @@ fn timer_order(timer: Timer) -> u8 {
         Timer::SpoolBack => 18,
         Timer::Stall => 19,
         Timer::Janitor => 20,
+        Timer::Missed => 21,
     }
 }

@@ -110,4 +110,7 @@ bites! {
     a_device_state_of_an_earlier_pause_is_found: OldStateBelieved,
     owed_pages_that_the_target_keeps_are_found: OwedKeptByTarget,
     owed_pages_that_its_journal_keeps_are_found: OwedKeptInJournal,
+    a_stream_whose_rest_is_not_sent_is_found: StreamRestNotSent,
+    a_lost_stream_that_counts_as_known_is_found: StreamSentKept,
+    an_old_stream_that_lands_on_is_found: OldStreamLandsOn,
 }

@@ -83,8 +83,14 @@ fn at_each_step(setup: &str, blow: &str, what: &str) -> Vec<Option<End>> {
 /// Whatever was on its way: what was lost is sent again, and the migration goes on where it was.
 #[test]
 fn a_link_that_is_lost_once_while_the_guest_runs_ends_no_migration() {
-    for blow in ["cut-data", "cut-control", "cut-all", "link-down"] {
-        let ends = at_each_step("pre-held-bare-2-5-3-6-8-rejoin-verify", blow, "act Rejoin");
+    for (blow, what) in [
+        ("cut-data", "goes on"),
+        ("lose-data", "goes on"),
+        ("cut-control", "act Rejoin"),
+        ("cut-all", "act Rejoin"),
+        ("link-down", "act Rejoin"),
+    ] {
+        let ends = at_each_step("pre-held-bare-2-5-3-6-8-rejoin-verify", blow, what);
         assert!(ends.len() > 50, "{blow}: {} times", ends.len());
         assert!(ends.iter().all(|end| *end == Some(End::Runs(Side::Target))), "{blow}: {ends:?}");
     }
@@ -99,8 +105,25 @@ fn a_link_that_is_lost_once_in_the_pause_ends_no_migration() {
         "hybrid-etcd-strict-1-4-1-2-6-rejoin",
         "post-held-relaxed-1-4-1-1-6-rejoin",
     ] {
-        for blow in ["cut-data", "cut-control", "cut-all", "link-down"] {
+        for blow in ["cut-control", "cut-all", "link-down"] {
             let ends = at_each_step(setup, blow, "act RunOn");
+            assert!(ends.len() > 5, "{setup}, {blow}: {} times", ends.len());
+            assert!(
+                ends.iter().all(|end| *end == Some(End::Runs(Side::Target))),
+                "{setup}, {blow}: {ends:?}"
+            );
+        }
+    }
+}
+
+/// A stream that is lost alone is opened again, with and without `--give-up`, also while the guest stands still and after the commit.
+#[test]
+fn a_stream_that_is_lost_alone_ends_no_migration() {
+    for setup in
+        ["pre-held-bare-2-5-3-6-8-verify", "hybrid-held-bare-1-4-1-1-6", "post-etcd-strict-2-4-1-2-6"]
+    {
+        for blow in ["cut-data", "lose-data"] {
+            let ends = at_each_step(setup, blow, "goes on");
             assert!(ends.len() > 5, "{setup}, {blow}: {} times", ends.len());
             assert!(
                 ends.iter().all(|end| *end == Some(End::Runs(Side::Target))),

@@ -106,15 +106,24 @@ fn source(
     input: &mut Input<'_>,
 ) -> bool {
     let (mut stopped, mut promised, mut ended) = (permitted, permitted, false);
+    let (mut journalled, mut held) = (permitted, permitted);
     let mut event = None;
     let mut acts = acts;
     for _ in 0..500 {
         assert!(!ended || acts.is_empty(), "after the end: {acts:?}");
         for act in acts {
             match act {
-                SourceAct::StopGuest => stopped = true,
+                SourceAct::JournalPause => journalled = true,
+                SourceAct::StopGuest => {
+                    assert!(journalled, "I3: a pause that nobody would end");
+                    stopped = true;
+                }
+                SourceAct::HoldGuest => held = stopped,
                 SourceAct::Promise => {
-                    assert!(stopped, "I1: a promise about a guest that was not stopped");
+                    assert!(
+                        held,
+                        "I1: a promise about a guest that was not stopped, or that somebody may let run"
+                    );
                     promised = true;
                 }
                 SourceAct::Send(Kind::Permit(_)) => {
@@ -125,11 +134,11 @@ fn source(
                     let asked = matches!(event, Some(SourceEvent::ClaimWon | SourceEvent::Resolved));
                     assert!(!permitted || asked, "I1: resumed after the permit upon {event:?}");
                     assert!(!gone, "I4: resumed although the target owns it, upon {event:?}");
-                    stopped = false;
+                    (journalled, stopped, held) = (false, false, false);
                 }
                 SourceAct::RunOn => {
                     assert!(!promised && !ended, "I1: it runs on after a promise, upon {event:?}");
-                    stopped = false;
+                    (journalled, stopped, held) = (false, false, false);
                 }
                 SourceAct::Gone(_) => {
                     let told = matches!(

@@ -9,7 +9,7 @@ use crate::{
     ship::{Job, Streams},
     survey, verify, why,
 };
-use proto::{SourceAct, SourceEvent, Step, control};
+use proto::{Decision, SourceAct, SourceEvent, Step, control};
 use std::{io, sync::Arc, thread};
 use units::{Epoch, MemorySet};
 
@@ -41,26 +41,31 @@ impl SourceDriver {
                 Ok(None)
             }
             SourceAct::RunOn => self.run_on().map(|()| None),
-            SourceAct::Rejoin => self.rejoin(),
+            SourceAct::Rejoin => Ok(self.rejoin()),
             SourceAct::Decide => {
                 if let (Some(tracker), Some(round)) = (&mut self.parts.tracker, &self.current) {
                     tracker.learn(&round.unchanged());
                 }
                 self.collect()?;
-                let step = self.story.decide(&self.dirty);
+                self.end_round(self.dirty.len());
+                let decision = self.rounds.decide(self.story.lasted(), self.dirty.bytes());
+                let step = self.heed(decision);
                 let Some(step) = self.secure_before(step) else { return Ok(None) };
                 if step == Step::Round {
                     self.judge()?;
                 }
                 Ok(Some(SourceEvent::Decided(step)))
             }
-            SourceAct::StopGuest => {
+            SourceAct::JournalPause => {
                 self.end_watch();
                 let before = self.parts.machine.lock().prepare_stop()?;
                 self.before = before;
                 self.can_be_carried(before)?;
                 self.offer().map_err(why("start a thread"))?;
                 self.parts.journal.pausing(before).map_err(why("journal the pause"))?;
+                Ok(None)
+            }
+            SourceAct::StopGuest => {
                 self.calm();
                 if let Some(tracker) = &mut self.parts.tracker {
                     tracker.hurry().map_err(why("let the guest's writers go on"))?;
@@ -69,7 +74,7 @@ impl SourceDriver {
                 self.story.stopping(now_ns());
                 self.stopped = true;
                 let found = self.parts.machine.lock().stop()?;
-                if found != before {
+                if found != self.before {
                     // Somebody has stopped it, or it has, between our question and our stop.
                     self.before = found;
                     self.parts.journal.pausing(found).map_err(why("journal the pause"))?;
@@ -94,12 +99,15 @@ impl SourceDriver {
                 Ok(None)
             }
             SourceAct::SendState(after_round) => self.send_state(after_round).map(Some),
-            SourceAct::Promise => {
+            SourceAct::HoldGuest => {
                 self.offered().map_err(why("offer the VM to the target"))?;
                 // From here on a target that is only slow costs the whole migration.
                 self.bear_silence(LONG_SILENCE);
                 // From the permit on the target may run it, and nobody here.
                 self.parts.machine.lock().hold()?;
+                Ok(None)
+            }
+            SourceAct::Promise => {
                 self.parts.journal.promise(self.parts.epoch).map_err(why("journal the promise"))?;
                 Ok(Some(SourceEvent::Promised))
             }
@@ -108,13 +116,11 @@ impl SourceDriver {
                 Ok(None)
             }
             SourceAct::Claim => {
-                // By way of the queue: between two claims a person's word is heard, and how long it has been in doubt.
-                let answer = self.claim();
-                let _ = self.tell.send(Signal::Event(answer));
+                self.claim();
                 Ok(None)
             }
             SourceAct::Gone(epoch) => {
-                self.doubt_since = None;
+                (self.doubt_since, self.asks_at) = (None, None);
                 self.bear_silence(SILENCE);
                 self.insist("journal that the VM is gone", |d| d.parts.journal.gone(Epoch(epoch)));
                 Ok(None)
@@ -123,10 +129,7 @@ impl SourceDriver {
                 self.serve_owed();
                 Ok(None)
             }
-            SourceAct::Reconnect => {
-                self.reconnect();
-                Ok(None)
-            }
+            SourceAct::Reconnect => Ok(self.reconnect()),
             SourceAct::Forget => {
                 self.hang_up();
                 self.insist("journal that everything is there", |d| d.parts.journal.settled());
@@ -159,9 +162,25 @@ impl SourceDriver {
         self.collect()?;
         let empty = self.nothing();
         let set = std::mem::replace(&mut self.dirty, empty);
+        self.end_round(0);
         self.story.round(number, &set);
         self.give(Arc::new(Round::new(number, set)));
         Ok(None)
+    }
+
+    /// The current round, if there is one, has carried all that it was to carry.
+    pub(super) fn end_round(&mut self, dirtied: u64) {
+        if let Some(moved) = self.story.end_round(dirtied) {
+            self.rounds.moved(moved);
+        }
+    }
+
+    /// Tells the user what is to be known of the next step.
+    pub(super) fn heed(&self, Decision { step, warning }: Decision) -> Step {
+        if let Some(warning) = warning {
+            self.story.warn(warning);
+        }
+        step
     }
 
     /// To the streams.
@@ -198,7 +217,7 @@ impl SourceDriver {
     }
 
     fn send_state(&mut self, after_round: u32) -> Result<SourceEvent, Broken> {
-        self.story.end_round(0);
+        self.end_round(0);
         if self.options.verify
             && let Some(lost) = self.send_hashes()?
         {
@@ -238,6 +257,7 @@ impl SourceDriver {
     }
 
     fn serve_owed(&mut self) {
+        self.end_round(0);
         self.story.owing(&self.owed);
         self.owing.refill(self.owed.clone());
         if let Some(streams) = &self.streams {

@@ -137,6 +137,9 @@ impl SourceDriver {
                 "when it was moved last it wrote much more than it does now: that is expected again".into(),
             );
         }
+        let after = |ms| self.story.lasted() + Duration::from_secs_f64(ms / 1e3);
+        let end = plan.stop_after_ms.map(after);
+        self.rounds.planned(plan.takes, Duration::from_secs_f64(plan.downtime_ms / 1e3), end);
         self.story.foreseen(forecast);
         let governs = plan.takes == Way::PreCopy && measured.hard;
         let pace = measured.pace / PAGE_SIZE as f64 / measured.again.max(0.1);
@@ -182,7 +185,7 @@ impl SourceDriver {
     /// How much longer all of it will take, by what is known by now.
     pub(super) fn ends_in(&self, left: u64) -> Option<Duration> {
         let (plan, measured) = (self.foresight.plan.as_ref()?, self.foresight.measured.as_ref()?);
-        if self.story.now() != Phase::PreCopy {
+        if self.phase() != Phase::PreCopy {
             return None;
         }
         let (round, lasted) = (self.current.as_ref()?, self.story.round_lasts()?);
@@ -251,12 +254,7 @@ fn terms(options: &Options, passed: Duration) -> Terms {
         passed,
         stall: options.max_stall,
         keep: options.keep,
-        way: match options.mode {
-            Mode::Auto => None,
-            Mode::PreCopy => Some(Way::PreCopy),
-            Mode::Hybrid => Some(Way::Hybrid),
-            Mode::PostCopy => Some(Way::PostCopy),
-        },
+        way: options.mode.demanded(),
         post_copy: options.post_copy(),
     }
 }

@@ -33,7 +33,8 @@ pub(super) struct Governing {
 impl SourceDriver {
     /// In the middle of a round: does the guest outrun it?
     pub(super) fn watch(&mut self) -> Result<(), Broken> {
-        if !self.may_govern() || self.story.now() != Phase::PreCopy {
+        // A link that is lost says nothing of how fast it is.
+        if !self.may_govern() || self.phase() != Phase::PreCopy || !self.link.is_up() {
             return Ok(());
         }
         let (Some(round), Some(lasted)) = (self.current.clone(), self.story.round_lasts()) else {
@@ -64,7 +65,7 @@ impl SourceDriver {
                 self.governing.judged = (round.number, lasted * 2);
                 self.collect()?;
                 let outrun = self.dirty.len() as f64 > OUTRUN * sent as f64;
-                let fits = self.story.would_fit(&self.dirty, sent_per_s);
+                let fits = self.rounds.would_fit(self.dirty.bytes(), sent_per_s);
                 if outrun && !fits { self.govern(sent_per_s) } else { Ok(()) }
             }
         }
@@ -76,13 +77,13 @@ impl SourceDriver {
             return Ok(());
         }
         self.count_stalls();
-        let Some((pages, moved_per_s)) = self.story.last_round() else { return Ok(()) };
+        let Some((pages, moved_per_s)) = self.rounds.last() else { return Ok(()) };
         self.stun(pages, moved_per_s);
         if self.governing.pace.is_some() || self.dirty.len() as f64 > OUTRUN * pages as f64 {
             let share = policy::share_of_round(
                 self.usual_share(),
                 self.dirty.len() as f64,
-                self.story.fit(moved_per_s),
+                self.rounds.fit(moved_per_s),
             );
             self.agree(share, Some(moved_per_s));
             return self.govern(moved_per_s);

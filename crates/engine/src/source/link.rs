@@ -1,157 +1,256 @@
-//! The source's connections: opened, lost, opened again.
+//! The source's connections: opened, lost, opened again as the core's [`Link`] decides.
 
-use super::{Mending, Signal, SourceDriver};
+use super::{Signal, SourceDriver};
 use crate::{
     Broken,
-    conn::{LONG_SILENCE, PING, SILENCE, Speaker, listen, now_ns},
+    conn::{Conn, LONG_SILENCE, PING, SILENCE, Speaker, listen, now_ns},
     gate::Gate,
     packing::Packing,
     queue::{Owing, Round},
     ship::{Said, Shared, Streams, serve_faults},
 };
-use proto::{Kind, SourceEvent, Token, control};
+use proto::{Answer, Kind, LinkAct, LinkEvent, NoLink, Rest, SourceEvent, Token, control, outlives_link};
 use std::{
+    collections::VecDeque,
     io::{self, Write},
+    ops::ControlFlow::{self, Break, Continue},
     sync::Arc,
     thread,
     time::{Duration, Instant},
 };
-use units::MemorySet;
 
-/// How long to wait before the target is called again: at first, and at most. Each call is short, so that a link that is back is
-/// noticed within a second (`tests/tests/interrupted.rs`).
-const SOON: Duration = Duration::from_millis(50);
+/// How long to wait before the target is called again to be told that the migration has ended.
 const LATER: Duration = Duration::from_millis(300);
-
-/// A host that says that nobody listens there, or that its agent knows of no such migration, is called every `SOON`: an agent that is
-/// started again is there at any moment, its guest waits, and such a call costs a packet or two. After so many (20 s) it will be longer.
-const EAGER: u32 = 400;
-
-/// How long to wait after the last of so many calls failed like this.
-fn pause(calls: u32, why: io::ErrorKind) -> Duration {
-    let answered = matches!(why, io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound);
-    match calls {
-        ..=EAGER if answered => SOON,
-        calls => LATER.min(SOON * 2_u32.saturating_pow(calls - 1)),
-    }
-}
 
 /// A call that is not answered within so long was lost, whatever the link's round trip was before: `ROUND_TRIPS` times that, but at
 /// least this.
 const ANSWERED: Duration = Duration::from_millis(500);
 const ROUND_TRIPS: u32 = 8;
 
-/// A link that is lost so often without a page having arrived in between is no use.
-const STUCK: u32 = 3;
-
-/// What the target says to a source that is back.
-enum Back {
-    /// It has everything.
-    Settled,
-    /// Its guest lacks pages.
-    Lacking,
-    /// Its guest does not run; it has all of this round, and these pages of the next one.
-    Landed(u32, MemorySet),
-}
-
 impl SourceDriver {
-    /// Connects again, until it works: the target's guest waits for its pages, and nobody else has them.
-    pub(super) fn reconnect(&mut self) {
-        self.hang_up();
+    /// Something has happened to the link: does what follows. Returns what the migration is told of it.
+    pub(super) fn link(&mut self, event: LinkEvent) -> Option<SourceEvent> {
+        let mut acts = VecDeque::from(self.link.handle(event));
+        let mut told = None;
+        while let Some(act) = acts.pop_front() {
+            tracing::debug!(?act, "link");
+            match self.link_act(act) {
+                Continue(None) => {}
+                Continue(Some(event)) => acts.extend(self.link.handle(event)),
+                Break(event) => told = Some(event),
+            }
+        }
+        told
+    }
+
+    /// Does one act. `Break`: the migration is told this.
+    fn link_act(&mut self, act: LinkAct) -> ControlFlow<SourceEvent, Option<LinkEvent>> {
+        Continue(match act {
+            LinkAct::HangUp => {
+                self.hang_up();
+                None
+            }
+            LinkAct::Dial => {
+                self.dial_again().err().map(|e| LinkEvent::Unreached(Answer::None, e.to_string()))
+            }
+            LinkAct::AwaitWord => {
+                let silent = LinkEvent::Silent("the target does not say what it lacks".into());
+                self.link_timer = Some((Instant::now() + SILENCE, silent));
+                None
+            }
+            LinkAct::AwaitGiveUp => {
+                self.gives_up_at = Some(Instant::now() + self.options.give_up);
+                None
+            }
+            LinkAct::Wait(time) => {
+                self.link_timer = Some((Instant::now() + time, LinkEvent::Again));
+                None
+            }
+            LinkAct::LookAtFile => self.target_is_complete().then(|| {
+                self.story.note("the datastore says that the target has everything".into());
+                self.story.settled(&control::Settled::default());
+                LinkEvent::Complete
+            }),
+            LinkAct::Open => Some(match self.open_streams() {
+                Ok(()) => LinkEvent::Opened,
+                Err(e) => LinkEvent::NotOpened(e.to_string()),
+            }),
+            LinkAct::Tell(event) => {
+                (self.link_timer, self.gives_up_at) = (None, None);
+                match &event {
+                    SourceEvent::Rejoined(landed) => {
+                        self.not_again(*landed);
+                        self.story.link_is_back();
+                        self.progress.link_is_back();
+                        self.story.note(format!("connected to {} again", self.parts.to));
+                    }
+                    SourceEvent::Message(control::Kind::StillOwed(_)) => {
+                        self.story.note(format!("connected to {} again", self.parts.to));
+                    }
+                    _ => {}
+                }
+                return Break(event);
+            }
+            LinkAct::GiveUp(why) => {
+                (self.link_timer, self.gives_up_at) = (None, None);
+                return Break(self.broke(self.given_up(why)));
+            }
+            LinkAct::EndStream(stream) => {
+                if let Some(streams) = &self.streams {
+                    streams.end(stream);
+                }
+                None
+            }
+            LinkAct::OpenStream(stream) => {
+                let opens = self.open_stream(stream);
+                opens.err().map(|e| LinkEvent::StreamNotOpened(stream, e.to_string()))
+            }
+            LinkAct::GoOn(stream) => match self.go_on(stream) {
+                Ok(()) => None,
+                Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+                    return Break(self.broke(Broken::new("go on with a stream", e.to_string())));
+                }
+                Err(e) => Some(LinkEvent::Silent(e.to_string())),
+            },
+        })
+    }
+
+    /// How long until the link or the record wants something.
+    pub(super) fn due_in(&self) -> Duration {
+        let link = self.link_timer.as_ref().map(|(at, _)| *at);
+        let first = [link, self.gives_up_at, self.asks_at].into_iter().flatten().min();
+        first.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()))
+    }
+
+    pub(super) fn do_what_is_due(&mut self) -> Option<SourceEvent> {
+        let now = Instant::now();
+        if let Some((_, event)) = self.link_timer.take_if(|(at, _)| *at <= now) {
+            return self.link(event);
+        }
+        if self.gives_up_at.take_if(|at| *at <= now).is_some() {
+            return self.link(LinkEvent::GaveUp);
+        }
+        if self.asks_at.take_if(|at| *at <= now).is_some() {
+            self.ask_record();
+        }
+        None
+    }
+
+    fn given_up(&self, why: NoLink) -> Broken {
+        let link = "the connection to the target";
+        match why {
+            NoLink::Unknown => Broken::new("reconnect", format!("{} has given up meanwhile", self.parts.to)),
+            NoLink::Stuck => Broken::new(link, "it is lost again and again, at the same place"),
+            NoLink::Late(why) => Broken::new(
+                link,
+                format!(
+                    "it was lost, and not back within {} s: {why}; --give-up says how long to wait",
+                    self.options.give_up.as_secs_f64()
+                ),
+            ),
+        }
+    }
+
+    /// The link is wanted again: the target's guest waits for its pages, and nobody else has them.
+    pub(super) fn reconnect(&mut self) -> Option<SourceEvent> {
         self.story.note(format!(
             "the connection to {} was lost; its guest waits for pages, reconnecting",
             self.parts.to
         ));
-        let mut calls = 0;
-        loop {
-            calls += 1;
-            match self.resume() {
-                Ok(_) => return self.story.note(format!("connected to {} again", self.parts.to)),
-                Err(e) => {
-                    tracing::debug!(%e, "not yet");
-                    self.hang_up();
-                    if self.target_is_complete() {
-                        let settled = control::Kind::Settled(control::Settled::default());
-                        self.later.push_back(Signal::Event(SourceEvent::Message(settled)));
-                        return self.story.note("the datastore says that the target has everything".into());
-                    }
-                    self.wait_for_word(pause(calls, e.kind()), |event| {
-                        matches!(event, SourceEvent::Resolved)
-                    });
-                }
-            }
-        }
+        self.link(LinkEvent::Reconnect)
     }
 
-    /// Connects again while the guest runs on here, for as long as the user wants. What was on its way is
-    /// sent again (I2).
-    pub(super) fn rejoin(&mut self) -> Result<Option<SourceEvent>, Broken> {
+    /// The link is wanted again while the guest runs on here, for as long as the user wants. What was on its way is sent again (I2).
+    pub(super) fn rejoin(&mut self) -> Option<SourceEvent> {
         self.hang_up();
         self.leave_spool();
-        let end = Instant::now() + self.options.give_up;
         self.story.note(format!(
             "the connection to {} was lost; the VM runs on here, reconnecting for up to {} s (--give-up)",
             self.parts.to,
             self.options.give_up.as_secs_f64()
         ));
-        let mut calls = 0;
-        loop {
-            calls += 1;
-            let (why, kind) = match self.resume() {
-                Ok(Back::Landed(landed, rest)) => {
-                    let here = (landed, rest.len());
-                    self.lost_here = (here, if self.lost_here.0 == here { self.lost_here.1 + 1 } else { 0 });
-                    if self.lost_here.1 >= STUCK {
-                        let why = "it is lost again and again, at the same place".to_owned();
-                        return Err(Broken::new("the connection to the target", why));
+        self.link(LinkEvent::Rejoin)
+    }
+
+    /// Calls the target beside the driver.
+    fn dial_again(&self) -> io::Result<()> {
+        let patience = self.heard.round_trip().map_or(ANSWERED, |time| time * ROUND_TRIPS).max(ANSWERED);
+        let (dial, tell, generation) = (self.parts.dial.clone(), self.tell.clone(), self.generation);
+        let call = move || {
+            let conn = dial.dial_soon(Kind::Resume, None, patience);
+            let _ = tell.send(Signal::Dialled(generation, conn));
+        };
+        thread::Builder::new().name("dial".into()).spawn(call).map(drop)
+    }
+
+    /// The target was called.
+    pub(super) fn dialled(&mut self, conn: io::Result<Conn>) -> Option<SourceEvent> {
+        let event = match conn.and_then(|conn| self.listen_on(conn, SILENCE)) {
+            Ok(()) => LinkEvent::Reached,
+            Err(e) => {
+                tracing::debug!(%e, "not yet");
+                let answer = match e.kind() {
+                    io::ErrorKind::ConnectionRefused => Answer::Refused,
+                    io::ErrorKind::NotFound => Answer::Unknown,
+                    _ => Answer::None,
+                };
+                LinkEvent::Unreached(answer, e.to_string())
+            }
+        };
+        self.link(event)
+    }
+
+    /// A word of the target, on the control connection of this generation.
+    pub(super) fn hear_word(&mut self, generation: u32, kind: control::Kind) -> Option<SourceEvent> {
+        let current = generation == self.generation;
+        if !current && !outlives_link(&kind) {
+            return None;
+        }
+        let first = current && self.link.awaits_word();
+        match &kind {
+            control::Kind::Landed(landed) if first => {
+                let event = match proto::page_sets(&landed.blocks, &self.shape) {
+                    Ok(pages) => {
+                        // A target that was restarted has another one.
+                        self.token = Token::read(&landed.token);
+                        let event = LinkEvent::Landed(landed.round, pages.len());
+                        self.landed = pages;
+                        event
                     }
-                    self.story.note(format!("connected to {} again", self.parts.to));
-                    self.not_again(landed, &rest);
-                    self.story.link_is_back();
-                    self.progress.link_is_back();
-                    return Ok(Some(SourceEvent::Rejoined(landed)));
-                }
-                Ok(Back::Settled | Back::Lacking) => {
-                    ("it speaks of a VM that runs there already".to_owned(), io::ErrorKind::InvalidData)
-                }
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    let why = format!("{} has given up meanwhile", self.parts.to);
-                    return Err(Broken::new("reconnect", why));
-                }
-                Err(e) => (e.to_string(), e.kind()),
-            };
-            tracing::debug!(why, "not yet");
-            self.hang_up();
-            let wait = pause(calls, kind);
-            if Instant::now() + wait >= end {
-                let why = format!(
-                    "it was lost, and not back within {} s: {why}; --give-up says how long to wait",
-                    self.options.give_up.as_secs_f64()
-                );
-                return Err(Broken::new("the connection to the target", why));
+                    Err(e) => LinkEvent::Silent(e.to_string()),
+                };
+                self.link(event)
             }
-            let cancels = |event: &SourceEvent| matches!(event, SourceEvent::Cancel);
-            let heard = |signal: &Signal| matches!(signal, Signal::Event(event) if cancels(event));
-            if self.later.iter().any(heard) || self.wait_for_word(wait, cancels) {
-                // It is among what is heard next.
-                return Ok(None);
+            control::Kind::StillOwed(still) if first => {
+                self.token = Token::read(&still.token);
+                match self.look_at(SourceEvent::Message(kind)) {
+                    Some(SourceEvent::Message(_)) => self.link(LinkEvent::Lacking),
+                    wrong => wrong,
+                }
             }
+            control::Kind::Settled(settled) if first => {
+                self.story.note(format!("connected to {} again", self.parts.to));
+                self.story.settled(settled);
+                self.link(LinkEvent::Settled)
+            }
+            _ => self.look_at(SourceEvent::Message(kind)),
         }
     }
 
-    /// The target has these pages of the round after `landed`: what is left of the current one is sent again.
-    fn not_again(&mut self, landed: u32, rest: &MemorySet) {
+    /// The target has all rounds up to this one, and these pages of the next: what is left of the current one is sent again.
+    fn not_again(&mut self, landed: u32) {
+        let nothing = self.nothing();
+        let has = std::mem::replace(&mut self.landed, nothing);
         let Some(round) = self.current.clone() else { return };
-        if round.number <= landed {
-            // What its streams carried is there; what the file was to bring of it may not be (I2).
-            self.dirty.union(&round.leave_file());
+        match Rest::of(round.number, landed) {
+            Rest::OfFile => self.dirty.union(&round.leave_file()),
+            Rest::Part => {
+                let mut left = round.set.clone();
+                left.subtract(&has);
+                self.current = Some(Arc::new(Round::new(round.number, left)));
+            }
+            Rest::Whole => {}
         }
-        if round.number != landed + 1 {
-            return;
-        }
-        let mut left = round.set.clone();
-        left.subtract(rest);
-        self.current = Some(Arc::new(Round::new(round.number, left)));
     }
 
     /// The link was lost, and the migration has ended without the target having heard of it: it is told once it can be, as long as it
@@ -195,58 +294,22 @@ impl SourceDriver {
         }
     }
 
-    /// One attempt. The target's first word says what it lacks, if anything at all: if not, it takes no more streams.
-    fn resume(&mut self) -> io::Result<Back> {
-        self.connect(Kind::Resume)?;
-        let end = Instant::now() + SILENCE;
-        while let Ok(signal) = self.signals.recv_timeout(end.saturating_duration_since(Instant::now())) {
-            let back = match &signal {
-                Signal::Event(SourceEvent::Message(control::Kind::Settled(_))) => Some(Back::Settled),
-                Signal::Event(SourceEvent::Message(control::Kind::StillOwed(still))) => {
-                    // A target that was restarted has another one.
-                    self.token = Token::read(&still.token);
-                    Some(Back::Lacking)
-                }
-                Signal::Event(SourceEvent::Message(control::Kind::Landed(landed))) => {
-                    let rest = proto::page_sets(&landed.blocks, &self.shape)
-                        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
-                    self.token = Token::read(&landed.token);
-                    Some(Back::Landed(landed.round, rest))
-                }
-                Signal::Silent(generation, _) if *generation == self.generation => {
-                    return Err(io::Error::other("the connection was lost again"));
-                }
-                _ => None,
-            };
-            self.later.push_back(signal);
-            match back {
-                None => {}
-                Some(Back::Settled) => return Ok(Back::Settled),
-                Some(back) => return self.open_streams().map(|()| back),
-            }
-        }
-        Err(io::Error::new(io::ErrorKind::TimedOut, "the target does not say what it lacks"))
+    /// Opens the first connection.
+    pub(super) fn connect(&mut self) -> io::Result<()> {
+        let conn = self.parts.dial.dial(Kind::Control, None)?;
+        self.listen_on(conn, LONG_SILENCE)
     }
 
-    /// Opens a control connection, with a thread that listens and one that pings.
-    pub(super) fn connect(&mut self, kind: Kind) -> io::Result<()> {
-        self.generation += 1;
+    /// A control connection is open: a thread listens on it, and one pings.
+    fn listen_on(&mut self, conn: Conn, silence: Duration) -> io::Result<()> {
         let generation = self.generation;
-        let conn = match kind {
-            Kind::Resume => {
-                let patience = self.heard.round_trip().map_or(ANSWERED, |time| time * ROUND_TRIPS);
-                self.parts.dial.dial_soon(kind, None, patience.max(ANSWERED))?
-            }
-            _ => self.parts.dial.dial(kind, None)?,
-        };
-        let silence = if kind == Kind::Resume { SILENCE } else { LONG_SILENCE };
         let speaker = Speaker::new(conn.another()?);
         self.control = Some(conn.another()?);
         self.speaker = Some(speaker.clone());
         let (pinger, tell, heard) = (speaker.clone(), self.tell.clone(), self.heard.clone());
         thread::Builder::new().name("listen".into()).spawn(move || {
             sys::urgent::become_urgent();
-            let hear = |kind| drop(tell.send(Signal::Event(SourceEvent::Message(kind))));
+            let hear = |kind| drop(tell.send(Signal::Heard(generation, kind)));
             let end = listen(conn, silence, &speaker, &heard, hear);
             let _ = tell.send(Signal::Silent(generation, end));
         })?;
@@ -307,31 +370,14 @@ impl SourceDriver {
         self.generation += 1;
         self.count_confirmed();
         self.streams = None;
-        self.mending = Mending::default();
+        self.reopened.clear();
+        self.link.hung_up();
         if let Some(conn) = self.answering.take() {
             conn.shut();
         }
         self.speaker = None;
         if let Some(conn) = self.control.take() {
             conn.shut();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_host_that_answers_is_called_again_soon_and_one_that_is_silent_less_often() {
-        let ms = |calls, why| pause(calls, why).as_millis();
-        let silent = [1, 2, 3, 4, 99].map(|calls| ms(calls, io::ErrorKind::TimedOut));
-        assert_eq!(silent, [50, 100, 200, 300, 300]);
-        for why in [io::ErrorKind::ConnectionRefused, io::ErrorKind::NotFound] {
-            assert_eq!(
-                [1, 99, EAGER, EAGER + 1, u32::MAX].map(|calls| ms(calls, why)),
-                [50, 50, 50, 300, 300]
-            );
         }
     }
 }

@@ -1,103 +1,84 @@
-//! One of the connections that carry pages: lost, and opened again. The others go on meanwhile.
+//! One of the connections that carry pages: opened again while the others go on.
 //!
-//! The target welcomes the new connection once nothing of the old one can land any more, and says what has landed. What else this
-//! stream took of the round goes again (I2), over the new connection and before the stream's end of the round.
+//! The target welcomes the new connection once nothing of the old one can land any more, and says what has landed.
 
-use super::{Job, Signal, SourceDriver};
+use super::{Signal, SourceDriver};
 use crate::{
     conn::{Conn, SILENCE},
     report::Phase,
+    ship::Job,
 };
-use proto::{Kind, SourceEvent, control};
-use std::{collections::HashMap, thread};
+use proto::{Kind, LinkEvent, Rest, SourceEvent, control};
+use std::{io, thread};
 
-/// A stream that is lost for the so manieth time is no accident: the link as a whole is taken for lost.
-const OFTEN: u32 = 8;
-
-/// What is there of the streams that are being mended: it comes in any order.
-#[derive(Debug, Default)]
-pub(super) struct Mending {
-    streams: HashMap<u32, Pieces>,
-    times: u32,
-}
-
-#[derive(Debug, Default)]
-struct Pieces {
-    conn: Option<Conn>,
-    back: Option<control::StreamBack>,
-}
+/// What is there of a stream that is opened again, in any order: its connection, and what the target says that it has.
+pub(super) type Reopened = (Option<Conn>, Option<control::StreamBack>);
 
 impl SourceDriver {
-    /// A stream was lost. If it cannot be opened again, the whole link is.
-    pub(super) fn mend(&mut self, stream: u32, why: &str) -> Option<SourceEvent> {
-        let streams = self.streams.as_ref().filter(|streams| stream < streams.count())?;
-        if self.mending.streams.contains_key(&stream) {
-            return None;
-        }
-        streams.end(stream);
-        self.mending.times += 1;
-        if self.mending.times > OFTEN {
-            return self.cannot_mend(format!("its connections end again and again: {why}"));
-        }
+    /// A stream was lost, by this side's word or by the target's.
+    pub(super) fn stream_lost(&mut self, stream: u32, why: &str) -> Option<SourceEvent> {
+        self.streams.as_ref().filter(|streams| stream < streams.count())?;
         tracing::info!(stream, why, "a stream was lost; the others go on");
-        self.mending.streams.insert(stream, Pieces::default());
+        self.link(LinkEvent::StreamLost(stream, why.to_owned()))
+    }
+
+    pub(super) fn open_stream(&mut self, stream: u32) -> io::Result<()> {
+        self.reopened.insert(stream, (None, None));
         let (dial, token, tell) = (self.parts.dial.clone(), self.token, self.tell.clone());
         let generation = self.generation;
         let open = move || {
             let conn = dial.dial_soon(Kind::Data(stream as u16), token.as_ref(), SILENCE);
             let _ = tell.send(Signal::Opened(generation, stream, conn));
         };
-        match thread::Builder::new().name(format!("mend-{stream}")).spawn(open) {
-            Ok(_) => None,
-            Err(e) => self.cannot_mend(e.to_string()),
-        }
+        thread::Builder::new().name(format!("mend-{stream}")).spawn(open).map(drop)
     }
 
     /// It is welcome at the target, or not.
-    pub(super) fn opened(&mut self, stream: u32, conn: std::io::Result<Conn>) -> Option<SourceEvent> {
-        match conn {
+    pub(super) fn opened(&mut self, stream: u32, conn: io::Result<Conn>) -> Option<SourceEvent> {
+        let event = match conn {
             Ok(conn) => {
-                self.mending.streams.get_mut(&stream)?.conn = Some(conn);
-                self.go_on(stream)
+                self.reopened.get_mut(&stream)?.0 = Some(conn);
+                LinkEvent::StreamOpened(stream)
             }
-            Err(e) => self.cannot_mend(e.to_string()),
-        }
+            Err(e) => LinkEvent::StreamNotOpened(stream, e.to_string()),
+        };
+        self.link(event)
     }
 
     /// The target says what it has.
     pub(super) fn stream_is_back(&mut self, back: control::StreamBack) -> Option<SourceEvent> {
         let stream = back.stream;
-        self.mending.streams.get_mut(&stream)?.back = Some(back);
-        self.go_on(stream)
+        self.reopened.get_mut(&stream)?.1 = Some(back);
+        self.link(LinkEvent::StreamBack(stream))
     }
 
-    fn go_on(&mut self, stream: u32) -> Option<SourceEvent> {
-        let pieces = self.mending.streams.get_mut(&stream)?;
-        let conn = pieces.conn.take_if(|_| pieces.back.is_some())?;
-        let back = self.mending.streams.remove(&stream)?.back?;
-        let pages = match proto::page_sets(&back.blocks, &self.shape) {
-            Ok(pages) => pages,
-            Err(e) => {
-                return Some(SourceEvent::Broke { what: "go on with a stream".into(), why: e.to_string() });
+    /// Both sides are ready. What else this stream took of the round goes again (I2), before the stream's end of the round.
+    pub(super) fn go_on(&mut self, stream: u32) -> io::Result<()> {
+        let Some((Some(conn), Some(back))) = self.reopened.remove(&stream) else { return Ok(()) };
+        let pages = proto::page_sets(&back.blocks, &self.shape)
+            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
+        let nothing = self.nothing();
+        // The current round may have begun since the target said that: then this stream has sent none of it yet.
+        let job = self.current.clone().filter(|_| !back.owed).and_then(|round| {
+            match Rest::of(round.number, back.round) {
+                Rest::OfFile => None,
+                Rest::Part => Some((round, &pages)),
+                Rest::Whole => Some((round, &nothing)),
             }
-        };
-        let round = self.current.clone().filter(|round| !back.owed && round.number == back.round + 1);
-        let streams = self.streams.as_mut()?;
-        if let Err(e) = streams.go_on(stream, conn, round.map(|round| (round, &pages))) {
-            return self.cannot_mend(e.to_string());
+        });
+        let Some(streams) = &mut self.streams else { return Ok(()) };
+        streams.go_on(stream, conn, job).map_err(io::Error::other)?;
+        if self.phase() == Phase::PostCopy {
+            if back.owed {
+                // What the others have on their way goes twice, and lands once.
+                self.owing.refill(pages);
+            }
+            if let Some(streams) = &self.streams {
+                streams.give(&Job::Push(self.owing.clone()));
+            }
         }
-        if back.owed && self.story.now() == Phase::PostCopy {
-            // What the others have on their way goes twice, and lands once.
-            self.owing.refill(pages);
-            streams.give(&Job::Push(self.owing.clone()));
-        }
-        self.story
-            .note(format!("a connection to {} was lost and opened again; the others went on", self.parts.to));
-        None
-    }
-
-    fn cannot_mend(&mut self, why: String) -> Option<SourceEvent> {
-        self.hang_up();
-        Some(SourceEvent::LinkLost(why))
+        let to = &self.parts.to;
+        self.story.note(format!("a connection to {to} was lost and opened again; the others went on"));
+        Ok(())
     }
 }

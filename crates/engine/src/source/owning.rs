@@ -37,12 +37,22 @@ impl SourceDriver {
             .unwrap_or_else(|_| Err(io::Error::other("the ownership record does not answer")))
     }
 
-    pub(super) fn claim(&mut self) -> SourceEvent {
+    /// Asks the record who owns the VM, a little later if it was asked in vain just now.
+    pub(super) fn claim(&mut self) {
         self.hang_up();
-        if self.doubt_since.is_some() {
-            // Asked in vain just now.
-            self.wait_for_word(AGAIN, |event| matches!(event, SourceEvent::Resolved));
+        match self.doubt_since {
+            Some(_) => self.asks_at = Some(Instant::now() + AGAIN),
+            None => self.ask_record(),
         }
+    }
+
+    /// The answer comes by way of the queue: between two claims a person's word is heard, and how long it has been in doubt.
+    pub(super) fn ask_record(&mut self) {
+        let answer = self.ask();
+        let _ = self.tell.send(Signal::Event(answer));
+    }
+
+    fn ask(&mut self) -> SourceEvent {
         self.doubt_since.get_or_insert_with(Instant::now);
         let claim = Claim {
             vm: self.parts.vm.clone(),
@@ -64,20 +74,6 @@ impl SourceDriver {
                 SourceEvent::ClaimUnknown(e.to_string())
             }
         }
-    }
-
-    /// Waits, but not longer than until a person has said this word, and says whether that was so. What is heard meanwhile is kept
-    /// for later.
-    pub(super) fn wait_for_word(&mut self, time: Duration, is_it: impl Fn(&SourceEvent) -> bool) -> bool {
-        let end = Instant::now() + time;
-        while let Ok(signal) = self.signals.recv_timeout(end.saturating_duration_since(Instant::now())) {
-            let spoken = matches!(&signal, Signal::Event(event) if is_it(event));
-            self.later.push_back(signal);
-            if spoken {
-                return true;
-            }
-        }
-        false
     }
 
     pub(super) fn in_doubt_for_long(&self) -> bool {

@@ -109,7 +109,7 @@ impl SourceDriver {
         let waits =
             self.control.as_ref().and_then(|conn| conn.queue().ok()).map_or(0, |queue| queue.unconfirmed);
         // All that is said before is small.
-        if self.story.now() == Phase::Preflight && waits >= LARGE && self.heard.last().is_some() {
+        if self.phase() == Phase::Preflight && waits >= LARGE && self.heard.last().is_some() {
             return format!(
                 "{e}; small packets passed before, and what was said last is large: if that happens again, look at the MTU of \
                  everything on the way"
@@ -122,10 +122,10 @@ impl SourceDriver {
     pub(super) fn look_at_progress(&mut self) -> Result<(), Broken> {
         self.count_confirmed();
         let patience = self.options.give_up.max(UNCONFIRMED);
-        let progress = &mut self.progress;
         // What goes by way of a file arrives otherwise.
         let by_file = self.options.spool.is_some();
-        let moving = self.story.now() == Phase::PreCopy && !self.stopped && !by_file;
+        let moving = self.phase() == Phase::PreCopy && self.link.is_up() && !self.stopped && !by_file;
+        let progress = &mut self.progress;
         let seen = Seen {
             now: progress.begun.elapsed(),
             wanted: moving && self.current.as_ref().is_some_and(|round| round.number > progress.landed),

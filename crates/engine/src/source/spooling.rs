@@ -309,6 +309,7 @@ impl SourceDriver {
     /// From now on the guest runs on the target only when all its memory is there; it may have to be slowed for that.
     fn forbid_post_copy(&mut self) {
         self.options.mode = Mode::PreCopy;
+        self.rounds.forbid_post_copy();
         self.story.forbid_post_copy();
     }
 

@@ -1,23 +1,21 @@
 //! What the source tells of a migration: events on the way, and the report.
 
-mod next; // what comes next, by what was seen
-
 use super::{Options, SourceParts};
 use crate::{
     conn::Traffic,
     ports::{MachineError, RunState, Stalls},
     report::{
-        Event, Failure, Fate, FaultCounts, Forecast, Mode, Outcome, Past, Phase, Report, Round, Spooled, Way,
+        Event, Failure, Fate, FaultCounts, Forecast, Mode, Outcome, Past, Phase, Report, Round, Spooled,
     },
 };
 use page::Counts;
-use policy::{Budget, Learnt, Seen};
-use proto::{SourceEnd, control};
+use policy::Learnt;
+use proto::{Moved, Rounds, SourceEnd, Warning, control};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use units::{Bytes, MemorySet, PAGE_SIZE, Rate};
+use units::{Bytes, MemorySet, PAGE_SIZE};
 
 /// A rate over less than this says nothing: the last known one holds.
 const MEASURABLE: Duration = Duration::from_millis(20);
@@ -29,9 +27,8 @@ pub(super) struct Story {
     begun: Instant,
     /// When the target had everything.
     over: Option<Instant>,
-    phase: Phase,
-    seen: Seen,
-    budget: Budget,
+    /// The phase that was told last.
+    told: Option<Phase>,
     mode: Mode,
     present: u64,
     /// Since when, with the bytes sent and the pages moved before it.
@@ -39,16 +36,9 @@ pub(super) struct Story {
     stop_ns: Option<u64>,
     last_tick: (Instant, u64),
     of: u64,
-    hopeless: bool,
     /// For how much of the time writers waited lately, in percent; none where nobody is slowed.
     slowed: Option<f64>,
-    /// Pages that moved in a second, in the last round that was long enough to tell.
-    moved_per_s: Option<f64>,
     owed: bool,
-    /// The way that was planned.
-    takes: Option<Way>,
-    /// Then the guest is stopped whatever that costs.
-    stop_after: Option<Instant>,
     paused_because: Option<String>,
     /// Pages with content that went by way of the file.
     otherwise: u64,
@@ -79,21 +69,15 @@ impl Story {
             report,
             begun: now,
             over: None,
-            phase: Phase::Preflight,
-            seen: Seen { fixed: parts.road.switchover, ..Default::default() },
-            budget: Budget { downtime: options.max_downtime, post_copy: options.post_copy() },
+            told: None,
             mode: options.mode,
             present: 0,
             round: None,
             stop_ns: None,
             last_tick: (now, 0),
             of: 0,
-            hopeless: false,
             slowed: None,
-            moved_per_s: None,
             owed: false,
-            takes: None,
-            stop_after: None,
             paused_because: None,
             otherwise: 0,
             moving_since: None,
@@ -103,13 +87,9 @@ impl Story {
         }
     }
 
-    pub(super) fn now(&self) -> Phase {
-        self.phase
-    }
-
+    /// Shows the phase.
     pub(super) fn phase(&mut self, phase: Phase) {
-        if self.phase != phase || phase == Phase::Preflight {
-            self.phase = phase;
+        if self.told.replace(phase) != Some(phase) {
             (self.events)(Event::Phase { phase, at_ms: self.at_ms() });
         }
     }
@@ -140,10 +120,6 @@ impl Story {
 
     /// What is expected, before anything moves.
     pub(super) fn foreseen(&mut self, forecast: Forecast) {
-        let plan = &forecast.plan;
-        self.takes = Some(plan.takes);
-        self.stop_after = plan.stop_after_ms.map(|ms| Instant::now() + Duration::from_secs_f64(ms / 1e3));
-        self.budget.downtime = Duration::from_secs_f64(plan.downtime_ms / 1e3);
         let forecast = Box::new(forecast);
         self.report.forecast = Some(forecast.clone());
         (self.events)(Event::Forecast(forecast));
@@ -167,10 +143,6 @@ impl Story {
     }
 
     pub(super) fn round(&mut self, n: u32, set: &MemorySet) {
-        self.end_round(0);
-        if self.stop_ns.is_none() {
-            self.phase(Phase::PreCopy);
-        }
         self.of = set.bytes().0;
         let round = Round { n, pages: set.len(), ..Default::default() };
         self.round = Some((round, Instant::now(), self.traffic.sent(), self.moved_pages()));
@@ -228,30 +200,48 @@ impl Story {
 
     /// From now on the guest runs on the target only when all its memory is there.
     pub(super) fn forbid_post_copy(&mut self) {
-        self.budget.post_copy = false;
         if matches!(self.mode, Mode::Hybrid | Mode::PostCopy) {
             self.mode = Mode::PreCopy;
         }
-        self.takes = self.takes.map(|_| Way::PreCopy);
     }
 
-    /// The current round, if there is one, has carried all that it was to carry.
-    pub(super) fn end_round(&mut self, dirtied: u64) {
-        let Some((mut round, since, sent, moved)) = self.round.take() else { return };
-        let (took, wire_bytes) = (since.elapsed(), self.traffic.sent() - sent);
+    /// The current round, if there is one, is over. Says what it moved.
+    pub(super) fn end_round(&mut self, dirtied: u64) -> Option<Moved> {
+        let (mut round, since, sent, moved) = self.round.take()?;
+        let (took, wire) = (since.elapsed(), Bytes(self.traffic.sent() - sent));
         round.ms += ms(took);
-        round.wire_bytes += wire_bytes;
+        round.wire_bytes += wire.0;
         round.dirtied = dirtied;
-        if took >= MEASURABLE || self.seen.rate == Rate(0) {
-            // What is dirty is memory, and most of it travels as less; zeros and what has not changed are left out, which the
-            // next round may have fewer of. The first round says nothing of that: it carries what the guest does not write.
-            let all_moved = self.moved_pages() - moved;
-            self.moved_per_s = Some(all_moved as f64 / took.as_secs_f64()).filter(|pages| *pages > 0.0);
-            let moved = if round.n > 1 { all_moved } else { 0 };
-            self.seen.rate = Bytes((moved * PAGE_SIZE as u64).max(wire_bytes)).per(took);
-        }
+        let told = self.moved_pages() - moved;
+        let moved = Moved { round: round.n, pages: round.pages, told, wire, took };
         (self.events)(Event::Round(round.clone()));
         self.report.rounds.push(round);
+        Some(moved)
+    }
+
+    /// How long the current round has lasted.
+    pub(super) fn round_lasts(&self) -> Option<Duration> {
+        self.round.as_ref().map(|(_, since, ..)| since.elapsed())
+    }
+
+    /// Bytes that were sent in the current round.
+    pub(super) fn sent_in_round(&self) -> u64 {
+        self.round.as_ref().map_or(0, |(_, _, sent, _)| self.traffic.sent() - sent)
+    }
+
+    /// The next step is not what the user hopes for.
+    pub(super) fn warn(&self, warning: Warning) {
+        self.note(match warning {
+            Warning::LongPause(pause) => format!(
+                "to end within --max-time the guest is stopped now, for about {} ms: --max-downtime gives way",
+                pause.as_millis()
+            ),
+            Warning::NoConvergence(dirty) => format!(
+                "this does not converge: the guest writes as fast as the link carries ({dirty} are dirty \
+                 after each round); cancel it, allow post-copy (--allow-post-copy), or allow a longer pause \
+                 (--max-downtime)"
+            ),
+        });
     }
 
     /// The guest's writes are slowed from now on.
@@ -276,7 +266,6 @@ impl Story {
 
     pub(super) fn stopping(&mut self, at_ns: u64) {
         self.stop_ns = Some(at_ns);
-        self.phase(Phase::Switchover);
     }
 
     /// The source's QEMU stands still as a whole; how long that took.
@@ -301,7 +290,6 @@ impl Story {
             "the link was lost while the guest stood still; it ran on here after {} ms",
             stood.as_millis()
         ));
-        self.phase(Phase::PreCopy);
     }
 
     /// The target owns the VM; `resumed` by this side's clock.
@@ -320,9 +308,7 @@ impl Story {
     }
 
     pub(super) fn owing(&mut self, owed: &MemorySet) {
-        self.end_round(0);
         self.owed = true;
-        self.phase(Phase::PostCopy);
         self.of = self.of.max(owed.bytes().0);
     }
 
@@ -345,6 +331,7 @@ impl Story {
         &mut self,
         left_pages: u64,
         dirty: &MemorySet,
+        rounds: &Rounds,
         ends_in: Option<Duration>,
         spool: Option<(u64, u64)>,
     ) {
@@ -353,11 +340,10 @@ impl Story {
         let rate = Bytes(now_sent - sent).per(since.elapsed());
         self.last_tick = (Instant::now(), now_sent);
         let left = Bytes(left_pages * PAGE_SIZE as u64);
-        let known = !self.seen.dirtied.is_empty() && self.stop_ns.is_none();
-        let seen = Seen { dirtied: vec![dirty.bytes() + left], rate, fixed: self.seen.fixed };
-        let predicted = known.then(|| policy::predicted_downtime(&seen)).flatten();
+        let predicted =
+            if self.stop_ns.is_none() { rounds.predicted(dirty.bytes() + left, rate) } else { None };
         (self.events)(Event::Tick {
-            phase: self.phase,
+            phase: self.told.unwrap_or(Phase::Preflight),
             round: self.round.as_ref().map_or(self.report.rounds.len() as u32, |(r, ..)| r.n),
             left_bytes: left.0,
             of_bytes: self.of,
@@ -399,7 +385,7 @@ impl Story {
     /// `here`: what became of the VM if it is the source's; `before`: what it did before it was stopped.
     pub(super) fn finish(&mut self, end: SourceEnd, here: Fate, before: RunState) -> Report {
         self.end_round(0);
-        let place = format!("{}, {}", self.report.from, words(self.phase));
+        let place = format!("{}, {}", self.report.from, words(self.told.unwrap_or(Phase::Preflight)));
         let runs_here = matches!(here, Fate::On { .. }).then(|| self.report.from.clone());
         let to = self.report.to.clone();
         self.report.fate = Some(match end {

@@ -74,6 +74,6 @@ impl SourceDriver {
     }
 
     fn is_watched(&self) -> bool {
-        !self.stopped && matches!(self.story.now(), Phase::Preflight | Phase::PreCopy)
+        !self.stopped && matches!(self.phase(), Phase::Preflight | Phase::PreCopy)
     }
 }

@@ -1,6 +1,6 @@
 //! What the target does, act by act.
 
-use super::{AGAIN, MAX_STREAMS, Signal, Taken, TargetDriver, loading::Load};
+use super::{AGAIN, MAX_STREAMS, Signal, Taken, TargetDriver};
 use crate::{
     Broken,
     beside::Beside,
@@ -98,22 +98,14 @@ impl TargetDriver {
                 if taken.landing.owed().is_empty() {
                     taken.landing.enter(Stage::Closed);
                 }
-                if self.load(state)? == Load::CalledOff {
-                    return Ok(None);
-                }
-                // Before anybody can claim.
-                if self.goes_on != RunState::Running {
-                    let goes_on = self.goes_on;
-                    let noted = self.taken()?.journal.lock().goes_on(goes_on);
-                    noted.map_err(why("record that the guest stays as it was"))?;
-                }
-                let taken = self.taken()?;
-                taken.owed_is_recorded().map_err(why("record the owed pages"))?;
-                taken.spool_is_recorded().map_err(why("record where the spool is"))?;
-                self.alive()?;
-                Ok(Some(TargetEvent::Loaded))
+                self.load(state)?;
+                Ok(None)
             }
-            TargetAct::Claim => Ok(Some(self.claim()?)),
+            TargetAct::Claim if self.asked_in_vain => {
+                self.asks_at = Some(Instant::now() + AGAIN);
+                Ok(None)
+            }
+            TargetAct::Claim => self.claim().map(Some),
             TargetAct::Resume => {
                 self.arrived = true;
                 let goes_on = self.goes_on;
@@ -213,6 +205,7 @@ impl TargetDriver {
             machine: Beside::new(waiting.machine),
             journal: Beside::new(waiting.journal),
             recorded: None,
+            loading: false,
             landing: Arc::new(landing),
             faults: None,
             spool: None,
@@ -302,7 +295,9 @@ impl TargetDriver {
         })
     }
 
-    fn claim(&mut self) -> Result<TargetEvent, Broken> {
+    /// Claims the VM at its record.
+    pub(super) fn claim(&mut self) -> Result<TargetEvent, Broken> {
+        (self.asks_at, self.asked_in_vain) = (None, false);
         let record = self.host.record();
         let claimer = self.host.name();
         let request = &self.taken()?.request;
@@ -313,7 +308,7 @@ impl TargetDriver {
             Ok(Claimed::Lost(record)) => TargetEvent::ClaimLost(record.owner),
             Err(e) => {
                 tracing::error!(%e, "the ownership record cannot be asked");
-                thread::sleep(AGAIN);
+                self.asked_in_vain = true;
                 TargetEvent::ClaimUnknown(e.to_string())
             }
         })
@@ -358,6 +353,10 @@ impl TargetDriver {
         }
         if let Some(faults) = taken.faults.take() {
             faults.end();
+        }
+        if taken.loading {
+            // It may wait for a page that nobody sends any more.
+            (taken.ender)();
         }
         let destroyed = taken.machine.lock().destroy();
         if let Err(e) = destroyed {

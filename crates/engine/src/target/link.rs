@@ -193,9 +193,6 @@ impl TargetDriver {
 
     /// Until it hangs up or, not having heard the last word, connects again: then whoever asks after us is answered.
     pub(super) fn wait_for_the_other_side(&self) {
-        if self.meanwhile.iter().any(|signal| matches!(signal, Signal::Lost(..) | Signal::Attach(..))) {
-            return;
-        }
         let end = Instant::now() + SILENCE;
         while let Ok(signal) = self.signals.recv_timeout(end.saturating_duration_since(Instant::now())) {
             match signal {

@@ -11,8 +11,9 @@ use crate::{
     world::{Timer, World, say},
 };
 use proto::{
-    SourceAct, SourceEnd, SourceEvent,
+    LinkEvent, SourceAct, SourceEnd, SourceEvent,
     control::{self, Kind},
+    outlives_link,
 };
 
 impl World {
@@ -26,9 +27,13 @@ impl World {
         let Some(work) = self.source.work.as_deref_mut() else { return };
         match heard {
             // Taken for granted when the round was sent.
-            Heard::Said(kind) if no_barrier && matches!(kind.0, Kind::RoundLanded(_)) => {}
-            Heard::Said(kind) => {
-                if self.spool_word(&kind.0) {
+            Heard::Said(_, kind) if no_barrier && matches!(kind.0, Kind::RoundLanded(_)) => {}
+            Heard::Said(conn, mut kind) => {
+                let current = work.control == Some(conn);
+                if !current && !outlives_link(&kind.0) {
+                    return;
+                }
+                if (current && self.link_word(&mut kind.0)) || self.spool_word(&kind.0) {
                     return;
                 }
                 let Some(work) = self.source.work.as_deref_mut() else { return };
@@ -51,20 +56,25 @@ impl World {
                 }
             }
             Heard::Silent(conn) if work.control == Some(conn) => {
-                self.source_hangs_up();
-                self.source_event(SourceEvent::LinkLost("it is silent".into()));
+                self.source_link(LinkEvent::Silent("it is silent".into()));
             }
-            Heard::Lost(conn)
-                if work.answering == Some(conn) || work.streams.iter().any(|s| s.conn == conn) =>
-            {
-                self.source_hangs_up();
-                self.source_event(SourceEvent::LinkLost("a stream broke".into()));
+            Heard::Lost(conn) if work.answering == Some(conn) => {
+                self.source_link(LinkEvent::Silent("it broke".into()));
             }
-            Heard::Silent(_) | Heard::Lost(_) => {}
-            Heard::Shared(conn, _) if work.streams.iter().all(|s| s.conn != conn) => {}
-            Heard::Shared(..) => {
-                work.parts += 1;
-                self.round_is_shipped();
+            Heard::Lost(conn) => {
+                if let Some(stream) = work.streams.iter().position(|s| s.conn == conn) {
+                    self.source_link(LinkEvent::StreamLost(stream as u32, "it broke".into()));
+                }
+            }
+            Heard::Silent(_) => {}
+            Heard::Shared(conn, _) => {
+                if let Some(stream) = work.streams.iter().position(|s| s.conn == conn) {
+                    let before = work.parts;
+                    work.parts |= 1 << stream;
+                    if work.parts != before {
+                        self.round_is_shipped();
+                    }
+                }
             }
             // Of a pause that came to nothing.
             Heard::Saved(pause, _) if pause != work.pauses_in_vain && !believed => {}

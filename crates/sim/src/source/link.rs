@@ -1,26 +1,180 @@
-//! The source's connections, and how it asks the record. Mirrors `engine/source/link.rs` and `SourceDriver::claim`.
+//! The source's connections: what the core's link wants done with them; and how the source asks the record. Mirrors the executor in
+//! `engine/source/link.rs` and `engine/source/owning.rs`.
 
-use super::{Do, Heard, Job, Stream, purposes};
+use super::{Do, Heard, Job, Reopened, Stream, bitmap, pages, purposes};
 use crate::{
     driver::Driver,
     fault::Fault,
-    link::{Purpose, Side, Word},
+    link::{Conn, Purpose, Side, Word},
     pages::{MOST, Pages, UNKNOWN},
     printed::Printed,
     record::{Answer, Asked},
     world::{Timer, World, say},
 };
-use proto::{
-    SourceEvent,
-    control::{self, Kind},
-};
+use proto::{LinkAct, LinkEvent, Rest, SourceEvent, control::Kind};
+use std::collections::VecDeque;
 
 impl World {
+    /// Something has happened to the link: does what follows.
+    pub(super) fn source_link(&mut self, event: LinkEvent) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let Some(work) = self.source.work.as_deref_mut() else { return };
+            for act in work.link.handle(event) {
+                say!(self, "source: link {act:?}");
+                events.extend(self.link_act(act));
+            }
+        }
+    }
+
+    fn link_act(&mut self, act: LinkAct) -> Option<LinkEvent> {
+        let unreached = || LinkEvent::Unreached(proto::Answer::None, "nobody answers".into());
+        match act {
+            LinkAct::HangUp => {
+                self.call_off(Timer::Patience(Side::Source));
+                self.source_hangs_up();
+            }
+            LinkAct::Dial => {
+                let Some(id) = self.dial(Purpose::Resume) else { return Some(unreached()) };
+                self.set(Timer::Patience(Side::Source));
+                let work = self.source.work.as_deref_mut()?;
+                (work.control, work.refused) = (Some(id), false);
+            }
+            LinkAct::AwaitWord => {}
+            LinkAct::AwaitGiveUp => {
+                self.call_off(Timer::GiveUp(Side::Source));
+                self.set(Timer::GiveUp(Side::Source));
+            }
+            LinkAct::Wait(_) => self.set(Timer::Again(Side::Source)),
+            LinkAct::LookAtFile => return self.target_is_complete().then_some(LinkEvent::Complete),
+            LinkAct::Open => {
+                self.call_off(Timer::Patience(Side::Source));
+                let work = self.source.work.as_deref_mut()?;
+                work.steps.extend([Do::DialStreams, Do::AwaitStreams]);
+            }
+            LinkAct::Tell(event) => {
+                self.nothing_is_awaited();
+                if let SourceEvent::Rejoined(landed) = event {
+                    self.not_again(landed);
+                }
+                self.source_event(event);
+            }
+            LinkAct::GiveUp(_) => {
+                self.nothing_is_awaited();
+                self.source.work.as_deref_mut()?.broke("reconnect");
+            }
+            LinkAct::EndStream(stream) => {
+                let stream = self.source.work.as_deref_mut()?.streams.get_mut(stream as usize)?;
+                (stream.ended, stream.job) = (true, Job::Rest);
+                let id = stream.conn;
+                self.conn(id)?.shut(Side::Source);
+            }
+            LinkAct::OpenStream(stream) => {
+                let Some(id) = self.dial(Purpose::Data(stream as u8)) else {
+                    return Some(LinkEvent::StreamNotOpened(stream, "nobody answers".into()));
+                };
+                let reopened = Reopened { stream: stream as u8, conn: (id, false), back: None };
+                self.source.work.as_deref_mut()?.reopened.push(reopened);
+            }
+            LinkAct::GoOn(stream) => self.stream_goes_on(stream as u8),
+        }
+        None
+    }
+
+    /// Nothing of the link is waited for any more.
+    fn nothing_is_awaited(&mut self) {
+        for timer in [Timer::Again(Side::Source), Timer::Patience(Side::Source), Timer::GiveUp(Side::Source)]
+        {
+            self.call_off(timer);
+        }
+    }
+
+    /// What has become of a call that the link waits for, once that is known.
+    pub(super) fn link_is_answered(&self) -> Option<LinkEvent> {
+        let work = self.source.work.as_deref()?;
+        let answer = |id: u16| {
+            let conn = self.conns.iter().find(|conn| conn.id == id);
+            let over = |conn: &Conn| conn.over[0].is_some() || !conn.open[0];
+            match conn {
+                Some(conn) => conn.welcome.or(over(conn).then_some(false)),
+                None => Some(false),
+            }
+        };
+        if work.link.is_dialling()
+            && let Some(id) = work.control
+            && let Some(welcome) = answer(id)
+        {
+            let refused = |conn: &Conn| conn.id == id && conn.welcome == Some(false);
+            let unknown = work.refused || self.conns.iter().any(refused);
+            let said = if unknown { proto::Answer::Unknown } else { proto::Answer::None };
+            return Some(match welcome {
+                true => LinkEvent::Reached,
+                false => LinkEvent::Unreached(said, "it does not answer".into()),
+            });
+        }
+        work.reopened.iter().filter(|reopened| !reopened.conn.1).find_map(|reopened| {
+            let stream = u32::from(reopened.stream);
+            Some(match answer(reopened.conn.0)? {
+                true => LinkEvent::StreamOpened(stream),
+                false => LinkEvent::StreamNotOpened(stream, "it is not welcome".into()),
+            })
+        })
+    }
+
+    /// The driver hears of it.
+    pub(super) fn link_hears(&mut self, event: LinkEvent) {
+        let Some(work) = self.source.work.as_deref_mut() else { return };
+        if let LinkEvent::StreamOpened(stream) = event {
+            let mine = work.reopened.iter_mut().filter(|reopened| u32::from(reopened.stream) == stream);
+            mine.for_each(|reopened| reopened.conn.1 = true);
+        }
+        self.source_link(event);
+    }
+
+    /// A word of the target that only the link is interested in. Says whether it was one.
+    pub(super) fn link_word(&mut self, kind: &mut Kind) -> bool {
+        let dropped = self.has(Fault::OwedDroppedOnReconnect);
+        let Some(work) = self.source.work.as_deref_mut() else { return true };
+        let first = work.link.awaits_word();
+        let event = match kind {
+            Kind::Landed(landed) if first => {
+                work.landed = landed.blocks.first().map_or(Pages::default(), pages);
+                LinkEvent::Landed(landed.round, work.landed.iter().count() as u64)
+            }
+            Kind::StillOwed(still) if first => {
+                if dropped {
+                    still.blocks = vec![bitmap(work.owing)];
+                }
+                work.owed = still.blocks.first().map_or(work.owed, pages);
+                LinkEvent::Lacking
+            }
+            Kind::Settled(_) if first => LinkEvent::Settled,
+            Kind::StreamLost(lost) if (lost.stream as usize) < work.streams.len() => {
+                LinkEvent::StreamLost(lost.stream, "the target has lost it".into())
+            }
+            Kind::StreamBack(back) => {
+                let stream = back.stream;
+                let mut reopened = work.reopened.iter_mut();
+                let Some(reopened) = reopened.find(|reopened| u32::from(reopened.stream) == stream) else {
+                    return true;
+                };
+                reopened.back = Some(Printed(std::mem::take(back)));
+                LinkEvent::StreamBack(stream)
+            }
+            _ => return false,
+        };
+        self.source_link(event);
+        true
+    }
+
     /// Ends all connections (`hang_up`).
     pub fn source_hangs_up(&mut self) {
         let Some(work) = self.source.work.as_deref_mut() else { return };
+        work.link.hung_up();
         let streams = std::mem::take(&mut work.streams);
+        let reopened = std::mem::take(&mut work.reopened);
         let ids = streams.iter().map(|s| s.conn).chain(work.answering.take()).chain(work.control.take());
+        let ids = ids.chain(reopened.iter().map(|reopened| reopened.conn.0));
         for id in ids.collect::<Vec<_>>() {
             if let Some(conn) = self.conn(id) {
                 conn.shut(Side::Source);
@@ -36,7 +190,9 @@ impl World {
             let Some(id) = self.dial(purpose) else { return self.streams_failed() };
             match purpose {
                 Purpose::Fault => answering = Some(id),
-                _ => streams.push(Stream { conn: id, job: Job::Rest, mine: Pages::default() }),
+                _ => {
+                    streams.push(Stream { conn: id, job: Job::Rest, mine: Pages::default(), ended: false });
+                }
             }
         }
         self.set(Timer::Patience(Side::Source));
@@ -53,167 +209,49 @@ impl World {
         let all = ids.all(|id| {
             self.conns.iter().any(|c| c.id == id && c.welcome == Some(true) && c.over[0].is_none())
         });
-        if all {
-            // Over these connections nothing was sent yet. A target to which nothing ever was is blank; of what else it has, nothing
-            // is known.
-            let blank = work.round == 0 || self.fault == Some(Fault::SentTakenForBlank);
-            if self.fault != Some(Fault::SentKept) || blank {
-                work.sent = [if blank { 0 } else { UNKNOWN }; MOST];
-            }
-            work.owing = Pages::default();
-        } else {
-            self.streams_failed();
+        if !all {
+            return self.streams_failed();
         }
+        // Over these connections nothing was sent yet. A target to which nothing ever was is blank; of what else it has, nothing
+        // is known.
+        let blank = work.round == 0 || self.fault == Some(Fault::SentTakenForBlank);
+        if self.fault != Some(Fault::SentKept) || blank {
+            work.sent = [if blank { 0 } else { UNKNOWN }; MOST];
+        }
+        work.owing = Pages::default();
+        self.source_link(LinkEvent::Opened);
     }
 
     fn streams_failed(&mut self) {
         let Some(work) = self.source.work.as_deref_mut() else { return };
+        work.steps.retain(|step| *step != Do::AwaitStreams);
         if work.steps.contains(&Do::StreamsOpen) {
             work.broke("open the streams");
         } else {
-            self.resume_failed();
+            self.source_link(LinkEvent::NotOpened("a stream cannot be opened".into()));
         }
     }
 
-    /// One attempt to connect again (`resume`).
-    pub fn dial_resume(&mut self) {
-        let Some(id) = self.dial(Purpose::Resume) else { return self.resume_failed() };
-        self.set(Timer::Patience(Side::Source));
-        if let Some(work) = self.source.work.as_deref_mut() {
-            work.control = Some(id);
-            work.refused = false;
-            work.steps.push_back(Do::AwaitResume);
-        }
-    }
-
-    /// It is welcome, or not.
-    pub fn resume_answered(&mut self) {
-        let Some(work) = self.source.work.as_deref_mut() else { return };
-        let id = work.control;
-        if self.conns.iter().any(|c| Some(c.id) == id && c.welcome == Some(true)) {
-            work.steps.push_back(Do::AwaitWord);
-        } else if work.rejoining
-            && (work.refused || self.conns.iter().any(|c| Some(c.id) == id && c.welcome == Some(false)))
-        {
-            // It has given up meanwhile.
-            self.call_off(Timer::Patience(Side::Source));
-            self.source_hangs_up();
-            self.rejoin_failed("reconnect");
-        } else {
-            self.resume_failed();
-        }
-    }
-
-    /// The target's first word says whether it lacks anything at all.
-    pub fn first_word(&mut self) {
-        self.call_off(Timer::Patience(Side::Source));
-        let dropped = self.has(Fault::OwedDroppedOnReconnect);
-        let Some(work) = self.source.work.as_deref_mut() else { return };
-        let new = work.heard.iter_mut().skip(work.later);
-        for heard in new {
-            work.later += 1;
-            match heard {
-                Heard::Said(kind) => match &mut kind.0 {
-                    // It speaks of a guest that runs there.
-                    Kind::Settled(_) | Kind::StillOwed(_) if work.rejoining => break,
-                    Kind::Landed(landed) if work.rejoining => {
-                        let rest = landed.blocks.first().map_or(Pages::default(), super::pages);
-                        let rejoined = Do::Rejoined(landed.round, rest);
-                        work.steps.extend([Do::DialStreams, Do::AwaitStreams, rejoined]);
-                        return;
-                    }
-                    Kind::Settled(_) => return,
-                    Kind::StillOwed(still) => {
-                        if dropped {
-                            still.blocks = vec![super::bitmap(work.owing)];
-                        }
-                        work.steps.extend([Do::DialStreams, Do::AwaitStreams]);
-                        return;
-                    }
-                    _ => {}
-                },
-                Heard::Silent(conn) if Some(*conn) == work.control => break,
-                _ => {}
-            }
-        }
-        self.resume_failed();
-    }
-
-    fn resume_failed(&mut self) {
-        self.call_off(Timer::Patience(Side::Source));
-        self.set(Timer::Again(Side::Source));
-        self.source_hangs_up();
-        let rejoining = self.source.work.as_deref().is_some_and(|work| work.rejoining);
-        let complete = !rejoining && self.target_is_complete();
-        let Some(work) = self.source.work.as_deref_mut() else { return };
-        work.steps.clear();
-        if complete {
-            say!(self, "source: the datastore says that the target has everything");
-            let settled = Printed(Kind::Settled(control::Settled::default()));
-            work.heard.push_back(Heard::Said(settled));
-            self.call_off(Timer::Again(Side::Source));
-        } else if !work.rejoining {
-            work.steps.extend([Do::Wait, Do::DialResume]);
-        } else if work.gave_up {
-            self.rejoin_failed("the connection to the target");
-        } else {
-            work.steps.extend([Do::StillWanted, Do::Wait, Do::StillWanted, Do::DialResume]);
-        }
-    }
-
-    /// The link was waited for in vain.
-    fn rejoin_failed(&mut self, what: &str) {
-        self.call_off(Timer::Again(Side::Source));
-        self.call_off(Timer::GiveUp(Side::Source));
-        if let Some(work) = self.source.work.as_deref_mut() {
-            work.rejoining = false;
-            work.broke(what);
-        }
-    }
-
-    /// Whether the user wants the link to be waited for any longer.
-    pub fn still_wanted(&mut self) {
-        let Some(work) = self.source.work.as_deref_mut() else { return };
-        if work.heard.iter().any(|heard| matches!(heard, Heard::Cancel)) {
-            // It is among what is heard next.
-            work.rejoining = false;
-            work.steps.clear();
-            self.call_off(Timer::Again(Side::Source));
-            self.call_off(Timer::GiveUp(Side::Source));
-        }
-    }
-
-    /// The link was waited for as long as the user wants: the attempt that is being made is the last.
+    /// The link was waited for as long as the user wants.
     pub fn source_gives_up(&mut self) {
-        if let Some(work) = self.source.work.as_deref_mut() {
-            work.gave_up = true;
-        }
+        self.source_link(LinkEvent::GaveUp);
     }
 
-    /// The link is back, and so are the streams (`rejoin`, `not_again`).
-    pub fn source_has_rejoined(&mut self, landed: u32, rest: Pages) {
-        /// A link that is lost so often without a page having arrived in between is no use.
-        const STUCK: u8 = 3;
+    /// The link is back, and so are the streams (`not_again`).
+    fn not_again(&mut self, landed: u32) {
         let nothing = self.has(Fault::RestNotSent);
         let believed = self.has(Fault::UnsureCountsAsLanded);
         let Some(work) = self.source.work.as_deref_mut() else { return };
-        let here = Some((landed, rest.iter().count() as u32));
-        work.lost_here = (here, if work.lost_here.0 == here { work.lost_here.1 + 1 } else { 0 });
-        if work.lost_here.1 >= STUCK {
-            return self.rejoin_failed("the connection to the target");
-        }
+        let has = std::mem::take(&mut work.landed);
         let unsure = std::mem::take(&mut work.spooling.unsure);
-        if work.round <= landed && !believed {
-            // What its streams carried is there; what the file was to bring of it may not be (I2).
-            work.dirty = work.dirty.or(unsure);
-        }
-        if work.round == landed + 1 {
-            work.set = if nothing { Pages::default() } else { work.set.less(rest) };
+        match Rest::of(work.round, landed) {
+            Rest::OfFile if believed => {}
+            Rest::OfFile => work.dirty = work.dirty.or(unsure),
+            Rest::Part if nothing => work.set = Pages::default(),
+            Rest::Part => work.set = work.set.less(has),
+            Rest::Whole => {}
         }
         work.unacknowledged = if landed < work.round { work.set } else { Pages::default() };
-        work.rejoining = false;
-        work.event(SourceEvent::Rejoined(landed));
-        self.call_off(Timer::GiveUp(Side::Source));
     }
 
     /// Asks the record: over a connection of its own, or elsewhere.
@@ -279,6 +317,11 @@ impl World {
     pub fn source_timer(&mut self, timer: Timer) {
         let Some(work) = self.source.work.as_deref_mut() else { return };
         if timer == Timer::Again(Side::Source) {
+            if std::mem::take(&mut work.asks_later) {
+                work.steps.extend([Do::Ask, Do::AwaitAnswer]);
+            } else {
+                self.source_link(LinkEvent::Again);
+            }
             return;
         }
         match work.steps.front() {
@@ -286,12 +329,12 @@ impl World {
                 work.steps.pop_front();
                 self.streams_failed();
             }
-            Some(Do::AwaitResume | Do::AwaitWord) => self.resume_failed(),
             Some(Do::AwaitAnswer) => {
                 work.steps.pop_front();
                 self.source_is_answered();
             }
-            _ => {}
+            _ if work.link.is_up() => {}
+            _ => self.source_link(LinkEvent::Silent("the target does not answer".into())),
         }
     }
 }

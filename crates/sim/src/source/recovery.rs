@@ -60,7 +60,8 @@ impl World {
     /// After half a minute without an answer the driver leaves the asking to the recovery (`in_doubt_for_long`).
     pub fn source_in_doubt(&mut self) {
         let Some(work) = self.source.work.as_deref() else { return };
-        let asking = work.steps.iter().any(|step| matches!(step, Do::Wait | Do::Ask | Do::AwaitAnswer));
+        let asks = work.steps.iter().any(|step| matches!(step, Do::Ask | Do::AwaitAnswer));
+        let asking = work.asks_later || asks;
         let promised = matches!(self.source.journal.read(), Departure::Promised(_));
         if work.machine.is_some() && asking && promised {
             self.source_hangs_up();

@@ -181,7 +181,7 @@ impl World {
     pub(super) fn round_is_shipped(&mut self) {
         let no_barrier = self.has(Fault::NoBarrier);
         let Some(work) = self.source.work.as_deref_mut() else { return };
-        let all = usize::from(work.parts) == work.streams.len() && !work.streams.is_empty();
+        let all = work.parts.count_ones() as usize == work.streams.len() && !work.streams.is_empty();
         if !all || work.spooling.round != Part::Over {
             return;
         }

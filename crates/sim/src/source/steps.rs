@@ -84,8 +84,6 @@ impl World {
                 work.give();
                 self.spool_round();
             }
-            Do::Rejoined(landed, rest) => self.source_has_rejoined(landed, rest),
-            Do::StillWanted => self.still_wanted(),
             Do::Tell(word) => {
                 // A pause that nobody watches over does not begin.
                 if !self.tell_watchdog(word)
@@ -135,17 +133,11 @@ impl World {
             Do::RunOn => self.source_runs_on(),
             Do::TooOften => work.broke("the connection to the target"),
             Do::HangUp => self.source_hangs_up(),
-            Do::Wait => {
-                work.later = work.heard.len();
-                self.call_off(Timer::Again(Side::Source));
-            }
+            Do::Wait => {}
             Do::Ask => self.source_asks(),
             Do::AwaitAnswer => self.source_is_answered(),
             Do::DialStreams => self.dial_streams(),
             Do::AwaitStreams => self.streams_answered(),
-            Do::DialResume => self.dial_resume(),
-            Do::AwaitResume => self.resume_answered(),
-            Do::AwaitWord => self.first_word(),
             Do::Untrack => qemu.tracked = None,
             Do::Destroy => qemu.die(),
             Do::TakeUp => self.take_up(),

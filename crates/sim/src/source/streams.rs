@@ -1,11 +1,14 @@
 //! The threads that send pages. Mirrors `engine/ship.rs` and `page/refine.rs`, a page a batch.
 
-use super::{Heard, Job, Work};
+use super::{Heard, Job, Reopened, Stream, Work, pages};
 use crate::{
+    fault::Fault,
     link::{As, Side, Word},
-    pages::{Page, UNKNOWN},
-    world::{World, say},
+    pages::{Page, Pages, UNKNOWN},
+    printed::Printed,
+    world::{Weather, World, say},
 };
+use proto::{Phase, Rest};
 
 impl World {
     /// Whether a stream's thread has something to do.
@@ -55,6 +58,44 @@ impl World {
         };
         if let Some(conn) = self.conn(conn) {
             conn.say(Side::Source, word);
+        }
+    }
+
+    /// A stream goes on over another connection (`go_on` of `engine/source/mending.rs`).
+    pub(super) fn stream_goes_on(&mut self, i: u8) {
+        let forgets = self.has(Fault::StreamRestNotSent);
+        let keeps = self.has(Fault::StreamSentKept);
+        let Some(work) = self.source.work.as_deref_mut() else { return };
+        let Some(at) = work.reopened.iter().position(|reopened| reopened.stream == i) else { return };
+        let Reopened { conn: (conn, _), back, .. } = work.reopened.remove(at);
+        let Some(Printed(back)) = back else { return };
+        let has = back.blocks.first().map_or(Pages::default(), pages);
+        let mine = work.streams[usize::from(i)].mine;
+        let again = match Rest::of(work.round, back.round) {
+            _ if back.owed => None,
+            Rest::OfFile => None,
+            Rest::Part => Some(mine.less(has)),
+            // The round has begun since the target said that.
+            Rest::Whole => Some(mine),
+        };
+        let job = if again.is_some() { Job::Round } else { Job::Rest };
+        let again = again.filter(|_| !forgets).unwrap_or_default();
+        say!(self, "stream {i}: goes on");
+        work.streams[usize::from(i)] = Stream { conn, job, mine: mine.less(again), ended: false };
+        if self.conns.iter().all(|other| other.id != conn || !other.open[0]) {
+            // It was lost again before anything was written to it.
+            work.heard.push_back(Heard::Lost(conn));
+        }
+        work.left = work.left.or(again);
+        again.iter().filter(|_| !keeps).for_each(|page| work.sent[usize::from(page)] = UNKNOWN);
+        if work.machine.as_ref().is_some_and(|machine| machine.phase() == Phase::PostCopy) {
+            if back.owed {
+                work.owing = has;
+            }
+            work.all_do(Job::Push);
+        }
+        if self.ghost.weather == Weather::OneCut {
+            self.ghost.weather = Weather::OneCutWaitedFor;
         }
     }
 

@@ -13,7 +13,7 @@ use crate::{
     watchdog::Word,
 };
 use proto::{
-    Source, SourceAct, Step,
+    Link, Source, SourceAct, Step,
     control::{self, Kind},
 };
 use std::collections::VecDeque;
@@ -56,8 +56,6 @@ pub struct Work {
     pub steps: VecDeque<Do>,
     /// Signals that were not looked at yet.
     pub heard: VecDeque<Heard>,
-    /// How many of them were taken out of the channel while something else was waited for (`later`).
-    pub later: usize,
     /// Written and not yet given to a stream.
     pub dirty: Pages,
     /// Owed to the target.
@@ -72,7 +70,7 @@ pub struct Work {
     pub set: Pages,
     /// What a careless source has read before (planted fault only).
     pub read_before: Option<Box<Table>>,
-    /// How many streams have sent their share.
+    /// The streams that have sent their share, as bits.
     pub parts: u8,
     /// How many rounds were sent.
     pub rounds: u8,
@@ -116,14 +114,16 @@ pub struct Work {
     pub refuses: bool,
     /// The permit went ahead of the promise (planted fault only).
     pub permitted_early: bool,
-    /// It connects again while the guest runs here.
-    pub rejoining: bool,
-    /// … for as long as the user wants.
-    pub gave_up: bool,
+    /// What decides about its connections.
+    pub link: Link,
     /// The target knows of no such migration: its answer to the source that is back.
     pub refused: bool,
-    /// What the target had when the link was lost last, and how often in a row it had no more than that.
-    pub lost_here: (Option<(u32, u32)>, u8),
+    /// What the target has of the round after those that have landed.
+    pub landed: Pages,
+    /// Streams that are opened again.
+    pub reopened: Vec<Reopened>,
+    /// The record is asked again after a while.
+    pub asks_later: bool,
     /// Hashes of the guest's memory.
     pub hashes: Vec<u64>,
     /// The file on the datastore.
@@ -139,6 +139,19 @@ pub struct Stream {
     pub job: Job,
     /// Pages that it sent in this round.
     pub mine: Pages,
+    /// It was lost: nothing is sent on it.
+    pub ended: bool,
+}
+
+/// A stream that is opened again.
+#[derive(Clone, Hash, Debug)]
+pub struct Reopened {
+    /// Which.
+    pub stream: u8,
+    /// Its new connection, and whether it was welcome.
+    pub conn: (u16, bool),
+    /// What the target says that it has.
+    pub back: Option<Printed<control::StreamBack>>,
 }
 
 /// What a stream's thread does.
@@ -164,8 +177,8 @@ pub enum Saving {
 /// What the driver has heard and not looked at.
 #[derive(Clone, Hash, Debug)]
 pub enum Heard {
-    /// The target's word. Has no generation, as in the engine.
-    Said(Printed<Kind>),
+    /// The target's word, on this control connection.
+    Said(u16, Box<Printed<Kind>>),
     /// The control connection of this number ended.
     Silent(u16),
     /// A stream or the answering thread of this connection failed.
@@ -213,10 +226,6 @@ pub enum Do {
     Give(u32),
     /// Gives what is left of the round to the streams.
     GiveRest,
-    /// The target has all of this round, and these pages of the next one.
-    Rejoined(u32, Pages),
-    /// Looks whether the user has cancelled while the link was waited for.
-    StillWanted,
     /// Tells the pause's watchdog.
     Tell(Word),
     /// Chooses the next step.
@@ -249,12 +258,6 @@ pub enum Do {
     Ask,
     /// Waits for its answer.
     AwaitAnswer,
-    /// Dials as a source that is back.
-    DialResume,
-    /// Waits until that is welcome.
-    AwaitResume,
-    /// Waits for the target's first word.
-    AwaitWord,
     /// Takes the tracker down.
     Untrack,
     /// Removes the file on the datastore.
@@ -296,7 +299,6 @@ impl Work {
             todo: VecDeque::new(),
             steps: VecDeque::new(),
             heard: VecDeque::new(),
-            later: 0,
             dirty: Pages::default(),
             owed: Pages::default(),
             unacknowledged: Pages::default(),
@@ -326,10 +328,11 @@ impl Work {
             fails: false,
             refuses: false,
             permitted_early: false,
-            rejoining: false,
-            gave_up: false,
+            link: Link::default(),
             refused: false,
-            lost_here: (None, 0),
+            landed: Pages::default(),
+            reopened: Vec::new(),
+            asks_later: false,
             hashes: Vec::new(),
             spooling: Spooling::default(),
         }
@@ -337,17 +340,21 @@ impl Work {
 
     /// It was looked what the guest does, and it is not stopped yet.
     pub(crate) fn is_noting(&self) -> bool {
-        self.steps.contains(&Do::Stop)
+        let stops_next = |act: &Printed<SourceAct>| act.0 == SourceAct::StopGuest;
+        self.steps.contains(&Do::Stop) || self.todo.front().is_some_and(stops_next)
     }
 
     /// Gives the round's pages to the streams.
     pub(super) fn give(&mut self) {
         self.parts = 0;
         self.left = self.set;
-        for stream in &mut self.streams {
-            stream.job = Job::Round;
-            stream.mine = Pages::default();
-        }
+        self.streams.iter_mut().for_each(|stream| stream.mine = Pages::default());
+        self.all_do(Job::Round);
+    }
+
+    /// All streams that are not lost are told so.
+    pub(super) fn all_do(&mut self, job: Job) {
+        self.streams.iter_mut().filter(|stream| !stream.ended).for_each(|stream| stream.job = job);
     }
 }
 

@@ -4,9 +4,10 @@ use super::{Heard, Session, Stage};
 use crate::{
     driver::Driver,
     fault::Fault,
-    link::{Purpose, Side, Word},
+    link::{Over, Purpose, Side, Word},
     printed::Printed,
-    world::{World, say},
+    source::bitmap,
+    world::{Timer, World, say},
 };
 use proto::{
     Target,
@@ -60,7 +61,7 @@ impl World {
         }
         let Some(work) = self.target.work.as_deref_mut() else { return };
         match purpose {
-            Purpose::Data(_) => work.conns.push(id),
+            Purpose::Data(stream) => self.take_stream(stream, id),
             Purpose::Fault => {
                 work.conns.push(id);
                 work.asking_on = Some(id);
@@ -80,6 +81,54 @@ impl World {
         }
     }
 
+    /// Pages come over this connection from now on (`take_stream`).
+    fn take_stream(&mut self, stream: u8, id: u16) {
+        let lands_on = self.has(Fault::OldStreamLandsOn);
+        let Some(work) = self.target.work.as_deref_mut() else { return };
+        let old = work.streams.iter().position(|(known, _)| *known == stream);
+        let old = old.map(|at| work.streams.swap_remove(at).1);
+        work.streams.push((stream, id));
+        work.streams.sort_unstable();
+        work.conns.retain(|conn| Some(*conn) != old || lands_on);
+        work.conns.push(id);
+        let (lacks, round) = (work.stage == Stage::Lacking, work.round);
+        let pages = if lacks { work.owed } else { work.landed };
+        if work.streams.iter().all(|(_, conn)| work.conns.contains(conn)) {
+            self.call_off(Timer::Missed);
+        }
+        let Some(old) = old else { return };
+        if let Some(conn) = self.conn(old).filter(|_| !lands_on) {
+            conn.shut(Side::Target);
+        }
+        let blocks = vec![bitmap(pages)];
+        let back = control::StreamBack { stream: stream.into(), round, blocks, owed: lacks };
+        self.target_says(Kind::StreamBack(back));
+    }
+
+    /// One connection that pages travel on has ended (`stream_lost`). Says whether it was one.
+    pub(super) fn stream_lost(&mut self, id: u16) -> bool {
+        let Some(work) = self.target.work.as_deref_mut() else { return false };
+        let Some((stream, _)) = work.streams.iter().copied().find(|(_, conn)| *conn == id) else {
+            return false;
+        };
+        work.conns.retain(|conn| *conn != id);
+        if let Some(conn) = self.conn(id) {
+            conn.shut(Side::Target);
+        }
+        self.set(Timer::Missed);
+        self.target_says(Kind::StreamLost(control::StreamLost { stream: stream.into() }));
+        true
+    }
+
+    /// A stream was lost and not opened again for long: so is the link, then (`missed`).
+    pub fn target_misses_a_stream(&mut self) {
+        if let Some(work) = self.target.work.as_deref_mut()
+            && let Some(control) = work.control
+        {
+            work.heard.push_back(Heard::Lost(control, Over::Cut));
+        }
+    }
+
     /// Ends all connections (`hang_up`).
     pub(super) fn target_hangs_up(&mut self) {
         let too_early = self.has(Fault::ReceivedCountsAsLanded);
@@ -88,6 +137,8 @@ impl World {
         let Some(work) = self.target.work.as_deref_mut() else { return };
         work.ended = 0;
         work.asking_on = None;
+        work.streams.clear();
+        self.timers.retain(|(_, timer)| *timer != Timer::Missed);
         if let Some(spool) = work.spool.as_mut().filter(|_| !fence_open) {
             spool.stop();
         }

@@ -32,7 +32,7 @@ impl World {
         let qemu = &mut self.qemus[1];
         let Some(work) = self.target.work.as_deref_mut() else { return };
         let stood = work.was == Was::Stood;
-        let can_fail = matches!(step, Do::Start | Do::Punch(_) | Do::Load);
+        let can_fail = matches!(step, Do::Start | Do::Punch(_));
         if can_fail && std::mem::take(&mut work.fails) {
             say!(self, "target: that fails");
             if step == Do::Start {
@@ -107,18 +107,6 @@ impl World {
                 }
                 if let Some(spool) = work.spool.as_mut().filter(|spool| spool.known) {
                     spool.place();
-                }
-            }
-            Do::Load => {
-                if !qemu.alive {
-                    return work.broke("load the device state");
-                }
-                if qemu.can_touch(0) {
-                    qemu.state = Some(work.state);
-                } else {
-                    // Somebody must answer this fault.
-                    work.steps.push_front(Do::Load);
-                    self.set(Timer::Patience(Side::Target));
                 }
             }
             Do::Loaded => {

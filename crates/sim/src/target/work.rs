@@ -92,6 +92,8 @@ pub struct Session {
     pub control: Option<u16>,
     /// Connections with pages.
     pub conns: Vec<u16>,
+    /// Which stream each of those is, or was when it was lost.
+    pub streams: Vec<(u8, u16)>,
     /// The one on which missing pages are asked for.
     pub asking_on: Option<u16>,
     /// The last round that has landed.
@@ -110,6 +112,8 @@ pub struct Session {
     pub recording: Recording,
     /// The device state.
     pub state: u16,
+    /// QEMU reads it, and guest memory with it.
+    pub loading: bool,
     /// How the guest was before the source stopped it.
     pub was: Was,
     /// The source said that its guest is back.
@@ -118,6 +122,8 @@ pub struct Session {
     pub arrived: bool,
     /// The record's answer.
     pub answer: Option<Answer>,
+    /// It is asked again after a while.
+    pub asks_later: bool,
     /// The next act that can fail does.
     pub fails: bool,
     /// What has landed of the next round.
@@ -192,8 +198,6 @@ pub enum Do {
     Compare,
     /// The memory is complete, if nothing is owed.
     Enter,
-    /// QEMU reads the device state, and guest memory with it.
-    Load,
     /// `Loaded`.
     Loaded,
     /// Writes the claim into the store.
@@ -246,6 +250,7 @@ impl Session {
             heard: VecDeque::new(),
             control: None,
             conns: Vec::new(),
+            streams: Vec::new(),
             asking_on: None,
             round: 0,
             ended: 0,
@@ -255,10 +260,12 @@ impl Session {
             watches: false,
             recording: Recording::Done,
             state: 0,
+            loading: false,
             was: Was::Ran,
             source_is_back: false,
             arrived: false,
             answer: None,
+            asks_later: false,
             fails: false,
             landed: Pages::default(),
             hashes: Vec::new(),

@@ -76,7 +76,8 @@ impl SourceDriver {
     /// What else is done where a post-copy cannot be made safe.
     pub(super) fn decide_without(&mut self) -> Step {
         self.forbid_post_copy();
-        let step = self.story.choose(&self.dirty);
+        let decision = self.rounds.choose(self.story.lasted(), self.dirty.bytes());
+        let step = self.heed(decision);
         if step == Step::Round
             && let Err(Broken { what, why }) = self.judge()
         {

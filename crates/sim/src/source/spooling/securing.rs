@@ -9,10 +9,13 @@ use crate::{
     source::Work,
     world::{Timer, World, say},
 };
+use policy::Budget;
 use proto::{
-    SourceEvent, Step,
+    Moved, Rounds, SourceEvent, Step,
     control::{self, Kind},
 };
+use std::time::Duration;
+use units::Bytes;
 
 /// What will be owed is made safe.
 #[derive(Clone, Hash, Debug)]
@@ -37,15 +40,11 @@ pub(super) enum Stage {
 impl World {
     /// What comes after a round.
     pub(in crate::source) fn source_decides(&mut self) {
-        let (strict, even) = (self.is_strict(), self.setup.guest.is_multiple_of(2));
-        let (way, usual) = (self.way(), self.next_step());
+        let strict = self.is_strict();
         let Some(work) = self.source.work.as_deref_mut() else { return };
-        let step = match (way, std::mem::take(&mut work.undone)) {
-            // What was to be owed goes in a round, or before the guest runs there: with another wish, a spool that was lost.
-            (Way::Hybrid, true) if even => Step::Switchover,
-            (Way::Hybrid, true) => Step::Round,
-            _ => usual,
-        };
+        let undone = std::mem::take(&mut work.undone);
+        let step = self.next_step(undone);
+        let Some(work) = self.source.work.as_deref_mut() else { return };
         if step != Step::PostCopy || !strict || work.spooling.spooler.is_none() {
             return work.event(SourceEvent::Decided(step));
         }
@@ -61,13 +60,23 @@ impl World {
         });
     }
 
-    fn next_step(&self) -> Step {
+    /// By the product's rule, for a guest that is never quiet, and a link that is measured to be as fast as the setup wants it: after
+    /// its rounds everything fits into the pause, and nothing before.
+    fn next_step(&self, undone: bool) -> Step {
         let rounds = self.source.work.as_deref().map_or(0, |work| work.rounds);
-        match self.way() {
-            Way::PreCopy if rounds < self.setup.rounds => Step::Round,
-            Way::PreCopy => Step::Switchover,
-            Way::Hybrid | Way::PostCopy => Step::PostCopy,
-        }
+        let (mode, fits) = match self.way() {
+            // What was to be owed goes in a round, or before the guest runs there: with another wish, a spool that was lost.
+            Way::Hybrid if undone => (None, self.setup.guest.is_multiple_of(2)),
+            Way::PreCopy => (Some(policy::Way::PreCopy), rounds >= self.setup.rounds),
+            Way::Hybrid => (Some(policy::Way::Hybrid), false),
+            Way::PostCopy => (Some(policy::Way::PostCopy), false),
+        };
+        let (downtime, second) = (Duration::from_millis(300), Duration::from_secs(1));
+        let limits = Budget { downtime, post_copy: self.way() != Way::PreCopy };
+        let mut product = Rounds::new(mode, limits, Duration::ZERO);
+        let (dirty, wire) = (Bytes(1 << 20), Bytes(if fits { 1 << 40 } else { 1 }));
+        product.moved(Moved { round: 1, pages: 1, told: 1, wire, took: second });
+        product.decide(Duration::ZERO, dirty).step
     }
 
     /// What else is done where a post-copy cannot be made safe.
@@ -75,7 +84,7 @@ impl World {
         if let Some(work) = self.source.work.as_deref_mut() {
             work.spooling.forbids_post_copy = true;
         }
-        let step = self.next_step();
+        let step = self.next_step(false);
         if let Some(work) = self.source.work.as_deref_mut() {
             work.event(SourceEvent::Decided(step));
         }
