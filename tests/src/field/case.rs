@@ -78,6 +78,8 @@ pub enum Use {
     Agent,
     /// Its balloon takes memory and gives it back, while it is moved.
     Balloon,
+    /// Its memory device (`virtiomem0`) gives it memory and takes it away, while it is moved.
+    Memory,
     /// Its firmware keeps a variable, also when it boots again at its last host.
     Variables,
     /// The PCRs of its TPM are what they were.

@@ -19,6 +19,12 @@ const MIB: u64 = 1 << 20;
 /// What the host leaves the guest of its memory, in MiB, in one migration after the other.
 const LEFT: [u64; 3] = [176, 256, 160];
 
+/// What the host lets it have of its memory device, in MiB, in one migration after the other.
+const GIVEN: [u64; 3] = [192, 32, 128];
+
+/// That device.
+const DEVICE: &str = "virtiomem0";
+
 /// A variable of its firmware.
 const VARIABLE: &str = "WhimbrelField";
 
@@ -45,7 +51,9 @@ pub(super) struct Linux<'a> {
 pub(super) fn spec(n: usize, case: &Case) -> Spec {
     let agent =
         if case.uses.contains(&Use::Agent) { format!(" whimbrel.agent={AGENT}") } else { String::new() };
-    Spec::new((FIRST + n) as u8, format!("whimbrel.check=24M,rate=4M{agent}"))
+    // Memory that is plugged in is used at once, in a way in which it can be given back.
+    let memory = if case.uses.contains(&Use::Memory) { " memhp_default_state=online_movable" } else { "" };
+    Spec::new((FIRST + n) as u8, format!("whimbrel.check=24M,rate=4M{agent}{memory}"))
 }
 
 /// What makes the VM boot it.
@@ -103,6 +111,12 @@ impl<'a> Linux<'a> {
             // It moves while its VM does.
             qmp.execute("balloon", json!({ "value": LEFT[self.step % LEFT.len()] * MIB }))?;
         }
+        if self.does(Use::Memory) {
+            let asked = GIVEN[self.step % GIVEN.len()] * MIB;
+            let path = format!("/machine/peripheral/{DEVICE}");
+            let set = json!({ "path": path, "property": "requested-size", "value": asked });
+            qmp.execute("qom-set", set)?;
+        }
         self.step += 1;
         Ok(())
     }
@@ -125,6 +139,15 @@ impl<'a> Linux<'a> {
             wait_for("the balloon at the size that was asked for", SOON, || {
                 let said = qmp.execute("query-balloon", json!({}))?;
                 Ok((said["actual"] == wanted).then_some(()))
+            })?;
+            self.guest.verify()?;
+        }
+        if self.does(Use::Memory) {
+            let wanted = GIVEN[(self.step - 1) % GIVEN.len()] * MIB;
+            wait_for("the memory that was asked for", SOON, || {
+                let said = qmp.execute("query-memory-devices", json!({}))?;
+                let mut devices = said.as_array().into_iter().flatten().map(|device| &device["data"]);
+                Ok(devices.any(|data| data["id"] == DEVICE && data["size"] == wanted).then_some(()))
             })?;
             self.guest.verify()?;
         }
