@@ -18,6 +18,8 @@ pub struct VmFile {
     pub vcpus: u32,
     /// Pairs of queues of its network card.
     pub queues: u16,
+    /// The kernel is to carry its packets, where that is proven to be safe.
+    pub vhost: bool,
     /// Disk images, each with its format.
     pub disks: Vec<(PathBuf, String)>,
     /// Further lines, put at the top level.
@@ -34,6 +36,7 @@ impl VmFile {
             memory: "256MiB".to_owned(),
             vcpus: 1,
             queues: 1,
+            vhost: false,
             disks: Vec::new(),
             extra: String::new(),
         }
@@ -41,7 +44,7 @@ impl VmFile {
 
     /// The file's text.
     pub fn text(&self, tools: &Tools) -> String {
-        let Self { name, guest, machine, memory, vcpus, queues, disks, extra } = self;
+        let Self { name, guest, machine, memory, vcpus, queues, vhost, disks, extra } = self;
         let (kernel, initrd, words) = (&tools.kernel, &tools.initrd, guest.command_line(machine));
         let mut text = format!(
             "name = {name:?}\nvcpus = {vcpus}\nmemory = {memory:?}\nmachine = {machine:?}\naccel = \"tcg\"\n\
@@ -51,7 +54,9 @@ impl VmFile {
             // Writing to a string cannot fail.
             let _ = writeln!(text, "[[disk]]\npath = {path:?}\nformat = {format:?}");
         }
-        let _ = writeln!(text, "[[net]]\nbridge = \"br0\"\nmac = {:?}\nqueues = {queues}", guest.mac());
+        let mac = guest.mac();
+        let _ =
+            writeln!(text, "[[net]]\nbridge = \"br0\"\nmac = {mac:?}\nqueues = {queues}\nvhost = {vhost}");
         text
     }
 }

@@ -84,7 +84,7 @@ fn i2_a_vm_with_vhost_goes_there_and_back_in_every_mode() {
         also.extend(files.clone());
         let [whimbrel, image, initrd, this] = files;
         let script = format!(
-            "WHIMBREL_BIN={whimbrel} WHIMBREL_GUEST_KERNEL={image} WHIMBREL_GUEST_INITRD={initrd} WHIMBREL_MUST_RUN=1 \
+            "PATH=/usr/sbin:/usr/bin:/sbin:/bin WHIMBREL_BIN={whimbrel} WHIMBREL_GUEST_KERNEL={image} WHIMBREL_GUEST_INITRD={initrd} WHIMBREL_MUST_RUN=1 \
              {this} --exact inside --ignored --nocapture 2>&1"
         );
         let also: Vec<&str> = also.iter().map(String::as_str).collect();
@@ -108,7 +108,15 @@ fn inside() {
                 "whimbrel.check=8M,rate=1M whimbrel.dirty=4M,rate=1M,pattern=hot-cold",
             ))
         };
-        let (guest, machine) = stage.adopt("a", "vm", start)?;
+        let spec = start.guest.clone();
+        let machine = start.start(lab.host("a"), tools)?;
+        // It boots in an emulated machine's emulation.
+        let mut reached = Guest::reach(&stage.client, &spec);
+        for _ in 0..5 {
+            reached = reached.or_else(|_| Guest::reach(&stage.client, &spec));
+        }
+        let guest = reached?;
+        stage.agent("a").cli().json(&["adopt", "vm", "--qmp", &machine.qmp_socket().to_string_lossy()])?;
         ensure!(workers(machine.pid().into())? == 1, "a worker carries its packets");
         for (mode, from, to) in [("pre-copy", "a", "b"), ("post-copy", "b", "a"), ("hybrid", "a", "b")] {
             let report =
