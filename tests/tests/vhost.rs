@@ -48,11 +48,11 @@ const FIRMWARE: [&str; 3] = ["/usr/share/seabios", "/usr/share/qemu", "/usr/lib/
 
 /// Two hosts with two agents, in the machine with the other kernel: an emulation in an emulation.
 #[test]
-#[ignore = "takes minutes"]
+#[ignore = "takes a quarter of an hour"]
 fn i2_a_vm_with_vhost_goes_there_and_back_in_every_mode() {
     story("a VM with vhost under 6.12", &[], |lab, tools| {
         let Some(kernel) = kernel(tools) else { return Ok(()) };
-        let kernel = Kernel { patience: Duration::from_secs(900), ..kernel? };
+        let kernel = Kernel { patience: Duration::from_secs(1800), ..kernel? };
         let this = env::current_exe().doing("find this program")?;
         let mut also: Vec<String> = [
             "ip",
