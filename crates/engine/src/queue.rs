@@ -177,9 +177,9 @@ impl Owing {
         }
     }
 
-    /// These pages are left now.
-    pub(crate) fn refill(&self, left: MemorySet) {
-        self.0.locked().left = left;
+    /// These pages are left, too: the target's word on what it lacks may be older than the last announcement.
+    pub(crate) fn refill(&self, more: &MemorySet) {
+        self.0.locked().left.union(more);
     }
 
     /// Somebody waits for this page, and got it: go on behind it.

@@ -191,6 +191,10 @@ faults! {
     StreamSentKept = "stream-sent-kept",
     /// What was on its way over the old connection of such a stream lands even after the new one is welcome.
     OldStreamLandsOn = "old-stream-lands-on",
+    /// Such a stream has no part in a round that began before it went on.
+    StreamMissesRound = "stream-misses-round",
+    /// What the target said to be owed, when it welcomed such a stream, replaces what was announced since.
+    StreamOwedReplaced = "stream-owed-replaced",
 }
 
 impl Fault {

@@ -77,14 +77,17 @@ impl World {
             say!(self, "source: act {}", short(&act.0));
             return self.source_act(act.0);
         }
-        if let Some(event) = self.link_is_answered() {
-            return self.link_hears(event);
+        // Nothing is heard of a control connection before it is known to be welcome; of a stream's, that is known last.
+        let answer = self.link_is_answered();
+        if answer.as_ref().is_some_and(|answer| !matches!(answer, LinkEvent::StreamOpened(_))) {
+            return answer.into_iter().for_each(|answer| self.link_hears(answer));
         }
         let Some(work) = self.source.work.as_deref_mut() else { return };
         if let Some(heard) = work.heard.pop_front() {
             say!(self, "source: hears {}", short(&heard));
-            self.source_hears(heard);
+            return self.source_hears(heard);
         }
+        answer.into_iter().for_each(|answer| self.link_hears(answer));
     }
 
     /// Begins an act (`SourceDriver::act`).

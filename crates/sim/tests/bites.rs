@@ -113,4 +113,6 @@ bites! {
     a_stream_whose_rest_is_not_sent_is_found: StreamRestNotSent,
     a_lost_stream_that_counts_as_known_is_found: StreamSentKept,
     an_old_stream_that_lands_on_is_found: OldStreamLandsOn,
+    a_stream_that_misses_a_round_is_found: StreamMissesRound,
+    an_owed_set_that_a_stream_replaces_is_found: StreamOwedReplaced,
 }

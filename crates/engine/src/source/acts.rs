@@ -259,7 +259,7 @@ impl SourceDriver {
     fn serve_owed(&mut self) {
         self.end_round(0);
         self.story.owing(&self.owed);
-        self.owing.refill(self.owed.clone());
+        self.owing.refill(&self.owed);
         if let Some(streams) = &self.streams {
             streams.give(&Job::Push(self.owing.clone()));
         }

@@ -71,7 +71,7 @@ impl SourceDriver {
         if self.phase() == Phase::PostCopy {
             if back.owed {
                 // What the others have on their way goes twice, and lands once.
-                self.owing.refill(pages);
+                self.owing.refill(&pages);
             }
             if let Some(streams) = &self.streams {
                 streams.give(&Job::Push(self.owing.clone()));

@@ -65,6 +65,8 @@ impl World {
     pub(super) fn stream_goes_on(&mut self, i: u8) {
         let forgets = self.has(Fault::StreamRestNotSent);
         let keeps = self.has(Fault::StreamSentKept);
+        let misses = self.has(Fault::StreamMissesRound);
+        let replaces = self.has(Fault::StreamOwedReplaced);
         let Some(work) = self.source.work.as_deref_mut() else { return };
         let Some(at) = work.reopened.iter().position(|reopened| reopened.stream == i) else { return };
         let Reopened { conn: (conn, _), back, .. } = work.reopened.remove(at);
@@ -76,6 +78,7 @@ impl World {
             Rest::OfFile => None,
             Rest::Part => Some(mine.less(has)),
             // The round has begun since the target said that.
+            Rest::Whole if misses => None,
             Rest::Whole => Some(mine),
         };
         let job = if again.is_some() { Job::Round } else { Job::Rest };
@@ -90,7 +93,7 @@ impl World {
         again.iter().filter(|_| !keeps).for_each(|page| work.sent[usize::from(page)] = UNKNOWN);
         if work.machine.as_ref().is_some_and(|machine| machine.phase() == Phase::PostCopy) {
             if back.owed {
-                work.owing = has;
+                work.owing = if replaces { has } else { work.owing.or(has) };
             }
             work.all_do(Job::Push);
         }
