@@ -17,7 +17,7 @@ fn both_ways(stage: &Stage, name: &str, start: HandStart) -> Result<()> {
 }
 
 #[test]
-fn a_vm_with_eight_vcpus_vga_and_two_equal_ram_blocks_of_another_user_is_adopted_and_moved() {
+fn a_vm_with_eight_vcpus_vga_and_equal_blocks_is_adopted() {
     story("8 vCPUs, VGA, two equal blocks, runas", &["a", "b"], |lab, tools| {
         let stage = Stage::new(lab, tools)?;
         let start = HandStart {
@@ -70,7 +70,7 @@ fn a_vm_above_the_hole_at_four_gib_is_moved() {
 }
 
 #[test]
-fn a_vm_moves_from_qemu_7_2_to_qemu_10_and_from_then_on_between_two_of_qemu_10() {
+fn a_vm_moves_from_qemu_7_2_to_qemu_10_and_on() {
     story("7.2 → 10.0", &["a", "b"], |lab, tools| {
         let Some(newer) = &tools.qemu_10 else {
             lab::skip("7.2 → 10.0", &"WHIMBREL_QEMU_10 must name a QEMU 10 (tests/qemu-10.sh unpacks one)");

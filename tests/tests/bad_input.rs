@@ -142,7 +142,7 @@ fn peers_that_are_no_agents_are_found_out_and_harm_nothing() {
 }
 
 #[test]
-fn frames_that_cannot_be_right_end_the_migration_and_harm_nothing() {
+fn impossible_frames_end_the_migration_and_harm_nothing() {
     story("frames that cannot be right", &["a", "b"], |lab, tools| {
         // In plaintext: nobody can lie in the middle of TLS.
         let plain = |_: &lab::Host| Oddity { plaintext: true, ..Oddity::default() };

@@ -41,7 +41,7 @@ fn seconds(seen: &[(Instant, u64)]) -> Vec<f64> {
 }
 
 #[test]
-fn all_streams_together_keep_to_the_limit_in_every_second_and_faults_do_not_wait_for_it() {
+fn all_streams_keep_to_the_limit_and_faults_do_not_wait() {
     story("bandwidth", &["a", "b"], |lab, tools| {
         let stage = Stage::new(lab, tools)?;
         let work = "whimbrel.fill=64M whimbrel.check=16M,rate=1M";

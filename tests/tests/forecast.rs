@@ -111,7 +111,7 @@ fn a_second_migration_knows_how_the_first_one_went() {
 
 /// Seen for a moment before each of its migrations this guest is quiet, and in each of them it writes all the time.
 #[test]
-fn a_second_migration_of_a_guest_that_writes_now_and_then_ends_sooner() {
+fn a_second_migration_of_an_idle_writer_ends_sooner() {
     story("now-and-then", &["a", "b"], |lab, tools| {
         let stage = Stage::new(lab, tools)?;
         let work = "whimbrel.dirty=64M,content=random,rate=max whimbrel.check=8M,rate=1M";

@@ -15,12 +15,12 @@ const RAM_MIB: f64 = 160.0;
 const GLANCE: Duration = Duration::from_millis(20);
 
 #[test]
-fn i2_a_guest_that_outruns_the_link_in_random_order_ends_by_pre_copy() {
+fn i2_a_guest_that_outruns_at_random_ends_by_pre_copy() {
     outruns("random", 92);
 }
 
 #[test]
-fn i2_a_guest_that_outruns_the_link_where_it_is_hot_ends_by_pre_copy() {
+fn i2_a_guest_that_outruns_where_it_is_hot_ends_by_pre_copy() {
     outruns("hot-cold", 93);
 }
 

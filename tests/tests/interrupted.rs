@@ -61,7 +61,7 @@ impl<'a> Scene<'a> {
 }
 
 #[test]
-fn a_cancelled_migration_leaves_the_vm_on_the_source_and_no_trace_on_the_target() {
+fn a_cancelled_migration_leaves_no_trace_on_the_target() {
     story("cancel", &["a", "b"], |lab, tools| {
         let scene = Scene::new(lab, tools, 61)?;
         let cancel =
@@ -190,7 +190,7 @@ fn a_link_that_comes_back_is_used_again() {
 }
 
 #[test]
-fn i3_a_guest_whose_link_is_lost_while_it_stands_still_runs_on_and_so_does_the_migration() {
+fn i3_a_link_lost_in_the_pause_ends_neither_guest_nor_migration() {
     story("a link lost in the pause", &["a", "b"], |lab, tools| {
         let scene = Scene::new(lab, tools, 72)?;
         let (a, b) = (lab.host("a"), lab.host("b"));
@@ -219,7 +219,7 @@ fn i3_a_guest_whose_link_is_lost_while_it_stands_still_runs_on_and_so_does_the_m
 }
 
 #[test]
-fn a_single_connection_that_ends_is_opened_again_and_nothing_else_is() {
+fn a_single_lost_connection_is_opened_again_alone() {
     story("one connection ends", &["a", "b"], |lab, tools| {
         let scene = Scene::new(lab, tools, 70)?;
         let (a, b) = (lab.host("a"), lab.host("b"));
@@ -239,7 +239,7 @@ fn a_single_connection_that_ends_is_opened_again_and_nothing_else_is() {
 }
 
 #[test]
-fn i3_a_guest_whose_agent_dies_while_it_stands_still_runs_on_by_itself() {
+fn i3_a_guest_whose_agent_dies_in_its_pause_runs_on() {
     story("watchdog", &["a", "b"], |lab, tools| {
         let mut scene = Scene::new(lab, tools, 68)?;
         let migration = scene.until_switchover(&[])?;

@@ -126,7 +126,7 @@ fn i3_a_target_that_runs_short_leaves_the_vm_where_it_is() {
 
 /// Of descriptors: before, while and after it takes the connections in, until there are enough.
 #[test]
-fn i3_a_target_that_runs_short_of_descriptors_leaves_the_vm_where_it_is() {
+fn i3_a_target_short_of_descriptors_leaves_the_vm_there() {
     story("descriptors", &["a", "b"], |lab, tools| {
         let mut stage = Stage::with(lab, tools, |_| Oddity::default())?;
         let guest = stage.run("a", &VmFile::new("web", Spec::new(52, "whimbrel.check=16M,rate=4M")))?;

@@ -48,7 +48,7 @@ fn stage<'a>(lab: &'a Lab, tools: &'a Tools, data: &Datastore, number: u8) -> Re
 }
 
 #[test]
-fn i1_a_target_lost_for_good_after_the_permit_leaves_the_vm_to_the_source_by_the_directory_alone() {
+fn i1_a_target_lost_after_the_permit_is_settled_by_directory() {
     story("lost after the permit", &["a", "b"], |lab, tools| {
         let data = Datastore::new(lab)?;
         let (mut stage, guest) = stage(lab, tools, &data, 68)?;
@@ -93,7 +93,7 @@ fn i1_a_target_lost_for_good_after_the_permit_leaves_the_vm_to_the_source_by_the
 }
 
 #[test]
-fn i4_a_target_that_claimed_and_was_killed_before_it_knew_owns_the_vm_and_runs_it_when_it_is_back() {
+fn i4_a_target_killed_after_its_claim_runs_the_vm_when_back() {
     story("lost after the claim", &["a", "b"], |lab, tools| {
         let data = Datastore::new(lab)?;
         let (mut stage, guest) = stage(lab, tools, &data, 69)?;
@@ -128,7 +128,7 @@ fn i4_a_target_that_claimed_and_was_killed_before_it_knew_owns_the_vm_and_runs_i
 }
 
 #[test]
-fn a_host_that_does_not_ask_the_same_record_is_refused_and_a_vm_is_started_on_its_owner_only() {
+fn a_host_with_another_record_is_refused() {
     story("another record", &["a", "b", "c", "d"], |lab, tools| {
         let (shared, other) = (lab.dir().join("shared"), lab.dir().join("other"));
         for dir in [&shared, &other] {

@@ -122,14 +122,14 @@ fn settled(scene: &Scene<'_>) -> Result<()> {
 }
 
 #[test]
-fn i1_i4_strict_a_vm_whose_source_burns_right_after_the_commit_goes_on() {
+fn i1_i4_strict_a_source_that_burns_at_the_commit_ends_no_vm() {
     source_burns(112, Duration::ZERO);
 }
 
 /// At twenty instants. `cargo test --release -p lab --test spool -- --ignored --nocapture twenty`
 #[test]
 #[ignore = "takes minutes"]
-fn i1_i4_strict_a_vm_whose_source_burns_at_any_of_twenty_instants_goes_on() {
+fn i1_i4_strict_a_source_that_burns_at_any_instant_ends_no_vm() {
     for n in 0..20u64 {
         // Spread over half a second, more of them early.
         let after = Duration::from_micros(n * n * 1250 + n * 97 % 13);
@@ -139,7 +139,7 @@ fn i1_i4_strict_a_vm_whose_source_burns_at_any_of_twenty_instants_goes_on() {
 }
 
 #[test]
-fn i1_i4_strict_a_target_whose_agent_is_lost_too_finishes_from_the_file_once_it_is_back() {
+fn i1_i4_strict_a_target_without_agent_finishes_once_it_is_back() {
     story("both agents are lost", &["a", "b"], |lab, tools| {
         let mut scene = Scene::new(lab, tools, 114, CALM)?;
         scene.store.limit(Some(FAST));
@@ -168,7 +168,7 @@ fn i1_i4_strict_a_target_whose_agent_is_lost_too_finishes_from_the_file_once_it_
 }
 
 #[test]
-fn i2_a_datastore_that_stalls_in_the_middle_gives_its_share_back() {
+fn i2_a_datastore_that_stalls_midway_gives_its_share_back() {
     story("a datastore stalls", &["a", "b"], |lab, tools| {
         let scene = Scene::new(lab, tools, 115, WORK)?;
         scene.store.limit(Some(EQUAL / 4));
@@ -188,7 +188,7 @@ fn i2_a_datastore_that_stalls_in_the_middle_gives_its_share_back() {
 }
 
 #[test]
-fn relaxed_what_the_file_lacks_when_the_vm_changes_hands_is_said() {
+fn relaxed_what_the_file_lacks_at_the_commit_is_said() {
     story("relaxed", &["a", "b"], |lab, tools| {
         let scene = Scene::new(lab, tools, 116, WORK)?;
         scene.store.limit(Some(FAST));

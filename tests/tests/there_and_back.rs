@@ -52,17 +52,17 @@ fn every_mode(machine: &str) {
 }
 
 #[test]
-fn a_q35_goes_there_and_back_in_every_mode_and_a_client_keeps_its_connection() {
+fn a_q35_goes_there_and_back_and_keeps_its_client() {
     every_mode("q35");
 }
 
 #[test]
-fn a_microvm_goes_there_and_back_in_every_mode_and_a_client_keeps_its_connection() {
+fn a_microvm_goes_there_and_back_and_keeps_its_client() {
     every_mode("microvm");
 }
 
 #[test]
-fn a_vm_goes_round_three_hosts_with_its_disk_while_agents_come_and_go() {
+fn a_vm_goes_round_three_hosts_while_agents_come_and_go() {
     story("A → B → C → A", &["a", "b", "c"], |lab, tools| {
         let mut stage = Stage::new(lab, tools)?;
         let disk = lab.dir().join("web.qcow2");

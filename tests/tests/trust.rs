@@ -19,7 +19,7 @@ fn restart(stage: &mut Stage<'_>, host: &str, odd: Oddity) -> Result<()> {
 }
 
 #[test]
-fn a_migration_is_protected_unless_both_sides_were_told_otherwise() {
+fn a_migration_is_protected_unless_both_sides_say_otherwise() {
     story("protected by default", &["a", "b"], |lab, tools| {
         let mut stage = Stage::new(lab, tools)?;
         let guest = stage.run("a", &VmFile::new("web", Spec::new(91, WORK)))?;
@@ -64,7 +64,7 @@ fn a_migration_is_protected_unless_both_sides_were_told_otherwise() {
 }
 
 #[test]
-fn a_host_of_another_workgroup_or_with_anothers_certificate_gets_nothing() {
+fn a_stranger_or_an_impostor_gets_nothing() {
     story("other workgroups", &["a", "b"], |lab, tools| {
         let mut stage = Stage::new(lab, tools)?;
         let guest = stage.run("a", &VmFile::new("web", Spec::new(92, WORK)))?;
@@ -98,7 +98,7 @@ fn a_host_of_another_workgroup_or_with_anothers_certificate_gets_nothing() {
 }
 
 #[test]
-fn an_agent_without_usable_certificates_does_not_start_and_says_what_to_do() {
+fn an_agent_without_certificates_does_not_start_and_says_why() {
     story("no certificates", &["a"], |lab, tools| {
         let cli = Cli::new(&tools.whimbrel, None);
         let dir = lab.dir().join("agent");
@@ -127,7 +127,7 @@ fn an_agent_without_usable_certificates_does_not_start_and_says_what_to_do() {
 }
 
 #[test]
-fn a_vm_that_wants_more_than_the_target_grants_stays_where_it_is() {
+fn a_vm_that_wants_more_than_is_granted_stays_where_it_is() {
     story("what a host grants", &["a", "b"], |lab, tools: &Tools| {
         let mut stage = Stage::new(lab, tools)?;
         let disks = lab.dir().join("elsewhere");

@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn certificates_are_where_the_file_or_the_flag_says_and_only_an_explicit_word_does_without() {
+    fn certificates_are_where_file_or_flag_says() {
         let text = "[tls]\nkey = \"/k\"\n";
         let files = Files { key: "/k".into(), ..Files::within(Path::new(TLS)) };
         assert_eq!(load(text, Flags::default()).unwrap().tls, Some(files));

@@ -40,7 +40,7 @@ fn promised(journal: &mut dyn SourceJournal) {
 }
 
 #[test]
-fn ending_the_agent_rolls_a_migration_back_and_leaves_every_vm_alone() {
+fn ending_the_agent_rolls_back_and_leaves_every_vm_alone() {
     let mut host = Host::new();
     let before = host.run("web1");
     host.migrate("web1", "slow");
@@ -62,7 +62,7 @@ fn a_post_copy_does_not_hold_the_end_up() {
 }
 
 #[test]
-fn a_vm_whose_qemu_ended_meanwhile_is_reported_and_can_be_forgotten() {
+fn a_vm_whose_qemu_ended_is_reported_and_can_be_forgotten() {
     let mut host = Host::new();
     let pid = pid(&host.run("web1"));
     host.stop();
@@ -107,7 +107,7 @@ fn a_guest_that_was_paused_before_the_promise_runs_on_at_once() {
 }
 
 #[test]
-fn i9_a_guest_that_a_person_had_paused_stays_paused_after_a_crash() {
+fn i9_a_guest_that_was_paused_stays_paused_after_a_crash() {
     let paused: [fn(&mut dyn SourceJournal); 2] = [
         |journal| journal.pausing(RunState::Paused).unwrap(),
         // Paused by somebody in the instant before our stop, which was found out after it.

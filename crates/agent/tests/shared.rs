@@ -124,7 +124,7 @@ fn a_vm_is_this_hosts_by_the_record_from_its_start_to_its_end() {
 }
 
 #[test]
-fn i1_a_vm_that_belongs_to_another_host_is_not_started_unless_that_host_is_fenced() {
+fn i1_another_hosts_vm_starts_only_if_that_host_is_fenced() {
     let (host, ledger) = sharing();
     ledger.write("web1", "hostb", 7);
     let (status, why) = start(&host, file("web1"));
@@ -140,7 +140,7 @@ fn i1_a_vm_that_belongs_to_another_host_is_not_started_unless_that_host_is_fence
 }
 
 #[test]
-fn while_the_record_is_away_nothing_is_started_and_what_ends_is_told_later() {
+fn without_the_record_nothing_starts_and_ends_are_told_later() {
     let (host, ledger) = sharing();
     host.run("web1");
     ledger.go_away(true);
@@ -154,7 +154,7 @@ fn while_the_record_is_away_nothing_is_started_and_what_ends_is_told_later() {
 }
 
 #[test]
-fn after_a_start_the_record_learns_of_vms_and_the_agent_of_those_that_are_anothers() {
+fn after_a_start_agent_and_record_learn_of_each_others_vms() {
     let mut host = Host::new();
     host.run("web1");
     host.run("web2");
@@ -198,7 +198,7 @@ fn died_asking(alive: bool) -> (Host, u32) {
 }
 
 #[test]
-fn i1_an_arrival_that_may_have_been_claimed_waits_for_the_record_and_then_runs() {
+fn i1_an_arrival_that_may_be_claimed_waits_for_the_record() {
     let (mut host, pid) = died_asking(true);
     host.start().unwrap();
     until("two questions", || *host.script.asked.lock().unwrap() >= 2);
@@ -221,7 +221,7 @@ fn i1_an_arrival_that_the_source_won_back_is_given_up() {
 }
 
 #[test]
-fn an_arrival_whose_qemu_is_gone_is_not_claimed_the_source_may_still_have_it() {
+fn an_arrival_whose_qemu_is_gone_is_not_claimed() {
     let (mut host, _) = died_asking(false);
     *host.script.answer.lock().unwrap() = Some(Claimed::Yours(Epoch(5)));
     host.start().unwrap();

@@ -59,7 +59,7 @@ fn writes_are_seen_and_open_a_group_each() {
 }
 
 #[test]
-fn writers_get_their_share_of_the_pace_and_wait_no_longer_than_was_allowed() {
+fn writers_get_their_share_and_wait_no_longer_than_allowed() {
     /// Pages a second; slow for a guest that boots.
     const PACE: f64 = 4_000.0;
     let Some(mut qemu) = booting() else { return };
@@ -96,7 +96,7 @@ fn writers_get_their_share_of_the_pace_and_wait_no_longer_than_was_allowed() {
 }
 
 #[test]
-fn i2_no_write_is_lost_when_the_way_of_tracking_changes_under_a_running_guest() {
+fn i2_no_write_is_lost_when_the_tracker_changes() {
     for object in [memfd(256), "memory-backend-ram,id=mem,size=256M".to_owned()] {
         let Some(qemu) = booting_on(&object) else { return };
         changes_under_a_running_guest(qemu);
@@ -122,7 +122,7 @@ fn changes_under_a_running_guest(mut qemu: Qemu) {
 }
 
 #[test]
-fn i2_what_nobody_had_collected_when_the_way_of_tracking_changed_is_not_lost() {
+fn i2_uncollected_writes_survive_a_change_of_tracker() {
     for object in [memfd(64), "memory-backend-ram,id=mem,size=64M".to_owned()] {
         changes_before_a_collection(&object);
     }

@@ -43,7 +43,7 @@ fn runs(qemu: &Qemu, vcpus: &[i32]) {
 }
 
 #[test]
-fn a_guest_whose_vcpus_are_stunned_half_of_the_time_answers_and_runs_on() {
+fn a_guest_whose_vcpus_are_stunned_half_the_time_answers() {
     let Some(mut qemu) = booting() else { return };
     let block = qemu.block("mem", 256 * MIB, 0);
     let source = Source::open(qemu.pid(), &[block]).unwrap();

@@ -102,7 +102,7 @@ fn left(qemu: &mut Qemu, target: Target) -> (Target, i32) {
 }
 
 #[test]
-fn a_watch_over_a_guest_that_is_owed_nothing_is_ended_by_the_next_agent() {
+fn a_watch_for_no_missing_page_is_ended_by_the_next_agent() {
     let (mut qemu, target) = start(&[]);
     let (target, number) = left(&mut qemu, target);
     assert!(target.is_watched(number).unwrap());

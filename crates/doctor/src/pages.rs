@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn huge_pages_are_judged_by_what_they_do_and_by_what_they_may_do() {
+    fn huge_pages_are_judged_by_what_they_do_and_may_do() {
         let table = [
             (Ok(1), Some("never"), Good),
             (Ok(1), Some("advise"), Good),

@@ -7,7 +7,7 @@ fn status(diagnosis: &Diagnosis, name: &str) -> Option<Status> {
 }
 
 #[test]
-fn what_works_here_is_said_to_work_and_what_does_not_has_a_remedy() {
+fn what_works_is_said_to_work_what_does_not_has_a_remedy() {
     let diagnosis = examine(&[]);
     let mut words = Vec::new();
     render(&diagnosis, Style::Plain, &mut words).unwrap();

@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_round_that_is_taken_from_both_ends_is_shared_out_once_and_wholly() {
+    fn a_round_taken_from_both_ends_is_shared_out_exactly_once() {
         let mut set = MemorySet::empty([5000, 10]);
         set.block_mut(BlockId(0)).insert_range(PageRange::new(PageIndex(1000), 3000));
         set.block_mut(BlockId(1)).insert(PageIndex(9));
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn i2_what_only_went_into_the_file_does_not_count_once_the_file_was_left() {
+    fn i2_pages_only_in_the_file_do_not_count_once_it_is_left() {
         let round = Round::new(1, MemorySet::from_blocks(vec![PageSet::full(100)]));
         let (block, first) = round.take_last(10).unwrap();
         let (_, second) = round.take_last(10).unwrap();

@@ -545,7 +545,7 @@ mod tests {
     /// What the source announced, it has taken back since; heard in the wrong order, pages would be taken for owed ones, and all others
     /// be lost.
     #[test]
-    fn i2_what_was_said_on_a_connection_that_is_lost_is_not_believed_once_the_source_is_back() {
+    fn i2_words_of_a_lost_connection_are_not_believed_later() {
         let (mut driver, _outside) =
             TargetDriver::new(Arc::new(Idle), MigrationId(1), Token([0; Token::SIZE]));
         let owed = || control::Kind::Owed(control::Owed::default());

@@ -241,7 +241,7 @@ fn a_refusal_lists_every_reason_and_leaves_the_guest_alone() {
 }
 
 #[test]
-fn i3_a_cancelled_migration_leaves_the_guest_running_and_the_target_without_a_trace() {
+fn i3_a_cancelled_migration_leaves_the_guest_and_no_trace() {
     let (source, inn) = (Source::new(), Inn::new(&PAGES));
     source.guest(400);
     let mut wish = options(Mode::PreCopy);
@@ -286,7 +286,7 @@ fn mend_after_the_cut(cable: Cable) {
 }
 
 #[test]
-fn i1_i2_i3_a_link_cut_at_any_point_leaves_one_guest_with_all_its_memory() {
+fn i1_i2_i3_a_link_cut_at_any_point_leaves_one_whole_guest() {
     let mut completed = 0;
     let total = {
         let (source, inn) = (Source::new(), Inn::new(&PAGES));
@@ -443,7 +443,7 @@ fn another_address_of_the_target_is_as_good() {
 }
 
 #[test]
-fn i3_a_link_that_stays_away_ends_the_migration_when_the_user_said() {
+fn i3_a_link_that_stays_away_ends_the_migration_in_time() {
     let (source, inn) = (Source::new(), Inn::new(&PAGES));
     let cable = Cable::to(listen(&inn));
     cable.cut_after.store(2 << 20, SeqCst);
@@ -464,7 +464,7 @@ fn i3_a_link_that_stays_away_ends_the_migration_when_the_user_said() {
 }
 
 #[test]
-fn a_target_that_was_being_prepared_when_the_link_was_lost_is_told_once_it_is_back() {
+fn a_target_in_preparation_hears_of_a_lost_link_later() {
     let (source, inn) = (Source::new(), Inn::new(&PAGES));
     inn.held.store(true, SeqCst);
     let cable = Cable::to(listen(&inn));
@@ -584,7 +584,7 @@ fn a_qemu_that_ends_is_named_on_either_side() {
 }
 
 #[test]
-fn a_link_lost_before_the_last_page_is_placed_is_not_waited_for_in_vain() {
+fn a_link_lost_before_the_last_page_is_not_waited_for_in_vain() {
     let (source, inn) = (Source::new(), Inn::new(&PAGES));
     let cable = Cable::to(listen(&inn));
     let all = source.ram.content().iter().map(|block| block.len()).sum();
@@ -692,7 +692,7 @@ fn a_guest_that_outruns_the_link_is_slowed_until_it_fits() {
 }
 
 #[test]
-fn a_guest_that_outruns_the_link_ends_in_post_copy_where_that_is_allowed() {
+fn a_guest_that_outruns_the_link_ends_in_post_copy() {
     let (source, inn) = (Source::new(), Inn::new(&PAGES));
     source.guest(400);
     let mut wish = options(Mode::Auto);
@@ -777,7 +777,7 @@ fn more_streams_are_used_where_they_move_more() {
 }
 
 #[test]
-fn i3_i7_a_target_whose_memory_is_not_what_was_sent_takes_nothing_over() {
+fn i3_i7_a_target_with_other_memory_takes_nothing_over() {
     let (source, inn) = (Source::new(), Inn::new(&PAGES));
     copies_and_counts(&source);
     // So much that there is no end to the rounds.

@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn offers_of_the_current_epoch_stay_unless_their_owner_made_another() {
+    fn current_offers_stay_unless_their_owner_made_another() {
         let other = MigrationId(2);
         let names =
             [epoch_name(3), offer_name(3, ID, "b"), offer_name(3, other, "c"), draft_name(3, 7)].to_vec();

@@ -206,7 +206,7 @@ fn a_datastore_that_gave_a_name_twice_would_be_found_out() {
 }
 
 #[test]
-fn i1_of_two_claimers_at_most_one_wins_whatever_goes_wrong_in_whatever_order() {
+fn i1_of_two_claimers_at_most_one_wins_whatever_goes_wrong() {
     let walk = walk(false);
     let (states, [source, target]) = (walk.been.len(), walk.most);
     println!("{states} states, {} ends, won by the source in {source}, by the target in {target}", walk.ends);
@@ -214,7 +214,7 @@ fn i1_of_two_claimers_at_most_one_wins_whatever_goes_wrong_in_whatever_order() {
 }
 
 #[test]
-fn a_source_that_dies_at_any_point_of_its_offer_leaves_nothing_that_could_be_claimed_by_halves() {
+fn an_offer_whose_source_dies_cannot_be_claimed_by_halves() {
     // Each operation of the offer, with each fault: afterwards the offer is whole, or nobody can claim by it.
     for fails in 0..12 {
         for fault in Fault::ALL {
@@ -246,7 +246,7 @@ fn a_source_that_dies_at_any_point_of_its_offer_leaves_nothing_that_could_be_cla
 }
 
 #[test]
-fn a_directory_from_an_old_backup_is_noticed_and_decides_nothing() {
+fn a_directory_from_an_old_backup_decides_nothing() {
     let mut model = owned_by_a();
     let empty = Model::default();
     let before = model.clone();
@@ -357,7 +357,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn i1_a_vm_that_is_moved_about_for_long_has_one_owner_at_each_epoch(
+    fn i1_a_vm_moved_about_for_long_has_one_owner_each_epoch(
         migrations in proptest::collection::vec(migration(), 1..14)
     ) {
         let mut life = Life {

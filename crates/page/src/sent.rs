@@ -158,7 +158,7 @@ mod tests {
     use units::PAGE_SIZE;
 
     #[test]
-    fn what_goes_otherwise_is_known_afterwards_and_what_is_forgotten_is_not() {
+    fn what_goes_another_way_is_known_what_is_forgotten_is_not() {
         let sent = Sent::new(&[100], 100, &[1; 32], Sealer::new([2; 32]));
         let (zeros, ones) = ([0; PAGE_SIZE], [1; PAGE_SIZE]);
         let (block, page) = (BlockId(0), PageIndex(7));

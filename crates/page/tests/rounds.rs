@@ -295,7 +295,7 @@ fn each_page_takes_the_cheapest_way() {
 }
 
 #[test]
-fn a_target_with_content_of_which_nothing_is_known_gets_zeros_too() {
+fn a_target_with_unknown_content_gets_zeros_too() {
     let (guest, target) = (Memory::new(), Memory::new());
     for (page, stale) in (0..8).map(|page| (page, Write::Content(page as u8 + 1))) {
         apply(&target, &mut HashSet::new(), &[(false, page, stale)]);

@@ -22,7 +22,7 @@ fn has(text: impl ToString, what: &str) {
 }
 
 #[test]
-fn keys_are_their_owners_alone_from_their_first_instant_on_and_nothing_is_overwritten() {
+fn keys_are_private_at_once_and_never_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     let (ca, out) = (dir.path().join("ca"), dir.path().join("hosts/a"));
     init(&ca, "lab").unwrap();

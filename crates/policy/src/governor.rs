@@ -287,7 +287,7 @@ mod tests {
         }
 
         #[test]
-        fn who_takes_less_than_its_share_does_not_wait_for_who_takes_more(
+        fn a_modest_writer_does_not_wait_for_a_greedy_one(
             greedy in 1usize..8,
             thinks in 100u64..20_000,
             // How much of its share the modest one wants.
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_is_about_to_be_stopped_waits_for_nothing_and_one_that_runs_on_waits_as_before() {
+    fn a_guest_about_to_be_stopped_waits_for_nothing() {
         let mut governor = Governor::new(STALL, 1);
         governor.follow(1000.0);
         let longest = |governor: &mut Governor, from: u64| {

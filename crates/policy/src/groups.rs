@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nobody_is_slowed_groups_are_not_small_and_what_is_remembered_is_bounded() {
+    fn without_throttling_groups_grow_and_memory_is_bounded() {
         let mut groups = Groups::new([PAGES], None);
         let mut grown = vec![];
         let mut page = 100;

@@ -114,7 +114,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
         #[test]
-        fn rounds_that_stalls_do_not_shrink_are_shrunk_by_stuns_and_others_need_none(
+        fn stuns_shrink_rounds_that_stalls_do_not(
             writers in 2u32..=128,
             computes_us in 0u64..20_000,
             // Pages that they open in a second if each waits a whole stall for each, beside those that are sent.

@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_answers_is_called_again_soon_and_one_that_is_silent_less_often() {
+    fn a_host_that_answers_is_called_sooner_than_a_silent_one() {
         let ms = |calls, answer| pause(calls, answer).as_millis();
         let silent = [1, 2, 3, 4, 99].map(|calls| ms(calls, Answer::None));
         assert_eq!(silent, [50, 100, 200, 300, 300]);

@@ -29,7 +29,7 @@ proptest! {
 /// The source ended all connections to ask the record; what the target had said before may still be heard. Serving what is
 /// owed on connections that are gone would leave the target's guest waiting for ever.
 #[test]
-fn a_commit_heard_while_the_record_is_asked_is_followed_by_a_new_connection() {
+fn a_commit_heard_while_the_record_is_asked_reconnects() {
     let mut source = asking();
     let committed = control::Committed { epoch: 2, ..Default::default() };
     let acts = source.handle(SourceEvent::Message(Kind::Committed(committed)));
@@ -60,7 +60,7 @@ fn asking() -> Source {
 /// The stream that broke was heard of first, and what the target had said before behind it: by then the source knows better what the
 /// target has. That is no reason to end a migration.
 #[test]
-fn a_round_that_is_heard_to_have_landed_when_the_link_is_back_already_changes_nothing() {
+fn a_late_round_landed_changes_nothing_after_a_reconnect() {
     let back = || {
         let prepare = control::Prepare { post_copy: true, give_up_ms: 1, ..Default::default() };
         let (mut source, _) = Source::new(control::Hello::default(), prepare, Step::Round);
@@ -98,7 +98,7 @@ fn a_round_that_is_heard_to_have_landed_when_the_link_is_back_already_changes_no
 /// A link that is lost while the guest stands still, before its device state was sent: the guest runs on at once, and the migration
 /// goes on as if there had been no pause. What the pause still brings comes too late.
 #[test]
-fn i3_a_guest_whose_pause_comes_to_nothing_runs_on_and_the_migration_goes_on() {
+fn i3_an_aborted_pause_lets_guest_and_migration_go_on() {
     let until = |first: Step, events: &[SourceEvent]| {
         let prepare = control::Prepare { post_copy: true, give_up_ms: 1, ..Default::default() };
         let (mut source, _) = Source::new(control::Hello::default(), prepare, first);
@@ -168,7 +168,7 @@ fn i3_a_guest_whose_pause_comes_to_nothing_runs_on_and_the_migration_goes_on() {
 /// The other side of it: what was announced is forgotten, also if it was nothing or is just being taken; what comes late of it is not
 /// taken for a later announcement. A target that has a device state waits for nobody.
 #[test]
-fn a_target_forgets_what_it_was_to_be_owed_by_a_source_that_is_back() {
+fn a_target_forgets_the_missing_set_of_a_source_that_is_back() {
     let receiving = || {
         let mut target = Target::new(control::Hello::default());
         let prepare = control::Prepare { post_copy: true, give_up_ms: 1, ..Default::default() };
@@ -227,7 +227,7 @@ fn a_target_forgets_what_it_was_to_be_owed_by_a_source_that_is_back() {
 /// I1: a message that cannot be believed (another host's name, page sets of another VM) reaches the machine as an act that broke. If it
 /// had waited in the driver's queue while the record was asked, it must not be taken for a failure before the permit.
 #[test]
-fn i1_what_breaks_while_the_record_is_asked_brings_no_guest_back() {
+fn i1_a_failure_while_the_record_is_asked_resumes_no_guest() {
     let mut source = asking();
     let broke = || SourceEvent::Broke { what: "believe the target".into(), why: "another name".into() };
     assert_eq!(

@@ -117,7 +117,7 @@ fn files_elsewhere_are_neither_opened_nor_told_of() {
 }
 
 #[test]
-fn what_is_only_shown_is_neither_long_nor_an_order_to_a_terminal() {
+fn shown_text_is_short_and_no_order_to_a_terminal() {
     let bed = Bed::new();
     let word =
         |register: &str| FeatureWord { eax: 1, ecx: None, register: register.to_owned(), bits: u32::MAX };
@@ -160,7 +160,7 @@ fn paths_that_climb_or_lead_out_are_refused() {
 }
 
 #[test]
-fn what_an_image_reads_behind_itself_is_granted_too_or_the_image_is_refused() {
+fn files_behind_an_image_are_granted_or_it_is_refused() {
     let bed = Bed::new();
     let image = |name: &str, backing: &str| {
         let path = bed.path(name);
@@ -235,7 +235,7 @@ fn image_of(bytes: Vec<u8>, path: &Path) -> PathBuf {
 }
 
 #[test]
-fn options_that_would_open_or_execute_something_are_refused_however_they_are_written() {
+fn options_that_open_or_execute_are_refused_in_any_spelling() {
     let bed = Bed::new();
     let (disk, secret) = (bed.path("disks/web.img"), bed.path("secret/key"));
     let (disk, secret) = (disk.display(), secret.display());

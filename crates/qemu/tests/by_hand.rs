@@ -31,7 +31,7 @@ fn screen(vm: &mut Vm) -> String {
 }
 
 #[test]
-fn what_a_vm_is_made_of_is_learned_and_starts_the_same_vm_elsewhere() {
+fn what_is_learned_of_a_vm_starts_the_same_vm_elsewhere() {
     let disks = Folder::new();
     File::create(disks.path().join("a.img")).unwrap().set_len(1 << 20).unwrap();
     let drive = format!("driver=file,node-name=f,filename={}", disks.path().join("a.img").display());
@@ -138,7 +138,7 @@ fn a_rollback_leaves_the_guest_running_with_its_disk() {
 }
 
 #[test]
-fn a_broken_state_is_an_error_with_qemus_words_and_nothing_stays() {
+fn a_broken_state_is_qemus_error_and_nothing_stays() {
     let hand = ByHand::start(SHARED);
     let mut vm = Vm::adopt("hand", &hand.qmp).unwrap().vm;
     let host = host(hand.folder.path(), "target", None);
@@ -224,7 +224,7 @@ impl Drop for Bridge {
 }
 
 #[test]
-fn a_network_card_has_a_tap_on_its_bridge_as_long_as_the_vm_is_there() {
+fn a_network_card_has_its_tap_while_the_vm_is_there() {
     let bridge = Bridge(format!("wt{}", std::process::id()));
     let made = Command::new("ip").args(["link", "add", &bridge.0, "type", "bridge"]).status().unwrap();
     if !made.success() {
@@ -276,7 +276,7 @@ impl Drop for Swept {
 }
 
 #[test]
-fn what_a_killed_agent_had_begun_is_swept_and_nothing_that_runs_or_is_known_or_is_anothers() {
+fn only_what_a_killed_agent_had_begun_is_swept() {
     let folder = Folder::new();
     let host = |owner: &str| Host { owner: owner.into(), ..host(folder.path(), "host", None) };
     let ours = host("ours");
@@ -304,7 +304,7 @@ fn what_a_killed_agent_had_begun_is_swept_and_nothing_that_runs_or_is_known_or_i
 
 /// It may be ending by itself, or another client may hold its monitor: an arrival that comes to nothing leaves no trace all the same.
 #[test]
-fn a_waiting_qemu_whose_monitor_does_not_answer_is_ended_all_the_same() {
+fn a_waiting_qemu_that_does_not_answer_is_ended_too() {
     let folder = Folder::new();
     let host = host(folder.path(), "host", None);
     let _swept = Swept(host.clone());

@@ -263,7 +263,7 @@ fn on_an_overlay(folder: &Path) -> std::io::Result<PathBuf> {
 }
 
 #[test]
-fn a_file_that_cannot_show_as_qemus_own_is_refused_with_a_remedy() {
+fn a_file_that_qemu_cannot_own_is_refused_with_a_remedy() {
     let Some(user) = user() else { return };
     let tried = std::thread::spawn(move || {
         let folder = Folder::new();

@@ -167,7 +167,7 @@ fn overlays(folder: &Path) -> PathBuf {
 }
 
 #[test]
-fn a_backing_file_that_the_target_does_not_see_is_named_before_anything_is_started() {
+fn a_backing_file_that_the_target_lacks_is_named_first() {
     let folder = Folder::new();
     let top = overlays(folder.path());
     let host = host(folder.path(), "host", None);

@@ -108,7 +108,7 @@ fn i9_every_private_byte_is_at_the_target_and_its_guest_resets() {
 }
 
 #[test]
-fn i3_firmware_that_does_not_fit_is_refused_before_anything_moves() {
+fn i3_unfit_firmware_is_refused_before_anything_moves() {
     let usual = ["-nodefaults", "-m", "64M", "-object", "memory-backend-memfd,id=mem,size=64M,share=on"];
     let hand = ByHand::start(&[&usual, Q35].concat());
     let mut vm = Vm::adopt("hand", &hand.qmp).unwrap().vm;

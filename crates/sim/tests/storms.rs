@@ -82,7 +82,7 @@ fn at_each_step(setup: &str, blow: &str, what: &str) -> Vec<Option<End>> {
 
 /// Whatever was on its way: what was lost is sent again, and the migration goes on where it was.
 #[test]
-fn a_link_that_is_lost_once_while_the_guest_runs_ends_no_migration() {
+fn a_link_lost_once_while_the_guest_runs_ends_no_migration() {
     for (blow, what) in [
         ("cut-data", "goes on"),
         ("lose-data", "goes on"),

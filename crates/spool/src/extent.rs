@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_counts_only_in_its_place_under_its_key_and_within_the_memory() {
+    fn a_header_counts_only_in_its_place_and_under_its_key() {
         let bytes = extent().to_bytes(&KEY);
         assert_eq!(Extent::parse(&bytes, 1408, &[1, 42], &KEY), None, "copied to another place");
         assert_eq!(Extent::parse(&bytes, 1280, &[1, 42], &Key([8; 32])), None, "of another file");

@@ -147,7 +147,7 @@ fn three() -> Vec<Run> {
 }
 
 #[test]
-fn extents_behind_a_damaged_one_are_found_and_what_it_may_have_renewed_is_not_trusted() {
+fn extents_behind_a_damaged_one_are_found_but_not_trusted() {
     let directory = tempfile::tempdir().unwrap();
     let path = written(directory.path(), &three());
     let second = Reader::open(&path, &SECRET).unwrap().scan().unwrap().extents()[1];

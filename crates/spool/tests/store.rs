@@ -61,7 +61,7 @@ fn fill(writer: &Writer, most: u64) -> Result<(), SpoolError> {
 }
 
 #[test]
-fn a_full_store_is_an_error_and_what_was_durable_before_is_still_there() {
+fn a_full_store_is_an_error_and_keeps_what_was_durable() {
     let directory = tempfile::tempdir().unwrap();
     let Some(tmpfs) = Tmpfs::mount(&directory.path().join("small"), "size=4m") else { return };
     let writer = create(&tmpfs.0);
@@ -178,7 +178,7 @@ fn a_file_that_nobody_has_kept_goes_with_its_writer() {
 }
 
 #[test]
-fn a_writer_that_is_given_up_while_the_store_stalls_never_calls_anything_durable() {
+fn a_writer_given_up_in_a_stall_calls_nothing_durable() {
     let directory = tempfile::tempdir().unwrap();
     let Ok(store) = Datastore::mount(&directory.path().join("at"), &directory.path().join("of")) else {
         return;
@@ -243,7 +243,7 @@ fn two_migrations_never_write_one_file() {
 }
 
 #[test]
-fn what_is_released_takes_no_room_and_what_follows_is_read_all_the_same() {
+fn released_extents_take_no_room_later_ones_are_read() {
     let directory = tempfile::tempdir().unwrap();
     let writer = create(directory.path());
     for n in 0..40 {

@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_and_no_other_thread_has_the_descriptor() {
+    fn what_is_written_is_read_no_other_thread_has_the_file() {
         let directory = std::env::temp_dir().join(format!("apart-{}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
         let path = directory.join("file");

@@ -120,7 +120,7 @@ fn i2_no_write_of_several_threads_is_lost() {
 }
 
 #[test]
-fn a_tracker_that_begins_under_writers_leaves_none_of_them_waiting() {
+fn a_tracker_that_begins_under_writers_leaves_none_waiting() {
     let mut guest = Guest::start(65_536);
     guest.ask("fill");
     for _ in 0..60 {

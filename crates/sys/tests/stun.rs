@@ -62,7 +62,7 @@ fn the_stunned_stand_still_and_the_others_do_not() {
 }
 
 #[test]
-fn they_lose_the_share_that_was_asked_for_and_others_lose_nothing() {
+fn stunned_threads_lose_their_share_and_others_nothing() {
     let mut guest = Guest::start(2);
     let threads = guest.count(2);
     let counted = |guest: &Guest| [guest.counted(0) as f64, guest.counted(1) as f64];

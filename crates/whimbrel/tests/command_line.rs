@@ -128,7 +128,7 @@ fn programs_get_events_and_the_bare_report_as_the_last_line() {
 }
 
 #[test]
-fn a_refused_migration_says_every_reason_who_runs_the_vm_and_what_to_do() {
+fn a_refusal_says_every_reason_who_runs_the_vm_and_a_remedy() {
     let host = with_vm();
     let (status, out, _) = type_in(&host, "migrate web1 --to bad");
     let expected = "
@@ -157,7 +157,7 @@ fn a_migration_in_doubt_says_how_to_resolve_it() {
 }
 
 #[test]
-fn interrupting_a_migration_cancels_it_and_waits_for_the_rollback() {
+fn interrupting_a_migration_cancels_it_and_waits() {
     let host = with_vm();
     let mut child = command(&host, "migrate web1 --to slow").stdout(Stdio::piped()).spawn().unwrap();
     let mut out = BufReader::new(child.stdout.take().unwrap());

@@ -27,7 +27,7 @@ fn kill(pid: &Pid) {
 
 /// The claimer is killed in the middle of each of its calls in turn, before that call is done or after; then the other side asks.
 #[test]
-fn i1_a_claimer_that_is_killed_at_any_call_leaves_something_that_the_other_side_can_settle() {
+fn i1_a_claim_killed_at_any_call_can_be_settled() {
     let Some(place) = Place::view(STORY) else { return };
     let view = place.view.as_ref().unwrap();
     let shared = Where::Directory(place.dir.path().join("shared"));
@@ -175,7 +175,7 @@ fn what_cannot_be_seen_yet_is_never_taken_for_what_is_not_there() {
 }
 
 #[test]
-fn a_directory_that_is_away_decides_nothing_and_answers_when_it_is_back() {
+fn a_directory_that_is_away_decides_nothing_until_it_is_back() {
     let Some(place) = Place::view(STORY) else { return };
     let view = place.view.as_ref().unwrap();
     let offer = place.offered("vm", 1);

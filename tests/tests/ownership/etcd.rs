@@ -15,7 +15,7 @@ use std::{
 const STORY: &str = "ownership in etcd";
 
 #[test]
-fn i1_a_claimer_that_is_killed_at_any_request_leaves_something_that_the_other_side_can_settle() {
+fn i1_a_claim_killed_at_any_request_can_be_settled() {
     let Some(place) = Place::etcd(STORY) else { return };
     let way = place.way.as_ref().unwrap();
     let direct = Where::Etcd(vec![place.etcd.as_ref().unwrap().address()]);
@@ -55,7 +55,7 @@ fn i1_a_claimer_that_is_killed_at_any_request_leaves_something_that_the_other_si
 }
 
 #[test]
-fn an_answer_that_was_lost_is_found_again_and_a_slow_one_awaited() {
+fn a_lost_answer_is_found_again_and_a_slow_one_awaited() {
     let Some(place) = Place::etcd(STORY) else { return };
     let way = place.way.as_ref().unwrap();
     for (number, lost) in [(1, 0), (2, 1), (3, 2)] {
@@ -72,7 +72,7 @@ fn an_answer_that_was_lost_is_found_again_and_a_slow_one_awaited() {
 }
 
 #[test]
-fn an_etcd_that_is_down_decides_nothing_and_answers_when_it_is_back() {
+fn an_etcd_that_is_down_decides_nothing_until_it_is_back() {
     let Some(mut place) = Place::etcd(STORY) else { return };
     let offer = place.offered("vm", 1);
     let (a, b) = (place.shared("a"), place.shared("b"));
@@ -98,7 +98,7 @@ fn an_end_point_that_is_dead_is_passed_over() {
 }
 
 #[test]
-fn an_etcd_that_was_set_back_is_noticed_also_after_a_restart_of_who_asks() {
+fn an_etcd_that_was_set_back_is_noticed_after_a_restart_too() {
     let Some(mut place) = Place::etcd(STORY) else { return };
     let (a, b) = (place.shared("a"), place.shared("b"));
     a.start("vm", "a", None, None).unwrap();

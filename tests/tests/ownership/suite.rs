@@ -340,7 +340,7 @@ impl SharedRecord for Stuck {
 }
 
 #[test]
-fn a_record_that_does_not_answer_is_an_error_in_time_and_holds_nobody_else_up() {
+fn a_silent_record_is_an_error_in_time_and_holds_up_nobody() {
     let stuck = Arc::new(Stuck { open: Mutex::default(), opened: Condvar::new() });
     let patient = Patient::new(stuck.clone()).waiting(Duration::from_millis(50));
     let ask = |vm: &str| {

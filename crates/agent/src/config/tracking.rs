@@ -69,7 +69,7 @@ mod tests {
     use crate::config::{ConfigError, Flags, tests::load};
 
     #[test]
-    fn the_tracker_and_its_groups_are_chosen_in_the_file_or_by_flags() {
+    fn tracker_and_groups_are_chosen_in_the_file_or_by_flags() {
         let config = load("", Flags::default()).unwrap();
         assert_eq!((config.tracker, config.group), (Tracker::Auto, Group(None)));
         let config = load("tracker = \"synchronous\"\ngroup = 64\n", Flags::default()).unwrap();

@@ -109,7 +109,7 @@ fn a_third_host_never_gets_what_two_others_pass_on() {
 }
 
 #[test]
-fn a_claim_for_an_unknown_migration_is_not_known_rather_than_lost() {
+fn a_claim_for_an_unknown_migration_is_unknown_not_lost() {
     let (_dir, store, _) = offered();
     let unknown = store.claim(&claim("here", MigrationId(7), 4)).unwrap_err();
     assert_eq!(unknown.kind(), io::ErrorKind::NotFound, "{unknown}");
@@ -174,7 +174,7 @@ fn a_name_that_is_taken_is_not_offered_twice() {
 }
 
 #[test]
-fn i5_what_was_recorded_of_a_file_goes_with_the_announcement_that_was_taken_back() {
+fn i5_a_spool_record_goes_with_the_revoked_missing_set() {
     let (_dir, store, mut arrival) = offered();
     let none = MemorySet::empty([1000, 50]);
     let mut pages = none.clone();
@@ -356,7 +356,7 @@ fn a_history_from_a_peer_is_taken_with_care() {
 }
 
 #[test]
-fn an_arrival_that_a_shared_record_may_have_decided_is_not_given_up_until_the_record_has_spoken() {
+fn an_arrival_in_doubt_waits_for_the_shared_record() {
     let (dir, store) = store();
     let mut arrival =
         store.accept_decided_by(&arriving("web1", FIRST), &record("here", 4), "directory 1").unwrap();
@@ -380,7 +380,7 @@ fn an_arrival_that_a_shared_record_may_have_decided_is_not_given_up_until_the_re
 }
 
 #[test]
-fn what_a_shared_record_decided_is_written_down_and_asked_for_by_the_same_claim_again() {
+fn a_shared_records_decision_is_stored_and_found_again() {
     let (_dir, store) = store();
     drop(store.accept_decided_by(&arriving("web1", FIRST), &record("here", 4), "directory 1").unwrap());
     let ours = store.own_claim(FIRST).unwrap().unwrap();
@@ -393,7 +393,7 @@ fn what_a_shared_record_decided_is_written_down_and_asked_for_by_the_same_claim_
 }
 
 #[test]
-fn the_newest_epoch_that_was_seen_counts_for_one_shared_record_only() {
+fn the_newest_epoch_seen_counts_for_one_record_only() {
     let (_dir, store) = store();
     assert_eq!(store.seen_shared("directory 1", "web1").unwrap(), None);
     store.note_shared("directory 1", "web1", &record("there", 9)).unwrap();

@@ -403,7 +403,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_state_is_bounded_as_a_whole_and_not_only_in_its_parts() {
+    fn a_device_state_is_bounded_as_a_whole_too() {
         let part = || Some(proto::packed(&[0; 600]));
         let private = control::PrivateBlock { name: "vga.vram".into(), content: part() };
         let state = |parts: usize| control::State {

@@ -36,7 +36,7 @@ fn lost_for_good() -> (Source, Arc<Inn>, Cable) {
 }
 
 #[test]
-fn i1_a_target_that_is_lost_for_good_leaves_the_vm_in_doubt_and_stopped() {
+fn i1_a_target_lost_for_good_leaves_the_vm_stopped_in_doubt() {
     let (mut source, inn, cable) = lost_for_good();
     source.doubt = Some(Duration::from_millis(1));
     let (report, events) = source.migrate(cable.address, options(Mode::PreCopy), |_| {});
@@ -52,7 +52,7 @@ fn i1_a_target_that_is_lost_for_good_leaves_the_vm_in_doubt_and_stopped() {
 }
 
 #[test]
-fn a_person_who_has_fenced_the_target_is_heard_between_two_claims() {
+fn a_person_who_fenced_the_target_is_heard_between_claims() {
     let (source, inn, cable) = lost_for_good();
     let refused = cable.refused.clone();
     let (report, _) = source.migrate(cable.address, options(Mode::PreCopy), |handle| {

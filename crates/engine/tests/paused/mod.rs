@@ -31,7 +31,7 @@ enum At {
 }
 
 #[test]
-fn i2_i3_i5_a_guest_whose_link_is_lost_in_its_pause_runs_on_and_the_migration_goes_on_once_it_is_back() {
+fn i2_i3_i5_a_link_lost_in_the_pause_ends_no_migration() {
     for (mode, at) in [
         (Mode::PreCopy, At::Stop),
         (Mode::PreCopy, At::Save),
@@ -120,7 +120,7 @@ fn i3_a_guest_that_does_not_run_on_is_said_to_stand_still() {
 }
 
 #[test]
-fn i3_a_link_that_breaks_in_every_pause_ends_the_migration_and_not_the_guest() {
+fn i3_a_link_that_breaks_in_every_pause_ends_no_guest() {
     for mode in [Mode::PreCopy, Mode::PostCopy] {
         let (source, inn) = (Source::new(), Inn::new(&PAGES));
         source.guest(1);
@@ -156,7 +156,7 @@ fn i3_a_link_that_breaks_in_every_pause_ends_the_migration_and_not_the_guest() {
 
 /// Said to be lost only when the device state is on its way: then the migration ends, as ever.
 #[test]
-fn i1_i3_once_the_device_state_is_sent_a_lost_link_is_for_the_record() {
+fn i1_i3_after_the_device_state_a_lost_link_is_for_the_record() {
     let (mut source, inn) = (Source::new(), Inn::new(&PAGES));
     let cable = Cable::to(listen(&inn));
     source.journal.cut_at_promise = Some(cable.clone());

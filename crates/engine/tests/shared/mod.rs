@@ -36,7 +36,7 @@ fn with(offer: fn() -> io::Result<()>) -> (Source, Arc<Inn>) {
 }
 
 #[test]
-fn the_source_gives_its_word_before_it_promises_and_only_then_the_target_claims() {
+fn offer_then_promise_then_claim_in_this_order() {
     for mode in [Mode::PreCopy, Mode::PostCopy] {
         // Slower than everything else that happens meanwhile.
         let (source, inn) = with(|| {
@@ -52,7 +52,7 @@ fn the_source_gives_its_word_before_it_promises_and_only_then_the_target_claims(
 }
 
 #[test]
-fn i3_a_record_that_fails_or_is_silent_at_the_offer_leaves_the_guest_where_it_was() {
+fn i3_a_record_that_fails_at_the_offer_leaves_the_guest_here() {
     let fails = || Err(io::Error::other("no space left"));
     let silent = || {
         thread::sleep(Duration::from_secs(20));

@@ -64,7 +64,7 @@ fn has(journal: &Journal, word: &str) -> bool {
 }
 
 #[test]
-fn all_modes_bring_the_same_memory_over_both_ways_and_leave_no_file_behind() {
+fn all_modes_bring_the_same_memory_and_leave_no_file() {
     for robust in [Robust::Strict, Robust::Relaxed] {
         for mode in [Mode::Auto, Mode::PreCopy, Mode::Hybrid, Mode::PostCopy] {
             let directory = in_memory();
@@ -106,7 +106,7 @@ fn finishes_alone(inn: &Inn, cable: &Cable) {
 
 /// From the commit on the source may burn.
 #[test]
-fn strict_a_target_whose_source_is_lost_at_the_commit_finishes_from_the_file_alone() {
+fn strict_a_source_lost_at_the_commit_is_not_needed() {
     for rate in [0, 1, 5] {
         let directory = in_memory();
         let (source, inn) = (Source::with(&LARGE), Inn::new(&LARGE));
@@ -131,7 +131,7 @@ fn strict_a_target_whose_source_is_lost_at_the_commit_finishes_from_the_file_alo
 
 /// One that could not be read may be read again: nobody else has these pages any more.
 #[test]
-fn strict_a_target_whose_source_is_lost_tries_again_what_it_could_not_read() {
+fn strict_a_target_without_source_retries_what_it_cannot_read() {
     let directory = in_memory();
     let Ok(store) = Datastore::mount(&directory.path().join("at"), &directory.path().join("of")) else {
         return;
@@ -165,7 +165,7 @@ fn strict_a_target_whose_source_is_lost_tries_again_what_it_could_not_read() {
 
 /// What a target leaves on the datastore for a source that it cannot tell goes, too, when the source hears it over the network after all.
 #[test]
-fn a_target_that_is_heard_over_the_network_after_all_leaves_no_word_on_the_datastore() {
+fn a_target_that_is_heard_again_leaves_no_word_in_the_file() {
     // Whether the file is looked at first is a matter of milliseconds: until it is not.
     for attempt in 1.. {
         let directory = in_memory();
@@ -191,7 +191,7 @@ fn a_target_that_is_heard_over_the_network_after_all_leaves_no_word_on_the_datas
 
 /// The guest of a target that can no longer ask its source reads what it needs at once, not at the end.
 #[test]
-fn strict_a_guest_that_waits_for_a_page_of_a_lost_source_gets_it_from_the_file() {
+fn strict_a_waiting_guest_gets_its_page_from_the_file() {
     let directory = in_memory();
     let (source, inn) = (Source::with(&LARGE), Inn::new(&LARGE));
     source.guest(5);
@@ -220,7 +220,7 @@ fn strict_a_guest_that_waits_for_a_page_of_a_lost_source_gets_it_from_the_file()
 }
 
 #[test]
-fn relaxed_what_is_owed_reaches_the_file_after_the_commit_and_that_is_said() {
+fn relaxed_missing_pages_reach_the_file_after_the_commit() {
     let directory = in_memory();
     let (source, inn) = (Source::with(&LARGE), Inn::new(&LARGE));
     let cable = Cable::to(listen(&inn));
@@ -252,7 +252,7 @@ fn relaxed_what_is_owed_reaches_the_file_after_the_commit_and_that_is_said() {
 }
 
 #[test]
-fn a_target_that_does_not_see_the_directory_goes_without_and_strict_means_no_post_copy() {
+fn a_target_without_the_directory_goes_without_the_file() {
     let directory = in_memory();
     let source = Source::with(&LARGE);
     let inn = Arc::new(Inn { spools: false, ..Inn::usual(&LARGE) });
@@ -277,7 +277,7 @@ fn a_directory_that_is_not_there_costs_nothing_but_the_spool() {
 
 /// The datastore stops answering in the middle of a round that goes both ways.
 #[test]
-fn i2_i5_a_datastore_that_stalls_gives_its_share_back_and_harms_nobody() {
+fn i2_i5_a_datastore_that_stalls_gives_its_share_back() {
     for mode in [Mode::PreCopy, Mode::Hybrid] {
         let directory = in_memory();
         let Ok(store) = Datastore::mount(&directory.path().join("at"), &directory.path().join("of")) else {
@@ -336,7 +336,7 @@ fn a_datastore_that_lies_about_fsync_is_not_relied_on() {
 }
 
 #[test]
-fn i1_i2_i3_with_a_spool_a_link_cut_at_any_point_leaves_one_guest_with_all_its_memory() {
+fn i1_i2_i3_with_a_spool_a_cut_link_leaves_one_whole_guest() {
     let directory = in_memory();
     let wish = || spooling(Mode::Hybrid, Robust::Strict, directory.path());
     let total = {
@@ -377,7 +377,7 @@ fn i1_i2_i3_with_a_spool_a_link_cut_at_any_point_leaves_one_guest_with_all_its_m
 
 /// What went only into the file is not there: the streams' part of the round had landed when the link was lost, the file's had not.
 #[test]
-fn i2_a_link_lost_while_only_the_file_has_the_rest_of_a_round_sends_it_again() {
+fn i2_a_lost_link_sends_again_what_only_the_file_has() {
     let directory = in_memory();
     let Ok(store) = Datastore::mount(&directory.path().join("at"), &directory.path().join("of")) else {
         return;
@@ -419,7 +419,7 @@ fn i2_a_link_lost_while_only_the_file_has_the_rest_of_a_round_sends_it_again() {
 
 /// The target still reads what was written before the link was lost when it has newer pages already.
 #[test]
-fn i5_what_the_file_has_of_a_lost_connection_does_not_undo_what_came_since() {
+fn i5_the_file_of_a_lost_link_does_not_undo_newer_pages() {
     let directory = in_memory();
     let Ok(store) = Datastore::mount(&directory.path().join("at"), &directory.path().join("of")) else {
         return;
@@ -451,7 +451,7 @@ fn i5_what_the_file_has_of_a_lost_connection_does_not_undo_what_came_since() {
 
 /// What was made safe before the link was lost is made safe anew: the guest has written since.
 #[test]
-fn strict_a_link_lost_while_it_is_made_safe_does_not_make_it_less_safe() {
+fn strict_a_link_lost_while_securing_makes_nothing_less_safe() {
     let directory = in_memory();
     let Ok(store) = Datastore::mount(&directory.path().join("at"), &directory.path().join("of")) else {
         return;
@@ -594,7 +594,7 @@ fn a_restarted_target_without_a_source_finishes_from_the_file() {
 
 /// A datastore may be back later than the agent.
 #[test]
-fn a_restarted_target_whose_file_is_not_there_yet_finishes_once_it_is() {
+fn a_restarted_target_waits_for_its_file_and_finishes() {
     let host = Restarted::new();
     host.write(10, &[1, 2]);
     let (path, away) = (host.writer.path().to_owned(), host.directory.path().join("away"));
@@ -637,7 +637,7 @@ fn i5_what_is_stale_or_may_be_is_not_taken_from_the_file() {
 
 /// What the file held before a pause that came to nothing is none of what is owed after the next one.
 #[test]
-fn strict_a_link_lost_while_the_guest_stands_still_does_not_make_the_next_pause_less_safe() {
+fn strict_a_link_lost_in_a_pause_keeps_the_next_pause_safe() {
     let directory = in_memory();
     let (source, inn) = (Source::with(&LARGE), Inn::new(&LARGE));
     source.guest(1);

@@ -23,7 +23,7 @@ fn i9_a_paused_guest_arrives_paused_in_each_mode() {
 }
 
 #[test]
-fn i1_a_guest_that_is_continued_behind_our_back_never_runs_twice() {
+fn i1_a_guest_continued_behind_our_back_never_runs_twice() {
     for mode in [Mode::PreCopy, Mode::PostCopy] {
         for paused in [false, true] {
             let (source, inn) = (Source::new(), Inn::new(&PAGES));

@@ -13,7 +13,7 @@ fn pages(ram: &Ram) -> usize {
 }
 
 #[test]
-fn i2_i5_a_stream_that_is_lost_is_opened_again_and_the_others_go_on_meanwhile() {
+fn i2_i5_a_lost_stream_is_opened_again_while_others_go_on() {
     for (mode, stream, at) in [
         (Mode::PreCopy, 1, 200 << 10),
         (Mode::PreCopy, 0, 6 << 20),

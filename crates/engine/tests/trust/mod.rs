@@ -74,7 +74,7 @@ fn members_of_a_workgroup_meet_by_name_and_by_address() {
 }
 
 #[test]
-fn an_expired_certificate_is_refused_by_either_side_with_both_times() {
+fn an_expired_certificate_is_refused_with_both_times() {
     let ca = authority();
     let now = Second::now();
     let past = Validity { from: Second(now.0 - 7200), until: Second(now.0 - 3600) };
@@ -123,7 +123,7 @@ fn another_workgroup_is_another_even_if_it_has_the_same_name() {
 }
 
 #[test]
-fn a_certificate_for_another_name_is_refused_and_both_names_are_said() {
+fn a_certificate_for_another_name_is_refused_with_both_names() {
     let ca = authority();
     for called in ["b", "10.0.0.2"] {
         let met = meet(member(&ca, "a"), called, member(&ca, "c"));
@@ -141,7 +141,7 @@ fn plaintext_and_tls_do_not_mix_and_both_sides_say_so() {
 }
 
 #[test]
-fn whoever_shows_no_certificate_or_speaks_another_protocol_is_turned_away() {
+fn a_peer_without_certificate_or_protocol_is_turned_away() {
     let ca = authority();
     let Security::Tls(identity) = member(&ca, "a") else { unreachable!() };
     let strangers = [(None, "showed no certificate"), (Some("h2"), "no Whimbrel agent")];
@@ -277,7 +277,7 @@ impl Dial for Strange {
 }
 
 #[test]
-fn a_stream_with_a_wrong_token_or_of_another_host_is_refused_and_harms_nothing() {
+fn a_stream_of_a_stranger_is_refused_and_harms_nothing() {
     let ca = authority();
     for mode in [Mode::PreCopy, Mode::PostCopy] {
         let (source, inn) = (Source::new(), Inn::new(&PAGES));
@@ -295,7 +295,7 @@ fn a_stream_with_a_wrong_token_or_of_another_host_is_refused_and_harms_nothing()
 }
 
 #[test]
-fn a_host_that_calls_itself_by_another_hosts_name_is_not_believed() {
+fn a_host_that_takes_another_hosts_name_is_not_believed() {
     let ca = authority();
     // The source says that it is `source`, its certificate that it is somebody else.
     let (source, inn) = (Source::new(), Inn::new(&PAGES));
@@ -325,7 +325,7 @@ fn a_host_that_calls_itself_by_another_hosts_name_is_not_believed() {
 }
 
 #[test]
-fn migrations_over_tls_bring_the_same_memory_and_survive_a_cut_link() {
+fn migrations_over_tls_are_exact_and_survive_a_cut_link() {
     let ca = authority();
     let tls = |inn: &Arc<Inn>| {
         let cable = Cable::to(listen_as(inn, member(&ca, "target")));

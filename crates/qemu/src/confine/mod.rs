@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn io_uring_that_the_host_keeps_to_root_is_refused_with_a_remedy() {
+    fn io_uring_kept_to_root_is_refused_with_a_remedy() {
         for (disabled, refused) in [("0", false), ("", false), ("1", true), ("2", true)] {
             let why = no_io_uring("q", disabled);
             assert_eq!(why.is_some(), refused, "{why:?}");

@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_section_says_all_of_a_block_and_later_ones_what_changed() {
+    fn the_first_section_has_the_block_later_ones_the_changes() {
         const P: u64 = PAGE_SIZE as u64;
         let blocks = [here("pc.bios", 4 * P, 4 * P)];
         let mut bytes = vec![0; 4 * PAGE_SIZE];

@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_are_for_file_systems_whose_locks_are_not_known_to_be_shared() {
+    fn tokens_are_for_file_systems_with_unknown_locks() {
         for (kind, options, token, content) in [
             ("ext4", "rw,relatime", false, true),
             ("tmpfs", "rw", false, true),

@@ -65,7 +65,7 @@ fn a_healthy_qemu_has_nothing_against_it() {
 }
 
 #[test]
-fn devices_that_cannot_follow_the_vm_are_refused_with_why_and_what_would_mend_it() {
+fn devices_that_cannot_follow_are_refused_with_a_remedy() {
     let table = [
         ("vfio-pci", "a device of this host", "use a virtio device"),
         ("vhost-vsock-pci", "writes the guest's memory unseen", "without vhost"),

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_server_is_known_by_its_address_and_what_another_host_lacks_is_refused() {
+fn a_server_is_known_by_its_address_on_both_hosts() {
     let export = |host: &str, port, name: &str| Export {
         protocol: Protocol::Nbd,
         host: host.into(),

@@ -55,7 +55,7 @@ fn a_port_is_set_as_it_was_read() {
 }
 
 #[test]
-fn a_port_leaves_the_vlans_that_it_begins_with_and_joins_its_own() {
+fn a_port_leaves_its_first_vlans_and_joins_its_own() {
     let begins = vlans(r#"[{"ifname":"t0","vlans":[{"vlan":1,"flags":["PVID","Egress Untagged"]}]}]"#);
     let own = vlans(
         r#"[{"ifname":"x","vlans":[{"vlan":9}]},{"ifname":"t0","vlans":[{"vlan":20,"flags":["PVID",
@@ -83,7 +83,7 @@ fn a_port_leaves_the_vlans_that_it_begins_with_and_joins_its_own() {
 }
 
 #[test]
-fn a_bridge_that_would_be_another_network_is_refused_with_what_mends_it() {
+fn a_bridge_of_another_network_is_refused_with_a_remedy() {
     let port = |mtu, bridge_mtu, vlans| Port { mtu, bridge_mtu, vlans, ..Port::default() };
     let vlan = || Some(vec![Vlan { first: 20, last: 20, pvid: true, untagged: true }]);
     let table = [
