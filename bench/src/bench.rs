@@ -27,7 +27,8 @@ const STREAMS: u64 = 2;
 const TOUCHED: u64 = 4;
 /// The files that a page cache is filled with.
 const USR: &str = "/usr";
-/// Debian's package redis-tools has the server under the name of a program that checks its files; it is whatever it is called.
+/// Debian's package redis-tools has the server under the name of a program that checks its files; it is
+/// whatever it is called.
 const REDIS: [&str; 2] = ["/usr/bin/redis-check-rdb", "/usr/bin/redis-server"];
 
 /// What a bench knows besides its results.
@@ -78,8 +79,8 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     Ok(well)
 }
 
-/// Touches as much memory as will be used. Where the machine is itself a guest, its host backs memory when it is first
-/// touched, which takes ten times as long as touching it; whoever ran first would pay for all.
+/// Touches as much memory as will be used. Where the machine is itself a guest, its host backs memory when it
+/// is first touched, which takes ten times as long as touching it; whoever ran first would pay for all.
 fn warm_up(bytes: u64) -> Result<()> {
     let memory =
         rustix::fs::memfd_create("bench", rustix::fs::MemfdFlags::CLOEXEC).doing("make a memory file")?;
@@ -187,7 +188,8 @@ impl Bench<'_> {
     }
 }
 
-/// In the order of their turns: the other way round every other time, so that nobody always goes the same way.
+/// In the order of their turns: the other way round every other time, so that nobody always goes the same
+/// way.
 fn turns(movers: &[Contender], n: u32) -> Vec<Contender> {
     let mut turns = movers.to_vec();
     if n.is_multiple_of(2) {
@@ -266,7 +268,8 @@ impl<'a> Pair<'a> {
     /// After a run that the guest did not survive, or of which nobody knows how it went.
     fn mend(&mut self, contender: Contender) {
         if !contender.is_qemu() {
-            // Its agents and journals know more than a fresh boot would: what follows shows whether it can still be moved.
+            // Its agents and journals know more than a fresh boot would: what follows shows whether it can
+            // still be moved.
             return;
         }
         if let Some(theirs) = &mut self.theirs {

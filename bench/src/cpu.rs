@@ -1,5 +1,5 @@
-//! Processor time of processes and threads, to the nanosecond: `/proc/PID/stat` counts in hundredths of a second, and a
-//! migration lasts a few tenths.
+//! Processor time of processes and threads, to the nanosecond: `/proc/PID/stat` counts in hundredths of a
+//! second, and a migration lasts a few tenths.
 
 use lab::{Doing, Result};
 use nix::{

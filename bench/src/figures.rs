@@ -16,7 +16,8 @@ const UNCOMPRESSED: &str = "whimbrel-uncompressed";
 /// Bytes on the wire as a share of those of QEMU's best mode that does not compress.
 const WIRE: [(&str, f64); 5] =
     [("idle", 0.35), ("page-cache", 0.50), ("duplicate", 0.10), ("rewritten", 0.15), ("redis", 0.50)];
-/// How many times faster than QEMU's fastest mode; faster than those that do not compress; faster than multifd with zstd.
+/// How many times faster than QEMU's fastest mode; faster than those that do not compress; faster than
+/// multifd with zstd.
 const FASTER: [(&str, Who, f64); 4] = [
     ("idle", Who::Any, 2.5),
     ("page-cache", Who::Plain, 1.7),

@@ -12,8 +12,9 @@ use units::Bytes;
 
 /// Above the 4 GiB hole, as the published figure asks.
 const GUEST: Bytes = Bytes(5 << 30);
-/// Nearly all of it in use; without content, because an emulated guest would take minutes to think of some. A page of
-/// zeros that the guest has written costs an agent the same memory as any other. A part is not zero, so that buffers fill.
+/// Nearly all of it in use; without content, because an emulated guest would take minutes to think of some. A
+/// page of zeros that the guest has written costs an agent the same memory as any other. A part is not zero,
+/// so that buffers fill.
 const WORK: &str =
     "whimbrel.fill=4300M,content=zero whimbrel.check=128M,rate=8M whimbrel.dirty=256M,rate=32M";
 /// How often an agent's memory is looked at.

@@ -27,11 +27,12 @@ pub(crate) fn start(work: &str, memory: Bytes) -> HandStart {
 
 /// The guest, with what makes Linux boot quickly and keep its clock under emulation.
 ///
-/// `pti=on` is for QEMU's sake. Its own migration of an emulated guest (seen on 7.2) loses writes: without it, guests with
-/// two vCPUs crash after it (`--work "pti=off …"` shows that). The likely cause: taking the dirty bits leaves entries of the
-/// emulated TLB writable, and what is written through them is not sent; a guest with a single address space keeps
-/// such entries, page table isolation drops them at each entry to the kernel. (Compare QEMU's later commit "physmem: Fix
-/// migration dirty bitmap coherency with TCG memory access".) Whimbrel's tracker is the kernel's.
+/// `pti=on` is for QEMU's sake. Its own migration of an emulated guest (seen on 7.2) loses writes: without
+/// it, guests with two vCPUs crash after it (`--work "pti=off …"` shows that). The likely cause: taking the
+/// dirty bits leaves entries of the emulated TLB writable, and what is written through them is not sent; a
+/// guest with a single address space keeps such entries, page table isolation drops them at each entry to the
+/// kernel. (Compare QEMU's later commit "physmem: Fix migration dirty bitmap coherency with TCG memory
+/// access".) Whimbrel's tracker is the kernel's.
 pub(crate) fn spec(work: &str) -> Spec {
     Spec::new(9, format!("pti=on tsc=reliable nokaslr noreplace-smp cryptomgr.notests {work}"))
 }
@@ -60,8 +61,8 @@ struct Paces {
     since: Progress,
 }
 
-/// How long the second vCPU of a guest, which computes, was not held up: ran, or waited for a processor only. Looked at again and
-/// again, because the thread ends with its process.
+/// How long the second vCPU of a guest, which computes, was not held up: ran, or waited for a processor only.
+/// Looked at again and again, because the thread ends with its process.
 struct Readiness(Arc<Mutex<Vec<(SystemTime, Duration)>>>);
 
 impl Readiness {
@@ -130,7 +131,8 @@ impl<'a> Feelings<'a> {
         Ok(Self { guest, client, ticks, before, paces, ready, work_per_s })
     }
 
-    /// Of the time until then, when the guest was stopped or the migration ended, how much its computing vCPU was not held up.
+    /// Of the time until then, when the guest was stopped or the migration ended, how much its computing vCPU
+    /// was not held up.
     pub(crate) fn not_held_up(&self, until: SystemTime) -> Option<f64> {
         self.ready.as_ref()?.share(until)
     }

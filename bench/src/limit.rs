@@ -1,4 +1,5 @@
-//! The same bytes with nothing else around them: `pread` from one memory file, a socket, `pwrite` into another.
+//! The same bytes with nothing else around them: `pread` from one memory file, a socket, `pwrite` into
+//! another.
 
 use crate::{contender::COPY, cpu, run::Run};
 use lab::{Doing, Host, Result};

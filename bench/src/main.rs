@@ -1,8 +1,9 @@
 //! Whimbrel side by side with QEMU's own migration: the same guest, the same link, the same minutes.
 //!
-//! For each workload two guests are booted from one command line, each in a laboratory of its own. One is moved by whimbrel,
-//! the other by QEMU; runs of all contenders alternate, there and back, and whoever is not being measured is frozen. Markdown
-//! goes to standard output, all runs go to a file, and progress goes to standard error.
+//! For each workload two guests are booted from one command line, each in a laboratory of its own. One is
+//! moved by whimbrel, the other by QEMU; runs of all contenders alternate, there and back, and whoever is not
+//! being measured is frozen. Markdown goes to standard output, all runs go to a file, and progress goes to
+//! standard error.
 
 mod bench; // who runs when, and for how long
 mod contender; // who is compared

@@ -11,13 +11,15 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) runs: u32,
 
-    /// Only this workload (may be given several times): idle, page-cache, compressible, incompressible, duplicate, rewritten,
-    /// redis, compile, hot-under, hot-over; steady (faults, small downtimes), over-1.2, over-2, over-5 (guests that outrun the
-    /// link; with -hot behind it most of it where they are hot, with -2g in 2 GiB) and memory (of the agents).
+    /// Only this workload (may be given several times): idle, page-cache, compressible, incompressible,
+    /// duplicate, rewritten, redis, compile, hot-under, hot-over; steady (faults, small downtimes), over-1.2,
+    /// over-2, over-5 (guests that outrun the link; with -hot behind it most of it where they are hot, with
+    /// -2g in 2 GiB) and memory (of the agents).
     #[arg(long, value_name = "WORKLOAD", value_parser = workload)]
     pub(crate) only: Vec<String>,
 
-    /// Only contenders whose name contains this (may be given several times), such as whimbrel, qemu-multifd, post-copy.
+    /// Only contenders whose name contains this (may be given several times), such as whimbrel, qemu-multifd,
+    /// post-copy.
     #[arg(long, value_name = "NAME", value_parser = contender)]
     pub(crate) contender: Vec<String>,
 
@@ -41,7 +43,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) streams: Option<u16>,
 
-    /// Everybody's connections are protected by TLS, whimbrel's and QEMU's. Without this everybody's are in plaintext.
+    /// Everybody's connections are protected by TLS, whimbrel's and QEMU's. Without this everybody's are in
+    /// plaintext.
     #[arg(long)]
     pub(crate) tls: bool,
 

@@ -18,7 +18,8 @@ use std::{
 const PORT: u16 = 4444;
 /// The name of QEMU's credentials, and of a host's directory with them.
 const TLS: &str = "qemu-tls";
-/// What is decided already comes so soon, or something is broken: a cancelled migration's end, the guest's first instruction.
+/// What is decided already comes so soon, or something is broken: a cancelled migration's end, the guest's
+/// first instruction.
 const SOON: Duration = Duration::from_secs(10);
 /// Lines of a console that show why a guest died.
 const LAST_WORDS: usize = 60;
@@ -63,7 +64,8 @@ impl Machine {
         if let Some((end, dir)) = tls {
             // It may have been the other end of an earlier migration.
             let _ = self.monitor.execute("object-del", json!({"id": TLS}));
-            let creds = json!({"qom-type": "tls-creds-x509", "id": TLS, "endpoint": end, "dir": dir, "verify-peer": true});
+            let creds = json!({"qom-type": "tls-creds-x509", "id": TLS, "endpoint": end, "dir": dir,
+                "verify-peer": true});
             self.monitor.execute("object-add", creds)?;
             self.monitor.execute("migrate-set-parameters", json!({"tls-creds": TLS}))?;
         }
@@ -71,7 +73,8 @@ impl Machine {
         self.monitor.execute("migrate-set-parameters", qemu.parameters(downtime_ms)).map(drop)
     }
 
-    /// Waits for the migration's end: when that was, or `None` when its time is over. Starts post-copy after the first round.
+    /// Waits for the migration's end: when that was, or `None` when its time is over. Starts post-copy after
+    /// the first round.
     fn follow(&mut self, qemu: Qemu, until: SystemTime) -> Result<Option<SystemTime>> {
         let left = || until.duration_since(SystemTime::now()).unwrap_or_default();
         if qemu.post_copy {
@@ -88,8 +91,8 @@ impl Machine {
         self.monitor.event_within("the end of QEMU's migration", left(), is_completed)
     }
 
-    /// Ends a migration; the guest goes on where it is. After the switch to post-copy there is no way back: what becomes of the
-    /// guest then is seen.
+    /// Ends a migration; the guest goes on where it is. After the switch to post-copy there is no way back:
+    /// what becomes of the guest then is seen.
     fn cancel(&mut self, qemu: Qemu) -> Result<()> {
         let _ = self.monitor.execute("migrate_cancel", json!({}));
         let over = |event: &Value| {

@@ -41,8 +41,8 @@ pub(crate) struct Run {
     pub(crate) began: u64,
     /// From where.
     pub(crate) from: String,
-    /// From the request, the start of the target's QEMU included, until everything is on the target and the guest runs there;
-    /// or until it was ended.
+    /// From the request, the start of the target's QEMU included, until everything is on the target and the
+    /// guest runs there; or until it was ended.
     pub(crate) total_ms: f64,
     /// The part of it in which the target's QEMU was started and both sides made ready.
     pub(crate) start_ms: f64,
@@ -99,8 +99,8 @@ pub(crate) struct Faults {
     pub(crate) max_us: f64,
 }
 
-/// What a migration did to a guest that outruns the link, until its end. The guest's own clock measures: the pause of the
-/// switchover is not in it.
+/// What a migration did to a guest that outruns the link, until its end. The guest's own clock measures: the
+/// pause of the switchover is not in it.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Outran {
@@ -108,7 +108,8 @@ pub(crate) struct Outran {
     pub(crate) copies: f64,
     /// The speed of the vCPU that computes, of what it was just before.
     pub(crate) computing: f64,
-    /// Of the time before the switchover, how much that vCPU was not held up: it ran, or waited for a processor of the machine only.
+    /// Of the time before the switchover, how much that vCPU was not held up: it ran, or waited for a
+    /// processor of the machine only.
     pub(crate) not_held_up: Option<f64>,
     /// What the writer wrote just before, of what the link carries.
     pub(crate) writing_before: f64,

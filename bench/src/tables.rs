@@ -207,8 +207,8 @@ fn forecasts(results: &Results) -> String {
     }
     let names = ["expected, ms", "took, ms", "off", "runs within 25 %"].map(str::to_owned);
     format!(
-        "## What whimbrel had expected\n\nThe forecast that each migration gives before anything moves. {near} of {all} medians are \
-         within 25 %.\n\n{}{rows}\n",
+        "## What whimbrel had expected\n\nThe forecast that each migration gives before anything moves. \
+         {near} of {all} medians are within 25 %.\n\n{}{rows}\n",
         header(names.into_iter())
     )
 }
@@ -238,13 +238,15 @@ fn preface(load: f64, tls: bool) -> String {
     let model =
         info.lines().find_map(|line| Some(line.strip_prefix("model name")?.split_once(": ")?.1.to_owned()));
     format!(
-        "Made by `./dev bench` on {date}: {processors} processors ({model}), Linux {linux}, {qemu}, software emulation of the \
-         guest's CPU. Both hosts, the guest's vCPUs and the bench itself share these processors, and the machine's load was \
-         {load:.1} before anything began: take the ratios, not the absolutes.\n\n\
-         Each guest is a `q35` with 1 GiB (where it says so, 2 GiB) and two vCPUs. It is booted twice from one command line, each time on two hosts of \
-         its own (network namespaces, veth between them). Whimbrel moves one of the two, QEMU the other, there and back on the \
-         same boot; the contenders take turns, and the guest that is not being measured is frozen. Figures are medians of \
-         the runs that came to their end. {protection}\n\n",
+        "Made by `./dev bench` on {date}: {processors} processors ({model}), Linux {linux}, {qemu}, software \
+         emulation of the guest's CPU. Both hosts, the guest's vCPUs and the bench itself share these \
+         processors, and the machine's load was {load:.1} before anything began: take the ratios, not the \
+         absolutes.\n\n\
+         Each guest is a `q35` with 1 GiB (where it says so, 2 GiB) and two vCPUs. It is booted twice from \
+         one command line, each time on two hosts of its own (network namespaces, veth between them). \
+         Whimbrel moves one of the two, QEMU the other, there and back on the same boot; the contenders take \
+         turns, and the guest that is not being measured is frozen. Figures are medians of the runs that \
+         came to their end. {protection}\n\n",
         protection = if tls {
             "Everybody's connections are protected by TLS."
         } else {
@@ -301,38 +303,48 @@ fn number(number: Option<f64>, decimals: usize) -> String {
 const MEANING: &str = "\
 ## What the figures mean
 
-- **Total**: from the request, the start of the target's QEMU included for everybody, until all memory is on the target, the
-  guest runs there, and (whimbrel's) the source's QEMU has ended or (QEMU's) the source says `completed`. The second column
-  leaves the start of the target's QEMU out, and with it all that whimbrel does before it moves memory.
-- **Guest's downtime**: the guest's highest-priority thread sends a datagram every 8 ms (`steady`: 2 ms); this is the longest time without one. A
-  clock outside measures it, because the guest's own stands still while the guest is stopped.
+- **Total**: from the request, the start of the target's QEMU included for everybody, until all memory is on
+  the target, the guest runs there, and (whimbrel's) the source's QEMU has ended or (QEMU's) the source says
+  `completed`. The second column leaves the start of the target's QEMU out, and with it all that whimbrel does
+  before it moves memory.
+- **Guest's downtime**: the guest's highest-priority thread sends a datagram every 8 ms (`steady`: 2 ms); this
+  is the longest time without one. A clock outside measures it, because the guest's own stands still while the
+  guest is stopped.
 - **On the wire**: what the source host's network card sent, headers and retransmissions included.
-- **Processor**: of both sides, vCPUs apart. Whimbrel's is that of the agents and of their QEMUs' main threads (the target's
-  from the end of its start on); QEMU's is that of all its other threads.
-- **Guest's work**: what its workloads got done meanwhile, as a share of what they do undisturbed, seen just before.
-- **Finished**: a run that takes three times as long as a copy of all memory at the link's speed (and 10 s at least) is ended. A
-  guest is harmed if it is dead or silent afterwards, or if its memory is not what it should be; it is then booted anew.
-- **Best of QEMU**: in each column the best median that any of its modes has in the same bench. Its bandwidth is not capped, its
-  downtime limit is whimbrel's (300 ms; 20 ms in `steady` and where a guest outruns the link), multifd has a channel a processor, zstd its level 1, xbzrle a cache of
-  512 MiB, post-copy begins after the first round.
-- **plain-copy** moves 640 MiB from one memory file into another by `pread`, a socket and `pwrite`, with as many threads and
-  connections as whimbrel: what nobody can beat who sends memory as it is. Compared with it is whimbrel's first round.
-- **Stop to resume** (`steady`): whimbrel's from just before `stop` on the source to the target's `RESUME` event; QEMU's from its
-  `STOP` event, which comes once the vCPUs have paused. **The client** sends the guest's echo port a message every 2 ms; its
-  silence contains the retransmission of lost packets. **Faults** are those that waited for the source; **pages/s**: what was
-  still to be moved at the switchover, by the time until it was there.
-- **Where a guest outruns the link** one vCPU writes random numbers, the other computes without writing, and writes one page a
-  millisecond, none that it wrote in the last eight seconds (the probe). *RAM ÷ link*: what all RAM takes over the link as it is.
-  *Computing*: its speed until the migration's end, of what it was just before, by the guest's own clock: the pause of the switchover is
-  not in it, what both hosts' programs take of the same processors is. *Not held up*: of the time before the switchover, how much that
-  vCPU ran or waited for nothing but a processor of this machine; stalls and throttling are the rest. *Written*: what the writer wrote; *fresh*: what was sent
-  already and had to be sent again, as whimbrel's rounds tell: pages that were opened ahead of a write are among it. *Probe*: how long its writes took, and how late they began; those that it missed meanwhile count
-  as late. *Stalled*: how long whimbrel made writers wait.
-- **Memory**: the largest of each kind, looked at every 5 ms, less what the idle agent held before that migration.
+- **Processor**: of both sides, vCPUs apart. Whimbrel's is that of the agents and of their QEMUs' main threads
+  (the target's from the end of its start on); QEMU's is that of all its other threads.
+- **Guest's work**: what its workloads got done meanwhile, as a share of what they do undisturbed, seen just
+  before.
+- **Finished**: a run that takes three times as long as a copy of all memory at the link's speed (and 10 s at
+  least) is ended. A guest is harmed if it is dead or silent afterwards, or if its memory is not what it
+  should be; it is then booted anew.
+- **Best of QEMU**: in each column the best median that any of its modes has in the same bench. Its bandwidth
+  is not capped, its downtime limit is whimbrel's (300 ms; 20 ms in `steady` and where a guest outruns the
+  link), multifd has a channel a processor, zstd its level 1, xbzrle a cache of 512 MiB, post-copy begins
+  after the first round.
+- **plain-copy** moves 640 MiB from one memory file into another by `pread`, a socket and `pwrite`, with as
+  many threads and connections as whimbrel: what nobody can beat who sends memory as it is. Compared with it
+  is whimbrel's first round.
+- **Stop to resume** (`steady`): whimbrel's from just before `stop` on the source to the target's `RESUME`
+  event; QEMU's from its `STOP` event, which comes once the vCPUs have paused. **The client** sends the
+  guest's echo port a message every 2 ms; its silence contains the retransmission of lost packets. **Faults**
+  are those that waited for the source; **pages/s**: what was still to be moved at the switchover, by the time
+  until it was there.
+- **Where a guest outruns the link** one vCPU writes random numbers, the other computes without writing, and
+  writes one page a millisecond, none that it wrote in the last eight seconds (the probe). *RAM ÷ link*: what
+  all RAM takes over the link as it is. *Computing*: its speed until the migration's end, of what it was just
+  before, by the guest's own clock: the pause of the switchover is not in it, what both hosts' programs take
+  of the same processors is. *Not held up*: of the time before the switchover, how much that vCPU ran or
+  waited for nothing but a processor of this machine; stalls and throttling are the rest. *Written*: what the
+  writer wrote; *fresh*: what was sent already and had to be sent again, as whimbrel's rounds tell: pages that
+  were opened ahead of a write are among it. *Probe*: how long its writes took, and how late they began; those
+  that it missed meanwhile count as late. *Stalled*: how long whimbrel made writers wait.
+- **Memory**: the largest of each kind, looked at every 5 ms, less what the idle agent held before that
+  migration.
 
-The guest boots with `pti=on` because QEMU 7.2's own migration otherwise loses writes of this emulated guest, which is dead or silent
-afterwards (each of the 8 times that it was tried; `--work` with `pti=off` among its words shows it). Whimbrel moved the same guest
-without it 9 times out of 9.
+The guest boots with `pti=on` because QEMU 7.2's own migration otherwise loses writes of this emulated guest,
+which is dead or silent afterwards (each of the 8 times that it was tried; `--work` with `pti=off` among its
+words shows it). Whimbrel moved the same guest without it 9 times out of 9.
 
 The small parts have benches of their own: `cargo bench -p bench --bench micro`.
 ";

@@ -28,7 +28,8 @@ pub(crate) const VM: &str = "bench";
 /// How often the processor time of a QEMU that is about to end is noted.
 const GLANCE: Duration = Duration::from_millis(5);
 
-/// Hosts with agents that log as they would for a user (the stories' agents say all that they do), or as WHIMBREL_LOG says.
+/// Hosts with agents that log as they would for a user (the stories' agents say all that they do), or as
+/// WHIMBREL_LOG says.
 pub(crate) fn stage<'a>(lab: &'a Lab, tools: &'a Tools, tls: bool) -> Result<Stage<'a>> {
     let level = std::env::var("WHIMBREL_LOG").unwrap_or_else(|_| "info".to_owned());
     let prelude = format!("export WHIMBREL_LOG='{level}'");
@@ -195,7 +196,8 @@ fn first_round(report: &Report) -> Option<f64> {
     (ms > 0.0).then(|| bytes / ms * 1000.0)
 }
 
-/// Bytes a second that the guest made new after they were sent, over all rounds but the last, in which it stood still.
+/// Bytes a second that the guest made new after they were sent, over all rounds but the last, in which it
+/// stood still.
 fn fresh(report: &Report) -> Option<f64> {
     let (_, rounds) = report.0["rounds"].as_array()?.split_last()?;
     let sum = |name: &str| rounds.iter().map(|round| round[name].as_f64()).sum::<Option<f64>>();
@@ -212,7 +214,8 @@ fn faults(report: &Report) -> Result<Faults> {
     })
 }
 
-/// How fast the target took pages in while the guest ran there: what the phase had to move, by how long it lasted.
+/// How fast the target took pages in while the guest ran there: what the phase had to move, by how long it
+/// lasted.
 fn pages_per_second(events: &[Value]) -> Option<f64> {
     let (began, ended) = (phase(events, "post-copy")?, phase(events, "done")?);
     let ticks = events.iter().filter(|event| event["event"] == "tick" && event["phase"] == "post-copy");
@@ -247,8 +250,9 @@ fn machines_in(namespace: &str) -> Result<BTreeSet<u32>> {
     Ok(found)
 }
 
-/// Notes, again and again, how much processor time the main threads of QEMU processes have used: one of them ends with
-/// the migration, and its clock with it. (Its main thread saves, loads, and answers the monitor; the rest are vCPUs.)
+/// Notes, again and again, how much processor time the main threads of QEMU processes have used: one of them
+/// ends with the migration, and its clock with it. (Its main thread saves, loads, and answers the monitor;
+/// the rest are vCPUs.)
 struct Glances(Mutex<Vec<Glance>>);
 
 struct Glance {

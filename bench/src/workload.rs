@@ -75,7 +75,8 @@ const PLAIN: Workload = Workload {
     also: REST,
 };
 
-/// A guest whose first vCPU outruns the link, while its second computes and probes. Most of its memory is random numbers.
+/// A guest whose first vCPU outruns the link, while its second computes and probes. Most of its memory is
+/// random numbers.
 const fn outruns(name: &'static str, what: &'static str, words: &'static str, memory: Bytes) -> Workload {
     let words = [words; 2];
     Workload {
@@ -91,7 +92,8 @@ const fn outruns(name: &'static str, what: &'static str, words: &'static str, me
     }
 }
 
-/// The words of such a guest: so many MiB filled, so many written, in this pattern, at so many million bytes a second.
+/// The words of such a guest: so many MiB filled, so many written, in this pattern, at so many million bytes
+/// a second.
 macro_rules! outrunning {
     ($fill:literal, $set:literal, $pattern:literal, $rate:literal) => {
         concat!(
@@ -158,7 +160,8 @@ impl Workload {
         },
         Self {
             name: "redis",
-            what: "Debian's Redis with 128 MiB of session records, a client that reads four and replaces one of each five",
+            what: "Debian's Redis with 128 MiB of session records, a client that reads four and replaces one \
+                   of each five",
             words: ["whimbrel.redis=128M"; 2],
             with: With::Redis,
             also: &["whimbrel-hybrid", "qemu-xbzrle", "qemu-auto-converge", "qemu-post-copy"],
@@ -166,14 +169,16 @@ impl Workload {
         },
         Self {
             name: "compile",
-            what: "compilers on both vCPUs: short processes, small objects in large heaps, files written and thrown away",
+            what: "compilers on both vCPUs: short processes, small objects in large heaps, files written and \
+                   thrown away",
             words: ["whimbrel.compile=64M"; 2],
             also: &["whimbrel-hybrid", "qemu-xbzrle", "qemu-auto-converge", "qemu-post-copy"],
             ..PLAIN
         },
         Self {
             name: "hot-under",
-            what: "400 MiB, a tenth of them hot, written at a third of the link's rate (unshaped: at 100 MiB/s)",
+            what: "400 MiB, a tenth of them hot, written at a third of the link's rate (unshaped: at 100 \
+                   MiB/s)",
             words: [
                 "whimbrel.dirty=400M,content=40%,pattern=hot-cold,rate=40M",
                 "whimbrel.dirty=400M,content=40%,pattern=hot-cold,rate=100M",
@@ -190,7 +195,8 @@ impl Workload {
         },
         Self {
             name: "hot-over",
-            what: "600 MiB, a tenth of them hot, written at nearly twice the link's rate (unshaped: as fast as two vCPUs can)",
+            what: "600 MiB, a tenth of them hot, written at nearly twice the link's rate (unshaped: as fast \
+                   as two vCPUs can)",
             words: [
                 "whimbrel.dirty=600M,content=random,pattern=hot-cold,rate=200M,threads=2",
                 "whimbrel.dirty=600M,content=random,pattern=hot-cold,rate=max,threads=2",
@@ -201,7 +207,8 @@ impl Workload {
         },
         Self {
             name: "steady",
-            what: "memory to carry, self-checking records, 40 MiB/s of writes; nobody may plan a pause above 20 ms",
+            what: "memory to carry, self-checking records, 40 MiB/s of writes; nobody may plan a pause above \
+                   20 ms",
             words: ["whimbrel.fill=300M,content=40% whimbrel.check=96M,rate=8M whimbrel.dirty=256M,rate=32M";
                 2],
             downtime_ms: SHORT_MS,
@@ -276,8 +283,8 @@ impl Workload {
         self.words[usize::from(link == Link::Unshaped)]
     }
 
-    /// How often the guest shows that it is alive, and its client asks, in milliseconds. To be seen so closely costs an emulated
-    /// guest a good part of a processor, so it is only where pauses are short.
+    /// How often the guest shows that it is alive, and its client asks, in milliseconds. To be seen so
+    /// closely costs an emulated guest a good part of a processor, so it is only where pauses are short.
     pub(crate) fn pulse(&self) -> Pulse {
         if self.outruns {
             // What its second vCPU computes is measured.

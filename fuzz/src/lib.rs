@@ -1,7 +1,8 @@
-//! What takes bytes from strangers, each as a function of bytes that must neither panic, nor hang, nor take more memory than its
-//! share, nor break an invariant, whatever the bytes are.
+//! What takes bytes from strangers, each as a function of bytes that must neither panic, nor hang, nor take
+//! more memory than its share, nor break an invariant, whatever the bytes are.
 //!
-//! libFuzzer runs these functions (`./dev fuzz`), and so do ordinary tests: with the corpus, and with a short mutation of it.
+//! libFuzzer runs these functions (`./dev fuzz`), and so do ordinary tests: with the corpus, and with a short
+//! mutation of it.
 
 /// Bytes taken apart.
 mod input;
@@ -49,7 +50,8 @@ pub fn target(name: &str) -> Option<&'static Target> {
 }
 
 impl Target {
-    /// Runs it. Says whether what it was given was taken for good; panics, or ends the process, if it did harm.
+    /// Runs it. Says whether what it was given was taken for good; panics, or ends the process, if it did
+    /// harm.
     pub fn run(&self, data: &[u8]) -> bool {
         memory::within(memory::SHARE, || (self.body)(data))
     }

@@ -4,8 +4,9 @@ use std::alloc::System;
 #[global_allocator]
 static ALLOCATOR: Cap<System> = Cap::new(System, usize::MAX);
 
-/// What a target may take at a time, in bytes. Inputs are of some KiB: what is compressed in them may unpack to 255 times as much, and
-/// a stream lands through buffers of a few batches; a number in them that is believed without being looked at asks for far more.
+/// What a target may take at a time, in bytes. Inputs are of some KiB: what is compressed in them may unpack
+/// to 255 times as much, and a stream lands through buffers of a few batches; a number in them that is
+/// believed without being looked at asks for far more.
 pub(crate) const SHARE: usize = 64 << 20;
 
 /// Runs `body`. Should it want more memory than that, it gets none, which ends the process.

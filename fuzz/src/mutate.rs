@@ -90,7 +90,8 @@ mod tests {
 
     #[test]
     fn mutation_finds_what_is_wrong_and_finds_it_again() {
-        // Wrong for what no input of the corpus is: the end of one after the beginning of the other, and a number at its edge.
+        // Wrong for what no input of the corpus is: the end of one after the beginning of the other, and a
+        // number at its edge.
         let corpus = [b"begin:12345678".to_vec(), b"other:\0\0\0\0\0\0\0\0:end".to_vec()];
         let wrong =
             |data: &[u8]| data.starts_with(b"begin:") && data.ends_with(b":end") && data.contains(&0xff);

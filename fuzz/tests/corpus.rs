@@ -1,5 +1,5 @@
-//! The targets as ordinary tests: their seeds are good, and neither these nor the corpus nor what a short mutation makes of them does any
-//! harm.
+//! The targets as ordinary tests: their seeds are good, and neither these nor the corpus nor what a short
+//! mutation makes of them does any harm.
 
 use fuzz::{TARGETS, Target, mutate::Mutator};
 use std::{
@@ -15,7 +15,8 @@ const MUTATION: Duration = Duration::from_millis(450);
 /// As many of them are always run, however busy the machine is.
 const LEAST: u32 = 200;
 
-/// An input of some KiB that takes longer is a way to stop us: they take less than 10 ms. Machines may be busy.
+/// An input of some KiB that takes longer is a way to stop us: they take less than 10 ms. Machines may be
+/// busy.
 const LONGEST: Duration = Duration::from_secs(20);
 
 /// One at a time: the memory that one may take is counted for the process.

@@ -2,7 +2,8 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
-/// A QEMU that is told something which no check has seen: as if a property that opens a file were on the allow-list.
+/// A QEMU that is told something which no check has seen: as if a property that opens a file were on the
+/// allow-list.
 fn planted(folder: &Path, hole: &str) -> std::path::PathBuf {
     let program = folder.join("qemu-system-x86_64");
     let text = format!("#!/bin/sh\nexec /usr/bin/qemu-system-x86_64 \"$@\" {hole}\n");

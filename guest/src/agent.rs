@@ -1,4 +1,5 @@
-//! What a guest agent is to its host: it answers on a virtio port, here with each line and how many there were before.
+//! What a guest agent is to its host: it answers on a virtio port, here with each line and how many there
+//! were before.
 
 use crate::{beat, say};
 use std::{

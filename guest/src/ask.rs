@@ -8,10 +8,11 @@
 //! pause [NAME]    ok    once the workload (all of them) stands still
 //! go [NAME]       ok
 //! findings        {"corrupt":["page 7 version 3: all zeros", …]}
-//! ticks IP:PORT   ok    a datagram at every other tick, for somebody whose clock does not stop; its 8 bytes count the
-//!                       pages that all workloads have done
-//! probe           {"count":…,"missed":…,"write_us":{"p50":…,"p90":…,"p99":…,"max":…},"late_us":{…}}: see the workload
-//! hardware        {"cpus":2,"memory_mib":240,"pci":["0000:00:03.0"],"disks":["vda"],"cards":["eth0"],"ports":["org.x"]}
+//! ticks IP:PORT   ok    a datagram at every other tick, for somebody whose clock does not stop; its 8 bytes
+//!                       count the pages that all workloads have done
+//! probe           {"count":…,"missed":…,"write_us":{"p50":…,"p90":…,"p99":…,"max":…},"late_us":{…}}
+//! hardware        {"cpus":2,"memory_mib":240,"pci":["0000:00:03.0"],"disks":["vda"],"cards":["eth0"],
+//!                 "ports":["org.x"]}
 //! online          ok    vCPUs and memory that were plugged in are used
 //! claim MIB       ok    so much more memory is filled, and verified with all other
 //! pcrs            A… B… …    what the platform has told its TPM, 24 of them
@@ -152,9 +153,7 @@ fn answer(line: &str, jobs: &Jobs, work: &Work) -> String {
             }
             "ok".to_owned()
         }
-        "probe" => {
-            work.probe().map_or_else(|| "error no probe runs here".to_owned(), |probe| probe.json())
-        }
+        "probe" => work.probe().map_or_else(|| "error no probe runs here".to_owned(), |probe| probe.json()),
         "ticks" => match beat::tell(name) {
             Ok(()) => "ok".to_owned(),
             Err(why) => format!("error {why}"),
@@ -184,8 +183,8 @@ fn answer(line: &str, jobs: &Jobs, work: &Work) -> String {
             Err(why) => format!("error {why}"),
         },
         "off" => "ok".to_owned(),
-        _ => "error there are status, verify, findings, pause [NAME], go [NAME], ticks [IP:PORT], probe, forget, hardware, \
-              online, claim MIB, pcrs, disc, draw N, keep NAME VALUE, kept NAME, off"
+        _ => "error there are status, verify, findings, pause [NAME], go [NAME], ticks [IP:PORT], probe, \
+              forget, hardware, online, claim MIB, pcrs, disc, draw N, keep NAME VALUE, kept NAME, off"
             .to_owned(),
     }
 }

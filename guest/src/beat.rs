@@ -1,8 +1,9 @@
 //! The heartbeat on the console, and the gaps a guest can feel.
 //!
-//! A thread sleeps a short tick again and again; the longest time between two of its ticks is what a program in this
-//! guest would have waited. While the guest is stopped its clocks stand still with it, under emulation at least: the
-//! pause of a switchover shows outside (and in the wall time of a host), the pauses of page faults show here.
+//! A thread sleeps a short tick again and again; the longest time between two of its ticks is what a program
+//! in this guest would have waited. While the guest is stopped its clocks stand still with it, under
+//! emulation at least: the pause of a switchover shows outside (and in the wall time of a host), the pauses
+//! of page faults show here.
 
 use crate::{
     job::{Jobs, locked},
@@ -73,8 +74,8 @@ fn tick(jobs: &Jobs, length: Duration) {
     }
 }
 
-/// Sends a datagram at every other tick to this address, with the pages that all workloads have done; to nobody, if none
-/// is given.
+/// Sends a datagram at every other tick to this address, with the pages that all workloads have done; to
+/// nobody, if none is given.
 pub(crate) fn tell(address: Option<&str>) -> Result<(), String> {
     let open = |address: &str| {
         let address: SocketAddr = address.parse().map_err(|_| format!("\"{address}\" is not IP:PORT"))?;

@@ -74,7 +74,8 @@ struct Gate {
 }
 
 impl Job {
-    /// Runs `batch` again and again, each time for as many pages as `pace` allows, never while the job is paused.
+    /// Runs `batch` again and again, each time for as many pages as `pace` allows, never while the job is
+    /// paused.
     pub(crate) fn run(&self, mut pace: Pace, mut batch: impl FnMut(u64)) -> ! {
         let start = Instant::now();
         loop {
@@ -124,7 +125,8 @@ impl Job {
     }
 }
 
-/// A lock whose holder panicked still guards what it guarded: here only counters and pages that are checked anyway.
+/// A lock whose holder panicked still guards what it guarded: here only counters and pages that are checked
+/// anyway.
 pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

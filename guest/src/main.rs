@@ -1,8 +1,8 @@
 //! What runs inside the guests of tests and demo: `/init` of an initramfs, alone in its machine.
 //!
-//! The kernel command line says what it does ([`words`]); the serial console carries one heartbeat line a second
-//! ([`beat`]); a TCP port answers questions ([`ask`]). Everything it says begins with `WHIMBREL`, except the line that
-//! no test wants to see, which begins with `CORRUPT`.
+//! The kernel command line says what it does ([`words`]); the serial console carries one heartbeat line a
+//! second ([`beat`]); a TCP port answers questions ([`ask`]). Everything it says begins with `WHIMBREL`,
+//! except the line that no test wants to see, which begins with `CORRUPT`.
 
 mod agent; // answers on a virtio port
 mod ask; // the echo and the control port

@@ -1,5 +1,5 @@
-//! Addresses and routes, as the kernel wants to hear them: rtnetlink messages, spelled out by hand because the three
-//! of them are all that this guest ever says (`rtnetlink(7)`).
+//! Addresses and routes, as the kernel wants to hear them: rtnetlink messages, spelled out by hand because
+//! the three of them are all that this guest ever says (`rtnetlink(7)`).
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, recv, send, socket};
 use std::{io, net::Ipv4Addr, os::fd::OwnedFd};

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Hands out pages at a steady rate. What was missed is made up for, but no more than a tenth of a second of it: a guest
-/// that was paused must not come back with a burst that nobody asked for.
+/// Hands out pages at a steady rate. What was missed is made up for, but no more than a tenth of a second of
+/// it: a guest that was paused must not come back with a burst that nobody asked for.
 pub(crate) struct Pace {
     /// Pages a second; `None` is no limit.
     rate: Option<f64>,

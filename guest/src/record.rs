@@ -1,9 +1,9 @@
 //! Pages that know whether they are right.
 //!
-//! A record fills its page: a magic number, its index, its version, a checksum of these, and a body of which every word
-//! follows from the checksum and its place. So a page that is torn, moved, zeroed, or half old and half new betrays
-//! itself. A page that is *wholly* old does not: for that the reader keeps the versions that it wrote elsewhere and
-//! says which one it expects.
+//! A record fills its page: a magic number, its index, its version, a checksum of these, and a body of which
+//! every word follows from the checksum and its place. So a page that is torn, moved, zeroed, or half old and
+//! half new betrays itself. A page that is *wholly* old does not: for that the reader keeps the versions that
+//! it wrote elsewhere and says which one it expects.
 
 use crate::content::{Page, mix};
 use std::fmt;

@@ -2,15 +2,16 @@
 //!
 //! ```text
 //! whimbrel.idle                             nothing but the heartbeat (the default)
-//! whimbrel.check=SIZE[,rate=R][,threads=N]  self-checking records, rewritten (32 MiB/s if not said) and verified
-//! whimbrel.dirty=SIZE[,rate=R][,pattern=sequential|random|hot-cold][,content=C][,rewrite=new|same][,threads=N][,cpu=N]
+//! whimbrel.check=SIZE[,rate=R][,threads=N]  self-checking records, rewritten (at 32 MiB/s) and verified
+//! whimbrel.dirty=SIZE[,rate=R][,pattern=sequential|random|hot-cold][,content=C][,rewrite=new|same]
+//!                    [,threads=N][,cpu=N]
 //! whimbrel.fill=SIZE[,content=C]            filled once, and verified when asked
 //! whimbrel.disk=NAME[,set=SIZE][,rate=R][,direct=on|off|both]
 //! whimbrel.page-cache=NAME,set=SIZE         a disk read through the page cache, and verified when asked
 //! whimbrel.redis=SIZE                       a Redis server with so many bytes of records, and a client
-//! whimbrel.compile=SIZE                     processes and files as of a compiler, with so many bytes of sources
+//! whimbrel.compile=SIZE                     processes and files as of a compiler, with so large sources
 //! whimbrel.compute[=THREADS][,cpu=N]        numbers and nothing else: no memory is written
-//! whimbrel.probe[=SIZE][,cpu=N]             a page not written lately each millisecond, and how long that took
+//! whimbrel.probe[=SIZE][,cpu=N]             a page not written lately each millisecond, and its time
 //! whimbrel.echo=PORT  whimbrel.control=PORT
 //! whimbrel.agent=NAME                       answers on the virtio port of this name, a line for a line
 //! whimbrel.ip=A.B.C.D/LEN  whimbrel.gw=A.B.C.D
@@ -27,12 +28,12 @@ use crate::content::Content;
 use std::{collections::BTreeSet, net::Ipv4Addr, time::Duration};
 use units::{Bytes, PAGE_SIZE};
 
-/// What `check` rewrites when nothing is said: enough to catch a lost write soon, little enough that a migration of an
-/// emulated guest converges on two cores. Chosen by hand in the demo.
+/// What `check` rewrites when nothing is said: enough to catch a lost write soon, little enough that a
+/// migration of an emulated guest converges on two cores. Chosen by hand in the demo.
 const CHECK_RATE: u64 = 32 << 20;
 
-/// What `probe` goes round when nothing is said: at a page a millisecond it comes back after eight seconds, when a migration
-/// has sent the page and watches it again.
+/// What `probe` goes round when nothing is said: at a page a millisecond it comes back after eight seconds,
+/// when a migration has sent the page and watches it again.
 const PROBE_SET: Bytes = Bytes(32 << 20);
 
 /// All that a guest was asked to do.
@@ -268,8 +269,8 @@ impl Wish {
             "tick" => self.tick = milliseconds(value, 1)?,
             _ => {
                 return Err(
-                    "unknown; there are idle, check, dirty, fill, disk, page-cache, redis, compile, compute, probe, \
-                     echo, control, agent, ip, gw, beat, tick"
+                    "unknown; there are idle, check, dirty, fill, disk, page-cache, redis, compile, compute, \
+                     probe, echo, control, agent, ip, gw, beat, tick"
                         .to_owned(),
                 );
             }
@@ -397,10 +398,11 @@ mod tests {
     #[test]
     fn workloads_combine() {
         let wish = Wish::from_command_line(
-            "whimbrel.check=64M whimbrel.dirty=set=32M,rate=20M,pattern=hot-cold,content=text,rewrite=same,threads=2,cpu=0 \
-             whimbrel.fill=8MiB,content=40% whimbrel.disk=vda,direct=on whimbrel.compute=2,cpu=1 whimbrel.probe \
-             whimbrel.echo=7 whimbrel.control=8 \
-             whimbrel.ip=10.0.0.5/24 whimbrel.gw=10.0.0.1 whimbrel.beat=200ms whimbrel.tick=4ms",
+            "whimbrel.check=64M \
+             whimbrel.dirty=set=32M,rate=20M,pattern=hot-cold,content=text,rewrite=same,threads=2,cpu=0 \
+             whimbrel.fill=8MiB,content=40% whimbrel.disk=vda,direct=on whimbrel.compute=2,cpu=1 \
+             whimbrel.probe whimbrel.echo=7 whimbrel.control=8 whimbrel.ip=10.0.0.5/24 whimbrel.gw=10.0.0.1 \
+             whimbrel.beat=200ms whimbrel.tick=4ms",
         )
         .unwrap();
         let check = wish.check.unwrap();

@@ -23,15 +23,18 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Oddity {
     /// Further lines at the top of its configuration.
     pub lines: String,
-    /// What VMs of other hosts may use there: the lines of `[allow]`. None: all that the laboratory's VMs are made of.
+    /// What VMs of other hosts may use there: the lines of `[allow]`. None: all that the laboratory's VMs are
+    /// made of.
     pub allow: Option<String>,
     /// Its connections are not protected.
     pub plaintext: bool,
-    /// Shell commands run before it, in a mount namespace of its own: to hide a file, or to show it another one.
+    /// Shell commands run before it, in a mount namespace of its own: to hide a file, or to show it another
+    /// one.
     pub prelude: String,
 }
 
-/// An agent with a state and a runtime directory of its own. Dropping it kills it, as a crash would; its VMs run on.
+/// An agent with a state and a runtime directory of its own. Dropping it kills it, as a crash would; its VMs
+/// run on.
 #[derive(Debug)]
 pub struct Agent {
     host: Host,
@@ -66,7 +69,8 @@ impl Agent {
         let (all, kernel, initrd) = (above(&host.dir), above(&tools.kernel), above(&tools.initrd));
         let usual = || {
             format!(
-                "disks = [{all:?}]\nboot = [{all:?}, {kernel:?}, {initrd:?}, \"/usr/share/OVMF\"]\nspool = [{all:?}]"
+                "disks = [{all:?}]\nboot = [{all:?}, {kernel:?}, {initrd:?}, \"/usr/share/OVMF\"]\nspool = \
+                 [{all:?}]"
             )
         };
         let _ = writeln!(text, "[allow]\n{}\n[peers]", allow.unwrap_or_else(usual));

@@ -1,7 +1,8 @@
 //! A shared datastore that is as fast as a story wants, or does not answer at all.
 //!
-//! A small FUSE file system over a directory of the real one. Both ways have a rate of their own, as the ways over a network have.
-//! Knows nothing of the rest of the laboratory: tests of single crates include this file as it is.
+//! A small FUSE file system over a directory of the real one. Both ways have a rate of their own, as the ways
+//! over a network have. Knows nothing of the rest of the laboratory: tests of single crates include this file
+//! as it is.
 
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags,

@@ -1,5 +1,5 @@
-//! A day of an ordinary Debian (`tests/debian.sh`): it is moved, updated while it is moved, rebooted, moved while
-//! it reboots, suspended, woken, moved and switched off. After each its services are looked at.
+//! A day of an ordinary Debian (`tests/debian.sh`): it is moved, updated while it is moved, rebooted, moved
+//! while it reboots, suspended, woken, moved and switched off. After each its services are looked at.
 
 use crate::{
     Doing, Error, Lab, Process, QEMU, Qmp, Result, Stage, Tools, ensure, run,
@@ -32,7 +32,8 @@ const SERVICES: &str = "ssh cron nginx dbus systemd-journald systemd-networkd wh
 /// What a kernel says of a disk, a file system or memory that is not as it left it.
 const WRONG: [&str; 6] = ["I/O error", "EXT4-fs error", "Oops", "general protection", "Bad page", "corrupt"];
 
-/// The guest's clock may be so far from the host's. It is asked over ssh, which takes an emulated CPU a while.
+/// The guest's clock may be so far from the host's. It is asked over ssh, which takes an emulated CPU a
+/// while.
 const CLOCKS: u64 = 15;
 
 struct Day<'a> {

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// An error of the laboratory or a promise that was not kept. `Debug` reads as `Display`, because that is what a
-/// failing test prints.
+/// An error of the laboratory or a promise that was not kept. `Debug` reads as `Display`, because that is
+/// what a failing test prints.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Error {
     /// What was being done.

@@ -14,7 +14,8 @@ use std::{
     time::Duration,
 };
 
-/// How long an etcd may take until it answers: it writes a log with `fsync` first, and the machine may be busy.
+/// How long an etcd may take until it answers: it writes a log with `fsync` first, and the machine may be
+/// busy.
 const READY: Duration = Duration::from_secs(60);
 
 /// One etcd with a data directory of its own; killed when dropped, or when the thread that started it ends.
@@ -22,7 +23,8 @@ pub struct EtcdServer {
     data: PathBuf,
     /// Where it tells how it is, to anybody.
     health: SocketAddr,
-    /// It speaks TLS, with `ca.crt`, `host.crt` and `host.key` of this directory, and wants its clients' certificates.
+    /// It speaks TLS, with `ca.crt`, `host.crt` and `host.key` of this directory, and wants its clients'
+    /// certificates.
     tls: Option<PathBuf>,
     client: SocketAddr,
     peer: SocketAddr,

@@ -1,8 +1,10 @@
-//! A directory on a shared datastore in which everything goes wrong that can: a small FUSE file system over another directory.
+//! A directory on a shared datastore in which everything goes wrong that can: a small FUSE file system over
+//! another directory.
 //!
-//! Answers are lost after the work was done, also in the way in which NFS loses them (what comes back is what a second attempt
-//! gets); look-ups and listings show what was there before; calls are not done, late, or done while somebody is being killed. Each
-//! mount is one host's view; several views of one directory see each other's changes, as hosts do.
+//! Answers are lost after the work was done, also in the way in which NFS loses them (what comes back is what
+//! a second attempt gets); look-ups and listings show what was there before; calls are not done, late, or
+//! done while somebody is being killed. Each mount is one host's view; several views of one directory see
+//! each other's changes, as hosts do.
 
 use crate::{
     Doing, Result,

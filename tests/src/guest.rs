@@ -51,8 +51,8 @@ impl Spec {
     }
 }
 
-/// A microvm has no timer by which Linux could find out how fast its others run: under emulation, where QEMU says
-/// nothing either, it would wait for ever. The emulated TSC is the host's, so the host's word will do.
+/// A microvm has no timer by which Linux could find out how fast its others run: under emulation, where QEMU
+/// says nothing either, it would wait for ever. The emulated TSC is the host's, so the host's word will do.
 fn clock() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let mhz =
@@ -172,7 +172,8 @@ impl Guest {
         Ok(Progress { at: Duration::from_millis(at), written, computed })
     }
 
-    /// Lets it check everything that it can check. The number of pages; an error if any is not what was written.
+    /// Lets it check everything that it can check. The number of pages; an error if any is not what was
+    /// written.
     pub fn verify(&self) -> Result<u64> {
         let answer = self.ask("verify")?;
         let pages = answer.strip_prefix("ok pages=").and_then(|pages| pages.parse().ok());

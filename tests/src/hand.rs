@@ -96,7 +96,8 @@ impl HandStart {
         self.start_named(host, tools, &format!("hand{}", self.guest.number))
     }
 
-    /// Starts it on `host`, its directory and its TAP under a name of their own: for a second process of the same guest.
+    /// Starts it on `host`, its directory and its TAP under a name of their own: for a second process of the
+    /// same guest.
     pub fn start_named(&self, host: &Host, tools: &Tools, name: &str) -> Result<HandStarted> {
         let dir = host.dir.join(name);
         std::fs::create_dir_all(&dir).doing(format!("make {}", dir.display()))?;

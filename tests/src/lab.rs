@@ -23,8 +23,8 @@ use std::{
 };
 use units::Rate;
 
-/// Several hosts on one table. Dropping it (or the death of this process) ends every process in it and removes every
-/// trace.
+/// Several hosts on one table. Dropping it (or the death of this process) ends every process in it and
+/// removes every trace.
 #[derive(Debug)]
 pub struct Lab {
     prefix: String,
@@ -189,7 +189,8 @@ impl Host {
             // It may have had none: that is no error.
             let _ = namespace.tc(&format!("qdisc del dev {interface} root"));
             if let Some(Rate(bytes)) = rate {
-                // A bucket of a hundredth of a second passes bursts as a switch would, and never less than a segment.
+                // A bucket of a hundredth of a second passes bursts as a switch would, and never less than a
+                // segment.
                 let (bits, burst) = (bytes * 8, (bytes / 100).max(64 << 10));
                 namespace.tc(&format!(
                     "qdisc add dev {interface} root tbf rate {bits}bit burst {burst} latency 50ms"
@@ -209,8 +210,8 @@ impl Host {
         self.forward(true)
     }
 
-    /// A disabled bridge port drops everything while both ends still see a carrier. (Only `bridge` can set it: `ip link`
-    /// accepts the words and does nothing.)
+    /// A disabled bridge port drops everything while both ends still see a carrier. (Only `bridge` can set
+    /// it: `ip link` accepts the words and does nothing.)
     fn forward(&self, yes: bool) -> Result<()> {
         let state = if yes { "3" } else { "0" };
         let port = ["-n", self.switch.name(), "link", "set", "dev", &self.port, "state", state];
@@ -225,7 +226,8 @@ impl Host {
         self.namespace.ip("link set mgmt gso_max_segs 1").map(drop)
     }
 
-    /// What it sends in packets of more than 1500 bytes, and is sent, vanishes without a word; it knows nothing of that.
+    /// What it sends in packets of more than 1500 bytes, and is sent, vanishes without a word; it knows
+    /// nothing of that.
     pub fn drop_large(&self) -> Result<()> {
         self.switch.ip(&format!("link set {} mtu 1500", self.port)).map(drop)
     }

@@ -1,6 +1,7 @@
 //! The laboratory in which whole migrations of real VMs are tested.
 //!
-//! Hosts are network namespaces, machines are real QEMU processes, and everything is gone when the story ends.
+//! Hosts are network namespaces, machines are real QEMU processes, and everything is gone when the story
+//! ends.
 
 mod agent; // an agent on a host
 /// A guest without an operating system, which runs under any KVM.

@@ -9,8 +9,9 @@ use std::{
     time::UNIX_EPOCH,
 };
 
-/// A file system, mounted as long as this lives. Mount it before the hosts' processes start: they may not see a mount that is made
-/// later. Before this is dropped, let everybody go who waits for an answer: they could not be killed.
+/// A file system, mounted as long as this lives. Mount it before the hosts' processes start: they may not see
+/// a mount that is made later. Before this is dropped, let everybody go who waits for an answer: they could
+/// not be killed.
 pub(crate) struct Mount {
     path: PathBuf,
     session: Option<BackgroundSession>,

@@ -28,8 +28,9 @@ impl Namespace {
         &self.0
     }
 
-    /// A command that will run inside. Its process id is that of the program itself (`ip netns exec` replaces itself),
-    /// and `/sys` shows the namespace's interfaces. Mounts made later outside may be invisible to it.
+    /// A command that will run inside. Its process id is that of the program itself (`ip netns exec` replaces
+    /// itself), and `/sys` shows the namespace's interfaces. Mounts made later outside may be invisible to
+    /// it.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", self.name()]).arg(program);

@@ -57,9 +57,9 @@ impl Kernel {
     }
 }
 
-/// Boots `kernel` and runs `program` under it with these arguments, as root, with `/proc`, `/sys` and `/dev` mounted.
-/// Returns its exit status and what it wrote to its standard output. The programs that it calls (`also`; other files by
-/// their whole path) go along, and the shared libraries of all of them.
+/// Boots `kernel` and runs `program` under it with these arguments, as root, with `/proc`, `/sys` and `/dev`
+/// mounted. Returns its exit status and what it wrote to its standard output. The programs that it calls
+/// (`also`; other files by their whole path) go along, and the shared libraries of all of them.
 pub fn run_under(
     kernel: &Kernel,
     program: &Path,
@@ -74,8 +74,8 @@ pub fn run_under(
     let mut command = Command::new("timeout");
     command.arg(kernel.patience.as_secs().to_string()).arg(QEMU);
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-accel", "tcg"]);
-    // All that the emulation has: a CPU without XSAVE is no host of this century. But QEMU 7.2 emulates cmpxchg16b
-    // wrongly, which kernels use where they have it: they crash now and then.
+    // All that the emulation has: a CPU without XSAVE is no host of this century. But QEMU 7.2 emulates
+    // cmpxchg16b wrongly, which kernels use where they have it: they crash now and then.
     command.args([
         "-machine",
         "q35",
@@ -132,11 +132,14 @@ fn archive(kernel: &Kernel, program: &Path, arguments: &[&str], also: &[&str]) -
     }
     let (sh, mount) = (in_path("sh")?, in_path("mount")?);
     let words: Vec<_> = arguments.iter().map(|word| format!("'{}'", word.replace('\'', "'\\''"))).collect();
-    // A terminal's last close waits until all is sent: what the kernel says at the end does not get in between.
+    // A terminal's last close waits until all is sent: what the kernel says at the end does not get in
+    // between.
     let init = format!(
         "#!{sh}\nPATH=/usr/bin:/bin\nexport PATH\n{mount} -t devtmpfs none /dev\n{mount} -t proc none /proc\n\
-         {mount} -t sysfs none /sys\n{mount} -t tmpfs none /tmp\n{load}exec >/dev/ttyS0 2>/dev/null </dev/null\n\
-         echo {BEGIN}\n/program {words}\nstatus=$?\necho {END} $status\nexec >/dev/null\necho o >/proc/sysrq-trigger\n\
+         {mount} -t sysfs none /sys\n{mount} -t tmpfs none /tmp\n{load}exec >/dev/ttyS0 2>/dev/null \
+         </dev/null\n\
+         echo {BEGIN}\n/program {words}\nstatus=$?\necho {END} $status\nexec >/dev/null\necho o \
+         >/proc/sysrq-trigger\n\
          while :; do read -r _ </dev/zero; done\n",
         sh = real(&sh)?.display(),
         mount = real(&mount)?.display(),

@@ -10,8 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A child process in a group of its own, killed when dropped. (Where this whole process is killed, the laboratory's
-/// reaper does it.)
+/// A child process in a group of its own, killed when dropped. (Where this whole process is killed, the
+/// laboratory's reaper does it.)
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -81,8 +81,8 @@ impl Drop for Process {
     }
 }
 
-/// Asks `look` every few milliseconds until it finds something. For what has no event to wait for: the state of a
-/// process that is not ours to instrument.
+/// Asks `look` every few milliseconds until it finds something. For what has no event to wait for: the state
+/// of a process that is not ours to instrument.
 pub fn wait_for<T>(what: &str, within: Duration, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     const PAUSE: Duration = Duration::from_millis(5);
     let end = Instant::now() + within;

@@ -1,5 +1,5 @@
-//! QEMU's monitor, for machines that are started by hand, with its events: they carry QEMU's own time stamps. (The program
-//! under test has its own client.)
+//! QEMU's monitor, for machines that are started by hand, with its events: they carry QEMU's own time stamps.
+//! (The program under test has its own client.)
 
 use crate::{Doing, Error, Result};
 use rustix::{
@@ -19,11 +19,12 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-/// No answer and no event takes longer; a busy monitor accepts nobody and says nothing, which must end as an error.
+/// No answer and no event takes longer; a busy monitor accepts nobody and says nothing, which must end as an
+/// error.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A connection to a monitor, and every event since. QEMU serves one at a time: drop it before somebody else is to talk to
-/// the machine.
+/// A connection to a monitor, and every event since. QEMU serves one at a time: drop it before somebody else
+/// is to talk to the machine.
 #[derive(Debug)]
 pub struct Qmp {
     stream: BufReader<UnixStream>,

@@ -1,9 +1,9 @@
 //! Takes a laboratory down, whatever became of its owner.
 //!
-//! There is one way down only: a small shell process waits for the end of a pipe that the owner holds. The pipe ends
-//! when the laboratory is dropped, and also when the owner is killed. The shell then kills whatever still runs in the
-//! laboratory's namespaces (machines outlive the agents that started them), removes the namespaces, unmounts and
-//! removes the directory.
+//! There is one way down only: a small shell process waits for the end of a pipe that the owner holds. The
+//! pipe ends when the laboratory is dropped, and also when the owner is killed. The shell then kills whatever
+//! still runs in the laboratory's namespaces (machines outlive the agents that started them), removes the
+//! namespaces, unmounts and removes the directory.
 
 use crate::{Doing, Result};
 use std::{
@@ -14,7 +14,8 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-/// What the names of all namespaces and directories of laboratories begin with; the owner's process id follows.
+/// What the names of all namespaces and directories of laboratories begin with; the owner's process id
+/// follows.
 pub(crate) const PREFIX: &str = "whb-";
 
 /// Arguments: the prefix of the namespaces' names, the prefix of directories, `keep` to keep the directories.

@@ -1,8 +1,8 @@
 //! A disk whose direct reads are finished only when the story says so.
 //!
-//! A direct read pins the guest's pages when it is submitted, and its data lands there later, through no page table:
-//! no tracker sees it. With a real disk the moment is luck. Here a small FUSE file system holds the answer back, so
-//! that a read can begin before one round of a migration and land after the next.
+//! A direct read pins the guest's pages when it is submitted, and its data lands there later, through no page
+//! table: no tracker sees it. With a real disk the moment is luck. Here a small FUSE file system holds the
+//! answer back, so that a read can begin before one round of a migration and land after the next.
 
 use crate::{
     Doing, Result,

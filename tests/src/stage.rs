@@ -69,8 +69,8 @@ impl<'a> Stage<'a> {
         Migration::start(&self.agent(from).cli(), vm, to, options)
     }
 
-    /// A whole migration that must succeed with both sides' memory compared; afterwards the VM runs on the target, the
-    /// guest's memory is right in the guest's eyes, and nothing of it is left on the source.
+    /// A whole migration that must succeed with both sides' memory compared; afterwards the VM runs on the
+    /// target, the guest's memory is right in the guest's eyes, and nothing of it is left on the source.
     pub fn migrate(&self, vm: &str, guest: &Guest, from: &str, to: &str, options: &[&str]) -> Result<Report> {
         let options: Vec<_> = options.iter().copied().chain(["--verify"]).collect();
         let report = self.start_migration(vm, from, to, &options)?.completed()?;
@@ -122,7 +122,8 @@ impl<'a> Stage<'a> {
         })
     }
 
-    /// A VM whose migration did not happen runs on as if nothing had been tried, and the target has no trace (I3).
+    /// A VM whose migration did not happen runs on as if nothing had been tried, and the target has no trace
+    /// (I3).
     pub fn check_untouched(
         &self,
         vm: &str,
@@ -179,7 +180,8 @@ impl Traces {
 }
 
 impl Traces {
-    /// Whether nothing has come since. (An agent that begins asks QEMU for its version: that process may be gone.)
+    /// Whether nothing has come since. (An agent that begins asks QEMU for its version: that process may be
+    /// gone.)
     pub fn adds_nothing_to(&self, before: &Self) -> bool {
         self.processes.len() <= before.processes.len()
             && self.interfaces == before.interfaces

@@ -1,6 +1,6 @@
-//! Real kills: a real VM is migrated to and fro, and each time something is killed at another moment. Whatever that is, the VM runs
-//! on exactly one side afterwards, with its memory as it left it and its connections alive; unless what was killed was the very
-//! QEMU that ran it.
+//! Real kills: a real VM is migrated to and fro, and each time something is killed at another moment.
+//! Whatever that is, the VM runs on exactly one side afterwards, with its memory as it left it and its
+//! connections alive; unless what was killed was the very QEMU that ran it.
 
 use crate::{
     Datastore, Doing, Error, Guest, Lab, Migration, Report, Result, Spec, Stage, TcpClient, Tools, Traces,

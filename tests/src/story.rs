@@ -5,8 +5,8 @@ use crate::{Lab, Result, Tools, skip};
 /// How many of the last lines of each log a failure shows.
 const LINES: usize = 40;
 
-/// Tells a story in a laboratory with these hosts. Skips it, loudly, where the machine lacks something; shows all logs
-/// where it fails.
+/// Tells a story in a laboratory with these hosts. Skips it, loudly, where the machine lacks something; shows
+/// all logs where it fails.
 pub fn story(name: &str, hosts: &[&str], tell: impl FnOnce(&Lab, &Tools) -> Result<()>) {
     let tools = match Tools::find() {
         Ok(tools) => tools,

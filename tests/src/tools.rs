@@ -79,8 +79,8 @@ fn is_program(name: &str) -> bool {
     quiet(Command::new(name).arg("-V")) || quiet(Command::new(name).arg("--version"))
 }
 
-/// Says loudly that a story was skipped; where nothing may be skipped (`WHIMBREL_MUST_RUN=1`, as `./dev test` sets
-/// it), that is a failure.
+/// Says loudly that a story was skipped; where nothing may be skipped (`WHIMBREL_MUST_RUN=1`, as `./dev test`
+/// sets it), that is a failure.
 pub fn skip(story: &str, why: &dyn std::fmt::Display) {
     assert!(env::var_os("WHIMBREL_MUST_RUN").is_none(), "{story} MUST RUN and cannot: {why}");
     // Not by a macro: what those print is shown of failing tests only.

@@ -1,5 +1,6 @@
-//! The thread that runs a vCPU: how long it was held up. What a guest gets done where many share few processors says little about
-//! that: a vCPU that only waits for a processor of this machine is held up by nobody.
+//! The thread that runs a vCPU: how long it was held up. What a guest gets done where many share few
+//! processors says little about that: a vCPU that only waits for a processor of this machine is held up by
+//! nobody.
 
 use crate::{Doing, Result};
 use std::{cmp::Reverse, fs, time::Duration};
@@ -12,8 +13,8 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    /// The thread of vCPU `index` of `count` busy ones of a QEMU process. QEMU starts them in order, and no other of its threads
-    /// has run for so long.
+    /// The thread of vCPU `index` of `count` busy ones of a QEMU process. QEMU starts them in order, and no
+    /// other of its threads has run for so long.
     pub fn find(pid: u32, index: usize, count: usize) -> Result<Self> {
         let path = format!("/proc/{pid}/task");
         let mut all = Vec::new();
@@ -29,8 +30,8 @@ impl Vcpu {
         busy.get(index).copied().doing(format!("find vCPU {index} of process {pid}"))
     }
 
-    /// How long it has run, or would have if others had not had the processors. A vCPU that computes all the time was held up for
-    /// the rest.
+    /// How long it has run, or would have if others had not had the processors. A vCPU that computes all the
+    /// time was held up for the rest.
     pub fn ready(&self) -> Result<Duration> {
         self.times().map(|(ran, waited)| ran + waited)
     }

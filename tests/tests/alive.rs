@@ -1,4 +1,5 @@
-//! The agent as a process: it hears a person however large the guest is, and a guest never waits for one that is frozen or dead.
+//! The agent as a process: it hears a person however large the guest is, and a guest never waits for one that
+//! is frozen or dead.
 
 use lab::{
     Datastore, Doing, Guest, Lab, Migration, Oddity, Result, Spec, Stage, TcpClient, Tools, VmFile, ensure,
@@ -21,7 +22,8 @@ const OVERCOMMIT: &str = "1000";
 /// However large, a guest that has touched next to nothing is moved within this. 3 s on a quiet machine.
 const SOON: Duration = Duration::from_secs(45);
 
-/// A person who cancels waits no longer: to protect 256 GiB takes 1 to 3 s, to take that back as long, and more on a busy machine.
+/// A person who cancels waits no longer: to protect 256 GiB takes 1 to 3 s, to take that back as long, and
+/// more on a busy machine.
 const HEARD: Duration = Duration::from_secs(25);
 
 /// A VM that never gets beyond its firmware.
@@ -79,7 +81,8 @@ const WORK: &str = "whimbrel.fill=48M whimbrel.check=16M,rate=4M whimbrel.dirty=
 const SLOW: Rate = Rate(24 << 20);
 const CRAWL: Rate = Rate(2 << 20);
 
-/// So long a guest stands still whose agent is frozen: 0.5 s, and what a machine adds on which others want the processors, too.
+/// So long a guest stands still whose agent is frozen: 0.5 s, and what a machine adds on which others want
+/// the processors, too.
 const STANDS: Duration = Duration::from_millis(1500);
 /// And one whose agent waits for a state directory that hangs: 2 s, and the same.
 const HANGS: Duration = Duration::from_secs(6);

@@ -160,7 +160,8 @@ fn impossible_frames_end_the_migration_and_harm_nothing() {
             ("a page beyond the block", DATA, batch(1 << 40, 1), &["RAM block 0", "1099511627776"]),
             ("a run beyond the last page", DATA, batch(1, u64::from(u32::MAX)), &["at most"]),
             ("a frame of no kind", DATA, vec![0xff; 64], &["frame kind 255"]),
-            // As if the connection had been lost, each time that it is opened again: the source says so in the end, or just ends.
+            // As if the connection had been lost, each time that it is opened again: the source says so in
+            // the end, or just ends.
             ("a frame that is cut off", DATA, batch(0, 1), &["incoming migration ended", " lost"]),
             ("half a header", DATA, end[..7].to_vec(), &["incoming migration ended", " lost"]),
             (
@@ -198,8 +199,8 @@ fn impossible_frames_end_the_migration_and_harm_nothing() {
 /// Any data connection.
 const DATA: Kind = Kind::Data(0);
 
-/// Passes on what two agents say to each other, but on connections of one kind says `lie` in the source's place, and
-/// hangs up.
+/// Passes on what two agents say to each other, but on connections of one kind says `lie` in the source's
+/// place, and hangs up.
 fn between(
     mut source: TcpStream,
     host: &lab::Namespace,

@@ -21,7 +21,8 @@ fn watch(host: &lab::Host, over: &AtomicBool) -> Result<Vec<(Instant, u64)>> {
                 fs::read_to_string("/proc/thread-self/net/dev").doing("read the interface's counters")?;
             let line = table.lines().find_map(|line| line.trim().strip_prefix("mgmt:"));
             let sent = line.and_then(|line| line.split_whitespace().nth(8)?.parse().ok());
-            // Another thread may have had the processor for a while: between which instants it was read is not known then.
+            // Another thread may have had the processor for a while: between which instants it was read is
+            // not known then.
             if at.elapsed() < Duration::from_millis(1) {
                 seen.push((at, sent.doing("find what mgmt has sent")?));
             }

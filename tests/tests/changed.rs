@@ -248,7 +248,8 @@ fn i6_i9_drives_are_on_the_target_as_they_are_on_the_source() {
         // Before it is adopted, and after.
         scene.q2.execute("eject", json!({ "id": "cd", "force": true }))?;
         scene.adopt()?;
-        let limits = json!({ "id": "/machine/peripheral/blk0/virtio-backend", "bps": 50_000_000, "bps_rd": 0, "bps_wr": 0,
+        let limits = json!({ "id": "/machine/peripheral/blk0/virtio-backend", "bps": 50_000_000, "bps_rd": 0,
+            "bps_wr": 0,
             "iops": 0, "iops_rd": 0, "iops_wr": 0 });
         scene.all(&[
             ("blockdev-change-medium", json!({ "id": "ecd", "filename": medium, "format": "raw" })),

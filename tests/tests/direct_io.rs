@@ -1,5 +1,5 @@
-//! Disks that QEMU reads directly. Such a read pins the guest's pages when it is submitted, and its data lands there later, through
-//! no page table: no tracker sees it. While a VM is moved there must be none.
+//! Disks that QEMU reads directly. Such a read pins the guest's pages when it is submitted, and its data
+//! lands there later, through no page table: no tracker sees it. While a VM is moved there must be none.
 
 use lab::{Doing, Guest, HandStart, Result, SlowDisk, Spec, Stage, ensure, story, wait_for};
 use std::{fs, path::Path, process::Command, time::Duration};

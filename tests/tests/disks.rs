@@ -12,8 +12,8 @@ fn sparse(path: &Path, bytes: u64) -> lab::Result<()> {
     fs::File::create(path).and_then(|file| file.set_len(bytes)).doing(format!("make {}", path.display()))
 }
 
-/// `alike`: a file system of each host's own, with the same file in it. `token`: one that both share and whose locks hold on one
-/// host only. `iso`: a directory of each host's own.
+/// `alike`: a file system of each host's own, with the same file in it. `token`: one that both share and
+/// whose locks hold on one host only. `iso`: a directory of each host's own.
 #[test]
 fn i6_a_vm_goes_only_where_its_files_are() {
     story("files", &["a", "b"], |lab, tools| {
@@ -29,7 +29,8 @@ fn i6_a_vm_goes_only_where_its_files_are() {
         let unsafe_store = Datastore::mount(&at("unsafe"), &at("unsafe-disk")).doing("mount a datastore")?;
         let stage = Stage::with(lab, tools, |host| Oddity {
             prelude: format!(
-                "mount -t tmpfs none '{alike}'\ntruncate -s 16M '{alike}/web.img'\nmount --bind '{}' '{}'\n{}",
+                "mount -t tmpfs none '{alike}'\ntruncate -s 16M '{alike}/web.img'\nmount --bind '{}' \
+                 '{}'\n{}",
                 shown(&format!("view-{}", host.name)),
                 shown("token"),
                 if host.name == "b" {
@@ -42,7 +43,8 @@ fn i6_a_vm_goes_only_where_its_files_are() {
             ..Oddity::default()
         })?;
 
-        // The same path, the same inode, the same content, and not the same file. Its guest need not run for long.
+        // The same path, the same inode, the same content, and not the same file. Its guest need not run for
+        // long.
         let web = VmFile {
             disks: vec![(at("alike/web.img"), "raw".to_owned())],
             ..VmFile::new("web", Spec::new(71, ""))
@@ -99,7 +101,8 @@ fn i6_a_vm_goes_only_where_its_files_are() {
     });
 }
 
-/// Memory on a file system whose writers nobody can be made to wait: said beforehand, and never slowed in the middle.
+/// Memory on a file system whose writers nobody can be made to wait: said beforehand, and never slowed in the
+/// middle.
 #[test]
 fn a_vm_whose_memory_is_on_a_disk_is_moved_without_being_slowed() {
     story("memory on ext4", &["a", "b"], |lab, tools| {

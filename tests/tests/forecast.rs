@@ -95,8 +95,8 @@ fn a_second_migration_knows_how_the_first_one_went() {
             looked(&first)?,
             looked(&second)?
         );
-        // Governed from its first page on: it need not look at all memory again. How much sooner that ends differs by less than runs do
-        // on a busy machine.
+        // Governed from its first page on: it need not look at all memory again. How much sooner that ends
+        // differs by less than runs do on a busy machine.
         ensure!(looked(&second)? < 0.85 * looked(&first)?, "{} and {}", first.0, second.0);
         ensure!(after < 1.5 * before, "no later: {before:.0} ms, then {after:.0}");
 
@@ -109,7 +109,8 @@ fn a_second_migration_knows_how_the_first_one_went() {
     });
 }
 
-/// Seen for a moment before each of its migrations this guest is quiet, and in each of them it writes all the time.
+/// Seen for a moment before each of its migrations this guest is quiet, and in each of them it writes all the
+/// time.
 #[test]
 fn a_second_migration_of_an_idle_writer_ends_sooner() {
     story("now-and-then", &["a", "b"], |lab, tools| {
@@ -131,8 +132,9 @@ fn a_second_migration_of_an_idle_writer_ends_sooner() {
         };
         let (first, before) = moved("a", "b")?;
         ensure!(first.0["forecast"]["takes"] == "pre-copy", "nothing was seen: {}", first.0);
-        // One round and what it left, or writers that are slowed; instead of several rounds that left as much each. A machine that
-        // is busy just then can take the link for twice as fast: the next time it knows better.
+        // One round and what it left, or writers that are slowed; instead of several rounds that left as much
+        // each. A machine that is busy just then can take the link for twice as fast: the next time it knows
+        // better.
         let mut times = vec![before];
         for (from, to) in [("b", "a"), ("a", "b")] {
             let (next, after) = moved(from, to)?;

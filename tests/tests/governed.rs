@@ -1,4 +1,5 @@
-//! A guest that writes faster than the link carries is slowed just enough for pre-copy to end, and only who writes is.
+//! A guest that writes faster than the link carries is slowed just enough for pre-copy to end, and only who
+//! writes is.
 
 use lab::{Doing, Guest, Report, Result, Spec, Stage, Vcpu, VmFile, ensure, story};
 use std::{
@@ -9,7 +10,8 @@ use units::Rate;
 
 /// What the writer writes, in bytes a second, while nobody slows it.
 const WRITES: f64 = 120e6;
-/// All of the guest's RAM: most of it is random numbers, which neither compression nor what the target knows makes fewer.
+/// All of the guest's RAM: most of it is random numbers, which neither compression nor what the target knows
+/// makes fewer.
 const RAM_MIB: f64 = 160.0;
 /// How often a vCPU is looked at.
 const GLANCE: Duration = Duration::from_millis(20);
@@ -24,8 +26,8 @@ fn i2_a_guest_that_outruns_where_it_is_hot_ends_by_pre_copy() {
     outruns("hot-cold", 93);
 }
 
-/// Moves a guest whose one vCPU writes in this pattern, while the other computes and probes, over links that carry a fifth of
-/// what it writes, a half, and five sixths.
+/// Moves a guest whose one vCPU writes in this pattern, while the other computes and probes, over links that
+/// carry a fifth of what it writes, a half, and five sixths.
 fn outruns(pattern: &str, number: u8) {
     // They measure, so they take turns.
     static TURN: Mutex<()> = Mutex::new(());
@@ -53,7 +55,8 @@ fn outruns(pattern: &str, number: u8) {
                 (report.number("throttle.stalled_ms")?, report.number("throttle.longest_ms")?);
             let (probed, gap) = (guest.probe()?, guest.count("gap_ms_ever")?);
             let seen = format!(
-                "{pattern}, {times} times the link: {:.2} copies, computing {:.2}, writing {:.2}, {probed:?}, {}",
+                "{pattern}, {times} times the link: {:.2} copies, computing {:.2}, writing {:.2}, \
+                 {probed:?}, {}",
                 moving / copy,
                 hop.computing,
                 hop.writing,
@@ -61,14 +64,16 @@ fn outruns(pattern: &str, number: u8) {
             );
             eprintln!("{seen}");
             ensure!(moving < 2.2 * copy, "it did not take much longer than all memory once: {seen}");
-            // 50 ms on a quiet machine, 170 where two others wanted its two processors; ungoverned it would be a second and more.
+            // 50 ms on a quiet machine, 170 where two others wanted its two processors; ungoverned it would
+            // be a second and more.
             ensure!(report.number("downtime_ms")? < 400.0, "its pause was short: {seen}");
             // 5 ms, and what a busy machine adds: 66 ms were seen where six threads wanted two processors.
             ensure!(longest < 150.0, "nobody waited for long: {seen}");
             ensure!(probed.write.p99 < Duration::from_millis(10), "who writes a little hardly waits: {seen}");
             // One that is not woken waits until the round ends; others' load was seen to make 0.8 s of it.
             ensure!(gap < 2000.0, "no vCPU stood still, {gap} ms at most: {seen}");
-            // 0.9 to 0.95 on a quiet machine, 0.6 on one that was not; a guest that is slowed as a whole has both alike.
+            // 0.9 to 0.95 on a quiet machine, 0.6 on one that was not; a guest that is slowed as a whole has
+            // both alike.
             ensure!(hop.computing > 0.5, "who only computes is left alone: {seen}");
             let slowed = stalled > 0.0 && hop.writing < 0.87 * hop.computing;
             ensure!(slowed || times < 5.0, "who writes was slowed: {seen}");
@@ -90,7 +95,8 @@ struct Hop {
     computing: f64,
 }
 
-/// One migration by pre-copy, after which its memory is right in the guest's eyes; its probe counts from the beginning.
+/// One migration by pre-copy, after which its memory is right in the guest's eyes; its probe counts from the
+/// beginning.
 fn hop(stage: &Stage, guest: &Guest, from: &str, to: &str) -> Result<Hop> {
     let pid =
         stage.show(from, "web")?.and_then(|shown| shown["pid"].as_u64()).doing("find the VM's process")?;

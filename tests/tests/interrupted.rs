@@ -1,12 +1,14 @@
-//! Migrations that are cancelled, cut off, or lose one of their agents. Whatever happens before the commit, the VM runs
-//! on the source as if nothing had been tried; whatever happens after it, the VM runs on the target and loses nothing.
+//! Migrations that are cancelled, cut off, or lose one of their agents. Whatever happens before the commit,
+//! the VM runs on the source as if nothing had been tried; whatever happens after it, the VM runs on the
+//! target and loses nothing.
 
 use lab::{Guest, Lab, Migration, Result, Spec, Stage, TcpClient, Tools, Traces, VmFile, ensure, story};
 use std::time::{Duration, Instant};
 use units::Rate;
 
-/// Enough memory to keep a slow link busy for several seconds, and some of it always changing, to what can neither be
-/// compressed nor sent as a difference: what is left for the switchover is several times what the sockets hold.
+/// Enough memory to keep a slow link busy for several seconds, and some of it always changing, to what can
+/// neither be compressed nor sent as a difference: what is left for the switchover is several times what the
+/// sockets hold.
 const WORK: &str = "whimbrel.fill=80M whimbrel.check=16M,rate=4M whimbrel.dirty=40M,rate=24M";
 /// About four seconds for one round.
 const SLOW: Rate = Rate(32 << 20);
@@ -38,7 +40,8 @@ impl<'a> Scene<'a> {
         self.stage.start_migration("web", "a", "b", options)
     }
 
-    /// A migration in the middle of its switchover: so much is dirty and the link so slow that it takes seconds.
+    /// A migration in the middle of its switchover: so much is dirty and the link so slow that it takes
+    /// seconds.
     fn until_switchover(&self, also: &[&str]) -> Result<Migration> {
         let options = [&["--mode", "pre-copy", "--max-downtime", "60s"], also].concat();
         let mut migration = self.migrate(&options)?;
@@ -149,10 +152,12 @@ fn a_vm_whose_link_is_cut_before_the_commit_runs_on_the_source() {
     });
 }
 
-/// How soon it is noticed that a link is gone, and that it is back, in stories: three times the figures, for a busy machine.
+/// How soon it is noticed that a link is gone, and that it is back, in stories: three times the figures, for
+/// a busy machine.
 const NOTICED: Duration = Duration::from_secs(6);
 const RESUMED: Duration = Duration::from_secs(3);
-/// How soon pages come again after the start of a target's agent that was killed: also three times the figure, as the median of so many.
+/// How soon pages come again after the start of a target's agent that was killed: also three times the
+/// figure, as the median of so many.
 const ANSWERED: Duration = Duration::from_millis(1500);
 const RESTARTS: usize = 5;
 
@@ -208,7 +213,8 @@ fn i3_a_link_lost_in_the_pause_ends_neither_guest_nor_migration() {
         migration.until_note("connected to b again")?;
         let report = migration.completed()?;
         ensure!(report.verified() == Some(true), "{}", report.0);
-        // Of the pause in which it changed hands, not of the one that came to nothing: that one waited for two seconds of silence.
+        // Of the pause in which it changed hands, not of the one that came to nothing: that one waited for
+        // two seconds of silence.
         let downtime = report.number("downtime_ms")?;
         ensure!(downtime > 0.0 && downtime < noticed.as_secs_f64() * 1e3, "{downtime} ms, {noticed:?}");
         let in_vain = report.number("paused_in_vain_ms")?;

@@ -1,4 +1,5 @@
-//! Guests without an operating system, which run under KVM wherever that answers: moved there and back in every mode.
+//! Guests without an operating system, which run under KVM wherever that answers: moved there and back in
+//! every mode.
 
 use lab::{Doing, HugePages, Lab, Oddity, Qmp, Result, Stage, Tools, bare, bare::Ram, ensure, story};
 use std::{
@@ -61,7 +62,8 @@ fn there_and_back(stage: &Stage, vm: &bare::Bare, name: &str, moves: usize, rese
     Ok(())
 }
 
-/// All of them under one accelerator. One of both hosts hears of each write, so that both trackers are at work.
+/// All of them under one accelerator. One of both hosts hears of each write, so that both trackers are at
+/// work.
 fn all(lab: &Lab, tools: &Tools, accel: &'static str, moves: usize) -> Result<()> {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let synchronous = Oddity { lines: "tracker = \"synchronous\"".to_owned(), ..Oddity::default() };

@@ -40,9 +40,9 @@ fn start(lab: &Lab, number: u8) -> Result<HandStart> {
     fs::write(at("first"), FIRST).and_then(|()| fs::write(at("key"), KEY)).doing("write secrets")?;
     let extra = format!(
         "-object secret,id=first,file={} -object secret,id=master,format=raw,file={} \
-         -object secret,id=second,data={ENCRYPTED},keyid=master,iv={VECTOR},format=base64 -object secret,id=spare,data=x \
-         -drive file={one},format=luks,key-secret=first,if=none,id=d0 -device virtio-blk-pci,drive=d0 \
-         -blockdev driver=file,filename={two},node-name=f1 \
+         -object secret,id=second,data={ENCRYPTED},keyid=master,iv={VECTOR},format=base64 \
+         -object secret,id=spare,data=x -drive file={one},format=luks,key-secret=first,if=none,id=d0 \
+         -device virtio-blk-pci,drive=d0 -blockdev driver=file,filename={two},node-name=f1 \
          -blockdev driver=qcow2,file=f1,node-name=d1,encrypt.format=luks,encrypt.key-secret=second \
          -device virtio-blk-pci,drive=d1",
         at("first"),

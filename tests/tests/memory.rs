@@ -8,8 +8,9 @@ const WORK: &str = "whimbrel.check=48M,rate=8M whimbrel.dirty=16M,rate=4M";
 const SOON: Duration = Duration::from_secs(60);
 const MIB: u64 = 1 << 20;
 
-/// Huge pages that are shared and private, here and, once they have moved, plain ones; a balloon takes some away meanwhile, and all
-/// is locked. Those that a guest has need be there once only: it has left its first host before the next one comes.
+/// Huge pages that are shared and private, here and, once they have moved, plain ones; a balloon takes some
+/// away meanwhile, and all is locked. Those that a guest has need be there once only: it has left its first
+/// host before the next one comes.
 #[test]
 fn i2_a_vm_of_huge_pages_moves_in_every_mode() {
     story("huge pages", &["a", "b"], |lab, tools| {

@@ -59,10 +59,11 @@ fn i2_virtio_mem_that_grows_and_shrinks_loses_nothing() {
         let stage = Stage::new(lab, tools)?;
         let second = lab.dir().join("q2");
         let extra = format!(
-            "-qmp unix:{},server=on,wait=off -m size=268435456B,slots=4,maxmem=4G -device pcie-root-port,id=rp1,chassis=1 \
-             -object memory-backend-ram,id=d0,size=128M -device pc-dimm,id=dimm0,memdev=d0 \
-             -object memory-backend-ram,id=d1,size=128M -device pc-dimm,id=dimm1,memdev=d1 \
-             -object memory-backend-ram,id=m0,size=512M -device virtio-mem-pci,id=vmem0,memdev=m0,requested-size=64M,prealloc=on",
+            "-qmp unix:{},server=on,wait=off -m size=268435456B,slots=4,maxmem=4G \
+             -device pcie-root-port,id=rp1,chassis=1 -object memory-backend-ram,id=d0,size=128M \
+             -device pc-dimm,id=dimm0,memdev=d0 -object memory-backend-ram,id=d1,size=128M \
+             -device pc-dimm,id=dimm1,memdev=d1 -object memory-backend-ram,id=m0,size=512M \
+             -device virtio-mem-pci,id=vmem0,memdev=m0,requested-size=64M,prealloc=on",
             second.display()
         );
         let extra = extra.split_whitespace().map(str::to_owned).collect();
@@ -75,7 +76,8 @@ fn i2_virtio_mem_that_grows_and_shrinks_loses_nothing() {
         let later =
             json!({ "qom-type": "memory-backend-memfd", "id": "m1", "size": 256 * MIB, "share": true });
         q2.execute("object-add", later)?;
-        let device = json!({ "driver": "virtio-mem-pci", "id": "vmem1", "memdev": "m1", "bus": "rp1", "requested-size": 32 * MIB });
+        let device = json!({ "driver": "virtio-mem-pci", "id": "vmem1", "memdev": "m1", "bus": "rp1",
+            "requested-size": 32 * MIB });
         q2.execute("device_add", device)?;
         until(&mut q2, "vmem1", 32)?;
         wait_for("the end of a module", ANSWER, || {

@@ -1,5 +1,5 @@
-//! What a host has set on a VM's TAP and on its bridge: carried over, or refused before anything moves. And links and strangers that
-//! misbehave.
+//! What a host has set on a VM's TAP and on its bridge: carried over, or refused before anything moves. And
+//! links and strangers that misbehave.
 
 use lab::{
     Doing, HandStart, Host, Namespace, Oddity, PORT, Result, Spec, Stage, Traces, VmFile, ensure, run, story,
@@ -53,7 +53,8 @@ fn carried(tap: &Value) -> Value {
     serde_json::json!([tap["mtu"], tap["txqlen"], tap["ifalias"], queues, tap["flags"], flags])
 }
 
-/// A bridge that carries its host's address, that nobody gave an address of its own, and whose only port has a high one.
+/// A bridge that carries its host's address, that nobody gave an address of its own, and whose only port has
+/// a high one.
 fn address_of_host(host: &Host, ip: &str) -> Result<Value> {
     host.namespace.ip("link set uplink address fa:ff:ff:ff:ff:00")?;
     host.namespace.ip(&format!("address add {ip}/24 dev br0"))?;
@@ -169,8 +170,8 @@ fn what_a_host_set_on_a_tap_and_cannot_be_carried_is_refused() {
         let fdb = |verb: &str| bridge(a, &format!("fdb {verb} 52:54:00:00:00:01 dev {tap} master static"));
         let rule = |to: &str| {
             let said = format!(
-                "{{\"nftables\":[{{\"rule\":{{\"family\":\"bridge\",\"table\":\"f\",\"chain\":\"in\",\"expr\":[\
-                 {{\"match\":{{\"op\":\"==\",\"left\":{{\"meta\":{{\"key\":\"iifname\"}}}},\"right\":{to}}}}}]}}}}]}}"
+                r#"{{"nftables":[{{"rule":{{"family":"bridge","table":"f","chain":"in","expr":[{{"match":
+                {{"op":"==","left":{{"meta":{{"key":"iifname"}}}},"right":{to}}}}}]}}}}]}}"#
             );
             fs::write(&rules, said).doing("write rules").map(|()| String::new())
         };
@@ -229,7 +230,8 @@ fn what_a_host_set_on_a_tap_and_cannot_be_carried_is_refused() {
     });
 }
 
-/// Keeps so many connections busy that say a byte now and then, and never whose they are; opens them again when they are ended.
+/// Keeps so many connections busy that say a byte now and then, and never whose they are; opens them again
+/// when they are ended.
 struct Strangers {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<()>>>,

@@ -221,29 +221,35 @@ fn i9_what_was_plugged_into_a_q35_is_plugged_in_there() {
             &[
                 (
                     "netdev_add",
-                    json!({ "type": "tap", "id": "late-net", "ifname": "t-late", "script": "no", "downscript": "no" }),
+                    json!({ "type": "tap", "id": "late-net", "ifname": "t-late", "script": "no",
+                        "downscript": "no" }),
                 ),
                 (
                     "device_add",
-                    json!({ "driver": "virtio-net-pci", "id": "card", "bus": "rp1", "netdev": "late-net", "mac": "52:54:00:77:00:01", "guest_tso4": false }),
+                    json!({ "driver": "virtio-net-pci", "id": "card", "bus": "rp1", "netdev": "late-net",
+                        "mac": "52:54:00:77:00:01", "guest_tso4": false }),
                 ),
                 (
                     "blockdev-add",
-                    json!({ "driver": "file", "node-name": "late-file", "filename": disk, "cache": { "direct": true } }),
+                    json!({ "driver": "file", "node-name": "late-file", "filename": disk,
+                        "cache": { "direct": true } }),
                 ),
                 (
                     "blockdev-add",
-                    json!({ "driver": "raw", "node-name": "late-disk", "file": "late-file", "detect-zeroes": "on" }),
+                    json!({ "driver": "raw", "node-name": "late-disk", "file": "late-file",
+                        "detect-zeroes": "on" }),
                 ),
                 ("object-add", json!({ "qom-type": "iothread", "id": "thread", "poll-max-ns": 1000 })),
                 (
                     "device_add",
-                    json!({ "driver": "virtio-blk-pci", "id": "disk", "bus": "rp2", "drive": "late-disk", "serial": "LATE", "iothread": "thread" }),
+                    json!({ "driver": "virtio-blk-pci", "id": "disk", "bus": "rp2", "drive": "late-disk",
+                        "serial": "LATE", "iothread": "thread" }),
                 ),
                 ("chardev-add", json!({ "id": "late-port", "backend": chardev })),
                 (
                     "device_add",
-                    json!({ "driver": "virtserialport", "id": "port", "chardev": "late-port", "name": "org.late.0" }),
+                    json!({ "driver": "virtserialport", "id": "port", "chardev": "late-port",
+                        "name": "org.late.0" }),
                 ),
                 ("device_add", json!({ "driver": "usb-tablet", "id": "tablet" })),
                 (
@@ -253,7 +259,8 @@ fn i9_what_was_plugged_into_a_q35_is_plugged_in_there() {
                 ("device_add", json!({ "driver": "pc-dimm", "id": "dimm", "memdev": "late-memory" })),
                 (
                     "device_add",
-                    json!({ "driver": "qemu64-x86_64-cpu", "id": "cpu", "socket-id": 0, "core-id": 1, "thread-id": 0 }),
+                    json!({ "driver": "qemu64-x86_64-cpu", "id": "cpu", "socket-id": 0, "core-id": 1,
+                        "thread-id": 0 }),
                 ),
             ],
         )?;
@@ -265,7 +272,8 @@ fn i9_what_was_plugged_into_a_q35_is_plugged_in_there() {
                 ("object-add", json!({ "qom-type": "rng-random", "id": "dice", "filename": "/dev/urandom" })),
                 (
                     "device_add",
-                    json!({ "driver": "virtio-rng-pci", "id": "first", "bus": "rp3", "rng": "dice", "max-bytes": 1234, "period": 1000 }),
+                    json!({ "driver": "virtio-rng-pci", "id": "first", "bus": "rp3", "rng": "dice",
+                        "max-bytes": 1234, "period": 1000 }),
                 ),
             ],
         )?;
@@ -308,7 +316,8 @@ fn i9_what_was_plugged_into_a_q35_is_plugged_in_there() {
                 ("device_add", json!({ "driver": "virtio-balloon-pci", "id": "balloon", "bus": "rp2" })),
                 (
                     "device_add",
-                    json!({ "driver": "qemu64-x86_64-cpu", "id": "cpu2", "socket-id": 0, "core-id": 2, "thread-id": 0 }),
+                    json!({ "driver": "qemu64-x86_64-cpu", "id": "cpu2", "socket-id": 0, "core-id": 2,
+                        "thread-id": 0 }),
                 ),
             ],
         )?;
@@ -329,8 +338,8 @@ fn i9_what_was_plugged_into_a_pc_is_plugged_in_there() {
         let [one, two] = disks;
         let (one, two) = (one?, two?);
         // The first has no place of its own, and those after it depend on that.
-        let extra = "-device virtio-rng-pci,id=first -device virtio-scsi-pci,id=scsi -device virtio-balloon-pci \
-                     -device qemu-xhci,id=usb";
+        let extra = "-device virtio-rng-pci,id=first -device virtio-scsi-pci,id=scsi \
+                     -device virtio-balloon-pci -device qemu-xhci,id=usb";
         let (mut scene, _machine, mut qmp) = by_hand(&stage, lab, 96, "pc", extra)?;
         let refused = |said: &str| -> Result<()> {
             let report = stage.start_migration("vm", "a", "b", &[])?.ended("failed", 1)?;
@@ -346,15 +355,18 @@ fn i9_what_was_plugged_into_a_pc_is_plugged_in_there() {
             &[
                 (
                     "device_add",
-                    json!({ "driver": "scsi-hd", "id": "scsi1", "bus": "scsi.0", "scsi-id": 1, "drive": "drive-scsi1" }),
+                    json!({ "driver": "scsi-hd", "id": "scsi1", "bus": "scsi.0", "scsi-id": 1,
+                        "drive": "drive-scsi1" }),
                 ),
                 (
                     "blockdev-add",
-                    json!({ "driver": "raw", "node-name": "d2", "file": { "driver": "file", "filename": two } }),
+                    json!({ "driver": "raw", "node-name": "d2",
+                        "file": { "driver": "file", "filename": two } }),
                 ),
                 (
                     "device_add",
-                    json!({ "driver": "virtio-blk-pci", "id": "virtio2", "drive": "d2", "bus": "pci.0", "addr": "0x15" }),
+                    json!({ "driver": "virtio-blk-pci", "id": "virtio2", "drive": "d2", "bus": "pci.0",
+                        "addr": "0x15" }),
                 ),
             ],
         )?;

@@ -1,4 +1,5 @@
-//! A guest's ports: each ends on the host where the guest is, under a name that can be told, and nowhere else.
+//! A guest's ports: each ends on the host where the guest is, under a name that can be told, and nowhere
+//! else.
 
 use lab::{Channel, Doing, HandStart, Spec, Stage, ensure, story, wait_for};
 use std::{io::Read, os::unix::net::UnixStream, time::Duration};

@@ -1,5 +1,5 @@
-//! Guests that are reset: after they were moved, while they are moved, and moved while they boot. Whoever was moved without its
-//! firmware is dead at its next reboot.
+//! Guests that are reset: after they were moved, while they are moved, and moved while they boot. Whoever was
+//! moved without its firmware is dead at its next reboot.
 
 use lab::{Error, Guest, HandStart, Host, Qmp, Result, Spec, Stage, VmFile, ensure, story, wait_for};
 use serde_json::{Value, json};

@@ -109,7 +109,8 @@ fn i3_a_target_that_runs_short_leaves_the_vm_where_it_is() {
     story("short", &["a", "b"], |lab, tools| {
         let mut stage = Stage::with(lab, tools, |_| Oddity::default())?;
         let guest = stage.run("a", &VmFile::new("web", Spec::new(52, "whimbrel.check=16M,rate=4M")))?;
-        // QEMU of memory to map. The host of room for files, the VM's memory among them; whoever writes more is told so, as on a full disk.
+        // QEMU of memory to map. The host of room for files, the VM's memory among them; whoever writes more
+        // is told so, as on a full disk.
         let qemu = lab.dir().join("confined-qemu");
         let confined = format!("#!/bin/sh\nulimit -v 300000\nexec {} \"$@\"\n", lab::QEMU);
         fs::write(&qemu, confined).doing("write a script")?;
@@ -147,7 +148,8 @@ fn i3_a_target_short_of_descriptors_leaves_the_vm_there() {
     });
 }
 
-/// A migration to an agent that is started like this: its error, after which nothing has happened to the VM, or none.
+/// A migration to an agent that is started like this: its error, after which nothing has happened to the VM,
+/// or none.
 fn runs_short(
     stage: &mut Stage,
     lab: &lab::Lab,

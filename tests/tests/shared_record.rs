@@ -1,5 +1,5 @@
-//! Who owns a VM is kept in a directory that both hosts share: then a target that is lost for good, at the worst moment, leaves
-//! nobody in doubt (I1, I3, I4).
+//! Who owns a VM is kept in a directory that both hosts share: then a target that is lost for good, at the
+//! worst moment, leaves nobody in doubt (I1, I3, I4).
 
 use lab::{
     Call, FaultyDir, Guest, Lab, Oddity, Result, Spec, Stage, Tools, Traces, Trouble, VmFile, ensure, story,

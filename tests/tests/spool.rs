@@ -1,4 +1,5 @@
-//! Memory that goes by way of a shared datastore, too: what becomes of a VM whose source burns, and of one whose datastore does.
+//! Memory that goes by way of a shared datastore, too: what becomes of a VM whose source burns, and of one
+//! whose datastore does.
 
 use lab::{
     Datastore, Doing, Guest, Lab, Migration, Report, Result, Spec, Stage, Tools, VmFile, ensure, story,
@@ -10,7 +11,8 @@ use std::{
 };
 use units::Rate;
 
-/// Random numbers, a part that checks itself, and one that is written all the time to what nobody can compress.
+/// Random numbers, a part that checks itself, and one that is written all the time to what nobody can
+/// compress.
 const WORK: &str = "whimbrel.fill=64M whimbrel.check=16M,rate=4M whimbrel.dirty=24M,rate=12M";
 
 /// The same, writing so little that it is made safe also where the machine is busy.

@@ -77,7 +77,8 @@ fn a_vm_goes_round_three_hosts_while_agents_come_and_go() {
         let why = opened.err().map(|error| error.to_string()).unwrap_or_default();
         ensure!(why.contains("lock"), "the disk is the new QEMU's alone: {why}");
 
-        // The agents of both ends are gone: by SIGTERM and by a crash. The VM does not care, and is found again.
+        // The agents of both ends are gone: by SIGTERM and by a crash. The VM does not care, and is found
+        // again.
         stage.agent_mut("a").end()?;
         stage.agent_mut("b").crash()?;
         guest.runs()?;

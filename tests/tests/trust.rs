@@ -1,5 +1,5 @@
-//! Who may move VMs to whom: certificates by default, plaintext by an explicit word, and a host's own limits for what others
-//! send it.
+//! Who may move VMs to whom: certificates by default, plaintext by an explicit word, and a host's own limits
+//! for what others send it.
 
 use lab::{Agent, Cli, Doing, Host, Oddity, Result, Spec, Stage, Tools, Traces, VmFile, ensure, story};
 use std::{fs, path::Path};

@@ -1,5 +1,6 @@
 //! Networks whose packets the kernel carries (`vhost=on`): on a kernel that has it, which is booted for that.
-//! From Linux 6.4 on its workers are threads of QEMU's own; Debian's 6.1 has kernel threads (`other_kernel.rs`).
+//! From Linux 6.4 on its workers are threads of QEMU's own; Debian's 6.1 has kernel threads
+//! (`other_kernel.rs`).
 
 use lab::{
     Doing, Error, Guest, HandStart, QEMU, Result, Spec, Stage, Tools, ensure,
@@ -84,8 +85,9 @@ fn i2_a_vm_with_vhost_goes_there_and_back_in_every_mode() {
         also.extend(files.clone());
         let [whimbrel, image, initrd, this] = files;
         let script = format!(
-            "PATH=/usr/sbin:/usr/bin:/sbin:/bin WHIMBREL_BIN={whimbrel} WHIMBREL_GUEST_KERNEL={image} WHIMBREL_GUEST_INITRD={initrd} WHIMBREL_MUST_RUN=1 \
-             {this} --exact inside --ignored --nocapture 2>&1"
+            "PATH=/usr/sbin:/usr/bin:/sbin:/bin WHIMBREL_BIN={whimbrel} WHIMBREL_GUEST_KERNEL={image} \
+             WHIMBREL_GUEST_INITRD={initrd} WHIMBREL_MUST_RUN=1 {this} --exact inside --ignored --nocapture \
+             2>&1"
         );
         let also: Vec<&str> = also.iter().map(String::as_str).collect();
         let (status, said) = run_under(&kernel, "/bin/sh".as_ref(), &["-c", &script], &also, lab.dir())?;

@@ -1,5 +1,6 @@
-//! How much content one batch should carry: from a socket into fresh pages of a memfd, as on the target of a migration.
-//! It chose `proto::BATCH_PAGES`. And how they should get from the source's memory into the socket.
+//! How much content one batch should carry: from a socket into fresh pages of a memfd, as on the target of a
+//! migration. It chose `proto::BATCH_PAGES`. And how they should get from the source's memory into the
+//! socket.
 
 use divan::{Bencher, counter::BytesCount};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
@@ -21,8 +22,9 @@ fn batch_size(bencher: Bencher, kib: usize) {
     move_all(bencher, kib * KIB, Way::Buffer);
 }
 
-/// Read into a buffer and written from there, as `engine/ship.rs` does it, which may look at pages while no guest changes
-/// them; and by the kernel alone, which would have to be asked to send pages that change meanwhile.
+/// Read into a buffer and written from there, as `engine/ship.rs` does it, which may look at pages while no
+/// guest changes them; and by the kernel alone, which would have to be asked to send pages that change
+/// meanwhile.
 #[divan::bench(args = [Way::Copied, Way::Sendfile], sample_count = 20, sample_size = 1)]
 fn ways(bencher: Bencher, way: Way) {
     move_all(bencher, 512 * KIB, way);

@@ -1,5 +1,5 @@
-//! Compression of a guest's page cache in batches, and differences between versions of a page. It made the ladder of
-//! `policy::Compressor`; `codecs_ratio` prints how much smaller things get.
+//! Compression of a guest's page cache in batches, and differences between versions of a page. It made the
+//! ladder of `policy::Compressor`; `codecs_ratio` prints how much smaller things get.
 
 use crate::{noise, programs};
 use divan::{Bencher, black_box, counter::BytesCount};

@@ -26,7 +26,11 @@ impl Landed for Memory {
     }
 }
 
-#[divan::bench(args = ["limit", "plain", "lz4", "zstd1", "known", "known in order", "delta"], sample_count = 10, sample_size = 1)]
+#[divan::bench(
+    args = ["limit", "plain", "lz4", "zstd1", "known", "known in order", "delta"],
+    sample_count = 10,
+    sample_size = 1
+)]
 fn land(bencher: Bencher, kind: &str) {
     let memory = Memory(File::from(memfd_create("land", MemfdFlags::CLOEXEC).expect("a memfd")));
     let half = BATCHES * BYTES;

@@ -12,8 +12,8 @@ fn main() {
     divan::main();
 }
 
-/// Bytes of pages that are alike in every run: from the programs and libraries of this system, as a guest's page cache holds
-/// them.
+/// Bytes of pages that are alike in every run: from the programs and libraries of this system, as a guest's
+/// page cache holds them.
 fn programs(length: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(length);
     for directory in ["/usr/bin", "/usr/lib/x86_64-linux-gnu", "/usr/lib"] {

@@ -85,7 +85,11 @@ fn refine(memory: &[u8], sent: &Sent, round: u32, batch: &mut Batch) {
 }
 
 /// Kinds of memory, and what was sent before.
-#[divan::bench(args = ["zero", "new", "unchanged", "known", "known in order", "delta", "stripes"], sample_count = 10, sample_size = 1)]
+#[divan::bench(
+    args = ["zero", "new", "unchanged", "known", "known in order", "delta", "stripes"],
+    sample_count = 10,
+    sample_size = 1
+)]
 fn refine_kind(bencher: Bencher, kind: &str) {
     let mut memory = pages(kind != "zero");
     if kind == "stripes" {

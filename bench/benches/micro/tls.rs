@@ -1,5 +1,5 @@
-//! What protecting pages costs, by algorithm: on one core, batches of pages into records and back. It chose the order in
-//! `pki`.
+//! What protecting pages costs, by algorithm: on one core, batches of pages into records and back. It chose
+//! the order in `pki`.
 
 use divan::{Bencher, counter::BytesCount};
 use pki::{Authority, Files, Identity, Validity};

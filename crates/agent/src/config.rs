@@ -125,7 +125,8 @@ pub struct Config {
     pub allow: Allow,
     /// How many times the memory that is free they may need.
     pub overcommit: Overcommit,
-    /// A directory on a datastore that both hosts reach, for migrations that name none; `None`: they go over the network alone.
+    /// A directory on a datastore that both hosts reach, for migrations that name none; `None`: they go over
+    /// the network alone.
     pub spool: Option<PathBuf>,
     /// What must be in the file there when a VM changes hands.
     pub robust: Robust,

@@ -1,7 +1,7 @@
 //! Keeps what guests print from filling `/run`: a guest may print without end.
 //!
-//! QEMU appends to a console. One that has grown too long is emptied; its end is kept beside it. What a guest prints in between, within
-//! microseconds, is lost.
+//! QEMU appends to a console. One that has grown too long is emptied; its end is kept beside it. What a guest
+//! prints in between, within microseconds, is lost.
 
 use crate::private;
 use std::{

@@ -60,9 +60,10 @@ pub struct Context {
     pub registry: Arc<Registry>,
 }
 
-/// Runs an agent until SIGTERM or SIGINT. Ending it harms no VM: migrations before their switchover are cancelled and
-/// rolled back first, and QEMU processes are left alone. A second signal ends it without waiting for that. `record`: who owns which
-/// VM, where all hosts can ask; without one, the target of each migration keeps it.
+/// Runs an agent until SIGTERM or SIGINT. Ending it harms no VM: migrations before their switchover are
+/// cancelled and rolled back first, and QEMU processes are left alone. A second signal ends it without
+/// waiting for that. `record`: who owns which VM, where all hosts can ask; without one, the target of each
+/// migration keeps it.
 pub fn run(
     config: Config,
     hypervisor: Arc<dyn Hypervisor>,
@@ -152,7 +153,8 @@ pub fn run_until(
         };
         tokio::select! {
             () = rolled_back => {}
-            Some(why) = reasons.recv() => warn!(why, "ending without waiting for rollbacks; the journal has them"),
+            Some(why) = reasons.recv() => warn!(why, "ending without waiting for rollbacks; the journal has \
+                                                      them"),
         }
         let _ = close.send(());
         let _ = tokio::time::timeout(LAST_LINES, serving).await;

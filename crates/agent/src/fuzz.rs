@@ -1,7 +1,8 @@
-//! What takes bytes from strangers in here, as functions of bytes: for the crate `fuzz`, and for nothing else.
+//! What takes bytes from strangers in here, as functions of bytes: for the crate `fuzz`, and for nothing
+//! else.
 //!
-//! Not behind a feature: cargo builds the workspace with all features that anybody asks for, and what is tested would not be what is
-//! shipped.
+//! Not behind a feature: cargo builds the workspace with all features that anybody asks for, and what is
+//! tested would not be what is shipped.
 
 use crate::config::{Config, ConfigError, Flags};
 use std::path::Path;

@@ -72,7 +72,8 @@ pub trait Hypervisor: Send + Sync {
     /// Starts a VM; its guest runs when this returns. Leaves nothing behind when it fails.
     fn start(&self, plan: &Plan) -> Result<Found, Reasons>;
 
-    /// Learns what a VM that something else started is made of, and what will be different on another host. Changes nothing about it.
+    /// Learns what a VM that something else started is made of, and what will be different on another host.
+    /// Changes nothing about it.
     fn inspect(&self, name: &str, qmp: &Path) -> Result<(Found, Vec<String>), Reasons>;
 
     /// The same by looking alone: attaches to nothing, takes charge of nothing.

@@ -1,5 +1,5 @@
-//! The daemon of a host: it knows the host's VMs, moves them, keeps what must survive a crash, and answers the
-//! command line.
+//! The daemon of a host: it knows the host's VMs, moves them, keeps what must survive a crash, and answers
+//! the command line.
 
 /// What the command line asks, over HTTP.
 pub mod api;

@@ -25,7 +25,8 @@ impl FromStr for Format {
     }
 }
 
-/// Logs from now on, everything from `info` up unless `WHIMBREL_LOG` says otherwise (`debug`, `agent=trace`, …).
+/// Logs from now on, everything from `info` up unless `WHIMBREL_LOG` says otherwise (`debug`, `agent=trace`,
+/// …).
 pub fn begin(format: Format) {
     let filter = EnvFilter::try_from_env("WHIMBREL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let plain = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());

@@ -11,8 +11,8 @@ pub fn check(name: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "{name:?} is no name: it must begin with a letter or digit, go on with letters, digits, '-', '_' or '.', and \
-         have at most {LONGEST} characters"
+        "{name:?} is no name: it must begin with a letter or digit, go on with letters, digits, '-', '_' or \
+         '.', and have at most {LONGEST} characters"
     ))
 }
 

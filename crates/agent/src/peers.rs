@@ -19,11 +19,12 @@ use std::{
 };
 use tracing::{debug, warn};
 
-/// Connections served at once. A migration takes a dozen; beyond this somebody only wants to exhaust our threads.
+/// Connections served at once. A migration takes a dozen; beyond this somebody only wants to exhaust our
+/// threads.
 const MOST_CONNECTIONS: usize = 1024;
 
-/// How long to leave the listener alone when the host has run out of descriptors or memory: nothing tells when it has
-/// some again.
+/// How long to leave the listener alone when the host has run out of descriptors or memory: nothing tells
+/// when it has some again.
 const BREATH: Duration = Duration::from_millis(100);
 
 /// The agent's TCP port.
@@ -34,7 +35,8 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Listens at `address`, and has every connection served by `serve` on its own thread. For `known` hosts there is always room.
+    /// Listens at `address`, and has every connection served by `serve` on its own thread. For `known` hosts
+    /// there is always room.
     pub fn listen(
         address: SocketAddr,
         known: Vec<Address>,

@@ -13,12 +13,13 @@ pub(crate) const CONSOLE: &str = "console";
 /// Which files in a directory of the agent's are private, by their endings.
 const ENDINGS: [&str; 10] = ["redb", "pid", CONSOLE, "old", "log", "belongings", "qmp", "new", "sock", "vnc"];
 
-/// What others than the owner may do with a directory at most: go through it to what they know the name of, and have a right to.
+/// What others than the owner may do with a directory at most: go through it to what they know the name of,
+/// and have a right to.
 const GROUP_AND_OTHERS: u32 = 0o077;
 const TO_GO_THROUGH: u32 = 0o011;
 
-/// A directory for nobody but us: made, or put right where a version before this one has left it open to others, with the private files in
-/// it.
+/// A directory for nobody but us: made, or put right where a version before this one has left it open to
+/// others, with the private files in it.
 pub(crate) fn directory(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     let shared = path.parent().is_none_or(|parent| parent.parent().is_none());
@@ -61,7 +62,8 @@ fn tighten(path: &Path, allowed: u32) -> io::Result<()> {
     if right == mode {
         return Ok(());
     }
-    info!(path = %path.display(), mode = format!("{mode:o}"), right = format!("{right:o}"), "others could read it");
+    info!(path = %path.display(), mode = format!("{mode:o}"), right = format!("{right:o}"), "others could \
+                                                                                             read it");
     fs::set_permissions(path, fs::Permissions::from_mode(right))
 }
 

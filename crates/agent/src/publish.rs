@@ -1,4 +1,5 @@
-//! After a start: the shared record knows of the VMs that are here, and the agent whether they are its own by that record.
+//! After a start: the shared record knows of the VMs that are here, and the agent whether they are its own by
+//! that record.
 
 use crate::registry::Registry;
 use std::{io, sync::Arc, thread, time::Duration};

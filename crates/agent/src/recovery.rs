@@ -1,5 +1,5 @@
-//! What the journals say must still be done: after a restart of the agent, and after a migration that ended before
-//! it was settled who owns the VM.
+//! What the journals say must still be done: after a restart of the agent, and after a migration that ended
+//! before it was settled who owns the VM.
 
 use crate::{
     hypervisor::Reasons,
@@ -51,7 +51,8 @@ impl Recovery {
         Self { registry, migrator, busy, settling, held, stop: Wish::default() }
     }
 
-    /// Once, before the agent answers anybody: settles what can be settled at once, and begins to ask for the rest.
+    /// Once, before the agent answers anybody: settles what can be settled at once, and begins to ask for the
+    /// rest.
     pub fn begin(self: &Arc<Self>) -> Result<(), StoreError> {
         let store = self.registry.store();
         for (name, entry) in store.arrivals()? {
@@ -60,7 +61,8 @@ impl Recovery {
                 Some(vm) if entry.claimed => self.go_on(vm, arrival, entry),
                 Some(vm) if entry.claiming && alive(&vm) => self.ask_here(vm, arrival, entry),
                 vm if entry.claiming => {
-                    // Whoever the record names, it cannot run here any more. It is not claimed now: the source may still have it.
+                    // Whoever the record names, it cannot run here any more. It is not claimed now: the
+                    // source may still have it.
                     store.lose_claim(&name, entry.migration)?;
                     self.give_up(vm, &arrival, &entry)?;
                 }
@@ -73,8 +75,8 @@ impl Recovery {
         Ok(())
     }
 
-    /// Looks at the source's journal of this VM, and settles what it says on a thread of its own. A pause of ours is
-    /// ended before this returns.
+    /// Looks at the source's journal of this VM, and settles what it says on a thread of its own. A pause of
+    /// ours is ended before this returns.
     pub fn take_up(self: &Arc<Self>, name: &str) {
         let store = self.registry.store();
         let found = store.departure_of(name).and_then(|entry| Ok(entry.zip(store.vm(name)?)));
@@ -105,7 +107,8 @@ impl Recovery {
         self.stop.express();
     }
 
-    /// A person says that the target of the open migration is fenced: it can never run the VM. The guest is resumed.
+    /// A person says that the target of the open migration is fenced: it can never run the VM. The guest is
+    /// resumed.
     pub fn resolve_here(&self, name: &str, fenced: &str) -> Result<(), Refusal> {
         let vm = self.registry.find(name)?;
         let host = self.registry.host();
@@ -171,7 +174,8 @@ impl Recovery {
                         Ok(true) => return,
                         Ok(false) => {}
                         Err(error) if tries == 0 => {
-                            warn!(vm = vm.name, to = entry.to, %error, "in doubt: asking until there is an answer");
+                            warn!(vm = vm.name, to = entry.to, %error, "in doubt: asking until there is an \
+                                                                        answer");
                         }
                         Err(_) => {}
                     }
@@ -321,8 +325,8 @@ impl Recovery {
         }
     }
 
-    /// An arrival that was permitted: a shared record knows whether it was claimed, and is asked until it says so. The guest does
-    /// not run meanwhile.
+    /// An arrival that was permitted: a shared record knows whether it was claimed, and is asked until it
+    /// says so. The guest does not run meanwhile.
     fn ask_here(self: &Arc<Self>, vm: VmRecord, arrival: Arrival, entry: ArrivalRecord) {
         let (this, name) = (self.clone(), vm.name.clone());
         let work = move || {
@@ -338,7 +342,8 @@ impl Recovery {
                         );
                     }
                     Ok(Claimed::Lost(record)) => {
-                        info!(vm = vm.name, owner = record.owner, epoch = %record.epoch, "it does not belong here");
+                        info!(vm = vm.name, owner = record.owner, epoch = %record.epoch, "it does not belong \
+                                                                                          here");
                         let store = this.registry.store();
                         let given_up = store
                             .lose_claim(&name, entry.migration)
@@ -349,7 +354,8 @@ impl Recovery {
                         return;
                     }
                     Err(error) if tries == 0 => {
-                        warn!(vm = vm.name, from = entry.from, %error, "in doubt: asking until there is an answer");
+                        warn!(vm = vm.name, from = entry.from, %error, "in doubt: asking until there is an \
+                                                                        answer");
                     }
                     Err(_) => {}
                 }

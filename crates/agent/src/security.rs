@@ -1,4 +1,5 @@
-//! How an agent's connections are protected: told loudly when they are not, and when a certificate nears its end.
+//! How an agent's connections are protected: told loudly when they are not, and when a certificate nears its
+//! end.
 
 use crate::config::Config;
 use pki::{Identity, Instant, PkiError, Security};
@@ -35,9 +36,9 @@ impl SecurityError {
     pub fn next(&self, name: &str) -> String {
         match self {
             Self::Missing { .. } => format!(
-                "make the workgroup's CA once (whimbrel pki init), a certificate for this host (whimbrel pki issue \
-                 {name}), and put its three files where [tls] or --tls says; on a network that nobody else can reach, \
-                 --insecure-plaintext on all hosts does without"
+                "make the workgroup's CA once (whimbrel pki init), a certificate for this host (whimbrel pki \
+                 issue {name}), and put its three files where [tls] or --tls says; on a network that nobody \
+                 else can reach, --insecure-plaintext on all hosts does without"
             ),
             Self::Unusable(_) => {
                 "whimbrel pki show DIR says what is in these files and whether they fit".to_owned()
@@ -53,8 +54,8 @@ impl SecurityError {
 pub fn security(config: &Config) -> Result<Security, SecurityError> {
     let Some(files) = &config.tls else {
         warn!(
-            "INSECURE: connections are in plaintext (--insecure-plaintext). Whoever reaches {} can take VMs, give VMs, \
-             and read and change guests' memory on its way",
+            "INSECURE: connections are in plaintext (--insecure-plaintext). Whoever reaches {} can take VMs, \
+             give VMs, and read and change guests' memory on its way",
             config.listen
         );
         return Ok(Security::Plaintext);

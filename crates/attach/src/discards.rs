@@ -1,9 +1,11 @@
-//! Memory that the process throws away while it is tracked: for a balloon, or because its guest reports free pages.
+//! Memory that the process throws away while it is tracked: for a balloon, or because its guest reports free
+//! pages.
 //!
-//! It punches a hole into the file and then gives up its mapping (`MADV_DONTNEED`). The page tables of shared memory keep their
-//! protection at that, so no scan shows it, and a later read makes the page zeros unseen. With `UFFD_FEATURE_EVENT_REMOVE` the kernel
-//! tells of each range, and has the process wait until that was read (`admin-guide/mm/userfaultfd.rst`): so what was thrown away before the
-//! VMM says that the guest is stopped is known by then. Such a page counts as written; what is sent of it is zeros.
+//! It punches a hole into the file and then gives up its mapping (`MADV_DONTNEED`). The page tables of shared
+//! memory keep their protection at that, so no scan shows it, and a later read makes the page zeros unseen.
+//! With `UFFD_FEATURE_EVENT_REMOVE` the kernel tells of each range, and has the process wait until that was
+//! read (`admin-guide/mm/userfaultfd.rst`): so what was thrown away before the VMM says that the guest is
+//! stopped is known by then. Such a page counts as written; what is sent of it is zeros.
 
 use crate::region::Region;
 use std::{
@@ -25,7 +27,8 @@ use units::{BlockId, Locked, MemorySet};
 /// How long the thread waits for a message before it looks whether it is still wanted.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// Ranges that are kept before they are joined: a guest that reports free memory tells 32 at a time, a balloon each page.
+/// Ranges that are kept before they are joined: a guest that reports free memory tells 32 at a time, a
+/// balloon each page.
 const MANY: usize = 4096;
 
 /// What was thrown away since it was asked last.
@@ -94,7 +97,8 @@ impl Shared {
             if !self.uffd.waits(GLANCE)? {
                 continue;
             }
-            // Under the lock: the process goes on as soon as its message was read, and then it must be among those that are collected.
+            // Under the lock: the process goes on as soon as its message was read, and then it must be among
+            // those that are collected.
             let mut heard = self.heard();
             while let Some(range) = self.uffd.next_discard()? {
                 heard.add(range);

@@ -24,8 +24,8 @@ pub enum Error {
     },
     /// Huge pages can only be followed as wholes, without a word to us.
     #[error(
-        "RAM block {block} consists of huge pages (hugetlbfs), whose writes only the asynchronous tracker can \
-         follow (Linux 6.7)"
+        "RAM block {block} consists of huge pages (hugetlbfs), whose writes only the asynchronous tracker \
+         can follow (Linux 6.7)"
     )]
     HugePages {
         /// The VMM's name for it.
@@ -47,9 +47,9 @@ pub enum Error {
     },
     /// One write makes a whole transparent huge page present, so that nobody could tell what has arrived.
     #[error(
-        "RAM block {block}: this host backs shared memory with transparent huge pages even for single writes; \
-         write \"never\" or \"advise\" to /sys/kernel/mm/transparent_hugepage/shmem_enabled, or mount its tmpfs \
-         with huge=never"
+        "RAM block {block}: this host backs shared memory with transparent huge pages even for single \
+         writes; write \"never\" or \"advise\" to /sys/kernel/mm/transparent_hugepage/shmem_enabled, or \
+         mount its tmpfs with huge=never"
     )]
     EagerHugePages {
         /// The VMM's name for it.
@@ -57,7 +57,8 @@ pub enum Error {
     },
     /// Its writers cannot be made to wait.
     #[error(
-        "RAM block {block} is a file on a disk, whose writes only the asynchronous tracker can follow (Linux 6.7)"
+        "RAM block {block} is a file on a disk, whose writes only the asynchronous tracker can follow (Linux \
+         6.7)"
     )]
     OnDisk {
         /// The VMM's name for it.
@@ -65,8 +66,8 @@ pub enum Error {
     },
     /// Memory may be thrown away, which only the asynchronous tracker follows.
     #[error(
-        "the VM has a device that throws memory away (a balloon), which only the asynchronous tracker can follow \
-         (Linux 6.7)"
+        "the VM has a device that throws memory away (a balloon), which only the asynchronous tracker can \
+         follow (Linux 6.7)"
     )]
     Discards,
     /// More RAM blocks than a migration can name.
@@ -109,8 +110,8 @@ pub enum Ability {
     Private,
     /// Following writes to huge pages.
     HugePages,
-    /// Hearing of memory that is thrown away: whoever writes could be made to wait and would be heard of, whoever
-    /// throws memory away would not.
+    /// Hearing of memory that is thrown away: whoever writes could be made to wait and would be heard of,
+    /// whoever throws memory away would not.
     Discards,
     /// Waiting for missing pages of shared memory.
     Missing,

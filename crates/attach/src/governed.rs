@@ -1,8 +1,9 @@
 //! Tells which pages the guest wrote, and when it may go on writing.
 //!
-//! Here the kernel does not resolve writes by itself: a thread of ours hears of the first write to a protected page and opens a
-//! group of pages around it. So the writer can be made to wait, which is the only way to slow exactly those who outrun the link;
-//! and it works from Linux 5.19 on. It costs 17 to 42 µs a group where the asynchronous tracker costs 1 to 2 µs a page.
+//! Here the kernel does not resolve writes by itself: a thread of ours hears of the first write to a
+//! protected page and opens a group of pages around it. So the writer can be made to wait, which is the only
+//! way to slow exactly those who outrun the link; and it works from Linux 5.19 on. It costs 17 to 42 µs a
+//! group where the asynchronous tracker costs 1 to 2 µs a page.
 
 use crate::{
     Ability, Error, Memory, Tracking,
@@ -49,7 +50,8 @@ struct Shared {
     uffd: Uffd,
     process: Arc<PidFd>,
     memory: Arc<Memory>,
-    /// Pages that may be written. A page leaves it only in the moment in which it is protected again, and is owed from then on.
+    /// Pages that may be written. A page leaves it only in the moment in which it is protected again, and is
+    /// owed from then on.
     open: Mutex<MemorySet>,
     /// Where pages can lose their protection without a word: what is private, once it is thrown away.
     pagemap: Option<Mutex<Pagemap>>,
@@ -121,8 +123,8 @@ impl GovernedTracker {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Takes a slice of addresses over from whoever watched it before: from when this returns all writes there are seen. What
-    /// was written before, nobody may know any more: all of it counts as written.
+    /// Takes a slice of addresses over from whoever watched it before: from when this returns all writes
+    /// there are seen. What was written before, nobody may know any more: all of it counts as written.
     pub(crate) fn take_over(&self, slice: Range<u64>) -> io::Result<()> {
         let Some((block, region)) = self.shared.find(slice.start) else {
             let text = format!("no guest memory is at {:#x}", slice.start);
@@ -334,8 +336,8 @@ impl Shared {
         Err(io::Error::new(io::ErrorKind::NotConnected, text))
     }
 
-    /// Adds the pages that have lost their protection and were written without a word since. One that loses it only now
-    /// is found the next time: nobody has opened it, so it stays in nobody's list.
+    /// Adds the pages that have lost their protection and were written without a word since. One that loses
+    /// it only now is found the next time: nobody has opened it, so it stays in nobody's list.
     fn find_unprotected(&self, region: &Region, slice: PageRange, open: &mut PageSet) -> io::Result<()> {
         let (Some(pagemap), Ram::Private(_)) = (&self.pagemap, &region.ram) else { return Ok(()) };
         let found = |run: Range<u64>| open.insert_range(region.pages_at(&run));

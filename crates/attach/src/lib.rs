@@ -1,11 +1,11 @@
 //! The memory ports, kept with a process that knows nothing of us: a VMM, whichever it is.
 //!
-//! `Source` reads and tracks the RAM of a running process, `Target` fills that of a waiting one. Shared RAM is opened
-//! through `/proc/PID/map_files` and outlives the process. A source's may also be private to it: that is read in its
-//! address space, and is gone with it.
+//! `Source` reads and tracks the RAM of a running process, `Target` fills that of a waiting one. Shared RAM
+//! is opened through `/proc/PID/map_files` and outlives the process. A source's may also be private to it:
+//! that is read in its address space, and is gone with it.
 //!
-//! Who holds the userfaultfd decides how a crash of ours ends. On the source only we do: the guest runs on. On the
-//! target the process does too: its guest waits for a restarted agent instead of reading zeros.
+//! Who holds the userfaultfd decides how a crash of ours ends. On the source only we do: the guest runs on.
+//! On the target the process does too: its guest waits for a restarted agent instead of reading zeros.
 
 /// Why a process cannot be attached to.
 mod error;

@@ -20,12 +20,13 @@ use units::{BlockId, Locked, PAGE_SIZE, PageIndex, PageRange};
 /// `MADV_HUGEPAGE` of Linux.
 const HUGE_PAGES: i32 = 14;
 
-/// The holes of a target's RAM. Dropped without [`MissingPages::finish`], the guest still waits at every hole: only a
-/// successor that retakes it can let it go on.
+/// The holes of a target's RAM. Dropped without [`MissingPages::finish`], the guest still waits at every
+/// hole: only a successor that retakes it can let it go on.
 #[derive(Debug)]
 pub struct Missing {
     uffd: Uffd,
-    // The process holds the descriptor too, under this number: whatever ends us, its guest never reads zeros for what is owed.
+    // The process holds the descriptor too, under this number: whatever ends us, its guest never reads zeros
+    // for what is owed.
     fd_number: i32,
     process: Arc<PidFd>,
     memory: Arc<Memory>,
@@ -82,7 +83,8 @@ impl Missing {
         })
     }
 
-    /// The descriptor's number in the process: what a restarted agent needs to [`retake`](super::Target::retake) it.
+    /// The descriptor's number in the process: what a restarted agent needs to
+    /// [`retake`](super::Target::retake) it.
     pub fn fd_number(&self) -> i32 {
         self.fd_number
     }
@@ -132,8 +134,9 @@ impl MissingPages for Missing {
         }
         let mut new = 0;
         let mut at = range.start;
-        // Pages that are there may have come by another way than ours, which wakes nobody: their waiters are woken here,
-        // run by run. One call a page finds the end of such a run; SEEK_HOLE would look far beyond this range.
+        // Pages that are there may have come by another way than ours, which wakes nobody: their waiters are
+        // woken here, run by run. One call a page finds the end of such a run; SEEK_HOLE would look far
+        // beyond this range.
         let mut present = PageRange::new(at, 0);
         while at < range.end() {
             let rest = PageRange::new(at, range.end().0 - at.0);
@@ -173,7 +176,8 @@ impl MissingPages for Missing {
         if *finished {
             return Ok(());
         }
-        // In this order a crash in between leaves a descriptor in the process, and nothing that anybody waits for.
+        // In this order a crash in between leaves a descriptor in the process, and nothing that anybody waits
+        // for.
         for region in self.memory.regions() {
             self.uffd.unregister(region.addresses.clone())?;
         }

@@ -20,7 +20,8 @@ pub struct RamBlock {
     pub name: String,
     /// Its size.
     pub bytes: u64,
-    /// Where it begins in the process' address space (host virtual address). The only thing that tells two equal blocks apart.
+    /// Where it begins in the process' address space (host virtual address). The only thing that tells two
+    /// equal blocks apart.
     pub hva: u64,
 }
 
@@ -50,7 +51,8 @@ impl Region {
         start..start + range.bytes().0
     }
 
-    /// The pages at `addresses` of the process, which begin in this block. A huge page may reach beyond its end.
+    /// The pages at `addresses` of the process, which begin in this block. A huge page may reach beyond its
+    /// end.
     pub(crate) fn pages_at(&self, addresses: &Range<u64>) -> PageRange {
         let first = PageIndex::at_offset(addresses.start - self.addresses.start);
         PageRange::new(first, (addresses.end.min(self.addresses.end) - addresses.start) / PAGE_SIZE as u64)
@@ -82,7 +84,8 @@ fn open(process: &Arc<PidFd>, mappings: &[Mapping], wanted: &RamBlock) -> Result
     let end = wanted.hva.checked_add(wanted.bytes).ok_or_else(not_mapped)?;
     let at = mappings.iter().position(|m| m.addresses.contains(&wanted.hva)).ok_or_else(not_mapped)?;
     let first = &mappings[at];
-    // The kernel may have split the mapping. Its pieces follow each other in memory, and in the file if there is one.
+    // The kernel may have split the mapping. Its pieces follow each other in memory, and in the file if there
+    // is one.
     let mut last = first;
     for next in &mappings[at + 1..] {
         if last.addresses.end >= end || !continues(last, next) {
@@ -104,8 +107,8 @@ fn open(process: &Arc<PidFd>, mappings: &[Mapping], wanted: &RamBlock) -> Result
     Ok(Region { block, addresses, ram, huge })
 }
 
-/// What holds the content of these addresses, which lie in `mapping`, and their huge pages. None: huge pages of a file that has
-/// content of its own beneath them.
+/// What holds the content of these addresses, which lie in `mapping`, and their huge pages. None: huge pages
+/// of a file that has content of its own beneath them.
 fn hold(
     process: &Arc<PidFd>,
     mapping: &Mapping,

@@ -54,8 +54,9 @@ impl Source {
         self.memory.huge()
     }
 
-    /// Tries what every migration does to the process: borrows a thread of it and has it make a userfaultfd, which is closed again. What a
-    /// debugger, a filter or a lack of rights is against is found before it matters.
+    /// Tries what every migration does to the process: borrows a thread of it and has it make a userfaultfd,
+    /// which is closed again. What a debugger, a filter or a lack of rights is against is found before it
+    /// matters.
     pub fn try_out(&self) -> Result<(), Error> {
         let pid = self.process.pid();
         let thread = Borrowed::seize(&self.process).map_err(Error::step("borrow a thread", pid))?;
@@ -75,13 +76,14 @@ impl Source {
         Ok(())
     }
 
-    /// A RAM block that only its process can reach: after the switchover of a post-copy its process must live until all of it has arrived.
+    /// A RAM block that only its process can reach: after the switchover of a post-copy its process must live
+    /// until all of it has arrived.
     pub fn private(&self) -> Option<&str> {
         self.memory.private()
     }
 
-    /// A tracker of its writes. Borrows a thread of the process for well under a millisecond. One at a time: while another tracker
-    /// has its RAM, `begin` fails.
+    /// A tracker of its writes. Borrows a thread of the process for well under a millisecond. One at a time:
+    /// while another tracker has its RAM, `begin` fails.
     pub fn tracker(&self) -> Result<AsyncTracker, Error> {
         AsyncTracker::attach(&self.process, &self.memory, self.discards.then_some(&self.pulse))
     }
@@ -94,13 +96,14 @@ impl Source {
         GovernedTracker::attach(&self.process, &self.memory, how, &self.pulse)
     }
 
-    /// One that begins to do so when it is asked to, and costs the guest little before; unless the kernel has nothing else, or it
-    /// is to be like that from the start.
+    /// One that begins to do so when it is asked to, and costs the guest little before; unless the kernel has
+    /// nothing else, or it is to be like that from the start.
     pub fn switching(&self, how: Tracking) -> Result<SwitchingTracker, Error> {
         SwitchingTracker::attach(&self.process, &self.memory, how, &self.pulse, self.discards)
     }
 
-    /// What stuns those of its vCPU threads that write, none of them for longer than `longest` at a time. Nobody is stunned yet.
+    /// What stuns those of its vCPU threads that write, none of them for longer than `longest` at a time.
+    /// Nobody is stunned yet.
     pub fn stuns(&self, vcpus: Vec<i32>, longest: Duration) -> Result<VcpuStuns, Error> {
         VcpuStuns::new(&self.process, vcpus, longest, &self.pulse)
     }

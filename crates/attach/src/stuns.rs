@@ -16,14 +16,14 @@ use sys::{
 };
 use units::Locked;
 
-/// How often it is looked who faults, where nobody says who writes. A governed writer faults several times within it; a vCPU that stopped
-/// writing is stunned for so long in vain.
+/// How often it is looked who faults, where nobody says who writes. A governed writer faults several times
+/// within it; a vCPU that stopped writing is stunned for so long in vain.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// The vCPU threads of a process, of which those that write are stunned when that is asked for.
 ///
-/// A thread that writes is one that faults: its CPU time tells nothing, since who is governed waits most of the time, and who only
-/// computes is none of our business.
+/// A thread that writes is one that faults: its CPU time tells nothing, since who is governed waits most of
+/// the time, and who only computes is none of our business.
 #[derive(Debug)]
 pub struct VcpuStuns {
     vcpus: u32,

@@ -1,4 +1,5 @@
-//! The asynchronous tracker, where the kernel has it, as long as nobody has to be slowed; then the governed one.
+//! The asynchronous tracker, where the kernel has it, as long as nobody has to be slowed; then the governed
+//! one.
 
 use crate::{AsyncTracker, Error, GovernedTracker, Memory, Tracking, tracker::slices};
 use ports::{GuestMemory, Stalls, Tracker};
@@ -58,9 +59,10 @@ impl SwitchingTracker {
         Ok(Self { process, memory, how, pulse: pulse.clone(), agreed: None, now, unsure: false, fixed })
     }
 
-    /// One page has one watcher at a time, so between the two its writes are seen by nobody. They are not looked for: once
-    /// the new tracker sees everything, all that the guest ever wrote counts as written. What did not change since it was
-    /// sent is found out by its print and costs no bytes; so the guest need not be stopped for this.
+    /// One page has one watcher at a time, so between the two its writes are seen by nobody. They are not
+    /// looked for: once the new tracker sees everything, all that the guest ever wrote counts as written.
+    /// What did not change since it was sent is found out by its print and costs no bytes; so the guest need
+    /// not be stopped for this.
     fn change(&mut self) -> io::Result<()> {
         let Now::Free(free) = &mut self.now else { return Ok(()) };
         let mut governed = GovernedTracker::attach(&self.process, &self.memory, &self.how, &self.pulse)

@@ -22,8 +22,8 @@ pub struct Target {
 }
 
 impl Target {
-    /// Finds the RAM `blocks` of process `pid` and empties them: all of it is holes then, and stays free of huge
-    /// pages. The guest must not have started.
+    /// Finds the RAM `blocks` of process `pid` and empties them: all of it is holes then, and stays free of
+    /// huge pages. The guest must not have started.
     pub fn open(pid: i32, blocks: &[RamBlock]) -> Result<Self, Error> {
         let mut target = Self::find(pid, blocks)?;
         target.huge =
@@ -101,8 +101,8 @@ impl Target {
         &self.process
     }
 
-    /// From now on whoever touches a hole of the RAM waits until a page is placed there, even if we die. Whatever is owed
-    /// must be a hole (`discard`).
+    /// From now on whoever touches a hole of the RAM waits until a page is placed there, even if we die.
+    /// Whatever is owed must be a hole (`discard`).
     pub fn missing(&self) -> Result<Missing, Error> {
         Missing::begin(&self.process, &self.memory, &self.huge)
     }
@@ -110,15 +110,16 @@ impl Target {
     /// Goes on where an agent before us had to leave: `fd_number` is what [`Missing::fd_number`] told it.
     pub fn retake(&self, fd_number: i32) -> Result<Missing, Error> {
         let missing = Missing::retake(&self.process, &self.memory, &self.huge, fd_number)?;
-        // Faults that the agent before us had read and not answered are told nobody again: whoever waits touches the page
-        // once more, and that is told.
+        // Faults that the agent before us had read and not answered are told nobody again: whoever waits
+        // touches the page once more, and that is told.
         missing
             .wake_all()
             .map_err(Error::step("wake whoever waits for missing pages", self.process.pid()))?;
         Ok(missing)
     }
 
-    /// Whether the process still has the userfaultfd that an agent before us had it open. That is closed once nobody waits any more.
+    /// Whether the process still has the userfaultfd that an agent before us had it open. That is closed once
+    /// nobody waits any more.
     pub fn is_watched(&self, fd_number: i32) -> Result<bool, Error> {
         let pid = self.process.pid();
         match std::fs::read_link(format!("/proc/{pid}/fd/{fd_number}")) {
@@ -129,8 +130,8 @@ impl Target {
         }
     }
 
-    /// Ends the watch for missing pages that an agent before us has left, if it has: whoever waits goes on, and finds zeros. Only for a
-    /// guest to which nothing is owed.
+    /// Ends the watch for missing pages that an agent before us has left, if it has: whoever waits goes on,
+    /// and finds zeros. Only for a guest to which nothing is owed.
     pub fn end_watch(&self, fd_number: i32) -> Result<(), Error> {
         if !self.is_watched(fd_number)? {
             return Ok(());

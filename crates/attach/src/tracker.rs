@@ -1,9 +1,10 @@
 //! Tells which pages the guest wrote, with the kernel resolving the writes by itself.
 //!
-//! `UFFD_FEATURE_WP_ASYNC` lets the first write to a protected page through and remembers it in the page tables; one
-//! `PAGEMAP_SCAN` reads that and protects again, atomically. Writes of vCPUs, of any other thread and of system calls
-//! (`read(2)` into guest RAM) are all seen, for they go through the process' page tables. What does not: direct I/O whose pages
-//! were pinned before, which the VMM keeps from taking place while a VM is moved, and other processes, which are refused elsewhere.
+//! `UFFD_FEATURE_WP_ASYNC` lets the first write to a protected page through and remembers it in the page
+//! tables; one `PAGEMAP_SCAN` reads that and protects again, atomically. Writes of vCPUs, of any other thread
+//! and of system calls (`read(2)` into guest RAM) are all seen, for they go through the process' page tables.
+//! What does not: direct I/O whose pages were pinned before, which the VMM keeps from taking place while a VM
+//! is moved, and other processes, which are refused elsewhere.
 
 use crate::{
     Ability, Error, Memory,
@@ -23,7 +24,8 @@ use sys::{
 };
 use units::{BlockId, MemorySet, PageSet};
 
-/// How much is protected at once. The guest's page faults wait for one slice at most: 64 MiB take about a millisecond.
+/// How much is protected at once. The guest's page faults wait for one slice at most: 64 MiB take about a
+/// millisecond.
 pub(crate) const SLICE: u64 = 64 << 20;
 
 /// The asynchronous tracker (Linux 6.7).
@@ -43,7 +45,8 @@ pub struct AsyncTracker {
 }
 
 impl AsyncTracker {
-    /// `discards`: the process may throw memory away meanwhile, and then waits for a thread that shows there that it gets on.
+    /// `discards`: the process may throw memory away meanwhile, and then waits for a thread that shows there
+    /// that it gets on.
     pub(crate) fn attach(
         process: &Arc<PidFd>,
         memory: &Arc<Memory>,
@@ -80,21 +83,23 @@ impl AsyncTracker {
 }
 
 impl AsyncTracker {
-    /// Watches a slice no more; what was written there and not collected is forgotten. All slices are to follow.
+    /// Watches a slice no more; what was written there and not collected is forgotten. All slices are to
+    /// follow.
     pub(crate) fn let_go(&mut self, slice: Range<u64>) -> io::Result<()> {
         // The kernel would lift a protection for whoever asks, be it another's by then.
         self.watching = false;
         self.uffd.unregister(slice)
     }
 
-    /// Adds the pages that were thrown away since it was looked last, where nobody tells: such a page is zeros, its protection
-    /// outlives it, and no scan for written pages shows it.
+    /// Adds the pages that were thrown away since it was looked last, where nobody tells: such a page is
+    /// zeros, its protection outlives it, and no scan for written pages shows it.
     fn find_vanished(&mut self, mut dirty: Option<&mut MemorySet>) -> io::Result<()> {
         let mut now = Vec::new();
         for (id, (region, silent)) in self.memory.regions().iter().zip(&self.silent).enumerate() {
             now.push(match &region.huge {
                 _ if !silent => None,
-                // Those that are mapped will do: one that is being moved, and taken for gone, is sent once more.
+                // Those that are mapped will do: one that is being moved, and taken for gone, is sent once
+                // more.
                 Some(huge) => {
                     let mut set = PageSet::empty(region.block.pages);
                     huge.mapped()?.iter().for_each(|run| set.insert_range(region.pages_at(run)));
@@ -115,8 +120,9 @@ impl AsyncTracker {
     }
 }
 
-/// Which blocks the process may throw pages of away without a word to whoever watches them. Of huge pages it only punches holes into the
-/// file, and where memory is locked (`mlockall`) the kernel does the same and refuses the rest, which would be told.
+/// Which blocks the process may throw pages of away without a word to whoever watches them. Of huge pages it
+/// only punches holes into the file, and where memory is locked (`mlockall`) the kernel does the same and
+/// refuses the rest, which would be told.
 fn silent(process: &PidFd, memory: &Memory, discards: bool) -> io::Result<Vec<bool>> {
     // To ask of each mapping takes the kernel a walk through all of its page tables; of the process, nothing.
     let discards = discards && has_locked(process)?;
@@ -136,7 +142,8 @@ fn has_locked(process: &PidFd) -> io::Result<bool> {
     Ok(proc::value(&status, "VmLck").is_some_and(|locked| locked != "0 kB"))
 }
 
-/// Makes a userfaultfd in the process, takes it, and closes it there before anything can be registered with it.
+/// Makes a userfaultfd in the process, takes it, and closes it there before anything can be registered with
+/// it.
 pub(crate) fn take_userfaultfd(process: &Arc<PidFd>) -> io::Result<Uffd> {
     let borrowed = Borrowed::seize(process)?;
     let n = borrowed.userfaultfd()?;
@@ -167,7 +174,8 @@ impl Tracker for AsyncTracker {
         if let Some(discards) = &self.discards {
             discards.collect(self.memory.regions(), dirty)?;
         }
-        // The page tables of a process that ended are empty, which must not pass for a guest that writes nothing.
+        // The page tables of a process that ended are empty, which must not pass for a guest that writes
+        // nothing.
         if self.process.is_alive()? {
             return Ok(());
         }

@@ -1,5 +1,5 @@
-//! RAM of explicit huge pages (hugetlbfs): what is there, what was written, and what was thrown away, exactly and at no cost of
-//! huge pages. `HUGE` pages of 4 KiB are one.
+//! RAM of explicit huge pages (hugetlbfs): what is there, what was written, and what was thrown away, exactly
+//! and at no cost of huge pages. `HUGE` pages of 4 KiB are one.
 
 mod bed;
 
@@ -12,7 +12,8 @@ use units::{BlockId, MemorySet, PAGE_SIZE, PageIndex, PageRange};
 const RAM: BlockId = BlockId(0);
 const HUGE: u64 = 512;
 
-/// Huge pages of this machine and a place for files of them, given back in the end. None: it has none to spare.
+/// Huge pages of this machine and a place for files of them, given back in the end. None: it has none to
+/// spare.
 struct Huge {
     before: String,
     at: PathBuf,
@@ -154,7 +155,8 @@ fn follows(object: &str, bytes: u64) {
     assert_eq!(qemu.peek(3 * HUGE + 7), 0, "{object}");
 }
 
-/// A file that was there before, of which QEMU has a private mapping: what is not there yet is what the file holds.
+/// A file that was there before, of which QEMU has a private mapping: what is not there yet is what the file
+/// holds.
 fn refuses_a_file_with_content(huge: &Huge) {
     let objects = huge.objects(16);
     let mut first = Qemu::start(&objects[1], &["-m", "16M"]);

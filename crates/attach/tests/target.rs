@@ -88,7 +88,8 @@ fn a_page_that_was_written_while_somebody_waited_wakes_him() {
     assert_eq!(qemu.gdb_answer(), "05");
 }
 
-/// An agent is lost while somebody waits for page 1000, and pages 100 to 104 are there. The next one has the number of its descriptor.
+/// An agent is lost while somebody waits for page 1000, and pages 100 to 104 are there. The next one has the
+/// number of its descriptor.
 fn left(qemu: &mut Qemu, target: Target) -> (Target, i32) {
     let block = qemu.block("mem", 64 * MIB, 0);
     let missing = target.missing().unwrap();

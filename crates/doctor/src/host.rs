@@ -15,8 +15,8 @@ const ASYNC_TRACKING: (u32, u32) = (6, 7);
 const TRACKING: (u32, u32) = (5, 19);
 /// Less than this free, and hardly any VM finds room.
 const LITTLE_MEMORY: Bytes = Bytes(1 << 30);
-/// What Linux gives by default. A migration needs a few descriptors for each stream and RAM block, an agent some for
-/// each VM.
+/// What Linux gives by default. A migration needs a few descriptors for each stream and RAM block, an agent
+/// some for each VM.
 const OPEN_FILES: u64 = 1024;
 
 /// The kernel's version.

@@ -35,8 +35,8 @@ fn judge(measured: Result<Ran, KvmError>, driver: Option<&str>) -> Check {
             &[],
             format!("/dev/kvm works, but only {:.2} million loop turns/s: {slow}", ran.speed() / 1e6),
             format!(
-                "it lacks the hardware's help (the processor itself makes {:.0} million/s, a guest should make {:.0}): enable \
-                 nested virtualisation on the machine below, or leave it",
+                "it lacks the hardware's help (the processor itself makes {:.0} million/s, a guest should \
+                 make {:.0}): enable nested virtualisation on the machine below, or leave it",
                 ran.native / 1e6,
                 ran.native * USABLE_SHARE / 1e6
             ),

@@ -1,5 +1,5 @@
-//! Can this host migrate VMs? Every requirement is tried, not looked up: what the documentation of a kernel promises
-//! and what a hardened host allows are two things.
+//! Can this host migrate VMs? Every requirement is tried, not looked up: what the documentation of a kernel
+//! promises and what a hardened host allows are two things.
 
 mod diagnosis;
 mod host;
@@ -18,8 +18,8 @@ pub use render::{Style, render};
 
 use std::path::PathBuf;
 
-/// Tries everything that a migration needs from this host, in a second or so. `qemus` are QEMU binaries to look at
-/// besides those in `PATH`.
+/// Tries everything that a migration needs from this host, in a second or so. `qemus` are QEMU binaries to
+/// look at besides those in `PATH`.
 pub fn examine(qemus: &[PathBuf]) -> Diagnosis {
     let patient = sys::patient::Patient::start();
     let mut checks = vec![host::kernel()];

@@ -74,8 +74,8 @@ fn right(patient: &Patient) -> Check {
             format!("cannot be made in another process: {e}"),
             remedy(
                 &e,
-                "run as root, or give the agent the device: chmod 0660 /dev/userfaultfd and its group, or sysctl \
-             vm.unprivileged_userfaultfd=1; a kernel without CONFIG_USERFAULTFD cannot",
+                "run as root, or give the agent the device: chmod 0660 /dev/userfaultfd and its group, or \
+             sysctl vm.unprivileged_userfaultfd=1; a kernel without CONFIG_USERFAULTFD cannot",
             ),
         ),
     }
@@ -102,8 +102,8 @@ fn tracking_features(patient: &Patient) -> Check {
     }
     if !wanted.is_empty() {
         let found = format!("missing: {wanted}; only the synchronous tracker works");
-        let remedy = "boot Linux 6.7 or newer: until then each first write to a group of pages costs a guest that is \
-                      being migrated 17 to 42 µs more";
+        let remedy = "boot Linux 6.7 or newer: until then each first write to a group of pages costs a guest \
+                      that is being migrated 17 to 42 µs more";
         return Check::warn(name, PRE_COPY, found, remedy);
     }
     let all: Vec<_> = NEEDED.iter().chain(&FOR_ASYNCHRONOUS).map(|(what, ..)| *what).collect();
@@ -163,7 +163,8 @@ fn hearing(patient: &Patient) -> Check {
     }
 }
 
-/// Writes to two pages of another process, one populated and one never touched, and lets the writer go on each time.
+/// Writes to two pages of another process, one populated and one never touched, and lets the writer go on
+/// each time.
 fn hear(patient: &Patient) -> io::Result<()> {
     let ram = patient.map_ram()?;
     let pages = [3, PAGES / 2 + 1];
@@ -252,8 +253,8 @@ fn chosen(setting: &str) -> Option<&str> {
 
 fn judge_huge_pages(brought: io::Result<u64>, setting: Option<&str>) -> Check {
     let name = HUGE.0;
-    let never = "echo never > /sys/kernel/mm/transparent_hugepage/shmem_enabled (a target then keeps what it still \
-                 misses apart from what it has), and hugepages-*kB/shmem_enabled beside it likewise";
+    let never = "echo never > /sys/kernel/mm/transparent_hugepage/shmem_enabled (a target then keeps what it \
+                 still misses apart from what it has), and hugepages-*kB/shmem_enabled beside it likewise";
     let said = setting.unwrap_or("not supported by this kernel");
     match (brought, setting) {
         (Ok(1), Some("always" | "force" | "within_size")) => Check::fail(

@@ -68,14 +68,16 @@ fn judge_unit(unit: Option<(Option<String>, String)>, has_busctl: bool) -> Check
             name,
             &[],
             format!(
-                "the agent runs as {unit} with KillMode={mode}: guests get scopes of their own, and outlive it"
+                "the agent runs as {unit} with KillMode={mode}: guests get scopes of their own, and outlive \
+                 it"
             ),
         ),
         Some((Some(mode), unit)) => Check::warn(
             name,
             &[],
             format!(
-                "the agent runs as {unit} with KillMode={mode}: its restart kills every guest that it has started"
+                "the agent runs as {unit} with KillMode={mode}: its restart kills every guest that it has \
+                 started"
             ),
             format!(
                 "systemctl edit {unit}, and set KillMode=process, as contrib/whimbrel-agent.service does"

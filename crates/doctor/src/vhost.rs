@@ -1,4 +1,5 @@
-//! Whether VMs can be moved whose packets the kernel carries (`vhost=on`): one of its workers writes, and is watched.
+//! Whether VMs can be moved whose packets the kernel carries (`vhost=on`): one of its workers writes, and is
+//! watched.
 
 use crate::Check;
 use sys::vhost::{Proven, VhostError, prove};
@@ -32,8 +33,8 @@ fn judge(proven: Result<Proven, VhostError>) -> Check {
             NAME,
             &[],
             format!("VMs with vhost=on cannot be moved from here: {e}"),
-            "try again when the machine is less busy, or start such VMs with vhost=off; a network card of theirs is as \
-             before, only slower",
+            "try again when the machine is less busy, or start such VMs with vhost=off; a network card of \
+             theirs is as before, only slower",
         ),
     }
 }

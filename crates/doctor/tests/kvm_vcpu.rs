@@ -1,5 +1,5 @@
-//! The asynchronous tracker against a real KVM vCPU: a tiny guest in a process of its own, tracked from here as QEMU
-//! is tracked. Needs `/dev/kvm`, and the rights that a migration needs.
+//! The asynchronous tracker against a real KVM vCPU: a tiny guest in a process of its own, tracked from here
+//! as QEMU is tracked. Needs `/dev/kvm`, and the rights that a migration needs.
 
 use std::{
     env,
@@ -59,8 +59,8 @@ fn the_tracker_sees_the_writes_of_a_real_kvm_vcpu() {
                 );
             })
             .unwrap();
-        // A processor with nested paging may count its walks through the guest's page tables as writes (AMD's does):
-        // true reports, but not of what the guest's code writes.
+        // A processor with nested paging may count its walks through the guest's page tables as writes (AMD's
+        // does): true reports, but not of what the guest's code writes.
         seen.retain(|page| *page >= FIRST_FREE_PAGE);
         seen
     };

@@ -30,8 +30,8 @@ struct Session {
     driver: Outside,
     /// What its data connections must say.
     token: Token,
-    /// Who its source is: each of its connections must be of a host that has one of these names in its certificate.
-    /// None where there are no certificates.
+    /// Who its source is: each of its connections must be of a host that has one of these names in its
+    /// certificate. None where there are no certificates.
     source: Option<Vec<String>>,
 }
 
@@ -57,13 +57,14 @@ impl Acceptor {
         Self { host, security, sessions: Arc::default() }
     }
 
-    /// Serves one connection; returns when it has been handed over, or is over. Call it on a thread of its own: the peer
-    /// may be slow, and may be hostile.
+    /// Serves one connection; returns when it has been handed over, or is over. Call it on a thread of its
+    /// own: the peer may be slow, and may be hostile.
     pub fn serve(&self, stream: TcpStream) -> io::Result<()> {
         self.serve_greeted(stream, |_| ())
     }
 
-    /// The same; `greeted` hears that the peer has said what it wants, and whether it has a certificate of the workgroup.
+    /// The same; `greeted` hears that the peer has said what it wants, and whether it has a certificate of
+    /// the workgroup.
     pub fn serve_greeted(&self, stream: TcpStream, greeted: impl FnOnce(bool)) -> io::Result<()> {
         let (mut conn, preamble, token) = welcome(stream, &self.security, GREETING)?;
         greeted(conn.peer().is_some());
@@ -97,8 +98,8 @@ impl Acceptor {
         }
     }
 
-    /// The agent is about to end: migrations that are not permitted yet are given up, so that nothing of them stays. Waits
-    /// until they are, at most `time`.
+    /// The agent is about to end: migrations that are not permitted yet are given up, so that nothing of them
+    /// stays. Waits until they are, at most `time`.
     pub fn give_up(&self, time: Duration) {
         let end = Instant::now() + time;
         for session in self.sessions.locked().values() {
@@ -111,8 +112,8 @@ impl Acceptor {
         }
     }
 
-    /// Goes on with a VM that this host has claimed and whose agent was restarted: the source will connect again, or the spool has what
-    /// is owed. Returns once the guest has all its memory.
+    /// Goes on with a VM that this host has claimed and whose agent was restarted: the source will connect
+    /// again, or the spool has what is owed. Returns once the guest has all its memory.
     pub fn go_on(
         &self,
         request: Request,

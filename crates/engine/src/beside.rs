@@ -1,4 +1,5 @@
-//! Ports that are used beside the driver: while a thread asks one of them, the driver goes on with something else.
+//! Ports that are used beside the driver: while a thread asks one of them, the driver goes on with something
+//! else.
 
 use std::{
     io,
@@ -22,14 +23,16 @@ impl<T: ?Sized + Send + 'static> Beside<T> {
         self.0.locked()
     }
 
-    /// Uses it on a thread of its own as soon as nobody else does. Does not wait for that: whoever locks it next may come before.
+    /// Uses it on a thread of its own as soon as nobody else does. Does not wait for that: whoever locks it
+    /// next may come before.
     pub(crate) fn later(&self, name: &str, work: impl FnOnce(&mut T) + Send + 'static) -> io::Result<()> {
         let port = self.0.clone();
         let work = move || work(&mut port.locked());
         thread::Builder::new().name(name.into()).spawn(work).map(drop)
     }
 
-    /// Uses it on a thread of its own, which has it when this returns: whoever locks it from now on comes after.
+    /// Uses it on a thread of its own, which has it when this returns: whoever locks it from now on comes
+    /// after.
     pub(crate) fn spawn(&self, name: &str, work: impl FnOnce(&mut T) + Send + 'static) -> io::Result<()> {
         let port = self.0.clone();
         let (has_it, had) = std::sync::mpsc::sync_channel(0);

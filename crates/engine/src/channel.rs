@@ -1,7 +1,7 @@
 //! TLS over a connection. Both directions are used at once, from whichever threads.
 //!
-//! A connection's end without TLS's own word for it is not told from one with it: what is said over connections says itself
-//! when it is complete, and one that is cut off is a lost one.
+//! A connection's end without TLS's own word for it is not told from one with it: what is said over
+//! connections says itself when it is complete, and one that is cut off is a lost one.
 
 use crate::conn::{By, GREETING, SPEAKS_PLAINTEXT, Traffic, invalid, unanswered};
 use pki::Identity;
@@ -15,17 +15,18 @@ use std::{
 };
 use units::Locked;
 
-/// Bytes that one system call takes in: several records, so that the calls cost little beside deciphering them.
+/// Bytes that one system call takes in: several records, so that the calls cost little beside deciphering
+/// them.
 const INBOX: usize = 64 << 10;
 
-/// Bytes that one system call sends, at most. A batch of pages is twice that; more would leave the processor's cache
-/// between being enciphered and being sent.
+/// Bytes that one system call sends, at most. A batch of pages is twice that; more would leave the
+/// processor's cache between being enciphered and being sent.
 const OUTBOX: usize = 256 << 10;
 
 /// One connection's keys and buffers.
 pub(crate) struct Channel {
-    /// Held while bytes become records or records bytes, and never while a socket is waited for: one that waits to write
-    /// must not keep the other from reading.
+    /// Held while bytes become records or records bytes, and never while a socket is waited for: one that
+    /// waits to write must not keep the other from reading.
     session: Mutex<Connection>,
     inbox: Mutex<Inbox>,
     /// Held from enciphering to sending: records must go out in their order.

@@ -16,13 +16,13 @@ use std::{
 use sys::socket::Queue;
 use units::{Locked, MigrationId};
 
-/// A side that says nothing for this long is taken for lost. Both sides speak at least each [`PING`]. Shorter, and a
-/// host that is merely busy would be taken for lost, which costs a round's rest; longer, and a guest that waits for pages of a source
-/// that is connected again waits for nothing.
+/// A side that says nothing for this long is taken for lost. Both sides speak at least each [`PING`].
+/// Shorter, and a host that is merely busy would be taken for lost, which costs a round's rest; longer, and a
+/// guest that waits for pages of a source that is connected again waits for nothing.
 pub(crate) const SILENCE: Duration = Duration::from_millis(1500);
 
-/// The same in preflight, while the target starts a QEMU on a host that may be busy, and between promise and commit: what is taken
-/// for lost there costs the whole migration.
+/// The same in preflight, while the target starts a QEMU on a host that may be busy, and between promise and
+/// commit: what is taken for lost there costs the whole migration.
 pub(crate) const LONG_SILENCE: Duration = Duration::from_secs(5);
 
 /// What a connection was given and the peer does not confirm within this time, ends it.
@@ -74,7 +74,8 @@ impl Conn {
         Ok(Self { stream, traffic, channel: None, deadline: None })
     }
 
-    /// Whether the peer's certificate is for a host of this name. Where there are no certificates, anybody is anybody.
+    /// Whether the peer's certificate is for a host of this name. Where there are no certificates, anybody is
+    /// anybody.
     pub(crate) fn is_of(&self, host: &str) -> bool {
         self.peer().is_none_or(|names| names.iter().any(|name| name == host))
     }
@@ -212,7 +213,8 @@ pub trait Dial: Send + Sync {
     /// A new connection of this migration. `token`: where the kind needs one.
     fn dial(&self, kind: Kind, token: Option<&Token>) -> io::Result<Conn>;
 
-    /// The same, soon given up at each of the peer's addresses: it may be back at any moment, and at any of them.
+    /// The same, soon given up at each of the peer's addresses: it may be back at any moment, and at any of
+    /// them.
     fn dial_soon(&self, kind: Kind, token: Option<&Token>, within: Duration) -> io::Result<Conn>;
 
     /// Whether what is said can be read and changed on the way.
@@ -309,12 +311,12 @@ impl TcpDial {
 }
 
 /// Said by a side without certificates.
-const SPEAKS_TLS: &str = "the other side speaks TLS, and this side plaintext (--insecure-plaintext): start both with \
-     certificates, or both without";
+const SPEAKS_TLS: &str = "the other side speaks TLS, and this side plaintext (--insecure-plaintext): start \
+     both with certificates, or both without";
 
 /// Said by a side with certificates.
-pub(crate) const SPEAKS_PLAINTEXT: &str = "the other side speaks plaintext (--insecure-plaintext), and this side TLS: \
-     start both with certificates, or both without";
+pub(crate) const SPEAKS_PLAINTEXT: &str = "the other side speaks plaintext (--insecure-plaintext), and this \
+     side TLS: start both with certificates, or both without";
 
 impl Dial for TcpDial {
     fn dial(&self, kind: Kind, token: Option<&Token>) -> io::Result<Conn> {
@@ -506,8 +508,8 @@ pub(crate) fn now_ns() -> u64 {
     START.elapsed().as_nanos() as u64
 }
 
-/// Reads control messages until the connection ends, or is silent for so long; pings are answered on the spot. Returns why it
-/// ended.
+/// Reads control messages until the connection ends, or is silent for so long; pings are answered on the
+/// spot. Returns why it ended.
 pub(crate) fn listen(
     mut conn: Conn,
     silence: Duration,
@@ -518,7 +520,8 @@ pub(crate) fn listen(
     if let Err(e) = conn.silence(Some(silence)) {
         return e;
     }
-    // A peer that has gone hears no answer any more, and what it said last is behind its last ping: that it gives up, and why.
+    // A peer that has gone hears no answer any more, and what it said last is behind its last ping: that it
+    // gives up, and why.
     let mut unanswered = None;
     loop {
         match read_control(&mut conn) {

@@ -1,4 +1,5 @@
-//! Pages that the guest on the target waits for: asked for on a connection of their own, ahead of everything else.
+//! Pages that the guest on the target waits for: asked for on a connection of their own, ahead of everything
+//! else.
 
 use crate::{conn::Conn, land::Landing, ports::Fault};
 use proto::Frame;
@@ -16,8 +17,8 @@ use units::Locked;
 /// How often the thread looks whether it is over. Faults themselves wake it at once.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Serves the faults of one guest. It waits for nothing but the kernel's and the source's descriptors: QEMU's main loop can
-/// itself be blocked on a fault that only this can resolve.
+/// Serves the faults of one guest. It waits for nothing but the kernel's and the source's descriptors: QEMU's
+/// main loop can itself be blocked on a fault that only this can resolve.
 #[derive(Clone)]
 pub(crate) struct Faults {
     landing: Arc<Landing>,
@@ -57,7 +58,8 @@ impl Faults {
                             self.ask(fault);
                         }
                     } else if let Err(e) = missing.place_zero(fault) {
-                        // Never written, or discarded by the guest: zeros. The guest asks again if this failed.
+                        // Never written, or discarded by the guest: zeros. The guest asks again if this
+                        // failed.
                         tracing::error!(%e, ?fault, "could not answer a fault");
                     }
                 }

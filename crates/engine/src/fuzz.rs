@@ -1,7 +1,8 @@
-//! What takes bytes from strangers in here, as functions of bytes: for the crate `fuzz`, and for nothing else.
+//! What takes bytes from strangers in here, as functions of bytes: for the crate `fuzz`, and for nothing
+//! else.
 //!
-//! Not behind a feature: cargo builds the workspace with all features that anybody asks for, and what is tested would not be what is
-//! shipped.
+//! Not behind a feature: cargo builds the workspace with all features that anybody asks for, and what is
+//! tested would not be what is shipped.
 
 use crate::{
     conn,
@@ -58,8 +59,8 @@ pub fn unpack(state: &control::State) -> Result<DeviceState, String> {
     target::unpack(state)
 }
 
-/// What is foretold of a guest of so many pages, that wrote so many pages in the second before, whose earlier migrations went like
-/// this by the word of other hosts.
+/// What is foretold of a guest of so many pages, that wrote so many pages in the second before, whose earlier
+/// migrations went like this by the word of other hosts.
 pub fn foresee(history: &[Past], link: Rate, present: u64, written: u64, limit: Duration) -> Forecast {
     let mut set = policy::WorkingSet::of(present);
     for part in 1..=4 {

@@ -11,8 +11,8 @@ use std::{
 };
 use units::Locked;
 
-/// Lets as many streams through as it pays to use. The others are connected and wait: one more costs no time when it is
-/// wanted.
+/// Lets as many streams through as it pays to use. The others are connected and wait: one more costs no time
+/// when it is wanted.
 #[derive(Debug)]
 pub(crate) struct Gate {
     width: Mutex<Width>,
@@ -60,7 +60,8 @@ impl Gate {
         self.all_taken();
     }
 
-    /// A stream moved some of the guest's memory. Says how many streams there are from now on, if that changes.
+    /// A stream moved some of the guest's memory. Says how many streams there are from now on, if that
+    /// changes.
     pub(crate) fn moved(&self, bytes: u64) -> Option<u32> {
         let changed = self.width.locked().observe(self.start.elapsed(), bytes)?;
         tracing::debug!(streams = changed, "another number of streams");

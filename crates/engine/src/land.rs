@@ -19,8 +19,8 @@ use std::{
 };
 use units::{BlockId, Locked, MemorySet, PAGE_SIZE, PageRange};
 
-/// Up to so many owed pages, each run of them is made a hole without looking whether it is one: looking takes up to 20 ms a
-/// GiB, making a hole 5 µs. Measured by the figures of `attach/tests/figures.rs`.
+/// Up to so many owed pages, each run of them is made a hole without looking whether it is one: looking takes
+/// up to 20 ms a GiB, making a hole 5 µs. Measured by the figures of `attach/tests/figures.rs`.
 const FEW: u64 = 2048;
 
 /// How pages may be put into memory.
@@ -42,9 +42,11 @@ pub(crate) struct Landing {
     /// Verifies what refers to this memory (I7).
     sealer: Option<Sealer>,
     stage: RwLock<Stage>,
-    /// Pages that the source still has to send to a guest that may run. A page leaves it only once it is in memory.
+    /// Pages that the source still has to send to a guest that may run. A page leaves it only once it is in
+    /// memory.
     owed: Mutex<MemorySet>,
-    /// What has landed of the current round, while nothing runs here: it need not be sent again if the link is lost.
+    /// What has landed of the current round, while nothing runs here: it need not be sent again if the link
+    /// is lost.
     landed: Mutex<MemorySet>,
     pub(crate) announced: Mutex<Option<Announced>>,
     differing: AtomicU64,
@@ -120,8 +122,8 @@ impl Landing {
         Ok(())
     }
 
-    /// Nothing is owed: the guest runs on at the source, and pages come as they did before. Where holes were made, pages land like
-    /// anywhere else, or holes stay and are zeros.
+    /// Nothing is owed: the guest runs on at the source, and pages come as they did before. Where holes were
+    /// made, pages land like anywhere else, or holes stay and are zeros.
     pub(crate) fn disown(&self) {
         self.owed().clear();
         self.enter(Stage::Before);
@@ -175,8 +177,8 @@ impl Landing {
         Ok(())
     }
 
-    /// Puts what is owed of a run into memory of a guest that may run, then strikes it off: in this order, because a
-    /// fault on a page that is not owed is answered with zeros.
+    /// Puts what is owed of a run into memory of a guest that may run, then strikes it off: in this order,
+    /// because a fault on a page that is not owed is answered with zeros.
     fn place(&self, block: BlockId, range: PageRange, content: Option<&[u8]>) -> io::Result<()> {
         let missing = self.missing.as_ref().ok_or_else(|| invalid("post-copy was not agreed"))?;
         let owed: Vec<PageRange> = self.owed().block(block).runs_within(range).collect();
@@ -208,7 +210,8 @@ impl Landing {
         Ok(())
     }
 
-    /// Puts pages of the file into memory of a guest that does not run here yet, as a batch of its round would be.
+    /// Puts pages of the file into memory of a guest that does not run here yet, as a batch of its round
+    /// would be.
     pub(crate) fn land_spooled(&self, extent: &Extent, content: &spool::Content) -> io::Result<()> {
         let stage = self.stage.read().expect("no one panics while landing");
         match (*stage, extent.kind, content) {

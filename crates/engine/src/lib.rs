@@ -1,7 +1,7 @@
 //! Drives one migration: the machines of `proto` say what to do, the ports do it.
 //!
-//! The way of a page: a [`ports::Tracker`] captures it, `ship` refines it and writes it to a stream, `land` puts it
-//! into the target's memory; after a post-copy switchover `faults` fetches it ahead of all others.
+//! The way of a page: a [`ports::Tracker`] captures it, `ship` refines it and writes it to a stream, `land`
+//! puts it into the target's memory; after a post-copy switchover `faults` fetches it ahead of all others.
 
 /// Ports that a thread uses while the driver goes on.
 mod beside;

@@ -7,8 +7,8 @@ use std::{
 };
 use units::{BlockId, Locked, MemorySet, PageIndex, PageRange};
 
-/// Pages in one share of a round: large enough that taking one costs nothing, small enough that the streams end
-/// together, and contiguous so that reads stay sequential.
+/// Pages in one share of a round: large enough that taking one costs nothing, small enough that the streams
+/// end together, and contiguous so that reads stay sequential.
 pub(crate) const SHARE: u64 = 1024;
 
 /// All shares of which there is something in the set.
@@ -19,7 +19,8 @@ pub(crate) fn shares(set: &MemorySet) -> impl Iterator<Item = (BlockId, PageRang
         .filter(|(id, share)| set.block(*id).runs_within(*share).next().is_some())
 }
 
-/// One round's dirty set, which the streams share out among themselves: they from its beginning, the spool from its end.
+/// One round's dirty set, which the streams share out among themselves: they from its beginning, the spool
+/// from its end.
 #[derive(Debug)]
 pub(crate) struct Round {
     pub(crate) number: u32,
@@ -115,14 +116,16 @@ impl Round {
         self.by_file().unsure.clone()
     }
 
-    /// From now on the file has no part in this round. Returns what nobody must take for landed that went only there.
+    /// From now on the file has no part in this round. Returns what nobody must take for landed that went
+    /// only there.
     pub(crate) fn leave_file(&self) -> MemorySet {
         let mut by_file = self.by_file();
         by_file.left = true;
         by_file.unsure.clone()
     }
 
-    /// Whether a share of a block is all of it that there was: a part of one means that somebody else has the rest.
+    /// Whether a share of a block is all of it that there was: a part of one means that somebody else has the
+    /// rest.
     pub(crate) fn is_whole(&self, block: BlockId, share: PageRange) -> bool {
         let end = (share.start.0 / SHARE + 1) * SHARE;
         share.end().0 == end.min(self.set.block(block).capacity())
@@ -153,8 +156,8 @@ impl Round {
     }
 }
 
-/// The pages that a running guest on the target still lacks, in the order in which they are best sent: on from the
-/// page that it asked for last.
+/// The pages that a running guest on the target still lacks, in the order in which they are best sent: on
+/// from the page that it asked for last.
 #[derive(Debug)]
 pub(crate) struct Owing(Mutex<Inner>);
 
@@ -194,8 +197,8 @@ impl Owing {
         self.0.locked().left.len()
     }
 
-    /// Takes up to `limit` pages out, as runs of one block: from the focus on, then from the block's beginning, then from
-    /// the other blocks. `None` when nothing is left.
+    /// Takes up to `limit` pages out, as runs of one block: from the focus on, then from the block's
+    /// beginning, then from the other blocks. `None` when nothing is left.
     pub(crate) fn take(&self, limit: u64) -> Option<(BlockId, Vec<PageRange>)> {
         let mut inner = self.0.locked();
         let (block, from) = inner.focus;

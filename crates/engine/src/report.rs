@@ -1,4 +1,5 @@
-//! What a migration says of itself: while it runs, and when it is over. People and programs read the same structs.
+//! What a migration says of itself: while it runs, and when it is over. People and programs read the same
+//! structs.
 
 use serde::{Deserialize, Serialize};
 
@@ -103,7 +104,8 @@ pub struct Spooled {
     pub pages: u64,
     /// Passes over what was owed, before the guest was stopped.
     pub passes: u32,
-    /// From when memory began to move until all that was owed was in it or on the target; none where that was not needed.
+    /// From when memory began to move until all that was owed was in it or on the target; none where that was
+    /// not needed.
     pub safe_ms: Option<f64>,
     /// Memory that was owed and not in the file when the VM changed hands.
     pub trailed_bytes: u64,
@@ -141,10 +143,12 @@ pub enum Event {
         /// Time until the whole migration ends, by what is known by now.
         #[serde(default)]
         ends_in_ms: Option<u64>,
-        /// Bytes that are on the datastore by now, and bytes of what the target lacks that are not; none without a spool.
+        /// Bytes that are on the datastore by now, and bytes of what the target lacks that are not; none
+        /// without a spool.
         #[serde(default)]
         spool: Option<(u64, u64)>,
-        /// For how much of the time the guest's writers wait just now, all of them together; unless they are not slowed.
+        /// For how much of the time the guest's writers wait just now, all of them together; unless they are
+        /// not slowed.
         #[serde(default)]
         slowed_percent: Option<f64>,
         /// Milliseconds since the migration began.
@@ -271,7 +275,8 @@ impl Past {
 
     /// Whether its figures can be a migration's. It comes along with a VM, by the word of its last host.
     pub fn is_sound(&self) -> bool {
-        // A hundred years, and 4 EiB: sums and squares of them are still finite, and so is what is foretold by them.
+        // A hundred years, and 4 EiB: sums and squares of them are still finite, and so is what is foretold
+        // by them.
         let time = |ms: f64| (0.0..=3.2e12).contains(&ms);
         let amount = |n: u64| n <= 1 << 62;
         let round = |round: &Round| {
@@ -331,7 +336,8 @@ pub struct Throttle {
     /// Whether writers were slowed at all.
     #[serde(default)]
     pub governed: bool,
-    /// The strongest slowing: of a second, how much writers waited altogether; one that waits all the time makes 100.
+    /// The strongest slowing: of a second, how much writers waited altogether; one that waits all the time
+    /// makes 100.
     pub max_percent: f64,
     /// The longest time that one writer waited.
     #[serde(default)]
@@ -388,7 +394,8 @@ pub struct Report {
     pub total_ms: f64,
     /// The part of `total_ms` before memory began to move.
     pub preflight_ms: f64,
-    /// From just before `stop` on the source to the guest running on the target; `None` if it never paused for good.
+    /// From just before `stop` on the source to the guest running on the target; `None` if it never paused
+    /// for good.
     pub downtime_ms: Option<f64>,
     /// The part of it that went into having the source's QEMU stand still, so that nobody can have the guest
     /// run on there.
@@ -397,7 +404,8 @@ pub struct Report {
     /// How long it stood still in pauses after which it ran on at the source: a lost link's, a failure's.
     #[serde(default)]
     pub paused_in_vain_ms: f64,
-    /// The part of the downtime in which it was looked whether the VM is still what it was; the rest of it was sent meanwhile.
+    /// The part of the downtime in which it was looked whether the VM is still what it was; the rest of it
+    /// was sent meanwhile.
     #[serde(default)]
     pub look_ms: f64,
     /// How long the VM was read before anything moved.

@@ -31,8 +31,8 @@ impl Secrets {
         Ok(Self { prints: random()?, seals: random()?, spool: random()? })
     }
 
-    /// What is known of a target to which nothing was sent yet. Unless it is `blank`, it has content of other connections, of which
-    /// nothing is known: some of it may have been lost.
+    /// What is known of a target to which nothing was sent yet. Unless it is `blank`, it has content of other
+    /// connections, of which nothing is known: some of it may have been lost.
     pub(crate) fn nothing_sent(&self, pages: &[u64], present: u64, blank: bool) -> Arc<Sent> {
         let sent = Sent::new(pages, present, &self.prints, Sealer::new(self.seals));
         Arc::new(if blank { sent } else { sent.to_a_target_with_content() })

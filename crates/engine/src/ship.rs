@@ -26,7 +26,8 @@ use units::{BlockId, Locked, MemorySet, PageIndex, PageRange, Rate};
 /// What a stream's thread is told to do.
 #[derive(Clone)]
 pub(crate) enum Job {
-    /// Ship these pages, which were on a connection that is lost, and a share of this round; then say that the round is over.
+    /// Ship these pages, which were on a connection that is lost, and a share of this round; then say that
+    /// the round is over.
     Round(Arc<Round>, Arc<MemorySet>),
     /// Ship what is owed to a running guest until nothing is left.
     Push(Arc<Owing>),
@@ -165,7 +166,8 @@ impl Streams {
         }
     }
 
-    /// The stream goes on over another connection, with those pages that it took of a round and that are not among these, which have landed.
+    /// The stream goes on over another connection, with those pages that it took of a round and that are not
+    /// among these, which have landed.
     pub(crate) fn go_on(
         &mut self,
         stream: u32,
@@ -176,7 +178,8 @@ impl Streams {
         let new = self.begin(stream, conn)?;
         let Stream { jobs, thread, .. } = std::mem::replace(&mut self.streams[stream as usize], new);
         drop(jobs);
-        // Whoever still takes shares, or calls pages sent that nobody will get, must have ended before it is looked what that comes to (I2).
+        // Whoever still takes shares, or calls pages sent that nobody will get, must have ended before it is
+        // looked what that comes to (I2).
         if thread.join().is_err() {
             return Err(io::Error::other("the thread of a stream ended in a panic"));
         }
@@ -201,7 +204,8 @@ impl Streams {
         self.streams.iter_mut().map(new).sum()
     }
 
-    /// Whether any of them has sent something that is not confirmed: not only what the target does not take in.
+    /// Whether any of them has sent something that is not confirmed: not only what the target does not take
+    /// in.
     pub(crate) fn is_on_the_way(&self) -> bool {
         let on_the_way =
             |stream: &Stream| stream.conn.queue().is_ok_and(|queue| queue.unconfirmed > queue.unsent);
@@ -314,13 +318,15 @@ fn work(
 
 /// Which pages of a round this stream has sent.
 ///
-/// Streams overtake one another, rounds do not: a page may be referred to if its latest version was sent in an earlier
-/// round, or earlier by the same stream. What another stream sends in this round may arrive later than the reference.
+/// Streams overtake one another, rounds do not: a page may be referred to if its latest version was sent in
+/// an earlier round, or earlier by the same stream. What another stream sends in this round may arrive later
+/// than the reference.
 struct Mine<'a> {
     round: &'a Round,
     done: HashSet<(BlockId, u64)>,
     current: Option<(BlockId, u64)>,
-    /// Whether the current share ends where shares do. If not, its end goes another way, and nothing is known of when that arrives.
+    /// Whether the current share ends where shares do. If not, its end goes another way, and nothing is known
+    /// of when that arrives.
     whole: bool,
     /// Of the current share: everything before this page.
     until: PageIndex,
@@ -477,8 +483,8 @@ impl Shipper {
     }
 }
 
-/// Answers the pages that the target's guest waits for, until the connection ends. They go ahead of everything else
-/// because nothing else uses this connection.
+/// Answers the pages that the target's guest waits for, until the connection ends. They go ahead of
+/// everything else because nothing else uses this connection.
 pub(crate) fn serve_faults(
     mut conn: Conn,
     memory: Arc<dyn GuestMemory>,
@@ -486,7 +492,8 @@ pub(crate) fn serve_faults(
     shape: &Shape,
     answered: impl Fn(Fault),
 ) -> io::Result<()> {
-    // Neither compressed nor as a reference nor later: the guest waits, and it writes to what could be referred to.
+    // Neither compressed nor as a reference nor later: the guest waits, and it writes to what could be
+    // referred to.
     let mut shipper = Shipper::new(conn.another()?, memory, pacer, None);
     loop {
         let mut header = [0; HEADER];

@@ -60,15 +60,16 @@ const TICK: Duration = Duration::from_millis(250);
 /// How often the guest's writes are looked at while the target prepares; less often where that takes long.
 const LOOK: Duration = Duration::from_millis(40);
 
-/// After so long without an answer about who owns the VM, the user is told that it is in doubt; asking goes on.
+/// After so long without an answer about who owns the VM, the user is told that it is in doubt; asking goes
+/// on.
 const DOUBT: Duration = Duration::from_secs(30);
 
 /// Notes of the target that are passed on, at most: a hostile one could fill the user's terminal.
 const MOST_NOTES: u32 = 16;
 
 /// Said of each migration to which it applies.
-const NOT_PROTECTED: &str = "NOT PROTECTED (--insecure-plaintext): whoever is on the network can read and change the \
-     guest's memory on its way";
+const NOT_PROTECTED: &str = "NOT PROTECTED (--insecure-plaintext): whoever is on the network can read and \
+     change the guest's memory on its way";
 
 /// Lets others speak to a running migration.
 #[derive(Clone, Debug)]
@@ -117,7 +118,8 @@ pub struct SourceDriver {
     tell: Sender<Signal>,
     signals: Receiver<Signal>,
     shape: Shape,
-    /// Written by the guest and not yet given to a stream, or owed to the target: nothing is ever in neither (I2).
+    /// Written by the guest and not yet given to a stream, or owed to the target: nothing is ever in neither
+    /// (I2).
     dirty: MemorySet,
     owed: MemorySet,
     secrets: Secrets,
@@ -142,7 +144,8 @@ pub struct SourceDriver {
     /// What the link waits for, and until when; and until when the user does.
     link_timer: Option<(Instant, LinkEvent)>,
     gives_up_at: Option<Instant>,
-    /// What the target has of the round after those that have landed, by its word when the link was opened again.
+    /// What the target has of the round after those that have landed, by its word when the link was opened
+    /// again.
     landed: MemorySet,
     reopened: HashMap<u32, Reopened>,
     answering: Option<Conn>,
@@ -244,7 +247,8 @@ impl SourceDriver {
         (driver, Handle(tell))
     }
 
-    /// After how long without an answer the user is told that nobody knows who owns the VM. It decides nothing else.
+    /// After how long without an answer the user is told that nobody knows who owns the VM. It decides
+    /// nothing else.
     pub fn doubting_after(self, time: Duration) -> Self {
         Self { doubt_after: time, ..self }
     }
@@ -289,8 +293,8 @@ impl SourceDriver {
         self.drive(begun)
     }
 
-    /// Goes on after a restart of this agent: the target owns the VM and may still want pages of the copy here. Returns
-    /// once the target has everything and the copy is destroyed.
+    /// Goes on after a restart of this agent: the target owns the VM and may still want pages of the copy
+    /// here. Returns once the target has everything and the copy is destroyed.
     pub fn run_after_commit(mut self) -> Report {
         self.stopped = true;
         self.drive(Source::after_commit())
@@ -406,7 +410,8 @@ impl SourceDriver {
         }
     }
 
-    /// Whether the guest that is to be moved is gone. Once it is the target's, nobody asks for this QEMU any more.
+    /// Whether the guest that is to be moved is gone. Once it is the target's, nobody asks for this QEMU any
+    /// more.
     fn gone_before_its_time(&self) -> bool {
         matches!(self.phase(), Phase::Preflight | Phase::PreCopy) && (self.has_ended)()
     }

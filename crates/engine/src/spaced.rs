@@ -1,7 +1,7 @@
 //! When something is due again that is done now and then.
 //!
-//! What it costs grows with the guest: a look at the writes of 256 GiB takes 0.3 s. Whoever does it at a fixed interval does nothing
-//! else some day, and hears nobody.
+//! What it costs grows with the guest: a look at the writes of 256 GiB takes 0.3 s. Whoever does it at a
+//! fixed interval does nothing else some day, and hears nobody.
 
 use std::time::{Duration, Instant};
 

@@ -16,12 +16,12 @@ use std::{
 };
 use units::{BlockId, Locked, MemorySet, PAGE_SIZE, PageRange};
 
-/// A store that has not moved for so long is given up: its pages go over the network. A disk that was asleep is back in this time; a
-/// guest waits for a longer round at most by it.
+/// A store that has not moved for so long is given up: its pages go over the network. A disk that was asleep
+/// is back in this time; a guest waits for a longer round at most by it.
 pub(crate) const STALL: Duration = Duration::from_secs(2);
 
-/// Of a round, so much of what the datastore does in a second may be under way: what the network waits for when it is done with its
-/// part, and a store that takes 10 ms to make something durable is kept busy.
+/// Of a round, so much of what the datastore does in a second may be under way: what the network waits for
+/// when it is done with its part, and a store that takes 10 ms to make something durable is kept busy.
 const AHEAD: f64 = 0.15;
 
 /// … within these bounds: before anything is known of the store, and whatever it can do.
@@ -46,9 +46,11 @@ pub(crate) enum SpoolJob {
 /// What it has to say. It is said along with the turn that the job was given in.
 #[derive(Debug)]
 pub(crate) enum SpoolSaid {
-    /// Up to here, everything is durable; and from which extent on it is to go into the target's memory now, if at all.
+    /// Up to here, everything is durable; and from which extent on it is to go into the target's memory now,
+    /// if at all.
     Durable(Mark, Option<u64>),
-    /// All that it took of the round is in the target's memory, but for these pages, which nobody must rely on.
+    /// All that it took of the round is in the target's memory, but for these pages, which nobody must rely
+    /// on.
     RoundOver {
         /// These are dirty again.
         returned: MemorySet,
@@ -83,8 +85,8 @@ struct Shared {
     over: AtomicBool,
     /// Pages that are to be durable and are not yet.
     trails: AtomicU64,
-    /// Jobs of turns before this one are left as they are. Held while an extent is appended: what follows a change of turn knows where
-    /// the file's older part ends.
+    /// Jobs of turns before this one are left as they are. Held while an extent is appended: what follows a
+    /// change of turn knows where the file's older part ends.
     turn: Mutex<u32>,
 }
 
@@ -127,8 +129,8 @@ impl Spooler {
         let _ = self.jobs.send((turn, job));
     }
 
-    /// All jobs so far are left as they are: nothing more of them goes into the file, and nothing that is said of them matters. Returns
-    /// the turn from now on.
+    /// All jobs so far are left as they are: nothing more of them goes into the file, and nothing that is
+    /// said of them matters. Returns the turn from now on.
     pub(crate) fn leave(&self) -> u32 {
         let mut turn = self.shared.turn();
         *turn += 1;
@@ -239,7 +241,8 @@ impl Worker {
         }
     }
 
-    /// Takes shares from the round's end for as long as the file goes on, and until the target has what was taken.
+    /// Takes shares from the round's end for as long as the file goes on, and until the target has what was
+    /// taken.
     fn round(&mut self, round: &Round, sent: &Sent) {
         let begun = Instant::now();
         // What is in the file already is none of this round's, or of it before the link was lost.

@@ -14,7 +14,8 @@ use std::{
 };
 use units::{BlockId, MemorySet, PAGE_SIZE, Rate};
 
-/// So many runs of so many pages are looked at, evenly spread: 4 MiB, in 20 ms. Pages are compressed with their neighbours.
+/// So many runs of so many pages are looked at, evenly spread: 4 MiB, in 20 ms. Pages are compressed with
+/// their neighbours.
 const RUNS: u64 = 32;
 const RUN: u64 = 32;
 
@@ -85,15 +86,16 @@ pub(crate) fn sample(memory: &dyn GuestMemory, present: &MemorySet) -> io::Resul
     })
 }
 
-/// Sends zeros for so long, and says how fast they went: by what the target's kernel confirmed, once what a bucket on the way had
-/// saved up is used.
+/// Sends zeros for so long, and says how fast they went: by what the target's kernel confirmed, once what a
+/// bucket on the way had saved up is used.
 pub(crate) fn probe(dial: &dyn Dial, time: Duration) -> io::Result<Rate> {
     let mut conn = dial.dial(Kind::Probe, None)?;
     let (begin, part) = (Instant::now(), vec![0; PART]);
     let (mut given, mut marks) = (0, vec![]);
     while begin.elapsed() < time && given < MOST_PROBED {
         let queue = conn.queue()?;
-        // What waits is counted with what TLS adds to it, what was given is not: nothing becomes unconfirmed again because of that.
+        // What waits is counted with what TLS adds to it, what was given is not: nothing becomes unconfirmed
+        // again because of that.
         let carried =
             given.saturating_sub(queue.unconfirmed).max(marks.last().map_or(0, |(_, before)| *before));
         marks.push((begin.elapsed(), carried));
@@ -107,7 +109,8 @@ pub(crate) fn probe(dial: &dyn Dial, time: Duration) -> io::Result<Rate> {
     }
     let end = marks.last().map_or(Duration::ZERO, |(at, _)| *at);
     let at = |part: u32| marks.iter().copied().find(|(at, _)| *at >= end * part / PARTS).unwrap_or_default();
-    // The second half, in parts: the quickest may have caught up after a stop of ours, the others may be disturbed.
+    // The second half, in parts: the quickest may have caught up after a stop of ours, the others may be
+    // disturbed.
     let mut rates: Vec<f64> = (PARTS / 2..PARTS)
         .map(|part| (at(part), at(part + 1)))
         .filter(|((since, _), (until, _))| until > since)

@@ -41,14 +41,16 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// How often it is looked whether the QEMU that waits is still there, and the source still wanted.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// A source that was lost may come back so much later than it gives up itself: clocks and connections take their time.
+/// A source that was lost may come back so much later than it gives up itself: clocks and connections take
+/// their time.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// A connection that was closed rather than silent was closed by a source that has ended, or by one that is back at once.
+/// A connection that was closed rather than silent was closed by a source that has ended, or by one that is
+/// back at once.
 const CLOSED: Duration = Duration::from_secs(5);
 
-/// By which a running migration is told things from outside, and none that only its own threads may say. One that
-/// has ended hears nothing: a connection that is attached to it ends, too.
+/// By which a running migration is told things from outside, and none that only its own threads may say. One
+/// that has ended hears nothing: a connection that is attached to it ends, too.
 #[derive(Clone)]
 pub(crate) struct Outside(Sender<Signal>);
 
@@ -117,7 +119,8 @@ struct Spool {
 }
 
 impl Taken {
-    /// Begins to record what is owed: it takes as long as a disk does, and must be over by the time of the claim.
+    /// Begins to record what is owed: it takes as long as a disk does, and must be over by the time of the
+    /// claim.
     fn record_owed(&mut self, owed: MemorySet) -> io::Result<()> {
         self.owed_is_recorded()?;
         let (tell, told) = channel();
@@ -143,9 +146,9 @@ impl Taken {
         }
     }
 
-    /// The source is back, and its guest runs there: nothing of what it announced holds. That goes into the record, too: what is
-    /// written there of owed pages would be waited for after a restart (zeros among them stay holes), and what is written of the file
-    /// must not come after what is written of it next.
+    /// The source is back, and its guest runs there: nothing of what it announced holds. That goes into the
+    /// record, too: what is written there of owed pages would be waited for after a restart (zeros among them
+    /// stay holes), and what is written of the file must not come after what is written of it next.
     fn forget_announced(&mut self) -> io::Result<()> {
         self.landing.forget_hashes();
         if !self.landing.lacking() {
@@ -189,7 +192,8 @@ pub(crate) struct TargetDriver {
     /// How many of these there were.
     streams_taken: u32,
     answering: Option<Conn>,
-    /// How long a source that was lost while its guest runs there may take to come back; and until when that is.
+    /// How long a source that was lost while its guest runs there may take to come back; and until when that
+    /// is.
     give_up: Duration,
     gives_up: Option<Instant>,
     /// The record was asked in vain just now; and when it is asked again.
@@ -258,7 +262,8 @@ impl TargetDriver {
         self.drive(machine)
     }
 
-    /// Goes on after a restart of this agent: the VM is ours, and its guest waits for pages that only the source has.
+    /// Goes on after a restart of this agent: the VM is ours, and its guest waits for pages that only the
+    /// source has.
     pub(crate) fn run_after_claim(
         mut self,
         request: Request,
@@ -402,8 +407,8 @@ impl TargetDriver {
     fn look_at(&mut self, signal: Signal) -> Option<TargetEvent> {
         match signal {
             Signal::Spooled(generation, spooled) => self.spooled(generation, &spooled),
-            // Of a connection that is lost: a source that is back has taken back what it announced there. That its guest goes on
-            // without this migration stays true.
+            // Of a connection that is lost: a source that is back has taken back what it announced there.
+            // That its guest goes on without this migration stays true.
             Signal::Said(generation, kind)
                 if generation != self.generation && !matches!(kind, control::Kind::Failed(_)) =>
             {
@@ -477,7 +482,8 @@ impl TargetDriver {
 
     /// The link is lost.
     fn lost(&mut self, e: io::Error) -> Option<TargetEvent> {
-        // Wrong words are not a lost link: the source is told what was wrong with them, while it still can be.
+        // Wrong words are not a lost link: the source is told what was wrong with them, while it still can
+        // be.
         if e.kind() == io::ErrorKind::InvalidData && !self.arrived {
             let what = "understand the source".to_owned();
             return Some(TargetEvent::Broke { what, why: e.to_string() });
@@ -542,8 +548,8 @@ mod tests {
         fn ended(&self, _: &Request, _: bool) {}
     }
 
-    /// What the source announced, it has taken back since; heard in the wrong order, pages would be taken for owed ones, and all others
-    /// be lost.
+    /// What the source announced, it has taken back since; heard in the wrong order, pages would be taken for
+    /// owed ones, and all others be lost.
     #[test]
     fn i2_words_of_a_lost_connection_are_not_believed_later() {
         let (mut driver, _outside) =

@@ -1,8 +1,9 @@
 //! Target: from the file on the datastore to guest memory.
 //!
-//! One thread follows the file as far as the source says that it is durable. Before the commit it lands what is to land, and remembers
-//! where the rest is. Once the guest may run it puts what is owed into its memory: what somebody waits for first, then from the end
-//! downwards, while the network brings the rest from the other end.
+//! One thread follows the file as far as the source says that it is durable. Before the commit it lands what
+//! is to land, and remembers where the rest is. Once the guest may run it puts what is owed into its memory:
+//! what somebody waits for first, then from the end downwards, while the network brings the rest from the
+//! other end.
 
 use crate::{land::Landing, ports::SpoolRecord};
 use proto::control;
@@ -20,8 +21,8 @@ use std::{
 };
 use units::{BlockId, Locked, MemorySet, MigrationId, PageIndex, PageRange};
 
-/// A guest that has waited for a page for so long gets it from the file, if that is quicker than the network: on a network that works an
-/// answer takes less.
+/// A guest that has waited for a page for so long gets it from the file, if that is quicker than the network:
+/// on a network that works an answer takes less.
 const WAITED: Duration = Duration::from_millis(5);
 
 /// How often the source is told what need not be sent any more.
@@ -30,7 +31,8 @@ const TELL: Duration = Duration::from_millis(100);
 /// How often it is looked for somebody who waits, while there is nothing else to do.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// How often a target that lacks pages looks for more in the file than the source has told of: it may have been lost before it could.
+/// How often a target that lacks pages looks for more in the file than the source has told of: it may have
+/// been lost before it could.
 const EXPLORE: Duration = Duration::from_millis(500);
 
 /// How often this side records what it has: each time is an `fsync` on the datastore.
@@ -41,7 +43,8 @@ const PIECE: u64 = 128;
 
 /// What the thread is told.
 enum Word {
-    /// The source has written so far; from which extent on that lands now, if at all, and since which turn of the fence it was said.
+    /// The source has written so far; from which extent on that lands now, if at all, and since which turn of
+    /// the fence it was said.
     Durable { extents: u64, bytes: u64, land_from: Option<u64>, turn: u32 },
     /// What the file is good for from the commit on.
     Manifest { floor: u64, end: u64, lacking: MemorySet },
@@ -172,8 +175,8 @@ impl Unspool {
         }
     }
 
-    /// When this returns, nothing of which the source has spoken until now will land any more before the commit: it may be sent otherwise,
-    /// and be newer there (I5). It does not wait for the datastore.
+    /// When this returns, nothing of which the source has spoken until now will land any more before the
+    /// commit: it may be sent otherwise, and be newer there (I5). It does not wait for the datastore.
     pub(crate) fn stop(&self) {
         *self.fence.locked() += 1;
     }
@@ -219,8 +222,9 @@ impl Drop for Unspool {
 }
 
 struct Manifest {
-    /// Of pages that were in the file when the VM changed hands, versions from here on are current; of the lacking ones, from `end` on.
-    /// Grows downwards as far as `floor` while what could not be read is read after all.
+    /// Of pages that were in the file when the VM changed hands, versions from here on are current; of the
+    /// lacking ones, from `end` on. Grows downwards as far as `floor` while what could not be read is read
+    /// after all.
     from: u64,
     floor: u64,
     end: u64,
@@ -318,8 +322,9 @@ impl Worker {
         Ok(())
     }
 
-    /// Takes in what is in the file beyond what was read: what the source did not come to tell of, and what could not be read before. It
-    /// is as good: sealed, and written after the guest was stopped, or before it with a place among the others.
+    /// Takes in what is in the file beyond what was read: what the source did not come to tell of, and what
+    /// could not be read before. It is as good: sealed, and written after the guest was stopped, or before it
+    /// with a place among the others.
     fn explore(&mut self) {
         self.explored = Instant::now();
         // A store that failed once may be back: nobody else may have these pages.
@@ -335,7 +340,8 @@ impl Worker {
             self.index.insert(piece.extent);
             (self.at, self.next) = (piece.extent.end(), self.next + 1);
         }
-        // What is damaged must not hide what is behind it: all of the file is looked through, as after a restart.
+        // What is damaged must not hide what is behind it: all of the file is looked through, as after a
+        // restart.
         if self.at < self.durable
             && let Ok(index) = reader.scan()
             && index.end() > self.at
@@ -368,7 +374,8 @@ impl Worker {
             Word::Durable { extents, bytes, land_from, turn } => {
                 match self.follow(extents, bytes, land_from, turn) {
                     Ok(()) => (self.say)(Unspooled::Taken(self.next)),
-                    // The source, if it can, does without from here on; if it is too late for that, the rest is looked for again.
+                    // The source, if it can, does without from here on; if it is too late for that, the rest
+                    // is looked for again.
                     Err(e) => (self.say)(Unspooled::Failed(e)),
                 }
             }
@@ -432,7 +439,8 @@ impl Worker {
         true
     }
 
-    /// Where the version of a page is that the guest had when it was stopped; none if the file does not have it for certain.
+    /// Where the version of a page is that the guest had when it was stopped; none if the file does not have
+    /// it for certain.
     fn current(&self, block: BlockId, page: PageRange) -> Option<Extent> {
         let manifest = self.manifest.as_ref()?;
         let lacking = manifest.lacking.block(block).contains(page.start);

@@ -258,7 +258,8 @@ fn i3_a_cancelled_migration_leaves_the_guest_and_no_trace() {
     assert_eq!(*inn.journal.events.lock().unwrap(), ["abandoned false"]);
 }
 
-/// What was to follow an act that failed is not done, a promise above all: after it only the record could bring the guest back.
+/// What was to follow an act that failed is not done, a promise above all: after it only the record could
+/// bring the guest back.
 #[test]
 fn i3_nothing_is_promised_once_something_has_failed() {
     let (source, inn) = (Source::new(), Inn::new(&PAGES));
@@ -358,7 +359,8 @@ fn cut_in_the_first_round(
     let (report, events) = source.migrate_by(Arc::new(dial), wish, move |_| {
         thread::spawn(move || {
             wait_until("the cut", || mender.cut.load(SeqCst));
-            // What the target has of these is not zeros any more when the source is back, knowing nothing of it.
+            // What the target has of these is not zeros any more when the source is back, knowing nothing of
+            // it.
             (0..50).for_each(|page| ram.guest_writes(0, page, 0));
             if mend {
                 // It has called in vain by then.
@@ -378,7 +380,8 @@ fn cut_in_the_first_round(
 #[test]
 fn i2_i3_i5_a_link_that_comes_back_goes_on_where_it_was() {
     let report = cut_in_the_first_round(|_, first, _| vec![first], true);
-    // What had landed was not sent again: that is half a thousand pages. Of what was written a fifth is zeros.
+    // What had landed was not sent again: that is half a thousand pages. Of what was written a fifth is
+    // zeros.
     let all = (PAGES[0] * 2 / 3 + PAGES[1] * 2 / 3) * 4096;
     let written: u64 = report.rounds.iter().skip(1).map(|round| round.pages * 4096).sum();
     let sent = report.wire_bytes;
@@ -418,7 +421,8 @@ impl Dial for Disturbed {
 
 #[test]
 fn a_link_that_could_not_be_seen_is_looked_at_once_more() {
-    // On a busy machine the first look may have seen no more than what buffers take in: then another migration.
+    // On a busy machine the first look may have seen no more than what buffers take in: then another
+    // migration.
     for attempt in 1.. {
         let (mut source, inn) = (Source::new(), Inn::new(&PAGES));
         source.link = None;
@@ -477,7 +481,8 @@ fn a_target_in_preparation_hears_of_a_lost_link_later() {
     cable.mend();
     let mended = Instant::now();
     wait_until("the target's end", || *inn.ended.lock().unwrap() == Some(false));
-    // By itself it waits for five seconds for a source that hung up, and for a minute for one that fell silent.
+    // By itself it waits for five seconds for a source that hung up, and for a minute for one that fell
+    // silent.
     assert!(mended.elapsed() < Duration::from_secs(3), "{:?}", mended.elapsed());
     assert!(inn.cpu.destroyed.load(SeqCst) && source.cpu.running.load(SeqCst));
 }
@@ -715,7 +720,8 @@ fn copies_and_counts(source: &Source) {
                 let _step = cpu.step.lock().unwrap();
                 if cpu.running.load(SeqCst) {
                     for page in 0..40 {
-                        // As some other page was from the beginning, as the page is already, and something that changes a little.
+                        // As some other page was from the beginning, as the page is already, and something
+                        // that changes a little.
                         ram.guest_writes(0, 4000 + page, (page + 40 + n % 7 * 50) * 1000 + 1);
                         ram.guest_writes(0, 100 + page, (100 + page) * 1000 + 1);
                         ram.guest_counts(0, 200 + page, n);

@@ -30,8 +30,8 @@ pub struct QemuHost {
     kvm: Arc<Tried>,
 }
 
-/// How guests are run by the CPU here. Where they are not, to find that out takes half a second, for which nobody waits who does
-/// not need to know.
+/// How guests are run by the CPU here. Where they are not, to find that out takes half a second, for which
+/// nobody waits who does not need to know.
 #[derive(Debug)]
 struct Tried {
     find_out: fn() -> Result<Option<Kvm>, String>,
@@ -39,8 +39,8 @@ struct Tried {
 }
 
 impl Tried {
-    /// Whoever asks while it is being found out waits. What cannot be tried now, without a descriptor left for example, is tried again
-    /// for the next one.
+    /// Whoever asks while it is being found out waits. What cannot be tried now, without a descriptor left
+    /// for example, is tried again for the next one.
     fn kvm(&self) -> Option<Kvm> {
         let mut found = self.found.locked();
         if found.is_none() {
@@ -54,8 +54,8 @@ impl Tried {
 }
 
 impl QemuHost {
-    /// As the agent's configuration says. `kvm` finds out, by running one, how guests are run by the CPU here; or says why
-    /// that could not be tried.
+    /// As the agent's configuration says. `kvm` finds out, by running one, how guests are run by the CPU
+    /// here; or says why that could not be tried.
     pub fn new(config: &Config, kvm: fn() -> Result<Option<Kvm>, String>) -> Self {
         let mut host = Host::new(&config.runtime_dir);
         host.owner = config.state_dir.clone();
@@ -91,8 +91,8 @@ struct Planned {
 pub(crate) struct Kept {
     #[serde(flatten)]
     belongings: Belongings,
-    /// How to serve its missing pages again after a restart of the agent. Its QEMU cannot be asked then: it may itself be
-    /// waiting for one of them.
+    /// How to serve its missing pages again after a restart of the agent. Its QEMU cannot be asked then: it
+    /// may itself be waiting for one of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) waits: Option<Waits>,
     /// The block nodes that read their files directly, but not while it is moved away.
@@ -148,8 +148,8 @@ pub(crate) fn open(vm: &VmRecord) -> Result<Vm, OpenOr> {
     Vm::reopen(&handle).map_err(OpenOr::Open)
 }
 
-/// Has a VM that is not moved any more read its disks directly again, if it did; says whether it did. Those that read them already
-/// are left alone.
+/// Has a VM that is not moved any more read its disks directly again, if it did; says whether it did. Those
+/// that read them already are left alone.
 pub(crate) fn read_directly(vm: &VmRecord) -> Result<bool, String> {
     let buffered = kept(vm)?.buffered;
     if buffered.is_empty() {
@@ -190,7 +190,8 @@ pub(crate) fn give_back(vm: &VmRecord, before: RunState) -> Result<Vm, String> {
     let mut open = open(vm).map_err(|e| e.to_string())?;
     open.restore(before).map_err(|e| e.to_string())?;
     if before == RunState::Running
-        // Switches may have learned another way to it meanwhile; a network that knows where it is is not harmed.
+        // Switches may have learned another way to it meanwhile; a network that knows where it is is not
+        // harmed.
         && let Err(error) = open.announce()
     {
         tracing::warn!(vm = vm.name, %error, "it runs, but could not be announced to the network");
@@ -198,7 +199,8 @@ pub(crate) fn give_back(vm: &VmRecord, before: RunState) -> Result<Vm, String> {
     Ok(open)
 }
 
-/// Takes away what migrations have left beside the disks that did not end by themselves. Nobody waits for it: a datastore may hang.
+/// Takes away what migrations have left beside the disks that did not end by themselves. Nobody waits for it:
+/// a datastore may hang.
 fn sweep_tokens(known: &[VmRecord]) {
     let recipes: Vec<_> = known.iter().filter_map(|vm| Some(handle_of(vm).ok()?.recipe)).collect();
     let files = recipes.iter().flat_map(|recipe| &recipe.files);
@@ -289,7 +291,8 @@ impl Hypervisor for QemuHost {
         }
     }
 
-    /// Whether KVM is usable, and what QEMU is; if that cannot be asked now, the first VM to come is told why.
+    /// Whether KVM is usable, and what QEMU is; if that cannot be asked now, the first VM to come is told
+    /// why.
     fn learn(&self) {
         if let Ok(program) = self.host().program() {
             preflight::learn(&program);

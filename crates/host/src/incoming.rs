@@ -34,7 +34,8 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
-    /// Looks whether a VM can be taken in, before anything is started for it: opens its files, and keeps its memory free.
+    /// Looks whether a VM can be taken in, before anything is started for it: opens its files, and keeps its
+    /// memory free.
     fn look(&self, request: &Request) -> Result<(Recipe, Vec<Opened>, Place), Vec<String>> {
         name::check(&request.vm).map_err(|why| vec![why])?;
         // It is recorded, and shown.
@@ -87,7 +88,8 @@ impl Incoming {
         if !lacking.is_empty() {
             let all = lacking.join(", ");
             reasons.push(format!(
-                "the guest uses what its virtio devices would not offer here, where kernel or QEMU differ: {all}"
+                "the guest uses what its virtio devices would not offer here, where kernel or QEMU differ: \
+                 {all}"
             ));
         }
         let here: Vec<Block> = vm
@@ -170,7 +172,8 @@ impl Host for Incoming {
         if !wanted.is_absolute() {
             return Err(format!("{asked} is no absolute path"));
         }
-        // By where paths lead: a link must not grant what nobody granted. Whether something exists that is not granted is not told.
+        // By where paths lead: a link must not grant what nobody granted. Whether something exists that is
+        // not granted is not told.
         let granted = self.config.allow.spool.iter().chain(&self.config.spool);
         let found = wanted.canonicalize().ok().filter(|directory| {
             granted.clone().filter_map(|dir| dir.canonicalize().ok()).any(|dir| directory.starts_with(dir))

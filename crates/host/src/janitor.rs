@@ -14,8 +14,8 @@ use std::{
 };
 use units::{Locked, MigrationId};
 
-/// A file that nobody has written to for so long is no longer in use, if its owner knows nothing of it: far more than any migration
-/// lets its file rest before the commit, and after that the journals know of it.
+/// A file that nobody has written to for so long is no longer in use, if its owner knows nothing of it: far
+/// more than any migration lets its file rest before the commit, and after that the journals know of it.
 const AGE: Duration = Duration::from_secs(3600);
 
 /// How often it is looked: what is left behind takes room, and does no other harm.
@@ -79,7 +79,8 @@ fn work(store: &Store, given: &[PathBuf], running: &Mutex<HashSet<MigrationId>>,
     }
 }
 
-/// Only what this host has made, or what belongs to a migration that its journal knows to be over; nothing that may still be needed.
+/// Only what this host has made, or what belongs to a migration that its journal knows to be over; nothing
+/// that may still be needed.
 fn judge(store: &Store, running: &Mutex<HashSet<MigrationId>>, found: &Found) -> Verdict {
     let migration = found.name.migration;
     if running.locked().contains(&migration) {

@@ -78,7 +78,8 @@ impl Mover {
         let spool = self.store.spool(&vm.name).map_err(|e| text(&e))?;
         let target = attach::Target::reopen(handle.pid, &waits.blocks).map_err(|e| text(&e))?;
         if !target.is_watched(waits.fd).map_err(|e| text(&e))? {
-            // The agent before us had ended the watch, which is done once everything is there, and not lived to record that.
+            // The agent before us had ended the watch, which is done once everything is there, and not lived
+            // to record that.
             run(vm, record)?;
             return { arrival }.settled().map_err(|e| text(&e));
         }
@@ -103,7 +104,8 @@ impl Mover {
             history: vec![],
         };
         thread::scope(|scope| {
-            // Killed between the claim and `cont`, it does not run yet. Asked beside the faults, which it may be waiting for.
+            // Killed between the claim and `cont`, it does not run yet. Asked beside the faults, which it may
+            // be waiting for.
             scope.spawn(|| {
                 while let Err(why) = run(vm, record) {
                     tracing::warn!(vm = vm.name, why, "it belongs here and does not run yet");
@@ -117,7 +119,8 @@ impl Mover {
         })
     }
 
-    /// Has a VM's disks go through the page cache, and notes that down before: whatever ends us, it is set back.
+    /// Has a VM's disks go through the page cache, and notes that down before: whatever ends us, it is set
+    /// back.
     fn buffer(&self, vm: &VmRecord, open: &mut Vm) -> Result<(), String> {
         let mut buffered = open.reads_directly()?;
         let before = kept(vm)?.buffered;
@@ -330,7 +333,8 @@ impl Migrator for Mover {
         let gone_on = if record.owing {
             self.serve_missing(vm, arrival, record)
         } else {
-            // It was ready for a post-copy that did not come to it: what was never sent must not be waited for.
+            // It was ready for a post-copy that did not come to it: what was never sent must not be waited
+            // for.
             end_watch(vm)
                 .and_then(|()| run(vm, record))
                 .and_then(|()| { arrival }.settled().map_err(|e| e.to_string()))

@@ -11,8 +11,8 @@ use engine::{
 use ownership::{Etcd, Memory, Patient, SharedDir};
 use std::{fs, io, sync::Arc};
 
-/// What the configuration says; `None`: the target of each migration keeps the record. Nothing is asked yet: VMs are served also
-/// while the record cannot be reached.
+/// What the configuration says; `None`: the target of each migration keeps the record. Nothing is asked yet:
+/// VMs are served also while the record cannot be reached.
 pub fn shared_record(config: &Config) -> io::Result<Option<Arc<dyn SharedRecord>>> {
     let memory = || {
         fs::create_dir_all(&config.state_dir)?;
@@ -35,8 +35,8 @@ pub(crate) fn named(
 ) -> io::Result<Arc<dyn SharedRecord>> {
     let shared = shared.ok_or_else(|| {
         let why = format!(
-            "it is decided by the shared ownership record ({identity}), which this agent's configuration does not name any more; \
-             name it under [ownership] and start the agent again"
+            "it is decided by the shared ownership record ({identity}), which this agent's configuration \
+             does not name any more; name it under [ownership] and start the agent again"
         );
         io::Error::other(why)
     })?;
@@ -63,8 +63,9 @@ pub(crate) fn differ(shared: Option<&Arc<dyn SharedRecord>>, theirs: &str, from:
         (Some(ours), theirs) => match ours.identity() {
             Ok(here) if here == theirs => None,
             Ok(here) => Some(format!(
-                "this host keeps who owns a VM in {} ({here}), {from} in another record ({theirs}). The same path or address can lead \
-                 to different places: is the datastore mounted on both? Otherwise {mend}",
+                "this host keeps who owns a VM in {} ({here}), {from} in another record ({theirs}). The same \
+                 path or address can lead to different places: is the datastore mounted on both? Otherwise \
+                 {mend}",
                 ours.words()
             )),
             Err(error) => Some(format!("the record that says who owns a VM cannot be asked here: {error}")),
@@ -100,8 +101,8 @@ impl Ownership for HostRecord {
             self.store.begin_claim(claim)?;
         }
         match shared.claim(claim)? {
-            // What was decided there is written down here, with all that follows from it. It cannot come out otherwise: nobody
-            // claims by this host's own record of such a migration.
+            // What was decided there is written down here, with all that follows from it. It cannot come out
+            // otherwise: nobody claims by this host's own record of such a migration.
             Claimed::Yours(epoch) if ours => match self.store.claim(claim)? {
                 Claimed::Yours(_) => Ok(Claimed::Yours(epoch)),
                 Claimed::Lost(record) => {

@@ -7,8 +7,8 @@ use units::Epoch;
 
 /// A record in which one owner follows the other.
 pub(crate) trait Changing {
-    /// From now on `owner` owns it, if `may` says that it may be taken from whoever does now. `known`: the newest epoch that this host
-    /// has seen of it.
+    /// From now on `owner` owns it, if `may` says that it may be taken from whoever does now. `known`: the
+    /// newest epoch that this host has seen of it.
     fn change(
         &self,
         vm: &str,

@@ -1,33 +1,39 @@
 //! Ownership in a directory on a shared datastore.
 //!
 //! ```text
-//! DIR/identity                                  a random number: two hosts that read the same use the same directory
-//! DIR/vms/web1/epoch-…7                         who owns web1 from epoch 7 on; written once, never changed
-//! DIR/vms/web1/offer-…7-MIGRATION-a, …-b        by the owner at epoch 7: b may have it in this migration, a may have it back
+//! DIR/identity                            a random number: who reads the same uses the same directory
+//! DIR/vms/web1/epoch-…7                   who owns web1 from epoch 7 on; written once, never changed
+//! DIR/vms/web1/offer-…7-MIGRATION-a, …-b  by the owner at epoch 7: b may have it, a may have it back
 //! ```
 //!
-//! **A claim is one hard link**: from the claimer's offer to the name of the next epoch. The server does it in one step, and
-//! refuses it if the name is taken or the offer is gone. Nothing is asked of locks, of rename, or of time.
+//! **A claim is one hard link**: from the claimer's offer to the name of the next epoch. The server does it
+//! in one step, and refuses it if the name is taken or the offer is gone. Nothing is asked of locks, of
+//! rename, or of time.
 //!
-//! *At most one wins each epoch.* A name can be given once while it is there, and the server alone decides whether it is: a
-//! stale look-up of ours, positive or negative, changes nothing about that. The file of an epoch is removed only once later
-//! epochs exist *and* all offers by which its name could be taken again are gone, seen in one look ([`crate::prune`]); offers from
-//! an epoch are made by its owner alone, while it is current.
+//! *At most one wins each epoch.* A name can be given once while it is there, and the server alone decides
+//! whether it is: a stale look-up of ours, positive or negative, changes nothing about that. The file of an
+//! epoch is removed only once later epochs exist *and* all offers by which its name could be taken again are
+//! gone, seen in one look ([`crate::prune`]); offers from an epoch are made by its owner alone, while it is
+//! current.
 //!
-//! *The answer stays.* Files are never written to once they have their name: an offer is complete and durable (file and
-//! directory) under a draft's name before it is linked to its own. So the file of an epoch says for ever who won it. A claimer
-//! first looks there, and if its link is refused (`EEXIST`), it looks there again: the content tells whether that was its own
-//! link, whose reply was lost. "Not there" alone is never an answer: it is an error, as is anything torn, empty or foreign.
-//! The directory is synced before any answer is given.
+//! *The answer stays.* Files are never written to once they have their name: an offer is complete and durable
+//! (file and directory) under a draft's name before it is linked to its own. So the file of an epoch says for
+//! ever who won it. A claimer first looks there, and if its link is refused (`EEXIST`), it looks there again:
+//! the content tells whether that was its own link, whose reply was lost. "Not there" alone is never an
+//! answer: it is an error, as is anything torn, empty or foreign. The directory is synced before any answer
+//! is given.
 //!
-//! *Whoever dies in between* leaves either no link or the link; anybody can read which. Drafts that stay are swept later.
+//! *Whoever dies in between* leaves either no link or the link; anybody can read which. Drafts that stay are
+//! swept later.
 //!
-//! *From an old backup.* A claim needs the offer of this very migration and the epoch that it starts from; hosts remember the
-//! directory's identity and the newest epoch that they saw of their VMs. What cannot be noticed is a datastore that is set back
-//! between a claim and the next moment at which somebody who knows of it asks.
+//! *From an old backup.* A claim needs the offer of this very migration and the epoch that it starts from;
+//! hosts remember the directory's identity and the newest epoch that they saw of their VMs. What cannot be
+//! noticed is a datastore that is set back between a claim and the next moment at which somebody who knows of
+//! it asks.
 //!
-//! Needs hard links within a directory: NFS, CephFS, GlusterFS, GFS2, OCFS2 and local file systems have them, FAT and some
-//! SMB servers do not. An NFS server must not be exported `async`: it would forget claims when it crashes.
+//! Needs hard links within a directory: NFS, CephFS, GlusterFS, GFS2, OCFS2 and local file systems have them,
+//! FAT and some SMB servers do not. An NFS server must not be exported `async`: it would forget claims when
+//! it crashes.
 
 use crate::{
     changing::Changing,
@@ -51,7 +57,8 @@ use units::{Epoch, MigrationId};
 /// How many files one look removes at most: whoever waits for an offer waits for that too.
 const SWEEP: usize = 16;
 
-/// How often a change that is no migration begins again because somebody else was faster, or because a listing is old.
+/// How often a change that is no migration begins again because somebody else was faster, or because a
+/// listing is old.
 const TRIES: u32 = 16;
 
 /// A directory that several hosts share.
@@ -213,8 +220,8 @@ fn identity(root: &Path, known: bool) -> io::Result<String> {
     }
     if known {
         return Err(invalid(
-            "it has no identity any more. Is the datastore mounted? If it was emptied on purpose, remove what this host \
-             remembers of it (`ownership.json` in the agent's state directory)"
+            "it has no identity any more. Is the datastore mounted? If it was emptied on purpose, remove \
+             what this host remembers of it (`ownership.json` in the agent's state directory)"
                 .to_owned(),
         ));
     }

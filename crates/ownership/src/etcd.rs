@@ -1,17 +1,18 @@
 //! Ownership in etcd.
 //!
 //! ```text
-//! /whimbrel/identity                      a random number: clusters made alike have the same number of their own
+//! /whimbrel/identity                      a random number: clusters made alike have one number
 //! /whimbrel/vms/web1/owner                who owns web1, from which epoch on
 //! /whimbrel/vms/web1/offers/…7/MIGRATION  by the owner at epoch 7; once decided, by what
 //! ```
 //!
-//! A claim is one transaction: if the owner is still who it was when it was offered, and the offer is still open, both become
-//! the new owner. Otherwise the offer says how it was decided, for as long as it is kept: so the answer stays. All
-//! transactions go through the cluster's log, so none of them sees anything old.
+//! A claim is one transaction: if the owner is still who it was when it was offered, and the offer is still
+//! open, both become the new owner. Otherwise the offer says how it was decided, for as long as it is kept:
+//! so the answer stays. All transactions go through the cluster's log, so none of them sees anything old.
 //!
-//! *From an old backup*: the offer of this very migration must be there, the owner must be the one that it starts from, and the
-//! cluster's revision must never be lower than this host has seen it; hosts keep that, with the cluster's identity, over restarts.
+//! *From an old backup*: the offer of this very migration must be there, the owner must be the one that it
+//! starts from, and the cluster's revision must never be lower than this host has seen it; hosts keep that,
+//! with the cluster's identity, over restarts.
 //!
 //! Not supported: users and passwords. Let only the hosts reach etcd.
 
@@ -104,8 +105,8 @@ impl Etcd {
         let outcome = self.gateway.transact(compare, success, failure)?;
         if outcome.revision < before {
             let why = format!(
-                "{} has gone backwards, from revision {before} to {}: it was restored from an old backup, and nothing is decided \
-                 by it",
+                "{} has gone backwards, from revision {before} to {}: it was restored from an old backup, \
+                 and nothing is decided by it",
                 self.place, outcome.revision
             );
             return Err(io::Error::new(ErrorKind::InvalidData, why));
@@ -282,7 +283,8 @@ impl Ownership for Etcd {
                 let at =
                     now.map_or("nothing".to_owned(), |now| format!("{:?} at epoch {}", now.owner, now.epoch));
                 let why = format!(
-                    "the word by which {claimer} may claim it at epoch {expected} is not there, or not from its owner; there is {at}"
+                    "the word by which {claimer} may claim it at epoch {expected} is not there, or not from \
+                     its owner; there is {at}"
                 );
                 Err(restored(&self.place, vm, &why))
             }

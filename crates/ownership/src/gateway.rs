@@ -1,4 +1,5 @@
-//! etcd's v3 API over HTTP with JSON (its gRPC gateway), as much of it as ownership needs: reads and transactions.
+//! etcd's v3 API over HTTP with JSON (its gRPC gateway), as much of it as ownership needs: reads and
+//! transactions.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use pki::ClientFiles;
@@ -18,8 +19,8 @@ use ureq::{
     tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, parse_pem},
 };
 
-/// After so long an end point is given up and the next one asked; etcd answers within milliseconds, and elects a new leader within
-/// a second or two. It decides nothing: whoever asked asks again.
+/// After so long an end point is given up and the next one asked; etcd answers within milliseconds, and
+/// elects a new leader within a second or two. It decides nothing: whoever asked asks again.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The longest answer: a few records of less than a kilobyte each.

@@ -1,7 +1,7 @@
 //! Who owns a VM, written where all hosts can ask: in a shared directory, or in etcd.
 //!
-//! Both keep the port [`SharedRecord`](ports::shared::SharedRecord). The third way, where a migration's target keeps
-//! the record, is the agent's own store.
+//! Both keep the port [`SharedRecord`](ports::shared::SharedRecord). The third way, where a migration's
+//! target keeps the record, is the agent's own store.
 
 /// Changes of hands that are no migration.
 mod changing;

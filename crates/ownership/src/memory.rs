@@ -1,5 +1,5 @@
-//! What a host remembers of a shared record between two starts of its agent: enough to notice another one in its place, and
-//! one that went backwards.
+//! What a host remembers of a shared record between two starts of its agent: enough to notice another one in
+//! its place, and one that went backwards.
 
 use serde::{Deserialize, Serialize};
 use std::{
@@ -55,15 +55,16 @@ impl Memory {
         met.as_ref().filter(|met| met.place == place).map(|met| met.revision)
     }
 
-    /// At this place somebody calls itself so: an error if it was somebody else before. Durable when it returns, and so is the
-    /// revision, where that matters.
+    /// At this place somebody calls itself so: an error if it was somebody else before. Durable when it
+    /// returns, and so is the revision, where that matters.
     pub(crate) fn meet(&self, place: &str, identity: &str, revision: Option<u64>) -> io::Result<()> {
         let mut met = self.met.locked();
         let before = met.as_ref().filter(|met| met.place == place);
         if let Some(before) = before.filter(|before| before.identity != identity) {
             let why = format!(
-                "{place} is not the one that it was: it calls itself {identity:?} now, and {:?} before. It was replaced or \
-                 restored, and nothing is decided by it. If that is meant, end the agent, remove {}, and start it again",
+                "{place} is not the one that it was: it calls itself {identity:?} now, and {:?} before. It \
+                 was replaced or restored, and nothing is decided by it. If that is meant, end the agent, \
+                 remove {}, and start it again",
                 before.identity,
                 self.path.display()
             );

@@ -10,9 +10,9 @@ use std::{
 };
 use units::{Epoch, Locked};
 
-/// After so long without an answer, "not known, ask again" is the answer. The question may still be answered later: all of
-/// them may be, at any time, or never. So it decides nothing; it bounds how long a guest that could still go on stands still,
-/// and how soon people are told. A datastore that answers takes milliseconds.
+/// After so long without an answer, "not known, ask again" is the answer. The question may still be answered
+/// later: all of them may be, at any time, or never. So it decides nothing; it bounds how long a guest that
+/// could still go on stands still, and how soon people are told. A datastore that answers takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Asks by threads of their own, one question of a kind about a VM at a time.

@@ -3,16 +3,17 @@
 use crate::record::{Named, epoch_name};
 use units::MigrationId;
 
-/// As many decided epochs stay, beside the current one, so that whoever asks late is told what was decided then. More would
-/// only be history; fewer would bring removals nearer to those who still ask.
+/// As many decided epochs stay, beside the current one, so that whoever asks late is told what was decided
+/// then. More would only be history; fewer would bring removals nearer to those who still ask.
 pub const KEPT_EPOCHS: u64 = 4;
 
-/// What may go, in this order, once `names` were seen in one look at a VM's directory. `offering`: the offer that its owner
-/// has just made, at this epoch: it settled all others of that epoch before it made this one.
+/// What may go, in this order, once `names` were seen in one look at a VM's directory. `offering`: the offer
+/// that its owner has just made, at this epoch: it settled all others of that epoch before it made this one.
 ///
-/// Removing an offer only ever takes a possibility away: nobody can claim by it any more. Removing the file of an epoch would
-/// free its name, so it goes only when this same look shows no offer by which that name could be taken again: such an offer
-/// was there before the epoch's file was, so a look that shows the one and not the other is younger than the offer's removal.
+/// Removing an offer only ever takes a possibility away: nobody can claim by it any more. Removing the file
+/// of an epoch would free its name, so it goes only when this same look shows no offer by which that name
+/// could be taken again: such an offer was there before the epoch's file was, so a look that shows the one
+/// and not the other is younger than the offer's removal.
 pub fn disposable(names: &[String], offering: Option<(u64, MigrationId)>) -> Vec<String> {
     let named: Vec<(&String, Named)> =
         names.iter().filter_map(|name| Some((name, Named::parse(name)?))).collect();

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use std::{fmt, io};
 use units::{Epoch, MigrationId};
 
-/// The longest entry: names have at most 48 bytes each, numbers 39 digits. What is longer was not written by us.
+/// The longest entry: names have at most 48 bytes each, numbers 39 digits. What is longer was not written by
+/// us.
 pub const LONGEST: usize = 1024;
 
 /// The longest name of a host or VM, as everywhere; it becomes part of a file's name.
@@ -30,7 +31,8 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// As it is written: one line of JSON, and one with its sum, so that half a file is never taken for a whole one.
+    /// As it is written: one line of JSON, and one with its sum, so that half a file is never taken for a
+    /// whole one.
     pub fn encode(&self) -> Vec<u8> {
         // A struct of strings and numbers always becomes JSON.
         let line = serde_json::to_string(self).unwrap_or_default();
@@ -41,7 +43,8 @@ impl Entry {
     pub fn decode(bytes: &[u8], place: &dyn fmt::Display) -> io::Result<Self> {
         let bad = |why: &str| {
             let why = format!(
-                "{place} holds no ownership record: {why}. Nothing is decided by it; it was damaged, or not written by Whimbrel"
+                "{place} holds no ownership record: {why}. Nothing is decided by it; it was damaged, or not \
+                 written by Whimbrel"
             );
             io::Error::new(io::ErrorKind::InvalidData, why)
         };

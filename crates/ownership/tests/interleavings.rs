@@ -1,5 +1,6 @@
-//! The protocol of the shared directory over a model of one: every interleaving of two claimers with everything that can go
-//! wrong, and random lives of a VM that is moved about by hosts that crash, see old things and lose answers (I1).
+//! The protocol of the shared directory over a model of one: every interleaving of two claimers with
+//! everything that can go wrong, and random lives of a VM that is moved about by hosts that crash, see old
+//! things and lose answers (I1).
 
 /// A directory in which everything goes wrong.
 mod model;
@@ -57,7 +58,8 @@ fn claim(offer: &Offer, claimer: &str) -> Claim {
     Claim { vm, migration, expected, claimer: claimer.to_owned() }
 }
 
-/// A claimer in the middle of its claim: what it does next, how often it may still begin again, what it was told.
+/// A claimer in the middle of its claim: what it does next, how often it may still begin again, what it was
+/// told.
 #[derive(Clone, Debug)]
 struct Claimer {
     claim: Claim,
@@ -189,7 +191,8 @@ impl Walk {
     }
 }
 
-/// Everything that can happen to two claimers of one offer who each ask up to five times, with up to six things that go wrong.
+/// Everything that can happen to two claimers of one offer who each ask up to five times, with up to six
+/// things that go wrong.
 fn walk(overwrites: bool) -> Walk {
     let mut model = owned_by_a();
     let offer = offer(1, 1, "a", "b");
@@ -361,7 +364,8 @@ proptest! {
         migrations in proptest::collection::vec(migration(), 1..14)
     ) {
         let mut life = Life {
-            model: owned_by_a(), owner: "a".into(), epoch: 1, winners: BTreeMap::new(), number: 1000, faults: vec![],
+            model: owned_by_a(), owner: "a".into(), epoch: 1, winners: BTreeMap::new(), number: 1000,
+            faults: vec![],
             operations: 0,
         };
         let mut all = vec![];
@@ -393,7 +397,8 @@ proptest! {
                 prop_assert!(answer.is_none_or(|answer| answer == sure));
             }
             all.extend([first, second]);
-            let record = Entry::decode(life.model.content(&epoch_name(life.epoch + 1)).unwrap(), &"it").unwrap();
+            let record = Entry::decode(life.model.content(&epoch_name(life.epoch + 1)).unwrap(),
+                &"it").unwrap();
             life.owner = record.owner;
             life.epoch += 1;
         }

@@ -27,7 +27,8 @@ impl Default for Encoder {
 }
 
 impl Encoder {
-    /// Compresses the parts as one, into `out`. Whatever goes wrong comes out as something that is not smaller.
+    /// Compresses the parts as one, into `out`. Whatever goes wrong comes out as something that is not
+    /// smaller.
     pub fn encode(&mut self, codec: Codec, parts: &[&[u8]], out: &mut Vec<u8>) {
         let raw = match parts {
             [one] => one,
@@ -46,8 +47,8 @@ impl Encoder {
             Codec::Zstd(level) => {
                 if self.level != Some(level) {
                     self.level = Some(level);
-                    // A level beyond zstd's own bounds is clamped by it; a checksum would guard against nothing that the
-                    // connection does not.
+                    // A level beyond zstd's own bounds is clamped by it; a checksum would guard against
+                    // nothing that the connection does not.
                     let _ = self.zstd.set_parameter(CParameter::CompressionLevel(i32::from(level)));
                     let _ = self.zstd.set_parameter(CParameter::ChecksumFlag(false));
                 }

@@ -1,9 +1,10 @@
 //! A page as what differs from an older version of it.
 //!
-//! Pairs of numbers follow one another, each one or two bytes: so many words stay as they are, so many are replaced by
-//! the content that follows. A guest that changes a few words of a page, which is what most rewriting is, costs a few
-//! bytes at the speed of a comparison; zstd with the old version as its prefix takes 20 times as long for that, and saves
-//! only where content moved within the page (`cargo bench -p bench --bench micro delta`).
+//! Pairs of numbers follow one another, each one or two bytes: so many words stay as they are, so many are
+//! replaced by the content that follows. A guest that changes a few words of a page, which is what most
+//! rewriting is, costs a few bytes at the speed of a comparison; zstd with the old version as its prefix
+//! takes 20 times as long for that, and saves only where content moved within the page (`cargo bench -p bench
+//! --bench micro delta`).
 
 use units::PAGE_SIZE;
 
@@ -14,8 +15,8 @@ pub(crate) const LENGTH: usize = 2;
 const WORD: usize = 8;
 const WORDS: usize = PAGE_SIZE / WORD;
 
-/// A code longer than this is not used: what changed that much usually compresses as well as it differs, and need not be
-/// verified.
+/// A code longer than this is not used: what changed that much usually compresses as well as it differs, and
+/// need not be verified.
 pub(crate) const LONGEST: usize = PAGE_SIZE / 4;
 
 /// Appends what `page` has that `base` has not. False, with `out` as it was, when that is too much.
@@ -75,8 +76,8 @@ fn read_number(code: &mut &[u8]) -> Option<usize> {
     Some(usize::from(low & 0x7f) | usize::from(high) << 7)
 }
 
-/// Turns `page` from the older version into the newer one. `None` for a code that cannot be right; what `page` holds
-/// then is of no use.
+/// Turns `page` from the older version into the newer one. `None` for a code that cannot be right; what
+/// `page` holds then is of no use.
 pub(crate) fn apply(mut code: &[u8], page: &mut [u8]) -> Option<()> {
     let mut at = 0;
     while !code.is_empty() {

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 /// Places in a bucket: one line of a core's cache, so that a look costs one miss.
 const BUCKET: usize = 8;
 
-/// Buckets are made for so many pages each, of eight that fit: 10.7 bytes a page, and at worst one page in 20 is forgotten because
-/// its bucket is full (`forgets_little`).
+/// Buckets are made for so many pages each, of eight that fit: 10.7 bytes a page, and at worst one page in 20
+/// is forgotten because its bucket is full (`forgets_little`).
 const FILL: usize = 6;
 
 /// Page numbers by print. Answers are candidates: whoever asks compares the page's whole print.
@@ -71,8 +71,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_knows_what_a_map_knows_or_nothing(writes in prop::collection::vec((0u64..40, 0u64..60), 0..200)) {
-            let (index, mut map, mut content) = (Index::new(60), HashMap::<u64, Vec<u64>>::new(), HashMap::new());
+        fn it_knows_what_a_map_knows_or_nothing(writes in prop::collection::vec((0u64..40, 0u64..60),
+            0..200)) {
+            let (index, mut map, mut content) = (Index::new(60), HashMap::<u64, Vec<u64>>::new(),
+                HashMap::new());
             for (of, page) in writes {
                 index.insert(print(of), page);
                 map.entry(of).or_default().push(page);

@@ -4,7 +4,8 @@
 //! zero? ─ unchanged? ─ known? ─ delta? ─ packed? ─ plain          (refine, at the source)
 //! ```
 //!
-//! Each step is asked only where those before it said no. [`Sent`] is what the first four know; [`Restorer`] undoes it all.
+//! Each step is asked only where those before it said no. [`Sent`] is what the first four know; [`Restorer`]
+//! undoes it all.
 
 /// Compression of what crosses the wire beside pages.
 mod codec;

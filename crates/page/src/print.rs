@@ -1,4 +1,5 @@
-//! What tells two contents apart: prints for this side's own knowledge, seals for what the other side must verify.
+//! What tells two contents apart: prints for this side's own knowledge, seals for what the other side must
+//! verify.
 
 use twox_hash::{XxHash3_64, XxHash3_128};
 
@@ -8,8 +9,8 @@ pub const SEAL: usize = 16;
 /// Bytes of XXH3's secret.
 const SECRET: usize = 192;
 
-/// A hash of a page's content under a secret of this migration. A guest that does not know the secret cannot make two
-/// pages that share a print.
+/// A hash of a page's content under a secret of this migration. A guest that does not know the secret cannot
+/// make two pages that share a print.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Print(pub(crate) u128);
 
@@ -24,8 +25,8 @@ impl Print {
     const CONTENT: u128 = 1 << 127;
 }
 
-/// Makes prints: XXH3 with 128 bits, at the speed of memory. 192 bytes of secret instead of the usual 8 of seed: its
-/// mixing is only as strong as what of it nobody can guess.
+/// Makes prints: XXH3 with 128 bits, at the speed of memory. 192 bytes of secret instead of the usual 8 of
+/// seed: its mixing is only as strong as what of it nobody can guess.
 pub(crate) struct Printer(Box<[u8; SECRET]>);
 
 impl Printer {
@@ -45,8 +46,8 @@ impl Printer {
     }
 }
 
-/// Seals content by a key that both sides of one migration share: BLAKE3. The target takes no content from its own
-/// memory that does not match its seal (I7).
+/// Seals content by a key that both sides of one migration share: BLAKE3. The target takes no content from
+/// its own memory that does not match its seal (I7).
 #[derive(Clone)]
 pub struct Sealer([u8; 32]);
 
@@ -68,7 +69,8 @@ impl Sealer {
     }
 }
 
-/// A hash that tells apart pages which differ by accident (XXH3, 64 bits). No defence against a chosen collision.
+/// A hash that tells apart pages which differ by accident (XXH3, 64 bits). No defence against a chosen
+/// collision.
 pub fn fingerprint(page: &[u8]) -> u64 {
     XxHash3_64::oneshot(page)
 }

@@ -17,7 +17,8 @@ pub const PAYLOAD_OF_KNOWN: usize = REFERENCE + SEAL;
 /// Bytes of a reference: a block and its first page.
 pub(crate) const REFERENCE: usize = 2 + 8;
 
-/// Packing that saves less than one part in so many is undone: unpacking would cost the target more than it saves the link.
+/// Packing that saves less than one part in so many is undone: unpacking would cost the target more than it
+/// saves the link.
 const WORTH: usize = 16;
 
 /// How many pages travelled as what.
@@ -43,8 +44,8 @@ pub struct References<'a, F> {
     pub sent: &'a Sent,
     /// The round, from 1 on.
     pub round: u32,
-    /// Whether the latest version of a page is at the target before what is added now: sent earlier by this very stream, or
-    /// in an earlier round and not again in this one.
+    /// Whether the latest version of a page is at the target before what is added now: sent earlier by this
+    /// very stream, or in an earlier round and not again in this one.
     pub may_refer: F,
 }
 
@@ -112,8 +113,9 @@ impl Batch {
         ((self.pages.len() - self.filled) / PAGE_SIZE) as u64
     }
 
-    /// Takes pages in, for which there is room; `read` fills in their content. With `references`, what the target has
-    /// already does not travel, or travels as a reference or a difference. All pages of a batch are of one block.
+    /// Takes pages in, for which there is room; `read` fills in their content. With `references`, what the
+    /// target has already does not travel, or travels as a reference or a difference. All pages of a batch
+    /// are of one block.
     pub fn add<E, F: Fn(BlockId, PageIndex) -> bool>(
         &mut self,
         block: BlockId,
@@ -218,15 +220,17 @@ impl Batch {
                 sent.offer(number, print);
             }
             sent.set(block, index, print);
-            // Most of what was sent once is never written again; what was written between two rounds may well be.
+            // Most of what was sent once is never written again; what was written between two rounds may well
+            // be.
             if *round > 1 {
                 sent.versions.keep(number, page, *round, used);
             }
         }
     }
 
-    /// Whether the run of known pages that ends before this page can go on with a reference to page `p` of block `b`. Not when
-    /// that is a page of the run itself: all that a run refers to is read before anything of it is written.
+    /// Whether the run of known pages that ends before this page can go on with a reference to page `p` of
+    /// block `b`. Not when that is a page of the run itself: all that a run refers to is read before anything
+    /// of it is written.
     fn goes_on(&self, block: BlockId, index: PageIndex, at: usize, b: BlockId, p: PageIndex) -> bool {
         let Some(Piece { run, .. }) = self.pieces.last() else { return false };
         self.grows(index, Class::Known, at) && (b != block || p < run.range.start || p > index)

@@ -1,14 +1,15 @@
 use crate::print::SEAL;
 use std::collections::{HashMap, HashSet, VecDeque};
 
-/// Bytes of content that one stream keeps on either side: what comes again and again is little, or it would not come again.
+/// Bytes of content that one stream keeps on either side: what comes again and again is little, or it would
+/// not come again.
 const KEPT: usize = 2 << 20;
 
 /// How many keys are remembered that came once.
 const ONCE: usize = 1024;
 
-/// Content that came more than once lately, sealed, so that it need not be sealed again: sealing is five times as slow as
-/// comparing or copying. Only what comes for the second time is kept.
+/// Content that came more than once lately, sealed, so that it need not be sealed again: sealing is five
+/// times as slow as comparing or copying. Only what comes for the second time is kept.
 #[derive(Default)]
 pub(crate) struct Repeats {
     once: HashSet<u128>,

@@ -88,7 +88,8 @@ impl Restorer {
         }
     }
 
-    /// The content of a run, in the order of the batch; `own` are the bytes that travelled for it alone. `None`: zeros.
+    /// The content of a run, in the order of the batch; `own` are the bytes that travelled for it alone.
+    /// `None`: zeros.
     pub fn restore<'a, M: Landed>(
         &'a mut self,
         block: BlockId,

@@ -52,8 +52,8 @@ impl Run {
         self.range.count as usize * PAGE_SIZE
     }
 
-    /// Whether so many bytes can be right for this class and number of pages. Safe for any values: the check for what a
-    /// peer sends.
+    /// Whether so many bytes can be right for this class and number of pages. Safe for any values: the check
+    /// for what a peer sends.
     pub fn is_sound(&self) -> bool {
         let (pages, bytes) = (self.range.count, u64::from(self.bytes));
         match self.class {

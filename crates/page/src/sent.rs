@@ -1,8 +1,9 @@
 //! What the target has, page by page: the source's memory of what it sent.
 //!
-//! One for each connection to a target, shared by the threads of all streams; what was sent over a connection that is
-//! lost is not known to have arrived, so it goes with it. Costs 16 bytes for each page sent (its print), 10.7 for each that
-//! the guest ever wrote (the index), and the versions that deltas are made against.
+//! One for each connection to a target, shared by the threads of all streams; what was sent over a connection
+//! that is lost is not known to have arrived, so it goes with it. Costs 16 bytes for each page sent (its
+//! print), 10.7 for each that the guest ever wrote (the index), and the versions that deltas are made
+//! against.
 
 use crate::{
     index::Index,
@@ -21,8 +22,8 @@ const LEAF: u64 = 1024;
 /// What versions may take at most: 32 MiB, half of what an agent may grow by during a migration …
 const MOST_VERSIONS: u64 = 32 << 20;
 
-/// … and less for large guests, whose prints and index take their part of this: 48 MiB together, 4 MiB for versions at
-/// least.
+/// … and less for large guests, whose prints and index take their part of this: 48 MiB together, 4 MiB for
+/// versions at least.
 const BUDGET: u64 = 48 << 20;
 const LEAST_VERSIONS: u64 = 4 << 20;
 const BYTES_A_PAGE: u64 = 27;
@@ -44,8 +45,8 @@ pub struct Sent {
 }
 
 impl Sent {
-    /// Nothing was sent yet to a target whose memory is all holes. `pages`: the blocks' sizes; `present`: how many pages the
-    /// guest ever wrote; `secret` never leaves this side, `sealer` is shared with the target.
+    /// Nothing was sent yet to a target whose memory is all holes. `pages`: the blocks' sizes; `present`: how
+    /// many pages the guest ever wrote; `secret` never leaves this side, `sealer` is shared with the target.
     pub fn new(pages: &[u64], present: u64, secret: &[u8; 32], sealer: Sealer) -> Self {
         let mut starts = vec![0];
         starts.extend(pages.iter().scan(0, |sum, pages| {
@@ -64,7 +65,8 @@ impl Sent {
         }
     }
 
-    /// The target has content already, of which nothing is known: no page is taken for unchanged before it was sent.
+    /// The target has content already, of which nothing is known: no page is taken for unchanged before it
+    /// was sent.
     pub fn to_a_target_with_content(self) -> Self {
         Self { unsent: Print::UNKNOWN, ..self }
     }
@@ -74,8 +76,8 @@ impl Sent {
         self.versions.turn(round);
     }
 
-    /// This page, with this content, goes to the target on another way than its streams, which must be over before the round is. Says
-    /// whether the target has it already: then it need not go.
+    /// This page, with this content, goes to the target on another way than its streams, which must be over
+    /// before the round is. Says whether the target has it already: then it need not go.
     pub fn goes_otherwise(&self, block: BlockId, page: PageIndex, content: &[u8]) -> bool {
         let print = if is_zero(content) { Print::ZERO } else { self.print(content) };
         let unchanged = self.last(block, page) == print;
@@ -86,7 +88,8 @@ impl Sent {
         unchanged
     }
 
-    /// Nobody knows what the target has of this page: it is not taken for unchanged, whatever it holds, and not referred to.
+    /// Nobody knows what the target has of this page: it is not taken for unchanged, whatever it holds, and
+    /// not referred to.
     pub fn forget(&self, block: BlockId, page: PageIndex) {
         self.versions.forget(self.number(block, page));
         self.set(block, page, Print::UNKNOWN);
@@ -114,7 +117,8 @@ impl Sent {
     pub(crate) fn last(&self, block: BlockId, page: PageIndex) -> Print {
         let Some(leaf) = self.leaf(block, page).get() else { return self.unsent };
         let [low, high] = &leaf[(page.0 % LEAF) as usize];
-        // Another thread may be writing the two halves of a page that it is just sending; nobody else refers to that.
+        // Another thread may be writing the two halves of a page that it is just sending; nobody else refers
+        // to that.
         Print(u128::from(low.load(Relaxed)) | u128::from(high.load(Relaxed)) << 64)
     }
 

@@ -29,8 +29,8 @@ struct Version {
     used: u32,
 }
 
-/// The cache. A full one takes nothing new in before something in it has fallen idle: rounds go over pages in order, and a
-/// cache that forgot the oldest first would always forget the page that comes next.
+/// The cache. A full one takes nothing new in before something in it has fallen idle: rounds go over pages in
+/// order, and a cache that forgot the oldest first would always forget the page that comes next.
 pub(crate) struct Versions {
     parts: Vec<Mutex<Part>>,
     /// Pages that it may hold now, and at most.
@@ -60,7 +60,8 @@ impl Versions {
         self.parts[part].lock().expect("no one panics here")
     }
 
-    /// Appends `content` as a difference from what was last sent of this page. False when that is not known or too much.
+    /// Appends `content` as a difference from what was last sent of this page. False when that is not known
+    /// or too much.
     pub(crate) fn delta(&self, page: u64, content: &[u8], out: &mut Vec<u8>) -> bool {
         let part = self.part(page);
         let Some(version) = part.get(&page) else { return false };
@@ -95,7 +96,8 @@ impl Versions {
         }
     }
 
-    /// A round begins: what fell idle makes room, and the cache grows while it pays and had to turn pages away.
+    /// A round begins: what fell idle makes room, and the cache grows while it pays and had to turn pages
+    /// away.
     pub(crate) fn turn(&self, round: u32) {
         let held = self.held.load(Relaxed);
         let hits = self.hits.swap(0, Relaxed);

@@ -1,4 +1,5 @@
-//! What was refined at the source, round by round, is restored at the target; and what is not right is refused.
+//! What was refined at the source, round by round, is restored at the target; and what is not right is
+//! refused.
 
 use page::{Batch, Class, Codec, Encoder, Landed, References, Restorer, Run, Sealer, Sent, Unrestorable};
 use proptest::prelude::*;
@@ -175,7 +176,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(80))]
 
     #[test]
-    fn what_is_refined_is_restored_round_after_round(rounds in prop::collection::vec(writes(), 1..6), codec in 0usize..3) {
+    fn what_is_refined_is_restored_round_after_round(rounds in prop::collection::vec(writes(), 1..6),
+        codec in 0usize..3) {
         let (guest, target) = (Memory::new(), Memory::new());
         let sent = Sent::new(&[PAGES; 2], PAGES, &[1; 32], Sealer::new([2; 32]));
         let mut restorer = Restorer::new(Some(Sealer::new([2; 32])), BATCH as usize * PAGE_SIZE);
@@ -184,7 +186,8 @@ proptest! {
             apply(&guest, &mut dirty, writes);
             sent.turn(round);
             let (batches, counts) = refine(&guest, &sent, round, &dirty, CODECS[codec]);
-            let all = counts.zero + counts.unchanged + counts.known + counts.delta + counts.packed + counts.plain;
+            let all = counts.zero + counts.unchanged + counts.known + counts.delta;
+            let all = all + counts.packed + counts.plain;
             prop_assert_eq!(all, dirty.len() as u64);
             for batch in &batches {
                 prop_assert_eq!(land(&target, &mut restorer, batch), Ok(()));
@@ -193,11 +196,12 @@ proptest! {
         }
     }
 
-    /// Batches lost, swapped or spoilt on the way: either the seal tells, or what is landed does not depend on it. In no case
-    /// does anything panic, and a reference never yields anything but what was sealed.
+    /// Batches lost, swapped or spoilt on the way: either the seal tells, or what is landed does not depend
+    /// on it. In no case does anything panic, and a reference never yields anything but what was sealed.
     #[test]
     fn what_refers_to_other_content_than_was_meant_is_refused(
-        first in writes(), second in writes(), lose in any::<prop::sample::Index>(), spoil: (prop::sample::Index, u8),
+        first in writes(), second in writes(), lose in any::<prop::sample::Index>(),
+        spoil: (prop::sample::Index, u8),
     ) {
         let (guest, target) = (Memory::new(), Memory::new());
         let sent = Sent::new(&[PAGES; 2], PAGES, &[1; 32], Sealer::new([2; 32]));
@@ -239,7 +243,8 @@ proptest! {
 
     #[test]
     fn hostile_messages_are_refused_without_harm(
-        start in prop_oneof![0..PAGES, any::<u64>()], count in prop_oneof![0u64..200, any::<u64>()], class in 0usize..5,
+        start in prop_oneof![0..PAGES, any::<u64>()], count in prop_oneof![0u64..200, any::<u64>()],
+        class in 0usize..5,
         bytes in any::<u32>(), own in prop::collection::vec(any::<u8>(), 0..300), key: bool,
     ) {
         let class = [Class::Zero, Class::Known, Class::Delta, Class::Packed, Class::Plain][class];
@@ -254,7 +259,8 @@ proptest! {
             }
             let run = Run { range, class, bytes };
             let restored = restorer.restore(BlockId(0), &run, &own, &memory);
-            let harmless = matches!(class, Class::Zero | Class::Plain) || (class == Class::Packed && count == 0);
+            let harmless = matches!(class, Class::Zero | Class::Plain)
+            || (class == Class::Packed && count == 0);
             prop_assert!(restored.is_err() || harmless);
         }
     }

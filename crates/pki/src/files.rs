@@ -50,13 +50,15 @@ pub enum PkiError {
         cause: io::Error,
     },
     /// Nothing is overwritten.
-    #[error("{path} exists already; nothing is overwritten. Move it away, or choose another directory", path = path.display())]
+    #[error("{path} exists already; nothing is overwritten. Move it away, or choose another \
+             directory", path = path.display())]
     Exists {
         /// Which file.
         path: PathBuf,
     },
     /// Others than its owner may read or write a key.
-    #[error("the key {path} is open to others (mode {mode:04o}); mend it: chmod 600 {path}", path = path.display())]
+    #[error("the key {path} is open to others (mode {mode:04o}); mend it: chmod 600 \
+             {path}", path = path.display())]
     Open {
         /// Which key.
         path: PathBuf,

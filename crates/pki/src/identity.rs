@@ -44,8 +44,8 @@ impl fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// Reads a host's files and checks that they fit together. A certificate that has expired is no error here: its VMs
-    /// must be cared for all the same; see [`Identity::warning`].
+    /// Reads a host's files and checks that they fit together. A certificate that has expired is no error
+    /// here: its VMs must be cared for all the same; see [`Identity::warning`].
     pub fn load(files: &Files) -> Result<Self, PkiError> {
         let (ca, cert) = (read(&files.ca)?, read(&files.cert)?);
         // The usual mistake first, because it has a remedy of its own.
@@ -127,8 +127,8 @@ fn dns_names(card: &Card) -> impl Iterator<Item = &String> {
     card.names.iter().filter(|name| matches!(ServerName::try_from(name.as_str()), Ok(ServerName::DnsName(_))))
 }
 
-/// The hosts' names of a peer's certificate, which was verified already. Addresses are no names: a host says who it is by
-/// its name.
+/// The hosts' names of a peer's certificate, which was verified already. Addresses are no names: a host says
+/// who it is by its name.
 pub fn names_of(certificate: &CertificateDer<'_>) -> Vec<String> {
     let Ok(parsed) = webpki::EndEntityCert::try_from(certificate) else { return Vec::new() };
     parsed.valid_dns_names().map(str::to_owned).collect()
@@ -141,8 +141,9 @@ pub fn server_name(host: &str) -> Result<ServerName<'static>, String> {
         .map_err(|_| format!("no certificate can be for {host:?}; call it by a name"))
 }
 
-/// Which algorithms are offered, the fastest first (`cargo bench -p bench --bench micro tls`: the first is up to 8 % ahead of the
-/// second and 1.6 to 2.3 times as fast as the third, which is for processors without AES).
+/// Which algorithms are offered, the fastest first (`cargo bench -p bench --bench micro tls`: the first is up
+/// to 8 % ahead of the second and 1.6 to 2.3 times as fast as the third, which is for processors without
+/// AES).
 fn provider() -> Arc<CryptoProvider> {
     use ring::cipher_suite::{
         TLS13_AES_128_GCM_SHA256 as AES_128, TLS13_AES_256_GCM_SHA384 as AES_256,

@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 /// How long a CA is valid: replacing it means new certificates for all hosts.
 const CA_DAYS: u32 = 3650;
 
-/// Certificates begin to be valid this long before they are made: clocks within an hour of each other do no harm.
+/// Certificates begin to be valid this long before they are made: clocks within an hour of each other do no
+/// harm.
 const SLACK: i64 = 3600;
 
 /// When a certificate is valid.
@@ -106,7 +107,8 @@ impl Authority {
         &self.cert
     }
 
-    /// A certificate for a host of this name, which is reached at these addresses (IP addresses or further names).
+    /// A certificate for a host of this name, which is reached at these addresses (IP addresses or further
+    /// names).
     pub fn issue(&self, host: &str, addresses: &[String], valid: Validity) -> Result<Pair, PkiError> {
         if !matches!(ServerName::try_from(host), Ok(ServerName::DnsName(_))) {
             let rule = "letters, digits, '-', '_' and '.', its last part not a number";

@@ -1,7 +1,8 @@
-//! Who may speak to whom: a workgroup's certificate authority, its hosts' certificates, and the TLS made of them.
+//! Who may speak to whom: a workgroup's certificate authority, its hosts' certificates, and the TLS made of
+//! them.
 //!
-//! A workgroup is one certificate authority (CA). A host belongs to it by a certificate that this CA issued, and is who the
-//! certificate says. Both sides of every connection show theirs.
+//! A workgroup is one certificate authority (CA). A host belongs to it by a certificate that this CA issued,
+//! and is who the certificate says. Both sides of every connection show theirs.
 
 /// Instants as certificates and clocks have them.
 mod clock;

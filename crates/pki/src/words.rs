@@ -25,30 +25,30 @@ fn of_peers_certificate(error: &Certificate, here: &Identity) -> String {
     let workgroup = &here.card.workgroup;
     match error {
         Certificate::ExpiredContext { time, not_after } => format!(
-            "the other side's certificate expired at {}, and this host's clock says {}: issue it a new one (whimbrel \
-             pki issue), or set this clock right",
+            "the other side's certificate expired at {}, and this host's clock says {}: issue it a new one \
+             (whimbrel pki issue), or set this clock right",
             Instant::from(*not_after),
             Instant::from(*time)
         ),
         Certificate::NotValidYetContext { time, not_before } => format!(
-            "the other side's certificate is valid only from {} on, and this host's clock says {}: one of the two \
-             hosts' clocks is wrong",
+            "the other side's certificate is valid only from {} on, and this host's clock says {}: one of \
+             the two hosts' clocks is wrong",
             Instant::from(*not_before),
             Instant::from(*time)
         ),
         Certificate::UnknownIssuer | Certificate::BadSignature => format!(
-            "the other side's certificate is of another workgroup than this host's ({workgroup}): its CA is not the \
-             one of this host"
+            "the other side's certificate is of another workgroup than this host's ({workgroup}): its CA is \
+             not the one of this host"
         ),
         Certificate::NotValidForNameContext { expected, presented } => format!(
-            "the other side's certificate is not for {}, by which it was called, but for {}: call it by that, or issue \
-             it a certificate with --address",
+            "the other side's certificate is not for {}, by which it was called, but for {}: call it by \
+             that, or issue it a certificate with --address",
             expected.to_str(),
             presented.iter().map(|name| inner(name)).collect::<Vec<_>>().join(", ")
         ),
         Certificate::InvalidPurpose | Certificate::InvalidPurposeContext { .. } => {
-            "the other side's certificate is not meant for this: it needs the extended key usages serverAuth and \
-             clientAuth"
+            "the other side's certificate is not meant for this: it needs the extended key usages serverAuth \
+             and clientAuth"
                 .to_owned()
         }
         error => format!("the other side's certificate cannot be accepted: {error}"),
@@ -60,15 +60,16 @@ fn of_ours(alert: Alert, here: &Identity) -> String {
     let card = &here.card;
     match alert {
         Alert::CertificateExpired => format!(
-            "the other side finds this host's certificate expired or not yet valid: it is valid from {} until {}, and \
-             this host's clock says {}; issue a new one (whimbrel pki issue), or set the wrong clock right",
+            "the other side finds this host's certificate expired or not yet valid: it is valid from {} \
+             until {}, and this host's clock says {}; issue a new one (whimbrel pki issue), or set the wrong \
+             clock right",
             card.from,
             card.until,
             Instant::now()
         ),
         Alert::UnknownCA | Alert::DecryptError => format!(
-            "the other side does not know the CA of this host's certificate: it is of another workgroup than this \
-             host's ({})",
+            "the other side does not know the CA of this host's certificate: it is of another workgroup than \
+             this host's ({})",
             card.workgroup
         ),
         Alert::BadCertificate => format!(

@@ -6,8 +6,8 @@
 //! - what the streams' threads can read, compress and write,
 //! - what the cores that may be used can compress.
 //!
-//! All of these are measured, except for what was not tried yet; that follows from how the tried codecs differ from what was
-//! expected of them. A codec that looks better is tried, and seen as it is.
+//! All of these are measured, except for what was not tried yet; that follows from how the tried codecs
+//! differ from what was expected of them. A codec that looks better is tried, and seen as it is.
 
 mod learnt; // for the next migration
 
@@ -27,11 +27,11 @@ pub enum Codec {
     Zstd(i8),
 }
 
-/// From the cheapest to the smallest result: what it takes for a byte, in nanoseconds, and how it shrinks compared with
-/// zstd 1 (the exponent of its ratio). Measured over a system's programs by `cargo bench -p bench --bench micro codecs` on
-/// an EPYC with AVX2; only where the search begins, and how it goes on to what was not tried. LZ4 is here for content that is
-/// all alike or all noise, and for targets that unpack slowly; elsewhere zstd's fast levels beat it. Levels above 6 shrink a
-/// hundredth more in twice the time.
+/// From the cheapest to the smallest result: what it takes for a byte, in nanoseconds, and how it shrinks
+/// compared with zstd 1 (the exponent of its ratio). Measured over a system's programs by `cargo bench -p
+/// bench --bench micro codecs` on an EPYC with AVX2; only where the search begins, and how it goes on to what
+/// was not tried. LZ4 is here for content that is all alike or all noise, and for targets that unpack slowly;
+/// elsewhere zstd's fast levels beat it. Levels above 6 shrink a hundredth more in twice the time.
 const LADDER: [(Codec, f64, f64); 6] = [
     (Codec::None, 0.0, 0.0),
     (Codec::Lz4, 3.1, 0.66),
@@ -45,12 +45,12 @@ const RUNGS: usize = LADDER.len();
 /// Where the search begins: zstd 1.
 const FIRST: usize = 3;
 
-/// How much of what was believed a new observation replaces, once there are many. Larger, and each unusual batch changes the
-/// codec; smaller, and new content is noticed late.
+/// How much of what was believed a new observation replaces, once there are many. Larger, and each unusual
+/// batch changes the codec; smaller, and new content is noticed late.
 const NEWS: f64 = 0.03;
 
-/// Windows over which it is observed what moves: shorter ones see one kind of content only. The first one is the first batch, so
-/// that the link is known at once; each is twice as long as the one before it.
+/// Windows over which it is observed what moves: shorter ones see one kind of content only. The first one is
+/// the first batch, so that the link is known at once; each is twice as long as the one before it.
 const WINDOW: Duration = Duration::from_millis(20);
 const WINDOW_BATCHES: u32 = 16;
 /// The first window after another codec was chosen, and the least content in any.
@@ -74,23 +74,25 @@ const COPY: f64 = 0.5;
 /// By how much another codec must look better before it is used: below, the estimates are noise.
 const CLEARLY: f64 = 1.03;
 
-/// What need not be sent is left to others: half the bytes are worth so much of the rate (as an exponent of the ratio).
+/// What need not be sent is left to others: half the bytes are worth so much of the rate (as an exponent of
+/// the ratio).
 const THRIFT: f64 = 0.03;
 
 /// What is worth so much of the most is as good.
 const AS_GOOD: f64 = 0.98;
 
-/// The least that is expected of compression (logarithm of its ratio): where it costs nothing, because the link is slow, it is
-/// tried even if nothing shrank lately.
+/// The least that is expected of compression (logarithm of its ratio): where it costs nothing, because the
+/// link is slow, it is tried even if nothing shrank lately.
 const LEAST_EASE: f64 = 0.1;
 
-/// In every so many windows another codec is used: in turn the next cheaper one, because what looks
-/// like a slow link may be a target that is slow to unpack, and the next better one, which may shrink this content more
-/// than it does others.
+/// In every so many windows another codec is used: in turn the next cheaper one, because what looks like a
+/// slow link may be a target that is slow to unpack, and the next better one, which may shrink this content
+/// more than it does others.
 const DOUBT: u32 = 40;
 
-/// After so many batches without compression one is compressed, where that could pay: content changes. And after so many
-/// more one is, even where it could only pay if the content were much easier than usual; after twice as many the next time.
+/// After so many batches without compression one is compressed, where that could pay: content changes. And
+/// after so many more one is, even where it could only pay if the content were much easier than usual; after
+/// twice as many the next time.
 const LOOK_AGAIN: u32 = 32;
 const LOOK_ANYHOW: u32 = 256;
 
@@ -196,8 +198,9 @@ impl Compressor {
         }
     }
 
-    /// Over a link of so many bytes a second, with content that zstd 1 shrinks to this part in so many nanoseconds a byte: how many
-    /// bytes of content will move in a second, and how many bytes travel for each.
+    /// Over a link of so many bytes a second, with content that zstd 1 shrinks to this part in so many
+    /// nanoseconds a byte: how many bytes of content will move in a second, and how many bytes travel for
+    /// each.
     pub fn foresee(mut self, link: f64, shrinks_to: f64, cost: f64) -> (f64, f64) {
         self.link.see(&Seen { rate: link / 1e9, full: true, took: 1.0, usual: 1.0, trial: false });
         self.ease = -shrinks_to.clamp(1e-3, 1.0).ln();
@@ -331,13 +334,15 @@ impl Compressor {
         if self.certain >= DOUBT {
             self.certain = 0;
             let at = self.allowed.iter().position(|rung| *rung == self.current).unwrap_or(0);
-            // Does it shrink this content more than it does others? Only one that keeps the link busy can be better.
+            // Does it shrink this content more than it does others? Only one that keeps the link busy can be
+            // better.
             let better = self.allowed.get(at + 1).copied().filter(|up| {
                 let cost = self.cost(*up) * self.toil;
                 self.cores() / cost > self.rate(self.current)
                     && self.streams / (self.refine + cost) > self.rate(self.current)
             });
-            // Does it cost less than was thought? Or is it not the link, but the target that is slow to unpack?
+            // Does it cost less than was thought? Or is it not the link, but the target that is slow to
+            // unpack?
             let cheaper = at.checked_sub(1).map(|below| self.allowed[below]);
             self.trial = if self.up { better.or(cheaper) } else { cheaper.or(better) };
             self.up = !self.up;
@@ -370,7 +375,8 @@ impl Compressor {
         threads.min(cores).min(link) * self.truth[rung]
     }
 
-    /// What a codec takes for a byte: as measured, or as far from what is usual as the next one that was measured.
+    /// What a codec takes for a byte: as measured, or as far from what is usual as the next one that was
+    /// measured.
     fn cost(&self, rung: usize) -> f64 {
         let usual = LADDER[rung].1;
         let near = (1..RUNGS).filter_map(|i| Some((i.abs_diff(rung), self.cost[i]? / LADDER[i].1)));

@@ -1,7 +1,9 @@
-//! What a migration will take, said before anything moves: how long, how much traffic, which pause, and what the guest feels.
+//! What a migration will take, said before anything moves: how long, how much traffic, which pause, and what
+//! the guest feels.
 //!
-//! A migration is played through with what was measured: the guest's working set, how its content shrinks, the link. It is played
-//! three times, because each of these is only known so well: as is likely, and with everything somewhat better or worse.
+//! A migration is played through with what was measured: the guest's working set, how its content shrinks,
+//! the link. It is played three times, because each of these is only known so well: as is likely, and with
+//! everything somewhat better or worse.
 
 use crate::{
     governor::{CREDIT, OUTRUN, SHARE, share_of_round},
@@ -12,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use std::{ops::Add, time::Duration};
 use units::PAGE_SIZE;
 
-/// By how much the pace may be better or worse than measured: half of the forecasts of `./dev bench` were nearer than that.
+/// By how much the pace may be better or worse than measured: half of the forecasts of `./dev bench` were
+/// nearer than that.
 const UNSURE: f64 = 0.12;
 
 /// Pages pushed to a running guest travel so much slower than before it runs: each is looked at by itself.
@@ -21,10 +24,12 @@ const PUSHED: f64 = 1.1;
 /// Rounds after which there is no end in sight.
 const MANY: u32 = 40;
 
-/// Who writes so many times what the link carries is governed from the start, without being watched in the first round.
+/// Who writes so many times what the link carries is governed from the start, without being watched in the
+/// first round.
 pub const HARD: f64 = 2.0;
 
-/// Writers that are seen to outrun a round are governed after so long, in the first round (`engine`'s `JUDGED`).
+/// Writers that are seen to outrun a round are governed after so long, in the first round (`engine`'s
+/// `JUDGED`).
 const NOTICED: f64 = 0.3;
 
 /// What was measured of a guest, and of the way that its memory is to take.
@@ -48,7 +53,8 @@ pub struct Measured {
     pub fixed: f64,
     /// How many threads of the guest may write at a time.
     pub writers: u32,
-    /// Whether its writers are governed from the start: because they had to be before, or write far more than the link carries.
+    /// Whether its writers are governed from the start: because they had to be before, or write far more than
+    /// the link carries.
     pub hard: bool,
     /// Whether nobody can be governed: its memory is on a file system where writers cannot be made to wait.
     #[serde(default)]

@@ -1,27 +1,30 @@
 use std::{collections::HashMap, time::Duration};
 
-/// A guest may begin to write to pages at this share of the pace at which pages are sent. All rounds together then take at most
-/// `1 / (1 − SHARE)` of the first, which is less than twice; a smaller share would end sooner and slow writers more.
+/// A guest may begin to write to pages at this share of the pace at which pages are sent. All rounds together
+/// then take at most `1 / (1 − SHARE)` of the first, which is less than twice; a smaller share would end
+/// sooner and slow writers more.
 pub const SHARE: f64 = 0.45;
 
-/// A round that leaves more than this share of its own pages is outrun by the guest: the next one would hardly be shorter.
+/// A round that leaves more than this share of its own pages is outrun by the guest: the next one would
+/// hardly be shorter.
 pub const OUTRUN: f64 = 0.6;
 
-/// What was not used is saved up for so long: enough for threads that wake up late, and little beside a downtime.
+/// What was not used is saved up for so long: enough for threads that wake up late, and little beside a
+/// downtime.
 pub(crate) const CREDIT: Duration = Duration::from_millis(5);
 
 /// The next round of so many pages is to be the last one, if it takes no more than this share.
 const LAST: f64 = 0.1;
 
-/// The share for a round of so many pages, where so many fit into the pause: a smaller one if that makes it the last round. Such
-/// rounds are short: at most eight times as long as a pause may be.
+/// The share for a round of so many pages, where so many fit into the pause: a smaller one if that makes it
+/// the last round. Such rounds are short: at most eight times as long as a pause may be.
 pub fn share_of_round(usual: f64, pages: f64, fit: f64) -> f64 {
     let enough = 0.8 * fit / pages.max(1.0);
     if enough < LAST { usual } else { usual.min(enough) }
 }
 
-/// So many writers are told apart while they have something to pay; a further one pays together with other further ones. A guest
-/// has as many as it has vCPUs, and QEMU a few dozen of its own.
+/// So many writers are told apart while they have something to pay; a further one pays together with other
+/// further ones. A guest has as many as it has vCPUs, and QEMU a few dozen of its own.
 const WRITERS: usize = 256;
 
 /// A thread of the process whose memory is written to.
@@ -33,25 +36,28 @@ const OTHERS: Writer = Writer(0);
 
 /// Decides when a guest may go on that wants to write to a page which is protected since the round began.
 ///
-/// A round sends the pages that were opened for writing before it, while the guest opens others. Let `D(k)` be the pages of round
-/// `k`, `S` how many are sent in a second, and let the guest open at most `SHARE · S` in a second. The round takes `D(k) / S`, so
+/// A round sends the pages that were opened for writing before it, while the guest opens others. Let `D(k)`
+/// be the pages of round `k`, `S` how many are sent in a second, and let the guest open at most `SHARE · S`
+/// in a second. The round takes `D(k) / S`, so
 ///
 /// ```text
 /// D(k+1) ≤ SHARE · D(k) + B        where B = SHARE · S · (CREDIT + 2 · max_stall)
 /// ```
 ///
-/// and rounds shrink until little more than `B / (1 − SHARE)` is left, which fits into a downtime of milliseconds. Pages that are
-/// open cost nothing more however often they are written: only who outruns the link by *new* pages waits.
+/// and rounds shrink until little more than `B / (1 − SHARE)` is left, which fits into a downtime of
+/// milliseconds. Pages that are open cost nothing more however often they are written: only who outruns the
+/// link by *new* pages waits.
 ///
-/// Each writer has a share of the pace of its own, by start-time fair queueing. `paid` counts the pages that have been paid for
-/// *by each* writer that has something to pay; it grows by the pace, divided by their number. A writer's next pages are begun to be
-/// paid for when its last ones are, or now; and it may go on when that begins. So who takes less than its share never
-/// waits for somebody who takes more, and what it leaves is the others'. (Stiliadis and Varma, *Rate-proportional servers*;
-/// Goyal, Vin and Cheng, *Start-time fair queueing*, 1996.)
+/// Each writer has a share of the pace of its own, by start-time fair queueing. `paid` counts the pages that
+/// have been paid for *by each* writer that has something to pay; it grows by the pace, divided by their
+/// number. A writer's next pages are begun to be paid for when its last ones are, or now; and it may go on
+/// when that begins. So who takes less than its share never waits for somebody who takes more, and what it
+/// leaves is the others'. (Stiliadis and Varma, *Rate-proportional servers*; Goyal, Vin and Cheng,
+/// *Start-time fair queueing*, 1996.)
 ///
-/// Nobody waits longer than `max_stall` at a time: of `writers` that wait at once each is given as many pages as keep the pace when
-/// all of them come back at once. (Below `writers` pages each `max_stall` no pace can be kept that way; that is 1.6 MB/s for two
-/// writers and 5 ms.)
+/// Nobody waits longer than `max_stall` at a time: of `writers` that wait at once each is given as many pages
+/// as keep the pace when all of them come back at once. (Below `writers` pages each `max_stall` no pace can
+/// be kept that way; that is 1.6 MB/s for two writers and 5 ms.)
 #[derive(Clone, Debug)]
 pub struct Governor {
     max_stall: Duration,
@@ -100,7 +106,8 @@ impl Governor {
         (self.share, self.max_stall) = (share.clamp(0.01, 1.0), max_stall);
     }
 
-    /// Nobody waits any more, and each is given a page at a time: the guest is about to be stopped, for which nobody may be waiting.
+    /// Nobody waits any more, and each is given a page at a time: the guest is about to be stopped, for which
+    /// nobody may be waiting.
     pub fn hurry(&mut self) {
         self.hurried = true;
     }
@@ -115,7 +122,8 @@ impl Governor {
         if self.hurried { Duration::ZERO } else { self.max_stall }
     }
 
-    /// So many pages are sent in a second: the guest keeps to its share of that from now on. Returns that, in pages a second.
+    /// So many pages are sent in a second: the guest keeps to its share of that from now on. Returns that, in
+    /// pages a second.
     pub fn follow(&mut self, sent_per_s: f64) -> f64 {
         *self.pace.insert((self.share * sent_per_s).max(1.0))
     }
@@ -140,7 +148,8 @@ impl Governor {
         Grant { pages, wait }
     }
 
-    /// Somebody wants to write where another waits already, who has paid: how long it would have to wait by itself.
+    /// Somebody wants to write where another waits already, who has paid: how long it would have to wait by
+    /// itself.
     pub fn join(&mut self, now: Duration, writer: Writer) -> Duration {
         let Some(pace) = self.pace else { return Duration::ZERO };
         self.pay(now, pace);
@@ -192,7 +201,8 @@ mod tests {
 
     const GREEDY: Habit = Habit { thinks: Duration::ZERO, spell: Duration::MAX, wish: 512 };
 
-    /// A guest whose writers ask for pages from `from` to `to`. Says how many pages each opened, and the longest wait of each.
+    /// A guest whose writers ask for pages from `from` to `to`. Says how many pages each opened, and the
+    /// longest wait of each.
     struct Guest {
         governor: Governor,
         habits: Vec<Habit>,
@@ -279,11 +289,14 @@ mod tests {
             let (rounds, took) = migrate(&mut guest, pages, sent_per_s, enough);
             prop_assert!(guest.longest.iter().all(|longest| *longest <= STALL));
             for pair in rounds.windows(2) {
-                prop_assert!(pair[1] as f64 <= SHARE * pair[0] as f64 + burst + 1.0, "{rounds:?}, burst {burst}");
+                prop_assert!(pair[1] as f64 <= SHARE * pair[0] as f64 + burst + 1.0, "{rounds:?}, burst \
+                                                                                      {burst}");
             }
             prop_assert!(rounds.last().is_some_and(|left| *left <= enough), "{rounds:?} of {enough}");
             let first = pages as f64 / sent_per_s;
-            prop_assert!(took.as_secs_f64() <= first / (1.0 - SHARE) + 0.1 * rounds.len() as f64, "{took:?} of {first}");
+            prop_assert!(took.as_secs_f64() <= first / (1.0 - SHARE) + 0.1 * rounds.len() as f64, "{took:?} \
+                                                                                                   of \
+                                                                                                   {first}");
         }
 
         #[test]
@@ -302,9 +315,12 @@ mod tests {
             let opened = guest.write(Duration::from_secs(2));
             prop_assert!(guest.longest[0] < Duration::from_micros(1), "{:?}", guest.longest);
             // It had all that it wanted, the others the rest.
-            prop_assert!(guest.opened[0] as f64 >= 1.99 * 1e6 / (thinks as f64 + 2.0) - 1.0, "{:?}", guest.opened);
-            let (all, burst) = (2.0 * SHARE * sent_per_s, SHARE * sent_per_s * (CREDIT + 2 * STALL).as_secs_f64() + 2.0);
-            prop_assert!((0.9 * all - 2.0..all + burst).contains(&(opened as f64)), "{all}, {:?}", guest.opened);
+            prop_assert!(guest.opened[0] as f64 >= 1.99 * 1e6 / (thinks as f64 + 2.0) - 1.0, "{:?}",
+                guest.opened);
+            let (all, burst) = (2.0 * SHARE * sent_per_s,
+                SHARE * sent_per_s * (CREDIT + 2 * STALL).as_secs_f64() + 2.0);
+            prop_assert!((0.9 * all - 2.0..all + burst).contains(&(opened as f64)), "{all}, \
+                                                                                     {:?}", guest.opened);
         }
     }
 

@@ -8,8 +8,8 @@ use units::{BlockId, MemorySet, PageIndex, PageRange};
 /// Smaller ones see too few writes in a round to learn from them; larger ones mix what programs keep apart.
 const REGION: u64 = 2048;
 
-/// Pages that are opened at once, at most: with so many the kernel's own work for each page is ten times that of being asked
-/// (`sys/tests/tracker_figures.rs`). A power of two that divides `REGION`.
+/// Pages that are opened at once, at most: with so many the kernel's own work for each page is ten times that
+/// of being asked (`sys/tests/tracker_figures.rs`). A power of two that divides `REGION`.
 const LARGEST: u64 = 512;
 
 /// A writer that goes upwards is given up to so many times its region's group.
@@ -21,8 +21,8 @@ const FAULT: Duration = Duration::from_micros(30);
 /// What a page costs that was opened for nothing: it is protected, read, and found unchanged.
 const PAGE: Duration = Duration::from_micros(1);
 
-/// Where fewer writes a second are heard of in a region, larger groups would not be noticed: in 64 such regions, 512 MiB, they take
-/// 2 % of one processor.
+/// Where fewer writes a second are heard of in a region, larger groups would not be noticed: in 64 such
+/// regions, 512 MiB, they take 2 % of one processor.
 const FEW: f64 = 10.0;
 
 /// So many ends of groups are remembered, of several writers that go upwards at a time.
@@ -30,13 +30,14 @@ const ENDS: usize = 64;
 
 /// The group sizes of a guest's memory, region by region.
 ///
-/// A region's size is moved by two counts: of pages that were sent again although they had not changed, which a smaller group
-/// would not have opened, and of writes that were heard of, which a larger one would have spared. Both have a price, and the size
-/// is where they cost the same. While the guest is governed a page costs what its writer waits for it: groups are small then.
+/// A region's size is moved by two counts: of pages that were sent again although they had not changed, which
+/// a smaller group would not have opened, and of writes that were heard of, which a larger one would have
+/// spared. Both have a price, and the size is where they cost the same. While the guest is governed a page
+/// costs what its writer waits for it: groups are small then.
 ///
-/// Groups are aligned, so that writers who write all over a region meet it once for each group; but whoever comes to the end of a
-/// group goes upwards: its next group begins there and is twice as large as the last one, within 8 times its
-/// region's size.
+/// Groups are aligned, so that writers who write all over a region meet it once for each group; but whoever
+/// comes to the end of a group goes upwards: its next group begins there and is twice as large as the last
+/// one, within 8 times its region's size.
 #[derive(Clone, Debug)]
 pub struct Groups {
     fixed: Option<u64>,
@@ -71,7 +72,8 @@ struct Opened {
 }
 
 impl Groups {
-    /// For blocks of so many pages each. `fixed`: the same size everywhere, always; the power of two below it.
+    /// For blocks of so many pages each. `fixed`: the same size everywhere, always; the power of two below
+    /// it.
     pub fn new(blocks: impl IntoIterator<Item = u64>, fixed: Option<u64>) -> Self {
         let fixed = fixed.map(|pages| 1 << pages.clamp(1, LARGEST).ilog2());
         let worth = worth(None);
@@ -81,7 +83,8 @@ impl Groups {
         Self { fixed, blocks, worth, ends: VecDeque::new(), learnt: Duration::ZERO, lasted: Duration::ZERO }
     }
 
-    /// The guest may open so many pages a second from now on. What was learnt while pages were cheap no longer holds.
+    /// The guest may open so many pages a second from now on. What was learnt while pages were cheap no
+    /// longer holds.
     pub fn govern(&mut self, pace: f64) {
         let cheap = self.worth == worth(None);
         self.worth = worth(Some(pace));
@@ -117,7 +120,8 @@ impl Groups {
             let start = page.0 / pages * pages;
             start..start + pages
         };
-        // Never beyond what is aligned to the largest: so it stays within its region, and within what is protected at once.
+        // Never beyond what is aligned to the largest: so it stays within its region, and within what is
+        // protected at once.
         let range = range.start..range.end.min(page.0 / LARGEST * LARGEST + LARGEST).min(known.pages);
         let count = range.end - range.start;
         let region = &mut known.regions[(page.0 / REGION) as usize];
@@ -154,14 +158,15 @@ impl Region {
         let (asked, opened) = (f64::from(opened.writes), f64::from(opened.pages));
         let (wasted, pages) = (wasted as f64, pages as f64);
         if wasted > opened {
-            // There was more in the round than what writers opened, as after a change of the way in which writes are seen.
+            // There was more in the round than what writers opened, as after a change of the way in which
+            // writes are seen.
             return;
         }
         let cost = worth * asked + wasted;
         // What is written in so many places that nearly every group is opened is best opened as a whole.
         let whole = worth * pages / LARGEST as f64 + pages - (opened - wasted);
-        // Twice the group wastes about twice as much for half the writes: that is still little enough. Where a page costs more
-        // than to be asked, to try it would be dear.
+        // Twice the group wastes about twice as much for half the writes: that is still little enough. Where
+        // a page costs more than to be asked, to try it would be dear.
         let larger = wasted * 4.0 <= worth * asked && worth >= 1.0;
         if self.size < LARGEST as u16 && asked > FEW * passed && (larger || whole < cost) {
             self.size = if larger { self.size * 2 } else { LARGEST as u16 };
@@ -198,8 +203,8 @@ mod tests {
     const PAGES: u64 = 4 * REGION;
     const ROUND: Duration = Duration::from_millis(500);
 
-    /// One round: these pages are written in this order. Returns how often somebody had to be asked, and what was opened for
-    /// nothing.
+    /// One round: these pages are written in this order. Returns how often somebody had to be asked, and what
+    /// was opened for nothing.
     fn round(groups: &mut Groups, writes: &[u64]) -> (u64, PageSet) {
         let (mut open, mut asked) = (PageSet::empty(PAGES), 0);
         for page in writes.iter().map(|page| PageIndex(*page)) {

@@ -1,5 +1,5 @@
-//! When to go another round, when to stop the guest, what to compress with, how fast to send and over how many streams. Pure
-//! functions of what was observed.
+//! When to go another round, when to stop the guest, what to compress with, how fast to send and over how
+//! many streams. Pure functions of what was observed.
 
 /// How to compress the next batch.
 mod compress;

@@ -1,5 +1,6 @@
-/// While the link is not full nobody knows how fast it is: believed to be so much faster with each window, the more so the
-/// longer it was not full. If it then turns out to be no faster than this part of what was believed, that was in vain.
+/// While the link is not full nobody knows how fast it is: believed to be so much faster with each window,
+/// the more so the longer it was not full. If it then turns out to be no faster than this part of what was
+/// believed, that was in vain.
 const HOPE: f64 = 0.02;
 const HOPE_GROWS: f64 = 1.2;
 const MOST_HOPE: f64 = 1.0;

@@ -1,8 +1,9 @@
 use std::time::Duration;
 use units::{Bytes, Rate};
 
-/// A sender that overslept may catch up with this much of its rate at once. Sleeping threads of a busy machine wake up
-/// some milliseconds late; without credit each time would be lost, with this much no second holds over 3.5 % too much.
+/// A sender that overslept may catch up with this much of its rate at once. Sleeping threads of a busy
+/// machine wake up some milliseconds late; without credit each time would be lost, with this much no second
+/// holds over 3.5 % too much.
 const CREDIT: Duration = Duration::from_millis(30);
 
 /// One write holds this much of the rate, so that neither a slow rate nor large batches make bursts.
@@ -30,8 +31,8 @@ impl Pace {
         ((self.rate.0 as f64 * QUANTUM.as_secs_f64()) as u64).max(LEAST)
     }
 
-    /// Takes `bytes` of the rate; they may be sent after this long. What cannot wait is sent at once all the same: what
-    /// comes after it waits for both.
+    /// Takes `bytes` of the rate; they may be sent after this long. What cannot wait is sent at once all the
+    /// same: what comes after it waits for both.
     pub fn take(&mut self, now: Duration, bytes: u64) -> Duration {
         let start = self.free_at.max(now.saturating_sub(CREDIT));
         self.free_at = start + Bytes(bytes).time_at(self.rate).unwrap_or_default();
@@ -83,7 +84,8 @@ mod tests {
                     break;
                 }
                 let share = held as f64 / rate as f64;
-                prop_assert!((0.95..=1.05).contains(&share), "a second of {share} from {:?} on", sent[begin].0);
+                prop_assert!((0.95..=1.05).contains(&share), "a second of {share} from {:?} \
+                                                              on", sent[begin].0);
                 held -= sent[begin].1;
             }
         }

@@ -8,10 +8,12 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use units::PAGE_SIZE;
 
-/// What it costs a guest to lack memory, compared with a writer that waits as long: it waits for some pages only.
+/// What it costs a guest to lack memory, compared with a writer that waits as long: it waits for some pages
+/// only.
 const LACKING: f64 = 0.5;
 
-/// A guest that has to be stopped for its migration to end in time is stopped so much earlier: the last pages may take longer.
+/// A guest that has to be stopped for its migration to end in time is stopped so much earlier: the last pages
+/// may take longer.
 const SURELY: f64 = 0.92;
 
 /// Writers wait no longer than that whatever gives way: a guest's kernel complains of vCPUs that hang.
@@ -30,7 +32,8 @@ pub enum Promise {
 }
 
 impl Promise {
-    /// What is kept first, where not all can be: the pause, because peers of the guest notice it; then the end.
+    /// What is kept first, where not all can be: the pause, because peers of the guest notice it; then the
+    /// end.
     pub const USUAL: [Self; 3] = [Self::Downtime, Self::Time, Self::Stall];
 }
 
@@ -145,7 +148,8 @@ impl Deal<'_> {
         }
         if self.rules.downtime < least {
             self.gives_way.push(format!(
-                "--max-downtime {}: stopping the guest, its devices' state and starting it there take about {} by themselves",
+                "--max-downtime {}: stopping the guest, its devices' state and starting it there take about \
+                 {} by themselves",
                 millis(self.rules.downtime),
                 millis(least)
             ));
@@ -205,8 +209,8 @@ impl Deal<'_> {
         }
     }
 
-    /// Where the end is kept rather than the pause, the guest is stopped in time with whatever is left to send. Also where that
-    /// should not be needed: a forecast may be wrong.
+    /// Where the end is kept rather than the pause, the guest is stopped in time with whatever is left to
+    /// send. Also where that should not be needed: a forecast may be wrong.
     fn punctuality(&mut self) {
         let Some((time, limit)) = self.want.time.zip(self.limit()) else { return };
         if self.may_go_otherwise() || !self.prefers(Promise::Time, Promise::Downtime) {
@@ -220,7 +224,8 @@ impl Deal<'_> {
         let pause = played.downtime;
         if pause > self.rules.downtime {
             self.gives_way.push(format!(
-                "--max-downtime {}: to end within --max-time {} the guest has to be stopped with much left to send, for about {}",
+                "--max-downtime {}: to end within --max-time {} the guest has to be stopped with much left \
+                 to send, for about {}",
                 words(self.want.downtime),
                 words(time),
                 millis(pause)
@@ -238,8 +243,8 @@ fn choose(courses: &[Course; 3], want: &Terms) -> (Way, String) {
         return (Way::PreCopy, "the guest writes less than the link carries".into());
     }
     if !want.post_copy {
-        let why = "the guest writes more than the link carries, and is not to run before its memory is there: its writers \
-                   are slowed";
+        let why = "the guest writes more than the link carries, and is not to run before its memory is \
+                   there: its writers are slowed";
         return (Way::PreCopy, why.into());
     }
     let (slowed, lacking) = (pre.stalled_ms.likely, hybrid.lacking_ms.likely * LACKING);
@@ -287,8 +292,8 @@ mod tests {
     /// Of a GiB.
     const PAGES: u64 = 1 << 18;
 
-    /// A GiB of which all travels as it is, over a link of so many MiB a second; the guest writes so many MiB a second in new
-    /// places of so many MiB.
+    /// A GiB of which all travels as it is, over a link of so many MiB a second; the guest writes so many MiB
+    /// a second in new places of so many MiB.
     fn guest(link: f64, rate: f64, set: f64) -> Measured {
         let mut written = WorkingSet::of(PAGES);
         for ms in [125, 250, 500, 1000] {
@@ -442,11 +447,13 @@ mod tests {
             if let (true, Some(limit)) = (course.ends, time_s) {
                 prop_assert!(seconds(course) <= limit as f64 * 1.001 || said("--max-time"), "{plan:?}");
             }
-            prop_assert!(!course.ends || course.downtime_ms.likely <= downtime_ms as f64 + 0.01 || said("--max-downtime"), "{plan:?}");
+            prop_assert!(!course.ends || course.downtime_ms.likely <= downtime_ms as f64 + 0.01
+                || said("--max-downtime"), "{plan:?}");
             prop_assert!(plan.stall_ms <= 5.0 || said("--max-stall"), "{plan:?}");
             for way in &plan.courses {
                 for span in [way.total_ms, way.downtime_ms, way.wire_bytes, way.stalled_ms, way.lacking_ms] {
-                    prop_assert!(span.low <= span.likely && span.likely <= span.high && span.low >= 0.0 && span.high.is_finite());
+                    prop_assert!(span.low <= span.likely && span.likely <= span.high && span.low >= 0.0
+                        && span.high.is_finite());
                 }
             }
         }

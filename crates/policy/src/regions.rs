@@ -8,13 +8,13 @@ const REGION: u64 = 512;
 /// Saved less than one part in so many: not worth it.
 const WORTH: u64 = 16;
 
-/// After so many poor regions one after the other, only every eighth new one is tried: a VM full of films or of encrypted
-/// data is like that everywhere.
+/// After so many poor regions one after the other, only every eighth new one is tried: a VM full of films or
+/// of encrypted data is like that everywhere.
 const STREAK: u32 = 8;
 const SAMPLE: u64 = 8;
 
-/// Remembers regions whose content did not shrink. They are tried again after 2, 4, 8 … rounds. Two bytes a region, so a
-/// 64 GiB guest costs 64 KiB.
+/// Remembers regions whose content did not shrink. They are tried again after 2, 4, 8 … rounds. Two bytes a
+/// region, so a 64 GiB guest costs 64 KiB.
 #[derive(Clone, Debug)]
 pub struct Regions {
     blocks: Vec<Vec<Poor>>,

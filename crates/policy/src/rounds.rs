@@ -28,7 +28,8 @@ pub struct Budget {
 pub enum Next {
     /// Another round will help.
     Round,
-    /// Another round, although rounds have stopped paying: the user should know that there is no end in sight.
+    /// Another round, although rounds have stopped paying: the user should know that there is no end in
+    /// sight.
     Hopeless,
     /// Stop the guest, send the rest, start it there.
     Switchover,
@@ -36,8 +37,9 @@ pub enum Next {
     PostCopy,
 }
 
-/// A round pays when it leaves at most this share of what the one before left. 9/10 and not less, so that slow
-/// convergence is still convergence; after `PATIENCE` rounds that did not pay there is none. Table-tested below.
+/// A round pays when it leaves at most this share of what the one before left. 9/10 and not less, so that
+/// slow convergence is still convergence; after `PATIENCE` rounds that did not pay there is none.
+/// Table-tested below.
 const PAYS: (u64, u64) = (9, 10);
 
 /// One round may fail to pay because the guest had a busy moment. Three in a row are its habit.
@@ -50,8 +52,8 @@ pub fn predicted_downtime(seen: &Seen) -> Option<Duration> {
     Some(moving + seen.fixed)
 }
 
-/// With so much time left until a promised end: whether the guest has to be stopped now, for this pause. Another round takes as
-/// long as it moves, and leaves something for another pause.
+/// With so much time left until a promised end: whether the guest has to be stopped now, for this pause.
+/// Another round takes as long as it moves, and leaves something for another pause.
 pub fn must_stop(left: Duration, pause: Option<Duration>) -> bool {
     pause.is_some_and(|pause| pause + pause / 2 >= left)
 }

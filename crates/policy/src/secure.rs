@@ -1,15 +1,17 @@
-//! Before a post-copy that must survive its source: how what is owed gets into a file while the guest still writes.
+//! Before a post-copy that must survive its source: how what is owed gets into a file while the guest still
+//! writes.
 
 use std::time::Duration;
 
-/// The pause may be longer by so much of what is acceptable because the last pages go into the file: half of it, so that what else a
-/// switchover costs has room beside it.
+/// The pause may be longer by so much of what is acceptable because the last pages go into the file: half of
+/// it, so that what else a switchover costs has room beside it.
 const SHARE_OF_PAUSE: f64 = 0.5;
 
 /// Passes beyond this one get nowhere that those before did not.
 const MOST_PASSES: u32 = 12;
 
-/// A pass that leaves more than this part of what the one before left does not help; two such in a row are enough to tell.
+/// A pass that leaves more than this part of what the one before left does not help; two such in a row are
+/// enough to tell.
 const SHRINKS: f64 = 0.8;
 
 /// What one pass over what was written showed.
@@ -38,7 +40,8 @@ pub enum Secure {
 pub fn secure(passes: &[Pass], downtime: Duration) -> Secure {
     let Some(last) = passes.last() else { return Secure::Again };
     let fits = downtime.mul_f64(SHARE_OF_PAUSE);
-    // What becoming durable costs by itself is in every pass, however few its pages: the quickest one bounds it.
+    // What becoming durable costs by itself is in every pass, however few its pages: the quickest one bounds
+    // it.
     let least = passes.iter().map(|pass| pass.took).min().unwrap_or_default();
     let largest = passes.iter().max_by_key(|pass| pass.pages).unwrap_or(last);
     let each = largest.took.as_secs_f64() / largest.pages.max(1) as f64;
@@ -63,7 +66,8 @@ pub fn secure(passes: &[Pass], downtime: Duration) -> Secure {
 mod tests {
     use super::*;
 
-    /// Passes of a guest that writes `dirty` pages a second within `working` pages, on a store that takes `store` pages a second.
+    /// Passes of a guest that writes `dirty` pages a second within `working` pages, on a store that takes
+    /// `store` pages a second.
     fn end(memory: u64, dirty: f64, working: u64, store: f64) -> (usize, Secure) {
         let mut passes: Vec<Pass> = Vec::new();
         let mut pages = memory;

@@ -1,22 +1,24 @@
 use crate::governor::{CREDIT, SHARE};
 
-/// A round that leaves more than this share of its own pages, although writes are governed, shrinks too slowly.
+/// A round that leaves more than this share of its own pages, although writes are governed, shrinks too
+/// slowly.
 const MISSED: f64 = 0.6;
 
-/// Writers stand still for half of the time, at most. A stun passes beside the stalls of whoever waits for a page, so it slows him
-/// most where a stall just fits between two stuns; more of it would take time only from those who compute.
+/// Writers stand still for half of the time, at most. A stun passes beside the stalls of whoever waits for a
+/// page, so it slows him most where a stall just fits between two stuns; more of it would take time only from
+/// those who compute.
 const MOST: f64 = 0.5;
 
 /// Less than this is not worth the trouble of stopping anybody.
 const LEAST: f64 = 0.05;
 
-/// Decides for which share of the time the guest's writers are stunned, where it does not suffice that their write faults wait
-/// ([`Governor`](crate::Governor)): each writer opens a page every `max_stall`, and with more writers than `pace · max_stall` that
-/// is more than the pace.
+/// Decides for which share of the time the guest's writers are stunned, where it does not suffice that their
+/// write faults wait ([`Governor`](crate::Governor)): each writer opens a page every `max_stall`, and with
+/// more writers than `pace · max_stall` that is more than the pace.
 ///
-/// A round that was governed should leave `SHARE` of its pages and `B`. One that leaves a larger share than `MISSED` shows how much
-/// too fast the writers are for the part of the time in which they run; as much less they run from then on. Rounds that shrink
-/// again give it back the same way.
+/// A round that was governed should leave `SHARE` of its pages and `B`. One that leaves a larger share than
+/// `MISSED` shows how much too fast the writers are for the part of the time in which they run; as much less
+/// they run from then on. Rounds that shrink again give it back the same way.
 #[derive(Clone, Debug)]
 pub struct Duty {
     writers: u32,
@@ -29,8 +31,8 @@ impl Duty {
         Self { writers, duty: 0.0 }
     }
 
-    /// A round of so many pages, `sent_per_s` of them in a second, was governed from its beginning, with this duty, and has left so
-    /// many dirty. The duty from now on; 0: nobody need be stunned.
+    /// A round of so many pages, `sent_per_s` of them in a second, was governed from its beginning, with this
+    /// duty, and has left so many dirty. The duty from now on; 0: nobody need be stunned.
     pub fn after(&mut self, pages: u64, left: u64, sent_per_s: f64) -> f64 {
         let burst = SHARE * sent_per_s * CREDIT.as_secs_f64() + f64::from(self.writers);
         let share = (left as f64 - burst).max(0.0) / pages.max(1) as f64;
@@ -52,8 +54,8 @@ mod tests {
 
     const STALL: Duration = Duration::from_millis(5);
 
-    /// All stand still for the first part of each period: when does one go on who could at `at`, and has `work` to do then? A stall
-    /// passes while he stands still, work does not.
+    /// All stand still for the first part of each period: when does one go on who could at `at`, and has
+    /// `work` to do then? A stall passes while he stands still, work does not.
     fn done(mut at: Duration, mut work: Duration, duty: f64) -> Duration {
         if duty == 0.0 {
             return at + work;
@@ -70,8 +72,8 @@ mod tests {
         }
     }
 
-    /// A guest whose writers compute for so long, then write to a page that is not open, and again. Returns the pages of each round
-    /// and the duty after it, until 20 ms are left, or so many.
+    /// A guest whose writers compute for so long, then write to a page that is not open, and again. Returns
+    /// the pages of each round and the duty after it, until 20 ms are left, or so many.
     fn migrate(
         sent_per_s: f64,
         writers: u32,
@@ -117,7 +119,8 @@ mod tests {
         fn stuns_shrink_rounds_that_stalls_do_not(
             writers in 2u32..=128,
             computes_us in 0u64..20_000,
-            // Pages that they open in a second if each waits a whole stall for each, beside those that are sent.
+            // Pages that they open in a second if each waits a whole stall for each, beside those that are
+            // sent.
             outrun in 0.1f64..1.0,
         ) {
             let computes = Duration::from_micros(computes_us);

@@ -1,7 +1,7 @@
 use std::{ops::RangeInclusive, time::Duration};
 
-/// What moved is looked at over windows of this length, in which each stream moves so many batches: shorter ones see single
-/// batches, longer ones use up a short migration.
+/// What moved is looked at over windows of this length, in which each stream moves so many batches: shorter
+/// ones see single batches, longer ones use up a short migration.
 const WINDOW: Duration = Duration::from_millis(40);
 const BATCHES: u32 = 4;
 
@@ -11,7 +11,8 @@ const WINDOWS: usize = 3;
 /// More streams must move so much more, or they are not worth the processor time that they take from guests.
 const GAIN: f64 = 1.1;
 
-/// After so many windows more streams are tried again: content and load change. Twice as many after each vain trial.
+/// After so many windows more streams are tried again: content and load change. Twice as many after each vain
+/// trial.
 const REST: u32 = 10;
 
 /// How many streams carry a migration: more as long as they move more. A function of what was observed.
@@ -57,7 +58,8 @@ impl Width {
         (self.began, self.moved, self.batches) = (now, 0, 0);
     }
 
-    /// Some stream moved a batch of `bytes` of guest memory. Returns how many streams it should be from now on, if that changes.
+    /// Some stream moved a batch of `bytes` of guest memory. Returns how many streams it should be from now
+    /// on, if that changes.
     pub fn observe(&mut self, now: Duration, bytes: u64) -> Option<u32> {
         self.moved += bytes;
         self.batches += 1;
@@ -109,8 +111,8 @@ impl Width {
 mod tests {
     use super::*;
 
-    /// A world in which so many streams move so many bytes a second, give or take 4 %. Returns how many streams there are
-    /// in the end, and what was moved compared with what could have been.
+    /// A world in which so many streams move so many bytes a second, give or take 4 %. Returns how many
+    /// streams there are in the end, and what was moved compared with what could have been.
     fn run(streams: RangeInclusive<u32>, seconds: f64, rate: impl Fn(u32, f64) -> f64) -> (u32, f64) {
         let best = |at| streams.clone().map(|n| rate(n, at)).fold(0.0, f64::max);
         let mut width = Width::new(streams.clone());

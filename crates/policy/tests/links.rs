@@ -94,8 +94,8 @@ impl World {
                 *core = begin + encode;
             }
             let encoded = begin + encode;
-            // The link takes what all streams give it, in order; a write returns when the rest fits into the buffer. What the
-            // target has not read yet stays in the buffer too.
+            // The link takes what all streams give it, in order; a write returns when the rest fits into the
+            // buffer. What the target has not read yet stays in the buffer too.
             let copied = encoded + wire * COPY;
             link_free = (link_free.max(encoded) + wire / self.link).max(copied);
             let (way, target) = (&mut ways[stream], &mut targets[stream]);
@@ -165,7 +165,8 @@ fn over_any_link_it_is_within_a_tenth_of_the_best_fixed_choice() {
                 let ratio = mine / best;
                 if ratio > 1.10 {
                     worst.push(format!(
-                        "{mbit} Mbit/s, {name}, {streams} streams, {cores} cores × {slow}: {mine:.2} s, best {best:.2} s ({codec:?})"
+                        "{mbit} Mbit/s, {name}, {streams} streams, {cores} cores × {slow}: {mine:.2} s, best \
+                         {best:.2} s ({codec:?})"
                     ));
                 }
             }

@@ -19,8 +19,8 @@ pub struct Request {
     pub recipe: Vec<u8>,
     /// Its RAM blocks.
     pub blocks: Vec<Block>,
-    /// RAM blocks that its QEMU keeps private, by QEMU's name for them, as they were while the guest ran: the waiting QEMU is given
-    /// them at once.
+    /// RAM blocks that its QEMU keeps private, by QEMU's name for them, as they were while the guest ran: the
+    /// waiting QEMU is given them at once.
     pub private: Vec<(String, Vec<u8>)>,
     /// Whether the guest may start before all its memory is there.
     pub post_copy: bool,
@@ -47,11 +47,12 @@ pub trait Host: Send + Sync {
     /// Its name.
     fn name(&self) -> String;
 
-    /// Looks whether a VM can be taken in, and starts a QEMU that waits for it; or all reasons why not, and no trace.
+    /// Looks whether a VM can be taken in, and starts a QEMU that waits for it; or all reasons why not, and
+    /// no trace.
     fn prepare(&self, request: &Request) -> Result<Waiting, Vec<String>>;
 
-    /// Where a directory is that the source wants to share pages by, if this host may use it; or why not. May take as long as a datastore
-    /// does.
+    /// Where a directory is that the source wants to share pages by, if this host may use it; or why not. May
+    /// take as long as a datastore does.
     fn spool_directory(&self, asked: &str) -> Result<PathBuf, String>;
 
     /// The ownership records that this host holds.

@@ -25,8 +25,8 @@ pub trait SourceJournal: Send {
 
 /// What the target records, each durable before the method returns.
 pub trait TargetJournal: Send {
-    /// These pages are still on their way when the guest starts. Before the claim, in a post-copy. None: what was recorded before, of
-    /// pages and of a file, was taken back.
+    /// These pages are still on their way when the guest starts. Before the claim, in a post-copy. None: what
+    /// was recorded before, of pages and of a file, was taken back.
     fn owed(&mut self, pages: &MemorySet) -> io::Result<()>;
 
     /// In which state the guest will go on here. Before the claim; not said of one that runs.
@@ -41,8 +41,8 @@ pub trait TargetJournal: Send {
     /// Nothing is owed any more.
     fn settled(&mut self) -> io::Result<()>;
 
-    /// This side gives up and has destroyed its QEMU. `source_may_ask`: the source may have promised, so the record stays
-    /// for it; otherwise no trace does.
+    /// This side gives up and has destroyed its QEMU. `source_may_ask`: the source may have promised, so the
+    /// record stays for it; otherwise no trace does.
     fn abandoned(&mut self, source_may_ask: bool) -> io::Result<()>;
 }
 

@@ -1,7 +1,7 @@
 //! The ports: all that a migration asks of the world, as traits.
 //!
-//! `attach` and `qemu` keep them with a real QEMU process, the agent keeps the records, and tests keep them with a
-//! model. Every method may be called from any thread that owns the port; none may block on another VM.
+//! `attach` and `qemu` keep them with a real QEMU process, the agent keeps the records, and tests keep them
+//! with a model. Every method may be called from any thread that owns the port; none may block on another VM.
 
 /// What a source asks of a target's host.
 mod host;

@@ -8,8 +8,8 @@ use std::time::Duration;
 pub struct DeviceState {
     /// QEMU's own stream.
     pub stream: Vec<u8>,
-    /// RAM blocks that QEMU keeps private (video memory, ROMs), by QEMU's name for them: what changed since the request, or all of one
-    /// that did not come with it.
+    /// RAM blocks that QEMU keeps private (video memory, ROMs), by QEMU's name for them: what changed since
+    /// the request, or all of one that did not come with it.
     pub private: Vec<(String, Vec<u8>)>,
 }
 

@@ -22,8 +22,8 @@ pub trait GuestMemory: Send + Sync {
     /// The pages that were ever written: all others are holes and read as zeros. Allocates nothing.
     fn present(&self, block: BlockId) -> io::Result<PageSet>;
 
-    /// Copies `range` out; `into` is exactly as long as the range. The guest may write meanwhile: then the copy may be
-    /// torn, and the tracker has the page again.
+    /// Copies `range` out; `into` is exactly as long as the range. The guest may write meanwhile: then the
+    /// copy may be torn, and the tracker has the page again.
     fn read(&self, block: BlockId, range: PageRange, into: &mut [u8]) -> io::Result<()>;
 
     /// Overwrites `range`; `from` is exactly as long as the range. Only for a guest that has not started.
@@ -33,32 +33,37 @@ pub trait GuestMemory: Send + Sync {
     fn discard(&self, block: BlockId, range: PageRange) -> io::Result<()>;
 }
 
-/// Tells which pages the guest wrote. Dropping it takes every protection back: the guest runs on at full speed.
+/// Tells which pages the guest wrote. Dropping it takes every protection back: the guest runs on at full
+/// speed.
 pub trait Tracker: Send {
     /// Protects all RAM. Writes from now on are seen.
     fn begin(&mut self) -> io::Result<()>;
 
-    /// Adds to `dirty` what was written since `begin` or the last `collect`, and protects these pages again in the
-    /// same instant. Whoever clears a dirty bit here owes the page (I2).
+    /// Adds to `dirty` what was written since `begin` or the last `collect`, and protects these pages again
+    /// in the same instant. Whoever clears a dirty bit here owes the page (I2).
     fn collect(&mut self, dirty: &mut MemorySet) -> io::Result<()>;
 
     /// Whether `govern` can come to anything.
     fn can_govern(&self) -> bool;
 
-    /// From now on the guest may begin to write to pages only at a share of this pace, in pages a second, at which pages are
-    /// sent; so that each round leaves less than the one before (`policy::Governor`). Said again whenever the pace changes.
+    /// From now on the guest may begin to write to pages only at a share of this pace, in pages a second, at
+    /// which pages are sent; so that each round leaves less than the one before (`policy::Governor`). Said
+    /// again whenever the pace changes.
     fn govern(&mut self, sent_per_s: f64) -> io::Result<()>;
 
-    /// Which share that is, and how long one writer may be made to wait, where it is not as usual. Said before `govern`.
+    /// Which share that is, and how long one writer may be made to wait, where it is not as usual. Said
+    /// before `govern`.
     fn agree(&mut self, share: f64, max_stall: Duration);
 
-    /// The guest is about to be stopped: whoever is made to wait is let go at once, and nobody is made to from now on.
+    /// The guest is about to be stopped: whoever is made to wait is let go at once, and nobody is made to
+    /// from now on.
     fn hurry(&mut self) -> io::Result<()>;
 
     /// It was stopped in vain and runs on: its writers are made to wait again as they were before `hurry`.
     fn take_time(&mut self);
 
-    /// A round has been sent, and these pages of it were the same as when they were sent before: they need not have been in it.
+    /// A round has been sent, and these pages of it were the same as when they were sent before: they need
+    /// not have been in it.
     fn learn(&mut self, unchanged: &MemorySet);
 
     /// How long the guest's writers waited because of that, so far.
@@ -71,14 +76,16 @@ pub trait Tracker: Send {
     fn writers(&mut self) -> Option<Vec<i32>>;
 }
 
-/// Has the guest's vCPUs stand still for moments, where it does not suffice that their writes wait. Only the vCPUs: QEMU itself goes
-/// on; and only for moments: a vCPU may hold a lock that QEMU needs. Whatever ends us ends that too. Dropping it does.
+/// Has the guest's vCPUs stand still for moments, where it does not suffice that their writes wait. Only the
+/// vCPUs: QEMU itself goes on; and only for moments: a vCPU may hold a lock that QEMU needs. Whatever ends us
+/// ends that too. Dropping it does.
 pub trait Stuns: Send {
     /// How many vCPUs there are.
     fn vcpus(&self) -> u32;
 
-    /// From now on those of the writers that are vCPUs stand still for this share of the time, in moments of a few
-    /// milliseconds; where the writers are not known, the vCPUs that fault do. Said again whenever something changes.
+    /// From now on those of the writers that are vCPUs stand still for this share of the time, in moments of
+    /// a few milliseconds; where the writers are not known, the vCPUs that fault do. Said again whenever
+    /// something changes.
     fn stun(&mut self, duty: f64, writers: Option<&[i32]>) -> io::Result<()>;
 
     /// All run when this returns, and go on running.

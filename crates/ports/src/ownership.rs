@@ -36,7 +36,8 @@ pub enum Claimed {
     Lost(OwnershipRecord),
 }
 
-/// The source's word, without which nobody can claim: this migration may bring the VM from one host to another.
+/// The source's word, without which nobody can claim: this migration may bring the VM from one host to
+/// another.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Offer {
     /// The VM.
@@ -51,14 +52,16 @@ pub struct Offer {
     pub to: String,
 }
 
-/// The ownership record of one VM, wherever it is held. An error means: not known, ask again (I1). No answer is ever guessed
-/// from how long one has waited.
+/// The ownership record of one VM, wherever it is held. An error means: not known, ask again (I1). No answer
+/// is ever guessed from how long one has waited.
 pub trait Ownership: Send + Sync {
-    /// What tells this record from all others: two hosts that say the same ask the same record. Empty: it is the target's.
+    /// What tells this record from all others: two hosts that say the same ask the same record. Empty: it is
+    /// the target's.
     fn identity(&self) -> io::Result<String>;
 
-    /// Durable when it returns, and only then the source may promise and permit. Said again before each further pause of the same
-    /// migration, which changes nothing. Where the target keeps the record, it has written that down when it prepared.
+    /// Durable when it returns, and only then the source may promise and permit. Said again before each
+    /// further pause of the same migration, which changes nothing. Where the target keeps the record, it has
+    /// written that down when it prepared.
     fn offer(&self, offer: &Offer) -> io::Result<()>;
 
     /// Claims the VM; durable when it returns.

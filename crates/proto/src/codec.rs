@@ -5,15 +5,17 @@ use page::Unpack;
 use prost::Message as _;
 use units::{BlockId, MemorySet, PageSet};
 
-/// A control message's length, at most: a device state with video memory fits, and a hostile length costs no more.
+/// A control message's length, at most: a device state with video memory fits, and a hostile length costs no
+/// more.
 pub const MAX_CONTROL: usize = 128 << 20;
 
-/// A message's length, at most, where it carries neither a device state nor page sets nor hashes nor a recipe but sentences, some of
-/// which are kept and shown.
+/// A message's length, at most, where it carries neither a device state nor page sets nor hashes nor a recipe
+/// but sentences, some of which are kept and shown.
 const MAX_WORDS: usize = 1 << 20;
 
-/// Parts of a message, at most: RAM blocks, reasons, pieces of a device state; QEMU itself stops at 256 memory slots. An empty part
-/// takes two bytes on the wire and up to 56 in memory, so that without a bound 128 MiB would become several GiB.
+/// Parts of a message, at most: RAM blocks, reasons, pieces of a device state; QEMU itself stops at 256
+/// memory slots. An empty part takes two bytes on the wire and up to 56 in memory, so that without a bound
+/// 128 MiB would become several GiB.
 const MAX_PARTS: usize = 4096;
 
 /// A Spooled's manifest, by their numbers in `control.proto`.
@@ -92,7 +94,8 @@ fn harmless(text: &mut String) {
     }
 }
 
-/// Looks at a message's outer fields before anything is made of them. What is no message at all is left to the decoder to refuse.
+/// Looks at a message's outer fields before anything is made of them. What is no message at all is left to
+/// the decoder to refuse.
 fn check(mut bytes: &[u8]) -> Result<(), ControlError> {
     let mut parts = 0;
     while let Some((kind, content)) = field(&mut bytes) {
@@ -125,7 +128,8 @@ fn check(mut bytes: &[u8]) -> Result<(), ControlError> {
     Ok(())
 }
 
-/// The next field of a protobuf message: its number, and its bytes if it consists of bytes. `None` at the end, or at what is no field.
+/// The next field of a protobuf message: its number, and its bytes if it consists of bytes. `None` at the
+/// end, or at what is no field.
 fn field<'a>(from: &mut &'a [u8]) -> Option<(u64, Option<&'a [u8]>)> {
     let key = varint(from)?;
     let mut bytes = None;

@@ -3,7 +3,7 @@
 //! Every frame begins with a fixed header of 16 bytes. A batch goes on with
 //!
 //! ```text
-//! a table of runs │ what travels for each run alone, one after the other │ what all packed runs share, compressed as one
+//! a table of runs │ what travels for each run alone │ what all packed runs share, compressed as one
 //! ```
 //!
 //! The table says how long the first part is for each run; the shared part is what remains of the payload.
@@ -15,9 +15,9 @@ use zerocopy::{
     little_endian::{U16, U32, U64},
 };
 
-/// Content pages in one batch, at most: 512 KiB. Bounds the buffers of both sides, and how long a page that was pushed waits
-/// behind others. Throughput hardly depends on it: from 64 KiB to 2 MiB it was the same to within noise
-/// (`cargo bench -p bench --bench micro batch_size`).
+/// Content pages in one batch, at most: 512 KiB. Bounds the buffers of both sides, and how long a page that
+/// was pushed waits behind others. Throughput hardly depends on it: from 64 KiB to 2 MiB it was the same to
+/// within noise (`cargo bench -p bench --bench micro batch_size`).
 pub const BATCH_PAGES: u64 = 128;
 
 /// Bytes of content in one batch, at most.
@@ -112,7 +112,8 @@ pub enum FrameError {
     Kind(u8),
     /// A batch larger than agreed, or empty.
     #[error(
-        "a batch of {runs} runs and {payload} bytes; at most {MAX_RUNS} runs and {MAX_PAYLOAD} bytes are agreed"
+        "a batch of {runs} runs and {payload} bytes; at most {MAX_RUNS} runs and {MAX_PAYLOAD} bytes are \
+         agreed"
     )]
     Size {
         /// Announced runs.
@@ -217,8 +218,8 @@ impl Frame {
     }
 }
 
-/// Appends the header and the table of a batch of these runs to `out`. What travels for each run goes after it, then what
-/// the packed ones share: so many bytes by this codec.
+/// Appends the header and the table of a batch of these runs to `out`. What travels for each run goes after
+/// it, then what the packed ones share: so many bytes by this codec.
 pub fn write_batch(block: BlockId, runs: &[Run], packed: Option<(Codec, usize)>, out: &mut Vec<u8>) {
     let own: usize = runs.iter().map(Run::payload).sum();
     let payload = own + packed.map_or(0, |(_, bytes)| bytes);
@@ -254,8 +255,8 @@ pub struct Table {
     pub raw: usize,
 }
 
-/// Reads the table of a batch: each run lies within the block and has as many bytes as its class can have, all together fill
-/// the payload, and what they stand for is no more than a batch may hold.
+/// Reads the table of a batch: each run lies within the block and has as many bytes as its class can have,
+/// all together fill the payload, and what they stand for is no more than a batch may hold.
 pub fn parse_runs(
     table: &[u8],
     block: BlockId,

@@ -1,8 +1,8 @@
 //! What crosses the wire, and who says what when. Pure: bytes and events in, bytes and acts out.
 //!
-//! A migration uses several TCP connections, each of which begins with a [`Preamble`]: one for control (protobuf
-//! [`control::Message`]s behind a length), any number for pages, and one for the pages that the guest waits for (both
-//! carry [`Frame`]s). [`Source`] and [`Target`] are the two ends as state machines.
+//! A migration uses several TCP connections, each of which begins with a [`Preamble`]: one for control
+//! (protobuf [`control::Message`]s behind a length), any number for pages, and one for the pages that the
+//! guest waits for (both carry [`Frame`]s). [`Source`] and [`Target`] are the two ends as state machines.
 
 mod brief;
 mod codec;

@@ -1,8 +1,9 @@
 //! The source's link to the target: which of its connections are opened again when, and when it is given up.
 //!
-//! A stream that is lost alone is opened again while the others go on. A control connection that is lost takes the link with it. Then the
-//! machine of the migration says whether the link is wanted again: while the guest runs here, for as long as the user wants, or, while
-//! the target's guest waits for pages, until it works.
+//! A stream that is lost alone is opened again while the others go on. A control connection that is lost
+//! takes the link with it. Then the machine of the migration says whether the link is wanted again: while the
+//! guest runs here, for as long as the user wants, or, while the target's guest waits for pages, until it
+//! works.
 
 use crate::{
     SourceEvent,
@@ -10,16 +11,18 @@ use crate::{
 };
 use std::{collections::BTreeMap, time::Duration};
 
-/// How long to wait before the target is called again: at first, and at most. Each call is short, so that a link that is back is
-/// noticed within a second (`tests/tests/interrupted.rs`).
+/// How long to wait before the target is called again: at first, and at most. Each call is short, so that a
+/// link that is back is noticed within a second (`tests/tests/interrupted.rs`).
 const SOON: Duration = Duration::from_millis(50);
 const LATER: Duration = Duration::from_millis(300);
 
-/// A host that says that nobody listens there, or that its agent knows of no such migration, is called every `SOON`: an agent that is
-/// started again is there at any moment, its guest waits, and such a call costs a packet or two. After so many (20 s) it will be longer.
+/// A host that says that nobody listens there, or that its agent knows of no such migration, is called every
+/// `SOON`: an agent that is started again is there at any moment, its guest waits, and such a call costs a
+/// packet or two. After so many (20 s) it will be longer.
 const EAGER: u32 = 400;
 
-/// More reconnects than this in a row without a page having arrived in between mean that the link is of no use.
+/// More reconnects than this in a row without a page having arrived in between mean that the link is of no
+/// use.
 const STUCK: u32 = 3;
 
 /// More lost streams than this on one link mean that the link itself is bad.
@@ -47,7 +50,8 @@ pub enum LinkEvent {
     Unreached(Answer, String),
     /// The control connection is welcome.
     Reached,
-    /// The target's first word: its guest does not run; it has all of this round, and so many pages of the next one.
+    /// The target's first word: its guest does not run; it has all of this round, and so many pages of the
+    /// next one.
     Landed(u32, u64),
     /// … or its guest lacks pages.
     Lacking,
@@ -137,8 +141,8 @@ impl Rest {
     }
 }
 
-/// Whether a word holds whatever has become of the connection on which it was said. All others are only true of their own connection:
-/// what the target has is asked again on the next one.
+/// Whether a word holds whatever has become of the connection on which it was said. All others are only true
+/// of their own connection: what the target has is asked again on the next one.
 pub fn outlives_link(kind: &Kind) -> bool {
     matches!(kind, Kind::Committed(_) | Kind::Settled(_) | Kind::Failed(_) | Kind::Note(_))
 }
@@ -179,7 +183,8 @@ pub struct Link {
     calls: u32,
     why: String,
     gave_up: bool,
-    /// What the target had when the link was opened again last, and how often in a row it had no more than that.
+    /// What the target had when the link was opened again last, and how often in a row it had no more than
+    /// that.
     lost_at: Option<(u32, u64)>,
     stuck: u32,
     /// Streams that are being opened again, and how many were lost.

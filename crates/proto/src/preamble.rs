@@ -7,7 +7,8 @@ use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, little_endian::U16, little_endian::U128,
 };
 
-/// The newest version that this side speaks. Version 1 knew neither packed pages nor references, version 2 no tokens.
+/// The newest version that this side speaks. Version 1 knew neither packed pages nor references, version 2 no
+/// tokens.
 pub const VERSION: u16 = 4;
 
 /// How every first message begins.
@@ -120,7 +121,8 @@ pub enum PreambleError {
     Kind(u16),
     /// No version in common.
     #[error(
-        "the peer speaks protocol versions {oldest} to {newest}, this side only {VERSION}; upgrade the older side"
+        "the peer speaks protocol versions {oldest} to {newest}, this side only {VERSION}; upgrade the older \
+         side"
     )]
     Version {
         /// The oldest that the peer speaks.

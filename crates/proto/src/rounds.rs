@@ -53,13 +53,14 @@ pub struct Decision {
 pub enum Warning {
     /// The limit of the whole migration is kept by a pause that is longer than its own limit.
     LongPause(Duration),
-    /// Rounds do not help any more, and nothing else is allowed; so much is dirty after each of them. Said once.
+    /// Rounds do not help any more, and nothing else is allowed; so much is dirty after each of them. Said
+    /// once.
     NoConvergence(Bytes),
 }
 
 impl Rounds {
-    /// Before the first round. `mode`: what the user demands; none: whichever keeps the limits. `fixed`: what a
-    /// switchover costs besides moving memory.
+    /// Before the first round. `mode`: what the user demands; none: whichever keeps the limits. `fixed`: what
+    /// a switchover costs besides moving memory.
     pub fn new(mode: Option<Way>, limits: Budget, fixed: Duration) -> Self {
         let seen = Seen { fixed, ..Default::default() };
         Self { mode, planned: None, limits, end: None, seen, last: None, warned: false }
@@ -83,8 +84,9 @@ impl Rounds {
     pub fn moved(&mut self, Moved { round, pages, told, wire, took }: Moved) {
         let mut per_s = self.last.and_then(|(_, per_s)| per_s);
         if took >= MEASURABLE || self.seen.rate == Rate(0) {
-            // What is dirty is memory, and most of it travels as less; zeros and what has not changed are left out, which the
-            // next round may have fewer of. The first round says nothing of that: it carries what the guest does not write.
+            // What is dirty is memory, and most of it travels as less; zeros and what has not changed are
+            // left out, which the next round may have fewer of. The first round says nothing of that: it
+            // carries what the guest does not write.
             per_s = Some(told as f64 / took.as_secs_f64()).filter(|pages| *pages > 0.0);
             let memory = if round > 1 { told * PAGE_SIZE as u64 } else { 0 };
             self.seen.rate = Bytes(memory.max(wire.0)).per(took);
@@ -147,7 +149,8 @@ impl Rounds {
         pause.is_some_and(|pause| pause <= self.limits.downtime)
     }
 
-    /// How long the guest would stand still with so much dirty, at this rate. None before the first round is over.
+    /// How long the guest would stand still with so much dirty, at this rate. None before the first round is
+    /// over.
     pub fn predicted(&self, dirty: Bytes, rate: Rate) -> Option<Duration> {
         if self.seen.dirtied.is_empty() { None } else { self.pause_at(dirty, rate) }
     }
@@ -167,7 +170,8 @@ mod tests {
         Duration::from_millis(ms)
     }
 
-    /// A guest that leaves `dirty` MiB after each round, on a link that moves 1 MiB in a millisecond; a pause may last 20 ms.
+    /// A guest that leaves `dirty` MiB after each round, on a link that moves 1 MiB in a millisecond; a pause
+    /// may last 20 ms.
     fn after(mode: Option<Way>, post_copy: bool, planned: Option<Way>, dirty: &[u64]) -> Decision {
         let mut rounds = Rounds::new(mode, Budget { downtime: ms(20), post_copy }, ms(8));
         if let Some(planned) = planned {

@@ -1,14 +1,16 @@
 //! The source's side of a migration: what it has seen goes in, what it must do comes out.
 //!
 //! ```text
-//! Greeting → Preparing → Opening → Copying ⟲ (⇄ Rejoining) → (Announcing) → Pausing → Draining → Sending → Promising → Permitted → Owing → Ended
-//!                                               ↑ guest runs on ←──┴──────────────┴──────────┴─────────┘ link lost
+//! Greeting → Preparing → Opening → Copying ⟲ (⇄ Rejoining) →
+//!     (Announcing) → Pausing → Draining → Sending → Promising → Permitted → Owing → Ended
+//!          └────────────┴──────────┴─────────┘ link lost: the guest runs on, back to Copying
 //! ```
 //!
-//! A link that is lost is waited for while the guest runs on. Where it stood still already, it runs on at once, and the migration is
-//! where it was before the switchover; the next one begins from its beginning. That ends when the device state is sent: then a lost
-//! link ends the migration. Until the permit is sent, every failure leads back to a running guest (I3). After it, only the ownership
-//! record decides (I1, I4): no timeout does.
+//! A link that is lost is waited for while the guest runs on. Where it stood still already, it runs on at
+//! once, and the migration is where it was before the switchover; the next one begins from its beginning.
+//! That ends when the device state is sent: then a lost link ends the migration. Until the permit is sent,
+//! every failure leads back to a running guest (I3). After it, only the ownership record decides (I1, I4): no
+//! timeout does.
 
 use crate::{
     Brief, Phase,
@@ -82,14 +84,17 @@ pub enum SourceAct {
     Ship(u32),
     /// Send what the target does not have yet of this round, over the new connections. *async*
     ShipRest(u32),
-    /// Connect again while the guest runs on here, and learn what the target has; for as long as the user wants. *async*
+    /// Connect again while the guest runs on here, and learn what the target has; for as long as the user
+    /// wants. *async*
     Rejoin,
-    /// The switchover that was begun does not take place, and the migration goes on: the guest runs here at once, its writes are
-    /// followed as before, and what was announced as owed is dirty again (I2). What `Save` has not reported yet is never reported.
+    /// The switchover that was begun does not take place, and the migration goes on: the guest runs here at
+    /// once, its writes are followed as before, and what was announced as owed is dirty again (I2). What
+    /// `Save` has not reported yet is never reported.
     RunOn,
     /// Collect what was written and choose the next step. *async*
     Decide,
-    /// Look what the guest does, and journal that the pause that follows is ours: whoever finds the journal may end it.
+    /// Look what the guest does, and journal that the pause that follows is ours: whoever finds the journal
+    /// may end it.
     JournalPause,
     /// Stop the guest. *async*
     StopGuest,
@@ -97,8 +102,8 @@ pub enum SourceAct {
     SendOwed,
     /// Save the device state while acts go on, then collect what was written meanwhile. *async*
     Save,
-    /// Send hashes, if asked for, and the device state: to be loaded after this round. *async*; a link that is found to be lost
-    /// before the state was sent is told instead.
+    /// Send hashes, if asked for, and the device state: to be loaded after this round. *async*; a link that
+    /// is found to be lost before the state was sent is told instead.
     SendState(u32),
     /// See to it that nobody lets the guest run here from now on.
     HoldGuest,
@@ -257,7 +262,8 @@ impl Source {
                 vec![A::Reconnect]
             }
             (State::Claiming { .. }, E::LinkLost(_) | E::Message(Kind::Failed(_))) => vec![],
-            // The permit is out: whatever breaks now, also what the target said before, leaves it to the record (I1).
+            // The permit is out: whatever breaks now, also what the target said before, leaves it to the
+            // record (I1).
             (State::Claiming { .. }, E::Broke { .. }) => vec![A::Claim],
             (State::Permitted, E::LinkLost(why)) => self.ask_record("the connection to the target", why),
             (State::Permitted, E::Broke { what, why }) => self.ask_record(&what, why),
@@ -332,8 +338,9 @@ impl Source {
                 State::SavingOwed { .. } | State::Sending { .. } | State::Promising | State::Permitted,
                 E::Message(Kind::OwedTaken(_)),
             ) => vec![],
-            // Of an announcement that a lost link has undone. Taken for that of a later one, it stops the guest a little early, and
-            // that is all: the target loads no device state before it has taken what is owed.
+            // Of an announcement that a lost link has undone. Taken for that of a later one, it stops the
+            // guest a little early, and that is all: the target loads no device state before it has taken
+            // what is owed.
             (
                 State::Rejoining { .. }
                 | State::Copying { .. }
@@ -381,7 +388,8 @@ impl Source {
                 E::Message(Kind::RoundLanded(_)),
             ) => vec![],
             (State::Permitted, E::Message(Kind::Committed(c))) => self.gone(c.epoch, A::ServeOwed),
-            // Said before the connections were ended to ask the record, and heard after: nobody is listening on them.
+            // Said before the connections were ended to ask the record, and heard after: nobody is listening
+            // on them.
             (State::Claiming { .. }, E::Message(Kind::Committed(c))) => self.gone(c.epoch, A::Reconnect),
 
             // The record decides.
@@ -453,8 +461,8 @@ impl Source {
         vec![SourceAct::Decide]
     }
 
-    /// What is dirty before a post-copy will be owed whatever the guest does until it is stopped: the target makes its holes
-    /// while the guest still runs.
+    /// What is dirty before a post-copy will be owed whatever the guest does until it is stopped: the target
+    /// makes its holes while the guest still runs.
     fn pause(&mut self, round: u32, step: Step) -> Vec<SourceAct> {
         self.post_copy = step == Step::PostCopy;
         if self.post_copy {
@@ -465,8 +473,8 @@ impl Source {
         vec![SourceAct::JournalPause, SourceAct::StopGuest]
     }
 
-    /// A page that was written again while the device state was saved must not overtake its older version (I5): it
-    /// waits for the barrier.
+    /// A page that was written again while the device state was saved must not overtake its older version
+    /// (I5): it waits for the barrier.
     fn drained(&mut self, next: State) -> Vec<SourceAct> {
         self.state = next;
         match self.state {

@@ -4,8 +4,8 @@
 //! Greeting → Waiting → Preparing → Receiving → Claiming → Starting → Lacking → Ended
 //! ```
 //!
-//! It claims only when everything is there or owed durably, the device state is loaded, and the source permits it. The
-//! guest runs only after the claim is won (I1).
+//! It claims only when everything is there or owed durably, the device state is loaded, and the source
+//! permits it. The guest runs only after the claim is won (I1).
 
 use crate::{
     Brief,
@@ -66,8 +66,8 @@ pub enum TargetAct {
     Prepare(control::Prepare),
     /// Make holes of these pages, verify them, and record that they are owed: durably before `Load` is done.
     TakeOwed(Vec<control::Bitmap>),
-    /// The source's guest runs on: what was announced as owed is not, and comes as any other page; and hashes are of no use.
-    /// Recorded durably before `Load` is done, too. Reports nothing.
+    /// The source's guest runs on: what was announced as owed is not, and comes as any other page; and hashes
+    /// are of no use. Recorded durably before `Load` is done, too. Reports nothing.
     ForgetAnnounced,
     /// Keep these hashes for `Compare`. Reports nothing.
     KeepHashes(control::Hashes),
@@ -198,7 +198,8 @@ impl Target {
                 self.owed_forgotten += std::mem::take(&mut self.owed_pending);
                 [forget, vec![A::SendLanded]].concat()
             }
-            // It had sent its device state, by its own mistake or over a link that it took for lost since: that cannot be undone.
+            // It had sent its device state, by its own mistake or over a link that it took for lost since:
+            // that cannot be undone.
             (State::Receiving, E::Reconnected) if !self.permitted => {
                 self.fail("the source", "it is back in the middle of its switchover".into(), true)
             }
@@ -321,7 +322,8 @@ impl Target {
         }
     }
 
-    /// Whether the source may still be back with a guest that runs there: one that has sent a device state never is.
+    /// Whether the source may still be back with a guest that runs there: one that has sent a device state
+    /// never is.
     fn may_rejoin(&self) -> bool {
         self.rejoins && self.device == Device::Awaited && !self.permitted
     }

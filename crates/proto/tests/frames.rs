@@ -35,7 +35,8 @@ fn first<const N: usize>(bytes: &[u8]) -> &[u8; N] {
 
 proptest! {
     #[test]
-    fn a_batch_survives_the_way(runs in prop::collection::vec(run(), 1..16), shared in 1usize..5000, zstd: bool) {
+    fn a_batch_survives_the_way(runs in prop::collection::vec(run(), 1..16), shared in 1usize..5000,
+        zstd: bool) {
         let raw = runs.iter().filter(|run| run.class == Class::Packed).map(Run::raw).sum::<usize>();
         let codec = (raw > 0).then_some(if zstd { Codec::Zstd(0) } else { Codec::Lz4 });
         let mut bytes = Vec::new();
@@ -46,7 +47,8 @@ proptest! {
         prop_assert_eq!(frame, Ok(Frame::Batch { block: BlockId(0), runs: runs.len(), payload, codec }));
         let table = &bytes[HEADER..];
         prop_assert_eq!(table.len(), runs.len() * RUN);
-        prop_assert_eq!(parse_runs(table, BlockId(0), payload, codec, &shape()), Ok(Table { runs, own, raw }));
+        prop_assert_eq!(parse_runs(table, BlockId(0), payload, codec, &shape()),
+            Ok(Table { runs, own, raw }));
         prop_assert!(parse_runs(table, BlockId(0), payload + 1, None, &shape()).is_err());
     }
 
@@ -70,7 +72,8 @@ proptest! {
 
     #[test]
     fn whatever_a_table_says_lies_in_the_block(
-        noise in prop::collection::vec(any::<u8>(), 0..80), runs in prop::collection::vec(run(), 1..5), at: prop::sample::Index,
+        noise in prop::collection::vec(any::<u8>(), 0..80), runs in prop::collection::vec(run(), 1..5),
+        at: prop::sample::Index,
         byte: u8, payload in 0usize..20_000, codec in codec(),
     ) {
         // Noise is seldom close to a table: a good one with one wrong byte is.

@@ -1,5 +1,5 @@
-//! Each machine by itself: a peer that says what it likes, and what comes late. Whole migrations, in every order of events that can be
-//! thought of, are the simulation's (`crates/sim`).
+//! Each machine by itself: a peer that says what it likes, and what comes late. Whole migrations, in every
+//! order of events that can be thought of, are the simulation's (`crates/sim`).
 
 use proptest::prelude::*;
 use proto::control::{self, Kind};
@@ -12,22 +12,25 @@ proptest! {
     /// permitted it, the target never runs one that it has not claimed.
     #[test]
     fn arbitrary_messages_endanger_nobody(kinds in prop::collection::vec(message(), 0..40)) {
-        let (mut source, _) = Source::new(control::Hello::default(), control::Prepare::default(), Step::Round);
+        let (mut source, _) = Source::new(control::Hello::default(), control::Prepare::default(),
+            Step::Round);
         let mut target = Target::new(control::Hello::default());
         for kind in kinds {
             for act in source.handle(SourceEvent::Message(kind.clone())) {
-                let lets_go = matches!(act, SourceAct::Gone(_) | SourceAct::Forget | SourceAct::Send(Kind::Permit(_)));
+                let lets_go = matches!(act,
+                    SourceAct::Gone(_) | SourceAct::Forget | SourceAct::Send(Kind::Permit(_)));
                 prop_assert!(!lets_go, "{:?}", act);
             }
             for act in target.handle(TargetEvent::Message(kind)) {
-                prop_assert!(!matches!(act, TargetAct::Claim | TargetAct::Resume | TargetAct::Settle), "{:?}", act);
+                prop_assert!(!matches!(act, TargetAct::Claim | TargetAct::Resume | TargetAct::Settle), "{:?}",
+                    act);
             }
         }
     }
 }
 
-/// The source ended all connections to ask the record; what the target had said before may still be heard. Serving what is
-/// owed on connections that are gone would leave the target's guest waiting for ever.
+/// The source ended all connections to ask the record; what the target had said before may still be heard.
+/// Serving what is owed on connections that are gone would leave the target's guest waiting for ever.
 #[test]
 fn a_commit_heard_while_the_record_is_asked_reconnects() {
     let mut source = asking();
@@ -57,8 +60,8 @@ fn asking() -> Source {
     source
 }
 
-/// The stream that broke was heard of first, and what the target had said before behind it: by then the source knows better what the
-/// target has. That is no reason to end a migration.
+/// The stream that broke was heard of first, and what the target had said before behind it: by then the
+/// source knows better what the target has. That is no reason to end a migration.
 #[test]
 fn a_late_round_landed_changes_nothing_after_a_reconnect() {
     let back = || {
@@ -95,8 +98,8 @@ fn a_late_round_landed_changes_nothing_after_a_reconnect() {
     }
 }
 
-/// A link that is lost while the guest stands still, before its device state was sent: the guest runs on at once, and the migration
-/// goes on as if there had been no pause. What the pause still brings comes too late.
+/// A link that is lost while the guest stands still, before its device state was sent: the guest runs on at
+/// once, and the migration goes on as if there had been no pause. What the pause still brings comes too late.
 #[test]
 fn i3_an_aborted_pause_lets_guest_and_migration_go_on() {
     let until = |first: Step, events: &[SourceEvent]| {
@@ -165,8 +168,8 @@ fn i3_an_aborted_pause_lets_guest_and_migration_go_on() {
     assert_eq!(acts[0], SourceAct::ResumeGuest);
 }
 
-/// The other side of it: what was announced is forgotten, also if it was nothing or is just being taken; what comes late of it is not
-/// taken for a later announcement. A target that has a device state waits for nobody.
+/// The other side of it: what was announced is forgotten, also if it was nothing or is just being taken; what
+/// comes late of it is not taken for a later announcement. A target that has a device state waits for nobody.
 #[test]
 fn a_target_forgets_the_missing_set_of_a_source_that_is_back() {
     let receiving = || {
@@ -224,8 +227,9 @@ fn a_target_forgets_the_missing_set_of_a_source_that_is_back() {
     assert_eq!(target.handle(TargetEvent::Reconnected), []);
 }
 
-/// I1: a message that cannot be believed (another host's name, page sets of another VM) reaches the machine as an act that broke. If it
-/// had waited in the driver's queue while the record was asked, it must not be taken for a failure before the permit.
+/// I1: a message that cannot be believed (another host's name, page sets of another VM) reaches the machine
+/// as an act that broke. If it had waited in the driver's queue while the record was asked, it must not be
+/// taken for a failure before the permit.
 #[test]
 fn i1_a_failure_while_the_record_is_asked_resumes_no_guest() {
     let mut source = asking();

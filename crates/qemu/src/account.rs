@@ -63,8 +63,9 @@ impl Account {
         let can = Path::new("/dev/userfaultfd").exists() || unprivileged.trim() == "1";
         (self.ids().is_some() && !can).then(|| {
             format!(
-                "QEMU runs as the user {}, and this host lets only root watch memory: boot Linux 6.1 or later (it has \
-                 /dev/userfaultfd), set vm.unprivileged_userfaultfd=1, or say user = \"root\" in [qemu]",
+                "QEMU runs as the user {}, and this host lets only root watch memory: boot Linux 6.1 or \
+                 later (it has /dev/userfaultfd), set vm.unprivileged_userfaultfd=1, or say user = \"root\" \
+                 in [qemu]",
                 self.name()
             )
         })

@@ -14,8 +14,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Opens them; adds to `reasons` what is not granted, and what is not shown to be the source's. A host that has shown nothing
-/// is told the same whether a file is there or not, and whatever is in it; the log of this host has what was found.
+/// Opens them; adds to `reasons` what is not granted, and what is not shown to be the source's. A host that
+/// has shown nothing is told the same whether a file is there or not, and whatever is in it; the log of this
+/// host has what was found.
 pub(crate) fn files(
     recipe: &Recipe,
     limits: &Limits,
@@ -87,9 +88,10 @@ fn own_stores(recipe: &Recipe) -> BTreeSet<String> {
         .collect()
 }
 
-/// Makes a file of this host's own for each variable store that is not shared with the source, and has the recipe name it. QEMU fills it
-/// from its memory when the guest runs. It stays when the VM goes, as the source's does: a VM that is started anew finds its variables.
-/// Only for a VM of whose name there is none here.
+/// Makes a file of this host's own for each variable store that is not shared with the source, and has the
+/// recipe name it. QEMU fills it from its memory when the guest runs. It stays when the VM goes, as the
+/// source's does: a VM that is started anew finds its variables. Only for a VM of whose name there is none
+/// here.
 pub fn make_stores(recipe: &mut Recipe, opened: &mut Vec<Opened>, host: &Host) -> Result<(), String> {
     for (number, store) in own_stores(recipe).into_iter().enumerate() {
         let store = PathBuf::from(store);
@@ -148,8 +150,8 @@ fn not_shown(file: &SeenFile, read_only: bool) -> String {
         }
         Role::Disk | Role::Backing => (
             "that the source uses",
-            "put it, by this path on both hosts, on a file system that they share and that has locks (NFS without nolock, \
-             CephFS, OCFS2)",
+            "put it, by this path on both hosts, on a file system that they share and that has locks (NFS \
+             without nolock, CephFS, OCFS2)",
         ),
     };
     format!(

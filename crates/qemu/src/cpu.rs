@@ -39,7 +39,8 @@ pub(crate) fn features(qmp: &mut Qmp) -> Result<Vec<FeatureWord>, QmpError> {
     Ok(words.iter().filter_map(word).filter(|word| word.bits != 0).collect())
 }
 
-/// Follows from `-smp`, which both ends have: older versions of QEMU (7.2) show it to the guest, and not here.
+/// Follows from `-smp`, which both ends have: older versions of QEMU (7.2) show it to the guest, and not
+/// here.
 fn is_topology(eax: u32, register: &str, bit: u32) -> bool {
     matches!((eax, register, bit), (1, "EDX", 28) | (0x8000_0001, "ECX", 1))
 }

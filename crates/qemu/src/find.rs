@@ -1,7 +1,7 @@
 //! Which process a QMP socket leads to.
 //!
-//! `SO_PEERCRED` names who called `listen`: usually QEMU, but a launcher may have made the socket and handed it over.
-//! So QEMU's own word decides: its vCPU threads, which belong to exactly one process.
+//! `SO_PEERCRED` names who called `listen`: usually QEMU, but a launcher may have made the socket and handed
+//! it over. So QEMU's own word decides: its vCPU threads, which belong to exactly one process.
 
 use crate::qmp::{Qmp, QmpError};
 use serde_json::json;
@@ -56,8 +56,8 @@ pub fn process_of(qmp: &mut Qmp) -> Result<PidFd, FindError> {
         && ours != theirs
     {
         return Err(not_found(format!(
-            "process {peer} is in another PID namespace than the agent (a container?): run the agent there (nsenter -t {peer} -p -m), \
-             or QEMU outside"
+            "process {peer} is in another PID namespace than the agent (a container?): run the agent there \
+             (nsenter -t {peer} -p -m), or QEMU outside"
         )));
     }
 
@@ -65,7 +65,8 @@ pub fn process_of(qmp: &mut Qmp) -> Result<PidFd, FindError> {
     let process = PidFd::open(owner).map_err(|cause| system(&format!("pidfd_open({owner})"), cause))?;
     if let Some(stranger) = threads.iter().find(|thread| !has_thread(owner, **thread)) {
         return Err(not_found(format!(
-            "process {owner} has no thread {stranger}, which QEMU says is a vCPU (is QEMU in another PID namespace?)"
+            "process {owner} has no thread {stranger}, which QEMU says is a vCPU (is QEMU in another PID \
+             namespace?)"
         )));
     }
     if !process.is_alive().map_err(|cause| system("poll(pidfd)", cause))? {

@@ -1,5 +1,6 @@
-//! Disks whose flushes QEMU leaves out (`cache=unsafe`, `cache.no-flush=on`). The guest does not care whether what it wrote is on the
-//! disk or in this host's memory; the host that it moves to does. So it is flushed from outside, by descriptors of our own.
+//! Disks whose flushes QEMU leaves out (`cache=unsafe`, `cache.no-flush=on`). The guest does not care whether
+//! what it wrote is on the disk or in this host's memory; the host that it moves to does. So it is flushed
+//! from outside, by descriptors of our own.
 
 use crate::{
     held::Held,

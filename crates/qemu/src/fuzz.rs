@@ -1,7 +1,8 @@
-//! What takes bytes from strangers in here, as functions of bytes: for the crate `fuzz`, and for nothing else.
+//! What takes bytes from strangers in here, as functions of bytes: for the crate `fuzz`, and for nothing
+//! else.
 //!
-//! Not behind a feature: cargo builds the workspace with all features that anybody asks for, and what is tested would not be what is
-//! shipped.
+//! Not behind a feature: cargo builds the workspace with all features that anybody asks for, and what is
+//! tested would not be what is shipped.
 
 use crate::{
     adopt::{self, live, names::Names},
@@ -62,7 +63,8 @@ pub const QUESTIONS: [Question; 9] = [
     Question::Changes,
 ];
 
-/// A QEMU's side of a monitor connection: the greeting first, then whatever follows, then the end. Says where that led.
+/// A QEMU's side of a monitor connection: the greeting first, then whatever follows, then the end. Says where
+/// that led.
 pub fn monitor(said: &[u8], question: Question) -> Result<(), String> {
     let failed = |error: std::io::Error| error.to_string();
     let (ours, mut theirs) = UnixStream::pair().map_err(failed)?;
@@ -93,7 +95,8 @@ pub fn monitor(said: &[u8], question: Question) -> Result<(), String> {
             let layout = ram::layout(&mut qmp).map_err(|e| e.to_string())?;
             return private::Places::new(&layout).ask(&mut qmp).map_err(|e| e.to_string());
         }
-        // Not by `Known`, which first takes in what came unasked: here all answers are there before their questions.
+        // Not by `Known`, which first takes in what came unasked: here all answers are there before their
+        // questions.
         Question::Changes => Snapshot::take(&mut qmp, Depth::Whole).and_then(|was| {
             drop(was.hindrances());
             Snapshot::take(&mut qmp, Depth::Short).map(|now| drop(was.differences(&now)))

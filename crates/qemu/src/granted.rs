@@ -1,8 +1,9 @@
 //! What a QEMU that waits for a VM may have open, and whether it has anything else.
 //!
-//! A command line is checked before QEMU is started, and so are the headers of its images. But QEMU reads those headers itself: one
-//! that is rewritten in between can name other files. So its descriptors are looked at from outside, once it has started and once it
-//! has loaded the VM's state. What was not granted ends the arrival, before the guest is this host's.
+//! A command line is checked before QEMU is started, and so are the headers of its images. But QEMU reads
+//! those headers itself: one that is rewritten in between can name other files. So its descriptors are looked
+//! at from outside, once it has started and once it has loaded the VM's state. What was not granted ends the
+//! arrival, before the guest is this host's.
 
 mod look; // at a process
 
@@ -24,8 +25,8 @@ use std::{
 };
 use sys::{process::PidFd, socket::Ends};
 
-/// What QEMU opens for a moment only (a file of `/proc`, a socket by which it names a TAP) is gone when it is looked at again. Three
-/// looks: each finds all that stays.
+/// What QEMU opens for a moment only (a file of `/proc`, a socket by which it names a TAP) is gone when it is
+/// looked at again. Three looks: each finds all that stays.
 const LOOKS: usize = 3;
 
 /// Between two looks.
@@ -59,13 +60,14 @@ pub(crate) struct Grants {
     devices: BTreeSet<u64>,
     /// Whether it makes pseudo-terminals.
     terminals: bool,
-    /// Whether each of its files is mounted for it under its name: whatever becomes of that name outside, it opens no other.
+    /// Whether each of its files is mounted for it under its name: whatever becomes of that name outside, it
+    /// opens no other.
     pub(crate) pinned: bool,
 }
 
 impl Grants {
-    /// What this VM needs on this host. `files` are those that were opened for it; with `workers`, the kernel carries
-    /// the packets of its networks.
+    /// What this VM needs on this host. `files` are those that were opened for it; with `workers`, the kernel
+    /// carries the packets of its networks.
     pub(crate) fn of(recipe: &Recipe, belongings: &Belongings, files: Vec<Identity>, workers: bool) -> Self {
         let mut grants = Self { files: files.into_iter().collect(), ..Self::default() };
         grants.sockets.insert(belongings.qmp.clone());
@@ -102,8 +104,9 @@ impl Grants {
             .map_err(|error| vec![format!("cannot look what its QEMU has open: {error}")])?;
         let reason = |what: String| {
             format!(
-                "its QEMU has {what} open here, which was not granted to it: an image that names it was written while QEMU started; \
-                 look at the VM's images (qemu-img info --backing-chain), and try again"
+                "its QEMU has {what} open here, which was not granted to it: an image that names it was \
+                 written while QEMU started; look at the VM's images (qemu-img info --backing-chain), and \
+                 try again"
             )
         };
         if beyond.is_empty() { Ok(()) } else { Err(beyond.into_iter().map(reason).collect()) }

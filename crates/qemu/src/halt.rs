@@ -15,9 +15,10 @@ pub(crate) struct Found {
     pub(crate) stopped_at: Option<SystemTime>,
 }
 
-/// `before`: what `query-status` said; `events`: what came between that answer and that of `stop`; `after`: what
-/// `query-status` said then. The last STOP is ours: QEMU does nothing else between it and its answer. If somebody's came in the
-/// instant before it and ours found nothing to do, then that is taken for ours: both came at the same time.
+/// `before`: what `query-status` said; `events`: what came between that answer and that of `stop`; `after`:
+/// what `query-status` said then. The last STOP is ours: QEMU does nothing else between it and its answer. If
+/// somebody's came in the instant before it and ours found nothing to do, then that is taken for ours: both
+/// came at the same time.
 pub(crate) fn found<'e>(
     before: RunState,
     events: impl IntoIterator<Item = &'e Event>,

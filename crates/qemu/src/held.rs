@@ -1,7 +1,7 @@
 //! The files that a QEMU process has open: what its disks are, whatever their names lead to by now.
 //!
-//! A name is looked up as QEMU would, in its mount namespace, under its root and in its working directory, and as we would; it
-//! counts only if it leads to a file that QEMU has open.
+//! A name is looked up as QEMU would, in its mount namespace, under its root and in its working directory,
+//! and as we would; it counts only if it leads to a file that QEMU has open.
 
 use crate::{
     qmp::{Qmp, QmpError},
@@ -117,13 +117,14 @@ impl Held {
                 "{what} was deleted while QEMU has it open; copy it from the guest, or restart the VM"
             )),
             None => Err(format!(
-                "{what}: QEMU sees it in a mount namespace or root directory of its own, and this host does not have it by \
-                 that name; mount it at the same path on the host"
+                "{what}: QEMU sees it in a mount namespace or root directory of its own, and this host does \
+                 not have it by that name; mount it at the same path on the host"
             )),
         }
     }
 
-    /// Opens the file that is called `path` here, by QEMU's own descriptor. `known` is which file that was before.
+    /// Opens the file that is called `path` here, by QEMU's own descriptor. `known` is which file that was
+    /// before.
     pub(crate) fn open(
         &self,
         word: &str,
@@ -133,7 +134,8 @@ impl Held {
     ) -> Result<File, String> {
         let what = format!("{word} {}", path.display());
         let id = Identity::at(path).ok().filter(|id| self.has(*id)).ok_or_else(|| self.lost(&what, path))?;
-        // Two images of one VM that have changed names: each name leads to a file that QEMU has open, the other one.
+        // Two images of one VM that have changed names: each name leads to a file that QEMU has open, the
+        // other one.
         if let Some(other) = known.filter(|known| *known != id).and_then(|known| self.files.get(&known)) {
             let now = other.name.display();
             return Err(format!(
@@ -143,7 +145,8 @@ impl Held {
         let file = &self.files[&id];
         let failed = |error: io::Error| {
             format!(
-                "{what}: the agent cannot open it as QEMU has it: {error} (on NFS, export it with no_root_squash)"
+                "{what}: the agent cannot open it as QEMU has it: {error} (on NFS, export it with \
+                 no_root_squash)"
             )
         };
         let mut options = File::options();
@@ -204,14 +207,14 @@ impl Held {
         };
         if self.files.values().any(|file| removed(&file)) {
             return format!(
-                "{what}: the file that QEMU has open was deleted or replaced there; what has this name now is another one. \
-                 Restart the VM with the one that is right"
+                "{what}: the file that QEMU has open was deleted or replaced there; what has this name now \
+                 is another one. Restart the VM with the one that is right"
             );
         }
         match fs::metadata(name) {
             Ok(_) => format!(
-                "{what} is not the file that QEMU has open: that was renamed or replaced, or QEMU sees another file by this \
-                 name (mount namespace); give it its name back"
+                "{what} is not the file that QEMU has open: that was renamed or replaced, or QEMU sees \
+                 another file by this name (mount namespace); give it its name back"
             ),
             Err(error) => format!("{what}: {error}; give the file that QEMU has open this name again"),
         }

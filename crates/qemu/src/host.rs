@@ -21,7 +21,8 @@ pub struct Kvm {
 const ALIKE: u64 = 2;
 
 impl Kvm {
-    /// Whether a guest that is run by one KVM, which makes `there` turns a second, is run no slower by this one.
+    /// Whether a guest that is run by one KVM, which makes `there` turns a second, is run no slower by this
+    /// one.
     pub fn does_for(self, there: Option<u64>) -> bool {
         self.usable || there.is_some_and(|there| self.speed.saturating_mul(ALIKE) >= there)
     }
@@ -36,14 +37,16 @@ pub struct Host {
     pub user: Option<String>,
     /// Where QMP sockets, consoles and QEMU's logs live. Made with mode 0700 when it is missing.
     pub runtime: PathBuf,
-    /// Whose processes those are that are started: told apart from those of others who use the same directory.
+    /// Whose processes those are that are started: told apart from those of others who use the same
+    /// directory.
     pub owner: PathBuf,
     /// Where memory files are made: a tmpfs, or a memory pool that other hosts reach.
     pub memory: PathBuf,
-    /// Memory files that exist already and are to be used as they are, by block id: then memory is not copied but
-    /// passed on.
+    /// Memory files that exist already and are to be used as they are, by block id: then memory is not copied
+    /// but passed on.
     pub shared_memory: BTreeMap<String, PathBuf>,
-    /// What KVM does here, if there is any. The caller finds out by timing a guest; a device file proves nothing.
+    /// What KVM does here, if there is any. The caller finds out by timing a guest; a device file proves
+    /// nothing.
     pub kvm: Option<Kvm>,
     /// What the VMs of other hosts may use here: at first nothing.
     pub limits: Limits,

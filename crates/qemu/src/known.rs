@@ -11,13 +11,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Commands such as `device_add` and `blockdev-add` have no event: so the short questions are asked this often, 2 ms of QEMU's time.
+/// Commands such as `device_add` and `blockdev-add` have no event: so the short questions are asked this
+/// often, 2 ms of QEMU's time.
 const SHORT: Duration = Duration::from_secs(1);
 
 /// And all of them this often, 6 ms.
 const WHOLE: Duration = Duration::from_secs(5);
 
-/// Events after which all is asked. What a guest does by itself (it reboots, moves its network card's filter, …) is not among them.
+/// Events after which all is asked. What a guest does by itself (it reboots, moves its network card's filter,
+/// …) is not among them.
 const TELLING: &[&str] = &[
     "ACPI_DEVICE_OST",
     "BLOCK_EXPORT_DELETED",

@@ -116,8 +116,8 @@ impl Belongings {
         fs::rename(new, self.note())
     }
 
-    /// Keeps all that QEMU printed, if that is anything, under a name that stays when the rest is removed, until the next of this VM's QEMUs
-    /// fails here; says where.
+    /// Keeps all that QEMU printed, if that is anything, under a name that stays when the rest is removed,
+    /// until the next of this VM's QEMUs fails here; says where.
     pub(crate) fn keep_log(&self, vm: &str) -> Option<PathBuf> {
         let log = self.log.as_ref().filter(|log| fs::metadata(log).is_ok_and(|file| file.len() > 0))?;
         let kept = log.with_file_name(format!("{vm}.{FAILED}"));
@@ -180,8 +180,9 @@ pub enum LaunchError {
     },
 }
 
-/// Takes away every QEMU process of this name on this host that we started, and all that belongs to it. Only for a VM
-/// that nobody was told of: what an agent leaves that dies while it starts one. Says how many there were.
+/// Takes away every QEMU process of this name on this host that we started, and all that belongs to it. Only
+/// for a VM that nobody was told of: what an agent leaves that dies while it starts one. Says how many there
+/// were.
 pub fn sweep(vm: &str, host: &Host) -> usize {
     let of_this_name = |path: &Path| {
         let stem = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.rsplit_once('-'));
@@ -191,8 +192,9 @@ pub fn sweep(vm: &str, host: &Host) -> usize {
     found.map(|(_, belongings)| end(&belongings)).count()
 }
 
-/// The same for every process of this owner whose QMP socket nobody knows, and all that was made for one that was not started any more.
-/// Only when nobody is starting any. A QEMU that has a guest is never ended for that.
+/// The same for every process of this owner whose QMP socket nobody knows, and all that was made for one that
+/// was not started any more. Only when nobody is starting any. A QEMU that has a guest is never ended for
+/// that.
 pub fn sweep_others(known: &[&Path], host: &Host) -> usize {
     let unknown = |belongings: &Belongings| {
         belongings.owner == host.owner && !known.contains(&belongings.qmp.as_path())
@@ -217,7 +219,8 @@ pub fn sweep_others(known: &[&Path], host: &Host) -> usize {
         };
         if !idle {
             let qmp = belongings.qmp.display();
-            tracing::warn!(%qmp, ?status, "a QEMU that is in no record, and that has a guest, is left alone: adopt it, or end it");
+            tracing::warn!(%qmp, ?status, "a QEMU that is in no record, and that has a guest, is left alone: \
+                                           adopt it, or end it");
         }
         idle
     };
@@ -232,8 +235,9 @@ fn noted(host: &Host) -> impl Iterator<Item = (PathBuf, Belongings)> {
     notes.filter_map(|path| Some((path.clone(), serde_json::from_slice(&fs::read(&path).ok()?).ok()?)))
 }
 
-/// Ends the process, if there is one, whatever its monitor says, and takes away what belonged to it. Only for one that we started, and that
-/// has no guest: while it waits for one it may be ending by itself just now, and then its monitor answers nobody.
+/// Ends the process, if there is one, whatever its monitor says, and takes away what belonged to it. Only for
+/// one that we started, and that has no guest: while it waits for one it may be ending by itself just now,
+/// and then its monitor answers nobody.
 pub fn discard(belongings: &Belongings) -> io::Result<()> {
     if let Some(process) = started_with(&belongings.qmp)? {
         kill(&process);
@@ -246,7 +250,8 @@ pub fn discard(belongings: &Belongings) -> io::Result<()> {
     Ok(())
 }
 
-/// One that nobody was told of. If it cannot be ended, what is written down of it stays: the next agent looks again.
+/// One that nobody was told of. If it cannot be ended, what is written down of it stays: the next agent looks
+/// again.
 fn end(belongings: &Belongings) {
     if let Err(error) = discard(belongings) {
         let qmp = belongings.qmp.display();
@@ -259,7 +264,8 @@ fn started_with(qmp: &Path) -> io::Result<Option<PidFd>> {
     let name = qmp.as_os_str().as_encoded_bytes();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|pid| pid.parse::<i32>().ok()) else { continue };
-        // Neither kernel threads nor, for others than root, other people's processes have one: they are none of ours.
+        // Neither kernel threads nor, for others than root, other people's processes have one: they are none
+        // of ours.
         let Ok(program) = fs::read_link(format!("/proc/{pid}/exe")) else { continue };
         if !program.to_string_lossy().contains("qemu") {
             continue;

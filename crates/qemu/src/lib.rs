@@ -1,5 +1,5 @@
-//! The ports kept with a real, unmodified QEMU process: its monitor, its device state, its files. `attach` keeps those
-//! of memory.
+//! The ports kept with a real, unmodified QEMU process: its monitor, its device state, its files. `attach`
+//! keeps those of memory.
 
 /// The human-readable description of a VM that `run` starts.
 pub mod vmfile;

@@ -1,5 +1,5 @@
-//! What the VMs of other hosts may use here. The host that sends a VM says what it needs; this host's own configuration says
-//! whether it gets that.
+//! What the VMs of other hosts may use here. The host that sends a VM says what it needs; this host's own
+//! configuration says whether it gets that.
 
 use crate::recipe::{Export, Net, Recipe, Role, device_driver, files::Opened, matches};
 use std::{
@@ -8,16 +8,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What a host grants to VMs that other hosts send. Beyond it, only what [`crate::recipe::check()`] finds harmless is taken at
-/// all.
+/// What a host grants to VMs that other hosts send. Beyond it, only what [`crate::recipe::check()`] finds
+/// harmless is taken at all.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Limits {
     /// Directories with disks, at whatever depth.
     pub disks: Vec<PathBuf>,
     /// Directories with kernels, initial RAM disks and firmware: with what is only read.
     pub boot: Vec<PathBuf>,
-    /// Bridges, each with the VLANs on it that a VM may be in (`br0:20`, `br0:20-29`); on one that filters VLANs, without them only the
-    /// first. `None`: whichever there are.
+    /// Bridges, each with the VLANs on it that a VM may be in (`br0:20`, `br0:20-29`); on one that filters
+    /// VLANs, without them only the first. `None`: whichever there are.
     pub bridges: Option<Vec<String>>,
     /// Servers on the network that have disks: `storage:10809`, `10.0.0.5`, `10.0.0.0/24:10809`.
     pub servers: Vec<String>,
@@ -67,7 +67,8 @@ impl Limits {
         Err(not_granted(&format!("the server {}:{}", export.host, export.port), "servers"))
     }
 
-    /// Whether a VM may use a file of this name. By the name alone: what is there is not looked at, and so not told.
+    /// Whether a VM may use a file of this name. By the name alone: what is there is not looked at, and so
+    /// not told.
     pub(crate) fn check_name(&self, path: &Path, role: Role, read_only: bool) -> Result<(), String> {
         let (setting, mut dirs) = self.dirs(role, read_only);
         if dirs.any(|dir| path.starts_with(dir)) {
@@ -98,7 +99,8 @@ impl Limits {
     }
 }
 
-/// Whether an entry is this server, by its name or address, or a network that it is in; on this port if it says one.
+/// Whether an entry is this server, by its name or address, or a network that it is in; on this port if it
+/// says one.
 fn grants_server(entry: &str, host: &str, port: u16) -> bool {
     let (place, only) = entry.split_once(':').map_or((entry, None), |(place, port)| (place, Some(port)));
     if only.is_some_and(|only| only.parse() != Ok(port)) {

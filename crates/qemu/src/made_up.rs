@@ -1,4 +1,5 @@
-//! Values that QEMU makes up when it starts, because nobody gave them: the target must be told, or its guest sees others.
+//! Values that QEMU makes up when it starts, because nobody gave them: the target must be told, or its guest
+//! sees others.
 
 use crate::{
     qmp::{Qmp, QmpError},
@@ -39,7 +40,8 @@ pub(crate) fn carry(qmp: &mut Qmp, recipe: &mut Recipe) -> Result<(), QmpError> 
     Ok(())
 }
 
-/// The address of the card at `path`, if it is the one on this netdev. Where it is not to be had, the card's state brings it.
+/// The address of the card at `path`, if it is the one on this netdev. Where it is not to be had, the card's
+/// state brings it.
 fn mac(qmp: &mut Qmp, path: &str, netdev: &str) -> Value {
     let mut property =
         |name: &str| qmp.execute("qom-get", json!({ "path": path, "property": name })).unwrap_or(Value::Null);

@@ -1,9 +1,9 @@
-//! What the character devices of a VM end in on this host, and its screen: sockets, pseudo-terminals and files in the
-//! runtime directory.
+//! What the character devices of a VM end in on this host, and its screen: sockets, pseudo-terminals and
+//! files in the runtime directory.
 //!
-//! Each process has sockets of its own, in a directory that nobody else can have. A link by a name that stays the same
-//! (`web:charchannel0.sock`) leads to those of the process that was started last. A colon is in no VM's name and in no
-//! id, so that two VMs never mean the same file.
+//! Each process has sockets of its own, in a directory that nobody else can have. A link by a name that stays
+//! the same (`web:charchannel0.sock`) leads to those of the process that was started last. A colon is in no
+//! VM's name and in no id, so that two VMs never mean the same file.
 
 use crate::{
     host::{Host, fits_socket},
@@ -117,8 +117,8 @@ pub(crate) fn tell(ports: &[Port], paths: &mut Paths) {
     }
 }
 
-/// Makes the files for what guests say: QEMU appends to what is there, and would let everybody read what it makes
-/// itself.
+/// Makes the files for what guests say: QEMU appends to what is there, and would let everybody read what it
+/// makes itself.
 pub(crate) fn make_logs(ports: &[Port]) -> Result<Vec<(PathBuf, File)>, (PathBuf, io::Error)> {
     let make = |log: &PathBuf| {
         let made = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(log);
@@ -166,7 +166,8 @@ impl Port {
         matches!(self.kind, PortKind::Socket | PortKind::Vnc)
     }
 
-    /// What goes with the process: all but a file in which something stands, and the name of a later process' port.
+    /// What goes with the process: all but a file in which something stands, and the name of a later process'
+    /// port.
     pub(crate) fn remove(&self) {
         let empty = |path: &&PathBuf| fs::metadata(path).is_ok_and(|metadata| metadata.len() == 0);
         let ours = |link: &&PathBuf| fs::read_link(link).is_ok_and(|to| to == self.path);

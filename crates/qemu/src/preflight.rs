@@ -27,8 +27,8 @@ const TMPFS: u64 = 0x0102_1994;
 /// Memory that QEMU takes for itself besides the guest's: measured at 60 to 90 MiB for small guests.
 const QEMU_ITSELF: u64 = 128 << 20;
 
-/// Opens what this VM needs of `host`, or says every reason why that cannot take it over. Starts nothing that stays. `from` and
-/// `migration` are what the source's proofs hang on.
+/// Opens what this VM needs of `host`, or says every reason why that cannot take it over. Starts nothing that
+/// stays. `from` and `migration` are what the source's proofs hang on.
 ///
 /// What only a started QEMU can tell (the CPU features that its guest would see) is asked of it afterwards:
 /// [`crate::Vm::missing_features`].
@@ -79,8 +79,8 @@ fn check_kvm(there: Option<u64>, here: Option<Kvm>) -> Option<String> {
             None
         }
         Some(Kvm { speed, .. }) => Some(format!(
-            "the VM runs with KVM, which makes {speed} turns of a loop in a second here, and {} at the source; `whimbrel doctor` says \
-             what is missing here",
+            "the VM runs with KVM, which makes {speed} turns of a loop in a second here, and {} at the \
+             source; `whimbrel doctor` says what is missing here",
             there.map_or("many more".to_owned(), |there| there.to_string())
         )),
     }
@@ -92,8 +92,8 @@ fn check_program(recipe: &Recipe, program: &Path, reasons: &mut Vec<String>) {
         Ok(here) if is_older(here, recipe.qemu) && !recipe.allow_older_qemu => {
             let there = recipe.qemu;
             reasons.push(format!(
-                "QEMU is {here} here, older than the {there} that runs the VM; install {there} or later, or allow an \
-                 older one (--allow-older-qemu)"
+                "QEMU is {here} here, older than the {there} that runs the VM; install {there} or later, or \
+                 allow an older one (--allow-older-qemu)"
             ));
         }
         Ok(here) => match machines(program) {
@@ -127,7 +127,8 @@ fn check_memory(recipe: &Recipe, host: &Host, reasons: &mut Vec<String>) {
             if rustix::fs::statfs(&host.memory).is_ok_and(|found| found.f_type as u64 != TMPFS) {
                 let place = host.memory.display();
                 reasons.push(format!(
-                    "memory files in {place} would be on a disk; let the agent's memory directory be on a tmpfs"
+                    "memory files in {place} would be on a disk; let the agent's memory directory be on a \
+                     tmpfs"
                 ));
             }
         }

@@ -1,9 +1,9 @@
 //! RAM blocks that QEMU keeps to itself: they are in no shared file, and not in the device state either.
 //!
-//! Video memory, firmware, option ROMs, tables of the firmware's configuration interface. A QEMU that waits for a guest
-//! leaves firmware as zeros, because its own migration carries all of these blocks, read-only ones too: whoever does not has a guest that
-//! is dead at its next reboot. So all are carried, zeros left out: copied while the guest runs, and what has changed since
-//! once it stands still.
+//! Video memory, firmware, option ROMs, tables of the firmware's configuration interface. A QEMU that waits
+//! for a guest leaves firmware as zeros, because its own migration carries all of these blocks, read-only
+//! ones too: whoever does not has a guest that is dead at its next reboot. So all are carried, zeros left
+//! out: copied while the guest runs, and what has changed since once it stands still.
 
 mod pack;
 mod records;
@@ -22,8 +22,8 @@ use units::PAGE_SIZE;
 /// The largest private block that is carried: QEMU's VGA has at most 512 MiB.
 const LARGEST: u64 = 1 << 30;
 
-/// As much of them as is copied ahead of the pause: more than a `q35` with four network cards and a VGA of the usual
-/// size has. A copy is kept, and goes into one message.
+/// As much of them as is copied ahead of the pause: more than a `q35` with four network cards and a VGA of
+/// the usual size has. A copy is kept, and goes into one message.
 const AHEAD: u64 = 48 << 20;
 
 /// Why private memory did not get out or in.
@@ -54,7 +54,8 @@ pub(crate) struct Places {
 struct Place {
     block: Listed,
     hva: Option<u64>,
-    /// Whether only what the kernel says to be present exists of it. Memory that has a file may exist without being mapped.
+    /// Whether only what the kernel says to be present exists of it. Memory that has a file may exist without
+    /// being mapped.
     anonymous: bool,
     /// What was copied of it while the guest ran.
     ahead: Option<Copied>,
@@ -175,7 +176,8 @@ impl Places {
         Ok(())
     }
 
-    /// Asks QEMU for the addresses that are not known yet: it tells those of blocks that the guest has mapped just now.
+    /// Asks QEMU for the addresses that are not known yet: it tells those of blocks that the guest has mapped
+    /// just now.
     pub(crate) fn ask(&mut self, qmp: &mut Qmp) -> Result<(), PrivateError> {
         if self.places.iter().all(|place| place.hva.is_some()) {
             return Ok(());
@@ -186,7 +188,8 @@ impl Places {
             let region = region(&place.block);
             if regions.iter().filter(|other| *other == region).count() > 1 {
                 let why = format!(
-                    "several blocks are called {region}, and the records that QEMU keeps of them are not understood"
+                    "several blocks are called {region}, and the records that QEMU keeps of them are not \
+                     understood"
                 );
                 return Err(RamError::Nowhere { name: place.block.name.clone(), why }.into());
             }

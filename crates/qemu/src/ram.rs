@@ -1,7 +1,7 @@
 //! The RAM blocks of a QEMU process: their names and sizes, and where they lie in its address space.
 //!
-//! By QEMU's own word only: `info ramblock` (which tells addresses from QEMU 8 on), else the memory tree and `gpa2hva`.
-//! Sizes and order say nothing: two blocks can be alike.
+//! By QEMU's own word only: `info ramblock` (which tells addresses from QEMU 8 on), else the memory tree and
+//! `gpa2hva`. Sizes and order say nothing: two blocks can be alike.
 
 use crate::qmp::{Qmp, QmpError};
 use serde_json::{Value, json};
@@ -74,12 +74,14 @@ fn advice(error: &attach::Error) -> &'static str {
     use attach::{Ability, Error};
     match error {
         Error::NotShared { .. } => {
-            ": start the VM with -object memory-backend-memfd,share=on,… or memory-backend-file,share=on,… as its memory"
+            ": start the VM with -object memory-backend-memfd,share=on,… or memory-backend-file,share=on,… \
+             as its memory"
         }
         Error::HugePages { .. } => ": let the agent use that tracker, or start the VM without huge pages",
         Error::HugeFile { .. } => ": let its mem-path be a directory or a new file, or say share=on",
         Error::OnDisk { .. } => {
-            ": let the agent use that tracker, put its mem-path on a tmpfs such as /dev/shm, or use memory-backend-memfd"
+            ": let the agent use that tracker, put its mem-path on a tmpfs such as /dev/shm, or use \
+             memory-backend-memfd"
         }
         Error::Discards => ": leave it out, or let the agent use that tracker",
         Error::Kernel { ability: Ability::Private, .. } => {
@@ -203,8 +205,9 @@ pub(crate) fn translate(qmp: &mut Qmp, tree: &Tree, region: &str) -> Result<u64,
     }
 }
 
-/// Lines like `  0000000000100000-0000000003ffffff (prio 0, ram): ram0 @0000000000100000 KVM`, in views of the
-/// system's memory. ROM counts too, as long as nothing shows the region as RAM: firmware can show RAM as ROM.
+/// Lines like `  0000000000100000-0000000003ffffff (prio 0, ram): ram0 @0000000000100000 KVM`, in views of
+/// the system's memory. ROM counts too, as long as nothing shows the region as RAM: firmware can show RAM as
+/// ROM.
 fn parse_tree(text: &str) -> Tree {
     let (mut tree, mut roms) = (Tree::new(), Tree::new());
     let mut system = false;

@@ -1,4 +1,5 @@
-//! How much memory a VM can get here: what the host has left, and what the cgroups and limits leave in which its QEMU will run.
+//! How much memory a VM can get here: what the host has left, and what the cgroups and limits leave in which
+//! its QEMU will run.
 
 use rustix::process::{Resource, getrlimit};
 use std::fs;
@@ -8,7 +9,8 @@ use sys::{
 };
 use units::Bytes;
 
-/// Address space that QEMU takes besides the guest's memory: its code, its threads' stacks and heaps. 1.5 GiB were seen with 8 vCPUs.
+/// Address space that QEMU takes besides the guest's memory: its code, its threads' stacks and heaps. 1.5 GiB
+/// were seen with 8 vCPUs.
 const QEMU_ADDRESSES: u64 = 4 << 30;
 
 /// So much is left, and who says so.
@@ -35,8 +37,8 @@ impl Room {
             .unwrap_or(Self { left: u64::MAX, place: String::new() })
     }
 
-    /// Why a VM that needs so much does not fit, if it does not. `reserved`: what others will still take that are arriving.
-    /// `overcommit`: how many hundredths of what is left may be needed.
+    /// Why a VM that needs so much does not fit, if it does not. `reserved`: what others will still take that
+    /// are arriving. `overcommit`: how many hundredths of what is left may be needed.
     pub fn refuses(&self, needed: u64, reserved: u64, overcommit: u32) -> Option<String> {
         let allowed = u128::from(self.left.saturating_sub(reserved)) * u128::from(overcommit) / 100;
         if u128::from(needed) <= allowed {

@@ -9,8 +9,8 @@ use sys::process::PidFd;
 /// Intervals shorter than this say nothing.
 const SHORT: Duration = Duration::from_millis(50);
 
-/// Looks at what a QEMU process uses for its guest, from one time to the next. Its first thread is left out: it answers the
-/// monitor, which a migration asks a lot.
+/// Looks at what a QEMU process uses for its guest, from one time to the next. Its first thread is left out:
+/// it answers the monitor, which a migration asks a lot.
 #[derive(Debug)]
 pub struct SpareCores {
     guest: Option<PidFd>,
@@ -48,7 +48,8 @@ fn used(guest: &PidFd) -> io::Result<Duration> {
 
 fn spare(cores: u32, used: Duration, passed: Duration) -> u32 {
     let left = f64::from(cores) - used.as_secs_f64() / passed.as_secs_f64();
-    // To the nearest: of a processor that is shared, the kernel gives whoever uses less of it all that it wants.
+    // To the nearest: of a processor that is shared, the kernel gives whoever uses less of it all that it
+    // wants.
     (left.round() as u32).max(1)
 }
 

@@ -1,13 +1,13 @@
 //! The device state, out of one QEMU and into another.
 //!
-//! Out: `xen-save-devices-state` with `live=true`, which has nothing to do with Xen. It writes all but RAM, whatever kind
-//! of RAM it is, and inactivates the disks, which gives up their locks.
+//! Out: `xen-save-devices-state` with `live=true`, which has nothing to do with Xen. It writes all but RAM,
+//! whatever kind of RAM it is, and inactivates the disks, which gives up their locks.
 //!
-//! In: `migrate-incoming` from a socket. Not `xen-load-devices-state`: outside of Xen that one aborts QEMU (seen on 7.2
-//! and 10.0: it ends an incoming migration that was never begun). The stream lacks two sections of an ordinary one: the
-//! configuration at its beginning, which `migration.send-configuration=off` makes QEMU not expect, and a
-//! description at its end, which we append. Between its head and its first section go the RAM blocks that QEMU keeps private
-//! (see [`crate::private`]), most of them long before the rest.
+//! In: `migrate-incoming` from a socket. Not `xen-load-devices-state`: outside of Xen that one aborts QEMU
+//! (seen on 7.2 and 10.0: it ends an incoming migration that was never begun). The stream lacks two sections
+//! of an ordinary one: the configuration at its beginning, which `migration.send-configuration=off` makes
+//! QEMU not expect, and a description at its end, which we append. Between its head and its first section go
+//! the RAM blocks that QEMU keeps private (see [`crate::private`]), most of them long before the rest.
 
 use crate::qmp::{Qmp, QmpError};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -31,7 +31,8 @@ const LARGEST: u64 = 256 << 20;
 /// The name of an export that never comes to be.
 const EXPORT: &str = "whimbrel-activate";
 
-/// `QEMU_VM_VMDESCRIPTION`, its length, and an empty description: without it QEMU complains on its standard error.
+/// `QEMU_VM_VMDESCRIPTION`, its length, and an empty description: without it QEMU complains on its standard
+/// error.
 const DESCRIPTION: &[u8] = b"\x06\0\0\0\x02{}";
 
 /// What a stream begins with: `QEVM`, version 3.
@@ -92,7 +93,8 @@ pub(crate) fn close_exit(qmp: &mut Qmp, exit: Exit) -> Result<(), QmpError> {
     qmp.remove_fd_set(exit.set)
 }
 
-/// What to say with `xen-save-devices-state`: the device state of a stopped guest, there. Its disks are inactive afterwards.
+/// What to say with `xen-save-devices-state`: the device state of a stopped guest, there. Its disks are
+/// inactive afterwards.
 pub(crate) fn begin_save(exit: &mut Exit) -> Result<Value, StateError> {
     exit.file.set_len(0).and_then(|()| exit.file.rewind()).map_err(system("empty a memfd"))?;
     Ok(json!({ "filename": format!("/dev/fdset/{}", exit.set), "live": true }))
@@ -140,8 +142,8 @@ pub(crate) struct Door {
     begun: bool,
 }
 
-/// Lets a QEMU in state `inmigrate` wait for its device state, so that nothing but the state itself has to be said while
-/// the guest stands still.
+/// Lets a QEMU in state `inmigrate` wait for its device state, so that nothing but the state itself has to be
+/// said while the guest stands still.
 pub(crate) fn open_door(qmp: &mut Qmp) -> Result<Door, StateError> {
     let (ours, theirs) = UnixStream::pair().map_err(system("make a socket pair"))?;
     qmp.get_fd("whimbrel-state", theirs.as_fd())?;
@@ -149,15 +151,16 @@ pub(crate) fn open_door(qmp: &mut Qmp) -> Result<Door, StateError> {
     Ok(Door { ours, begun: false })
 }
 
-/// Makes a waiting QEMU's heap as large as loading a device state needs it, about 2.5 MiB. Fresh memory costs a page fault for
-/// each of 640 pages, 5 to 25 µs each, which would come while the guest stands still. The answer to this question is built
-/// of some 19 MiB of small objects, which glibc keeps: loading then takes 6 faults (`./dev bench`, `downtime`).
+/// Makes a waiting QEMU's heap as large as loading a device state needs it, about 2.5 MiB. Fresh memory costs
+/// a page fault for each of 640 pages, 5 to 25 µs each, which would come while the guest stands still. The
+/// answer to this question is built of some 19 MiB of small objects, which glibc keeps: loading then takes 6
+/// faults (`./dev bench`, `downtime`).
 pub(crate) fn widen_heap(qmp: &mut Qmp) -> Result<(), QmpError> {
     qmp.execute("query-qmp-schema", json!({})).map(drop)
 }
 
-/// Sends sections of the stream that need not wait for the device state. Returns once QEMU has taken them, or says why it does
-/// not.
+/// Sends sections of the stream that need not wait for the device state. Returns once QEMU has taken them, or
+/// says why it does not.
 pub(crate) fn feed_ahead(qmp: &mut Qmp, door: &mut Door, sections: &[u8]) -> Result<(), StateError> {
     let failed = system("write to QEMU");
     let mut write = || -> io::Result<()> {
@@ -185,7 +188,8 @@ pub(crate) fn feed_ahead(qmp: &mut Qmp, door: &mut Door, sections: &[u8]) -> Res
     written.map_err(failed)
 }
 
-/// Loads a device state into a QEMU that waits for it, with more sections before it. It is `paused` afterwards.
+/// Loads a device state into a QEMU that waits for it, with more sections before it. It is `paused`
+/// afterwards.
 pub(crate) fn load(qmp: &mut Qmp, door: Door, sections: &[u8], stream: &[u8]) -> Result<(), StateError> {
     let state = stream.strip_prefix(HEAD).ok_or(StateError::NoState)?;
     let head = if door.begun { &[] } else { HEAD };

@@ -1,7 +1,7 @@
 //! TAP interfaces: made for a VM's network card, put on a bridge, and taken away with the VM.
 //!
-//! What a host has set on a TAP goes with the VM: `read` looks at it where the VM runs, `misfits` says whether this host's bridge
-//! can have such a port, and `create` makes one like it.
+//! What a host has set on a TAP goes with the VM: `read` looks at it where the VM runs, `misfits` says
+//! whether this host's bridge can have such a port, and `create` makes one like it.
 
 mod link; // network interfaces
 mod port; // how a TAP is plugged in
@@ -19,8 +19,8 @@ use std::{
 };
 use tools::{ip, run, understand};
 
-/// Addresses of TAPs begin here and end below the multicast addresses. A bridge without a fixed address takes the lowest of its
-/// ports', and would be lost to its neighbours for as long as they remember the one before.
+/// Addresses of TAPs begin here and end below the multicast addresses. A bridge without a fixed address takes
+/// the lowest of its ports', and would be lost to its neighbours for as long as they remember the one before.
 const ADDRESSES: RangeInclusive<u64> = 0xfe00_0000_0000..=0xfeff_ffff_ffff;
 
 /// Why a TAP could not be made.
@@ -49,8 +49,8 @@ pub enum BridgeError {
     },
 }
 
-/// A name for a TAP of this VM, to be written down before it is made. It is new each time, so that source and target of a
-/// migration can be one host.
+/// A name for a TAP of this VM, to be written down before it is made. It is new each time, so that source and
+/// target of a migration can be one host.
 pub fn name(vm: &str) -> io::Result<String> {
     // Interface names have at most 15 bytes.
     let stem: String = vm.chars().filter(char::is_ascii_alphanumeric).take(6).collect();
@@ -72,7 +72,8 @@ pub fn create(tap: &str, net: &Net, user: Option<u32>) -> Result<(), TapError> {
     })
 }
 
-/// In this order: no setting of the TAP's can reach its bridge, and no packet a port that is not yet as it must be.
+/// In this order: no setting of the TAP's can reach its bridge, and no packet a port that is not yet as it
+/// must be.
 fn plug_in(tap: &str, net: &Net, bridge: &Link, address: &str) -> Result<(), String> {
     let tell =
         |program: &str, words: &[String]| run(program, &words.iter().map(String::as_str).collect::<Vec<_>>());
@@ -101,8 +102,8 @@ fn address(bridge: u64, random: u64) -> String {
     bytes[2..].iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
 }
 
-/// How the TAP of a network card is plugged in here; else everything about it that cannot go with the VM. Each reason says what would
-/// mend it.
+/// How the TAP of a network card is plugged in here; else everything about it that cannot go with the VM.
+/// Each reason says what would mend it.
 pub(crate) fn read(id: &str, tap: &str) -> Result<(String, Port), Vec<String>> {
     let of_card = |why: String| format!("network {id}: {why}");
     let one = |why: String| vec![of_card(why)];
@@ -117,8 +118,8 @@ pub(crate) fn read(id: &str, tap: &str) -> Result<(String, Port), Vec<String>> {
     let kind = found.linkinfo.info_slave_kind.as_str();
     if kind != "bridge" {
         return Err(one(format!(
-            "its TAP {tap} is a port of {name}, which is of kind {kind:?} and no Linux bridge; only those can be carried \
-             over: ip link set {tap} master BRIDGE"
+            "its TAP {tap} is a port of {name}, which is of kind {kind:?} and no Linux bridge; only those \
+             can be carried over: ip link set {tap} master BRIDGE"
         )));
     }
     let bridge = link(&name).map_err(|why| one(format!("cannot look at its bridge {name}: {why}")))?;
@@ -149,8 +150,8 @@ pub(crate) fn misfits(net: &Net) -> Vec<String> {
     }
 }
 
-/// The first of these TAPs that a guest would not be heard through yet: its bridge's spanning tree lets no packet pass for twice its
-/// forward delay. In words.
+/// The first of these TAPs that a guest would not be heard through yet: its bridge's spanning tree lets no
+/// packet pass for twice its forward delay. In words.
 pub(crate) fn silent(taps: &[String]) -> Option<String> {
     taps.iter().find_map(|tap| {
         let found = link(tap).ok()?;

@@ -1,8 +1,8 @@
 //! The TPM of a VM on this host: a swtpm of its own, which ends with its QEMU.
 //!
-//! The two are joined by a pair of sockets that nobody else can have: whichever ends, the other hears it, and swtpm
-//! then ends, too (`--terminate`). A VM that arrives has its TPM's state in its device state; swtpm writes what outlives a
-//! power cycle to its directory as soon as QEMU hands it over.
+//! The two are joined by a pair of sockets that nobody else can have: whichever ends, the other hears it, and
+//! swtpm then ends, too (`--terminate`). A VM that arrives has its TPM's state in its device state; swtpm
+//! writes what outlives a power cycle to its directory as soon as QEMU hands it over.
 
 use crate::{
     account::Account,
@@ -60,8 +60,8 @@ pub(crate) fn forget(folder: &Path) {
     }
 }
 
-/// Keeps the state of a TPM whose VM has ended here, under the VM's name: there is no other, and whoever starts the VM anew
-/// needs it.
+/// Keeps the state of a TPM whose VM has ended here, under the VM's name: there is no other, and whoever
+/// starts the VM anew needs it.
 pub(crate) fn keep(folder: &Path, vm: &str) {
     let kept = folder.with_file_name(vm);
     if !folder.is_dir() {

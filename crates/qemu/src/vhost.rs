@@ -1,10 +1,10 @@
 //! Networks whose packets a worker of the kernel's carries (`vhost=on`).
 //!
-//! The worker reads and writes the guest's memory through QEMU's page tables, from when QEMU's guest has set its
-//! card up until QEMU's `stop`, which waits until it is done. So trackers see what it writes, missing pages make
-//! it wait, and the last scan of a pause finds all of it; its own dirty log is not needed. All of this is tried
-//! on the kernel at hand before a VM with such a network is moved from here, and before one is started here:
-//! without that, its QEMU carries the packets itself. Guests see the same card either way.
+//! The worker reads and writes the guest's memory through QEMU's page tables, from when QEMU's guest has set
+//! its card up until QEMU's `stop`, which waits until it is done. So trackers see what it writes, missing
+//! pages make it wait, and the last scan of a pause finds all of it; its own dirty log is not needed. All of
+//! this is tried on the kernel at hand before a VM with such a network is moved from here, and before one is
+//! started here: without that, its QEMU carries the packets itself. Guests see the same card either way.
 
 use crate::recipe::{Net, Recipe};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
@@ -18,8 +18,8 @@ pub(crate) const DEVICE: (u32, u32) = (10, 238);
 /// Its name below `/dev`, by which QEMU opens it.
 pub(crate) const NODE: &str = "vhost-net";
 
-/// Whether it is proven that a worker's writes are seen here, and that it waits for missing memory; else why not.
-/// What is proven holds as long as this kernel runs.
+/// Whether it is proven that a worker's writes are seen here, and that it waits for missing memory; else why
+/// not. What is proven holds as long as this kernel runs.
 pub(crate) fn proven() -> Result<(), String> {
     static PROVEN: Mutex<bool> = Mutex::new(false);
     let mut proven = PROVEN.locked();
@@ -80,16 +80,17 @@ fn judge(workers: io::Result<usize>, proven: impl FnOnce() -> Result<(), String>
         Ok(0) => None,
         Ok(_) => proven().err().map(|why| {
             format!(
-                "its network has vhost=on, and it is not proven on this host that what the kernel writes into the guest's memory \
-                 is seen: {why}; see `whimbrel doctor`, or start the VM with vhost=off"
+                "its network has vhost=on, and it is not proven on this host that what the kernel writes \
+                 into the guest's memory is seen: {why}; see `whimbrel doctor`, or start the VM with \
+                 vhost=off"
             )
         }),
         Err(error) => Some(format!("cannot look whether its network has vhost=on: {error}")),
     }
 }
 
-/// Of networks that were added, with so many pairs of queues each, those that have workers, if `left` are there
-/// for them; none if that cannot be told.
+/// Of networks that were added, with so many pairs of queues each, those that have workers, if `left` are
+/// there for them; none if that cannot be told.
 pub(crate) fn shared_out(left: usize, added: &[(String, u16)]) -> Result<Vec<String>, ()> {
     let all: usize = added.iter().map(|(_, queues)| usize::from(*queues)).sum();
     match added {

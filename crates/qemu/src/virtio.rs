@@ -33,8 +33,8 @@ pub(crate) enum Which {
 /// Features that this QEMU gives no name.
 pub(crate) type Nameless = Vec<String>;
 
-/// The features of each virtio device; and the devices that have others, too, of which this QEMU does not know
-/// the names.
+/// The features of each virtio device; and the devices that have others, too, of which this QEMU does not
+/// know the names.
 pub(crate) fn features(qmp: &mut Qmp, which: Which) -> Result<(Vec<Features>, Nameless), QmpError> {
     let devices = match qmp.execute("x-query-virtio", json!({})) {
         Err(error) if error.is_unknown_command() => return Ok((vec![], vec![])),
@@ -57,7 +57,8 @@ pub(crate) fn features(qmp: &mut Qmp, which: Which) -> Result<(Vec<Features>, Na
     Ok((features, nameless))
 }
 
-/// The id of a device by where it is: that of a bus without its own devices (MMIO), or inside the card of another.
+/// The id of a device by where it is: that of a bus without its own devices (MMIO), or inside the card of
+/// another.
 fn id_of(path: &str) -> Option<&str> {
     let rest = path.strip_prefix(PLACE)?;
     let id = rest.strip_suffix("/virtio-backend").unwrap_or(rest);

@@ -55,7 +55,8 @@ pub struct Vm {
     door: Option<state::Door>,
     /// Where this QEMU writes its device state to.
     exit: Option<state::Exit>,
-    /// Disks that QEMU does not flush itself, because it was told so (`cache.no-flush`), or that have much to flush: we do.
+    /// Disks that QEMU does not flush itself, because it was told so (`cache.no-flush`), or that have much to
+    /// flush: we do.
     unflushed: Vec<File>,
     /// Whether disks go through the page cache that usually do not.
     buffered: bool,
@@ -221,8 +222,8 @@ impl Vm {
     }
 
     /// A migration begins: reads all of the VM again, because others use its QEMU too. From now on
-    /// [`Machine::watch`](ports::Machine::watch) and [`Machine::save`](ports::Machine::save) tell what differs
-    /// from what is read here.
+    /// [`Machine::watch`](ports::Machine::watch) and [`Machine::save`](ports::Machine::save) tell what
+    /// differs from what is read here.
     pub fn begin(&mut self) -> Result<Begun, QmpError> {
         let begin = Instant::now();
         let known = Known::begin(&mut self.qmp)?;
@@ -261,7 +262,8 @@ impl Vm {
         Ok(None)
     }
 
-    /// Its network cards as they are plugged in now, which others can have changed; else everything about them that cannot go with it.
+    /// Its network cards as they are plugged in now, which others can have changed; else everything about
+    /// them that cannot go with it.
     pub fn networks(&self) -> Result<Vec<Net>, Vec<String>> {
         let nets = &self.recipe.nets;
         let mut taps = match &self.taps {
@@ -314,8 +316,9 @@ impl Vm {
         Ok(virtio::missing(&self.recipe.virtio, &offered))
     }
 
-    /// Copies the RAM blocks that QEMU keeps private, while the guest runs. [`Machine::save`](ports::Machine::save) tells only what changed in
-    /// them since: the target must have been given these first.
+    /// Copies the RAM blocks that QEMU keeps private, while the guest runs.
+    /// [`Machine::save`](ports::Machine::save) tells only what changed in them since: the target must have
+    /// been given these first.
     pub fn copy_ahead(&mut self) -> Result<Vec<(String, Vec<u8>)>, MachineError> {
         let copied = self.private.copy_ahead(&mut self.qmp, &self.process);
         copied.map_err(|error| self.error("copy the firmware and video memory of", error))
@@ -336,8 +339,8 @@ impl Vm {
     pub fn warnings(&mut self) -> Result<Vec<String>, MachineError> {
         let lost = self.private.lost_firmware(&mut self.qmp, &self.process);
         let lost = lost.map_err(|error| self.error("look at the firmware of", error))?;
-        let why = "its firmware is zeros, since an older Whimbrel moved it here: the guest runs, but cannot reboot; power it \
-                   off and start it anew";
+        let why = "its firmware is zeros, since an older Whimbrel moved it here: the guest runs, but cannot \
+                   reboot; power it off and start it anew";
         Ok(if lost { vec![why.to_owned()] } else { vec![] })
     }
 
@@ -358,7 +361,8 @@ impl Vm {
     }
 }
 
-/// Whether its process is there. One that cannot be looked at is not gone: what it uses is not to be taken away.
+/// Whether its process is there. One that cannot be looked at is not gone: what it uses is not to be taken
+/// away.
 pub(crate) fn lives(handle: &Handle) -> io::Result<bool> {
     let Some(process) = launch::while_it_is_there(PidFd::open(handle.pid))? else { return Ok(false) };
     let Some(began) = launch::while_it_is_there(started(&process))? else { return Ok(false) };

@@ -135,8 +135,8 @@ impl VmFile {
         Self::parse(&text, path)
     }
 
-    /// Understands the text of a VM file. `path` is where it came from, which messages name and where its relative
-    /// paths begin.
+    /// Understands the text of a VM file. `path` is where it came from, which messages name and where its
+    /// relative paths begin.
     pub fn parse(text: &str, path: &Path) -> Result<Self, VmFileError> {
         let base = path.parent().filter(|base| base.is_absolute());
         text::read(text, base).map_err(|(at, why)| {
@@ -241,8 +241,8 @@ impl VmFile {
         }
         for (n, disk) in self.disks.iter().enumerate() {
             let path = escape(&disk.path.to_string_lossy());
-            // Buffered, by threads: a direct read would write guest memory behind the tracker's back. Locked: the image
-            // has one writer, whatever goes wrong.
+            // Buffered, by threads: a direct read would write guest memory behind the tracker's back. Locked:
+            // the image has one writer, whatever goes wrong.
             add("-blockdev", format!("driver=file,node-name=file{n},filename={path},locking=on,aio=threads"));
             add("-blockdev", format!("driver={},node-name=disk{n},file=file{n}", disk.format));
             add("-device", format!("virtio-blk-{bus},id=blk{n},drive=disk{n}"));

@@ -1,4 +1,5 @@
-//! What disks and boot files of VMs that others have started lie on: limits that they share, firmware, servers.
+//! What disks and boot files of VMs that others have started lie on: limits that they share, firmware,
+//! servers.
 
 mod common;
 
@@ -29,10 +30,12 @@ fn i9_limits_that_nodes_share_go_with_a_vm() {
     let disk = disk.display();
     let text = format!(
         "-object throttle-group,id=g0,x-iops-total=500 \
-         -object {{\"qom-type\":\"throttle-group\",\"id\":\"g1\",\"limits\":{{\"bps-read\":1048576,\"bps-read-max\":2097152}}}} \
+         -object {{\"qom-type\":\"throttle-group\",\"id\":\"g1\",\
+         \"limits\":{{\"bps-read\":1048576,\"bps-read-max\":2097152}}}} \
          -blockdev driver=file,node-name=f0,filename={disk} -blockdev driver=raw,node-name=r0,file=f0 \
          -blockdev driver=throttle,node-name=t0,throttle-group=g0,file=r0 \
-         -blockdev driver=throttle,node-name=t1,throttle-group=g1,file.driver=null-co,file.size=1048576,file.read-zeroes=on \
+         -blockdev driver=throttle,node-name=t1,throttle-group=g1,file.driver=null-co,\
+         file.size=1048576,file.read-zeroes=on \
          -device virtio-blk-pci,drive=t0,id=b0 -device virtio-blk-pci,drive=t1,id=b1"
     );
     for qemu in all() {
@@ -119,15 +122,18 @@ fn i6_a_disk_of_an_nbd_server_goes_with_a_vm_where_granted() {
     let dialects = [
         format!("-drive file=nbd://127.0.0.1:{port}/vol,format=raw,if=virtio"),
         format!(
-            "-drive file=nbd:127.0.0.1:{port}:exportname=vol,format=raw,if=none,id=d -device virtio-blk-pci,drive=d"
+            "-drive file=nbd:127.0.0.1:{port}:exportname=vol,format=raw,if=none,id=d \
+             -device virtio-blk-pci,drive=d"
         ),
         format!(
-            "-blockdev {{\"driver\":\"nbd\",\"server\":{{\"type\":\"inet\",\"host\":\"127.0.0.1\",\"port\":\"{port}\"}},\
-             \"export\":\"vol\",\"node-name\":\"n0\"}} -blockdev driver=raw,node-name=f0,file=n0 -device virtio-blk-pci,drive=f0"
+            "-blockdev {{\"driver\":\"nbd\",\"server\":{{\"type\":\"inet\",\"host\":\"127.0.0.1\",\
+             \"port\":\"{port}\"}},\"export\":\"vol\",\"node-name\":\"n0\"}} \
+             -blockdev driver=raw,node-name=f0,file=n0 -device virtio-blk-pci,drive=f0"
         ),
         format!(
-            "-blockdev driver=raw,node-name=f0,file.driver=nbd,file.server.type=inet,file.server.host=127.0.0.1,\
-             file.server.port={port},file.export=vol,file.reconnect-delay=5 -device virtio-blk-pci,drive=f0,id=b"
+            "-blockdev driver=raw,node-name=f0,file.driver=nbd,file.server.type=inet,\
+             file.server.host=127.0.0.1,file.server.port={port},file.export=vol,file.reconnect-delay=5 \
+             -device virtio-blk-pci,drive=f0,id=b"
         ),
     ];
     for (n, text) in dialects.iter().enumerate() {
@@ -149,7 +155,8 @@ fn i6_a_disk_of_an_nbd_server_goes_with_a_vm_where_granted() {
     let refused = |recipe: &qemu::Recipe, target: &qemu::Host| common::preflight(recipe, target).join("\n");
     let told = refused(&recipe, &target);
     let not = format!(
-        "the server 127.0.0.1:{port} is not among what this host grants to VMs of other hosts (servers in its [allow])"
+        "the server 127.0.0.1:{port} is not among what this host grants to VMs of other hosts (servers in \
+         its [allow])"
     );
     assert_eq!(told, not);
     target.limits.servers = vec![format!("127.0.0.0/8:{port}")];
@@ -231,11 +238,12 @@ fn i6_a_disk_of_a_web_server_goes_with_a_vm_where_granted() {
         format!("-machine q35 -drive file={url},format=raw,media=cdrom,id=c"),
         format!("-drive file.driver=http,file.url={url},file.readahead=64k,format=raw,if=virtio,readonly=on"),
         format!(
-            "-blockdev driver=http,url={url},node-name=n0,read-only=on,timeout=9 -blockdev driver=raw,node-name=f0,file=n0,read-only=on \
-             -device virtio-blk-pci,drive=f0"
+            "-blockdev driver=http,url={url},node-name=n0,read-only=on,timeout=9 \
+             -blockdev driver=raw,node-name=f0,file=n0,read-only=on -device virtio-blk-pci,drive=f0"
         ),
         format!(
-            "-blockdev driver=raw,node-name=f0,read-only=on,file.driver=http,file.url={url} -device virtio-blk-pci,drive=f0,id=b"
+            "-blockdev driver=raw,node-name=f0,read-only=on,file.driver=http,file.url={url} \
+             -device virtio-blk-pci,drive=f0,id=b"
         ),
     ];
     for text in &dialects {

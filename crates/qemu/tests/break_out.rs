@@ -1,5 +1,5 @@
-//! A host of the workgroup that is hostile sends a VM: whatever it asks for, this host gives it what its own configuration
-//! grants, and tells it nothing of the rest.
+//! A host of the workgroup that is hostile sends a VM: whatever it asks for, this host gives it what its own
+//! configuration grants, and tells it nothing of the rest.
 
 mod common;
 
@@ -36,7 +36,8 @@ impl Bed {
         fs::write(dir("disks-of-others/web.img"), "another's").unwrap();
         let mut host = host(folder.path(), "run", None);
         let text = format!(
-            "name = \"web\"\nmemory = \"64MiB\"\nkernel = {kernel:?}\n[[disk]]\npath = {disk:?}\nformat = \"raw\"\n"
+            "name = \"web\"\nmemory = \"64MiB\"\nkernel = {kernel:?}\n[[disk]]\npath = {disk:?}\nformat = \
+             \"raw\"\n"
         );
         let recipe = recipe(&text, &host);
         host.limits = Limits { disks: vec![dir("disks")], boot: vec![dir("boot")], ..Limits::default() };
@@ -54,7 +55,8 @@ impl Bed {
         preflight(&recipe, &self.host)
     }
 
-    /// The same VM with one file more, as a hostile host would describe it: nothing that it says of it is wrong.
+    /// The same VM with one file more, as a hostile host would describe it: nothing that it says of it is
+    /// wrong.
     fn with_file(&self, path: &Path, role: Role) -> Vec<String> {
         self.reasons(|recipe| {
             let mut file = files::look(path, role).unwrap();

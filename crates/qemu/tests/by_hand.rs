@@ -187,7 +187,8 @@ fn two_equal_memory_blocks_are_told_apart() {
         vm.stop().unwrap();
         let names: Vec<_> = vm.ram_blocks().iter().map(|block| block.name.clone()).collect();
         assert_eq!(names, ["one", "two"]);
-        // Node 0 is `two`: guest address 32 MiB lies in it, 64 + 32 MiB in `one`. Write from outside, ask QEMU.
+        // Node 0 is `two`: guest address 32 MiB lies in it, 64 + 32 MiB in `one`. Write from outside, ask
+        // QEMU.
         let memory = File::options().read(true).write(true).open(vm.process().proc_path("mem")).unwrap();
         for (block, gpa) in [(1, 32u64 << 20), (0, 96 << 20)] {
             let block = vm.ram_blocks()[block].clone();
@@ -302,7 +303,8 @@ fn only_what_a_killed_agent_had_begun_is_swept() {
     assert!(!lives(runs_pid));
 }
 
-/// It may be ending by itself, or another client may hold its monitor: an arrival that comes to nothing leaves no trace all the same.
+/// It may be ending by itself, or another client may hold its monitor: an arrival that comes to nothing
+/// leaves no trace all the same.
 #[test]
 fn a_waiting_qemu_that_does_not_answer_is_ended_too() {
     let folder = Folder::new();

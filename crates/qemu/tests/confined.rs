@@ -133,7 +133,8 @@ fn io_uring_is_for_vms_whose_drives_use_it() {
         }
         assert_eq!(recipe.uses_io_uring(), works);
         let mut vm = Vm::run(&recipe, &host).unwrap();
-        let node = json!({"driver": "file", "node-name": "late", "aio": "io_uring", "filename": other, "read-only": true});
+        let node = json!({"driver": "file", "node-name": "late", "aio": "io_uring", "filename": other,
+            "read-only": true});
         let added = vm.qmp().execute("blockdev-add", node);
         assert_eq!(added.is_ok(), works, "{engine}: {added:?}");
         vm.destroy().unwrap();
@@ -202,13 +203,19 @@ fn who_breaks_out_of_qemu_finds_only_the_vms_own_files() {
          yes() {{ \"$@\" >/dev/null 2>&1 || echo \"cannot: $*\"; }}\n\
          writes() {{ echo x 2>/dev/null >\"$1\"; }}\n\
          yes grep own {disk}\nyes writes {disk}\nyes head -c1 /dev/urandom\nyes ls /usr\n\
-         no cat /etc/shadow\nno cat {db}\nno writes {db}\nno cat {state}/agent.redb\nno cat {run}/db.console\n\
-         no chmod 4755 {disk}\nno chmod 666 {disk}\nno chown 0 {disk}\nno cat /proc/{pid}/environ\nno readlink /proc/{pid}/fd/0\nno kill -0 {pid}\n\
-         no head -c1 /dev/kvm\nno head -c1 /dev/net/tun\nno unshare -U true\nno unshare -Ur mount -t tmpfs x /mnt\n\
-         for d in / /etc /usr /var /var/tmp /tmp /root /home /run /dev /dev/shm /boot {state} {run} {disks} .; do\n\
+         no cat /etc/shadow\nno cat {db}\nno writes {db}\nno cat {state}/agent.redb\nno cat \
+         {run}/db.console\n\
+         no chmod 4755 {disk}\nno chmod 666 {disk}\nno chown 0 {disk}\nno cat /proc/{pid}/environ\nno \
+         readlink /proc/{pid}/fd/0\nno kill -0 {pid}\n\
+         no head -c1 /dev/kvm\nno head -c1 /dev/net/tun\nno unshare -U true\nno unshare -Ur mount -t tmpfs x \
+         /mnt\n\
+         for d in / /etc /usr /var /var/tmp /tmp /root /home /run /dev /dev/shm /boot {state} {run} {disks} \
+         .; do\n\
          no writes $d/x\ndone\n\
-         find / -maxdepth 2 -path /proc -prune -o -writable ! -type l ! -type c -print 2>/dev/null | head -5\n\
-         yes writes ${{WHIMBREL_QMP%.qmp}}.sockets/x\nls -A {run} | grep -v -e 'web-.*sockets' -e web.console\n\
+         find / -maxdepth 2 -path /proc -prune -o -writable ! -type l ! -type c -print 2>/dev/null | head \
+         -5\n\
+         yes writes ${{WHIMBREL_QMP%.qmp}}.sockets/x\nls -A {run} | grep -v -e 'web-.*sockets' \
+         -e web.console\n\
          ls -A /tmp /home /root /run 2>/dev/null | grep -v '^/\\|^$\\|^\\.tmp\\|^tmp'\n\
          grep -E '^Cap|^NoNew' /proc/self/status | grep -v '0000000000000000\\|\t1$'"
     );

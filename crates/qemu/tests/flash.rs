@@ -25,15 +25,17 @@ fn words(how: &str, store: &Path) -> Vec<String> {
     let code = |name: &str| format!("{FIRMWARE}/{name}");
     let text = match how {
         "drives" => format!(
-            "-machine q35 -drive if=pflash,format=raw,unit=0,readonly=on,file={} -drive if=pflash,format=raw,unit=1,file={store}",
+            "-machine q35 -drive if=pflash,format=raw,unit=0,readonly=on,file={} \
+             -drive if=pflash,format=raw,unit=1,file={store}",
             code("OVMF_CODE.fd")
         ),
         // As libvirt says it; Secure Boot, whose variables only code in SMM writes.
         _ => format!(
-            "-machine q35,smm=on,pflash0=code,pflash1=vars -global driver=cfi.pflash01,property=secure,value=on \
-             -global ICH9-LPC.disable_s3=1 -blockdev driver=file,node-name=cf,filename={},read-only=on,auto-read-only=on,discard=unmap \
-             -blockdev driver=raw,node-name=code,file=cf,read-only=on -blockdev driver=file,node-name=vf,filename={store} \
-             -blockdev driver=raw,node-name=vars,file=vf",
+            "-machine q35,smm=on,pflash0=code,pflash1=vars \
+             -global driver=cfi.pflash01,property=secure,value=on -global ICH9-LPC.disable_s3=1 \
+             -blockdev driver=file,node-name=cf,filename={},read-only=on,auto-read-only=on,discard=unmap \
+             -blockdev driver=raw,node-name=code,file=cf,read-only=on \
+             -blockdev driver=file,node-name=vf,filename={store} -blockdev driver=raw,node-name=vars,file=vf",
             code("OVMF_CODE_4M.secboot.fd")
         ),
     };

@@ -78,8 +78,8 @@ fn i6_a_disk_of_an_iscsi_server_goes_with_a_vm() {
     for text in [
         format!("-iscsi initiator-name={INITIATOR} -drive file={url},format=raw,if=virtio"),
         format!(
-            "-iscsi initiator-name={INITIATOR},header-digest=CRC32C -drive file={url},format=raw,if=none,id=d -device \
-             virtio-blk-pci,drive=d"
+            "-iscsi initiator-name={INITIATOR},header-digest=CRC32C \
+             -drive file={url},format=raw,if=none,id=d -device virtio-blk-pci,drive=d"
         ),
         format!("-drive {},file.initiator-name={INITIATOR},format=raw,if=virtio", node("file.")),
         format!(

@@ -1,4 +1,5 @@
-//! VMs whose command lines say things in other words: adopted for what they are, or refused for what is wrong.
+//! VMs whose command lines say things in other words: adopted for what they are, or refused for what is
+//! wrong.
 
 mod common;
 
@@ -124,7 +125,8 @@ fn a_disk_that_is_not_what_its_name_leads_to_is_refused() {
     let host = host(&folder, "here", None);
     let [a, b] = ["images/a.img", "images/b.img"].map(|name| folder.join(name));
     let text = format!(
-        "name = \"ours\"\nmemory = \"64MiB\"\n[[disk]]\npath = {a:?}\nformat = \"raw\"\n[[disk]]\npath = {b:?}\nformat = \"raw\"\n"
+        "name = \"ours\"\nmemory = \"64MiB\"\n[[disk]]\npath = {a:?}\nformat = \"raw\"\n[[disk]]\npath = \
+         {b:?}\nformat = \"raw\"\n"
     );
     let mut vm = Vm::run(&recipe(&text, &host), &host).unwrap();
     meddle(&folder, &mut vm);

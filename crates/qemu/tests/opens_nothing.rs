@@ -84,8 +84,8 @@ fn needs(device: &str, number: usize) -> String {
     }
 }
 
-/// Every device that may be made, with the canary's name in each property that is allowed to have it. `buses`:
-/// where those on PCI go, in turn.
+/// Every device that may be made, with the canary's name in each property that is allowed to have it.
+/// `buses`: where those on PCI go, in turn.
 fn devices(qemu: &Path, canary: &Canary, buses: &[&str]) -> Vec<String> {
     // One that is only unpacked cannot list all: it looks for modules of the installed one.
     let list = said("qemu-system-x86_64".as_ref(), &["-device", "help"]);

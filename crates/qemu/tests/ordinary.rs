@@ -24,7 +24,8 @@ fn i9_vms_as_people_start_them_are_what_they_were() {
         (format!("file={raw},format=raw,if=virtio"), format!("file={qcow2},if=virtio,cache=none,aio=native"));
     let cd = format!("file={iso},media=cdrom,cache=none");
     let file = format!(
-        r#"{{"driver":"file","filename":"{qcow2}","node-name":"f","cache":{{"direct":true,"no-flush":false}}}}"#
+        r#"{{"driver":"file","filename":"{qcow2}","node-name":"f",
+            "cache":{{"direct":true,"no-flush":false}}}}"#
     );
     let node = r#"{"driver":"qcow2","node-name":"n","file":"f","backing":null}"#;
     let card = r#"{"driver":"virtio-net-pci","netdev":"u","id":"nic0","mac":"52:54:00:12:34:57"}"#;
@@ -149,9 +150,10 @@ fn i9_the_lines_of_libvirt_and_proxmox_are_what_they_were() {
     let at = |name: &str| folder.path().join(name).display().to_string();
     let disk = at("a.qcow2");
     image(Path::new(&disk), "qcow2");
-    let text = "[device \"ehci\"]\n  driver = \"ich9-usb-ehci1\"\n  multifunction = \"on\"\n  bus = \"pcie.0\"\n  addr = \"1d.7\"\n\n\
-                [device \"uhci-1\"]\n  driver = \"ich9-usb-uhci1\"\n  multifunction = \"on\"\n  bus = \"pcie.0\"\n  addr = \"1d.0\"\n  \
-                masterbus = \"ehci.0\"\n  firstport = \"0\"\n";
+    let text = "[device \"ehci\"]\n  driver = \"ich9-usb-ehci1\"\n  multifunction = \"on\"\n  bus = \
+                \"pcie.0\"\n  addr = \"1d.7\"\n\n\
+                [device \"uhci-1\"]\n  driver = \"ich9-usb-uhci1\"\n  multifunction = \"on\"\n  bus = \
+                \"pcie.0\"\n  addr = \"1d.0\"\n  masterbus = \"ehci.0\"\n  firstport = \"0\"\n";
     std::fs::write(at("pve.cfg"), text).unwrap();
     let libvirt = format!(
         r#"-name guest=vm,debug-threads=on
@@ -189,18 +191,24 @@ fn i9_the_lines_of_libvirt_and_proxmox_are_what_they_were() {
         vnc = at("vnc"),
     );
     let proxmox = format!(
-        "-name vm,debug-threads=on -no-shutdown -chardev socket,id=event,path={event},server=on,wait=off -mon chardev=event,mode=control \
-         -pidfile {pid} -smbios type=1,uuid=324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87 -smp 1,sockets=1,cores=1,maxcpus=1 -nodefaults \
-         -boot menu=on,strict=on,reboot-timeout=1000 -vnc unix:{vnc},password=on -cpu qemu64 \
+        "-name vm,debug-threads=on -no-shutdown -chardev socket,id=event,path={event},server=on,wait=off \
+         -mon chardev=event,mode=control -pidfile {pid} \
+         -smbios type=1,uuid=324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87 -smp 1,sockets=1,cores=1,maxcpus=1 \
+         -nodefaults -boot menu=on,strict=on,reboot-timeout=1000 -vnc unix:{vnc},password=on -cpu qemu64 \
          -readconfig {config} -device vmgenid,guid=324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb88 \
-         -device usb-tablet,id=tablet,bus=ehci.0,port=1 -chardev socket,id=serial0,path={serial},server=on,wait=off \
-         -device isa-serial,chardev=serial0 -device VGA,id=vga,bus=pcie.0,addr=0x1 \
-         -chardev socket,path={agent},server=on,wait=off,id=qga0 -device virtio-serial,id=qga0,bus=pcie.0,addr=0x8 \
-         -device virtserialport,chardev=qga0,name=org.qemu.guest_agent.0 -iscsi initiator-name=iqn.1993-08.org.debian:01:x \
+         -device usb-tablet,id=tablet,bus=ehci.0,port=1 \
+         -chardev socket,id=serial0,path={serial},server=on,wait=off -device isa-serial,chardev=serial0 \
+         -device VGA,id=vga,bus=pcie.0,addr=0x1 -chardev socket,path={agent},server=on,wait=off,id=qga0 \
+         -device virtio-serial,id=qga0,bus=pcie.0,addr=0x8 \
+         -device virtserialport,chardev=qga0,name=org.qemu.guest_agent.0 \
+         -iscsi initiator-name=iqn.1993-08.org.debian:01:x \
          -device virtio-scsi-pci,id=scsihw0,bus=pcie.0,addr=0x5 \
-         -drive file={disk},if=none,id=drive-scsi0,discard=on,format=qcow2,cache=none,aio=io_uring,detect-zeroes=unmap \
+         -drive file={disk},if=none,id=drive-scsi0,discard=on,format=qcow2,cache=none,\
+         aio=io_uring,detect-zeroes=unmap \
          -device scsi-hd,bus=scsihw0.0,scsi-id=0,drive=drive-scsi0,id=scsi0,rotation_rate=1,bootindex=100 \
-         -netdev type=user,id=net0 -device virtio-net-pci,mac=BC:24:11:00:00:01,netdev=net0,bus=pcie.0,addr=0x12,id=net0,rx_queue_size=1024,tx_queue_size=256,host_mtu=1500 \
+         -netdev type=user,id=net0 \
+         -device virtio-net-pci,mac=BC:24:11:00:00:01,netdev=net0,bus=pcie.0,addr=0x12,id=net0,\
+         rx_queue_size=1024,tx_queue_size=256,host_mtu=1500 \
          -rtc driftfix=slew,base=localtime -machine smm=off,type=q35",
         event = at("event"),
         pid = at("pid"),

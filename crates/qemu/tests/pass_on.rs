@@ -58,7 +58,8 @@ fn hand_over(guest: &mut Vm, next: &mut Vm) {
     let paused = next.resumed_at().unwrap().duration_since(guest.stopped_at().unwrap()).unwrap();
     let private: usize = state.private.iter().map(|(_, bytes)| bytes.len()).sum();
     eprintln!(
-        "{} {} -> {}: stop {:?}, save {:?}, load {:?}, cont {:?}; STOP to RESUME {paused:?}; {} + {private} bytes",
+        "{} {} -> {}: stop {:?}, save {:?}, load {:?}, cont {:?}; STOP to RESUME {paused:?}; {} + {private} \
+         bytes",
         next.name(),
         guest.version(),
         next.version(),

@@ -11,7 +11,8 @@ type Row = (&'static str, &'static [&'static str]);
 /// Machines that begin with a few places, and what is plugged in there.
 const MACHINES: &[Row] = &[
     (
-        "-machine pc -nodefaults -smp 1,maxcpus=4 -m 64M,slots=4,maxmem=1G -device qemu-xhci,id=usb,p2=8,p3=8",
+        "-machine pc -nodefaults -smp 1,maxcpus=4 -m 64M,slots=4,maxmem=1G \
+         -device qemu-xhci,id=usb,p2=8,p3=8",
         &[
             "-object rng-builtin,id=dice",
             "-object iothread,id=thread,poll-max-ns=7",
@@ -50,8 +51,9 @@ const MACHINES: &[Row] = &[
         ],
     ),
     (
-        "-machine q35 -nodefaults -device pcie-root-port,id=rp1,chassis=1 -device pcie-root-port,id=rp2,chassis=2 \
-         -device pcie-root-port,id=rp3,chassis=3 -device pcie-root-port,id=rp4,chassis=4 -device pcie-root-port,id=rp5,chassis=5",
+        "-machine q35 -nodefaults -device pcie-root-port,id=rp1,chassis=1 \
+         -device pcie-root-port,id=rp2,chassis=2 -device pcie-root-port,id=rp3,chassis=3 \
+         -device pcie-root-port,id=rp4,chassis=4 -device pcie-root-port,id=rp5,chassis=5",
         &[
             "virtio-net-pci,id=n1,bus=rp1,mac=52:54:00:00:00:01,host_mtu=1400,rx_queue_size=512",
             "e1000e,id=n2,bus=rp2,mac=52:54:00:00:00:02",

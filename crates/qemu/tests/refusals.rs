@@ -94,7 +94,8 @@ fn a_target_tells_every_reason_why_it_cannot() {
     fs::write(&disk, "disk").unwrap();
     let source = host(folder.path(), "source", None);
     let text = format!(
-        "name = \"picky\"\nmemory = \"64MiB\"\nkernel = {kernel:?}\n[[disk]]\npath = {disk:?}\nformat = \"raw\"\n\
+        "name = \"picky\"\nmemory = \"64MiB\"\nkernel = {kernel:?}\n[[disk]]\npath = {disk:?}\nformat = \
+         \"raw\"\n\
          [[net]]\nbridge = \"nobr0\"\n"
     );
     let mut recipe = recipe(&text, &source);

@@ -1,4 +1,5 @@
-//! Images whose headers are rewritten between our look at them and QEMU's: it must not come to use other files by that.
+//! Images whose headers are rewritten between our look at them and QEMU's: it must not come to use other
+//! files by that.
 
 mod common;
 
@@ -51,7 +52,8 @@ impl Bed {
         let program = self.path("qemu-system-x86_64");
         let (qemu, image, evil) = (self.qemu.display(), self.full(image), self.full(evil));
         let text = format!(
-            "#!/bin/sh\ncase \"$*\" in *defer*) cat '{evil}' > '{image}';; esac\nexec {qemu} -L /usr/share/qemu \"$@\"\n"
+            "#!/bin/sh\ncase \"$*\" in *defer*) cat '{evil}' > '{image}';; esac\nexec {qemu} -L \
+             /usr/share/qemu \"$@\"\n"
         );
         fs::write(&program, text).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();

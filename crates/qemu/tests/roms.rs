@@ -1,4 +1,5 @@
-//! RAM that QEMU keeps private: firmware, option ROMs, tables, video memory. Every byte of it goes with the guest.
+//! RAM that QEMU keeps private: firmware, option ROMs, tables, video memory. Every byte of it goes with the
+//! guest.
 
 mod common;
 
@@ -7,8 +8,8 @@ use ports::{Machine, RunState};
 use qemu::{Vm, ram};
 use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt, path::PathBuf, time::Duration};
 
-/// The private blocks of a QEMU, by name, with what they hold. Where QEMU tells where a block lies, that is where it was found; a guest
-/// that runs may write to one between two looks at it.
+/// The private blocks of a QEMU, by name, with what they hold. Where QEMU tells where a block lies, that is
+/// where it was found; a guest that runs may write to one between two looks at it.
 fn contents(vm: &mut Vm) -> BTreeMap<String, Vec<u8>> {
     const TRIES: u32 = 100;
     (0..TRIES).find_map(|_| look(vm)).expect("blocks are where QEMU says")
@@ -97,8 +98,8 @@ fn i9_every_private_byte_is_at_the_target_and_its_guest_resets() {
         next.restore(RunState::Running).unwrap();
         let after = reset_vector(&mut next);
         assert!(!after.contains("0x00 0x00 0x00 0x00"), "{story}: {after}");
-        // What it would take along to the host after this one. QEMU itself loads a microvm's firmware anew at a reset: its own,
-        // and that firmware keeps its variables between its code.
+        // What it would take along to the host after this one. QEMU itself loads a microvm's firmware anew at
+        // a reset: its own, and that firmware keeps its variables between its code.
         if machine != MICROVM {
             assert!(contents(&mut next)["pc.bios"].ends_with(firmware), "{story}");
         }

@@ -1,4 +1,5 @@
-//! What shows that two hosts have the same file, and what does not. No QEMU, no guest: files, and hosts that ask for them.
+//! What shows that two hosts have the same file, and what does not. No QEMU, no guest: files, and hosts that
+//! ask for them.
 
 mod common;
 

@@ -9,7 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-const GREETING: &str = "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 0, \"minor\": 2, \"major\": 7}, \"package\": \"\"}, \"capabilities\": []}}\r\n";
+const GREETING: &str = "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 0, \"minor\": 2, \"major\": 7}, \
+                        \"package\": \"\"}, \"capabilities\": []}}\r\n";
 
 /// A socket whose first client is served by `serve`.
 fn socket(serve: impl FnOnce(UnixStream) + Send + 'static) -> (tempfile::TempDir, PathBuf) {
@@ -142,7 +143,8 @@ fn a_refusal_carries_qemus_words_and_an_end_is_an_end() {
     let (_folder, path) = socket(|mut stream| {
         let mut lines = greeted(&mut stream);
         lines.read_line(&mut String::new()).unwrap();
-        let answer = "{\"error\": {\"class\": \"CommandNotFound\", \"desc\": \"The command x has not been found\"}, \"id\": 2}\n";
+        let answer = "{\"error\": {\"class\": \"CommandNotFound\", \"desc\": \"The command x has not been \
+                      found\"}, \"id\": 2}\n";
         stream.write_all(answer.as_bytes()).unwrap();
     });
     let mut qmp = connect(&path).unwrap();

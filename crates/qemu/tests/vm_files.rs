@@ -51,7 +51,8 @@ fn each_mistake_is_told_with_its_place() {
         ),
         (
             "name = \"a\"\nmemory = \"1GiB\"\nargs = [\"-device\", \"vfio-pci,host=1\"]",
-            "3:9: -device vfio-pci,host=1: it is a device of this host, which cannot follow the VM; use a virtio device",
+            "3:9: -device vfio-pci,host=1: it is a device of this host, which cannot follow the VM; use a \
+             virtio device",
         ),
         (
             "name = \"a\"\nmemory = \"1GiB\"\nargs = [\"x\"]",
@@ -80,7 +81,8 @@ fn each_mistake_is_told_with_its_place() {
 #[test]
 fn files_that_are_not_there_are_all_named() {
     let text = format!(
-        "{GOOD}kernel = \"/no/kernel\"\ninitrd = \"/no/initrd\"\n[[disk]]\npath = \"/no/disk\"\nformat = \"raw\""
+        "{GOOD}kernel = \"/no/kernel\"\ninitrd = \"/no/initrd\"\n[[disk]]\npath = \"/no/disk\"\nformat = \
+         \"raw\""
     );
     let file = VmFile::parse(&text, Path::new("web1.toml")).unwrap();
     let reasons = file.recipe(&Host::new("/run/none")).unwrap_err();

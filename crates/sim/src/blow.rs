@@ -43,8 +43,8 @@ pub enum Blow {
     Reboot(Side),
     /// A host is gone for good.
     Burn(Side),
-    /// A connection breaks, with all that is on its way: control, the first data connection, the one for faults, or the one on
-    /// which the record is asked.
+    /// A connection breaks, with all that is on its way: control, the first data connection, the one for
+    /// faults, or the one on which the record is asked.
     Cut(u8),
     /// The source takes the first data connection for lost; what it has sent there still arrives.
     Lose,
@@ -68,10 +68,11 @@ pub enum Blow {
     SpoolFails(Side),
     /// Of a page that is there several times the last version is damaged; or what was written last.
     SpoolRots,
-    /// The source's host is gone for good in the middle of writing to it: some of what was not durable is there, some is torn.
+    /// The source's host is gone for good in the middle of writing to it: some of what was not durable is
+    /// there, some is torn.
     BurnTorn,
-    /// The next page that lands on the target, while nothing runs there, is damaged behind all that protects it on its way. Only
-    /// in migrations that compare both sides' memory.
+    /// The next page that lands on the target, while nothing runs there, is damaged behind all that protects
+    /// it on its way. Only in migrations that compare both sides' memory.
     Damage,
     /// The target's agent is told to end: it gives up what it may.
     GiveUp,

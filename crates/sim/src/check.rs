@@ -1,6 +1,7 @@
 //! What must always be true (I1 to I7), and what must be true in the end.
 //!
-//! I5 and I7 are looked at where a page lands (`target/landing.rs`), I6 where a guest is let run (`moves.rs`), I3 in the end.
+//! I5 and I7 are looked at where a page lands (`target/landing.rs`), I6 where a guest is let run
+//! (`moves.rs`), I3 in the end.
 
 use crate::{
     link::Side,
@@ -22,14 +23,15 @@ const SELDOM: u32 = 16;
 pub enum End {
     /// The guest runs there, or stands still there as somebody else wants it, and has all its memory.
     Runs(Side),
-    /// It runs on the target and waits for memory that was lost with the source, against which nobody asked for protection.
+    /// It runs on the target and waits for memory that was lost with the source, against which nobody asked
+    /// for protection.
     Lacks,
     /// Nobody runs it, because the process that did, or had its only memory, was killed.
     Killed,
     /// It is where QEMU's own migration has taken it.
     Elsewhere,
-    /// Nobody runs it, because the agent is never started again that had to ask the record, or to do what the killed watchdog would
-    /// have done.
+    /// Nobody runs it, because the agent is never started again that had to ask the record, or to do what the
+    /// killed watchdog would have done.
     Unattended,
 }
 
@@ -236,7 +238,8 @@ impl World {
         Ok(())
     }
 
-    /// No copy stays behind but one that an agent left which was killed in the one step that leaves it (`Ghost::orphan`).
+    /// No copy stays behind but one that an agent left which was killed in the one step that leaves it
+    /// (`Ghost::orphan`).
     fn nothing_left(&self, side: Side) -> Result<(), String> {
         if side == Side::Source && self.ghost.for_good {
             return Ok(());

@@ -1,4 +1,5 @@
-//! What both sides' drivers do alike: they tell their machine what has happened, and put down what it wants done.
+//! What both sides' drivers do alike: they tell their machine what has happened, and put down what it wants
+//! done.
 
 use crate::printed::Printed;
 use proto::{Source, SourceAct, SourceEvent, Target, TargetAct, TargetEvent};

@@ -1,6 +1,7 @@
 //! Every turn at every step, and every second turn at every step thereafter.
 //!
-//! States that were seen before, with as many turns still to be taken, are not gone on from: what follows was seen, too.
+//! States that were seen before, with as many turns still to be taken, are not gone on from: what follows was
+//! seen, too.
 
 use crate::{
     fault::Fault,
@@ -121,8 +122,8 @@ fn print(world: &World, turns: u32) -> u64 {
     hasher.finish()
 }
 
-/// Multiplies and rotates, 64 bits at a time (after FxHash), with a last mixing: fast, and even enough for a set of some
-/// million states. Two that collide only cost a look at one of them.
+/// Multiplies and rotates, 64 bits at a time (after FxHash), with a last mixing: fast, and even enough for a
+/// set of some million states. Two that collide only cost a look at one of them.
 struct Mixer(u64);
 
 impl Mixer {

@@ -49,7 +49,8 @@ faults! {
     AbandonForgetsRecord = "abandon-forgets-record",
     /// A restarted source lets a promised guest run without asking the record.
     ResumeWithoutAsking = "resume-without-asking",
-    /// The guest is stopped before anybody is told that the pause is ours: neither its watchdog nor the journal.
+    /// The guest is stopped before anybody is told that the pause is ours: neither its watchdog nor the
+    /// journal.
     PauseBeforeJournal = "pause-before-journal",
     /// A reference to the target's own memory is believed without being verified.
     KnownNotVerified = "known-not-verified",
@@ -113,7 +114,8 @@ faults! {
     IntentForgotten = "intent-forgotten",
     /// The disks stay active on the source when the device state has been saved.
     DisksStayActive = "disks-stay-active",
-    /// The word that the target has committed, heard while the record is being asked, is taken for a living connection.
+    /// The word that the target has committed, heard while the record is being asked, is taken for a living
+    /// connection.
     CommitHeardTooLate = "commit-heard-too-late",
     /// After a lost link the target's memory is taken for blank, although much was sent.
     SentTakenForBlank = "sent-taken-for-blank",
@@ -175,11 +177,13 @@ faults! {
     VerifySkipped = "verify-skipped",
     /// The source hashes its memory before a device has written to it for the last time.
     HashedTooEarly = "hashed-too-early",
-    /// What was written before a pause that came to nothing, and not collected, is forgotten: the tracker begins anew.
+    /// What was written before a pause that came to nothing, and not collected, is forgotten: the tracker
+    /// begins anew.
     WritesLostByRunningOn = "writes-lost-by-running-on",
     /// What was announced as owed before such a pause is not sent otherwise.
     OwedLostByRunningOn = "owed-lost-by-running-on",
-    /// The guest runs on although its device state is still being saved, and that is taken for the state of the next pause.
+    /// The guest runs on although its device state is still being saved, and that is taken for the state of
+    /// the next pause.
     OldStateBelieved = "old-state-believed",
     /// A target whose source is back with a running guest still takes nothing but what it was to be owed.
     OwedKeptByTarget = "owed-kept-by-target",

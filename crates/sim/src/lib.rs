@@ -1,8 +1,9 @@
-//! Whole migrations in virtual time, in every storm that can be thought of: both sides' real state machines, and models of
-//! all that they rely on. Nothing here waits, forks or opens a file; a run is a function of its [`Schedule`].
+//! Whole migrations in virtual time, in every storm that can be thought of: both sides' real state machines,
+//! and models of all that they rely on. Nothing here waits, forks or opens a file; a run is a function of its
+//! [`Schedule`].
 //!
-//! The state machines are proto's own: both ends, the link, and what comes after a round. What drives them in the product has threads
-//! and sockets, so it is modelled here step by step; each file says what it mirrors.
+//! The state machines are proto's own: both ends, the link, and what comes after a round. What drives them in
+//! the product has threads and sockets, so it is modelled here step by step; each file says what it mirrors.
 
 mod blow; // what the storm does
 mod check; // what must always be true, and in the end

@@ -4,7 +4,8 @@ use sim::{Fault, Report, Schedule, Size, hunt, storm};
 use std::process::ExitCode;
 
 const HELP: &str = "\
-sim storm [--seeds N] [--threads N] [--no-pairs] [--quiet]   every storm of one blow, every one of two, and N at random
+sim storm [--seeds N] [--threads N] [--no-pairs] [--quiet]   every storm of one blow, every one of two, and \
+N at random
 sim replay SCHEDULE                                          one of them again, step by step
 sim bite [FAULT ...]                                         how planted faults are found
 ";
@@ -57,7 +58,8 @@ fn storms(args: &[String]) -> Result<bool, String> {
 fn show(report: &Report) {
     let Report { enumerated, random, findings, took } = report;
     println!(
-        "simulation: enumerated {} schedules ({} of them joined another's state), {} states, {} blows, {} moves, {:.1} s",
+        "simulation: enumerated {} schedules ({} of them joined another's state), {} states, {} blows, {} \
+         moves, {:.1} s",
         enumerated.schedules,
         enumerated.joined,
         enumerated.states,

@@ -15,8 +15,9 @@ use crate::{
 use proto::control::Kind;
 use std::ops::Range;
 
-/// Connections whose messages can be delivered: one for control, four for data, one for faults, one that asks the record; and
-/// as many that are on their way out. They leave the list when they are over, so that the others come up.
+/// Connections whose messages can be delivered: one for control, four for data, one for faults, one that asks
+/// the record; and as many that are on their way out. They leave the list when they are over, so that the
+/// others come up.
 const CONNS: u8 = 12;
 
 /// Data connections.
@@ -62,7 +63,8 @@ pub enum Who {
     Disk(Side),
 }
 
-/// From these numbers on come the connections, the claims, the answers, the watchdog, the caller and the datastore …
+/// From these numbers on come the connections, the claims, the answers, the watchdog, the caller and the
+/// datastore …
 const WIRE: u8 = 9 + STREAMS;
 const CLAIM: u8 = WIRE + 2 * CONNS;
 const ANSWER: u8 = CLAIM + CLAIMS;
@@ -167,7 +169,8 @@ impl World {
         }
     }
 
-    /// The next move of the usual order, in which everybody takes turns; else time passes. Says whether there was any.
+    /// The next move of the usual order, in which everybody takes turns; else time passes. Says whether there
+    /// was any.
     pub fn step(&mut self) -> bool {
         let can = self.movers();
         let awake = can & !self.asleep;

@@ -133,7 +133,8 @@ impl World {
     /// Whether it would change anything.
     pub fn can_meddle(&self, outside: Outside) -> bool {
         let qemu = &self.qemus[outside.side.at()];
-        // Nobody holds it for an agent that is dead, and a process that a signal lets go then is as it was for anybody to use.
+        // Nobody holds it for an agent that is dead, and a process that a signal lets go then is as it was
+        // for anybody to use.
         if outside.what == Meddle::Signal {
             return qemu.alive && qemu.frozen && self.up[outside.side.at()];
         }

@@ -87,7 +87,8 @@ pub(crate) const SPOOLED: u64 = 1 << 32;
 /// From this seed on others act on the VM, too.
 pub(crate) const MEDDLED: u64 = 2 << 32;
 
-/// What befalls a spool, and whoever writes and reads it: hosts and links that are lost, a datastore that fails, damage.
+/// What befalls a spool, and whoever writes and reads it: hosts and links that are lost, a datastore that
+/// fails, damage.
 const AT_SPOOL: [&[Blow]; 3] = [
     &[
         Blow::Burn(Side::Source),

@@ -1,8 +1,8 @@
 //! The ownership record, wherever it is held: a register that changes hands by compare-and-swap.
 //!
-//! Mirrors `agent/store/ownership.rs` (held by the target), and the contract of a record that is held elsewhere: a claim is
-//! idempotent by the migration's id, an error means "not known", a claim that was sent may take effect long after its
-//! sender has died.
+//! Mirrors `agent/store/ownership.rs` (held by the target), and the contract of a record that is held
+//! elsewhere: a claim is idempotent by the migration's id, an error means "not known", a claim that was sent
+//! may take effect long after its sender has died.
 
 use crate::link::Side;
 
@@ -65,13 +65,15 @@ pub struct Elsewhere {
     pub owner: Owner,
     /// What it said before that: an old backup, or a client's cache.
     pub before: Owner,
-    /// Claims on their way to it: by whom, the claim, and whether its sender still waits. Any of them may be next.
+    /// Claims on their way to it: by whom, the claim, and whether its sender still waits. Any of them may be
+    /// next.
     pub asked: Vec<(Side, Asked, bool)>,
     /// Answers on their way back.
     pub answers: [Option<Answer>; 2],
     /// Whether it can be reached.
     pub up: bool,
-    /// It was restored from an old backup, which is noticed: it answers nobody until a person has looked at it.
+    /// It was restored from an old backup, which is noticed: it answers nobody until a person has looked at
+    /// it.
     pub restored: bool,
 }
 

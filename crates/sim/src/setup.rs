@@ -19,7 +19,8 @@ pub enum Way {
 pub enum Keeper {
     /// By the target's agent, in its store.
     Target,
-    /// In files on the shared datastore: an answer may be as old as a client's cache, a created name never is.
+    /// In files on the shared datastore: an answer may be as old as a client's cache, a created name never
+    /// is.
     File,
     /// By etcd.
     Etcd,

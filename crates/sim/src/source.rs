@@ -1,5 +1,5 @@
-//! The source's agent and driver. Mirrors `engine/source.rs` with `engine/source/link.rs`, `engine/ship.rs` and
-//! `agent/store/source.rs`, cut at each point at which a crash matters.
+//! The source's agent and driver. Mirrors `engine/source.rs` with `engine/source/link.rs`, `engine/ship.rs`
+//! and `agent/store/source.rs`, cut at each point at which a crash matters.
 
 use crate::{
     driver::Driver,
@@ -77,7 +77,8 @@ impl World {
             say!(self, "source: act {}", short(&act.0));
             return self.source_act(act.0);
         }
-        // Nothing is heard of a control connection before it is known to be welcome; of a stream's, that is known last.
+        // Nothing is heard of a control connection before it is known to be welcome; of a stream's, that is
+        // known last.
         let answer = self.link_is_answered();
         if answer.as_ref().is_some_and(|answer| !matches!(answer, LinkEvent::StreamOpened(_))) {
             return answer.into_iter().for_each(|answer| self.link_hears(answer));

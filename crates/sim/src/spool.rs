@@ -1,8 +1,8 @@
-//! The spool: two files on the datastore that both hosts reach, with what the datastore and the hosts' caches make of them.
-//! Mirrors the contract of the crate `spool`.
+//! The spool: two files on the datastore that both hosts reach, with what the datastore and the hosts' caches
+//! make of them. Mirrors the contract of the crate `spool`.
 //!
-//! An extent is one page. What was appended is seen by the other host at once, or later; it survives the loss of its writer's host
-//! only after an `fsync`. One that is damaged is told by its seal.
+//! An extent is one page. What was appended is seen by the other host at once, or later; it survives the loss
+//! of its writer's host only after an `fsync`. One that is damaged is told by its seal.
 
 use crate::{
     fault::Fault,
@@ -101,8 +101,8 @@ impl Spool {
         self.file.as_ref()?.extents.get(usize::from(sequence)).copied()
     }
 
-    /// The writing host is gone, with its page cache. `torn`: the first of what was not durable is damaged, and what was written
-    /// behind it had reached the datastore.
+    /// The writing host is gone, with its page cache. `torn`: the first of what was not durable is damaged,
+    /// and what was written behind it had reached the datastore.
     pub fn lose_cache(&mut self, torn: bool) {
         let Some(file) = &mut self.file else { return };
         let durable = usize::from(file.durable);
@@ -142,7 +142,8 @@ impl Extent {
 }
 
 impl World {
-    /// Whether the thread of a side that waits for the datastore can go on (`Writer`, and whoever removes files).
+    /// Whether the thread of a side that waits for the datastore can go on (`Writer`, and whoever removes
+    /// files).
     pub fn disk_can(&self, side: Side) -> bool {
         if !self.spool.up || !self.up[side.at()] {
             return false;

@@ -1,5 +1,5 @@
-//! The target's agent and driver. Mirrors `engine/target.rs` with `engine/target/link.rs`, `engine/accept.rs` and
-//! `agent/store/target.rs`, cut at each point at which a crash matters.
+//! The target's agent and driver. Mirrors `engine/target.rs` with `engine/target/link.rs`, `engine/accept.rs`
+//! and `agent/store/target.rs`, cut at each point at which a crash matters.
 
 use crate::{
     driver::Driver,
@@ -74,7 +74,8 @@ impl World {
         }
     }
 
-    /// Whether the thread that loads a device state can go on: it reads the rings of the virtio devices, which are in page 0.
+    /// Whether the thread that loads a device state can go on: it reads the rings of the virtio devices,
+    /// which are in page 0.
     fn load_can(&self) -> bool {
         let qemu = &self.qemus[1];
         let there = !qemu.alive || !qemu.watched || qemu.ram.present.has(0) || qemu.waits_for.is_none();

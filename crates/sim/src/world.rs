@@ -1,4 +1,5 @@
-//! The whole world of one migration: two hosts, what is between them, and a clock that only moves when nothing else does.
+//! The whole world of one migration: two hosts, what is between them, and a clock that only moves when
+//! nothing else does.
 
 use crate::{
     fault::Fault,
@@ -105,8 +106,9 @@ pub struct Ghost {
     pub spoken: bool,
     /// … and it was let run there.
     pub by_person: bool,
-    /// An agent was killed between the step that recorded a waiting or empty QEMU and the one that started or ended it: that
-    /// process is known to nobody, and harms nobody: it never ran, or holds neither vCPUs' state nor a disk.
+    /// An agent was killed between the step that recorded a waiting or empty QEMU and the one that started or
+    /// ended it: that process is known to nobody, and harms nobody: it never ran, or holds neither vCPUs'
+    /// state nor a disk.
     pub orphan: [bool; 2],
     /// The source's agent was killed and is never started again.
     pub for_good: bool,
@@ -219,8 +221,8 @@ macro_rules! say {
 }
 pub(crate) use say;
 
-/// What the guest does before its pages are on their way: as much as that takes, so that it is not at rest when its writes begin to
-/// be tracked.
+/// What the guest does before its pages are on their way: as much as that takes, so that it is not at rest
+/// when its writes begin to be tracked.
 const BEFORE: u16 = 30;
 
 impl World {

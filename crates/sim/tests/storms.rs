@@ -65,7 +65,8 @@ fn strict_needs_no_source_after_the_commit() {
     assert!(burnt_after > 10, "{burnt_after}");
 }
 
-/// Runs this setup with the blow before each of its steps; says how each run ended whose trace told of `what`.
+/// Runs this setup with the blow before each of its steps; says how each run ended whose trace told of
+/// `what`.
 fn at_each_step(setup: &str, blow: &str, what: &str) -> Vec<Option<End>> {
     let mut ends = Vec::new();
     for at in 0..400 {
@@ -96,7 +97,8 @@ fn a_link_lost_once_while_the_guest_runs_ends_no_migration() {
     }
 }
 
-/// Nor does one that is lost when what will be owed is announced, or while the guest stands still: it runs on meanwhile.
+/// Nor does one that is lost when what will be owed is announced, or while the guest stands still: it runs on
+/// meanwhile.
 #[test]
 fn a_link_that_is_lost_once_in_the_pause_ends_no_migration() {
     for setup in [
@@ -116,7 +118,8 @@ fn a_link_that_is_lost_once_in_the_pause_ends_no_migration() {
     }
 }
 
-/// A stream that is lost alone is opened again, with and without `--give-up`, also while the guest stands still and after the commit.
+/// A stream that is lost alone is opened again, with and without `--give-up`, also while the guest stands
+/// still and after the commit.
 #[test]
 fn a_stream_that_is_lost_alone_ends_no_migration() {
     for setup in
@@ -133,7 +136,8 @@ fn a_stream_that_is_lost_alone_ends_no_migration() {
     }
 }
 
-/// Whoever pauses the guest in the middle of it finds it paused where it is then, and loses no migration by that.
+/// Whoever pauses the guest in the middle of it finds it paused where it is then, and loses no migration by
+/// that.
 #[test]
 fn i9_a_guest_that_somebody_pauses_arrives_paused() {
     for setup in ["pre-held-bare-1-3-1-1-5", "hybrid-etcd-bare-1-4-1-1-6-rejoin"] {
@@ -146,7 +150,8 @@ fn i9_a_guest_that_somebody_pauses_arrives_paused() {
     }
 }
 
-/// Whatever others do to the source's QEMU in the pause that a migration cannot carry over ends it before the permit.
+/// Whatever others do to the source's QEMU in the pause that a migration cannot carry over ends it before the
+/// permit.
 #[test]
 fn i9_what_cannot_be_carried_over_ends_a_migration() {
     for (what, least) in [("cont", 5), ("reset", 5), ("eject", 20), ("power-off", 10), ("panic", 10)] {
@@ -156,7 +161,8 @@ fn i9_what_cannot_be_carried_over_ends_a_migration() {
     }
 }
 
-/// An agent that is never started again leaves no guest that stands still, unless it has promised to ask first.
+/// An agent that is never started again leaves no guest that stands still, unless it has promised to ask
+/// first.
 #[test]
 fn a_watchdog_needs_no_agent() {
     let ends = at_each_step("pre-held-bare-1-3-1-1-5", "crash-source-for-good", "lets the guest run");

@@ -4,8 +4,8 @@ use units::{BlockId, PAGE_SIZE, PageIndex, PageRange};
 /// Extents begin at multiples of this, and so many bytes are the header of one.
 pub const ALIGN: u64 = 128;
 
-/// Pages with content in one extent, at most: 512 KiB, as in a batch on the wire. A page is verified with all of its extent, so this
-/// also bounds what a guest waits for.
+/// Pages with content in one extent, at most: 512 KiB, as in a batch on the wire. A page is verified with all
+/// of its extent, so this also bounds what a guest waits for.
 pub const MOST_PAGES: u64 = 128;
 
 /// Zero pages in one extent, at most: 256 MiB of the guest, at the cost of a header.
@@ -28,7 +28,8 @@ pub enum Kind {
     Lz4,
     /// They are in the target's memory. Only in the target's file.
     Here,
-    /// All pages are in the target's memory, and that is recorded there. Only in the target's file; stands for no pages.
+    /// All pages are in the target's memory, and that is recorded there. Only in the target's file; stands
+    /// for no pages.
     Complete,
 }
 
@@ -44,7 +45,8 @@ pub enum Content {
 /// A run of pages in a file: what its header says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Extent {
-    /// Grows by one with each extent of a file: of two versions of a page, the one with the greater number is newer.
+    /// Grows by one with each extent of a file: of two versions of a page, the one with the greater number is
+    /// newer.
     pub sequence: u64,
     /// The round that it was written in; for people.
     pub round: u32,
@@ -93,8 +95,8 @@ impl Extent {
         bytes
     }
 
-    /// The header that stands at this place of a file for memory of this shape (the blocks' sizes in pages), if one does that was
-    /// written with this key, for this place.
+    /// The header that stands at this place of a file for memory of this shape (the blocks' sizes in pages),
+    /// if one does that was written with this key, for this place.
     pub(crate) fn parse(bytes: &[u8; ALIGN as usize], offset: u64, shape: &[u64], key: &Key) -> Option<Self> {
         if bytes[..8] != MAGIC {
             return None;

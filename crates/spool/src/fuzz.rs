@@ -1,4 +1,5 @@
-//! What another agent could write that has the key and has been broken into: for the crate `fuzz`, and for nothing else.
+//! What another agent could write that has the key and has been broken into: for the crate `fuzz`, and for
+//! nothing else.
 
 use crate::{Extent, Header, Kind, Secret};
 use units::{BlockId, PageIndex, PageRange};

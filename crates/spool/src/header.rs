@@ -13,14 +13,16 @@ const FIXED: usize = 16;
 /// Bytes of the hash after the body.
 const HASH: usize = 32;
 
-/// RAM blocks and bytes of a name, at most: as a migration has them. A header within these bounds fits into `MOST_BYTES`.
+/// RAM blocks and bytes of a name, at most: as a migration has them. A header within these bounds fits into
+/// `MOST_BYTES`.
 const MOST_BLOCKS: usize = 256;
 const MOST_NAME: usize = 255;
 
 /// Pages of one RAM block, at most: 64 TiB, as in a migration's request.
 const MOST_BLOCK_PAGES: u64 = 1 << 34;
 
-/// Bytes of a header, at most: 256 blocks with the longest names are 68 KiB. Bounds what is read of a file that nobody vouches for.
+/// Bytes of a header, at most: 256 blocks with the longest names are 68 KiB. Bounds what is read of a file
+/// that nobody vouches for.
 pub(crate) const MOST_BYTES: usize = 128 << 10;
 
 /// 32 random bytes that the two agents of a migration share, and nobody else has.
@@ -33,8 +35,8 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What seals the extents of one file: made of the secret and all of the header, so that neither an extent of another file nor one
-/// under a changed header is believed.
+/// What seals the extents of one file: made of the secret and all of the header, so that neither an extent of
+/// another file nor one under a changed header is believed.
 #[derive(Clone)]
 pub struct Key(pub(crate) [u8; 32]);
 
@@ -80,7 +82,8 @@ pub struct Header {
 }
 
 impl Header {
-    /// As it stands in a file, filled up to the next place for an extent. `None` for names or memory beyond all bounds.
+    /// As it stands in a file, filled up to the next place for an extent. `None` for names or memory beyond
+    /// all bounds.
     pub fn to_bytes(&self) -> Option<Vec<u8>> {
         let names = [&self.host, &self.vm].into_iter().chain(self.blocks.iter().map(|b| &b.name));
         let fits = self.blocks.len() <= MOST_BLOCKS

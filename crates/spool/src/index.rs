@@ -2,7 +2,8 @@ use crate::Extent;
 use std::collections::HashMap;
 use units::{BlockId, PageIndex};
 
-/// Pages whose places are kept together: 4 KiB of memory for 4 MiB of the guest's, only where the file has any.
+/// Pages whose places are kept together: 4 KiB of memory for 4 MiB of the guest's, only where the file has
+/// any.
 const LEAF: u64 = 1024;
 
 type Leaf = Box<[u32; LEAF as usize]>;
@@ -10,8 +11,8 @@ type Leaf = Box<[u32; LEAF as usize]>;
 /// No extent has this number: pages without a version.
 const NONE: u32 = u32::MAX;
 
-/// Which pages a file has. Of a page that it has several times, the newest counts, and only that: if it cannot be read, no older one is
-/// taken instead (I5).
+/// Which pages a file has. Of a page that it has several times, the newest counts, and only that: if it
+/// cannot be read, no older one is taken instead (I5).
 #[derive(Debug, Default)]
 pub struct Index {
     extents: Vec<Extent>,
@@ -66,8 +67,9 @@ impl Index {
         self.newest(block, page).filter(|extent| extent.sequence >= sequence)
     }
 
-    /// Where trust begins, when the writer says that it has written `end` extents and that those before `floor` do not matter: what is
-    /// older than an extent that is missing may be older than that one's pages. Every extent from the answer to `end` is there.
+    /// Where trust begins, when the writer says that it has written `end` extents and that those before
+    /// `floor` do not matter: what is older than an extent that is missing may be older than that one's
+    /// pages. Every extent from the answer to `end` is there.
     pub fn whole_from(&self, floor: u64, end: u64) -> u64 {
         let mut known: Vec<u64> = self.extents.iter().map(|extent| extent.sequence).collect();
         if !self.sorted {

@@ -25,11 +25,12 @@ pub enum Verdict {
     Keep,
 }
 
-/// Looks at each spool file in a directory, and removes those of which `judge` says that nobody needs them. Returns these.
+/// Looks at each spool file in a directory, and removes those of which `judge` says that nobody needs them.
+/// Returns these.
 ///
-/// Only files that were not written to for as long as `age` are judged; all others are somebody's work. `judge` knows whose they are: it
-/// must keep what another host made unless it knows that migration to be over. What is no regular file, or has another name than a spool
-/// file, is not touched.
+/// Only files that were not written to for as long as `age` are judged; all others are somebody's work.
+/// `judge` knows whose they are: it must keep what another host made unless it knows that migration to be
+/// over. What is no regular file, or has another name than a spool file, is not touched.
 pub fn sweep(
     directory: &Path,
     age: Duration,

@@ -1,8 +1,10 @@
-//! The file on a shared datastore that guest pages also go into: its format, its writer, its reader, its janitor.
+//! The file on a shared datastore that guest pages also go into: its format, its writer, its reader, its
+//! janitor.
 //!
-//! A file belongs to one side of one migration. It begins with a header that anybody can read; extents of pages follow, in the
-//! order in which they were written, each sealed under a key that only the two agents have. Nothing in it is believed before its
-//! seal was checked, and nothing is called durable before `fsync` has said so.
+//! A file belongs to one side of one migration. It begins with a header that anybody can read; extents of
+//! pages follow, in the order in which they were written, each sealed under a key that only the two agents
+//! have. Nothing in it is believed before its seal was checked, and nothing is called durable before `fsync`
+//! has said so.
 
 /// Why a file is of no use, in words.
 mod error;

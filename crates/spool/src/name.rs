@@ -2,7 +2,8 @@ use crate::Side;
 use std::{fmt, str::FromStr};
 use units::MigrationId;
 
-/// A spool file's name: `whimbrel-MIGRATION-source.spool`. It tells what a file is also where its header cannot be read.
+/// A spool file's name: `whimbrel-MIGRATION-source.spool`. It tells what a file is also where its header
+/// cannot be read.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct FileName {
     /// Of which migration.

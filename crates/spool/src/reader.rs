@@ -3,8 +3,8 @@ use std::path::{Path, PathBuf};
 use sys::apart::{File, How};
 use units::PAGE_SIZE;
 
-/// Bytes that are looked through for an extent where none is, at most: 1 GiB, a second. What a crash can leave is what was written since
-/// the last `fsync`: some 16 MiB. More is somebody's doing.
+/// Bytes that are looked through for an extent where none is, at most: 1 GiB, a second. What a crash can
+/// leave is what was written since the last `fsync`: some 16 MiB. More is somebody's doing.
 const MOST_DAMAGE: u64 = 1 << 30;
 
 /// Read at once while looking for extents.
@@ -58,8 +58,9 @@ impl Reader {
         Ok(())
     }
 
-    /// Looks through the file for extents. Between those that were written before the last `fsync` nothing is missing, whatever crashed;
-    /// of those that were not, some may be torn or missing while later ones are whole.
+    /// Looks through the file for extents. Between those that were written before the last `fsync` nothing is
+    /// missing, whatever crashed; of those that were not, some may be torn or missing while later ones are
+    /// whole.
     pub fn scan(&self) -> Result<Index, SpoolError> {
         let end = self.file.length().map_err(|e| SpoolError::io("look at", &self.path, e))?;
         let mut index = Index::from(self.begin);
@@ -93,7 +94,8 @@ impl Reader {
         Some((next / ALIGN * ALIGN).max(at))
     }
 
-    /// The extent at this place, which must be the one after those before it: for whoever follows a file that is being written.
+    /// The extent at this place, which must be the one after those before it: for whoever follows a file that
+    /// is being written.
     pub fn next(&self, at: u64) -> Result<Piece, SpoolError> {
         let damaged = || SpoolError::Damaged { path: self.path.clone(), offset: at };
         let bytes = self.read(ALIGN as usize, at)?;

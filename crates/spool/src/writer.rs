@@ -11,16 +11,17 @@ use std::{
 use sys::apart::{File, How};
 use units::{BlockId, Locked, PageRange};
 
-/// Content that waits to be written, at most: 8 MiB. What of it is lost with a store that stalls goes over the network again;
-/// less, and a store that takes 10 ms for each `fsync` is not kept busy.
+/// Content that waits to be written, at most: 8 MiB. What of it is lost with a store that stalls goes over
+/// the network again; less, and a store that takes 10 ms for each `fsync` is not kept busy.
 const ROOM: u64 = 8 << 20;
 
-/// Written at once, at most, and what becomes durable at once, at most: how soon the other side may read what was written. With 2
-/// and 16 MiB both sides are busy on a store of 100 MB/s as on one of 2 GB/s.
+/// Written at once, at most, and what becomes durable at once, at most: how soon the other side may read what
+/// was written. With 2 and 16 MiB both sides are busy on a store of 100 MB/s as on one of 2 GB/s.
 const WRITE: usize = 2 << 20;
 const SYNC: u64 = 16 << 20;
 
-/// … and how soon, for the sake of whoever waits at the other end: an `fsync` takes up to 10 ms on most stores.
+/// … and how soon, for the sake of whoever waits at the other end: an `fsync` takes up to 10 ms on most
+/// stores.
 const TURN: Duration = Duration::from_millis(50);
 
 /// A position in a file: everything that was appended before it.
@@ -56,9 +57,9 @@ pub enum Refused {
     Failed(SpoolError),
 }
 
-/// Writes one file, on a thread of its own: whoever has a writer never waits for the store longer than wanted. A thread that hangs
-/// in the kernel is left behind when the writer is dropped; it ends when the kernel lets it. A file that nobody has kept
-/// ([`Writer::keep`]) goes with its writer.
+/// Writes one file, on a thread of its own: whoever has a writer never waits for the store longer than
+/// wanted. A thread that hangs in the kernel is left behind when the writer is dropped; it ends when the
+/// kernel lets it. A file that nobody has kept ([`Writer::keep`]) goes with its writer.
 #[derive(Debug)]
 pub struct Writer {
     shared: Arc<Shared>,
@@ -151,7 +152,8 @@ impl Writer {
         }
     }
 
-    /// From now on somebody answers for the file: it stays until it is removed, whatever becomes of the writer.
+    /// From now on somebody answers for the file: it stays until it is removed, whatever becomes of the
+    /// writer.
     pub fn keep(&self) {
         self.shared.lock().kept = true;
     }
@@ -161,7 +163,8 @@ impl Writer {
         &self.path
     }
 
-    /// Takes pages; returns their sequence number without waiting for the store. `pack`: compress them, where that makes them less.
+    /// Takes pages; returns their sequence number without waiting for the store. `pack`: compress them, where
+    /// that makes them less.
     pub fn append(
         &self,
         round: u32,
@@ -239,7 +242,8 @@ impl Writer {
         }
     }
 
-    /// Waits until all that was accepted is durable: it returns `Ok` only then. After it has failed once, for ever.
+    /// Waits until all that was accepted is durable: it returns `Ok` only then. After it has failed once, for
+    /// ever.
     pub fn sync(&self, patience: Duration) -> Result<Mark, SpoolError> {
         let accepted = self.progress().accepted;
         let now = self.wait(patience, |now| now.durable.extents >= accepted);
@@ -253,7 +257,8 @@ impl Writer {
         }
     }
 
-    /// Nobody needs what is durable now any more: its room is given back, where the store can do that. What is written later stays.
+    /// Nobody needs what is durable now any more: its room is given back, where the store can do that. What
+    /// is written later stays.
     pub fn release(&self) {
         self.shared.lock().release = true;
         self.shared.work.notify_one();
@@ -267,7 +272,8 @@ impl Writer {
         self.shared.moved.notify_all();
     }
 
-    /// Removes the file. Says whether that was done within this time; if not, it happens when the store answers.
+    /// Removes the file. Says whether that was done within this time; if not, it happens when the store
+    /// answers.
     pub fn remove(&self, patience: Duration) -> bool {
         let end = Instant::now() + patience;
         let mut state = self.shared.lock();

@@ -1,5 +1,5 @@
-//! Whatever a crash, a bad disk or a hostile host makes of a file: what is read of it is what was written, and of a page whose newest
-//! version is gone no older one is taken.
+//! Whatever a crash, a bad disk or a hostile host makes of a file: what is read of it is what was written,
+//! and of a page whose newest version is gone no older one is taken.
 
 mod common;
 
@@ -38,7 +38,8 @@ fn look(reader: &Reader, index: &Index, block: u16, page: u64) -> Option<(u64, O
     Some((extent.sequence, content))
 }
 
-/// Nothing of a damaged file is wrong; returns how many pages are there. `end`: how many extents its writer had made durable.
+/// Nothing of a damaged file is wrong; returns how many pages are there. `end`: how many extents its writer
+/// had made durable.
 fn nothing_is_wrong(path: &Path, versions: &Versions, end: u64) -> usize {
     let Ok(reader) = Reader::open(path, &SECRET) else { return 0 };
     let index = reader.scan().unwrap();
@@ -79,7 +80,8 @@ proptest! {
 
     /// Every prefix: what was not written yet is missing, all before it is there.
     #[test]
-    fn a_file_that_ends_anywhere_has_all_extents_before_its_end(runs in runs(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 24)) {
+    fn a_file_that_ends_anywhere_has_all_extents_before_its_end(runs in runs(),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 24)) {
         let directory = tempfile::tempdir().unwrap();
         let path = written(directory.path(), &runs);
         let bytes = fs::read(&path).unwrap();

@@ -306,7 +306,8 @@ fn the_janitor_removes_what_is_old_and_ours_and_nothing_else() {
     assert!(fs::symlink_metadata(&link).is_ok());
 }
 
-/// `cargo test --release -p spool --test store -- --ignored --nocapture throughput`; `WHIMBREL_SPOOL_DIR` says where.
+/// `cargo test --release -p spool --test store -- --ignored --nocapture throughput`; `WHIMBREL_SPOOL_DIR`
+/// says where.
 #[test]
 #[ignore = "a measurement"]
 fn throughput() {

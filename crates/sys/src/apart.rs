@@ -1,9 +1,10 @@
 //! Files whose descriptors nobody inherits.
 //!
-//! A process that is started inherits all descriptors and closes most of them when it begins its own program. Closing a file asks its file
-//! system, whoever opened it; where that does not answer, the new process hangs before it has begun, and with it whoever started
-//! it. So a file on a store that may hang is held by a thread with a table of descriptors of its own (`CLOSE_RANGE_UNSHARE`, Linux
-//! 5.9). Nothing but paths and bytes goes to that thread and comes back, so that no descriptor is ever used in the wrong table.
+//! A process that is started inherits all descriptors and closes most of them when it begins its own program.
+//! Closing a file asks its file system, whoever opened it; where that does not answer, the new process hangs
+//! before it has begun, and with it whoever started it. So a file on a store that may hang is held by a
+//! thread with a table of descriptors of its own (`CLOSE_RANGE_UNSHARE`, Linux 5.9). Nothing but paths and
+//! bytes goes to that thread and comes back, so that no descriptor is ever used in the wrong table.
 
 use nix::libc;
 use rustix::fs::{FallocateFlags, SeekFrom};
@@ -131,18 +132,20 @@ fn gone() -> io::Error {
     io::Error::other("the thread that holds the file has ended")
 }
 
-/// From now on this thread has a table of descriptors of its own, with standard input, output and error in it. Only where nothing else is
-/// open that is used here: at the very beginning of a thread that was given none.
+/// From now on this thread has a table of descriptors of its own, with standard input, output and error in
+/// it. Only where nothing else is open that is used here: at the very beginning of a thread that was given
+/// none.
 fn unshare() -> io::Result<()> {
-    // SAFETY: the call copies the table for this thread before it closes anything: no descriptor of another thread is touched, and this
-    // thread has none.
+    // SAFETY: the call copies the table for this thread before it closes anything: no descriptor of another
+    // thread is touched, and this thread has none.
     let result = unsafe {
         libc::syscall(libc::SYS_close_range, 3 as libc::c_uint, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE)
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A directory that others may write to can hold anything under any name: whatever is no regular file is not read.
+/// A directory that others may write to can hold anything under any name: whatever is no regular file is not
+/// read.
 fn open(path: &Path, how: How) -> io::Result<fs::File> {
     let mut options = OpenOptions::new();
     let file = match how {

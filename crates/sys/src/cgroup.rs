@@ -8,7 +8,8 @@ use std::{
 /// A cgroup in one hierarchy.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Cgroup {
-    /// The controllers of a hierarchy of version 1, such as `freezer` or `name=systemd`; none: the unified one, version 2.
+    /// The controllers of a hierarchy of version 1, such as `freezer` or `name=systemd`; none: the unified
+    /// one, version 2.
     pub controllers: Vec<String>,
     /// Where the hierarchy is mounted.
     pub mount: PathBuf,
@@ -16,7 +17,8 @@ pub struct Cgroup {
     pub path: PathBuf,
 }
 
-/// The cgroups of a process: its number, or `self`. What is not mounted, or cannot be seen from here, is left out.
+/// The cgroups of a process: its number, or `self`. What is not mounted, or cannot be seen from here, is left
+/// out.
 pub fn of(process: &str) -> io::Result<Vec<Cgroup>> {
     let cgroups = fs::read_to_string(format!("/proc/{process}/cgroup"))?;
     Ok(parse(&cgroups, &fs::read_to_string("/proc/self/mountinfo")?))
@@ -103,8 +105,8 @@ pub fn frozen(process: &str) -> io::Result<Option<String>> {
     Ok(None)
 }
 
-/// Lets a process go on that a freezer of version 1 holds: there, unlike in version 2, not even `SIGKILL` is heard before. Everybody else
-/// in the cgroup goes on, too.
+/// Lets a process go on that a freezer of version 1 holds: there, unlike in version 2, not even `SIGKILL` is
+/// heard before. Everybody else in the cgroup goes on, too.
 pub fn thaw(process: &str) -> io::Result<()> {
     for group in of(process)?.iter().filter(|group| group.has("freezer")).flat_map(Cgroup::and_above) {
         let itself = fs::read_to_string(group.directory().join("freezer.self_freezing")).unwrap_or_default();
@@ -159,7 +161,8 @@ fn sweep(folder: &Path) {
     }
 }
 
-/// Has the calling process share the fate of another one: what freezes or ends the cgroup that it was in does not reach it any more.
+/// Has the calling process share the fate of another one: what freezes or ends the cgroup that it was in does
+/// not reach it any more.
 pub fn join(process: &str) -> io::Result<()> {
     let mine = of("self")?;
     for group in of(process)? {

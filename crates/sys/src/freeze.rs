@@ -3,8 +3,8 @@
 //! all the time.
 //!
 //! A process can also be made to stand still with the very call by which it writes to us: a socket that has
-//! something to read sends a signal to its owner (`man 2 fcntl`, F_SETSIG), from within the call that wrote, and
-//! a thread on its way out of a call takes its signals before it does anything else.
+//! something to read sends a signal to its owner (`man 2 fcntl`, F_SETSIG), from within the call that wrote,
+//! and a thread on its way out of a call takes its signals before it does anything else.
 
 use crate::{proc::Stat, process::PidFd};
 use linux_raw_sys::general::F_SETSIG;
@@ -33,12 +33,12 @@ pub struct StopAtData<'s> {
 }
 
 impl<'s> StopAtData<'s> {
-    /// From now on, whatever the process writes to the other end of this socket is the last that it does until
-    /// it is let go ([`PidFd::thaw`]). Each of its calls that write is one more reason to stand still. Where its
-    /// first thread is not the one that writes, that one may get further.
+    /// From now on, whatever the process writes to the other end of this socket is the last that it does
+    /// until it is let go ([`PidFd::thaw`]). Each of its calls that write is one more reason to stand still.
+    /// Where its first thread is not the one that writes, that one may get further.
     ///
-    /// It needs the right to send the process signals; a host that forbids it in another way does so without a
-    /// word, so look whether it stands still ([`PidFd::freeze`]).
+    /// It needs the right to send the process signals; a host that forbids it in another way does so without
+    /// a word, so look whether it stands still ([`PidFd::freeze`]).
     pub fn begin(socket: &'s UnixStream, process: &PidFd) -> io::Result<Self> {
         let flags = control(socket, libc::F_GETFL, 0)?;
         let this = Self { socket, flags };

@@ -1,8 +1,9 @@
 //! RAM of explicit huge pages (hugetlbfs) in another process: which of them are there.
 //!
-//! The page tables tell it, with two things to know, both seen on Linux 6.18. A page that is protected from writes before it is there
-//! has a mark which looks like that of a page that the kernel is moving to another place just then; such a page has content. And
-//! whoever reads an absent page in the address space of its process makes it present: a huge page out of few.
+//! The page tables tell it, with two things to know, both seen on Linux 6.18. A page that is protected from
+//! writes before it is there has a mark which looks like that of a page that the kernel is moving to another
+//! place just then; such a page has content. And whoever reads an absent page in the address space of its
+//! process makes it present: a huge page out of few.
 
 use crate::{maps, pagemap::Pagemap, process::PidFd};
 use std::{
@@ -14,7 +15,8 @@ use std::{
 };
 use units::{Locked, PAGE_SIZE};
 
-/// How often two counts that must agree are taken. They do not only while the guest touches new pages in that instant.
+/// How often two counts that must agree are taken. They do not only while the guest touches new pages in that
+/// instant.
 const TRIES: u32 = 8;
 
 /// What lies between two tries: the kernel moves a page of 2 MiB in less.
@@ -51,7 +53,8 @@ impl HugePages {
         self.addresses.clone()
     }
 
-    /// The runs of addresses that are mapped just now. What is being moved, or is only in the file, is not among them.
+    /// The runs of addresses that are mapped just now. What is being moved, or is only in the file, is not
+    /// among them.
     pub fn mapped(&self) -> io::Result<Vec<Range<u64>>> {
         self.mapped_within(self.addresses())
     }
@@ -65,8 +68,8 @@ impl HugePages {
         Ok(runs)
     }
 
-    /// The runs of addresses that hold something, of memory that others share by a file: `allocated` says how much that holds.
-    /// Where it holds more than is mapped, all of it may be there.
+    /// The runs of addresses that hold something, of memory that others share by a file: `allocated` says how
+    /// much that holds. Where it holds more than is mapped, all of it may be there.
     pub fn shared(&self, allocated: impl Fn() -> u64) -> io::Result<Vec<Range<u64>>> {
         for _ in 0..TRIES {
             let before = allocated();

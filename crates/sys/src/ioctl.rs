@@ -1,4 +1,5 @@
-//! Numbers of ioctls, worked out as `<asm-generic/ioctl.h>` does it, so that a wrong argument type does not compile.
+//! Numbers of ioctls, worked out as `<asm-generic/ioctl.h>` does it, so that a wrong argument type does not
+//! compile.
 
 use linux_raw_sys::general as raw;
 use linux_raw_sys::ioctl as known;
@@ -47,8 +48,8 @@ const _: () = {
 /// Runs an ioctl whose argument the kernel may read and write.
 ///
 /// # Safety
-/// `request` must be one that takes a `T`, and whatever addresses `argument` holds must be good for what the request
-/// does with them.
+/// `request` must be one that takes a `T`, and whatever addresses `argument` holds must be good for what the
+/// request does with them.
 pub(crate) unsafe fn run<T>(fd: RawFd, request: u32, argument: &mut T) -> io::Result<i32> {
     // SAFETY: the caller promises that the request takes a `T`; `argument` is one, exclusively borrowed.
     let result = unsafe { nix::libc::ioctl(fd, request.into(), argument as *mut T) };

@@ -1,7 +1,7 @@
 //! The kernel's interfaces that a live migration needs, and the only unsafe code of the workspace.
 //!
-//! Every type here owns what the kernel touches on its behalf, so that none of its methods can be misused from safe
-//! code. Races with the guest are outcomes, not errors.
+//! Every type here owns what the kernel touches on its behalf, so that none of its methods can be misused
+//! from safe code. Races with the guest are outcomes, not errors.
 
 /// A process, held so that its number cannot come to mean another one.
 pub mod process;

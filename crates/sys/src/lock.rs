@@ -1,4 +1,5 @@
-//! Locks on bytes of a file. They belong to an open file and go with it, whoever closes it (`F_OFD_SETLK`, `fcntl(2)`).
+//! Locks on bytes of a file. They belong to an open file and go with it, whoever closes it (`F_OFD_SETLK`,
+//! `fcntl(2)`).
 //!
 //! Hosts that share a file system with locks see each other's.
 

@@ -79,8 +79,8 @@ fn parse_line(line: &str) -> Option<Mapping> {
 
 /// Opens the file behind `mapping` for reading and writing, even where it has no name any more.
 ///
-/// Only works while the process has exactly this mapping: registering a userfaultfd may split or join mappings, so open
-/// first. Needs `CAP_CHECKPOINT_RESTORE` or `CAP_SYS_ADMIN`.
+/// Only works while the process has exactly this mapping: registering a userfaultfd may split or join
+/// mappings, so open first. Needs `CAP_CHECKPOINT_RESTORE` or `CAP_SYS_ADMIN`.
 pub fn open_file(process: &PidFd, mapping: &Mapping) -> io::Result<File> {
     let name = format!("map_files/{:x}-{:x}", mapping.addresses.start, mapping.addresses.end);
     OpenOptions::new().read(true).write(true).open(process.proc_path(name))
@@ -99,8 +99,8 @@ pub fn flags_at(process: &PidFd, address: u64) -> io::Result<Vec<String>> {
     found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("nothing is mapped at {address:#x}")))
 }
 
-/// How many bytes of explicit huge pages the mappings hold that begin within `addresses`: also those of pages that are being moved
-/// to another place in memory.
+/// How many bytes of explicit huge pages the mappings hold that begin within `addresses`: also those of pages
+/// that are being moved to another place in memory.
 pub fn huge_bytes(process: &PidFd, addresses: &Range<u64>) -> io::Result<u64> {
     let mut bytes = 0;
     details(process, |mapping, key, value| {
@@ -114,8 +114,8 @@ pub fn huge_bytes(process: &PidFd, addresses: &Range<u64>) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// Shows `look` all lines of `/proc/PID/smaps`, a key with its value each, and the mapping that it is of; until it has seen
-/// enough.
+/// Shows `look` all lines of `/proc/PID/smaps`, a key with its value each, and the mapping that it is of;
+/// until it has seen enough.
 fn details(
     process: &PidFd,
     mut look: impl FnMut(&Mapping, &str, &str) -> io::Result<bool>,

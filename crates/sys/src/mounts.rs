@@ -38,8 +38,8 @@ impl AsRawFd for Tree {
 }
 
 impl Tree {
-    /// Of an open file or directory. What is mounted or unmounted in the original later is here, too, but never
-    /// the other way round: an empty directory that is put into the copy must not hide the host's own.
+    /// Of an open file or directory. What is mounted or unmounted in the original later is here, too, but
+    /// never the other way round: an empty directory that is put into the copy must not hide the host's own.
     pub fn of(file: impl AsFd) -> io::Result<Self> {
         let how = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC

@@ -1,4 +1,5 @@
-//! Which pages of a process are there and which were written: `PAGEMAP_SCAN` (Linux 6.7, `admin-guide/mm/pagemap.rst`).
+//! Which pages of a process are there and which were written: `PAGEMAP_SCAN` (Linux 6.7,
+//! `admin-guide/mm/pagemap.rst`).
 
 use crate::{ioctl, process::PidFd};
 use linux_raw_sys::general as raw;
@@ -10,8 +11,8 @@ use std::{
 };
 use units::PAGE_SIZE;
 
-/// How many runs one call may return. 24 bytes each: fewer mean more calls for a scattered dirty set, more mean
-/// a buffer that falls out of the cache; above 1,000 the calls no longer show.
+/// How many runs one call may return. 24 bytes each: fewer mean more calls for a scattered dirty set, more
+/// mean a buffer that falls out of the cache; above 1,000 the calls no longer show.
 const RUNS: usize = 4096;
 
 /// How many entries of a page table are read at once, of 8 bytes each.
@@ -31,9 +32,9 @@ impl Pagemap {
         Ok(Self { file: File::open(process.proc_path("pagemap"))?, runs: vec![none; RUNS] })
     }
 
-    /// Reports the runs of addresses within `addresses` that were written since they were last protected, and protects
-    /// them again in the same instant. `addresses` must be registered for write protection with a userfaultfd in
-    /// asynchronous mode, or the error is `EPERM`.
+    /// Reports the runs of addresses within `addresses` that were written since they were last protected, and
+    /// protects them again in the same instant. `addresses` must be registered for write protection with a
+    /// userfaultfd in asynchronous mode, or the error is `EPERM`.
     pub fn take_written(&mut self, addresses: Range<u64>, report: impl FnMut(Range<u64>)) -> io::Result<()> {
         let flags = raw::PM_SCAN_WP_MATCHING | raw::PM_SCAN_CHECK_WPASYNC;
         // The kernel has a fast path for just this.
@@ -41,16 +42,17 @@ impl Pagemap {
         self.scan(addresses, &wanted, report)
     }
 
-    /// Reports the runs of addresses that hold something and are not protected from writes; changes nothing. Such is a
-    /// page that was thrown away (`MADV_DONTNEED`), which loses its protection, and then written.
+    /// Reports the runs of addresses that hold something and are not protected from writes; changes nothing.
+    /// Such is a page that was thrown away (`MADV_DONTNEED`), which loses its protection, and then written.
     pub fn unprotected(&mut self, addresses: Range<u64>, report: impl FnMut(Range<u64>)) -> io::Result<()> {
         let any = raw::PAGE_IS_PRESENT | raw::PAGE_IS_SWAPPED;
         let wanted = Wanted { all: raw::PAGE_IS_WRITTEN, any, ..Wanted::default() };
         self.scan(addresses, &wanted, report)
     }
 
-    /// Reports the runs of addresses at which the process has pages mapped just now. Of huge pages (hugetlbfs) `addresses` must
-    /// hold whole ones. A page that is being moved to another place in memory is not among them.
+    /// Reports the runs of addresses at which the process has pages mapped just now. Of huge pages
+    /// (hugetlbfs) `addresses` must hold whole ones. A page that is being moved to another place in memory is
+    /// not among them.
     pub fn mapped(&mut self, addresses: Range<u64>, report: impl FnMut(Range<u64>)) -> io::Result<()> {
         self.scan(addresses, &Wanted { any: raw::PAGE_IS_PRESENT, ..Wanted::default() }, report)
     }
@@ -61,8 +63,8 @@ impl Pagemap {
         self.scan(addresses, &Wanted { any, ..Wanted::default() }, report)
     }
 
-    /// Reports the runs of addresses that hold something, in memory or in swap. A page that was only read, and that the
-    /// kernel backs by its page of zeros, holds nothing.
+    /// Reports the runs of addresses that hold something, in memory or in swap. A page that was only read,
+    /// and that the kernel backs by its page of zeros, holds nothing.
     pub fn present(&mut self, addresses: Range<u64>, mut report: impl FnMut(Range<u64>)) -> io::Result<()> {
         let there = Wanted { any: raw::PAGE_IS_PRESENT, none: raw::PAGE_IS_PFNZERO, ..Wanted::default() };
         self.scan(addresses.clone(), &there, &mut report)?;
@@ -73,8 +75,8 @@ impl Pagemap {
         swapped.into_iter().try_for_each(|run| self.not_markers(run, &mut report))
     }
 
-    /// Reports which of these addresses' entries hold something. That of a page that is protected and not there is a
-    /// marker: the last type of swap entry (`SWP_PTE_MARKER`, from Linux 5.19 on).
+    /// Reports which of these addresses' entries hold something. That of a page that is protected and not
+    /// there is a marker: the last type of swap entry (`SWP_PTE_MARKER`, from Linux 5.19 on).
     fn not_markers(&self, addresses: Range<u64>, report: &mut impl FnMut(Range<u64>)) -> io::Result<()> {
         const SWAPPED: u64 = 1 << 62;
         const TYPE: u64 = 0x1f;
@@ -119,8 +121,8 @@ impl Pagemap {
                 // A run ends where what is returned of it changes: nothing else does.
                 return_mask: wanted.all.into(),
             };
-            // SAFETY: the request takes a `pm_scan_arg`, and the kernel writes at most `vec_len` runs to `vec`, which
-            // is a buffer of that many that we own and borrow exclusively here.
+            // SAFETY: the request takes a `pm_scan_arg`, and the kernel writes at most `vec_len` runs to
+            // `vec`, which is a buffer of that many that we own and borrow exclusively here.
             let result = unsafe { ioctl::run(self.file.as_raw_fd(), ioctl::PAGEMAP_SCAN, &mut scan) };
             let found = match result {
                 Ok(found) => found as usize,
@@ -140,7 +142,8 @@ impl Pagemap {
     }
 }
 
-/// Which pages a scan is about: those of all these categories, of any of those (if there are any), of none of the last.
+/// Which pages a scan is about: those of all these categories, of any of those (if there are any), of none of
+/// the last.
 #[derive(Default)]
 struct Wanted {
     all: u32,

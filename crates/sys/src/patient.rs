@@ -1,8 +1,7 @@
 //! A process to try things on: what a migration does to QEMU is done to it, in the same way.
 //!
-//! It is `cat`, waiting for an end of input that never comes. Its standard error is a memfd, mapped by an injected
-//! call as QEMU maps its RAM. It meets no errors, so it
-//! writes nothing there.
+//! It is `cat`, waiting for an end of input that never comes. Its standard error is a memfd, mapped by an
+//! injected call as QEMU maps its RAM. It meets no errors, so it writes nothing there.
 
 use crate::{
     inject::Borrowed,

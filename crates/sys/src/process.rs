@@ -101,7 +101,8 @@ impl PidFd {
         all(got, from.len(), "written to")
     }
 
-    /// Its threads by the numbers that they have in their own namespace, by which the kernel tells of their faults.
+    /// Its threads by the numbers that they have in their own namespace, by which the kernel tells of their
+    /// faults.
     pub fn threads_by_inner_number(&self) -> io::Result<HashMap<u32, i32>> {
         let mut threads = HashMap::new();
         for tid in self.threads()? {
@@ -130,7 +131,8 @@ impl AsFd for PidFd {
     }
 }
 
-/// The last number of `NSpid`: first comes the one that `/proc` here knows, then one for each namespace within.
+/// The last number of `NSpid`: first comes the one that `/proc` here knows, then one for each namespace
+/// within.
 fn innermost(status: &str) -> Option<u32> {
     proc::value(status, "NSpid")?.split_whitespace().next_back()?.parse().ok()
 }

@@ -12,8 +12,8 @@ use std::{
 };
 use units::{Locked, PAGE_SIZE, PageIndex, PageRange, PageSet};
 
-/// From so many bytes on `process_vm_readv` is the faster way: 3.1 GB/s against 2.5 of `/proc/PID/mem`, but 1.4 against 1.5 in
-/// single pages (`crates/sys/tests/private.rs`, `figures`).
+/// From so many bytes on `process_vm_readv` is the faster way: 3.1 GB/s against 2.5 of `/proc/PID/mem`, but
+/// 1.4 against 1.5 in single pages (`crates/sys/tests/private.rs`, `figures`).
 const BULK: usize = 4 * PAGE_SIZE;
 
 /// Addresses of another process, which holds its RAM there.

@@ -27,7 +27,8 @@ struct Turns {
     resting: AtomicBool,
 }
 
-/// One thread's part in it, from its beginning until this is dropped. A thread that ends in a panic never gets on again.
+/// One thread's part in it, from its beginning until this is dropped. A thread that ends in a panic never
+/// gets on again.
 #[derive(Debug)]
 pub struct Part {
     pulse: Pulse,
@@ -44,7 +45,8 @@ impl Pulse {
         Part { pulse: self.clone(), turns }
     }
 
-    /// Whether each of the threads has had a turn since this was asked last, or rests; and none of them is stopped.
+    /// Whether each of the threads has had a turn since this was asked last, or rests; and none of them is
+    /// stopped.
     pub fn goes_on(&self) -> bool {
         // All of them are looked at: what one has done must not count the next time.
         self.locked().iter().filter(|turns| !turns.go_on()).count() == 0

@@ -1,7 +1,7 @@
 //! A file that is somebody's RAM.
 //!
-//! It is reached by `pread` and `pwrite`, not through a mapping of our own: a hole that is read stays a hole, nothing
-//! counts as our memory, and no fault or truncation can reach us.
+//! It is reached by `pread` and `pwrite`, not through a mapping of our own: a hole that is read stays a hole,
+//! nothing counts as our memory, and no fault or truncation can reach us.
 
 use linux_raw_sys::general::{HUGETLBFS_MAGIC, TMPFS_MAGIC};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, fstatfs, seek};
@@ -13,7 +13,8 @@ use std::{
 };
 use units::{PAGE_SIZE, PageIndex, PageRange, PageSet};
 
-/// A window of a memfd or of a file on tmpfs that a process maps as its RAM. Holes are pages that nobody ever wrote.
+/// A window of a memfd or of a file on tmpfs that a process maps as its RAM. Holes are pages that nobody ever
+/// wrote.
 #[derive(Debug)]
 pub struct RamFile {
     file: File,
@@ -37,14 +38,15 @@ impl RamFile {
         Ok(Self { file, window: offset..end })
     }
 
-    /// The size of the explicit huge pages that the file is made of (hugetlbfs); none for any other file. Such a file cannot be
-    /// written by `pwrite`, a hole is a huge page, and where holes are the file does not tell.
+    /// The size of the explicit huge pages that the file is made of (hugetlbfs); none for any other file.
+    /// Such a file cannot be written by `pwrite`, a hole is a huge page, and where holes are the file does
+    /// not tell.
     pub fn huge_page(&self) -> io::Result<Option<u64>> {
         huge_page(&self.file)
     }
 
-    /// Whether it is memory of the kernel's own (a memfd, tmpfs): only there can a writer be made to wait by somebody else, and a
-    /// missing page be waited for.
+    /// Whether it is memory of the kernel's own (a memfd, tmpfs): only there can a writer be made to wait by
+    /// somebody else, and a missing page be waited for.
     pub fn is_shmem(&self) -> io::Result<bool> {
         Ok(fstatfs(&self.file)?.f_type as u64 == u64::from(TMPFS_MAGIC))
     }
@@ -86,8 +88,8 @@ impl RamFile {
         Ok(Some(PageRange::new(first, last - first.0)))
     }
 
-    /// The first page at or after `from` that is not a hole. Unlike the end of a run, which may be gigabytes away, it
-    /// is found at once.
+    /// The first page at or after `from` that is not a hole. Unlike the end of a run, which may be gigabytes
+    /// away, it is found at once.
     fn first_present(&self, from: PageIndex) -> io::Result<Option<PageIndex>> {
         let from = self.window.start + from.offset();
         if from >= self.window.end {
@@ -100,7 +102,8 @@ impl RamFile {
         }
     }
 
-    /// Copies `range` out. Whoever writes to it meanwhile may leave the copy torn. A hole reads as zeros and stays one.
+    /// Copies `range` out. Whoever writes to it meanwhile may leave the copy torn. A hole reads as zeros and
+    /// stays one.
     pub fn read(&self, range: PageRange, into: &mut [u8]) -> io::Result<()> {
         let at = self.check(range, into.len())?;
         self.file.read_exact_at(into, at)
@@ -112,8 +115,8 @@ impl RamFile {
         self.file.write_all_at(from, at)
     }
 
-    /// Makes holes of `range`, and makes sure that they are: a page that somebody pinned, or a piece of a huge page,
-    /// may survive a punch that was reported as done. The error is `ResourceBusy` then.
+    /// Makes holes of `range`, and makes sure that they are: a page that somebody pinned, or a piece of a
+    /// huge page, may survive a punch that was reported as done. The error is `ResourceBusy` then.
     pub fn punch(&self, range: PageRange) -> io::Result<()> {
         if range.is_empty() {
             return Ok(());

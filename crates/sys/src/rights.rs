@@ -22,12 +22,14 @@ pub struct Rights {
     /// Whether the calls of `DENIED` fail, and it is kept from other programs of its user (Landlock, where
     /// there is that).
     pub apart: bool,
-    /// Whether who is kept apart may use io_uring all the same. What it is asked by that no filter sees: it cannot
-    /// do what `DENIED` is about, but as attributes of files it may set who may open them.
+    /// Whether who is kept apart may use io_uring all the same. What it is asked by that no filter sees: it
+    /// cannot do what `DENIED` is about, but as attributes of files it may set who may open them.
     pub io_uring: bool,
-    /// Whether it may set who opens the files that it has open: all of them are its own, and none shows as such that is root's.
+    /// Whether it may set who opens the files that it has open: all of them are its own, and none shows as
+    /// such that is root's.
     pub modes: bool,
-    /// Descriptors that it inherits, under the numbers that they have here. No others, whoever has left them to us.
+    /// Descriptors that it inherits, under the numbers that they have here. No others, whoever has left them
+    /// to us.
     pub inherits: Vec<OwnedFd>,
 }
 

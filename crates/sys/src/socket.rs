@@ -1,4 +1,5 @@
-//! What a connection was given and has not carried yet (`man 7 tcp`, `man 7 unix`: SIOCOUTQ), and where it leads.
+//! What a connection was given and has not carried yet (`man 7 tcp`, `man 7 unix`: SIOCOUTQ), and where it
+//! leads.
 
 use crate::ioctl;
 use nix::libc;
@@ -42,7 +43,8 @@ pub fn queue(socket: impl AsFd) -> io::Result<Queue> {
     Ok(Queue { unconfirmed: bytes(ioctl::SIOCOUTQ)?.max(unsent), unsent })
 }
 
-/// Memory that holds what the other end of a socket pair has not read yet; 0 once it has read everything, or is gone.
+/// Memory that holds what the other end of a socket pair has not read yet; 0 once it has read everything, or
+/// is gone.
 pub fn unread(socket: &UnixStream) -> io::Result<u64> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: the request fills an `int`.

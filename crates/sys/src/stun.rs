@@ -1,9 +1,10 @@
 //! Threads of another process that stand still for a moment.
 //!
-//! A thread of ours seizes them with ptrace, interrupts them, waits, and ends; **its end is what lets them go**. That is the way
-//! the kernel goes when we die: it detaches whoever was traced, stopped or about to stop, so there is no other way that could fail
-//! or forget one. Nothing is waited for: a thread that cannot stop just now (it waits in the kernel for a disk) is as free after
-//! that moment as all others, and one that got a signal instead of our stop gets that signal then, since nobody took it.
+//! A thread of ours seizes them with ptrace, interrupts them, waits, and ends; **its end is what lets them
+//! go**. That is the way the kernel goes when we die: it detaches whoever was traced, stopped or about to
+//! stop, so there is no other way that could fail or forget one. Nothing is waited for: a thread that cannot
+//! stop just now (it waits in the kernel for a disk) is as free after that moment as all others, and one that
+//! got a signal instead of our stop gets that signal then, since nobody took it.
 //!
 //! While it stands still a thread may hold a lock of its process; so the moment is to be short.
 
@@ -30,8 +31,8 @@ pub struct Stun {
 }
 
 impl Stun {
-    /// Stops those of `threads` that are threads of `process`, for `time`. Who is traced by somebody else, or has ended, is left
-    /// alone.
+    /// Stops those of `threads` that are threads of `process`, for `time`. Who is traced by somebody else, or
+    /// has ended, is left alone.
     pub fn begin(process: &Arc<PidFd>, threads: &[i32], time: Duration) -> io::Result<Self> {
         let (end, ended) = channel::<()>();
         let (tell, told) = channel();
@@ -60,7 +61,8 @@ impl Stun {
         self.release() - self.began
     }
 
-    /// Waits until the tracer has ended, and the kernel has let go of those whom it traced. Says when that began.
+    /// Waits until the tracer has ended, and the kernel has let go of those whom it traced. Says when that
+    /// began.
     fn release(&mut self) -> Instant {
         let ended = self.tracer.take().and_then(|tracer| until_gone(tracer, self.tracer_tid));
         ended.unwrap_or_else(Instant::now)
@@ -91,7 +93,8 @@ pub(crate) fn until_gone<T>(tracer: JoinHandle<T>, tid: i32) -> Option<T> {
 pub(crate) fn interrupt(process: &PidFd, tid: i32) -> io::Result<()> {
     // Nothing of a tracer is inherited: `PTRACE_O_EXITKILL` is not used.
     ptrace(libc::PTRACE_SEIZE, tid)?;
-    // A number can come to mean another process' thread; once it is traced, it can no more. That one is let go unharmed.
+    // A number can come to mean another process' thread; once it is traced, it can no more. That one is let
+    // go unharmed.
     if !is_thread(process.pid(), tid) || !process.is_alive()? {
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }

@@ -12,8 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long an operation is tried again while the kernel says that the mappings are changing (`EAGAIN`). They change
-/// for microseconds; much longer means a fork or an unmapping that hangs.
+/// How long an operation is tried again while the kernel says that the mappings are changing (`EAGAIN`). They
+/// change for microseconds; much longer means a fork or an unmapping that hangs.
 const CHANGING: Duration = Duration::from_secs(5);
 
 const MESSAGE: usize = size_of::<raw::uffd_msg>();
@@ -81,8 +81,8 @@ pub struct PageFault {
 pub enum Copied {
     /// All of it was placed.
     All,
-    /// This much was placed; the page after it was there already, and was left alone. Who waits for that page was not
-    /// woken.
+    /// This much was placed; the page after it was there already, and was left alone. Who waits for that page
+    /// was not woken.
     UpTo(u64),
 }
 
@@ -114,8 +114,8 @@ impl Uffd {
         Ok(Self { fd })
     }
 
-    /// Opens its interface with `features`; once in its life, before anything else. `EINVAL` means that the kernel lacks
-    /// one of them.
+    /// Opens its interface with `features`; once in its life, before anything else. `EINVAL` means that the
+    /// kernel lacks one of them.
     pub fn enable(&self, features: Features) -> io::Result<()> {
         enable(&self.fd, features).map(drop)
     }
@@ -156,8 +156,8 @@ impl Uffd {
         }
     }
 
-    /// Places `from` at `address`, where nothing must be yet, and wakes who waits for it; stops at the first page that is
-    /// there already.
+    /// Places `from` at `address`, where nothing must be yet, and wakes who waits for it; stops at the first
+    /// page that is there already.
     pub fn copy(&self, address: u64, from: &[u8]) -> io::Result<Copied> {
         let mut done = 0_u64;
         let mut patience = Patience::default();
@@ -184,8 +184,8 @@ impl Uffd {
         Ok(Copied::All)
     }
 
-    /// Places zeros at `addresses`, where nothing must be yet, and wakes who waits for them; stops at the first page that
-    /// is there already.
+    /// Places zeros at `addresses`, where nothing must be yet, and wakes who waits for them; stops at the
+    /// first page that is there already.
     pub fn zero(&self, addresses: Range<u64>) -> io::Result<Copied> {
         let mut done = 0_u64;
         let mut patience = Patience::default();
@@ -254,9 +254,9 @@ impl Uffd {
     }
 
     fn run<T>(&self, request: u32, argument: &mut T) -> io::Result<()> {
-        // SAFETY: the callers above pair each request with its argument's type (asserted in `ioctl`). The only address of
-        // ours that any of them holds is that of a slice that `copy` borrows, and it is only read; all others belong
-        // to the address space of another process, as `take` made sure.
+        // SAFETY: the callers above pair each request with its argument's type (asserted in `ioctl`). The
+        // only address of ours that any of them holds is that of a slice that `copy` borrows, and it is only
+        // read; all others belong to the address space of another process, as `take` made sure.
         unsafe { ioctl::run(self.fd.as_raw_fd(), request, argument) }.map(drop)
     }
 }
@@ -296,7 +296,8 @@ fn word_of(message: &[u8; MESSAGE], at: usize) -> u64 {
     u64::from_ne_bytes(word)
 }
 
-/// `struct uffd_msg`: the event's number, seven reserved bytes, the first address and the one behind the last.
+/// `struct uffd_msg`: the event's number, seven reserved bytes, the first address and the one behind the
+/// last.
 fn discard(message: &[u8; MESSAGE]) -> Option<Range<u64>> {
     let told = u32::from(message[0]) == raw::UFFD_EVENT_REMOVE;
     told.then(|| word_of(message, 8)..word_of(message, 16))

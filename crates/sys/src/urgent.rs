@@ -1,8 +1,8 @@
 //! Threads that a guest or a peer waits for.
 //!
-//! On a host whose processors are all busy an ordinary thread may wait for seconds until it gets one: 2.3 s were
-//! seen on Linux 6.18 beside vCPUs and I/O threads that wake each other all the time. An urgent one gets it at
-//! once (`sched(7)`, `SCHED_RR`).
+//! On a host whose processors are all busy an ordinary thread may wait for seconds until it gets one: 2.3 s
+//! were seen on Linux 6.18 beside vCPUs and I/O threads that wake each other all the time. An urgent one gets
+//! it at once (`sched(7)`, `SCHED_RR`).
 
 use nix::libc;
 

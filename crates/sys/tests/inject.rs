@@ -14,7 +14,8 @@ fn role() {
     common::play();
 }
 
-/// On a busy machine a thread may not be given a processor in time to stop; then it is left to its lender, and is asked again.
+/// On a busy machine a thread may not be given a processor in time to stop; then it is left to its lender,
+/// and is asked again.
 fn patiently(mut seize: impl FnMut() -> std::io::Result<Borrowed>) -> Borrowed {
     let end = Instant::now() + Duration::from_secs(20);
     loop {

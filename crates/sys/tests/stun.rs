@@ -66,8 +66,8 @@ fn stunned_threads_lose_their_share_and_others_nothing() {
     let mut guest = Guest::start(2);
     let threads = guest.count(2);
     let counted = |guest: &Guest| [guest.counted(0) as f64, guest.counted(1) as f64];
-    // What one thread counts while its fellow is stunned half of the time, and while nobody is, in turns: others use this
-    // machine, too.
+    // What one thread counts while its fellow is stunned half of the time, and while nobody is, in turns:
+    // others use this machine, too.
     let (mut lost, mut stood, mut beside, mut alone) = (0.0, 0.0, 0.0, 0.0);
     for _ in 0..10 {
         let [stunned, free] = counted(&guest);

@@ -1,9 +1,11 @@
-//! What the trackers cost: a program that writes at native speed, and a guest under emulation, there beside QEMU's own dirty log.
-//! `cargo test --release -p sys --test tracker_figures -- native --ignored --nocapture`, or `emulated`
+//! What the trackers cost: a program that writes at native speed, and a guest under emulation, there beside
+//! QEMU's own dirty log. `cargo test --release -p sys --test tracker_figures -- native --ignored
+//! --nocapture`, or `emulated`
 //!
-//! The program writes to 512 MiB as fast as it can; every 0.5 s all that it wrote is read, as a migration reads it, and protected
-//! again. Beside it, somebody writes to one of 16,384 other pages each millisecond: how long that takes is what a guest's program
-//! feels. Times leave out what a thread waits for a processor: this is about trackers, not about what else the machine does.
+//! The program writes to 512 MiB as fast as it can; every 0.5 s all that it wrote is read, as a migration
+//! reads it, and protected again. Beside it, somebody writes to one of 16,384 other pages each millisecond:
+//! how long that takes is what a guest's program feels. Times leave out what a thread waits for a processor:
+//! this is about trackers, not about what else the machine does.
 
 mod common;
 
@@ -57,8 +59,8 @@ impl Watched {
         watched
     }
 
-    /// A round, as a migration has them: what was written is protected again, read, and found unchanged or not. Where
-    /// nothing is watched, all of it is read.
+    /// A round, as a migration has them: what was written is protected again, read, and found unchanged or
+    /// not. Where nothing is watched, all of it is read.
     fn round(&mut self, memory: &Memory, seen: &mut [u64]) {
         let pages = seen.len() as u64;
         let mut dirty = MemorySet::empty([pages]);
@@ -163,7 +165,8 @@ fn native() {
     }
 }
 
-/// Million pages a second that a guest writes while it is tracked in this way, everything protected again each second.
+/// Million pages a second that a guest writes while it is tracked in this way, everything protected again
+/// each second.
 fn emulated_run(way: Way, guest: &lab::Guest, pid: u32, qmp: &mut lab::Qmp) -> lab::Result<f64> {
     const SECONDS: u32 = 5;
     const MIB: u64 = 1 << 20;

@@ -7,8 +7,9 @@ use std::{fmt, str::FromStr};
 pub struct Epoch(pub u64);
 
 impl Epoch {
-    /// Beyond every VM's: changing hands a thousand times a second takes a hundred million years to get here. A peer that claims
-    /// more is wrong, and an epoch that begins at 0 anew would be older than those that it must fence (I6).
+    /// Beyond every VM's: changing hands a thousand times a second takes a hundred million years to get here.
+    /// A peer that claims more is wrong, and an epoch that begins at 0 anew would be older than those that it
+    /// must fence (I6).
     pub const MOST: Self = Self(u64::MAX / 2);
 
     /// The epoch after this one. Never one that is older.

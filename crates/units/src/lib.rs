@@ -1,7 +1,7 @@
 //! What the numbers of a migration mean.
 //!
-//! Everything else in the workspace counts in these types, so that a page is never mistaken for a byte, nor an
-//! epoch for a round.
+//! Everything else in the workspace counts in these types, so that a page is never mistaken for a byte, nor
+//! an epoch for a round.
 
 mod id;
 mod lock;

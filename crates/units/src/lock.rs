@@ -2,8 +2,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Takes a lock, also after its holder panicked: a guest may depend on whoever takes it next. So whoever holds a
-/// lock leaves what it protects whole at each step.
+/// Takes a lock, also after its holder panicked: a guest may depend on whoever takes it next. So whoever
+/// holds a lock leaves what it protects whole at each step.
 pub trait Locked<T: ?Sized> {
     /// Waits for the lock and takes it.
     fn locked(&self) -> MutexGuard<'_, T>;

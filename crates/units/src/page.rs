@@ -56,8 +56,8 @@ impl PageRange {
         Bytes(self.count * PAGE_SIZE as u64)
     }
 
-    /// Whether the whole range lies within a block of `pages` pages. Safe for any values, so it is the check for
-    /// whatever a peer sends.
+    /// Whether the whole range lies within a block of `pages` pages. Safe for any values, so it is the check
+    /// for whatever a peer sends.
     pub fn fits(self, pages: u64) -> bool {
         self.start.0.checked_add(self.count).is_some_and(|end| end <= pages)
     }

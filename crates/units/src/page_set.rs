@@ -2,8 +2,8 @@
 
 use crate::{BlockId, Bytes, PAGE_SIZE, PageIndex, PageRange};
 
-/// A set of pages of one RAM block: one bit a page, 32 KiB for each GiB. How many pages are in it is counted along: whoever asks
-/// that often, for a block of 256 GiB, must not look at 8 MiB each time.
+/// A set of pages of one RAM block: one bit a page, 32 KiB for each GiB. How many pages are in it is counted
+/// along: whoever asks that often, for a block of 256 GiB, must not look at 8 MiB each time.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PageSet {
     words: Vec<u64>,

@@ -61,7 +61,8 @@ impl fmt::Display for Bytes {
     }
 }
 
-/// Accepts `512MiB`, `1 GiB`, `4096`, and the decimal `MB`; a unit without `B` (`1G`) is binary, as with QEMU's `-m`.
+/// Accepts `512MiB`, `1 GiB`, `4096`, and the decimal `MB`; a unit without `B` (`1G`) is binary, as with
+/// QEMU's `-m`.
 impl FromStr for Bytes {
     type Err = BadQuantity;
 
@@ -93,7 +94,8 @@ impl fmt::Display for Rate {
     }
 }
 
-/// Accepts what links are sold by (`1Gbit`, `100 Mbit`: decimal bits per second) and bytes per second (`50MiB/s`).
+/// Accepts what links are sold by (`1Gbit`, `100 Mbit`: decimal bits per second) and bytes per second
+/// (`50MiB/s`).
 impl FromStr for Rate {
     type Err = BadQuantity;
 

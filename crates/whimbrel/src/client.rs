@@ -133,7 +133,8 @@ fn no_agent(socket: &Path, error: &io::Error) -> Trouble {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
             let why = format!("nothing answers at {shown}");
             Trouble::local(FAILED, "no agent is running on this host", why).next(
-                "start one with `whimbrel agent --config agent.toml`, or say with --socket where its socket is",
+                "start one with `whimbrel agent --config agent.toml`, or say with --socket where its socket \
+                 is",
             )
         }
         io::ErrorKind::PermissionDenied => {

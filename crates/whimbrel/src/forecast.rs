@@ -24,7 +24,8 @@ pub(crate) fn render(vm: &str, to: &str, forecast: &Forecast) -> String {
     );
     words += &format!("  It would go by {}: {}.\n", name(forecast.plan.takes), forecast.plan.because);
     if forecast.remembered {
-        words += "  When it was moved last it wrote much more than in the second before: that is expected again.\n";
+        words += "  When it was moved last it wrote much more than in the second before: that is expected \
+                  again.\n";
     }
     for promise in &forecast.plan.gives_way {
         words += &format!("  Cannot be kept: {promise}.\n");
@@ -44,7 +45,8 @@ pub(crate) fn line(forecast: &Forecast) -> String {
     };
     let slowed = if course.governed { ", with its writers slowed" } else { "" };
     format!(
-        "           forecast: {} in {}, pause {}, {} on the wire{slowed}; {} of memory, {} written a second, {}",
+        "           forecast: {} in {}, pause {}, {} on the wire{slowed}; {} of memory, {} written a second, \
+         {}",
         name(course.way),
         span(&total, millis),
         millis(course.downtime_ms.likely),
@@ -129,7 +131,8 @@ mod tests {
         let lines: Vec<&str> = words.lines().collect();
         assert_eq!(
             lines[3],
-            "  pre-copy   2.15 s (1.95 s to 2.55 s)  12.0 ms  286.1 MiB (257.5 MiB to 343.3 MiB)  -             -"
+            "  pre-copy   2.15 s (1.95 s to 2.55 s)  12.0 ms  286.1 MiB (257.5 MiB to 343.3 MiB)  \
+             -             -"
         );
         assert!(lines[4].starts_with("  hybrid") && lines[4].ends_with("800 ms"), "{}", lines[4]);
         assert!(words.contains("go by pre-copy: the guest writes less"), "{words}");

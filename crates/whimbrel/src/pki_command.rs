@@ -19,9 +19,10 @@ const CA: &str = "/etc/whimbrel/ca";
 
 /// Make a workgroup's certificates, and show what is in them.
 ///
-/// Hosts of a workgroup know each other by certificates that one authority (CA) issued. The CA's key makes hosts members: keep
-/// it on one machine, where nobody else is. A host needs three files: ca.crt, host.crt and host.key. Certificates that another
-/// CA of yours issued do as well, if each is for the host's name and may be used by servers and by clients.
+/// Hosts of a workgroup know each other by certificates that one authority (CA) issued. The CA's key makes
+/// hosts members: keep it on one machine, where nobody else is. A host needs three files: ca.crt, host.crt
+/// and host.key. Certificates that another CA of yours issued do as well, if each is for the host's name and
+/// may be used by servers and by clients.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples, for a workgroup of two hosts:
@@ -61,9 +62,10 @@ struct Init {
 
 /// Make a host's certificate and key.
 ///
-/// The certificate is for the host's name, as its agent's configuration and the other hosts' `[peers]` call it, and for each
-/// --address. A host that is called by its address (`migrate --to 10.0.0.2:7471`) needs that address in it. To renew one, issue
-/// another into a new directory, put its files in the place of the old ones, and start the agent again: VMs run on meanwhile.
+/// The certificate is for the host's name, as its agent's configuration and the other hosts' `[peers]` call
+/// it, and for each --address. A host that is called by its address (`migrate --to 10.0.0.2:7471`) needs that
+/// address in it. To renew one, issue another into a new directory, put its files in the place of the old
+/// ones, and start the agent again: VMs run on meanwhile.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -80,7 +82,8 @@ struct Issue {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// How long it is valid; never longer than the CA.
-    #[arg(long, value_name = "N", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36500))]
+    #[arg(long, value_name = "N", default_value_t = 365,
+        value_parser = clap::value_parser!(u32).range(1..=36500))]
     days: u32,
     /// An IP address or a further name by which other hosts call it; may be given several times.
     #[arg(long = "address", value_name = "IP|NAME")]
@@ -90,7 +93,8 @@ struct Issue {
     json: bool,
 }
 
-/// Say whose certificates these are, of which workgroup, how long they are valid, and whether they fit together.
+/// Say whose certificates these are, of which workgroup, how long they are valid, and whether they fit
+/// together.
 ///
 /// Ends with 1 if something is wrong with them.
 #[derive(clap::Args, Debug)]

@@ -1,4 +1,5 @@
-//! A migration while it happens: a live line on a terminal, one line for each thing that is over, JSON for programs.
+//! A migration while it happens: a live line on a terminal, one line for each thing that is over, JSON for
+//! programs.
 
 use crate::{
     forecast,
@@ -203,7 +204,8 @@ mod tests {
         let round = Round { n: 1, pages: 262_144, wire_bytes: 1 << 30, ms: 2310.0, dirtied: 12_034 };
         assert_eq!(
             line(&Event::Round(round)).unwrap(),
-            "           round 1: 262,144 pages looked at, 1.0 GiB sent in 2.31 s (443.3 MiB/s), 12,034 written meanwhile"
+            "           round 1: 262,144 pages looked at, 1.0 GiB sent in 2.31 s (443.3 MiB/s), 12,034 \
+             written meanwhile"
         );
         let phase = Event::Phase { phase: Phase::PreCopy, at_ms: 312 };
         assert_eq!(line(&phase).unwrap(), "   312 ms  pre-copy: memory moves while the VM runs here");
@@ -226,7 +228,8 @@ mod tests {
         };
         assert_eq!(
             now(&tick).unwrap(),
-            "round 2 · 105,472 pages (412.0 MiB) left · 118.0 MiB/s · pause if stopped now 12.3 ms · writers wait 12 % · 5 s left"
+            "round 2 · 105,472 pages (412.0 MiB) left · 118.0 MiB/s · pause if stopped now 12.3 ms · writers \
+             wait 12 % · 5 s left"
         );
         assert_eq!(line(&tick), None);
         let Event::Tick { phase, round, .. } = tick else { return };

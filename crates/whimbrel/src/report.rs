@@ -119,8 +119,8 @@ pub(crate) fn next_step(report: &Report) -> Option<String> {
             _ => None,
         },
         Outcome::InDoubt => Some(format!(
-            "bring {to} back: {from} goes on asking it and settles this by itself. Only if {to} is lost for good, cut its \
-             power, then on {from}: whimbrel resolve {vm} --here --i-have-fenced {to}"
+            "bring {to} back: {from} goes on asking it and settles this by itself. Only if {to} is lost for \
+             good, cut its power, then on {from}: whimbrel resolve {vm} --here --i-have-fenced {to}"
         )),
     }
 }

@@ -57,8 +57,8 @@ pub(crate) fn left(time: Duration) -> String {
 
 /// One JSON object, its fields in the order in which they are documented.
 pub(crate) fn json(value: &impl Serialize) -> String {
-    // What is written here is plain data with string keys, which cannot fail; if it ever does, a program that reads
-    // this finds no JSON, and says so.
+    // What is written here is plain data with string keys, which cannot fail; if it ever does, a program that
+    // reads this finds no JSON, and says so.
     serde_json::to_string(value).unwrap_or_else(|error| error.to_string())
 }
 

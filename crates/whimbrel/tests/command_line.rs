@@ -1,5 +1,5 @@
-//! The command as its users type it: words, JSON, exit status. The agent is real, its VMs are `sleep` processes and
-//! its migrations are played from a script.
+//! The command as its users type it: words, JSON, exit status. The agent is real, its VMs are `sleep`
+//! processes and its migrations are played from a script.
 
 #[path = "../../agent/tests/fake/mod.rs"]
 mod fake;
@@ -45,7 +45,8 @@ fn a_vm_is_listed_shown_and_stopped() {
     let (_, out, _) = type_in(&host, "list");
     let gap = " ".repeat(pid.len().saturating_sub(3));
     let expected = format!(
-        "NAME  STATE    VCPUS  MEMORY   MACHINE     PID{gap}\nweb1  running  2      1.0 GiB  pc-q35-7.2  {pid}\n"
+        "NAME  STATE    VCPUS  MEMORY   MACHINE     PID{gap}\nweb1  running  2      1.0 GiB  pc-q35-7.2  \
+         {pid}\n"
     );
     assert_eq!(out.replace("PID\n", &format!("PID{gap}\n")), expected);
     let (_, out, _) = type_in(&host, "show web1");

@@ -1,4 +1,5 @@
-//! A target as libFuzzer runs it: which one, `WHIMBREL_FUZZ_TARGET` says. One program for all, because linking takes longest.
+//! A target as libFuzzer runs it: which one, `WHIMBREL_FUZZ_TARGET` says. One program for all, because
+//! linking takes longest.
 #![no_main]
 
 use std::sync::LazyLock;

@@ -1,4 +1,5 @@
-//! Writes the seeds of all targets into a directory, each target's into one of its own; says the targets' names.
+//! Writes the seeds of all targets into a directory, each target's into one of its own; says the targets'
+//! names.
 
 use std::{fs, path::PathBuf, process::ExitCode};
 

@@ -20,8 +20,8 @@ const PAGES: [u64; 2] = [24, 3];
 /// Both sides know it.
 const KEY: [u8; 32] = [2; 32];
 
-/// A guest's memory, which watches over I5: before the guest may run anything may be overwritten, afterwards only what is owed is
-/// put where holes are, and once.
+/// A guest's memory, which watches over I5: before the guest may run anything may be overwritten, afterwards
+/// only what is owed is put where holes are, and once.
 struct Memory {
     blocks: Vec<Block>,
     content: Mutex<Vec<Vec<u8>>>,

@@ -1,5 +1,6 @@
-//! Each machine alone, with whatever messages and events in whatever order: a peer says what it likes, and things on this side fail or
-//! come late. What must hold is written down here once more, without any of the machines' states.
+//! Each machine alone, with whatever messages and events in whatever order: a peer says what it likes, and
+//! things on this side fail or come late. What must hold is written down here once more, without any of the
+//! machines' states.
 
 use crate::input::Input;
 use proto::{

@@ -1,4 +1,5 @@
-//! Real QEMUs are started with what passes the checks, made from what they say of their devices and objects, and watched from outside.
+//! Real QEMUs are started with what passes the checks, made from what they say of their devices and objects,
+//! and watched from outside.
 
 use crate::input::Input;
 use qemu::{
@@ -47,7 +48,8 @@ fn installed() -> Vec<PathBuf> {
     all.filter(|path| path.is_file()).collect()
 }
 
-/// Every device and object of a QEMU that may be made at all. What is refused by its name is refused with any property.
+/// Every device and object of a QEMU that may be made at all. What is refused by its name is refused with any
+/// property.
 fn kinds() -> &'static [Kind] {
     static KINDS: OnceLock<Vec<Kind>> = OnceLock::new();
     KINDS.get_or_init(|| {
@@ -105,8 +107,9 @@ impl Canary {
     }
 }
 
-/// Starts a QEMU that waits for this VM, and watches what it opens, from outside: with the comparison by which a target watches its own, and
-/// with a file that nobody may touch. Says what was seen that was not granted.
+/// Starts a QEMU that waits for this VM, and watches what it opens, from outside: with the comparison by
+/// which a target watches its own, and with a file that nobody may touch. Says what was seen that was not
+/// granted.
 pub fn seen(recipe: &Recipe, qemu: &Path, canary: &Path) -> Result<(), String> {
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
     // As root, without a view of its own: what it tries to open is there.
@@ -132,14 +135,16 @@ pub fn recipe(machine: &str, arguments: Vec<Argument>) -> Recipe {
     let usual = usual.map(|(option, value)| Argument::new(option, value));
     let recipe = serde_json::json!({
         "name": "opens", "machine": machine, "accel": "tcg", "cpu": "qemu64", "smp": "1", "console": "none",
-        "memory": [{ "id": "m0", "bytes": 64 << 20, "backing": "memfd" }], "main_memory": "m0", "arguments": [],
+        "memory": [{ "id": "m0", "bytes": 64 << 20, "backing": "memfd" }], "main_memory": "m0",
+        "arguments": [],
     });
     let mut recipe: Recipe = serde_json::from_value(recipe).expect("it is one");
     recipe.arguments = usual.into_iter().chain(arguments).collect();
     recipe
 }
 
-/// The first byte is the QEMU, the second the machine; then parts: a kind (two bytes), how many properties, each with its value.
+/// The first byte is the QEMU, the second the machine; then parts: a kind (two bytes), how many properties,
+/// each with its value.
 pub(crate) fn run(data: &[u8]) -> bool {
     static STARTED: AtomicUsize = AtomicUsize::new(0);
     let (kinds, qemus) = (kinds(), installed());

@@ -1,5 +1,5 @@
-//! A whole migration in virtual time (`crates/sim`): the bytes say who moves next, what befalls the two sides, and what others
-//! do to the VM meanwhile, through a monitor of their own or inside the guest.
+//! A whole migration in virtual time (`crates/sim`): the bytes say who moves next, what befalls the two
+//! sides, and what others do to the VM meanwhile, through a monitor of their own or inside the guest.
 
 use crate::input::Input;
 use sim::{End, Keeper, Setup, Side, Spooling, Turn, Way, World};
@@ -13,7 +13,8 @@ const TURNS: u8 = 6;
 /// Of a byte's values, those from here on are turns; those below say who moves.
 const A_TURN: u8 = 200;
 
-/// Three bytes for the VM and its way, then one for each move, two for each turn; the usual order when they have come to their end.
+/// Three bytes for the VM and its way, then one for each move, two for each turn; the usual order when they
+/// have come to their end.
 pub(crate) fn run(data: &[u8]) -> bool {
     let mut input = Input::new(data);
     let mut world = World::new(setup(&mut input), None);

@@ -4,10 +4,11 @@ use serde_json::{Value, json};
 use std::path::Path;
 
 /// What begins every connection, up to the answer to the first question.
-const GREETING: &str = "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 0, \"minor\": 2, \"major\": 7}, \"package\": \"\"}, \
-                        \"capabilities\": []}}\r\n{\"return\": {}, \"id\": 1}\r\n";
+const GREETING: &str = "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 0, \"minor\": 2, \"major\": 7}, \
+                        \"package\": \"\"}, \"capabilities\": []}}\r\n{\"return\": {}, \"id\": 1}\r\n";
 
-/// A byte says what is asked, one whether the greeting is good; then what QEMU says. Or the words of its command line, a NUL after each.
+/// A byte says what is asked, one whether the greeting is good; then what QEMU says. Or the words of its
+/// command line, a NUL after each.
 pub(crate) fn run(data: &[u8]) -> bool {
     let mut input = Input::new(data);
     let question = usize::from(input.u8()) % (QUESTIONS.len() + 1);
@@ -48,16 +49,19 @@ fn event(name: &str, data: Value) -> Vec<u8> {
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let memdev = json!([{ "id": "ram0", "size": 67_108_864, "share": true, "merge": true, "dump": true }]);
     let old = json!(
-        "              Block Name    PSize              Offset               Used              Total\r\n                    ram0    4 KiB  \
-         0x0000000000000000 0x0000000004000000 0x0000000004000000\r\n  0000:00:01.0/vga.vram    4 KiB  0x0000000004080000 \
-         0x0000000001000000 0x0000000001000000\r\n"
+        "              Block Name    PSize              Offset               Used              \
+         Total\r\n                    ram0    4 KiB  0x0000000000000000 0x0000000004000000 \
+         0x0000000004000000\r\n  0000:00:01.0/vga.vram    4 KiB  0x0000000004080000 0x0000000001000000 \
+         0x0000000001000000\r\n"
     );
     let new = json!(
-        "Block Name    PSize  Offset  Used  Total  HVA  RO\r\n/objects/ram0    4 KiB  0x0 0x4000000 0x4000000 0x00007f8846c00000  rw\r\n"
+        "Block Name    PSize  Offset  Used  Total  HVA  RO\r\n/objects/ram0    4 KiB  0x0 0x4000000 \
+         0x4000000 0x00007f8846c00000  rw\r\n"
     );
     let tree = json!(
-        "FlatView #0\r\n AS \"memory\", root: system\r\n Root memory region: system\r\n  0000000000000000-0000000003ffffff (prio 0, ram): \
-         ram0 KVM\r\n  00000000fd000000-00000000fdffffff (prio 1, ram): vga.vram\r\n"
+        "FlatView #0\r\n AS \"memory\", root: system\r\n Root memory region: system\r\n  \
+         0000000000000000-0000000003ffffff (prio 0, ram): ram0 KVM\r\n  00000000fd000000-00000000fdffffff \
+         (prio 1, ram): vga.vram\r\n"
     );
     let place = |name: &str| json!(format!("Host virtual address for 0x0 ({name}) is 0x7f1990000000\r\n"));
     let status = json!({ "status": "running", "running": true });
@@ -68,16 +72,21 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
             .map(|(name, kind)| json!({ "name": name, "type": format!("child<{kind}>") }))
             .collect()
     };
-    let cpus = json!([{ "cpu-index": 0, "qom-path": "/machine/unattached/device[0]", "thread-id": 4711, "target": "x86_64" },
+    let cpus = json!([{ "cpu-index": 0, "qom-path": "/machine/unattached/device[0]", "thread-id": 4711,
+        "target": "x86_64" },
         { "cpu-index": 1, "thread-id": 4712 }]);
-    let node = json!([{ "node-name": "file0", "drv": "file", "file": "/shared/web1.img", "cache": { "direct": true } }]);
+    let node = json!([{ "node-name": "file0", "drv": "file", "file": "/shared/web1.img",
+        "cache": { "direct": true } }]);
     let words =
         json!([{ "cpuid-input-eax": 7, "cpuid-input-ecx": 0, "cpuid-register": "EBX", "features": 5 }]);
     let net = json!("nic0: index=0,type=nic,model=virtio\r\n \\ net0: index=0,type=tap,ifname=t0\r\n");
     let drives = json!([{ "device": "", "qdev": "/machine/peripheral/blk0/virtio-backend", "removable": false,
-        "inserted": { "node-name": "file0", "file": "/shared/web1.img", "bps": 5, "group": "g" } }, { "device": "cd0", "qdev": "cd" }]);
-    let graph = json!({ "nodes": [{ "id": 1, "type": "block-driver", "name": "file0" }, { "id": 2, "type": "block-backend", "name": "" },
-        { "id": 3, "type": "block-job", "name": "job0" }], "edges": [{ "parent": 2, "child": 1, "name": "root" }] });
+        "inserted": { "node-name": "file0", "file": "/shared/web1.img", "bps": 5, "group": "g" } },
+        { "device": "cd0", "qdev": "cd" }]);
+    let graph = json!({ "nodes": [{ "id": 1, "type": "block-driver", "name": "file0" },
+        { "id": 2, "type": "block-backend", "name": "" },
+        { "id": 3, "type": "block-job", "name": "job0" }],
+        "edges": [{ "parent": 2, "child": 1, "name": "root" }] });
     let chardevs = json!([{ "label": "serial0", "filename": "unix:/s,server=on", "frontend-open": true }]);
     let differences = [
         status.clone(),
@@ -98,7 +107,8 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         json!("/machine/peripheral/usb/usb.0"),
         json!("/machine/unattached/device[4]/isa.0"),
         json!("  Device 0.1, Port 1, Speed 480 Mb/s, Product QEMU USB Tablet, ID: tab\r\n"),
-        json!([{ "name": "port", "type": "str" }, { "name": "usb_version", "type": "uint32", "default-value": 2 }]),
+        json!([{ "name": "port", "type": "str" },
+            { "name": "usb_version", "type": "uint32", "default-value": 2 }]),
         json!(""),
         json!(1),
         list(&[("device[3]", "qemu64-x86_64-cpu")]),

@@ -80,8 +80,8 @@ fn recipe(json: &[u8]) -> bool {
     true
 }
 
-/// Whatever an option says that was found good, QEMU is told of no file that the recipe does not name. Written without a list of what
-/// is allowed: what looks like a path must be one of them.
+/// Whatever an option says that was found good, QEMU is told of no file that the recipe does not name.
+/// Written without a list of what is allowed: what looks like a path must be one of them.
 fn names_no_other_file(argument: &Argument, files: &[SeenFile]) {
     let (option, value) = (argument.option.as_str(), argument.value.as_deref().unwrap_or_default());
     // The guest's own words, and numbers and words for it: QEMU opens nothing by them.

@@ -11,7 +11,8 @@ const PAGES: [u64; 3] = [100_000, 40, 1];
 
 const SECRET: Secret = Secret([9; 32]);
 
-/// Extents of one file, at most: enough for several versions and gaps, and each is read by way of another thread.
+/// Extents of one file, at most: enough for several versions and gaps, and each is read by way of another
+/// thread.
 const MOST: usize = 24;
 
 /// Bytes of one file, at most: damage at any place of it is still within a few numbers.
@@ -37,8 +38,8 @@ fn header() -> Header {
     }
 }
 
-/// A byte says whether a file follows as it is, or how one is made by somebody who has the key: extents that claim what they like, then
-/// damage.
+/// A byte says whether a file follows as it is, or how one is made by somebody who has the key: extents that
+/// claim what they like, then damage.
 pub(crate) fn run(data: &[u8]) -> bool {
     let mut input = Input::new(data);
     if input.u8().is_multiple_of(2) {

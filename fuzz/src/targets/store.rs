@@ -10,8 +10,8 @@ use units::{BlockId, Epoch, MemorySet, PageIndex, PageRange};
 /// Pages of an owed set, at most: enough to have shapes, few enough for a bitmap.
 const MOST_PAGES: u64 = 1 << 20;
 
-/// A byte says whether an owed set follows alone, a store (how many steps, the steps, then rows), or a row alone: a store takes twenty
-/// milliseconds.
+/// A byte says whether an owed set follows alone, a store (how many steps, the steps, then rows), or a row
+/// alone: a store takes twenty milliseconds.
 pub(crate) fn run(data: &[u8]) -> bool {
     let mut input = Input::new(data);
     match input.u8() % 4 {
@@ -66,7 +66,8 @@ fn look(store: &Store) -> bool {
     .all(|good| *good)
 }
 
-/// What a driver or a peer does next. Whatever the rows say, a VM has no two owners (I1), and what is gone stays gone (I4).
+/// What a driver or a peer does next. Whatever the rows say, a VM has no two owners (I1), and what is gone
+/// stays gone (I4).
 fn walk(store: &Store, step: u8, owners: &mut BTreeSet<&'static str>) {
     let before = store.departure_of(NAME).ok().flatten();
     let mut journal = store.departure(NAME, MIGRATION, "there", "10.0.0.2:7471");
@@ -143,8 +144,8 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let id = MIGRATION.to_string();
     let vm = |standing: &str| {
         format!(
-            "{{\"name\":\"vm\",\"recipe\":{{\"vcpus\":2}},\"process\":{{\"pid\":4711,\"start_time\":99}},\"qmp\":\"/run/q\",\
-             \"belongings\":null,\"origin\":\"migrated\",\"standing\":{standing}}}"
+            "{{\"name\":\"vm\",\"recipe\":{{\"vcpus\":2}},\"process\":{{\"pid\":4711,\"start_time\":99}},\
+             \"qmp\":\"/run/q\",\"belongings\":null,\"origin\":\"migrated\",\"standing\":{standing}}}"
         )
     };
     let here = vm("{\"is\":\"here\"}");

@@ -30,12 +30,16 @@ pub(crate) fn run(data: &[u8]) -> bool {
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let texts = [
         "name = \"web1\"\nmemory = \"1GiB\"\n",
-        "name = \"web1\"\nvcpus = 2\nmemory = \"1GiB\"\nmachine = \"q35\"\nkernel = \"/boot/vmlinuz\"\ninitrd = \"initrd.img\"\n\
-         cmdline = \"console=ttyS0\"\n\n[[disk]]\npath = \"/shared/web1.img\"\nformat = \"raw\"\n\n[[net]]\nbridge = \"br0\"\n\
+        "name = \"web1\"\nvcpus = 2\nmemory = \"1GiB\"\nmachine = \"q35\"\nkernel = \
+         \"/boot/vmlinuz\"\ninitrd = \"initrd.img\"\n\
+         cmdline = \"console=ttyS0\"\n\n[[disk]]\npath = \"/shared/web1.img\"\nformat = \
+         \"raw\"\n\n[[net]]\nbridge = \"br0\"\n\
          mac = \"52:54:00:12:34:56\"\n",
-        "name = \"db.2\"\nvcpus = 4\nmemory = \"512 MiB\"\nmachine = \"pc-q35-7.2\"\naccel = \"auto\"\ncpu = \"host\"\n\
+        "name = \"db.2\"\nvcpus = 4\nmemory = \"512 MiB\"\nmachine = \"pc-q35-7.2\"\naccel = \"auto\"\ncpu = \
+         \"host\"\n\
          memory-backend = \"file\"\nvga = \"std\"\nconsole = false\nqemu = \"/opt/qemu\"\n\
-         args = [\"-rtc\", \"base=utc\", \"-no-reboot\", \"-device\", \"virtio-rng-pci\"]\nnet = [{ bridge = \"br1\" }]\n",
+         args = [\"-rtc\", \"base=utc\", \"-no-reboot\", \"-device\", \"virtio-rng-pci\"]\nnet = [{ bridge = \
+         \"br1\" }]\n",
     ];
     texts.iter().map(|text| text.as_bytes().to_vec()).collect()
 }

@@ -25,7 +25,8 @@ struct Chunk {
     /// The index of its first record.
     first: u64,
     pages: Vec<Page>,
-    /// What each page should be. It lies in other pages than the records, so one that is whole but old is found out.
+    /// What each page should be. It lies in other pages than the records, so one that is whole but old is
+    /// found out.
     versions: Vec<u64>,
 }
 

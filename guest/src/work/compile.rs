@@ -1,5 +1,5 @@
-//! What compiling a program does to memory: short processes that read many files, build large trees of small things, write
-//! an object each, and end; now and then everything written is linked and thrown away.
+//! What compiling a program does to memory: short processes that read many files, build large trees of small
+//! things, write an object each, and end; now and then everything written is linked and thrown away.
 
 use crate::{
     content::{Content, Page, mix, next},

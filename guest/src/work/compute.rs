@@ -1,4 +1,5 @@
-//! Numbers and nothing else: what a vCPU gets done that writes no memory, and so has no part in what outruns a link.
+//! Numbers and nothing else: what a vCPU gets done that writes no memory, and so has no part in what outruns
+//! a link.
 
 use crate::{content::next, job::Job, words::Compute, work::spawn};
 use std::{

@@ -13,8 +13,8 @@ use std::{
 };
 use units::PAGE_SIZE;
 
-/// Starts the writers; the pages of each are its own. What is to be the same again, or is not written in order, is written once
-/// when this returns: it would take long to become so.
+/// Starts the writers; the pages of each are its own. What is to be the same again, or is not written in
+/// order, is written once when this returns: it would take long to become so.
 pub(crate) fn start(wish: &Dirty, job: &Arc<Job>) -> Result<(), String> {
     let pages = wish.set.0 / PAGE_SIZE as u64;
     let threads = (wish.threads as u64).min(pages);
@@ -49,7 +49,8 @@ fn write(wish: &Dirty, job: &Job, pace: Pace, mine: u64, mut pages: Vec<Page>) -
         done += batch;
         if done >= count {
             done -= count;
-            // In a random pattern a loop is as many writes as there are pages. The first thread stands for all.
+            // In a random pattern a loop is as many writes as there are pages. The first thread stands for
+            // all.
             job.loops.fetch_add(u64::from(mine == 0), Relaxed);
         }
         // Nobody reads these pages; they are to be written nevertheless.

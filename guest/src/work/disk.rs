@@ -66,8 +66,8 @@ impl Records {
         })
     }
 
-    /// Reads the record back as it was left a whole loop ago, then writes the next version. With both ways, even
-    /// versions are written directly and read through the cache, odd ones the other way round.
+    /// Reads the record back as it was left a whole loop ago, then writes the next version. With both ways,
+    /// even versions are written directly and read through the cache, odd ones the other way round.
     fn renew(&mut self, jobs: &Jobs) -> io::Result<()> {
         let (index, offset) = (self.at as u64, (self.at * PAGE_SIZE) as u64);
         let version = self.versions[self.at];

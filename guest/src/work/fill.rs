@@ -1,4 +1,5 @@
-//! Memory that is filled once and never touched again: what a migration carries in its first round only, or last.
+//! Memory that is filled once and never touched again: what a migration carries in its first round only, or
+//! last.
 
 use crate::{
     content::{Content, Page},

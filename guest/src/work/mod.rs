@@ -36,8 +36,8 @@ pub(crate) struct Work {
 }
 
 impl Work {
-    /// Compares everything that is known with what is there; says how many pages that were. What is wrong is on the
-    /// console and in `jobs`.
+    /// Compares everything that is known with what is there; says how many pages that were. What is wrong is
+    /// on the console and in `jobs`.
     pub(crate) fn verify(&self, jobs: &Jobs) -> u64 {
         self.check.as_ref().map_or(0, |area| area.verify(jobs))
             + self.fill.as_ref().map_or(0, |f| f.verify(jobs))

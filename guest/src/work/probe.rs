@@ -1,10 +1,11 @@
 //! What one who writes a little feels: a page not written lately each millisecond, and how long that took.
 //!
-//! It goes round a set of self-checking records so large that a migration has sent a page, and watches it anew, before it
-//! is written again: each write is one that a migration notices. Two things are measured: how long the write itself took,
-//! and how late it began. Whoever was held up for longer than a millisecond missed some: their lateness is counted too, or a
-//! stall of a second would count as one. The guest's clock measures it. That runs on while a vCPU waits for a page, and stands
-//! still while the guest is stopped (as `beat` says): the pause of a switchover is not in it.
+//! It goes round a set of self-checking records so large that a migration has sent a page, and watches it
+//! anew, before it is written again: each write is one that a migration notices. Two things are measured: how
+//! long the write itself took, and how late it began. Whoever was held up for longer than a millisecond
+//! missed some: their lateness is counted too, or a stall of a second would count as one. The guest's clock
+//! measures it. That runs on while a vCPU waits for a page, and stands still while the guest is stopped (as
+//! `beat` says): the pause of a switchover is not in it.
 
 use crate::{
     beat,
@@ -118,8 +119,8 @@ impl Probe {
 }
 
 impl Times {
-    /// A write that was due, when it began and how long it took. Those that were due meanwhile were missed: which one was the
-    /// last that is accounted for.
+    /// A write that was due, when it began and how long it took. Those that were due meanwhile were missed:
+    /// which one was the last that is accounted for.
     fn add(&mut self, mut due: Instant, began: Instant, write: Duration) -> Instant {
         self.write.add(write.as_micros() as u64);
         loop {

@@ -88,7 +88,8 @@ impl Client {
         }
     }
 
-    /// Sends these commands at once: a record to be read, or its new version. A record that is read must be its own.
+    /// Sends these commands at once: a record to be read, or its new version. A record that is read must be
+    /// its own.
     fn talk(&mut self, commands: impl Iterator<Item = (u64, Option<u64>)>, jobs: &Jobs) -> io::Result<()> {
         let mut asked = Vec::new();
         self.commands.clear();

@@ -1,5 +1,5 @@
-//! A guest without an operating system that works its memory in every way a processor can write it, and checks
-//! what it wrote before. It runs under KVM where Linux would take too long.
+//! A guest without an operating system that works its memory in every way a processor can write it, and
+//! checks what it wrote before. It runs under KVM where Linux would take too long.
 
 mod screen; // what it draws
 
@@ -112,8 +112,8 @@ impl Bare {
             ),
         };
         let words = format!(
-            "-name {name} -nodefaults -no-user-config -display none -accel {} -cpu qemu64 -smp {} -m 64M {ram} \
-             -machine {}{backend} -drive file={},format=raw,if=none,id=d \
+            "-name {name} -nodefaults -no-user-config -display none -accel {} -cpu qemu64 -smp {} -m 64M \
+             {ram} -machine {}{backend} -drive file={},format=raw,if=none,id=d \
              -device virtio-blk-pci,drive=d,bootindex=0 -qmp unix:{},server=on,wait=off",
             self.accel,
             self.vcpus,

@@ -21,7 +21,8 @@ const HOPS: [Hop; 3] = [
     Hop { title: "verified", from: "left", to: "right", options: &["--mode", "pre-copy", "--verify"] },
 ];
 
-/// What there is to see: `check` rewrites and verifies records all the time, `dirty` writes in a hot and a cold part.
+/// What there is to see: `check` rewrites and verifies records all the time, `dirty` writes in a hot and a
+/// cold part.
 const WORK: &str = "whimbrel.check=128M,rate=16M whimbrel.dirty=64M,rate=8M,pattern=hot-cold,content=text";
 
 /// A column of the table.

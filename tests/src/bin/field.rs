@@ -1,5 +1,5 @@
-//! `./dev field`: VMs as people start them (`tests/field`), adopted and moved there and back in every mode; or only
-//! those whose name has a word in it.
+//! `./dev field`: VMs as people start them (`tests/field`), adopted and moved there and back in every mode;
+//! or only those whose name has a word in it.
 
 use lab::{Error, Lab, Result, Stage, Tools, field};
 use std::{process::ExitCode, time::Instant};

@@ -29,7 +29,8 @@ fn main() -> ExitCode {
         Ok(fates) => {
             let count = |fate| fates.iter().filter(|one| **one == fate).count();
             println!(
-                "{} blows: {} VMs stayed, {} moved, {} were killed with their own QEMU, {} blows met nothing; none was lost, none ran twice",
+                "{} blows: {} VMs stayed, {} moved, {} were killed with their own QEMU, {} blows met \
+                 nothing; none was lost, none ran twice",
                 fates.len(),
                 count(Fate::Stayed),
                 count(Fate::Moved),

@@ -30,8 +30,8 @@ const LOOKS: [&str; 5] = ["info qtree", "info pci", "info block", "info chardev"
 
 /// What is said of this host's end of a device, not of the device.
 ///
-/// `Cache mode` follows from what the guest has agreed on with its disk, and is set anew when it does so again; QEMU's own
-/// migration does the same.
+/// `Cache mode` follows from what the guest has agreed on with its disk, and is set anew when it does so
+/// again; QEMU's own migration does the same.
 const OF_THE_HOST: [&str; 7] =
     ["audiodev = ", "chardev = ", "netdev = ", "drive = ", "Cache mode:", "ifname=", "filename="];
 

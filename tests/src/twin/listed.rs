@@ -133,8 +133,8 @@ pub const REFUSALS: &[Refusal] = &[
     },
 ];
 
-/// What QEMU takes from others between our last look and the saving, about a millisecond, stays behind with it. No random sequence
-/// does these in our pause; `./dev storm --meddle` does.
+/// What QEMU takes from others between our last look and the saving, about a millisecond, stays behind with
+/// it. No random sequence does these in our pause; `./dev storm --meddle` does.
 pub const OPEN_IN_PAUSE: &[Deed] = &[
     Deed::Plug,
     Deed::Unplug,

@@ -53,8 +53,8 @@ const TREES: [&str; 3] = ["/machine/peripheral", "/machine/peripheral-anon", "/o
 /// Its parts come in the order of a hash table.
 const UNORDERED: &str = "info mtree -f";
 
-/// Its blocks come in the order in which they were made, and so does where each begins in QEMU's own count: what was plugged in has
-/// come later than on the target, which has it from its start.
+/// Its blocks come in the order in which they were made, and so does where each begins in QEMU's own count:
+/// what was plugged in has come later than on the target, which has it from its start.
 const BLOCKS: &str = "info ramblock";
 
 /// How much of a file is allocated is its file system's business, and comes late.

@@ -215,8 +215,8 @@ impl Pair<'_> {
         }
         self.arrive(&report, from, to)?;
         let Some((deed, stayed, before, begun)) = again else { return Ok(()) };
-        // QEMU tells nobody of a `stop` in our pause, and refuses much in it; a migration of its own is ended with it. Whoever asked
-        // for that asks again.
+        // QEMU tells nobody of a `stop` in our pause, and refuses much in it; a migration of its own is ended
+        // with it. Whoever asked for that asks again.
         let refused = matches!(begun, Some(Some(_))) && stayed.is_none();
         let undone = match deed {
             Deed::Pause | Deed::Migrate => begun == Some(None) && self.moved.state()? == "running",

@@ -65,7 +65,8 @@ pub fn interventions() -> Vec<Vec<Action>> {
     all
 }
 
-/// Whether the guest may stand still then: a round takes most of a second, and what comes before it a quarter of one.
+/// Whether the guest may stand still then: a round takes most of a second, and what comes before it a quarter
+/// of one.
 fn may_be_in_the_pause(mode: Mode, at: Moment) -> bool {
     match at {
         Moment::Asked(ms) => mode == Mode::PostCopy && ms > 100,

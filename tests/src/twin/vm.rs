@@ -63,7 +63,8 @@ pub(super) struct Vm {
     pub(super) over: bool,
 }
 
-/// Where a QEMU of this process has its second monitor: the wrapper that starts it puts it where it may make sockets.
+/// Where a QEMU of this process has its second monitor: the wrapper that starts it puts it where it may make
+/// sockets.
 pub(crate) fn second_monitor(pid: u32) -> Result<PathBuf> {
     let environment = fs::read(format!("/proc/{pid}/environ")).doing("read the environment of a QEMU")?;
     let environment = String::from_utf8_lossy(&environment);
@@ -88,8 +89,8 @@ pub(crate) fn wrapper(dir: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A socket behind which everything is thrown away: where QEMU's own migration goes. (Its own `exec:` starts a program, which
-/// a QEMU under `-sandbox spawn=deny` must not.)
+/// A socket behind which everything is thrown away: where QEMU's own migration goes. (Its own `exec:` starts
+/// a program, which a QEMU under `-sandbox spawn=deny` must not.)
 pub(super) fn sink(dir: &Path) -> Result<PathBuf> {
     let path = dir.join("sink.sock");
     let listener = UnixListener::bind(&path).doing("listen for what is thrown away")?;

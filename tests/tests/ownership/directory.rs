@@ -25,7 +25,8 @@ fn kill(pid: &Pid) {
     let _ = pid.map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL));
 }
 
-/// The claimer is killed in the middle of each of its calls in turn, before that call is done or after; then the other side asks.
+/// The claimer is killed in the middle of each of its calls in turn, before that call is done or after; then
+/// the other side asks.
 #[test]
 fn i1_a_claim_killed_at_any_call_can_be_settled() {
     let Some(place) = Place::view(STORY) else { return };
@@ -72,7 +73,8 @@ fn i1_a_claim_killed_at_any_call_can_be_settled() {
     assert!(won > 2 && lost > 4, "killed before the link {lost} times, after it {won} times");
 }
 
-/// Both sides see the directory through views of their own that lose answers, show old things, and are slow or away, at random.
+/// Both sides see the directory through views of their own that lose answers, show old things, and are slow
+/// or away, at random.
 #[test]
 fn i1_two_hosts_whose_datastore_misbehaves_agree_on_one_owner() {
     let Some(place) = Place::view(STORY) else { return };

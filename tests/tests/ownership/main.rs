@@ -1,5 +1,5 @@
-//! What every ownership record promises, whoever keeps it: the store of a target's agent, a directory, a directory that loses
-//! answers and shows old things, etcd (I1).
+//! What every ownership record promises, whoever keeps it: the store of a target's agent, a directory, a
+//! directory that loses answers and shows old things, etcd (I1).
 
 mod child;
 mod directory;

@@ -81,7 +81,8 @@ pub(crate) struct Place {
     pub(crate) way: Option<Way>,
     /// The redb store, which one process has open at a time.
     store: Option<Arc<Store>>,
-    /// Directories of its own: of the hosts, and of the back end. Last, so that it goes once nobody uses it any more.
+    /// Directories of its own: of the hosts, and of the back end. Last, so that it goes once nobody uses it
+    /// any more.
     pub(crate) dir: TempDir,
 }
 
@@ -104,7 +105,8 @@ impl Place {
         Self::new(Where::Directory(path), dir)
     }
 
-    /// A directory seen through a file system that can be told to misbehave; `None`, loudly, where there can be none.
+    /// A directory seen through a file system that can be told to misbehave; `None`, loudly, where there can
+    /// be none.
     pub(crate) fn view(story: &str) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path().join("view");
@@ -117,7 +119,8 @@ impl Place {
         }
     }
 
-    /// A real etcd, asked over a way that can be told to lose things; `None`, loudly, where there can be none.
+    /// A real etcd, asked over a way that can be told to lose things; `None`, loudly, where there can be
+    /// none.
     pub(crate) fn etcd(story: &str) -> Option<Self> {
         if let Some(lacking) = EtcdServer::lacking() {
             lab::skip(story, &lacking);

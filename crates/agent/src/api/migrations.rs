@@ -44,7 +44,8 @@ pub(super) async fn plan(
     blocking(&api, move |api| api.migrations.plan(&name, &options)).await.map(Json)
 }
 
-/// Events as lines of JSON, from the beginning of the VM's latest migration; with `?follow=true` until its end.
+/// Events as lines of JSON, from the beginning of the VM's latest migration; with `?follow=true` until its
+/// end.
 pub(super) async fn watch(
     State(api): State<Api>,
     Path(name): Path<String>,

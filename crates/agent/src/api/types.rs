@@ -1,4 +1,5 @@
-//! What goes over the API. Events and reports of migrations are those of `engine::report`, refusals its `Failure`.
+//! What goes over the API. Events and reports of migrations are those of `engine::report`, refusals its
+//! `Failure`.
 
 use crate::store::Origin;
 use engine::report::{Compression, Mode, Phase, Promise, Robust};
@@ -85,8 +86,8 @@ pub struct VmInfo {
     pub different: Vec<String>,
     /// What it is made of.
     pub recipe: serde_json::Value,
-    /// What its character devices and its screen end in on this host, if the agent's QEMU runs it: `id`, `kind`, `path`, the name `link`
-    /// that stays the same, `log`.
+    /// What its character devices and its screen end in on this host, if the agent's QEMU runs it: `id`,
+    /// `kind`, `path`, the name `link` that stays the same, `log`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<serde_json::Value>,
 }
@@ -108,14 +109,16 @@ pub struct MigrationBrief {
 pub struct RunRequest {
     /// The VM file's text.
     pub text: String,
-    /// Where it was read from: its mistakes are told by this name, relative paths in it start from its directory.
+    /// Where it was read from: its mistakes are told by this name, relative paths in it start from its
+    /// directory.
     pub path: PathBuf,
     /// A host that owned it and can never run it again, as a person says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fenced: Option<String>,
 }
 
-/// `POST /v1/vms/NAME/adopt`: take charge of a VM that something else started. `POST /v1/check`: only look at it.
+/// `POST /v1/vms/NAME/adopt`: take charge of a VM that something else started. `POST /v1/check`: only look at
+/// it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdoptRequest {
@@ -150,7 +153,8 @@ pub struct MigrateOptions {
     /// How long the guest's writers may be made to wait at a time so that pre-copy ends, in milliseconds.
     #[serde(default)]
     pub max_stall_ms: Option<f64>,
-    /// How long a link that was lost is waited for while the guest runs on the source, in milliseconds; 0: not at all.
+    /// How long a link that was lost is waited for while the guest runs on the source, in milliseconds; 0:
+    /// not at all.
     #[serde(default)]
     pub give_up_ms: Option<f64>,
     /// The most that may be put on the wire, in bytes per second.
@@ -165,20 +169,22 @@ pub struct MigrateOptions {
     /// What pages may be compressed with.
     #[serde(default)]
     pub compress: Compression,
-    /// A directory on a datastore that both hosts reach, by which memory is to travel too; if left out, the agent's.
+    /// A directory on a datastore that both hosts reach, by which memory is to travel too; if left out, the
+    /// agent's.
     #[serde(default)]
     pub spool: Option<PathBuf>,
     /// What must be in the file there when the VM changes hands; if left out, as the agent has it.
     #[serde(default)]
     pub robust: Option<Robust>,
-    /// How many cores may compress at a time, at most; if left out, as many as the VM leaves idle, but one at least.
+    /// How many cores may compress at a time, at most; if left out, as many as the VM leaves idle, but one at
+    /// least.
     #[serde(default)]
     pub cpu: Option<u32>,
 }
 
 impl MigrateOptions {
-    /// The most streams that can be asked for. Each has a thread on both sides; beyond the number of cores they only
-    /// take turns.
+    /// The most streams that can be asked for. Each has a thread on both sides; beyond the number of cores
+    /// they only take turns.
     pub const MOST_STREAMS: u16 = 64;
 }
 

@@ -4,8 +4,8 @@ use super::PORT;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use std::{fmt, net::Ipv6Addr, str::FromStr};
 
-/// Where another agent listens: `host:port`, `[v6]:port`, or several of these with commas between them. Names are looked up when it is
-/// called.
+/// Where another agent listens: `host:port`, `[v6]:port`, or several of these with commas between them. Names
+/// are looked up when it is called.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Address(String);
 
@@ -15,7 +15,8 @@ impl Address {
         &self.0
     }
 
-    /// Each of them as it is looked up, with the host that its certificate must be for: a name, or an address without brackets.
+    /// Each of them as it is looked up, with the host that its certificate must be for: a name, or an address
+    /// without brackets.
     pub fn each(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.split(',').map(|one| (one, parts(one).map_or(one, |(host, _)| host)))
     }

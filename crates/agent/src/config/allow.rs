@@ -3,8 +3,8 @@
 use serde::Deserialize;
 use std::path::PathBuf;
 
-/// What the VMs of other hosts may use here. Another host of the workgroup says what a VM that it sends needs; whether it
-/// gets that is decided here.
+/// What the VMs of other hosts may use here. Another host of the workgroup says what a VM that it sends
+/// needs; whether it gets that is decided here.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Allow {
@@ -16,10 +16,11 @@ pub struct Allow {
     pub spool: Vec<PathBuf>,
     /// Bridges; `None`: whichever there are.
     pub bridges: Option<Vec<String>>,
-    /// Servers on the network that have disks (NBD): `storage:10809`, `10.0.0.5`, `10.0.0.0/24:10809`. Who grants an address says that it
-    /// means the same server on all hosts.
+    /// Servers on the network that have disks (NBD): `storage:10809`, `10.0.0.5`, `10.0.0.0/24:10809`. Who
+    /// grants an address says that it means the same server on all hosts.
     pub servers: Vec<String>,
-    /// Options of QEMU, such as `-device`; `None`: all that are known to be harmless. No others can be allowed.
+    /// Options of QEMU, such as `-device`; `None`: all that are known to be harmless. No others can be
+    /// allowed.
     pub options: Option<Vec<String>>,
     /// Devices, such as `virtio-*`; `None`: all that are known to be harmless. No others can be allowed.
     pub devices: Option<Vec<String>>,

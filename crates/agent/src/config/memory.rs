@@ -9,8 +9,8 @@ pub(super) struct Table {
     pub(super) overcommit: Option<Overcommit>,
 }
 
-/// How many times the memory that is free VMs of other hosts may need, in hundredths: 100 unless this host overcommits, for guests that
-/// touch only part of theirs.
+/// How many times the memory that is free VMs of other hosts may need, in hundredths: 100 unless this host
+/// overcommits, for guests that touch only part of theirs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Overcommit(pub u32);
 

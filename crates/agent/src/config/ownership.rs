@@ -70,8 +70,8 @@ impl Table {
                 }
                 if let Some(end) = endpoints.iter().find(|end| !secure && !plaintext && !is_loopback(end)) {
                     return wrong(&format!(
-                        "etcd end point {end:?} would be asked in plaintext, and whoever hears or changes that can take \
-                         VMs: write https://HOST:PORT, and name etcd-ca"
+                        "etcd end point {end:?} would be asked in plaintext, and whoever hears or changes \
+                         that can take VMs: write https://HOST:PORT, and name etcd-ca"
                     ));
                 }
                 Ok(OwnershipPlace::Etcd(EtcdPlace { endpoints, tls }))

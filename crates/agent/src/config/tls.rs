@@ -15,7 +15,8 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// All three of them, the usual ones below. A flag that names a directory wins over whatever is named here.
+    /// All three of them, the usual ones below. A flag that names a directory wins over whatever is named
+    /// here.
     pub(super) fn files(self, flag: Option<&Path>) -> Files {
         let named = if flag.is_some() { Self::default() } else { self };
         let usual = Files::within(flag.unwrap_or(Path::new(TLS)));

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 use units::Locked;
 
-/// One migration, running or over. Its events are kept from the beginning, except that of the ticks between two
-/// other events only the latest is: who joins late sees the whole story, and an endless migration stays small.
+/// One migration, running or over. Its events are kept from the beginning, except that of the ticks between
+/// two other events only the latest is: who joins late sees the whole story, and an endless migration stays
+/// small.
 pub struct MigrationHandle {
     /// What was asked for.
     pub request: MigrateRequest,

@@ -89,8 +89,8 @@ pub trait Migrator: Send + Sync {
     /// Serves a connection that another agent has made, and that is let in as long as the pass says.
     fn serve(&self, connection: TcpStream, from: SocketAddr, pass: Pass);
 
-    /// Asks the record that decides this migration from here: the one that the target keeps, or a shared one. An error: not
-    /// known, ask again.
+    /// Asks the record that decides this migration from here: the one that the target keeps, or a shared one.
+    /// An error: not known, ask again.
     fn ask(&self, departure: &DepartureRecord, claim: &Claim) -> io::Result<Claimed>;
 
     /// Asks the record that decides a migration to here on behalf of this host, which was permitted to. An

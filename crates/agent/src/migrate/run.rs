@@ -31,10 +31,12 @@ const A_YEAR: f64 = 365.0 * 86400.0;
 /// The pause that is acceptable unless the user says otherwise: what a TCP peer takes for a slow packet.
 const MAX_DOWNTIME: Duration = Duration::from_millis(20);
 
-/// How long a guest's writer may be made to wait unless the user says otherwise: less than a disk takes now and then.
+/// How long a guest's writer may be made to wait unless the user says otherwise: less than a disk takes now
+/// and then.
 const MAX_STALL: Duration = Duration::from_millis(5);
 
-/// How long a link that was lost is waited for unless the user says otherwise: a switch that restarts takes less.
+/// How long a link that was lost is waited for unless the user says otherwise: a switch that restarts takes
+/// less.
 const GIVE_UP: Duration = Duration::from_secs(60);
 
 /// Longer and nobody remembers.
@@ -119,7 +121,8 @@ impl Migrations {
         self.known.locked().by_vm.get(vm).cloned()
     }
 
-    /// A person has fenced the target of a migration that is in doubt. Says whether one runs that can be told.
+    /// A person has fenced the target of a migration that is in doubt. Says whether one runs that can be
+    /// told.
     pub fn resolve_here(&self, vm: &str, fenced: &str) -> bool {
         let running = self.of(vm).filter(|m| m.report().is_none() && m.request.to == fenced);
         let doubtful = running.filter(|m| m.phase() == Some(Phase::Switchover));

@@ -1,5 +1,6 @@
-//! Who may wait at the agent's port until it is known what they want. Connections cost nothing to whoever makes them, and say whose
-//! they are only when their handshake is over: until then they get little room, and the peers that are known keep theirs.
+//! Who may wait at the agent's port until it is known what they want. Connections cost nothing to whoever
+//! makes them, and say whose they are only when their handshake is over: until then they get little room, and
+//! the peers that are known keep theirs.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,7 +9,8 @@ use std::{
 };
 use units::Locked;
 
-/// Connections that may wait at a time: each takes a thread and two descriptors, for as long as a handshake may last.
+/// Connections that may wait at a time: each takes a thread and two descriptors, for as long as a handshake
+/// may last.
 const MOST_WAITING: usize = 128;
 
 /// Of these, as many as a stranger may have: a migration opens a dozen, one after the other.
@@ -89,7 +91,8 @@ impl Door {
 }
 
 impl Pass {
-    /// Its handshake is over. `member`: with a certificate of the workgroup, by which its host is known from now on.
+    /// Its handshake is over. `member`: with a certificate of the workgroup, by which its host is known from
+    /// now on.
     pub fn greeted(self, member: bool) {
         let mut inside = self.door.inside();
         if member && inside.known.len() < MOST_LEARNT {

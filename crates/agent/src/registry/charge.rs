@@ -1,8 +1,9 @@
 //! Who is in charge of a QEMU: one agent of a host at most, and under one name.
 //!
-//! Two agents that both move it would both run it somewhere (I1). So each locks the process' directory in `/proc`
-//! (`flock(2)`), which all that see the process have in common, whatever their network or mount namespaces; an agent in a
-//! container with a `/proc` of its own is not seen. The kernel takes the lock back when the agent ends, however it ends.
+//! Two agents that both move it would both run it somewhere (I1). So each locks the process' directory in
+//! `/proc` (`flock(2)`), which all that see the process have in common, whatever their network or mount
+//! namespaces; an agent in a container with a `/proc` of its own is not seen. The kernel takes the lock back
+//! when the agent ends, however it ends.
 
 use crate::store::Process;
 use std::{

@@ -7,8 +7,8 @@ use std::{
 };
 use units::Locked;
 
-/// How long whoever is to do something waits for who only looks. A look asks QEMU one question; one that takes
-/// longer waits for a QEMU that answers nobody.
+/// How long whoever is to do something waits for who only looks. A look asks QEMU one question; one that
+/// takes longer waits for a QEMU that answers nobody.
 const LOOK: Duration = Duration::from_secs(10);
 
 /// What is done with a VM.

@@ -33,7 +33,8 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// The VMs that `store` knows, and the record that says which of them are this host's, where all hosts share one.
+    /// The VMs that `store` knows, and the record that says which of them are this host's, where all hosts
+    /// share one.
     pub fn new(store: Store, hypervisor: Arc<dyn Hypervisor>, record: Option<Arc<dyn SharedRecord>>) -> Self {
         let shared = shared::Shared::new(record);
         let registry =
@@ -53,7 +54,8 @@ impl Registry {
     pub(crate) fn charge(&self, process: Process) -> Result<charge::Charge, String> {
         match self.charges.take(process) {
             Ok(charge::Charge::Others) => Err(format!(
-                "another agent of this host is in charge of its QEMU (process {}); stop that agent, or use it",
+                "another agent of this host is in charge of its QEMU (process {}); stop that agent, or use \
+                 it",
                 process.pid
             )),
             Ok(charge) => Ok(charge),
@@ -76,14 +78,15 @@ impl Registry {
         self.store.host()
     }
 
-    /// Reserves the VM of this name for one task at a time; `None` while another task has it. QEMU talks to one QMP
-    /// client at a time, so whoever talks to a VM holds its lease; who only looks at it is waited for.
+    /// Reserves the VM of this name for one task at a time; `None` while another task has it. QEMU talks to
+    /// one QMP client at a time, so whoever talks to a VM holds its lease; who only looks at it is waited
+    /// for.
     pub fn lease(&self, name: &str) -> Option<Lease> {
         self.leases.take(name)
     }
 
-    /// Starts the VM that the VM file `text`, read from `path`, describes. `fenced`: a host from which it may be taken, because a
-    /// person has seen to it that it cannot run it.
+    /// Starts the VM that the VM file `text`, read from `path`, describes. `fenced`: a host from which it may
+    /// be taken, because a person has seen to it that it cannot run it.
     pub fn run(&self, text: &str, path: &Path, fenced: Option<&str>) -> Result<VmInfo, Refusal> {
         let cannot =
             |kind, name: &str, reasons: Reasons| self.refuse(kind, format!("cannot start {name}"), reasons);
@@ -111,7 +114,8 @@ impl Registry {
             Err(reasons) => {
                 // If it cannot be told, it is still this host's, and can be started here.
                 if let Err(error) = self.shared.end(&self.store, &plan.name) {
-                    warn!(vm = plan.name, %error, "it did not start, and the ownership record cannot be told");
+                    warn!(vm = plan.name, %error, "it did not start, and the ownership record cannot be \
+                                                   told");
                 }
                 self.store.remove_vm(&plan.name).map_err(|e| self.store_failed(e))?;
                 return Err(cannot(Kind::Failed, &plan.name, reasons));
@@ -204,8 +208,8 @@ impl Registry {
         // Not before: another host may start it from then on.
         self.shared.end(&self.store, name).map_err(|error| {
             let why = format!(
-                "its QEMU has ended, but the ownership record cannot be told, so no other host may start it yet: {error}; try \
-                 again"
+                "its QEMU has ended, but the ownership record cannot be told, so no other host may start it \
+                 yet: {error}; try again"
             );
             cannot(why.into())
         })?;
@@ -248,8 +252,8 @@ impl Registry {
         Ok(())
     }
 
-    /// Looks, after a start of the agent, which of the recorded VMs are still there, and says so in the log. Each QEMU is given its
-    /// time to answer: those that are waited for are served before.
+    /// Looks, after a start of the agent, which of the recorded VMs are still there, and says so in the log.
+    /// Each QEMU is given its time to answer: those that are waited for are served before.
     pub fn look_again(&self) -> Result<(), StoreError> {
         for vm in self.store.vms()? {
             if self.store.arrival(&vm.name)?.is_some() {
@@ -296,14 +300,16 @@ impl Registry {
         Err(self.refuse(Kind::Conflict, format!("cannot {what} {}", record.name), why.into()))
     }
 
-    /// The VM, which has just been recorded here, becomes this host's also by the shared record; or it is not recorded here.
+    /// The VM, which has just been recorded here, becomes this host's also by the shared record; or it is not
+    /// recorded here.
     fn take(&self, name: &str, what: &str, fenced: Option<&str>) -> Result<(), Refusal> {
         let Err((kind, why)) = self.shared.take(&self.store, name, fenced) else { return Ok(()) };
         self.store.remove_vm(name).map_err(|e| self.store_failed(e))?;
         Err(self.refuse(kind, format!("cannot {what} {name}"), why.into()))
     }
 
-    /// A VM that is here, and that a person has taken from a host that is `fenced`, also by the shared record.
+    /// A VM that is here, and that a person has taken from a host that is `fenced`, also by the shared
+    /// record.
     pub(crate) fn retake(&self, name: &str, fenced: &str) -> Result<(), String> {
         let departure = self.store.departure_of(name).map_err(|e| e.to_string())?;
         match departure.map(|entry| entry.state) {
@@ -325,8 +331,8 @@ impl Registry {
         self.shared.record()
     }
 
-    /// Looks whether the shared record knows that a VM that is here belongs here, and tells it if it has never heard of it. An error:
-    /// not known, try again.
+    /// Looks whether the shared record knows that a VM that is here belongs here, and tells it if it has
+    /// never heard of it. An error: not known, try again.
     pub(crate) fn publish(&self, name: &str) -> io::Result<()> {
         let store = &self.store;
         let here = || -> io::Result<bool> {

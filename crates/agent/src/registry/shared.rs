@@ -60,8 +60,9 @@ impl Shared {
             Claimed::Lost(theirs) => {
                 let (owner, words) = (theirs.owner, record.words());
                 let why = format!(
-                    "it belongs to {owner}, by {words}. Migrate it from there, or stop it there (`whimbrel stop {vm}`). If {owner} is \
-                     down for good, make sure that it stays off, then: whimbrel run FILE --i-have-fenced {owner}"
+                    "it belongs to {owner}, by {words}. Migrate it from there, or stop it there (`whimbrel \
+                     stop {vm}`). If {owner} is down for good, make sure that it stays off, then: whimbrel \
+                     run FILE --i-have-fenced {owner}"
                 );
                 Err((Kind::Conflict, why))
             }
@@ -86,8 +87,8 @@ impl Shared {
         Ok(found)
     }
 
-    /// Writes that down. Says whether it settles whose the VM is; otherwise the record is to be told, as when all hosts have only
-    /// just begun to share one.
+    /// Writes that down. Says whether it settles whose the VM is; otherwise the record is to be told, as when
+    /// all hosts have only just begun to share one.
     pub(super) fn believe(&self, store: &Store, vm: &str, said: Option<OwnershipRecord>) -> io::Result<bool> {
         let Some(record) = &self.record else { return Ok(true) };
         let Some(said) = said.filter(|said| said.owner != NOBODY) else { return Ok(false) };
@@ -96,7 +97,8 @@ impl Shared {
             self.others(vm, None);
             store.note_shared(&record.identity()?, vm, &said)?;
         } else {
-            error!(vm, owner = said.owner, epoch = %said.epoch, "it is here, and by the shared record another host's");
+            error!(vm, owner = said.owner, epoch = %said.epoch, "it is here, and by the shared record \
+                                                                 another host's");
             self.others(vm, Some(said.owner));
         }
         Ok(true)

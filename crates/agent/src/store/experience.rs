@@ -1,6 +1,7 @@
 //! What earlier migrations taught: of each VM, wherever it was moved before, and of the way to each host.
 //!
-//! It is advice only: whatever of it is lost or unreadable costs no VM anything, so nothing here is an error for its reader.
+//! It is advice only: whatever of it is lost or unreadable costs no VM anything, so nothing here is an error
+//! for its reader.
 
 use super::{Store, StoreError, Trouble, decode, encode};
 use engine::report::{Outcome, Past, Report};

@@ -1,7 +1,7 @@
 //! A store whose rows somebody has damaged: for the crate `fuzz`, and for nothing else.
 //!
-//! Not behind a feature: cargo builds the workspace with all features that anybody asks for, and what is tested would not be what is
-//! shipped.
+//! Not behind a feature: cargo builds the workspace with all features that anybody asks for, and what is
+//! tested would not be what is shipped.
 
 use super::{
     ArrivalRecord, CACHE_BYTES, DepartureRecord, Known, Store, StoreError, VmRecord, decode, owed, ownership,

@@ -1,8 +1,8 @@
 //! What must survive a crash of the agent: the VMs of this host, who owns them, and where migrations stand.
 //!
-//! One database, `agent.redb`, in the state directory. Every change is one transaction that is on the disk (`fsync`)
-//! when the method returns, so that nothing here is ever half true: a claim, the owed set that goes with it and the
-//! VM's new standing become visible together or not at all.
+//! One database, `agent.redb`, in the state directory. Every change is one transaction that is on the disk
+//! (`fsync`) when the method returns, so that nothing here is ever half true: a claim, the owed set that goes
+//! with it and the VM's new standing become visible together or not at all.
 
 mod experience;
 #[doc(hidden)]
@@ -45,8 +45,8 @@ const CACHE_BYTES: usize = 4 << 20;
 pub enum StoreError {
     /// Another agent has it open.
     #[error(
-        "the state directory {dir} is in use by another agent{holder}; end that agent, or give this one a directory \
-         of its own with --state-dir"
+        "the state directory {dir} is in use by another agent{holder}; end that agent, or give this one a \
+         directory of its own with --state-dir"
     )]
     InUse {
         /// The directory.

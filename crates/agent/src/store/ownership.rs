@@ -1,8 +1,9 @@
 //! Who owns a VM: the compare-and-swap that is the commit of a migration.
 //!
-//! The record that decides a migration is kept by its target, under the migration's id: it starts as what the source
-//! says of itself (the *offer*) and changes once, by the first claim that fits. A record per migration, not per name,
-//! so that neither a late claim of an old migration nor another VM of the same name can ever disturb it.
+//! The record that decides a migration is kept by its target, under the migration's id: it starts as what the
+//! source says of itself (the *offer*) and changes once, by the first claim that fits. A record per
+//! migration, not per name, so that neither a late claim of an old migration nor another VM of the same name
+//! can ever disturb it.
 //!
 //! Beside these, each host keeps for each VM name the last owner that it knows of: what people are told.
 
@@ -29,7 +30,8 @@ struct Offer {
     owner: Owner,
     /// Whether this host may claim it from the owner. Nobody else ever may.
     open: bool,
-    /// Which record decides, by its identity; empty: this one. What another has decided is only written down here.
+    /// Which record decides, by its identity; empty: this one. What another has decided is only written down
+    /// here.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     record: String,
 }
@@ -102,9 +104,9 @@ pub(super) fn withdraw(change: &WriteTransaction, migration: MigrationId) -> Res
 }
 
 impl Store {
-    /// Takes in a VM that a source offers: records the VM (its standing says which migration brings it and from
-    /// where), the journal of its arrival, and the ownership record on which that migration will be decided, all in
-    /// one transaction. `of_source` is what the source says of its ownership.
+    /// Takes in a VM that a source offers: records the VM (its standing says which migration brings it and
+    /// from where), the journal of its arrival, and the ownership record on which that migration will be
+    /// decided, all in one transaction. `of_source` is what the source says of its ownership.
     pub fn accept(&self, vm: &VmRecord, of_source: &OwnershipRecord) -> Result<super::Arrival, OfferError> {
         self.accept_decided_by(vm, of_source, "")
     }
@@ -202,7 +204,8 @@ impl Store {
         })
     }
 
-    /// Which record decides this migration, by its identity; empty: this one. `None`: nothing is known of it here.
+    /// Which record decides this migration, by its identity; empty: this one. `None`: nothing is known of it
+    /// here.
     pub fn decided_by(&self, migration: MigrationId) -> Result<Option<String>, StoreError> {
         Ok(self.offer_of(migration)?.map(|offer| offer.record))
     }
@@ -216,8 +219,8 @@ impl Store {
         }))
     }
 
-    /// Before a shared record is asked for the VM on behalf of this host: from now on only that record decides. An error if its
-    /// arrival was given up.
+    /// Before a shared record is asked for the VM on behalf of this host: from now on only that record
+    /// decides. An error if its arrival was given up.
     pub fn begin_claim(&self, claim: &Claim) -> io::Result<()> {
         let what = format!("record that {} is being claimed", claim.vm);
         let there =
@@ -225,7 +228,8 @@ impl Store {
         if there { Ok(()) } else { Err(io::Error::other(format!("cannot {what}: its arrival was given up"))) }
     }
 
-    /// The shared record says that somebody else owns the VM, or it can never run here any more: its arrival may be given up.
+    /// The shared record says that somebody else owns the VM, or it can never run here any more: its arrival
+    /// may be given up.
     pub fn lose_claim(&self, vm: &str, migration: MigrationId) -> Result<(), StoreError> {
         self.change(&format!("record that {vm} is not this host's"), |change| {
             target::claiming(change, vm, migration, false).map(drop)
@@ -251,7 +255,8 @@ impl Store {
         })
     }
 
-    /// Forgets the record on which a migration was decided. Only once the source has said that it will not ask again.
+    /// Forgets the record on which a migration was decided. Only once the source has said that it will not
+    /// ask again.
     pub fn forget_offer(&self, migration: MigrationId) -> Result<(), StoreError> {
         self.change("forget a decided migration", |change| {
             change.open_table(OFFERS)?.remove(migration.0)?;

@@ -1,5 +1,5 @@
-//! What this host knows of a record that all hosts share: the newest epoch of each VM that it has seen there, so that a record
-//! from an old backup is noticed.
+//! What this host knows of a record that all hosts share: the newest epoch of each VM that it has seen there,
+//! so that a record from an old backup is noticed.
 
 use super::{Store, StoreError, Trouble, decode, encode, ownership, records::epoch};
 use engine::ports::OwnershipRecord;

@@ -47,7 +47,8 @@ enum Step {
 }
 
 impl Store {
-    /// The journal of a migration from here to the host `to` at `address`. Nothing is written before its first entry.
+    /// The journal of a migration from here to the host `to` at `address`. Nothing is written before its
+    /// first entry.
     pub fn departure(&self, vm: &str, migration: MigrationId, to: &str, address: &str) -> Departure {
         let (vm, to, address) = (vm.to_owned(), to.to_owned(), address.to_owned());
         Departure {
@@ -136,8 +137,9 @@ impl Departure {
         }
     }
 
-    /// The guest runs here again after a promise that became durable too late: nobody was permitted to claim, so nobody has, and the VM
-    /// belongs to this host as it did. Like [`SourceJournal::back`], whose promise was given, but without a new epoch.
+    /// The guest runs here again after a promise that became durable too late: nobody was permitted to claim,
+    /// so nobody has, and the VM belongs to this host as it did. Like [`SourceJournal::back`], whose promise
+    /// was given, but without a new epoch.
     pub fn withdrawn(&mut self) -> io::Result<()> {
         let next = |before| match before {
             Some(DepartureState::Gone { .. }) => Err("it belongs to the target (I4)".to_owned()),

@@ -1,4 +1,5 @@
-//! Files on datastores: what an arriving guest can live on if its source is lost, and where files of ours may have been left.
+//! Files on datastores: what an arriving guest can live on if its source is lost, and where files of ours may
+//! have been left.
 
 use super::{Store, StoreError, Trouble, decode, encode, owed};
 use engine::ports::SpoolRecord;

@@ -113,8 +113,9 @@ impl Arrival {
         Ok(())
     }
 
-    /// The migration did not come to its commit: the VM is forgotten here, and nobody can claim it for this host any
-    /// more; the source still can for itself. Says `false`, and changes nothing, if this host has claimed it already.
+    /// The migration did not come to its commit: the VM is forgotten here, and nobody can claim it for this
+    /// host any more; the source still can for itself. Says `false`, and changes nothing, if this host has
+    /// claimed it already.
     pub fn abandon(&self) -> Result<bool, StoreError> {
         self.store.change(&format!("give up the arrival of {}", self.vm), |change| {
             match get(change, &self.vm, self.migration)? {
@@ -171,8 +172,8 @@ impl TargetJournal for Arrival {
         if there { Ok(()) } else { Err(io::Error::other(format!("cannot {what}: its arrival was given up"))) }
     }
 
-    /// The VM is forgotten here, and nobody can claim it for this host any more; the source still can for itself, as long
-    /// as it may have to.
+    /// The VM is forgotten here, and nobody can claim it for this host any more; the source still can for
+    /// itself, as long as it may have to.
     fn abandoned(&mut self, source_may_ask: bool) -> io::Result<()> {
         if !self.abandon()? {
             return Err(io::Error::other(format!(

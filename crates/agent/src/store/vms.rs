@@ -26,8 +26,9 @@ impl Store {
         })
     }
 
-    /// Records a VM unless its name is taken; says whether it was recorded. A VM that belongs here (`Standing::Here`)
-    /// becomes this host's in the same transaction, at an epoch that no earlier VM of this name had here.
+    /// Records a VM unless its name is taken; says whether it was recorded. A VM that belongs here
+    /// (`Standing::Here`) becomes this host's in the same transaction, at an epoch that no earlier VM of this
+    /// name had here.
     pub fn add_vm(&self, vm: &VmRecord) -> Result<bool, StoreError> {
         self.change(&format!("record the VM {}", vm.name), |change| {
             let mut vms = change.open_table(VMS)?;

@@ -1,4 +1,5 @@
-//! An agent whose VMs are `sleep` processes and whose migrations are played from a script named by their target.
+//! An agent whose VMs are `sleep` processes and whose migrations are played from a script named by their
+//! target.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
@@ -152,8 +153,8 @@ fn recipe() -> Value {
     })
 }
 
-/// Plays migrations. What happens is named by the target: `good`, `bad`, `slow` (waits for a cancel), `postcopy`
-/// (waits, uncancellable, until [`Script::go_on`]), `doubt`, `panic`.
+/// Plays migrations. What happens is named by the target: `good`, `bad`, `slow` (waits for a cancel),
+/// `postcopy` (waits, uncancellable, until [`Script::go_on`]), `doubt`, `panic`.
 #[derive(Default)]
 pub struct Script {
     gate: Mutex<bool>,

@@ -1,4 +1,5 @@
-//! A real QEMU to attach to, its monitor, and its gdb stub: with the latter QEMU itself reads and writes guest RAM.
+//! A real QEMU to attach to, its monitor, and its gdb stub: with the latter QEMU itself reads and writes
+//! guest RAM.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its own part of this")]
 
 use attach::{Memory, RamBlock};
@@ -26,7 +27,8 @@ pub struct Qemu {
     sockets: PathBuf,
 }
 
-/// A kernel that a guest can boot: the one of the laboratory, or this machine's own. Without one, a test that needs it is void.
+/// A kernel that a guest can boot: the one of the laboratory, or this machine's own. Without one, a test that
+/// needs it is void.
 fn kernel() -> Option<PathBuf> {
     let own = || Some(std::fs::read_dir("/boot").ok()?.filter_map(|entry| Some(entry.ok()?.path())));
     let is_kernel = |path: &PathBuf| path.to_string_lossy().contains("/vmlinuz-");
@@ -50,8 +52,8 @@ pub fn booting_on(object: &str) -> Option<Qemu> {
     Some(Qemu::start(object, &more))
 }
 
-/// Mirrors the first RAM block of a running guest by what its tracker says, for so long and until it is stopped; then no page may
-/// differ. `during` may do something in each round.
+/// Mirrors the first RAM block of a running guest by what its tracker says, for so long and until it is
+/// stopped; then no page may differ. `during` may do something in each round.
 pub fn mirror<T: Tracker>(
     qemu: &mut Qemu,
     memory: &Memory,
@@ -94,7 +96,8 @@ pub fn mirror<T: Tracker>(
 }
 
 impl Qemu {
-    /// Starts a q35 with `memory` as the memory backend (an `-object`) and further arguments, its guest stopped.
+    /// Starts a q35 with `memory` as the memory backend (an `-object`) and further arguments, its guest
+    /// stopped.
     pub fn start(memory: &str, more: &[&str]) -> Self {
         let machine = ["-machine", "q35,memory-backend=mem", "-object", memory];
         Self::start_machine(&[&machine[..], more].concat())

@@ -84,7 +84,8 @@ fn talk(binary: &Path, questions: &[Value]) -> Result<Vec<Value>, String> {
     });
 
     let text: String = questions.iter().map(|q| format!("{q}\n")).collect();
-    // All of it fits in a pipe, so this waits for nobody; where it died at once, its silence below is the error.
+    // All of it fits in a pipe, so this waits for nobody; where it died at once, its silence below is the
+    // error.
     let _ = stdin.write_all(text.as_bytes());
     let until = Instant::now() + PATIENCE;
     let mut replies = Vec::new();
@@ -104,7 +105,8 @@ fn talk(binary: &Path, questions: &[Value]) -> Result<Vec<Value>, String> {
     Ok(replies)
 }
 
-/// What a line says if it answers a question; the greeting and events do not. An error is an answer without content.
+/// What a line says if it answers a question; the greeting and events do not. An error is an answer without
+/// content.
 fn reply(line: &str) -> Option<Value> {
     let mut value: Value = serde_json::from_str(line).ok()?;
     let answer = value.get_mut("return").map(Value::take);

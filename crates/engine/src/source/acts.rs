@@ -135,8 +135,8 @@ impl SourceDriver {
                 self.insist("journal that everything is there", |d| d.parts.journal.settled());
                 self.end_spool();
                 self.end_targets_file();
-                // What QEMU still writes on its way out is let through. Protections that end with it cost nothing; taking them back
-                // costs 60 ms a GiB.
+                // What QEMU still writes on its way out is let through. Protections that end with it cost
+                // nothing; taking them back costs 60 ms a GiB.
                 if let Some(Err(e)) = self.parts.tracker.as_mut().map(|tracker| tracker.hurry()) {
                     tracing::debug!(%e, "writers may have to wait for QEMU's end");
                 }

@@ -7,13 +7,13 @@ use crate::{
 };
 use std::time::Duration;
 
-/// A guest that was stopped so often in vain is not stopped once more: a link that breaks whenever the guest stands still costs it a
-/// pause of up to two seconds (`conn::SILENCE`) each time.
+/// A guest that was stopped so often in vain is not stopped once more: a link that breaks whenever the guest
+/// stands still costs it a pause of up to two seconds (`conn::SILENCE`) each time.
 const IN_VAIN: u32 = 3;
 
 impl SourceDriver {
-    /// The guest runs here again (I3). There is no other place left for it, so this is tried until it works or QEMU
-    /// is gone.
+    /// The guest runs here again (I3). There is no other place left for it, so this is tried until it works
+    /// or QEMU is gone.
     pub(super) fn bring_back(&mut self) {
         self.calm();
         if !self.stopped {

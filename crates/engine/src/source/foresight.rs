@@ -19,13 +19,15 @@ use std::{
 };
 use units::{MemorySet, PAGE_SIZE, Rate};
 
-/// For so long the link is probed where nobody knows how fast it is: on a link with a bucket of 10 ms, long enough to get beyond it.
+/// For so long the link is probed where nobody knows how fast it is: on a link with a bucket of 10 ms, long
+/// enough to get beyond it.
 const PROBE: Duration = Duration::from_millis(30);
 
 /// The same for `whimbrel plan`, which nobody waits for with a VM.
 const LONG_PROBE: Duration = Duration::from_millis(150);
 
-/// A probe that saw next to nothing is made once more, so many times as long: on a busy host nobody may have had a processor to take it in.
+/// A probe that saw next to nothing is made once more, so many times as long: on a busy host nobody may have
+/// had a processor to take it in.
 const LONGER: u32 = 5;
 
 /// For so long, and so often, `whimbrel plan` watches a guest.
@@ -35,7 +37,8 @@ const LOOKS: u32 = 4;
 /// What a migration does before memory moves, where that was not seen: mostly QEMU's start on the target.
 const PREFLIGHT: Duration = Duration::from_millis(150);
 
-/// Bytes that each stream deals with in a second where they do not travel (`./dev bench --only duplicate`: both ends on two cores).
+/// Bytes that each stream deals with in a second where they do not travel (`./dev bench --only duplicate`:
+/// both ends on two cores).
 const LOOK: f64 = 0.5e9;
 
 /// A guest that writes less than this part of what it wrote when it was hard to move is not the same guest.
@@ -44,14 +47,15 @@ const AS_HARD: f64 = 0.5;
 /// What earlier migrations said of the pace is believed within these bounds.
 const BELIEVED: (f64, f64) = (0.4, 2.0);
 
-/// A link is the same way as before if it carries as much within this factor, whichever it is; a guest does as before if it writes so.
+/// A link is the same way as before if it carries as much within this factor, whichever it is; a guest does
+/// as before if it writes so.
 const ALIKE: f64 = 1.5;
 
 /// Guests that write less than this part of what the link carries are alike.
 const LITTLE: f64 = 0.1;
 
-/// Beside sending, the target on the same processors, and the guest, compressing takes so many times what it takes alone: by the
-/// workloads of `./dev bench`.
+/// Beside sending, the target on the same processors, and the guest, compressing takes so many times what it
+/// takes alone: by the workloads of `./dev bench`.
 const BESIDE: f64 = 1.5;
 
 /// A first round of fewer pages says little of the pace.
@@ -157,8 +161,8 @@ impl SourceDriver {
         self.foresight.plan.as_ref().map_or(policy::SHARE, |plan| plan.share)
     }
 
-    /// The share from now on, where so many pages are sent in a second. How long a writer may wait gives way as it was planned, and no
-    /// further than it has to.
+    /// The share from now on, where so many pages are sent in a second. How long a writer may wait gives way
+    /// as it was planned, and no further than it has to.
     pub(super) fn agree(&mut self, share: f64, sent_per_s: Option<f64>) {
         let planned = self.foresight.plan.as_ref().map_or(0.0, |plan| plan.stall_ms / 1e3);
         // A page for each writer and stall, whatever had been expected of the pace.
@@ -299,7 +303,8 @@ impl Seen<'_> {
         self.taught(&parts.history, (pace, wire), (streams, parts.writers), fixed)
     }
 
-    /// The same, once it is known what to expect of pace and wire. Part of the history is the word of other hosts.
+    /// The same, once it is known what to expect of pace and wire. Part of the history is the word of other
+    /// hosts.
     fn taught(
         &self,
         history: &[Past],
@@ -335,9 +340,9 @@ impl Seen<'_> {
     }
 }
 
-/// How much the guest wrote within the rounds of its last migration, the shorter ones first, if it was as quiet before that as it is now:
-/// what is seen in an instant says little of a guest that writes now and then. One that was watched writing and is quiet now does
-/// something else by now.
+/// How much the guest wrote within the rounds of its last migration, the shorter ones first, if it was as
+/// quiet before that as it is now: what is seen in an instant says little of a guest that writes now and
+/// then. One that was watched writing and is quiet now does something else by now.
 fn rounds_of_one_that_began_like_this(history: &[Past], per_s: f64, link: Rate) -> Vec<(Duration, u64)> {
     let Some(past) = history.iter().rfind(|past| past.outcome == Outcome::Completed) else { return vec![] };
     let (then, little) = (past.written_per_s as f64, link.0 as f64 * LITTLE);
@@ -367,7 +372,8 @@ fn again(past: &Past, wire: f64) -> f64 {
     }
 }
 
-/// How fast content of which this part travels moves, by the first round of the last migration on the same way.
+/// How fast content of which this part travels moves, by the first round of the last migration on the same
+/// way.
 fn believed(past: &Past, link: Rate, travels: f64, look: f64, expected: f64) -> f64 {
     let Round { pages, ms, .. } = past.first;
     let alike = (link.0 as f64) < ALIKE * past.link as f64 && (past.link as f64) < ALIKE * link.0 as f64;

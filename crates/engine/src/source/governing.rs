@@ -1,12 +1,14 @@
-//! When the guest's writes are slowed, and to which pace; and when its vCPUs are stunned, because that does not suffice.
+//! When the guest's writes are slowed, and to which pace; and when its vCPUs are stunned, because that does
+//! not suffice.
 
 use super::SourceDriver;
 use crate::{Broken, ports::Stalls, report::Phase, why};
 use policy::{Duty, OUTRUN};
 use std::time::{Duration, Instant};
 
-/// So long a round must have lasted before it is judged: less shows how its first pages were sent. Again after twice as long,
-/// and so on: each look protects anew what the guest writes, which costs it a fault a page.
+/// So long a round must have lasted before it is judged: less shows how its first pages were sent. Again
+/// after twice as long, and so on: each look protects anew what the guest writes, which costs it a fault a
+/// page.
 const JUDGED: Duration = Duration::from_millis(200);
 
 /// What the source knows of governing its guest.

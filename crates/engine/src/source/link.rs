@@ -22,8 +22,8 @@ use std::{
 /// How long to wait before the target is called again to be told that the migration has ended.
 const LATER: Duration = Duration::from_millis(300);
 
-/// A call that is not answered within so long was lost, whatever the link's round trip was before: `ROUND_TRIPS` times that, but at
-/// least this.
+/// A call that is not answered within so long was lost, whatever the link's round trip was before:
+/// `ROUND_TRIPS` times that, but at least this.
 const ANSWERED: Duration = Duration::from_millis(500);
 const ROUND_TRIPS: u32 = 8;
 
@@ -160,7 +160,8 @@ impl SourceDriver {
         self.link(LinkEvent::Reconnect)
     }
 
-    /// The link is wanted again while the guest runs on here, for as long as the user wants. What was on its way is sent again (I2).
+    /// The link is wanted again while the guest runs on here, for as long as the user wants. What was on its
+    /// way is sent again (I2).
     pub(super) fn rejoin(&mut self) -> Option<SourceEvent> {
         self.hang_up();
         self.leave_spool();
@@ -237,7 +238,8 @@ impl SourceDriver {
         }
     }
 
-    /// The target has all rounds up to this one, and these pages of the next: what is left of the current one is sent again.
+    /// The target has all rounds up to this one, and these pages of the next: what is left of the current one
+    /// is sent again.
     fn not_again(&mut self, landed: u32) {
         let nothing = self.nothing();
         let has = std::mem::replace(&mut self.landed, nothing);
@@ -253,9 +255,9 @@ impl SourceDriver {
         }
     }
 
-    /// The link was lost, and the migration has ended without the target having heard of it: it is told once it can be, as long as it
-    /// waits for us. Nothing but its time is at stake: it gives up by itself. Not while the guest stands still here: its target would
-    /// forget the record that is still to be asked.
+    /// The link was lost, and the migration has ended without the target having heard of it: it is told once
+    /// it can be, as long as it waits for us. Nothing but its time is at stake: it gives up by itself. Not
+    /// while the guest stands still here: its target would forget the record that is still to be asked.
     pub(super) fn call_off(&self) {
         if !self.asked || self.options.give_up.is_zero() {
             return;
@@ -271,7 +273,8 @@ impl SourceDriver {
                 match dial.dial_soon(Kind::Resume, None, ANSWERED) {
                     Ok(mut conn) => {
                         let said = conn.write_all(&proto::encode(control::Kind::Failed(failed.clone())));
-                        // It hangs up once it has understood; until then this side does not, so that nothing is lost in a reset.
+                        // It hangs up once it has understood; until then this side does not, so that nothing
+                        // is lost in a reset.
                         let heard = said.and_then(|()| conn.silence(Some(SILENCE)));
                         if heard.and_then(|()| io::copy(&mut conn, &mut io::sink())).is_ok() {
                             return;
@@ -328,7 +331,8 @@ impl SourceDriver {
         let (tell, generation) = (self.tell.clone(), self.generation);
         let say: Arc<dyn Fn(Said) + Send + Sync> =
             Arc::new(move |said| drop(tell.send(Signal::Said(generation, said))));
-        // A queue of this generation's own: what a thread of a lost connection still takes from its queue is lost.
+        // A queue of this generation's own: what a thread of a lost connection still takes from its queue is
+        // lost.
         self.owing = Arc::new(Owing::new(self.nothing()));
         if self.options.post_copy() {
             // First: a guest that waits does so for this one.

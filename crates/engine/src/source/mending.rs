@@ -1,6 +1,7 @@
 //! One of the connections that carry pages: opened again while the others go on.
 //!
-//! The target welcomes the new connection once nothing of the old one can land any more, and says what has landed.
+//! The target welcomes the new connection once nothing of the old one can land any more, and says what has
+//! landed.
 
 use super::{Signal, SourceDriver};
 use crate::{
@@ -11,7 +12,8 @@ use crate::{
 use proto::{Kind, LinkEvent, Rest, SourceEvent, control};
 use std::{io, thread};
 
-/// What is there of a stream that is opened again, in any order: its connection, and what the target says that it has.
+/// What is there of a stream that is opened again, in any order: its connection, and what the target says
+/// that it has.
 pub(super) type Reopened = (Option<Conn>, Option<control::StreamBack>);
 
 impl SourceDriver {
@@ -52,13 +54,15 @@ impl SourceDriver {
         self.link(LinkEvent::StreamBack(stream))
     }
 
-    /// Both sides are ready. What else this stream took of the round goes again (I2), before the stream's end of the round.
+    /// Both sides are ready. What else this stream took of the round goes again (I2), before the stream's end
+    /// of the round.
     pub(super) fn go_on(&mut self, stream: u32) -> io::Result<()> {
         let Some((Some(conn), Some(back))) = self.reopened.remove(&stream) else { return Ok(()) };
         let pages = proto::page_sets(&back.blocks, &self.shape)
             .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))?;
         let nothing = self.nothing();
-        // The current round may have begun since the target said that: then this stream has sent none of it yet.
+        // The current round may have begun since the target said that: then this stream has sent none of it
+        // yet.
         let job = self.current.clone().filter(|_| !back.owed).and_then(|round| {
             match Rest::of(round.number, back.round) {
                 Rest::OfFile => None,

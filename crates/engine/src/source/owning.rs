@@ -10,12 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// After so long without an answer the guest, which stands still meanwhile, goes on at the source: before the promise it always may.
+/// After so long without an answer the guest, which stands still meanwhile, goes on at the source: before the
+/// promise it always may.
 const OFFER: Duration = Duration::from_secs(2);
 
 impl SourceDriver {
-    /// Begins to tell the record that the target may claim. It takes as long as a disk or a network does, and must be over by the
-    /// time of the promise: as long as it is not, nobody can claim.
+    /// Begins to tell the record that the target may claim. It takes as long as a disk or a network does, and
+    /// must be over by the time of the promise: as long as it is not, nobody can claim.
     pub(super) fn offer(&mut self) -> io::Result<()> {
         let offer = Offer {
             vm: self.parts.vm.clone(),
@@ -30,7 +31,8 @@ impl SourceDriver {
         Ok(())
     }
 
-    /// Waits until it is told. If it cannot be, or not in time, the guest goes on here: that is no decision, there was none to make.
+    /// Waits until it is told. If it cannot be, or not in time, the guest goes on here: that is no decision,
+    /// there was none to make.
     pub(super) fn offered(&mut self) -> io::Result<()> {
         let Some(told) = self.offering.take() else { return Ok(()) };
         told.recv_timeout(OFFER)
@@ -46,7 +48,8 @@ impl SourceDriver {
         }
     }
 
-    /// The answer comes by way of the queue: between two claims a person's word is heard, and how long it has been in doubt.
+    /// The answer comes by way of the queue: between two claims a person's word is heard, and how long it has
+    /// been in doubt.
     pub(super) fn ask_record(&mut self) {
         let answer = self.ask();
         let _ = self.tell.send(Signal::Event(answer));

@@ -32,7 +32,8 @@ pub struct Options {
     pub verify: bool,
     /// What pages may be compressed with.
     pub compress: Compression,
-    /// How long a link that was lost is waited for while the guest runs here. Once the target may own the VM nobody gives up.
+    /// How long a link that was lost is waited for while the guest runs here. Once the target may own the VM
+    /// nobody gives up.
     pub give_up: Duration,
     /// A file on a datastore that pages go into, too.
     pub spool: Option<SpoolOptions>,
@@ -48,7 +49,8 @@ pub struct SpoolOptions {
 }
 
 impl Options {
-    /// Whether a guest may run before all its memory is there. With a file it is safe, so it need not be allowed.
+    /// Whether a guest may run before all its memory is there. With a file it is safe, so it need not be
+    /// allowed.
     pub(super) fn post_copy(&self) -> bool {
         match self.mode {
             Mode::Auto => self.allow_post_copy || self.spool.is_some(),
@@ -92,7 +94,8 @@ pub struct SourceParts {
     pub recipe: Vec<u8>,
     /// What was found when that was read from the running VM.
     pub reading: Reading,
-    /// RAM blocks that QEMU keeps private, as they were when this was made, by name; `Machine::save` tells what changed in them.
+    /// RAM blocks that QEMU keeps private, as they were when this was made, by name; `Machine::save` tells
+    /// what changed in them.
     pub private: Vec<(String, Vec<u8>)>,
     /// The guest's RAM.
     pub memory: Arc<dyn GuestMemory>,
@@ -104,7 +107,8 @@ pub struct SourceParts {
     pub machine: Beside<dyn Machine>,
     /// What this side promises.
     pub journal: Box<dyn SourceJournal>,
-    /// How many cores may compress at a time, at most. Asked now and then: what the guest needs itself changes.
+    /// How many cores may compress at a time, at most. Asked now and then: what the guest needs itself
+    /// changes.
     pub cores: Box<dyn FnMut() -> u32 + Send>,
     /// How the VM's migrations went before, oldest first.
     pub history: Vec<Past>,

@@ -1,5 +1,5 @@
-//! Whether memory still arrives. A link may answer every small message and carry no large one; it is lost all the same, however
-//! often it can be opened again.
+//! Whether memory still arrives. A link may answer every small message and carry no large one; it is lost all
+//! the same, however often it can be opened again.
 
 use super::SourceDriver;
 use crate::{Broken, conn::UNCONFIRMED, report::Phase, ship::Streams};
@@ -8,7 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// So many confirmed bytes are memory that arrives, and not what connections say of themselves when they are opened.
+/// So many confirmed bytes are memory that arrives, and not what connections say of themselves when they are
+/// opened.
 const ENOUGH: u64 = 16 << 10;
 
 /// So many bytes that are not confirmed do not fit into a small packet.
@@ -111,8 +112,8 @@ impl SourceDriver {
         // All that is said before is small.
         if self.phase() == Phase::Preflight && waits >= LARGE && self.heard.last().is_some() {
             return format!(
-                "{e}; small packets passed before, and what was said last is large: if that happens again, look at the MTU of \
-                 everything on the way"
+                "{e}; small packets passed before, and what was said last is large: if that happens again, \
+                 look at the MTU of everything on the way"
             );
         }
         e.to_string()
@@ -137,11 +138,13 @@ impl SourceDriver {
         let time = patience.as_secs_f64();
         let why = match stuck {
             Stuck::Large => format!(
-                "nothing of the guest's memory has arrived for {time} s (--give-up): small packets pass, large ones do not: \
-                 MTU. Something on the way carries less than both ends believe; ping -M do -s SIZE shows how much"
+                "nothing of the guest's memory has arrived for {time} s (--give-up): small packets pass, \
+                 large ones do not: MTU. Something on the way carries less than both ends believe; ping -M \
+                 do -s SIZE shows how much"
             ),
             Stuck::Target => format!(
-                "nothing of the guest's memory was taken in there for {time} s (--give-up), although the target answers"
+                "nothing of the guest's memory was taken in there for {time} s (--give-up), although the \
+                 target answers"
             ),
             Stuck::All => format!("nothing of the guest's memory has arrived for {time} s (--give-up)"),
         };
@@ -155,8 +158,8 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(10);
 
-    /// What is decided last of looks at (second, confirmed KiB, second of the last answer); at `idle` seconds nothing was on
-    /// its way.
+    /// What is decided last of looks at (second, confirmed KiB, second of the last answer); at `idle` seconds
+    /// nothing was on its way.
     fn judged(looks: &[(u64, u64, Option<u64>)], back: Option<u64>, idle: &[u64]) -> Option<Stuck> {
         let mut judge = Judge { back: back.map(Duration::from_secs), ..Judge::default() };
         let look = |judge: &mut Judge, (now, kib, answered): (u64, u64, Option<u64>)| {

@@ -1,8 +1,9 @@
 //! The file on the datastore: what goes into it when, and what is done when it fails.
 //!
-//! While the guest runs, pages of large rounds go over both ways; a round is over when the target has all of both. Before a post-copy
-//! that must survive the source (`strict`) all that will be owed goes into the file ([`securing`]). After the commit the file is what the
-//! target lives on if this side is lost. A file that fails costs nothing but its help.
+//! While the guest runs, pages of large rounds go over both ways; a round is over when the target has all of
+//! both. Before a post-copy that must survive the source (`strict`) all that will be owed goes into the file
+//! ([`securing`]). After the commit the file is what the target lives on if this side is lost. A file that
+//! fails costs nothing but its help.
 
 mod securing; // before a post-copy that must survive this side
 
@@ -27,7 +28,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// A round of less goes over the network alone: it is over before the datastore has made the first of it durable.
+/// A round of less goes over the network alone: it is over before the datastore has made the first of it
+/// durable.
 const LEAST_ROUND: u64 = 16 << 20;
 
 /// How long removing the file may take.
@@ -83,7 +85,9 @@ impl SourceDriver {
         });
         if self.spooling.round_first {
             self.story.note(
-                "--robust strict: before the guest is stopped, what it would lack goes over the network and into the spool".into(),
+                "--robust strict: before the guest is stopped, what it would lack goes over the network and \
+                 into the spool"
+                    .into(),
             );
         }
         let blocks = self.parts.memory.blocks().iter();
@@ -167,7 +171,8 @@ impl SourceDriver {
         }
     }
 
-    /// The round is over once all streams have sent their shares and the file's part is in the target's memory.
+    /// The round is over once all streams have sent their shares and the file's part is in the target's
+    /// memory.
     pub(super) fn shipped(&self) -> Option<SourceEvent> {
         let all = self.streams.as_ref().is_some_and(|s| self.round_parts.len() as u32 == s.count());
         let round = self.current.as_ref()?.number;
@@ -184,9 +189,10 @@ impl SourceDriver {
         }
     }
 
-    /// The link was lost while the guest runs here. Nobody can say what of the file's part of the current round has landed, and nothing
-    /// of it ever will from now on: the target's fence was closed when the link was lost there, and what is said from now on begins
-    /// behind it. So all of it is sent again, and what was made safe for a post-copy is made so anew.
+    /// The link was lost while the guest runs here. Nobody can say what of the file's part of the current
+    /// round has landed, and nothing of it ever will from now on: the target's fence was closed when the link
+    /// was lost there, and what is said from now on begins behind it. So all of it is sent again, and what
+    /// was made safe for a post-copy is made so anew.
     pub(super) fn leave_spool(&mut self) {
         if let Some(round) = &self.current {
             round.leave_file();
@@ -306,7 +312,8 @@ impl SourceDriver {
         self.forbid_post_copy();
     }
 
-    /// From now on the guest runs on the target only when all its memory is there; it may have to be slowed for that.
+    /// From now on the guest runs on the target only when all its memory is there; it may have to be slowed
+    /// for that.
     fn forbid_post_copy(&mut self) {
         self.options.mode = Mode::PreCopy;
         self.rounds.forbid_post_copy();
@@ -344,8 +351,8 @@ impl SourceDriver {
         Some((self.spooling.durable.bytes, spooler.trails()))
     }
 
-    /// Whether the target, which cannot be reached, has recorded on the datastore that it has everything. Never waits for the datastore:
-    /// what it says is known the next time.
+    /// Whether the target, which cannot be reached, has recorded on the datastore that it has everything.
+    /// Never waits for the datastore: what it says is known the next time.
     pub(super) fn target_is_complete(&mut self) -> bool {
         if let Some(look) = &self.spooling.look {
             match look.try_recv() {
@@ -374,7 +381,8 @@ impl SourceDriver {
         self.spooling.spooler.take().into_iter().for_each(|spooler| end(spooler, REMOVE));
     }
 
-    /// The target has everything, and this side knows it. A target that could not say so has left its word in its own file, for us.
+    /// The target has everything, and this side knows it. A target that could not say so has left its word in
+    /// its own file, for us.
     pub(super) fn end_targets_file(&mut self) {
         let Some(path) = self.spooling.theirs.take() else { return };
         // Without a thread, or on a datastore that hangs, the janitor finds it.

@@ -233,7 +233,8 @@ impl Story {
     pub(super) fn warn(&self, warning: Warning) {
         self.note(match warning {
             Warning::LongPause(pause) => format!(
-                "to end within --max-time the guest is stopped now, for about {} ms: --max-downtime gives way",
+                "to end within --max-time the guest is stopped now, for about {} ms: --max-downtime gives \
+                 way",
                 pause.as_millis()
             ),
             Warning::NoConvergence(dirty) => format!(
@@ -364,7 +365,8 @@ impl Story {
         let silent = match record {
             "" => format!("{to} may own the VM and cannot be reached; it is asked again until it answers"),
             record => format!(
-                "{to} may own the VM, and the ownership record ({record}) cannot be reached; it is asked again until it answers"
+                "{to} may own the VM, and the ownership record ({record}) cannot be reached; it is asked \
+                 again until it answers"
             ),
         };
         self.report.outcome = Outcome::InDoubt;
@@ -400,7 +402,8 @@ impl Story {
                 self.report.error = Some(Failure {
                     what: "the guest on the target".into(),
                     why: format!(
-                        "its QEMU ended while memory was still on its way; the log of QEMU on {to} may say why"
+                        "its QEMU ended while memory was still on its way; the log of QEMU on {to} may say \
+                         why"
                     ),
                     place: to,
                     vm_runs_on: None,

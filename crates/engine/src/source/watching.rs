@@ -1,4 +1,5 @@
-//! Whether the VM is still what it was when its migration began. Managers, backup tools and people use its QEMU at any moment.
+//! Whether the VM is still what it was when its migration began. Managers, backup tools and people use its
+//! QEMU at any moment.
 
 use super::{Signal, SourceDriver};
 use crate::{
@@ -14,8 +15,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often the machine is asked while the guest runs. It asks QEMU only when something may have happened; a change that comes
-/// between two looks is found by the look in the pause.
+/// How often the machine is asked while the guest runs. It asks QEMU only when something may have happened; a
+/// change that comes between two looks is found by the look in the pause.
 const EVERY: Duration = Duration::from_millis(250);
 
 /// The looks of one migration.

@@ -30,12 +30,12 @@ const MAX_NAME: usize = 256;
 /// The identity of an ownership record, at most: ours have 60 bytes.
 const MAX_RECORD: usize = 256;
 
-/// A device state's parts, at most, all of them together: 512 MiB, the largest video memory. What packs so well that it fits into a
-/// message could otherwise unpack to 255 times as much.
+/// A device state's parts, at most, all of them together: 512 MiB, the largest video memory. What packs so
+/// well that it fits into a message could otherwise unpack to 255 times as much.
 const MAX_STATE: u64 = 512 << 20;
 
-/// How long a bridge's port may take until it forwards: twice the longest forward delay (30 s), and some more. And how often it is
-/// looked; there is no event for it.
+/// How long a bridge's port may take until it forwards: twice the longest forward delay (30 s), and some
+/// more. And how often it is looked; there is no event for it.
 const HEARD: Duration = Duration::from_secs(65);
 const LISTEN: Duration = Duration::from_millis(100);
 
@@ -118,7 +118,8 @@ impl TargetDriver {
                         }
                         drop(machine);
                         self.taken()?.note_that_it_went_on();
-                        // Not before: looking through what is owed for what the file has takes a processor from the pause.
+                        // Not before: looking through what is owed for what the file has takes a processor
+                        // from the pause.
                         self.taken()?.place_spooled();
                         Ok(Some(TargetEvent::Resumed { at_ns }))
                     }
@@ -165,8 +166,9 @@ impl TargetDriver {
             && prepare.record.len() <= MAX_RECORD;
         if !sane {
             return Err(vec![format!(
-                "the request is out of bounds: 1 to {MAX_BLOCKS} RAM blocks of at most {MAX_PAGES} pages, 1 to \
-                 {MAX_STREAMS} streams, an epoch of at most {}, and an ownership record named by at most {MAX_RECORD} bytes",
+                "the request is out of bounds: 1 to {MAX_BLOCKS} RAM blocks of at most {MAX_PAGES} pages, 1 \
+                 to {MAX_STREAMS} streams, an epoch of at most {}, and an ownership record named by at most \
+                 {MAX_RECORD} bytes",
                 Epoch::MOST
             )]);
         }

@@ -13,8 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A stream that was lost alone is waited for so long. The source needs a round trip or two to open it again, and gives up by itself
-/// what it cannot open.
+/// A stream that was lost alone is waited for so long. The source needs a round trip or two to open it again,
+/// and gives up by itself what it cannot open.
 const MISSED: Duration = Duration::from_secs(5);
 
 /// One of the connections that pages travel on, and the thread that lands them.
@@ -28,8 +28,8 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    /// What was on its way into memory is there when this returns, and nothing follows it: a page that is sent again is not
-    /// overwritten by what was sent before (I5).
+    /// What was on its way into memory is there when this returns, and nothing follows it: a page that is
+    /// sent again is not overwritten by what was sent before (I5).
     fn end(self) {
         self.conn.shut();
         if self.lands.join().is_err() {
@@ -39,8 +39,9 @@ impl Stream {
 }
 
 impl TargetDriver {
-    /// A further connection of this migration. The source is welcomed only here: what it says once all its connections are
-    /// welcome finds them in use, so that the faults of a device state that is being loaded are answered.
+    /// A further connection of this migration. The source is welcomed only here: what it says once all its
+    /// connections are welcome finds them in use, so that the faults of a device state that is being loaded
+    /// are answered.
     pub(super) fn attach(&mut self, kind: Kind, mut conn: Conn) -> Option<TargetEvent> {
         if kind == Kind::Resume {
             self.hang_up();
@@ -59,7 +60,8 @@ impl TargetDriver {
         match attached {
             Ok(()) => (kind == Kind::Resume).then_some(TargetEvent::Reconnected),
             Err(e) => {
-                // Short of descriptors or threads, perhaps: the source, which takes itself for welcome, learns why, and that nobody listens.
+                // Short of descriptors or threads, perhaps: the source, which takes itself for welcome,
+                // learns why, and that nobody listens.
                 tracing::warn!(%e, ?kind, "a connection cannot be used");
                 self.say(control::Kind::Failed(control::Failed {
                     what: "take a connection in".into(),
@@ -102,7 +104,8 @@ impl TargetDriver {
         Ok(())
     }
 
-    /// One connection that pages travel on has ended. The source, which may not have noticed, opens it again, or hangs up.
+    /// One connection that pages travel on has ended. The source, which may not have noticed, opens it again,
+    /// or hangs up.
     pub(super) fn stream_lost(&mut self, stream: u16, e: io::Error) -> Option<TargetEvent> {
         if e.kind() == io::ErrorKind::InvalidData {
             return self.lost(e);
@@ -157,8 +160,8 @@ impl TargetDriver {
             let wrong = end.kind() == io::ErrorKind::InvalidData;
             let _ = tell.send(Signal::Lost(generation, end));
             if wrong {
-                // Nothing of it is understood any more, but when it ends is heard: unread bytes would turn what is said
-                // last into a reset.
+                // Nothing of it is understood any more, but when it ends is heard: unread bytes would turn
+                // what is said last into a reset.
                 let end = io::copy(&mut rest, &mut io::sink()).err();
                 let end = end.unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into());
                 let _ = tell.send(Signal::Lost(generation, end));
@@ -167,7 +170,8 @@ impl TargetDriver {
         Ok(())
     }
 
-    /// Ends all connections; whatever they still say is of an older generation, and nothing more lands that came over them.
+    /// Ends all connections; whatever they still say is of an older generation, and nothing more lands that
+    /// came over them.
     pub(super) fn hang_up(&mut self) {
         self.generation += 1;
         self.ended_streams.clear();
@@ -191,7 +195,8 @@ impl TargetDriver {
         }
     }
 
-    /// Until it hangs up or, not having heard the last word, connects again: then whoever asks after us is answered.
+    /// Until it hangs up or, not having heard the last word, connects again: then whoever asks after us is
+    /// answered.
     pub(super) fn wait_for_the_other_side(&self) {
         let end = Instant::now() + SILENCE;
         while let Ok(signal) = self.signals.recv_timeout(end.saturating_duration_since(Instant::now())) {
@@ -204,7 +209,8 @@ impl TargetDriver {
     }
 }
 
-/// A connection for faults that the source closed is no news: it says why on the control connection, or loses that too.
+/// A connection for faults that the source closed is no news: it says why on the control connection, or loses
+/// that too.
 fn report_loss(tell: &Sender<Signal>, generation: u32, end: io::Error) {
     if end.kind() != io::ErrorKind::UnexpectedEof {
         let _ = tell.send(Signal::Lost(generation, end));

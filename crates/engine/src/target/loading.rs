@@ -1,5 +1,6 @@
-//! Loading a device state. It reads guest memory: where a page is missing, QEMU waits for it, and answers nobody. So it is loaded beside
-//! the driver: a source that takes its guest back meanwhile is heard, and sends no page any more.
+//! Loading a device state. It reads guest memory: where a page is missing, QEMU waits for it, and answers
+//! nobody. So it is loaded beside the driver: a source that takes its guest back meanwhile is heard, and
+//! sends no page any more.
 
 use super::{Signal, TargetDriver};
 use crate::{
@@ -29,8 +30,8 @@ impl TargetDriver {
         Some(done.map_or_else(TargetEvent::from, |()| TargetEvent::Loaded))
     }
 
-    /// Before anybody can claim, all that a restarted agent must know is on the disk. Where the permit is here already, the claim
-    /// follows at once: so QEMU is looked at before and after that.
+    /// Before anybody can claim, all that a restarted agent must know is on the disk. Where the permit is
+    /// here already, the claim follows at once: so QEMU is looked at before and after that.
     fn make_durable(&mut self) -> Result<(), Broken> {
         self.alive()?;
         if self.goes_on != RunState::Running {

@@ -45,7 +45,8 @@ impl TargetDriver {
             let files = Files::of(&directory, migration);
             let reader = Reader::open(&files.source, &Secret(secret)).map_err(|e| e.to_string())?;
             let header = reader.header();
-            // The same file, and not another one under its name: this also shows that both hosts see the same directory.
+            // The same file, and not another one under its name: this also shows that both hosts see the same
+            // directory.
             if header.migration != migration || header.side != Side::Source || header.blocks != blocks {
                 return Err(format!("{} is not this migration's file", files.source.display()));
             }
@@ -95,8 +96,8 @@ impl TargetDriver {
     /// The source says how far its file is.
     pub(super) fn spooled(&mut self, generation: u32, spooled: &control::Spooled) -> Option<TargetEvent> {
         if generation != self.generation {
-            // Of a connection that is lost: what it tells of is sent anew, and may be newer there (I5); and what it says the file is good
-            // for may have been taken back.
+            // Of a connection that is lost: what it tells of is sent anew, and may be newer there (I5); and
+            // what it says the file is good for may have been taken back.
             return None;
         }
         let taken = self.taken.as_mut()?;

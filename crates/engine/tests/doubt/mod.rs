@@ -1,4 +1,5 @@
-//! A source that has promised and lost its target for good: nobody can know who owns the VM, and no timeout decides it.
+//! A source that has promised and lost its target for good: nobody can know who owns the VM, and no timeout
+//! decides it.
 
 use super::*;
 use engine::{Conn, Traffic};
@@ -81,8 +82,8 @@ fn a_target_that_comes_back_in_time_answers_instead_of_a_person() {
     assert!(source.cpu.running.load(SeqCst) && !inn.cpu.running.load(SeqCst));
 }
 
-/// The record has said that the guest may go on here, and QEMU does not let it. A target that were told that the guest is back would
-/// forget the record, which the recovery asks again.
+/// The record has said that the guest may go on here, and QEMU does not let it. A target that were told that
+/// the guest is back would forget the record, which the recovery asks again.
 #[test]
 fn i1_a_guest_that_would_not_go_on_is_not_said_to_be_back() {
     for refuses in [true, false] {

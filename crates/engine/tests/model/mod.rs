@@ -31,11 +31,12 @@ pub(crate) struct Ram {
     pub(crate) governor: Mutex<Option<Governor>>,
     /// What the tracker was told of each round: what need not have been in it.
     pub(crate) learnt: Mutex<Vec<MemorySet>>,
-    /// Cannot be read any more once the device state is saved, if the first is set; the second says that it is.
+    /// Cannot be read any more once the device state is saved, if the first is set; the second says that it
+    /// is.
     pub(crate) lost_by_saving: AtomicBool,
     lost: AtomicBool,
-    /// What happens when a page is to become a hole that was none, or it is looked which pages are there: so a target begins to take
-    /// what it will be owed.
+    /// What happens when a page is to become a hole that was none, or it is looked which pages are there: so
+    /// a target begins to take what it will be owed.
     pub(crate) on_hole: Mutex<Option<OnTheWay>>,
     /// The tracker was told that the guest is about to be stopped, and not that it runs on.
     pub(crate) hurried: AtomicBool,
@@ -380,7 +381,8 @@ pub(crate) struct Cpu {
     /// Ends as soon as the device state is loaded, and so many looks miss that.
     pub(crate) dies_loaded: Option<u32>,
     unseen: Arc<AtomicU32>,
-    /// What happens when the guest has just been stopped, and when its device state has just been saved: the first time, the second …
+    /// What happens when the guest has just been stopped, and when its device state has just been saved: the
+    /// first time, the second …
     pub(crate) on_stop: Arc<Mutex<VecDeque<OnTheWay>>>,
     pub(crate) on_save: Arc<Mutex<VecDeque<OnTheWay>>>,
     /// What it does if it does not run, and that is not that somebody has paused it.

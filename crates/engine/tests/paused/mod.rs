@@ -1,4 +1,5 @@
-//! The link is lost while the guest stands still at the source and nothing is promised: it runs on, and so does the migration.
+//! The link is lost while the guest stands still at the source and nothing is promised: it runs on, and so
+//! does the migration.
 
 use super::*;
 

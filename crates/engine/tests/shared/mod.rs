@@ -1,4 +1,5 @@
-//! A record that both sides ask: the source's word to it comes before the promise, and never holds a guest up for long.
+//! A record that both sides ask: the source's word to it comes before the promise, and never holds a guest up
+//! for long.
 
 use super::*;
 use engine::ports::{Claim, Claimed, Offer};

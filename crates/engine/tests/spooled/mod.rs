@@ -1,4 +1,5 @@
-//! Memory that goes by way of a file on a datastore, too: what the target has of it when the source, the link or the datastore is lost.
+//! Memory that goes by way of a file on a datastore, too: what the target has of it when the source, the link
+//! or the datastore is lost.
 
 #[allow(dead_code, unreachable_pub, reason = "the laboratory's, as it is")]
 #[path = "../../../../tests/src/datastore.rs"]
@@ -31,7 +32,8 @@ fn spooling(mode: Mode, robust: Robust, directory: &Path) -> Options {
     Options { spool, compress: Compression::None, ..options(mode) }
 }
 
-/// A directory whose store is as quick as it gets: what else this machine writes to its disk does not stall it.
+/// A directory whose store is as quick as it gets: what else this machine writes to its disk does not stall
+/// it.
 fn in_memory() -> tempfile::TempDir {
     let shm = Path::new("/dev/shm");
     if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap()
@@ -163,7 +165,8 @@ fn strict_a_target_without_source_retries_what_it_cannot_read() {
     assert_eq!(inn.ram.content(), source.ram.content(), "{story}");
 }
 
-/// What a target leaves on the datastore for a source that it cannot tell goes, too, when the source hears it over the network after all.
+/// What a target leaves on the datastore for a source that it cannot tell goes, too, when the source hears it
+/// over the network after all.
 #[test]
 fn a_target_that_is_heard_again_leaves_no_word_in_the_file() {
     // Whether the file is looked at first is a matter of milliseconds: until it is not.
@@ -375,7 +378,8 @@ fn i1_i2_i3_with_a_spool_a_cut_link_leaves_one_whole_guest() {
     }
 }
 
-/// What went only into the file is not there: the streams' part of the round had landed when the link was lost, the file's had not.
+/// What went only into the file is not there: the streams' part of the round had landed when the link was
+/// lost, the file's had not.
 #[test]
 fn i2_a_lost_link_sends_again_what_only_the_file_has() {
     let directory = in_memory();

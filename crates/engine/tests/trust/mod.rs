@@ -217,7 +217,8 @@ fn certificates_from_elsewhere_do_as_well() {
         openssl(
             at,
             &format!(
-                "x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 1 -extfile ext -out host.crt"
+                "x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 1 -extfile ext \
+                 -out host.crt"
             ),
         );
         fs::set_permissions(at.join("host.key"), fs::Permissions::from_mode(0o600)).unwrap();

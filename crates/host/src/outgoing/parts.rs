@@ -28,17 +28,18 @@ use std::{
 use sys::pulse::Pulse;
 use units::{Epoch, Locked, MigrationId};
 
-/// How many data connections a migration begins with: with one, its two threads are the limit before a fast link is
-/// (`./dev bench --streams`). More are used where that moves more.
+/// How many data connections a migration begins with: with one, its two threads are the limit before a fast
+/// link is (`./dev bench --streams`). More are used where that moves more.
 const STREAMS: u32 = 2;
 
-/// The most unless the user says otherwise; each takes a thread and a few MiB on both sides. Eight fill 100 Gbit/s (Cloud
-/// Hypervisor, pull request 7669).
+/// The most unless the user says otherwise; each takes a thread and a few MiB on both sides. Eight fill 100
+/// Gbit/s (Cloud Hypervisor, pull request 7669).
 const MOST_STREAMS: u32 = 8;
 
-/// What a switchover costs besides moving dirty memory: stop, device state, claim, start. Under emulation `./dev bench --only
-/// steady` shows 14 ms; with KVM the guest's stop and QEMU's own threads wait for nobody, which is worth about 6. Too low, and the
-/// pause is longer than promised; too high, and rounds go on for nothing. Replaced by what was seen on the way to each host.
+/// What a switchover costs besides moving dirty memory: stop, device state, claim, start. Under emulation
+/// `./dev bench --only steady` shows 14 ms; with KVM the guest's stop and QEMU's own threads wait for nobody,
+/// which is worth about 6. Too low, and the pause is longer than promised; too high, and rounds go on for
+/// nothing. Replaced by what was seen on the way to each host.
 const SWITCHOVER: Duration = Duration::from_millis(8);
 const EMULATED_SWITCHOVER: Duration = Duration::from_millis(14);
 
@@ -46,13 +47,13 @@ const EMULATED_SWITCHOVER: Duration = Duration::from_millis(14);
 const LONG_READING: Duration = Duration::from_secs(2);
 
 /// What is said where an older QEMU is allowed.
-const OLDER: &str = "an older QEMU may take it over: QEMU does not promise that it can read what a newer one saves; if it cannot, the \
-                     VM stays here";
+const OLDER: &str = "an older QEMU may take it over: QEMU does not promise that it can read what a newer one \
+                     saves; if it cannot, the VM stays here";
 
 /// What is said where secrets would be seen on the network.
-const SECRETS_IN_PLAINTEXT: &str = "QEMU decrypts a disk of it (LUKS), and the secret for that leaves this host \
-                                    over an encrypted connection only: start both agents with certificates \
-                                    (whimbrel pki), without --insecure-plaintext";
+const SECRETS_IN_PLAINTEXT: &str = "QEMU decrypts a disk of it (LUKS), and the secret for that leaves this \
+                                    host over an encrypted connection only: start both agents with \
+                                    certificates (whimbrel pki), without --insecure-plaintext";
 
 /// A VM as it was read when its migration began.
 struct Read {
@@ -88,12 +89,14 @@ impl Mover {
     pub(super) fn road(&self, to: &str, accel: Accel) -> Road {
         let known = self.store.road(to);
         let usual = if accel == Accel::Kvm { SWITCHOVER } else { EMULATED_SWITCHOVER };
-        // A quick one may have been luck; one that was disturbed must not lengthen those that follow, nor make them impossible.
+        // A quick one may have been luck; one that was disturbed must not lengthen those that follow, nor
+        // make them impossible.
         let switchover = known.switchover().map_or(usual, |seen| seen.clamp(usual / 2, usual));
         Road { link: known.link(), switchover }
     }
 
-    /// The VM as it is now, and its files, which are shown to the target if it is `for_real`; or why it cannot be moved.
+    /// The VM as it is now, and its files, which are shown to the target if it is `for_real`; or why it
+    /// cannot be moved.
     fn read(&self, request: &MigrateRequest, for_real: bool) -> Result<Read, Vec<String>> {
         let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
         let mut open = open(&request.vm).map_err(|e| one(&e))?;
@@ -116,8 +119,8 @@ impl Mover {
         Ok(Read { open, notes, took, shown })
     }
 
-    /// All that a migration consists of; if it is `for_real`, with its watchdog, and its files shown to the target for as long as
-    /// what comes with it lives.
+    /// All that a migration consists of; if it is `for_real`, with its watchdog, and its files shown to the
+    /// target for as long as what comes with it lives.
     pub(super) fn parts(
         &self,
         request: &MigrateRequest,
@@ -209,8 +212,8 @@ impl Mover {
         Ok((parts, shown))
     }
 
-    /// The epoch at which this host owns the VM, and which record says so. A shared one is asked now: if it cannot be, or says
-    /// otherwise, nothing is begun.
+    /// The epoch at which this host owns the VM, and which record says so. A shared one is asked now: if it
+    /// cannot be, or says otherwise, nothing is begun.
     fn owned(&self, vm: &str) -> io::Result<(Epoch, String)> {
         let Some(shared) = &self.shared else {
             let owner = self.store.owner(vm)?;
@@ -251,8 +254,8 @@ impl Mover {
     }
 }
 
-/// Where a host is called, and what its certificate must be for there: what the user called it, or, where that was an address, that
-/// address.
+/// Where a host is called, and what its certificate must be for there: what the user called it, or, where
+/// that was an address, that address.
 fn places(
     to: &str,
     address: &Address,
@@ -273,7 +276,8 @@ fn places(
     }
 }
 
-/// Shows files until the target has looked: it has when the phase begins in which pages are sent. In the end it is over in any case.
+/// Shows files until the target has looked: it has when the phase begins in which pages are sent. In the end
+/// it is over in any case.
 pub(super) fn until_asked(shown: Option<Shown>, events: Events) -> Events {
     let shown = Mutex::new(shown);
     Arc::new(move |event| {
@@ -284,9 +288,9 @@ pub(super) fn until_asked(shown: Option<Shown>, events: Events) -> Events {
     })
 }
 
-/// As many data connections as it pays to use, but no more than there are cores: further ones move more only by what they
-/// take from the guest (`./dev bench --only steady`: with four on two cores the pause was 20 ms instead of 13, and all took
-/// a quarter longer).
+/// As many data connections as it pays to use, but no more than there are cores: further ones move more only
+/// by what they take from the guest (`./dev bench --only steady`: with four on two cores the pause was 20 ms
+/// instead of 13, and all took a quarter longer).
 pub(super) fn streams() -> RangeInclusive<u32> {
     let cores = thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
     STREAMS..=cores.clamp(STREAMS, MOST_STREAMS)

@@ -31,7 +31,8 @@ use sys::{
 /// So long it tries to let the guest run. A QEMU that does not answer for longer waits for its storage.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// How long to wait before QEMU is asked again: it answers one at a time, and may not have noticed yet that the agent is gone.
+/// How long to wait before QEMU is asked again: it answers one at a time, and may not have noticed yet that
+/// the agent is gone.
 const AGAIN: Duration = Duration::from_millis(20);
 
 /// Said by the watchdog when it watches.

@@ -66,7 +66,8 @@ struct Dog {
 }
 
 impl Watchdog {
-    /// Starts one for this VM, and beats as long as all that has a part in `pulse` gets on. Returns once it watches.
+    /// Starts one for this VM, and beats as long as all that has a part in `pulse` gets on. Returns once it
+    /// watches.
     pub(crate) fn start(vm: &VmRecord, pulse: &Pulse) -> io::Result<Self> {
         let mut line = serde_json::to_vec(vm)?;
         line.push(b'\n');
@@ -183,8 +184,8 @@ impl Dog {
             }
         }
         if said != WATCHES {
-            let why = "another migration of the VM is under way, or an older watchdog still tries to let the guest run; \
-                       try again later";
+            let why = "another migration of the VM is under way, or an older watchdog still tries to let the \
+                       guest run; try again later";
             return Err(io::Error::other(why));
         }
         Ok(dog)

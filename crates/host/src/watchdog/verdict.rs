@@ -1,5 +1,5 @@
-//! Whether an agent is frozen, and must end so that its guest goes on. To end one that is only slow costs all its other migrations, so this
-//! needs evidence.
+//! Whether an agent is frozen, and must end so that its guest goes on. To end one that is only slow costs all
+//! its other migrations, so this needs evidence.
 
 use std::{fs, io, time::Duration};
 use sys::{
@@ -10,10 +10,12 @@ use sys::{
 /// How often the agent is to be heard, and looked at.
 pub(super) const LOOK: Duration = Duration::from_millis(50);
 
-/// An agent that is seen to be frozen is ended after so long: a stop that is undone at once, as a look of a debugger's may be, costs nothing.
+/// An agent that is seen to be frozen is ended after so long: a stop that is undone at once, as a look of a
+/// debugger's may be, costs nothing.
 pub(super) const FROZEN: Duration = Duration::from_millis(200);
 
-/// One of which only its silence is known: a thread that waits for another one, or for memory that is swapped out, comes back in less.
+/// One of which only its silence is known: a thread that waits for another one, or for memory that is swapped
+/// out, comes back in less.
 pub(super) const STUCK: Duration = Duration::from_secs(3);
 
 /// The threads that show that the agent gets on: the heart, and those that answer the guest's writers.
@@ -24,8 +26,8 @@ const TELLING: [&str; 2] = ["heart", "govern"];
 pub(super) struct Silence(Duration);
 
 impl Silence {
-    /// After one more look, which came so long after the one before. Whoever looks late may only have been starved as the agent was: of
-    /// such a time no more counts than two looks.
+    /// After one more look, which came so long after the one before. Whoever looks late may only have been
+    /// starved as the agent was: of such a time no more counts than two looks.
     pub(super) fn after(self, heard: bool, passed: Duration) -> Self {
         if heard { Self::default() } else { Self(self.0 + passed.min(LOOK * 2)) }
     }

@@ -11,8 +11,8 @@ use std::{
 };
 use units::{Epoch, Locked, MemorySet};
 
-/// So long the guest is kept waiting for the state directory, in a pause or on the way there. As long as the promise is not known to be
-/// durable, it may always go on here: no permit was sent.
+/// So long the guest is kept waiting for the state directory, in a pause or on the way there. As long as the
+/// promise is not known to be durable, it may always go on here: no permit was sent.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The source's journal, of whose pauses a watchdog hears.
@@ -33,8 +33,8 @@ impl Watched {
         self.journal.locked()
     }
 
-    /// Does it on a thread of its own. If that is not done in time it never counts: it is undone as soon as it is done, and nobody comes
-    /// to the journal in between.
+    /// Does it on a thread of its own. If that is not done in time it never counts: it is undone as soon as
+    /// it is done, and nobody comes to the journal in between.
     fn within_patience(
         &self,
         step: impl FnOnce(&mut Departure) -> io::Result<()> + Send + 'static,
@@ -47,7 +47,8 @@ impl Watched {
             if tell.send(done).is_err()
                 && let Err(error) = journal.withdrawn()
             {
-                tracing::error!(%error, "a pause that came to nothing stays in the journal; a restarted agent clears it up");
+                tracing::error!(%error, "a pause that came to nothing stays in the journal; a restarted \
+                                         agent clears it up");
             }
         };
         thread::Builder::new().name("journal".into()).spawn(work)?;

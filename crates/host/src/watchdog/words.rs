@@ -70,7 +70,8 @@ impl Told {
         Some(word)
     }
 
-    /// Whether the guest stands still if the agent does, and may run on without it. After the promise only the record decides (I1).
+    /// Whether the guest stands still if the agent does, and may run on without it. After the promise only
+    /// the record decides (I1).
     pub(super) fn needs_the_agent(&self) -> bool {
         match self.pause {
             Some(Word::Promised) => false,
@@ -79,7 +80,8 @@ impl Told {
         }
     }
 
-    /// The state that the guest is to have again when the agent is dead; none where that is not the watchdog's to give.
+    /// The state that the guest is to have again when the agent is dead; none where that is not the
+    /// watchdog's to give.
     pub(super) fn restores(&self) -> Option<RunState> {
         match self.pause {
             Some(Word::Pausing) => Some(RunState::Running),

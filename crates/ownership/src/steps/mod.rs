@@ -1,7 +1,7 @@
 //! The protocol of the shared directory, step by step, without a directory.
 //!
-//! A machine says what to do next (`Op`) and is told what came of it (`Got`). So the same steps run over a real file
-//! system, over a model in which everything goes wrong, and in virtual time.
+//! A machine says what to do next (`Op`) and is told what came of it (`Got`). So the same steps run over a
+//! real file system, over a model in which everything goes wrong, and in virtual time.
 
 mod claiming;
 mod looking;

@@ -5,8 +5,8 @@ use crate::record::{Entry, draft_name, offer_name};
 use ports::{Offer, shared::restored};
 use units::{Epoch, MigrationId};
 
-/// How often an offer's draft is written before it is given up: a lost reply leaves a file that nobody may touch again, and
-/// two in a row are no accident any more.
+/// How often an offer's draft is written before it is given up: a lost reply leaves a file that nobody may
+/// touch again, and two in a row are no accident any more.
 const DRAFTS: u32 = 3;
 
 /// Words by which others may claim a VM: each a file that is complete before it has its name.
@@ -39,7 +39,8 @@ enum OfferAt {
 }
 
 impl Offering {
-    /// The two words of a migration: that the target may have the VM, and that the source may have it back. `number` is random.
+    /// The two words of a migration: that the target may have the VM, and that the source may have it back.
+    /// `number` is random.
     pub fn migration(place: &str, offer: &Offer, number: u128) -> Self {
         let owners = [offer.from.as_str(), &offer.to];
         Self::new(place, &offer.vm, offer.expected, offer.migration, &offer.from, &owners, true, number)

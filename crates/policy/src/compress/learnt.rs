@@ -3,13 +3,15 @@
 use super::{Compressor, LADDER, RUNGS};
 use serde::{Deserialize, Serialize};
 
-/// What is remembered counts as much as so many batches that were seen: processors may be less busy by now, and content another.
+/// What is remembered counts as much as so many batches that were seen: processors may be less busy by now,
+/// and content another.
 const REMEMBERED: f64 = 2.0;
 
 /// What a codec was remembered to cost is believed up to so many times what is usual, either way.
 const BELIEVED: f64 = 8.0;
 
-/// What the batches of a migration taught. May come from another host: whoever takes it up keeps it within bounds.
+/// What the batches of a migration taught. May come from another host: whoever takes it up keeps it within
+/// bounds.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Learnt {
     /// To which part zstd 1 shrinks the content.
@@ -47,8 +49,8 @@ mod tests {
     use crate::compress::{Codec, Spent};
     use std::time::Duration;
 
-    /// A link of so many bytes a second, zstd that takes so many nanoseconds a byte and shrinks to a half: what the first so many
-    /// batches were compressed with.
+    /// A link of so many bytes a second, zstd that takes so many nanoseconds a byte and shrinks to a half:
+    /// what the first so many batches were compressed with.
     fn run(compressor: &mut Compressor, link: f64, cost: f64, batches: u32) -> Vec<Codec> {
         const RAW: u64 = 512 << 10;
         let mut used = vec![];
@@ -80,7 +82,8 @@ mod tests {
 
     #[test]
     fn a_migration_begins_where_the_last_one_ended() {
-        // Beside this guest compressing takes five times what it usually does: it does not pay on a link of 100 MB/s.
+        // Beside this guest compressing takes five times what it usually does: it does not pay on a link of
+        // 100 MB/s.
         let fresh = || Compressor::new(1, 1, |_| true);
         let none = |used: &[Codec]| used.iter().filter(|codec| **codec == Codec::None).count();
         let mut first = fresh();

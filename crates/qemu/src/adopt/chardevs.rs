@@ -1,4 +1,5 @@
-//! Character devices by the command line, and by QEMU's own word: what they are, who uses them, and what becomes of each on the target.
+//! Character devices by the command line, and by QEMU's own word: what they are, who uses them, and what
+//! becomes of each on the target.
 
 use crate::{
     qmp::{Qmp, QmpError},
@@ -143,7 +144,8 @@ impl Ports {
         }
     }
 
-    /// Writes into the recipe what all of them are on the target. `nographic`: the machine's own serial port goes to a terminal.
+    /// Writes into the recipe what all of them are on the target. `nographic`: the machine's own serial port
+    /// goes to a terminal.
     pub(super) fn finish(mut self, recipe: &mut Recipe, nographic: bool) -> Found {
         let mut found = Found::default();
         let users = Users::of(recipe, &self);
@@ -208,7 +210,8 @@ impl Ports {
         found
     }
 
-    /// The first serial port as the console: the chardev that it takes, what it is, and what it was; none if it is no such thing.
+    /// The first serial port as the console: the chardev that it takes, what it is, and what it was; none if
+    /// it is no such thing.
     fn console(&self, port: &str) -> Option<(Option<String>, Console, String)> {
         let of = |backend: &str| match kind(backend).ok()? {
             ChardevKind::Socket => Some(Console::Socket),
@@ -389,8 +392,8 @@ pub(super) fn notes(recipe: &Recipe, was: &[Was]) -> Vec<String> {
     }
     if recipe.screen == crate::recipe::Screen::Vnc {
         notes.push(format!(
-            "the guest's screen is shown by VNC on the target, at the socket {} without a password: only who may use the agent's \
-             directory reaches it",
+            "the guest's screen is shown by VNC on the target, at the socket {} without a password: only who \
+             may use the agent's directory reaches it",
             crate::ports::name(&recipe.name, crate::ports::SCREEN, "vnc")
         ));
     }

@@ -27,9 +27,11 @@ pub(crate) struct Read {
     pub(super) all_taps: BTreeMap<String, Tap>,
     pub(super) reasons: Vec<String>,
     pub(super) notes: Vec<String>,
-    /// Disks whose name leads to no file that can be used, and why: that matters unless the medium was changed since.
+    /// Disks whose name leads to no file that can be used, and why: that matters unless the medium was
+    /// changed since.
     pub(super) lost: Vec<(String, String)>,
-    /// Devices that were given in JSON, which QEMU makes after all others: what they have no place of their own in, depends on that.
+    /// Devices that were given in JSON, which QEMU makes after all others: what they have no place of their
+    /// own in, depends on that.
     pub(super) late: Vec<String>,
     /// Files as they were when the VM was read before: another one by the same name is none of its.
     pub(super) known: Vec<SeenFile>,
@@ -141,7 +143,8 @@ pub(crate) fn taps(argv: &[String]) -> BTreeMap<String, Tap> {
     netdevs::of(&words).taps
 }
 
-/// Reads the command line of a VM that was read before. What cannot change while QEMU runs is as it was: what it has loaded, too.
+/// Reads the command line of a VM that was read before. What cannot change while QEMU runs is as it was: what
+/// it has loaded, too.
 pub(super) fn read_again(argv: &[String], names: &Names<'_>, known: &Recipe) -> Read {
     let loaded: Vec<SeenFile> = known.files.iter().filter(|file| file.role == Role::Boot).cloned().collect();
     let mut read = read_knowing(argv, names, &loaded);
@@ -281,7 +284,8 @@ impl<'a> Reader<'a> {
             Some("emulator") => {
                 self.ports.used_elsewhere(value);
                 self.note(format!(
-                    "TPM {id} is a swtpm of the target's own there; the one here is left as it is, and its state of no use any more"
+                    "TPM {id} is a swtpm of the target's own there; the one here is left as it is, and its \
+                     state of no use any more"
                 ));
                 // Of which kind it is, the running one says.
                 self.read.recipe.tpm = Some(Tpm { id, version: TpmVersion::V2 });
@@ -302,8 +306,8 @@ impl<'a> Reader<'a> {
             ("-spice", _) | ("-display", "spice-app") => {
                 self.read.recipe.screen = Screen::Vnc;
                 self.note(format!(
-                    "SPICE ({option} {value}) stays behind, and with it what goes over its channels: sound, USB, the clipboard; \
-                     the target shows the screen by VNC"
+                    "SPICE ({option} {value}) stays behind, and with it what goes over its channels: sound, \
+                     USB, the clipboard; the target shows the screen by VNC"
                 ));
             }
             _ => self.note(format!("the display ({option} {value}) stays behind; the target has none")),
@@ -383,8 +387,8 @@ impl<'a> Reader<'a> {
             }
             "sev-guest" | "sev-snp-guest" | "tdx-guest" => {
                 return self.refuse(format!(
-                    "its memory is encrypted for this host's processor ({kind}), and QEMU does not migrate it; start \
-                     the VM without confidential-guest-support"
+                    "its memory is encrypted for this host's processor ({kind}), and QEMU does not migrate \
+                     it; start the VM without confidential-guest-support"
                 ));
             }
             // Those that disks use are carried over.

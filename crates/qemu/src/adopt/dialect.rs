@@ -1,4 +1,5 @@
-//! The other ways of saying the same on QEMU's command line: options in JSON, disks by a short option or by none, drives without an id.
+//! The other ways of saying the same on QEMU's command line: options in JSON, disks by a short option or by
+//! none, drives without an id.
 
 use crate::recipe::options::{self, get};
 use serde_json::Value;
@@ -160,7 +161,8 @@ mod tests {
             ),
             (
                 "-blockdev",
-                r#"{"node-name":"n","driver":"qcow2","file":{"driver":"file","filename":"/a,b"},"backing":null}"#,
+                r#"{"node-name":"n","driver":"qcow2",
+                    "file":{"driver":"file","filename":"/a,b"},"backing":null}"#,
                 "qcow2,backing=,file.driver=file,file.filename=/a,,b,node-name=n",
             ),
             ("-object", r#"{"qom-type":"iothread","id":"i"}"#, "iothread,id=i"),

@@ -1,8 +1,9 @@
-//! The drives of a recipe as they are now: media that were changed or ejected, overlays of snapshots, nodes that were added.
+//! The drives of a recipe as they are now: media that were changed or ejected, overlays of snapshots, nodes
+//! that were added.
 //!
-//! The block graph is QEMU's: a node is a part of an image (its driver, its file, what it lies on), a drive shows one node to the guest.
-//! A recipe makes them by `-drive` (one option for all) or by `-blockdev`, one for each node that has a name. Nodes with automatic names
-//! (`#block123`) are made by those that need them.
+//! The block graph is QEMU's: a node is a part of an image (its driver, its file, what it lies on), a drive
+//! shows one node to the guest. A recipe makes them by `-drive` (one option for all) or by `-blockdev`, one
+//! for each node that has a name. Nodes with automatic names (`#block123`) are made by those that need them.
 
 use super::dialect::DriveNames;
 use crate::{
@@ -221,16 +222,16 @@ pub(super) fn refused(driver: &str, path: &str) -> String {
     let lead = format!("disk {path} is opened by driver {driver}");
     match driver {
         ENCRYPTED_BELOW => format!(
-            "disk {path} lies on an image that QEMU decrypts (LUKS), of whose secret an image that names it in \
-             its header knows nothing; flatten it (qemu-img rebase -b '')"
+            "disk {path} lies on an image that QEMU decrypts (LUKS), of whose secret an image that names it \
+             in its header knows nothing; flatten it (qemu-img rebase -b '')"
         ),
         "aes" => format!(
             "{lead}'s old encryption, which QEMU itself no longer runs; convert it with qemu-img convert"
         ),
         "rbd" | "ftp" | "ftps" | "nfs" | "gluster" | "curl" | "nvme" => {
             format!(
-                "{lead}, which is not carried over; serve the disk by NBD from a host that both reach (qemu-nbd --shared=2), and start \
-             the VM with nbd://HOST:PORT/NAME"
+                "{lead}, which is not carried over; serve the disk by NBD from a host that both reach \
+             (qemu-nbd --shared=2), and start the VM with nbd://HOST:PORT/NAME"
             )
         }
         _ => format!(
@@ -453,7 +454,8 @@ impl Following<'_> {
             Some((name, node)) if node.options.iter().any(|(key, value)| get(before, key) != Some(value)) => {
                 let all = node.options.iter().map(|(key, value)| format!("{key}={value}"));
                 self.reasons.push(format!(
-                    "drive {} shows node {name}, whose {} a -drive cannot be given; eject it (blockdev-remove-medium)",
+                    "drive {} shows node {name}, whose {} a -drive cannot be given; eject it \
+                     (blockdev-remove-medium)",
                     drive.name,
                     all.collect::<Vec<_>>().join(" and ")
                 ))
@@ -527,7 +529,8 @@ impl Following<'_> {
         let Some(file) = get(drive, "file") else { return };
         if !self.live.nodes.keys().any(|node| is_same(file, self.live.path(node))) {
             self.reasons.push(format!(
-                "the drive of {file} has no id (-drive id=), and something else in it now; restart the VM with what it is to have"
+                "the drive of {file} has no id (-drive id=), and something else in it now; restart the VM \
+                 with what it is to have"
             ));
         }
     }
@@ -574,7 +577,8 @@ impl Following<'_> {
         (0..).map(|n| format!("medium{n}")).find(|name| !taken(name)).unwrap_or_default()
     }
 
-    /// Makes a node and what it lies on; its name on the target. `None` and a reason where that cannot be done.
+    /// Makes a node and what it lies on; its name on the target. `None` and a reason where that cannot be
+    /// done.
     fn make(&mut self, name: &str, depth: usize) -> Option<String> {
         if let Some(made) = self.made.get(name) {
             return Some(made.clone());

@@ -22,8 +22,8 @@ pub struct Examined {
 }
 
 impl Vm {
-    /// Looks at the QEMU behind a QMP socket: asks its monitor and reads `/proc`, and neither attaches to it nor sets anything. What only
-    /// attaching can show (a seccomp filter, say) is not seen.
+    /// Looks at the QEMU behind a QMP socket: asks its monitor and reads `/proc`, and neither attaches to it
+    /// nor sets anything. What only attaching can show (a seccomp filter, say) is not seen.
     pub fn examine(name: &str, socket: &Path) -> Result<Examined, OpenError> {
         let Looked { process, recipe, reasons, notes, .. } = look(name, socket)?;
         Ok(Examined { pid: process.pid(), carried: carried(&recipe), different: notes, hindrances: reasons })

@@ -95,8 +95,8 @@ pub(super) fn look_at(qmp: &mut Qmp, device: &Device, read: &mut Read, reasons: 
     }
     if kind == "ramfb" && flag(qmp, place, "x-migrate") != Some(true) {
         read.notes.push(
-            "ramfb: where its picture lies QEMU carries from machines of version 8.2 on; the guest's screen stays blank until it \
-             sets that again"
+            "ramfb: where its picture lies QEMU carries from machines of version 8.2 on; the guest's screen \
+             stays blank until it sets that again"
                 .to_owned(),
         );
     }
@@ -213,8 +213,8 @@ fn disks(
     reasons.extend(wrong);
     read.notes.extend(read.recipe.exports.iter().map(|export| {
         format!(
-            "disk {}: its server is not shown to be the same for both hosts; who grants its address there says so, and it \
-             must take two clients at once",
+            "disk {}: its server is not shown to be the same for both hosts; who grants its address there \
+             says so, and it must take two clients at once",
             export.url()
         )
     }));
@@ -234,7 +234,8 @@ fn disks(
         let path = node["file"].as_str().unwrap_or("?");
         if driver == "file" && node["cache"]["direct"] == true {
             read.notes.push(format!(
-                "disk {path} is read directly (cache=none): while the VM is moved it goes through the page cache of this host"
+                "disk {path} is read directly (cache=none): while the VM is moved it goes through the page \
+                 cache of this host"
             ));
         }
         let format = node["image"]["format-specific"]["data"]["encrypt"]["format"].as_str();
@@ -257,9 +258,9 @@ fn disks(
 
 /// A node's file that is one of a set of descriptors gets the name of the file that it leads to.
 ///
-/// When QEMU gives a disk up, it goes on with another descriptor of the set, one that only reads. Its locks belong
-/// to the one before, which stays open in the set: nobody else could write the disk, and the guest would stand
-/// still.
+/// When QEMU gives a disk up, it goes on with another descriptor of the set, one that only reads. Its locks
+/// belong to the one before, which stays open in the set: nobody else could write the disk, and the guest
+/// would stand still.
 fn name_descriptors(
     qmp: &mut Qmp,
     process: &PidFd,
@@ -283,9 +284,9 @@ fn name_descriptors(
         }
         if fds.len() > 1 && node["drv"] == "file" && node["ro"] == false {
             reasons.push(format!(
-                "disk {}: QEMU was given several descriptors of it (-add-fd, set {number}), and keeps its locks on \
-                 one of them when the VM goes; start the VM with one descriptor of it and auto-read-only=off, or \
-                 with its name",
+                "disk {}: QEMU was given several descriptors of it (-add-fd, set {number}), and keeps its \
+                 locks on one of them when the VM goes; start the VM with one descriptor of it and \
+                 auto-read-only=off, or with its name",
                 node["file"].as_str().unwrap_or("?")
             ));
         }
@@ -329,8 +330,8 @@ fn files(names: &Names<'_>, read: &mut Read, live: &Live, reasons: &mut Vec<Stri
                     && told.iter().zip(behind).all(|(told, is)| same_file(&told.to_string_lossy(), is));
                 if !same {
                     reasons.push(format!(
-                        "disk {top} lies on {behind:?}, but names {told:?} in its header, which the target would open; \
-                         mend the header (change-backing-file)"
+                        "disk {top} lies on {behind:?}, but names {told:?} in its header, which the target \
+                         would open; mend the header (change-backing-file)"
                     ));
                 }
                 files.into_iter().for_each(&mut add);
@@ -358,15 +359,18 @@ fn memory(
     let (live, told) = (cpus.as_array().map_or(0, Vec::len) as u64, u64::from(read.recipe.vcpus()));
     if live != told {
         reasons.push(format!(
-            "it has {live} vCPUs, of {told} that it was started with and that were plugged in; plug those in again that were \
-             unplugged"
+            "it has {live} vCPUs, of {told} that it was started with and that were plugged in; plug those in \
+             again that were unplugged"
         ));
     }
     // Told by its processes, because the option may say "on" without effect, or a launcher have locked it.
     let status = fs::read_to_string(process.proc_path("status")).unwrap_or_default();
     let locked = proc::value(&status, "VmLck").unwrap_or("0 kB");
     if locked != "0 kB" {
-        read.notes.push(format!("{locked} of its memory are locked here, and none on the target, where pages come as they are needed"));
+        read.notes.push(format!(
+            "{locked} of its memory are locked here, and none on the target, where pages \
+                                 come as they are needed"
+        ));
     }
     Ok(())
 }
@@ -398,7 +402,8 @@ fn backends(qmp: &mut Qmp, recipe: &mut Recipe, reasons: &mut Vec<String>) -> Re
             }
             kind => {
                 reasons.push(format!(
-                    "memory {id} ({kind}) was added after the start and cannot follow the VM; use memory-backend-memfd"
+                    "memory {id} ({kind}) was added after the start and cannot follow the VM; use \
+                     memory-backend-memfd"
                 ));
                 continue;
             }

@@ -1,7 +1,8 @@
 //! Taking charge of a QEMU that somebody else started.
 //!
-//! Its command line says what it was, its monitor what it is now. Where both agree and nothing in it would be lost on
-//! the way, that gives the recipe for the target; else every reason is told, each with what would mend it.
+//! Its command line says what it was, its monitor what it is now. Where both agree and nothing in it would be
+//! lost on the way, that gives the recipe for the target; else every reason is told, each with what would
+//! mend it.
 
 mod chardevs;
 pub(crate) mod cmdline;
@@ -76,7 +77,8 @@ impl Vm {
     }
 }
 
-/// What the QEMU behind a QMP socket is, and what hinders it from being migrated. Asks its monitor and reads `/proc`.
+/// What the QEMU behind a QMP socket is, and what hinders it from being migrated. Asks its monitor and reads
+/// `/proc`.
 fn look(name: &str, socket: &Path) -> Result<Looked, OpenError> {
     let mut qmp = Qmp::connect(socket)?;
     let process = find::process_of(&mut qmp)?;
@@ -104,10 +106,16 @@ fn look(name: &str, socket: &Path) -> Result<Looked, OpenError> {
         notes.extend(of_memory(&source));
     }
     notes.extend(recipe::flash::stores(&recipe).into_iter().map(|store| {
-        format!("variable store {store}: a target that does not share it makes a file of its own, which has the same variables")
+        format!(
+            "variable store {store}: a target that does not share it makes a file of its own, which has \
+                 the same variables"
+        )
     }));
     notes.extend(recipe.what_throws_memory_away().map(|what| {
-        format!("it has {what}: while it is moved its writers cannot be slowed, so it may have to move by post-copy")
+        format!(
+            "it has {what}: while it is moved its writers cannot be slowed, so it may have to move by \
+                 post-copy"
+        )
     }));
     Ok(Looked { qmp, process, layout, recipe, reasons, notes })
 }
@@ -127,27 +135,29 @@ fn of_memory(source: &attach::Source) -> Vec<String> {
     let mut notes = Vec::new();
     if let Ok(Some(block)) = source.on_disk() {
         notes.push(format!(
-            "RAM block {block} is a file on a disk: its writers cannot be slowed, so it may have to move by post-copy; put \
-             its mem-path on a tmpfs, or use memory-backend-memfd"
+            "RAM block {block} is a file on a disk: its writers cannot be slowed, so it may have to move by \
+             post-copy; put its mem-path on a tmpfs, or use memory-backend-memfd"
         ));
     }
     if let Some((block, bytes)) = source.huge() {
         let size = units::Bytes(bytes);
         notes.push(format!(
-            "RAM block {block} consists of huge pages ({size}), plain ones on the target; a write marks all of one, and its \
-             writers cannot be slowed, so it may have to move by post-copy"
+            "RAM block {block} consists of huge pages ({size}), plain ones on the target; a write marks all \
+             of one, and its writers cannot be slowed, so it may have to move by post-copy"
         ));
     }
     if let Some(block) = source.private() {
         notes.push(format!(
-            "RAM block {block} is private to this QEMU; on the target it is shared memory (memfd). If it moves by post-copy, this \
-             process keeps what has not arrived yet: it must live until all of it has"
+            "RAM block {block} is private to this QEMU; on the target it is shared memory (memfd). If it \
+             moves by post-copy, this process keeps what has not arrived yet: it must live until all of it \
+             has"
         ));
     }
     notes
 }
 
-/// What a QEMU was by its command line, and everything that hinders it from being migrated, by that and by its own word.
+/// What a QEMU was by its command line, and everything that hinders it from being migrated, by that and by
+/// its own word.
 pub(crate) fn understand(
     qmp: &mut Qmp,
     process: &PidFd,

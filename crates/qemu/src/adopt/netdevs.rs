@@ -1,7 +1,7 @@
 //! Networks by the command line: `-netdev`, `-nic` and `-net`, each with what is known of its TAP.
 //!
-//! A card that the machine makes itself (`-nic`, `-net nic`) is written as `-net nic,netdev=…` on the target: the same card, on a
-//! network that has a name.
+//! A card that the machine makes itself (`-nic`, `-net nic`) is written as `-net nic,netdev=…` on the target:
+//! the same card, on a network that has a name.
 
 use super::words::Word;
 use crate::recipe::{
@@ -113,8 +113,8 @@ impl Networks {
             (Some(card), None) if cards.is_empty() => self.card(card, None),
             (None, None) => {}
             _ => self.reasons.push(
-                "its network cards are on a hub of QEMU's own (-net), which cannot be carried over; give each a network of its \
-                 own (-nic, or -netdev and -device)"
+                "its network cards are on a hub of QEMU's own (-net), which cannot be carried over; give \
+                 each a network of its own (-nic, or -netdev and -device)"
                     .to_owned(),
             ),
         }
@@ -143,7 +143,8 @@ impl Networks {
                 "type" => {}
                 "model" if !is_nic_model(&value) => {
                     self.reasons.push(format!(
-                        "a network card of the model {value} is not known to move; use virtio-net-pci or e1000"
+                        "a network card of the model {value} is not known to move; use virtio-net-pci or \
+                         e1000"
                     ));
                 }
                 "mac" => pairs.push(("macaddr".to_owned(), value)),

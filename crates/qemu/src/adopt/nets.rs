@@ -1,4 +1,5 @@
-//! The host's side of a running VM's network cards: which TAPs its QEMU really has, and how they are plugged in now.
+//! The host's side of a running VM's network cards: which TAPs its QEMU really has, and how they are plugged
+//! in now.
 
 use super::{
     cmdline::Read,
@@ -172,8 +173,8 @@ fn forget_removed(read: &mut Read, taps: &mut BTreeMap<String, Tap>, live: &BTre
 fn added(id: &str, live: &Live) -> Result<Tap, String> {
     if live.kind != "tap" {
         return Err(format!(
-            "network {id} ({}) was added after the start, and QEMU cannot be asked for its options; remove it (netdev_del) or start \
-             the VM with it",
+            "network {id} ({}) was added after the start, and QEMU cannot be asked for its options; remove \
+             it (netdev_del) or start the VM with it",
             live.kind
         ));
     }
@@ -181,8 +182,8 @@ fn added(id: &str, live: &Live) -> Result<Tap, String> {
     Ok(Tap { by: live.by.clone(), options: NetOptions { queues, ..NetOptions::default() } })
 }
 
-/// What QEMU does not say of TAPs that were added, by what it has open. Networks of its command line have `taken`
-/// workers.
+/// What QEMU does not say of TAPs that were added, by what it has open. Networks of its command line have
+/// `taken` workers.
 fn learn(
     process: &PidFd,
     taken: usize,
@@ -231,7 +232,8 @@ fn user_networks(recipe: &Recipe) -> impl Iterator<Item = String> {
     })
 }
 
-/// The network cards on these TAPs of this process, each as it is plugged in now; else every reason why they cannot go with the VM.
+/// The network cards on these TAPs of this process, each as it is plugged in now; else every reason why they
+/// cannot go with the VM.
 pub(crate) fn plugged(
     process: &PidFd,
     taps: impl IntoIterator<Item = (String, Tap)>,
@@ -315,7 +317,8 @@ fn assign<P: PartialEq>(
                 Ok(name.clone())
             }
             Some(_) => Err(format!(
-                "network {id}: QEMU has {:?} open, and nobody can tell which of them is its TAP; name it with ifname=",
+                "network {id}: QEMU has {:?} open, and nobody can tell which of them is its TAP; name it \
+                 with ifname=",
                 list()
             )),
             None => Err(format!("network {id}: QEMU has no TAP open that could be its; use ifname=")),
@@ -334,8 +337,8 @@ fn same_namespace(process: &PidFd) -> Result<(), String> {
     let ours = fs::read_link("/proc/thread-self/ns/net");
     match (ours, fs::read_link(process.proc_path("ns/net"))) {
         (Ok(ours), Ok(theirs)) if ours != theirs => Err(format!(
-            "its QEMU (process {pid}) is in another network namespace than the agent; start the agent there (nsenter -t \
-             {pid} -n)",
+            "its QEMU (process {pid}) is in another network namespace than the agent; start the agent there \
+             (nsenter -t {pid} -n)",
             pid = process.pid()
         )),
         (Err(error), _) | (_, Err(error)) => {
@@ -401,9 +404,11 @@ mod tests {
 
     #[test]
     fn what_qemu_tells_of_networks_is_read() {
-        let text = "vn: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:00:00:09\r\n \\ net0: index=0,type=tap,ifname=t0,\
+        let text = "vn: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:00:00:09\r\n \\ net0: \
+                    index=0,type=tap,ifname=t0,\
                     script=no,downscript=no\r\nn1: index=0,type=tap,fd=27\r\nn1: index=1,type=tap,fd=28\r\n\
-                    br: index=0,type=tap,helper=/usr/lib/qemu-bridge-helper,br=br7\r\nu: index=0,type=user,net=10.0.2.0,restrict=off\r\n\
+                    br: index=0,type=tap,helper=/usr/lib/qemu-bridge-helper,br=br7\r\nu: \
+                    index=0,type=user,net=10.0.2.0,restrict=off\r\n\
                     hub 1\r\n \\ p0\r\n \\ p1: vn2: index=0,type=nic,model=e1000\r\n";
         let live = |kind: &str, by: By, queues: u16| Live { kind: kind.to_owned(), by, queues };
         let found = back_ends(text);

@@ -47,8 +47,8 @@ pub(super) fn follow(
         match argument(&id, &kind, &properties) {
             Ok(argument) => arguments.push(argument),
             Err(why) => reasons.push(format!(
-                "object {id} ({kind}) was added after the start, and cannot be made again on the target: {why}; remove it \
-                 (object-del) or start the VM with it"
+                "object {id} ({kind}) was added after the start, and cannot be made again on the target: \
+                 {why}; remove it (object-del) or start the VM with it"
             )),
         }
     }

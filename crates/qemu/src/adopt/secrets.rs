@@ -73,8 +73,8 @@ fn add(
         }
         None => {
             return Ok(Err(format!(
-                "secret {id} of a disk is no object of QEMU's any more, so the target could not open the disk; \
-                 add it again (object-add)"
+                "secret {id} of a disk is no object of QEMU's any more, so the target could not open the \
+                 disk; add it again (object-add)"
             )));
         }
     }

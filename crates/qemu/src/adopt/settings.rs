@@ -57,7 +57,8 @@ pub(super) fn lost(nodes: &Value) -> Vec<String> {
         let lost = |bitmap: &&Value| bitmap["persistent"] != true && bitmap["name"].is_string();
         for bitmap in list(&node["dirty-bitmaps"]).filter(lost) {
             notes.push(format!(
-                "dirty bitmap {} of node {name} stays behind, because it is not persistent: the next backup must be a full one",
+                "dirty bitmap {} of node {name} stays behind, because it is not persistent: the next backup \
+                 must be a full one",
                 text(&bitmap["name"])
             ));
         }
@@ -79,13 +80,15 @@ mod tests {
     #[test]
     fn what_a_monitor_set_is_read_back_or_told() {
         let drives = json!([
-            { "device": "", "qdev": "blk0", "inserted": { "bps": 5, "iops": 0, "bps_max_length": 1, "group": "g" } },
+            { "device": "", "qdev": "blk0",
+                "inserted": { "bps": 5, "iops": 0, "bps_max_length": 1, "group": "g" } },
             { "device": "disk1", "qdev": "blk1", "inserted": { "bps": 0, "iops_max_length": 1 } },
             { "device": "cd0", "qdev": "cd" },
         ]);
         let bitmap = |name: &str, persistent: bool| json!({ "name": name, "persistent": persistent });
         let nodes = json!([
-            { "node-name": "d0", "write_threshold": 9, "dirty-bitmaps": [bitmap("kept", true), bitmap("gone", false)] },
+            { "node-name": "d0", "write_threshold": 9,
+                "dirty-bitmaps": [bitmap("kept", true), bitmap("gone", false)] },
             { "node-name": "#block1", "file": "/d", "write_threshold": 9 },
         ]);
         for limit in ["throttling.bps-total=5", "bps=5", "iops_wr_max=5"] {

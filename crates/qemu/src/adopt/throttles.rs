@@ -1,4 +1,5 @@
-//! Groups of nodes that share limits (`-object throttle-group`): as they are now, whoever has made or changed them.
+//! Groups of nodes that share limits (`-object throttle-group`): as they are now, whoever has made or changed
+//! them.
 
 use super::live::children;
 use crate::{
@@ -24,7 +25,8 @@ pub(super) fn ask(qmp: &mut Qmp) -> Result<Groups, QmpError> {
     Ok(groups)
 }
 
-/// A group as it is made on the target. A limit of nothing is none, and a burst lasts a second unless it is said.
+/// A group as it is made on the target. A limit of nothing is none, and a burst lasts a second unless it is
+/// said.
 fn argument(id: &str, limits: &Value) -> Argument {
     let mut parsed = vec![("qom-type".to_owned(), GROUP.to_owned()), ("id".to_owned(), id.to_owned())];
     for (name, limit) in limits.as_object().into_iter().flatten() {

@@ -7,8 +7,9 @@ use crate::{
 };
 use serde_json::json;
 
-/// Of which kind its TPM is: asked of the registers that it shows the guest, whose reading changes nothing (TCG's PC Client
-/// Platform TPM Profile: the interface's version, in its capabilities; the other interface is 2.0's alone).
+/// Of which kind its TPM is: asked of the registers that it shows the guest, whose reading changes nothing
+/// (TCG's PC Client Platform TPM Profile: the interface's version, in its capabilities; the other interface
+/// is 2.0's alone).
 pub(super) fn look(qmp: &mut Qmp, read: &mut Read, reasons: &mut Vec<String>) -> Result<(), QmpError> {
     const CAPABILITIES: u64 = 0xfed4_0014;
     let Some(tpm) = &mut read.recipe.tpm else { return Ok(()) };

@@ -1,4 +1,5 @@
-//! A command line as options with their values: one dash, JSON as pairs, files of options read, later changes made.
+//! A command line as options with their values: one dash, JSON as pairs, files of options read, later changes
+//! made.
 
 use super::{dialect, names::Names};
 use crate::recipe::{
@@ -193,7 +194,8 @@ mod tests {
     fn files_of_options_and_later_changes_are_read_in_place() {
         let folder = tempfile::tempdir().unwrap();
         // As Proxmox and Incus write them.
-        let text = "# q35\n[device \"ehci\"]\n  driver = \"ich9-usb-ehci1\"\n  bus = \"pcie.0\"\n\n[machine]\n\
+        let text = "# q35\n[device \"ehci\"]\n  driver = \"ich9-usb-ehci1\"\n  bus = \
+                    \"pcie.0\"\n\n[machine]\n\
                     type = \"q35\"\n[memory]\nsize = \"64M\"\n[global]\ndriver = \"ICH9-LPC\"\n\
                     property = \"disable_s3\"\nvalue = \"1\"\n[chardev \"c\"]\nbackend = \"pty\"\n";
         std::fs::write(folder.path().join("a.cfg"), text).unwrap();

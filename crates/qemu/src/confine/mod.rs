@@ -87,7 +87,8 @@ fn no_io_uring(user: &str, disabled: &str) -> Option<String> {
     let refused = || {
         format!(
             "it has a drive with aio=io_uring, which the user {user}, as whom QEMU runs, may not use \
-             (kernel.io_uring_disabled={disabled}): set that to 0, use aio=native, or say user = \"root\" in [qemu]"
+             (kernel.io_uring_disabled={disabled}): set that to 0, use aio=native, or say user = \"root\" in \
+             [qemu]"
         )
     };
     matches!(disabled, "1" | "2").then(refused)
@@ -114,8 +115,8 @@ pub(crate) fn pins(opened: &[Opened]) -> Vec<Pin<'_>> {
 /// Why QEMU cannot see what it is to see.
 fn no_view(what: &str, error: &io::Error) -> String {
     format!(
-        "cannot give QEMU a view of the file system of its own: {what}: {error}; let the agent have CAP_SYS_ADMIN, or say \
-         user = \"root\" in [qemu]"
+        "cannot give QEMU a view of the file system of its own: {what}: {error}; let the agent have \
+         CAP_SYS_ADMIN, or say user = \"root\" in [qemu]"
     )
 }
 

@@ -51,8 +51,8 @@ impl Pin<'_> {
     pub(super) fn refused(&self, name: &str, error: &io::Error) -> String {
         let (word, path) = (self.word, self.path.display());
         format!(
-            "{word} {path}: the user {name}, as whom QEMU runs, cannot open it: {error}; give it the right to (chown \
-             {name} {path}), or say user = \"root\" in [qemu]"
+            "{word} {path}: the user {name}, as whom QEMU runs, cannot open it: {error}; give it the right \
+             to (chown {name} {path}), or say user = \"root\" in [qemu]"
         )
     }
 

@@ -35,7 +35,8 @@ impl Program {
         (!self.path.starts_with(EVERYBODYS)).then_some(pin)
     }
 
-    /// Directories with what belongs to it. Of one that the user may not enter, only what is known to be that.
+    /// Directories with what belongs to it. Of one that the user may not enter, only what is known to be
+    /// that.
     pub(crate) fn beside(&self, user: Ids) -> io::Result<Vec<PathBuf>> {
         let Some(folder) = self.path.parent().filter(|_| !self.path.starts_with(EVERYBODYS)) else {
             return Ok(vec![]);

@@ -97,8 +97,8 @@ impl View<'_> {
         self.try_out()
     }
 
-    /// Directories that are hidden and those that are shown: the inner ones last, and of two that are one, what
-    /// is shown, and may be written.
+    /// Directories that are hidden and those that are shown: the inner ones last, and of two that are one,
+    /// what is shown, and may be written.
     fn places(&self) -> Vec<(PathBuf, Place)> {
         let hidden = HIDDEN.iter().map(PathBuf::from).chain(self.agents.iter().cloned());
         let mut places: Vec<_> =

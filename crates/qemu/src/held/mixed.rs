@@ -1,7 +1,9 @@
-//! Images of one VM that have changed names before anybody looked: each name leads to a file that QEMU has open, but to another one.
+//! Images of one VM that have changed names before anybody looked: each name leads to a file that QEMU has
+//! open, but to another one.
 //!
-//! QEMU does not tell which descriptor a node has. It tells how much of the node's file is allocated, by that descriptor; so a name
-//! whose file has another size on the disk is the wrong one. Images that look alike in this, too, cannot be told apart.
+//! QEMU does not tell which descriptor a node has. It tells how much of the node's file is allocated, by that
+//! descriptor; so a name whose file has another size on the disk is the wrong one. Images that look alike in
+//! this, too, cannot be told apart.
 
 use super::Held;
 use crate::{
@@ -11,7 +13,8 @@ use crate::{
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, fs, os::unix::fs::MetadataExt, path::Path};
 
-/// So often it is asked, where a guest writes meanwhile: a file only grows between two looks, but for what the guest discards.
+/// So often it is asked, where a guest writes meanwhile: a file only grows between two looks, but for what
+/// the guest discards.
 const TRIES: usize = 3;
 
 /// What `st_blocks` counts in (`stat(2)`).
@@ -49,8 +52,8 @@ fn wrong(
         return None;
     }
     Some(format!(
-        "disk {name} is not the file that QEMU has open by this name ({told} bytes of that are allocated, {other} of this): they were \
-         renamed; give the images of this VM their names back"
+        "disk {name} is not the file that QEMU has open by this name ({told} bytes of that are allocated, \
+         {other} of this): they were renamed; give the images of this VM their names back"
     ))
 }
 

@@ -1,12 +1,13 @@
 //! Where QEMU's private RAM blocks lie, by the record that QEMU itself keeps of each of them.
 //!
-//! QEMU before version 8 does not tell. It keeps a record of each block on its heap (`struct RAMBlock`): the block's address, and a
-//! little further its offset, used and largest size, one after the other, and its name. The three numbers and the name
-//! are what `info ramblock` says, which finds the record; how far from them the address stands is seen in the record of a
-//! block whose address is known. No layout of any version is assumed.
+//! QEMU before version 8 does not tell. It keeps a record of each block on its heap (`struct RAMBlock`): the
+//! block's address, and a little further its offset, used and largest size, one after the other, and its
+//! name. The three numbers and the name are what `info ramblock` says, which finds the record; how far from
+//! them the address stands is seen in the record of a block whose address is known. No layout of any version
+//! is assumed.
 //!
-//! A guest can have QEMU keep bytes of its choice on the heap, and so forge a record. The true one is still there: two that
-//! contradict each other are no answer.
+//! A guest can have QEMU keep bytes of its choice on the heap, and so forge a record. The true one is still
+//! there: two that contradict each other are no answer.
 
 use crate::ram::Listed;
 use std::{collections::BTreeMap, io};
@@ -17,8 +18,8 @@ const NUMBERS: usize = 3 * WORD;
 
 const WORD: usize = size_of::<u64>();
 
-/// How far before the numbers the address may stand, and how far behind them the name: a few words in every version so far (16 and 12
-/// bytes in 7.2).
+/// How far before the numbers the address may stand, and how far behind them the name: a few words in every
+/// version so far (16 and 12 bytes in 7.2).
 const BEFORE: usize = 128;
 const BEHIND: usize = 128;
 

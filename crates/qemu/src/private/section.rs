@@ -1,8 +1,9 @@
-//! Private RAM into a waiting QEMU: as a section of its own migration stream, which names the block and lets QEMU find it.
+//! Private RAM into a waiting QEMU: as a section of its own migration stream, which names the block and lets
+//! QEMU find it.
 //!
-//! It is the `ram` section of an ordinary stream (version 4; `migration/ram.c`), with those blocks only that are to be
-//! filled, read-only ones included. It comes before the device state, and may come several times. A listed block that can
-//! change its size (ACPI tables) gets that of the source. All numbers are big-endian.
+//! It is the `ram` section of an ordinary stream (version 4; `migration/ram.c`), with those blocks only that
+//! are to be filled, read-only ones included. It comes before the device state, and may come several times. A
+//! listed block that can change its size (ACPI tables) gets that of the source. All numbers are big-endian.
 
 use super::{
     PrivateError,
@@ -34,8 +35,8 @@ const SAME_BLOCK: u64 = 0x20;
 pub(crate) struct Given(BTreeMap<String, u64>);
 
 impl Given {
-    /// The section that makes the blocks `here` what the source says. A block that was given before in this size is changed only where
-    /// pages come for it; any other consists of the pages that come, and of zeros.
+    /// The section that makes the blocks `here` what the source says. A block that was given before in this
+    /// size is changed only where pages come for it; any other consists of the pages that come, and of zeros.
     pub(crate) fn section(
         &mut self,
         here: &[Listed],
@@ -107,7 +108,8 @@ fn fit(block: &Listed, packed: &[u8]) -> Result<Option<Fit>, PrivateError> {
     }
     let sizes = format!("it has {theirs} bytes there and {} here", block.used);
     if name.ends_with(".bios") && theirs < block.used {
-        // Firmware ends at a fixed address of the guest, so the end of a larger one is where a smaller one was.
+        // Firmware ends at a fixed address of the guest, so the end of a larger one is where a smaller one
+        // was.
         return Ok(Some(Fit { theirs, ours: block.used, shift: block.used - theirs }));
     }
     // Blocks that never change their size have all they may have.

@@ -15,7 +15,8 @@ pub enum QmpError {
         cause: io::Error,
     },
     /// Something answered, but not with QMP's greeting.
-    #[error("{path} is not a QMP socket of QEMU: instead of a greeting it sent {got:?}", path = path.display())]
+    #[error("{path} is not a QMP socket of QEMU: instead of a greeting it sent \
+             {got:?}", path = path.display())]
     NotQemu {
         /// The socket.
         path: PathBuf,

@@ -8,8 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The longest line that is read. The memory tree of a large guest is under 1 MiB; whoever sends more is not QEMU, or
-/// means us harm.
+/// The longest line that is read. The memory tree of a large guest is under 1 MiB; whoever sends more is not
+/// QEMU, or means us harm.
 const LONGEST: usize = 16 << 20;
 
 /// What came from the socket and has not been given out yet.

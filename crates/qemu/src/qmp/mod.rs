@@ -1,7 +1,8 @@
 //! A QMP client: one socket, one question at a time, events kept for whoever wants them.
 //!
-//! Tolerant of what it does not know (unknown events, unknown fields, late answers), strict in what protects us: every
-//! wait ends, a line is bounded, and a socket that is not QEMU's is told apart from one that is busy.
+//! Tolerant of what it does not know (unknown events, unknown fields, late answers), strict in what protects
+//! us: every wait ends, a line is bounded, and a socket that is not QEMU's is told apart from one that is
+//! busy.
 
 mod error;
 mod line;
@@ -24,18 +25,19 @@ use std::{
 };
 use sys::{freeze::StopAtData, process::PidFd};
 
-/// How long QEMU may take to greet: a QMP socket serves one client at a time and lets the next one wait in silence.
+/// How long QEMU may take to greet: a QMP socket serves one client at a time and lets the next one wait in
+/// silence.
 pub const GREETING: Duration = Duration::from_secs(2);
 
-/// How long a command may take unless its caller says otherwise. QEMU's main loop can be held up by a slow disk for
-/// seconds; a shorter time would give up on healthy guests.
+/// How long a command may take unless its caller says otherwise. QEMU's main loop can be held up by a slow
+/// disk for seconds; a shorter time would give up on healthy guests.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Events that nobody asked for are kept up to this many; beyond, the oldest go.
 const EVENTS_KEPT: usize = 1024;
 
-/// The lines of all events that are kept, in bytes: four times what so many take usually. In memory they are up to 16 times as
-/// large. Beyond, the oldest go.
+/// The lines of all events that are kept, in bytes: four times what so many take usually. In memory they are
+/// up to 16 times as large. Beyond, the oldest go.
 const EVENT_BYTES: usize = 1 << 20;
 
 /// QEMU's version, as it says in its greeting.
@@ -139,8 +141,8 @@ impl Qmp {
             events: VecDeque::new(),
             heard: 0,
         };
-        // With it QEMU takes in up to 8 questions ahead; without it, it begins to read the next one once it has
-        // answered the last, which costs each of them a change of threads there.
+        // With it QEMU takes in up to 8 questions ahead; without it, it begins to read the next one once it
+        // has answered the last, which costs each of them a change of threads there.
         let ahead = value["QMP"]["capabilities"].as_array().is_some_and(|all| all.contains(&json!("oob")));
         let enable = if ahead { json!({ "enable": ["oob"] }) } else { json!({}) };
         qmp.execute("qmp_capabilities", enable)?;
@@ -167,8 +169,8 @@ impl Qmp {
         self.ask(command, arguments, None, PATIENCE)
     }
 
-    /// Like [`Qmp::execute`], waiting as long as this. After a timeout the connection is still good: the late answer
-    /// will be passed over.
+    /// Like [`Qmp::execute`], waiting as long as this. After a timeout the connection is still good: the late
+    /// answer will be passed over.
     pub fn execute_within(
         &mut self,
         command: &str,
@@ -178,8 +180,8 @@ impl Qmp {
         self.ask(command, arguments, None, patience)
     }
 
-    /// Runs several commands: all are written before the first answer is read, which saves a wait for each. What became of each, in
-    /// their order; an error of the connection ends all.
+    /// Runs several commands: all are written before the first answer is read, which saves a wait for each.
+    /// What became of each, in their order; an error of the connection ends all.
     pub(crate) fn execute_all(
         &mut self,
         commands: &[(&str, Value)],
@@ -189,8 +191,8 @@ impl Qmp {
         commands.iter().map(|_| self.next_answer(&mut asked)).collect()
     }
 
-    /// Writes several commands. Their answers are to be read one by one, all within this time; those that are not read are passed over
-    /// by whoever asks next.
+    /// Writes several commands. Their answers are to be read one by one, all within this time; those that are
+    /// not read are passed over by whoever asks next.
     pub(crate) fn ask_all(
         &mut self,
         commands: &[(&str, Value)],
@@ -213,7 +215,8 @@ impl Qmp {
         Ok(Asked { commands, end, patience })
     }
 
-    /// The answer to the first of them that was not read yet. The outer error is the connection's, the inner one QEMU's word.
+    /// The answer to the first of them that was not read yet. The outer error is the connection's, the inner
+    /// one QEMU's word.
     pub(crate) fn next_answer(&mut self, asked: &mut Asked) -> Result<Result<Value, QmpError>, QmpError> {
         match asked.commands.pop_front() {
             Some((id, command)) => self.answer(id, &command, asked.end, asked.patience),
@@ -249,7 +252,8 @@ impl Qmp {
         self.execute("remove-fd", json!({ "fdset-id": set })).map(drop)
     }
 
-    /// Waits for an event that `wanted` accepts; events that came earlier count. `None` when the time is over.
+    /// Waits for an event that `wanted` accepts; events that came earlier count. `None` when the time is
+    /// over.
     pub fn wait_event(
         &mut self,
         patience: Duration,
@@ -334,8 +338,8 @@ impl Qmp {
         }
     }
 
-    /// Runs one command, and has the process that answers it stand still from its answer on: nothing that others
-    /// have asked of it is done after that.
+    /// Runs one command, and has the process that answers it stand still from its answer on: nothing that
+    /// others have asked of it is done after that.
     pub(crate) fn execute_last(
         &mut self,
         command: &str,

@@ -1,4 +1,5 @@
-//! Other names of devices that QEMU takes on its command line, on x86. A running QEMU and its state know the first names only.
+//! Other names of devices that QEMU takes on its command line, on x86. A running QEMU and its state know the
+//! first names only.
 //!
 //! The list is `qdev_alias_table` of QEMU's `system/qdev-monitor.c`; `info qdm` prints it.
 

@@ -73,9 +73,11 @@ fn chardev(chardev: &Chardev, place: &Place) -> String {
 }
 
 impl Recipe {
-    /// The command line without the program's name. With `incoming`, QEMU waits for a device state and runs nothing.
+    /// The command line without the program's name. With `incoming`, QEMU waits for a device state and runs
+    /// nothing.
     ///
-    /// Devices keep the order of the recipe, on which their addresses depend; what they refer to QEMU makes first.
+    /// Devices keep the order of the recipe, on which their addresses depend; what they refer to QEMU makes
+    /// first.
     pub fn argv(&self, paths: &Paths, incoming: bool) -> Vec<String> {
         let mut argv = Vec::new();
         let mut add = |option: &str, value: String| argv.extend([option.to_owned(), value]);

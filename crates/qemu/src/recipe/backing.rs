@@ -11,7 +11,8 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// The longest chain that is followed: far above what anybody reads a disk through, and a chain that bites its own tail ends.
+/// The longest chain that is followed: far above what anybody reads a disk through, and a chain that bites
+/// its own tail ends.
 const LONGEST_CHAIN: usize = 64;
 
 /// What a header may give its backing file's name, by the format.
@@ -22,7 +23,8 @@ const MAGIC: &[u8; 4] = b"QFI\xfb";
 /// Incompatible feature: the guest's data is in another file than this one.
 const DATA_FILE: u64 = 1 << 2;
 
-/// Every file behind the qcow2 image `image`, the nearest first; says what is wrong with one that cannot be used.
+/// Every file behind the qcow2 image `image`, the nearest first; says what is wrong with one that cannot be
+/// used.
 pub fn backing_files(image: &Path) -> Result<Vec<SeenFile>, String> {
     let open = |path: &Path| File::open(path).map_err(|error| format!("disk {}: {error}", path.display()));
     let mut found = Vec::new();
@@ -47,7 +49,8 @@ pub(super) struct Behind {
     pub(super) is_full: bool,
 }
 
-/// The backing file that the open image `file`, called `image`, names; none where it names none, or is no qcow2 image.
+/// The backing file that the open image `file`, called `image`, names; none where it names none, or is no
+/// qcow2 image.
 pub fn backing_of(file: &File, image: &Path) -> Result<Option<PathBuf>, String> {
     Ok(behind(file, image)?.map(|behind| behind.path))
 }
@@ -65,7 +68,8 @@ pub(super) fn behind(file: &File, image: &Path) -> Result<Option<Behind>, String
     let half = |at: usize| u32::from_be_bytes(*header[at..].first_chunk().expect("within the header"));
     if half(4) >= 3 && word(72) & DATA_FILE != 0 {
         return Err(format!(
-            "disk {} keeps its data in another file, which is not supported; convert it with qemu-img convert",
+            "disk {} keeps its data in another file, which is not supported; convert it with qemu-img \
+             convert",
             image.display()
         ));
     }
@@ -90,8 +94,8 @@ pub(super) fn behind(file: &File, image: &Path) -> Result<Option<Behind>, String
     }
     let format = extensions::said_format(file).map_err(failed)?.map_err(|why| {
         format!(
-            "disk {}: its backing file {name} {why}; say its format with qemu-img rebase -u -F FORMAT -b {name}, or \
-             flatten it with qemu-img rebase -b ''",
+            "disk {}: its backing file {name} {why}; say its format with qemu-img rebase -u -F FORMAT \
+             -b {name}, or flatten it with qemu-img rebase -b ''",
             image.display()
         )
     })?;

@@ -1,9 +1,9 @@
 //! What an image lies on, told to QEMU: it follows the header of no image that was looked at.
 //!
-//! QEMU takes a chain that it is told for the one of the header only where the header has the full name of each file: else it shows the
-//! image by another name (`json:{…}`), writes that into the overlays that are made later, and is not what its source is. An image that
-//! names its backing file from its own directory is opened by its header, and what QEMU has opened is looked at afterwards
-//! ([`crate::granted`]).
+//! QEMU takes a chain that it is told for the one of the header only where the header has the full name of
+//! each file: else it shows the image by another name (`json:{…}`), writes that into the overlays that are
+//! made later, and is not what its source is. An image that names its backing file from its own directory is
+//! opened by its header, and what QEMU has opened is looked at afterwards ([`crate::granted`]).
 
 use super::{
     Argument,
@@ -26,7 +26,8 @@ pub(crate) struct Level {
     format: &'static str,
 }
 
-/// What each image lies on, the nearest first; by the name of the image. Those that are opened by their headers are not there.
+/// What each image lies on, the nearest first; by the name of the image. Those that are opened by their
+/// headers are not there.
 pub(crate) type Chains = BTreeMap<String, Vec<Level>>;
 
 /// The chains of these images. `open` opens one of their files.

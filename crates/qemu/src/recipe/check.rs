@@ -1,5 +1,5 @@
-//! What may stand in a recipe. A peer's recipe is hostile until it passed: it must not make our QEMU read, write,
-//! connect to or execute anything but the VM's own files.
+//! What may stand in a recipe. A peer's recipe is hostile until it passed: it must not make our QEMU read,
+//! write, connect to or execute anything but the VM's own files.
 
 use super::{
     Recipe,
@@ -7,8 +7,8 @@ use super::{
 };
 use crate::virtio;
 
-/// The most vCPUs, memory blocks, arguments and bytes of text that a recipe may have: each far above what QEMU itself
-/// bears, each low enough that no recipe exhausts us.
+/// The most vCPUs, memory blocks, arguments and bytes of text that a recipe may have: each far above what
+/// QEMU itself bears, each low enough that no recipe exhausts us.
 const MOST_VCPUS: u32 = 1024;
 const MOST_BLOCKS: usize = 64;
 const MOST_ARGUMENTS: usize = 1024;
@@ -84,7 +84,8 @@ pub fn check(recipe: &Recipe) -> Vec<String> {
         let path = file.path.to_string_lossy();
         // It is shown as it is: no terminal may find an order in it.
         let plain = file.path.is_absolute() && path.len() < LONGEST_VALUE && !path.contains(char::is_control);
-        // By its components, so that `//proc` is /proc; and whatever begins like /dev/fd: QEMU opens /dev/fdset in its own way.
+        // By its components, so that `//proc` is /proc; and whatever begins like /dev/fd: QEMU opens
+        // /dev/fdset in its own way.
         let parts: std::path::PathBuf = file.path.components().collect();
         let forbidden = ["/proc", "/sys"].iter().any(|dir| parts.starts_with(dir))
             || parts.to_string_lossy().starts_with("/dev/fd");
@@ -175,7 +176,8 @@ pub(crate) fn shown(text: &str) -> String {
     text.chars().take(100).map(clean).collect()
 }
 
-/// What names a drive, a node or a device in a monitor's command, its path in QEMU's object tree too. May be empty.
+/// What names a drive, a node or a device in a monitor's command, its path in QEMU's object tree too. May be
+/// empty.
 pub(crate) fn is_plain_name(text: &str) -> bool {
     text.len() < LONGEST_PATH
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./[]#".contains(&byte))

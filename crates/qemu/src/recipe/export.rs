@@ -93,8 +93,8 @@ impl Protocol {
     }
 }
 
-/// By which name QEMU calls itself to a server of iSCSI, and whether what they say is summed up (`-iscsi` says so to
-/// the nodes of URLs).
+/// By which name QEMU calls itself to a server of iSCSI, and whether what they say is summed up (`-iscsi`
+/// says so to the nodes of URLs).
 const INITIATOR: &str = "initiator-name";
 const DIGEST: &str = "header-digest";
 
@@ -129,7 +129,8 @@ pub struct Export {
     pub host: String,
     /// The port it listens at.
     pub port: u16,
-    /// What it calls the disk; may be empty. Of iSCSI: `TARGET/UNIT`; of SSH: `USER@PATH`, without the first slash.
+    /// What it calls the disk; may be empty. Of iSCSI: `TARGET/UNIT`; of SSH: `USER@PATH`, without the first
+    /// slash.
     pub name: String,
     /// How large the disk is.
     pub bytes: u64,
@@ -154,14 +155,18 @@ impl Export {
 
     fn nbd(file: &str) -> Result<Self, String> {
         if file.starts_with("nbd+unix:") {
-            return Err("its NBD server is reached by a socket of this host; have it listen on the network, and start \
-                        the VM with nbd://HOST:PORT/NAME"
-                .to_owned());
+            return Err(
+                "its NBD server is reached by a socket of this host; have it listen on the network, \
+                        and start the VM with nbd://HOST:PORT/NAME"
+                    .to_owned(),
+            );
         }
         if file.contains("tls-creds") {
-            return Err("its NBD server is reached with TLS credentials of this host, which are not carried over; start \
-                        the VM without tls-creds, on a network of its own"
-                .to_owned());
+            return Err(
+                "its NBD server is reached with TLS credentials of this host, which are not carried \
+                        over; start the VM without tls-creds, on a network of its own"
+                    .to_owned(),
+            );
         }
         let not =
             || "its NBD server is not called nbd://HOST:PORT/NAME, with an IPv4 address or a name".to_owned();
@@ -173,13 +178,14 @@ impl Export {
         let scheme = protocol.word();
         if file.starts_with("json:") {
             return Err(format!(
-                "its server is told more than a URL (a user, a cookie, sslverify=off), which is not carried over; start the VM with \
-                 {scheme}://HOST/PATH"
+                "its server is told more than a URL (a user, a cookie, sslverify=off), which is not carried \
+                 over; start the VM with {scheme}://HOST/PATH"
             ));
         }
         let not = || {
             format!(
-                "its server is not called {scheme}://HOST/PATH, with an IPv4 address or a name, and without a user"
+                "its server is not called {scheme}://HOST/PATH, with an IPv4 address or a name, and without \
+                 a user"
             )
         };
         let rest = file.strip_prefix(scheme).and_then(|rest| rest.strip_prefix("://")).ok_or_else(not)?;
@@ -189,7 +195,8 @@ impl Export {
     /// QEMU has words of its own for these, which hold what it was told.
     fn scsi(file: &str) -> Result<Self, String> {
         let not = || {
-            "its iSCSI server is told more than its address, target, unit and initiator (a user), which is not carried over; serve the disk by NBD from a host that both reach (qemu-nbd --shared=2)"
+            "its iSCSI server is told more than its address, target, unit and initiator (a user), which is \
+             not carried over; serve the disk by NBD from a host that both reach (qemu-nbd --shared=2)"
                 .to_owned()
         };
         if let Some(rest) = file.strip_prefix("iscsi://") {
@@ -214,11 +221,12 @@ impl Export {
         Self::at(Protocol::Iscsi, &server).map(|export| Self { told, ..export }).ok_or_else(not)
     }
 
-    /// The target's QEMU logs in with keys of its own user, and knows the server by that user's `known_hosts`.
+    /// The target's QEMU logs in with keys of its own user, and knows the server by that user's
+    /// `known_hosts`.
     fn ssh(file: &str) -> Result<Self, String> {
         if file.contains("host_key_check=") {
-            return Err("how its SSH server's key is checked is not carried over: the target's QEMU looks into known_hosts; start \
-                        the VM without host_key_check"
+            return Err("how its SSH server's key is checked is not carried over: the target's QEMU looks \
+                        into known_hosts; start the VM without host_key_check"
                 .to_owned());
         }
         let not = || {

@@ -33,8 +33,8 @@ impl Identity {
     }
 }
 
-/// A file that this host has open for a VM. Whatever is said of the file is said of this descriptor, and this is the one
-/// that QEMU is given: what the name leads to later does not matter.
+/// A file that this host has open for a VM. Whatever is said of the file is said of this descriptor, and this
+/// is the one that QEMU is given: what the name leads to later does not matter.
 #[derive(Debug)]
 pub struct Opened {
     /// Its name in the recipe.

@@ -1,7 +1,8 @@
 //! Variable stores of firmware: flash memory that a file keeps.
 //!
-//! QEMU has all of it in a RAM block and writes the file when the guest changes it, and once more as a whole when a guest that was
-//! moved begins to run. So a target needs no more than a file of the same size, which may be its own.
+//! QEMU has all of it in a RAM block and writes the file when the guest changes it, and once more as a whole
+//! when a guest that was moved begins to run. So a target needs no more than a file of the same size, which
+//! may be its own.
 
 use super::{
     Argument, Recipe,
@@ -12,10 +13,12 @@ use std::{
     path::Path,
 };
 
-/// The largest store that a host makes a file for: QEMU bears 8 MiB of flash in all unless it is told otherwise.
+/// The largest store that a host makes a file for: QEMU bears 8 MiB of flash in all unless it is told
+/// otherwise.
 pub(crate) const LARGEST: u64 = 64 << 20;
 
-/// The files of a recipe's variable stores that nothing else uses, and that hold what the guest wrote as it is (raw).
+/// The files of a recipe's variable stores that nothing else uses, and that hold what the guest wrote as it
+/// is (raw).
 pub(crate) fn stores(recipe: &Recipe) -> BTreeSet<String> {
     let machine = options::parse(&recipe.machine, "type");
     let wired: Vec<&str> = ["pflash0", "pflash1"].iter().filter_map(|unit| get(&machine, unit)).collect();
@@ -108,7 +111,8 @@ mod tests {
 
     fn recipe(machine: &str, arguments: &[(&str, &str)]) -> Recipe {
         let mut recipe: Recipe = serde_json::from_value(serde_json::json!({
-            "name": "a", "machine": machine, "accel": "tcg", "cpu": "qemu64", "smp": "1", "memory": [], "arguments": [],
+            "name": "a", "machine": machine, "accel": "tcg", "cpu": "qemu64", "smp": "1", "memory": [],
+            "arguments": [],
         }))
         .unwrap();
         recipe.arguments = arguments.iter().map(|(option, value)| Argument::new(option, *value)).collect();

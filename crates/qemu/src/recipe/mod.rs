@@ -1,9 +1,9 @@
 //! What a host must know to start a QEMU that can take a VM over.
 //!
-//! One recipe serves both ends: `run` makes it from a VM file, `adopt` from a running QEMU, and the target of a
-//! migration builds its own command line from it. It holds no path that a QEMU would write to except disks, and no
-//! name that belongs to one host except bridges and shared files: TAPs, sockets, logs and memory files are each host's
-//! own.
+//! One recipe serves both ends: `run` makes it from a VM file, `adopt` from a running QEMU, and the target of
+//! a migration builds its own command line from it. It holds no path that a QEMU would write to except disks,
+//! and no name that belongs to one host except bridges and shared files: TAPs, sockets, logs and memory files
+//! are each host's own.
 
 pub(crate) mod aliases;
 mod allow;
@@ -53,7 +53,8 @@ use std::{collections::BTreeSet, path::PathBuf};
 pub struct Recipe {
     /// The VM's name.
     pub name: String,
-    /// The QEMU that runs it; the target's must not be older, unless that is allowed. Zeros before it was ever started.
+    /// The QEMU that runs it; the target's must not be older, unless that is allowed. Zeros before it was
+    /// ever started.
     #[serde(default)]
     pub qemu: Version,
     /// The machine, by its versioned name, with its options: `pc-q35-7.2,smm=off`.
@@ -92,7 +93,8 @@ pub struct Recipe {
     /// Whether the user allows a QEMU that is older than the one that runs the VM; never but on its way.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_older_qemu: bool,
-    /// By what the source of a migration shows that it has these files; none but on its way. See [`crate::sharing`].
+    /// By what the source of a migration shows that it has these files; none but on its way. See
+    /// [`crate::sharing`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proof: Option<Secret>,
     /// What the source's KVM makes of a loop ([`crate::Kvm`]); none without KVM, and none but on its way.
@@ -101,8 +103,8 @@ pub struct Recipe {
     /// What monitors have set since it was started, and the command line does not say.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub settings: Vec<Setting>,
-    /// Whether QEMU adds the devices that a machine usually has (no `-nodefaults`): a card of its own for video and network, drives
-    /// without media, ports.
+    /// Whether QEMU adds the devices that a machine usually has (no `-nodefaults`): a card of its own for
+    /// video and network, drives without media, ports.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub defaults: bool,
     /// Character devices besides the console.
@@ -205,13 +207,15 @@ pub struct NetOptions {
     /// How many pairs of queues there are, where there is more than one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queues: Option<u16>,
-    /// Whether QEMU and the TAP agree on offloads, where that was said: the guest was shown what follows from it.
+    /// Whether QEMU and the TAP agree on offloads, where that was said: the guest was shown what follows from
+    /// it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vnet_hdr: Option<bool>,
     /// How many bytes may wait in the TAP, where that was said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sndbuf: Option<u64>,
-    /// Whether a worker of the kernel's carries its packets, on hosts that have proven that to be safe ([`crate::vhost`]).
+    /// Whether a worker of the kernel's carries its packets, on hosts that have proven that to be safe
+    /// ([`crate::vhost`]).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub vhost: bool,
 }
@@ -303,7 +307,8 @@ impl Argument {
 pub enum Role {
     /// Written by the guest: must be the same file on both hosts.
     Disk,
-    /// Named inside a disk's qcow2 image, and read where the disk was never written: must be the same file too.
+    /// Named inside a disk's qcow2 image, and read where the disk was never written: must be the same file
+    /// too.
     Backing,
     /// Only read: must have the same content.
     Boot,

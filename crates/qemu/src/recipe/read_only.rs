@@ -44,8 +44,8 @@ fn blockdev(value: &str) -> Option<(String, bool)> {
     Some((get("filename")?.to_owned(), outer))
 }
 
-/// Whether a `-blockdev` opens its file for reading until somebody writes (`auto-read-only`), and nobody does: all that names its node
-/// are nodes that are only read. libvirt has its media like that.
+/// Whether a `-blockdev` opens its file for reading until somebody writes (`auto-read-only`), and nobody
+/// does: all that names its node are nodes that are only read. libvirt has its media like that.
 fn waits_for_writers(value: &str, machine: &str, arguments: &[Argument]) -> bool {
     let parsed = options::parse(value, "driver");
     let get = |key| options::get(&parsed, key);

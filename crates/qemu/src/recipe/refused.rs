@@ -1,9 +1,10 @@
 //! Devices that cannot follow a VM, and why.
 //!
-//! Most of them are those that QEMU itself does not migrate: `-only-migratable` refuses them, or they have state that they do not
-//! describe. `xen-save-devices-state` would say nothing of that.
+//! Most of them are those that QEMU itself does not migrate: `-only-migratable` refuses them, or they have
+//! state that they do not describe. `xen-save-devices-state` would say nothing of that.
 
-/// What a device's type begins with, why it cannot follow, and what to do instead. The first that fits counts.
+/// What a device's type begins with, why it cannot follow, and what to do instead. The first that fits
+/// counts.
 const REFUSED: &[(&[&str], &str)] = &[
     (&["vfio-"], "it is a device of this host, which cannot follow the VM; use a virtio device"),
     (&["ivshmem"], "its memory is shared with other VMs of this host; leave it out"),
@@ -34,7 +35,8 @@ const REFUSED: &[(&[&str], &str)] = &[
     (&["usb-mtp"], "its files are this host's, and QEMU does not migrate it; use a network file system"),
     (
         &["virtio-gpu-gl", "virtio-vga-gl", "virtio-gpu-rutabaga", "virtio-vga-rutabaga"],
-        "its pictures are in this host's graphics (virgl, venus), and QEMU does not migrate it; use virtio-gpu-pci or virtio-vga",
+        "its pictures are in this host's graphics (virgl, venus), and QEMU does not migrate it; use \
+         virtio-gpu-pci or virtio-vga",
     ),
     (&["nvme"], "QEMU does not migrate it; use virtio-blk or virtio-scsi"),
     (&["virtio-crypto"], "QEMU does not migrate it; leave it out"),

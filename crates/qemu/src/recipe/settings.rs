@@ -1,12 +1,13 @@
-//! What monitors set of a VM at run time, as far as QEMU can be asked for it: the target's QEMU is told the same before it takes the
-//! VM over.
+//! What monitors set of a VM at run time, as far as QEMU can be asked for it: the target's QEMU is told the
+//! same before it takes the VM over.
 
 use super::check::{is_plain_name, shown};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// The limits of `block_set_io_throttle`, as QMP calls them there and in `query-block`. The first six must always be said.
+/// The limits of `block_set_io_throttle`, as QMP calls them there and in `query-block`. The first six must
+/// always be said.
 pub(crate) const LIMITS: &[&str] = &[
     "bps",
     "bps_rd",
@@ -136,7 +137,8 @@ mod tests {
     fn what_was_not_limited_is_said_to_be_unlimited() {
         let (command, arguments) = throttle("", "blk0", "bps").command();
         assert_eq!(command, "block_set_io_throttle");
-        let all = json!({ "id": "blk0", "bps": 7, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0 });
+        let all = json!({ "id": "blk0", "bps": 7, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0,
+            "iops_wr": 0 });
         assert_eq!(arguments, all);
     }
 }

@@ -13,7 +13,8 @@ use std::{
 };
 use units::Locked;
 
-/// Makes digests of ours differ from what people publish of files (`b3sum`): who knows such a sum does not know the file.
+/// Makes digests of ours differ from what people publish of files (`b3sum`): who knows such a sum does not
+/// know the file.
 const CONTEXT: &str = "whimbrel 2026-11-29 content of a file that a guest only reads";
 
 /// How long a file may be read. An ISO of 8 GB takes 80 s over a network of 1 Gbit/s.
@@ -33,7 +34,8 @@ fn state(metadata: &Metadata) -> State {
     (Identity::of(metadata), metadata.len(), written, (metadata.ctime(), metadata.ctime_nsec()))
 }
 
-/// A digest of a file's content, in hexadecimal. It is secret: whoever knows it can say that he knows the file.
+/// A digest of a file's content, in hexadecimal. It is secret: whoever knows it can say that he knows the
+/// file.
 pub(crate) fn digest(file: &File) -> io::Result<String> {
     static KNOWN: LazyLock<Mutex<HashMap<State, String>>> = LazyLock::new(Mutex::default);
     let known = || KNOWN.locked();

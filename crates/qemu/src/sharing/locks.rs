@@ -5,13 +5,16 @@ use crate::recipe::SeenFile;
 use std::{collections::BTreeSet, fs::File, io};
 use sys::lock::{Lock, of_others};
 
-/// How many bytes are locked. Each place has 40 bits; who cannot lock the file cannot have even one of them locked.
+/// How many bytes are locked. Each place has 40 bits; who cannot lock the file cannot have even one of them
+/// locked.
 const LOCKS: usize = 4;
 
-/// Where patterns lie: far beyond the end of any file, and far from the bytes 100 to 303 that QEMU locks in images.
+/// Where patterns lie: far beyond the end of any file, and far from the bytes 100 to 303 that QEMU locks in
+/// images.
 const FAR: u64 = 1 << 61;
 
-/// Within how many bytes the pattern of one proof lies. Outside of it others may show the same file to others.
+/// Within how many bytes the pattern of one proof lies. Outside of it others may show the same file to
+/// others.
 const WINDOW: u64 = 1 << 40;
 
 /// The places of the locks, and the window that they lie in.

@@ -1,19 +1,19 @@
 //! Whether two hosts have the same file: shown by the source, proven by the target, believed by nobody.
 //!
-//! Names, inodes and sizes look alike on hosts that share nothing. So the source does something to the very file that its
-//! QEMU has open, and the target looks for it at the very descriptor that its QEMU will get:
+//! Names, inodes and sizes look alike on hosts that share nothing. So the source does something to the very
+//! file that its QEMU has open, and the target looks for it at the very descriptor that its QEMU will get:
 //!
-//! - **Locks**: the source locks bytes far beyond the file's end, at places that both derive from a secret of this migration.
-//!   The target finds exactly these locked. Leaves nothing behind; works wherever hosts see each other's locks (NFS 4, CephFS,
-//!   OCFS2, one kernel), also in directories that nobody may write to. A disk that the guest writes is locked for writing, which
-//!   shows that the source may write it.
-//! - **A token**: a file beside the image, by a name and with a content derived from the secret. For file systems whose locks
-//!   may hold on one host only.
-//! - **Content**, for what the guest only reads: a digest, under a key derived from the secret. The source need not share
-//!   the file then, but must know what is in it.
+//! - **Locks**: the source locks bytes far beyond the file's end, at places that both derive from a secret of
+//!   this migration. The target finds exactly these locked. Leaves nothing behind; works wherever hosts see
+//!   each other's locks (NFS 4, CephFS, OCFS2, one kernel), also in directories that nobody may write to. A
+//!   disk that the guest writes is locked for writing, which shows that the source may write it.
+//! - **A token**: a file beside the image, by a name and with a content derived from the secret. For file
+//!   systems whose locks may hold on one host only.
+//! - **Content**, for what the guest only reads: a digest, under a key derived from the secret. The source
+//!   need not share the file then, but must know what is in it.
 //!
-//! The secret travels in `Prepare`, under TLS. What is derived from it also depends on the source's name and the migration's
-//! id: who is told of a proof cannot pass it on as his own.
+//! The secret travels in `Prepare`, under TLS. What is derived from it also depends on the source's name and
+//! the migration's id: who is told of a proof cannot pass it on as his own.
 
 mod content;
 mod locks;
@@ -103,7 +103,8 @@ pub struct Shown {
 /// Opens a file of a VM as its QEMU has it open; for writing if that is said.
 pub type Open<'a> = &'a dyn Fn(&SeenFile, bool) -> Result<File, String>;
 
-/// Shows the files of a VM to the target of this migration, which comes from the host `from`. Every reason why it cannot.
+/// Shows the files of a VM to the target of this migration, which comes from the host `from`. Every reason
+/// why it cannot.
 pub fn show(recipe: &Recipe, from: &str, migration: &str, open: Open<'_>) -> Result<Shown, Vec<String>> {
     let one = |why: String| vec![why];
     let secret = Secret::draw().map_err(|error| one(format!("cannot draw random numbers: {error}")))?;

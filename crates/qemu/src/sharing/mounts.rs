@@ -42,8 +42,8 @@ fn decide(kind: &str, options: &str, writes: bool) -> Ways {
     let nfs = matches!(kind, "nfs" | "nfs4");
     let alone = has("nolock") || has("local_lock=all") || has("local_lock=posix");
     let shared = CLUSTER.contains(&kind) || (nfs && !alone);
-    // Under a delegation for reading, which two hosts may have at once, a host keeps its locks to itself (RFC 8881, 10.4). That for
-    // writing is given back as soon as another host opens the file.
+    // Under a delegation for reading, which two hosts may have at once, a host keeps its locks to itself (RFC
+    // 8881, 10.4). That for writing is given back as soon as another host opens the file.
     let delegated = kind == "nfs4" && !writes;
     Ways { token: delegated || (!shared && !LOCAL.contains(&kind)), content: !shared }
 }

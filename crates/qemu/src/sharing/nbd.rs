@@ -1,4 +1,5 @@
-//! Whether a server has an export, and takes another client: asked by the first words of NBD's own protocol, without opening the disk.
+//! Whether a server has an export, and takes another client: asked by the first words of NBD's own protocol,
+//! without opening the disk.
 //!
 //! <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>
 

@@ -60,8 +60,8 @@ pub(crate) fn opened(exports: &[Export], nodes: &Value) -> Option<String> {
 /// What is said of a server that has another disk.
 pub(super) fn differs(export: &Export, bytes: u64) -> String {
     format!(
-        "disk {} has {bytes} bytes here, and {} at the source: by this address another server answers here; give it one that is the \
-         same on both hosts",
+        "disk {} has {bytes} bytes here, and {} at the source: by this address another server answers here; \
+         give it one that is the same on both hosts",
         export.url(),
         export.bytes
     )
@@ -75,7 +75,10 @@ mod tests {
     #[test]
     fn what_a_server_has_is_compared_once_it_is_open() {
         let export = Export::read("https", "https://m/a.iso", 7).unwrap();
-        let node = |file: &str, bytes: u64| json!([{ "drv": "https", "file": file, "image": { "virtual-size": bytes } }]);
+        let node = |file: &str, bytes: u64| {
+            json!([{ "drv": "https", "file": file,
+            "image": { "virtual-size": bytes } }])
+        };
         let wrong = |nodes: Value| opened(std::slice::from_ref(&export), &nodes).unwrap_or_default();
         assert_eq!(wrong(node("https://m:443/a.iso", 7)), "");
         assert_eq!(wrong(json!([{ "drv": "file", "file": "/a" }])), "");

@@ -124,7 +124,8 @@ pub fn sweep(folder: &Path) {
     for path in entries.filter(ours).filter(old) {
         match fs::remove_file(&path) {
             Ok(()) => {
-                tracing::info!(path = %path.display(), "took away what a migration had left that was interrupted")
+                tracing::info!(path = %path.display(), "took away what a migration had left that was \
+                                                        interrupted")
             }
             Err(error) => tracing::debug!(path = %path.display(), %error, "cannot be taken away"),
         }

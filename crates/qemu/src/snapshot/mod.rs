@@ -1,7 +1,8 @@
-//! What others can change of a VM through its monitors, as it is at one moment: a migration takes it when it begins, and again
-//! later, and ends if both differ.
+//! What others can change of a VM through its monitors, as it is at one moment: a migration takes it when it
+//! begins, and again later, and ends if both differ.
 //!
-//! It lists what counts. What changes by itself is left out: statistics, allocated sizes, the progress of jobs, who is connected.
+//! It lists what counts. What changes by itself is left out: statistics, allocated sizes, the progress of
+//! jobs, who is connected.
 
 /// QEMU's own migration.
 pub(crate) mod own;
@@ -44,7 +45,8 @@ pub(crate) enum Kind {
     Edge,
 }
 
-/// How a difference of this kind is told: the noun, what is said of one that is new and of one that is gone, and what to do.
+/// How a difference of this kind is told: the noun, what is said of one that is new and of one that is gone,
+/// and what to do.
 struct Words(&'static str, &'static str, &'static str, &'static str);
 
 const AGAIN: &str = "migrate again when that is done";
@@ -77,7 +79,8 @@ impl Kind {
     }
 }
 
-/// A VM's configuration at one moment. A kind that was not asked for, or that this QEMU does not know, is not there.
+/// A VM's configuration at one moment. A kind that was not asked for, or that this QEMU does not know, is not
+/// there.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Snapshot {
     /// QEMU's word for what it does, such as `running`.
@@ -86,8 +89,8 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
-    /// How `now` differs: what was changed, and what to do about it. Only kinds that both have are compared. What changes in the block
-    /// graph on account of something else is not told.
+    /// How `now` differs: what was changed, and what to do about it. Only kinds that both have are compared.
+    /// What changes in the block graph on account of something else is not told.
     pub(crate) fn differences(&self, now: &Self) -> Vec<String> {
         let mut told: Vec<String> = now.taken_elsewhere().into_iter().collect();
         for (kind, before) in &self.kinds {
@@ -117,7 +120,8 @@ impl Snapshot {
         let migration = self.migration();
         if reasons.is_empty() && !own::is_over(migration) {
             reasons.push(format!(
-                "QEMU's own migration of it is under way (it is {migration}); wait for its end, or cancel it (migrate_cancel)"
+                "QEMU's own migration of it is under way (it is {migration}); wait for its end, or cancel it \
+                 (migrate_cancel)"
             ));
         }
         let of = |kind| self.kinds.get(&kind).into_iter().flatten();
@@ -128,7 +132,8 @@ impl Snapshot {
         }
         for (export, what) in of(Kind::Export) {
             reasons.push(format!(
-                "export {export} ({what}) would end; let its users finish, and remove it (block-export-del {export})"
+                "export {export} ({what}) would end; let its users finish, and remove it (block-export-del \
+                 {export})"
             ));
         }
         reasons

@@ -9,7 +9,8 @@ use crate::{
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, time::Duration};
 
-/// How long QEMU may take for all answers. In a pause the guest stands still meanwhile: then the migration ends and it runs on.
+/// How long QEMU may take for all answers. In a pause the guest stands still meanwhile: then the migration
+/// ends and it runs on.
 pub(crate) const WITHIN: Duration = Duration::from_secs(2);
 
 /// More things of a kind than a VM has; whoever says more is not QEMU. What is beyond is not looked at.
@@ -18,8 +19,9 @@ const MOST: usize = 4096;
 /// How much is asked.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Depth {
-    /// In a pause: what can be changed without an event, whether somebody uses the disks, and whether QEMU's own migration takes the
-    /// guest. A job and an export have a connection in the block graph; a new vCPU and new memory are devices.
+    /// In a pause: what can be changed without an event, whether somebody uses the disks, and whether QEMU's
+    /// own migration takes the guest. A job and an export have a connection in the block graph; a new vCPU
+    /// and new memory are devices.
     Short,
     /// All of it: 15 questions, of 0.1 to 0.4 ms each.
     Whole,
@@ -60,7 +62,8 @@ const QUESTIONS: [Question; 15] = [
     plain("query-memdev", Kind::Memory, memory),
     plain("query-memory-devices", Kind::MemoryDevice, memory_devices),
     plain("query-cpus-fast", Kind::Cpu, cpus),
-    // Nor have `chardev-add`, `chardev-change` and `netdev_add`. (Where one leads to changes with who is connected.)
+    // Nor have `chardev-add`, `chardev-change` and `netdev_add`. (Where one leads to changes with who is
+    // connected.)
     from(Depth::Short, tree(|| json!({ "path": "/chardevs" }), Kind::Chardev, devices)),
     from(Depth::Short, plain("query-block", Kind::Drive, drives)),
     Question {
@@ -252,8 +255,8 @@ fn node(one: &Value) -> String {
     words.join(", ")
 }
 
-/// Who leads to whom, by names: QEMU's numbers are another each time. Back ends without a name are those of jobs and exports.
-/// A node may be there that nobody uses.
+/// Who leads to whom, by names: QEMU's numbers are another each time. Back ends without a name are those of
+/// jobs and exports. A node may be there that nobody uses.
 fn edges(answer: &Value) -> Things {
     let names: BTreeMap<u64, (&str, &str)> = list(&answer["nodes"])
         .filter_map(|node| Some((node["id"].as_u64()?, (text(node, "type"), text(node, "name")))))
@@ -333,7 +336,8 @@ mod tests {
     fn what_counts_is_kept_and_what_changes_by_itself_is_not() {
         let bitmap = json!({ "name": "b", "granularity": 65536, "count": 7, "persistent": false });
         let own = json!({ "granularity": 65536, "persistent": false });
-        let medium = json!({ "node-name": "#block1", "file": "/a.iso", "bps": 5, "iops": 0, "image": { "actual-size": 7 },
+        let medium = json!({ "node-name": "#block1", "file": "/a.iso", "bps": 5, "iops": 0,
+            "image": { "actual-size": 7 },
                              "dirty-bitmaps": [bitmap, own] });
         let disk = "/machine/peripheral/blk0/virtio-backend";
         let table: [(Parse, Value, Kept); 11] = [
@@ -358,9 +362,12 @@ mod tests {
             ),
             (
                 nodes,
-                json!([{ "node-name": "d0", "drv": "raw", "file": "/d", "ro": false, "image": { "virtual-size": 9, "actual-size": 3 },
-                         "cache": { "direct": false, "no-flush": true, "writeback": true }, "dirty-bitmaps": [bitmap] },
-                       { "node-name": "f0", "drv": "file", "file": "/d", "ro": true, "image": { "virtual-size": 9 } }]),
+                json!([{ "node-name": "d0", "drv": "raw", "file": "/d", "ro": false,
+                    "image": { "virtual-size": 9, "actual-size": 3 },
+                         "cache": { "direct": false, "no-flush": true, "writeback": true },
+                         "dirty-bitmaps": [bitmap] },
+                       { "node-name": "f0", "drv": "file", "file": "/d", "ro": true,
+                           "image": { "virtual-size": 9 } }]),
                 &[
                     ("d0", "raw, /d, writable, 9 bytes, cache.no-flush, bitmap b of 65536 bytes"),
                     ("f0", "file, /d, read only"),
@@ -382,7 +389,8 @@ mod tests {
             (
                 networks,
                 json!(
-                    "n.0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:12:34:56\r\n \\ net0: index=0,type=tap,ifname=t0,script=no\r\nhub 1\r\n \\ p0\r\n"
+                    "n.0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:12:34:56\r\n \\ net0: \
+                     index=0,type=tap,ifname=t0,script=no\r\nhub 1\r\n \\ p0\r\n"
                 ),
                 &[("n.0 queue 0", "nic"), ("net0 queue 0", "tap t0"), ("p0", "hubport")],
             ),
@@ -397,7 +405,8 @@ mod tests {
     fn the_block_graph_is_known_by_names_and_not_by_qemus_numbers() {
         let graph = |first: u64| {
             json!({
-                "nodes": [{ "id": first, "type": "block-backend", "name": "" }, { "id": first + 1, "type": "block-driver", "name": "d0" },
+                "nodes": [{ "id": first, "type": "block-backend", "name": "" },
+                    { "id": first + 1, "type": "block-driver", "name": "d0" },
                           { "id": first + 2, "type": "block-job", "name": "b0" }],
                 "edges": [{ "parent": first, "child": first + 1, "name": "root", "perm": [] },
                           { "parent": first, "child": first + 1, "name": "root" },

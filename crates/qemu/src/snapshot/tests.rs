@@ -84,8 +84,10 @@ fn a_migration_does_not_begin_beside_a_job_an_export_or_another() {
         ],
     );
     let told = [
-        "QEMU's own migration of it is under way (it is active); wait for its end, or cancel it (migrate_cancel)",
-        "job drive-virtio0 (mirror) runs and would be lost; wait for its end, or cancel it (job-cancel drive-virtio0)",
+        "QEMU's own migration of it is under way (it is active); wait for its end, or cancel it \
+         (migrate_cancel)",
+        "job drive-virtio0 (mirror) runs and would be lost; wait for its end, or cancel it (job-cancel \
+         drive-virtio0)",
         "export nbd0 (nbd of node d0) would end; let its users finish, and remove it (block-export-del nbd0)",
     ];
     assert_eq!(begun.hindrances(), told);

@@ -1,4 +1,5 @@
-//! How a TAP is plugged in: what its host has set on the interface and on the bridge's port, read here and set there.
+//! How a TAP is plugged in: what its host has set on the interface and on the bridge's port, read here and
+//! set there.
 
 use super::link::Link;
 use serde::{Deserialize, Serialize};
@@ -199,20 +200,20 @@ impl Port {
         let used = if self.bridge_mtu == 0 { self.mtu } else { self.mtu.min(self.bridge_mtu) };
         if here < used {
             reasons.push(format!(
-                "the bridge {name} has an MTU of {here} here, and the VM's network one of {used}: set it, and that of \
-                 its other ports, with ip link set {name} mtu {used}"
+                "the bridge {name} has an MTU of {here} here, and the VM's network one of {used}: set it, \
+                 and that of its other ports, with ip link set {name} mtu {used}"
             ));
         }
         match (&self.vlans, filters(bridge)) {
             (Some(vlans), false) => reasons.push(format!(
-                "the bridge {name} filters no VLANs here, and the VM's port is in {}: ip link set {name} type bridge \
-                 vlan_filtering 1",
+                "the bridge {name} filters no VLANs here, and the VM's port is in {}: ip link set {name} \
+                 type bridge vlan_filtering 1",
                 words(vlans)
             )),
             // Of the target's own choice, which may be another network than that of the source.
             (None, true) if self.bridge_mtu != 0 => reasons.push(format!(
-                "the bridge {name} filters VLANs here, and not where the VM runs; make both alike with ip link set \
-                 {name} type bridge vlan_filtering 0, or 1 there"
+                "the bridge {name} filters VLANs here, and not where the VM runs; make both alike with ip \
+                 link set {name} type bridge vlan_filtering 0, or 1 there"
             )),
             _ => {}
         }

@@ -62,7 +62,8 @@ fn disciplines(tap: &str, said: &str) -> Vec<String> {
         let place = if matches!(one.kind.as_str(), "ingress" | "clsact") { &one.kind } else { "root" };
         let kind = &one.kind;
         format!(
-            "its TAP {tap} has the traffic control {kind}, which is not carried over: tc qdisc del dev {tap} {place}"
+            "its TAP {tap} has the traffic control {kind}, which is not carried over: tc qdisc del dev {tap} \
+             {place}"
         )
     };
     // One that has classes has others below it.
@@ -78,7 +79,8 @@ fn entries(tap: &str, own: &str, said: &str) -> Vec<String> {
     let words = |entry: &Entry| {
         let mac = &entry.mac;
         format!(
-            "the address {mac} is tied to its TAP {tap}, which is not carried over: bridge fdb del {mac} dev {tap} master"
+            "the address {mac} is tied to its TAP {tap}, which is not carried over: bridge fdb del {mac} dev \
+             {tap} master"
         )
     };
     all.iter().filter(tied).map(words).collect()
@@ -107,8 +109,8 @@ fn nft(tap: &str, said: &str) -> Vec<String> {
         let text = |key: &str| item[key].as_str().unwrap_or_default().to_owned();
         let place = [text("family"), text("table"), text("chain") + &text("name")].join(" ");
         format!(
-            "the nftables {kind} in {} names its TAP {tap}, and is not carried over: name the bridge's side or the \
-             guest's addresses instead",
+            "the nftables {kind} in {} names its TAP {tap}, and is not carried over: name the bridge's side \
+             or the guest's addresses instead",
             place.trim()
         )
     };
@@ -139,8 +141,8 @@ fn saved(tap: &str, program: &str, said: &str) -> Vec<String> {
     let words = |line: &str| {
         let line: String = line.chars().take(120).collect();
         format!(
-            "the {firewall} rule {line:?} names its TAP {tap}, and is not carried over: name the bridge's side or the \
-             guest's addresses instead"
+            "the {firewall} rule {line:?} names its TAP {tap}, and is not carried over: name the bridge's \
+             side or the guest's addresses instead"
         )
     };
     naming.map(words).collect()
@@ -170,12 +172,14 @@ mod tests {
             {"dev":"br0","port":"t0","grp":"239.1.1.2","state":"temp"}],"router":{}}]"#;
         let rule = |to: &str| {
             format!(
-                r#"{{"nftables":[{{"metainfo":{{}}}},{{"table":{{"family":"bridge","name":"t0"}}}},{{"rule":{{"family":
-                "bridge","table":"f","chain":"c","expr":[{{"match":{{"op":"==","left":{{"meta":{{"key":"iifname"}}}},
+                r#"{{"nftables":[{{"metainfo":{{}}}},{{"table":{{"family":"bridge","name":"t0"}}}},
+                {{"rule":{{"family":"bridge","table":"f","chain":"c",
+                "expr":[{{"match":{{"op":"==","left":{{"meta":{{"key":"iifname"}}}},
                 "right":{to}}}}}]}}}}]}}"#
             )
         };
-        let save = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m physdev --physdev-in t+ -j DROP\n-A FORWARD -i t01\n";
+        let save = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m physdev --physdev-in t+ -j DROP\n-A \
+                    FORWARD -i t01\n";
         let cases = [
             (disciplines("t0", qdiscs), vec![]),
             (disciplines("t0", shaped), vec!["tbf", "ingress"]),

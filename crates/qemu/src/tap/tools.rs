@@ -1,4 +1,5 @@
-//! The programs of iproute2. They run in our own network namespace, which need not be the one that `/sys` shows.
+//! The programs of iproute2. They run in our own network namespace, which need not be the one that `/sys`
+//! shows.
 
 use serde::de::DeserializeOwned;
 use std::{
@@ -27,7 +28,8 @@ pub(super) fn run_if_there(program: &str, arguments: &[&str]) -> Option<String> 
     match Command::new(program).args(arguments).stdin(Stdio::null()).output() {
         Ok(output) if output.status.success() => Some(String::from_utf8_lossy(&output.stdout).into_owned()),
         Ok(output) => {
-            tracing::debug!(program, said = %String::from_utf8_lossy(&output.stderr).trim(), "does not answer");
+            tracing::debug!(program, said = %String::from_utf8_lossy(&output.stderr).trim(), "does not \
+                                                                                              answer");
             None
         }
         Err(error) if error.kind() == ErrorKind::NotFound => None,

@@ -1,17 +1,19 @@
 //! Disks that QEMU reads directly (`cache=none`, `cache.direct=on`).
 //!
-//! A direct read pins the guest's pages when it is submitted, and its data lands there later, through no page table: no tracker
-//! sees it. While a VM is moved its disks go through the page cache: QEMU opens them anew without `O_DIRECT`, which takes a
-//! millisecond and waits for what is in flight, and from then on copies to the guest's memory as anybody does. `aio=native` and
-//! `aio=io_uring` work on such files, too. Only the node that opens the file is changed: what lies above keeps its options. File
-//! systems that two hosts share keep their page caches coherent; block devices are not moved at all.
+//! A direct read pins the guest's pages when it is submitted, and its data lands there later, through no page
+//! table: no tracker sees it. While a VM is moved its disks go through the page cache: QEMU opens them anew
+//! without `O_DIRECT`, which takes a millisecond and waits for what is in flight, and from then on copies to
+//! the guest's memory as anybody does. `aio=native` and `aio=io_uring` work on such files, too. Only the node
+//! that opens the file is changed: what lies above keeps its options. File systems that two hosts share keep
+//! their page caches coherent; block devices are not moved at all.
 
 use super::Vm;
 use crate::{qmp::Qmp, recipe::is_id};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, time::Duration};
 
-/// How long one file may take: QEMU waits for what the guest has asked of it. Its monitor is not answered meanwhile.
+/// How long one file may take: QEMU waits for what the guest has asked of it. Its monitor is not answered
+/// meanwhile.
 const REOPEN: Duration = Duration::from_secs(30);
 
 /// The nodes that open files, each with whether it does so directly.
@@ -47,8 +49,8 @@ impl Vm {
         Ok(direct.map(|(node, _)| node).collect())
     }
 
-    /// Has these nodes use the page cache until [`Self::read_directly`]. Before anything watches its memory: what is in flight
-    /// lands before this returns. If that cannot be, they are as they were.
+    /// Has these nodes use the page cache until [`Self::read_directly`]. Before anything watches its memory:
+    /// what is in flight lands before this returns. If that cannot be, they are as they were.
     pub fn buffer(&mut self, names: &[String]) -> Result<(), String> {
         let buffered = (|| {
             names.iter().try_for_each(|node| reopen(&mut self.qmp, node, false))?;
@@ -61,10 +63,15 @@ impl Vm {
             }
         })();
         buffered.map_err(|why| {
-            let back = self.read_directly(names).err().map_or(String::new(), |why| format!("; and back: {why}"));
+            let back = self.read_directly(names).err().map_or(String::new(), |why| {
+                format!(
+                    "; and back: \
+                                                                                            {why}"
+                )
+            });
             format!(
-                "a disk is read directly (cache=none), and could not be opened anew for the migration: {why}{back}; start the VM with \
-                 cache=writeback"
+                "a disk is read directly (cache=none), and could not be opened anew for the migration: \
+                 {why}{back}; start the VM with cache=writeback"
             )
         })
     }

@@ -12,11 +12,13 @@ use crate::{
 };
 
 impl Vm {
-    /// Shows its files, as its QEMU has them open, to the target of a migration. Every reason why that cannot be.
+    /// Shows its files, as its QEMU has them open, to the target of a migration. Every reason why that cannot
+    /// be.
     pub fn show_files(&mut self, from: &str, migration: &str) -> Result<Shown, Vec<String>> {
         let held = self.check()?;
         let left_out = flush::is_left_out(&mut self.qmp).map_err(|error| vec![error.to_string()])?;
-        // What goes through the page cache only now is much at once, where a guest relies on writing directly.
+        // What goes through the page cache only now is much at once, where a guest relies on writing
+        // directly.
         if left_out || self.buffered {
             self.unflushed = flush::files(&self.recipe, &held)?;
         }
@@ -43,7 +45,8 @@ impl Vm {
         if reasons.is_empty() { Ok(held) } else { Err(reasons) }
     }
 
-    /// Whether its QEMU has opened the files that were proven, and not what their names lead to since; and nothing but what was granted to it.
+    /// Whether its QEMU has opened the files that were proven, and not what their names lead to since; and
+    /// nothing but what was granted to it.
     pub fn uses(&self, opened: &[Opened]) -> Result<(), Vec<String>> {
         let held = self.held().map_err(|why| vec![why])?;
         let lacks = |file: &&Opened| file.role != Role::Boot && !held.has(file.identity);
@@ -58,7 +61,8 @@ impl Vm {
         if reasons.is_empty() { Ok(()) } else { Err(reasons) }
     }
 
-    /// Whether a QEMU that was started to wait for this VM has opened nothing but what was granted to it; everything else that it has.
+    /// Whether a QEMU that was started to wait for this VM has opened nothing but what was granted to it;
+    /// everything else that it has.
     pub fn opens_no_more(&self) -> Result<(), Vec<String>> {
         self.grants.as_ref().map_or(Ok(()), |grants| grants.check(&self.process))
     }

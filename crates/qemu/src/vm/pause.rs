@@ -33,10 +33,10 @@ const SAVE: Duration = Duration::from_secs(60);
 const RESUME: Duration = Duration::from_secs(10);
 
 /// How long QEMU may take to stand still as a whole: as soon as each of its threads has had a processor once.
-/// On a machine that others use, too: 0.6 ms (median), 7 ms (99 %); to be held then, 1 ms and 43 ms; beside one
-/// question to its monitor of 0.5 ms and 7 ms (`cargo test --release -p qemu --test states -- freezing --ignored
-/// --nocapture`). A host whose own processors are taken away from it has needed more than 500 ms. The guest
-/// stands still meanwhile; beyond, it goes on here.
+/// On a machine that others use, too: 0.6 ms (median), 7 ms (99 %); to be held then, 1 ms and 43 ms; beside
+/// one question to its monitor of 0.5 ms and 7 ms (`cargo test --release -p qemu --test states -- freezing
+/// --ignored --nocapture`). A host whose own processors are taken away from it has needed more than 500 ms.
+/// The guest stands still meanwhile; beyond, it goes on here.
 const FREEZE: Duration = Duration::from_secs(2);
 
 /// How long to wait before QEMU is asked again whether its own migration has ended.
@@ -135,8 +135,8 @@ impl Vm {
         let looked = begin.elapsed();
         let blocks = ram::parse_listing(&self.qmp, &listing).map_err(|error| self.error(what, error))?;
 
-        // What another monitor asks of it later may be more than it can do with inactive disks, and is lost in
-        // any case. So it is not asked once more what it is, but stands still with its answer.
+        // What another monitor asks of it later may be more than it can do with inactive disks, and is lost
+        // in any case. So it is not asked once more what it is, but stands still with its answer.
         self.say_save(exit).map_err(|error| self.error(what, error))?;
         let begin = Instant::now();
         let turns = self.process.freeze(FREEZE).map_err(|error| self.error("freeze", error))?;
@@ -283,8 +283,8 @@ impl Vm {
         Ok(ago)
     }
 
-    /// Activates the disks of a guest that has not run here yet, where QEMU may open an image by its name for that, and looks what
-    /// it has opened. `cont` would do both in one.
+    /// Activates the disks of a guest that has not run here yet, where QEMU may open an image by its name for
+    /// that, and looks what it has opened. `cont` would do both in one.
     fn open_disks(&mut self) -> Result<(), String> {
         if self.grants.as_ref().is_none_or(|grants| grants.pinned) {
             return Ok(());

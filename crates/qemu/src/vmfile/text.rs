@@ -10,7 +10,8 @@ use std::{
 use toml::Spanned;
 use units::Bytes;
 
-/// The smallest and the largest guest that may be asked for: below, no kernel boots; above, it is a slip of the pen.
+/// The smallest and the largest guest that may be asked for: below, no kernel boots; above, it is a slip of
+/// the pen.
 const LEAST_MEMORY: u64 = 16 << 20;
 const MOST_MEMORY: u64 = 16 << 40;
 

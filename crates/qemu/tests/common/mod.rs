@@ -37,7 +37,8 @@ pub(crate) fn found(variable: &str, what: &str) -> Option<PathBuf> {
 
 /// The kernel command line of a guest on this kind of machine.
 pub(crate) fn command_line(machine: &str) -> String {
-    // A microvm has no timer by which Linux could find out how fast its TSC runs: under emulation it is the host's.
+    // A microvm has no timer by which Linux could find out how fast its TSC runs: under emulation it is the
+    // host's.
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap();
     let mhz = cpus
         .lines()

@@ -18,7 +18,8 @@ use std::{
 };
 use units::BlockId;
 
-/// What the guest can see of its machine, and what it is called: the devices with all their properties, the buses, the drives.
+/// What the guest can see of its machine, and what it is called: the devices with all their properties, the
+/// buses, the drives.
 fn look(vm: &mut Vm) -> Vec<(&'static str, String)> {
     let mut asked = |line| (line, vm.qmp().human(line).unwrap());
     vec![asked("info qtree"), asked("info pci"), ("info block", drives(&asked("info block").1))]
@@ -64,7 +65,8 @@ fn screens(qmp: &mut Qmp) -> BTreeSet<Vec<u8>> {
     seen
 }
 
-/// Without the names that QEMU makes up anew each time. Their order is that in which they were added, and says nothing.
+/// Without the names that QEMU makes up anew each time. Their order is that in which they were added, and
+/// says nothing.
 fn drives(text: &str) -> String {
     let plain = |line: &str| match line.split_once(" (#block") {
         Some((name, rest)) => format!("{name} {}", rest.split_once(')').map_or("", |(_, rest)| rest)),
@@ -77,8 +79,9 @@ fn drives(text: &str) -> String {
     drives.join("\n\n")
 }
 
-/// What is said of this host's end of a device, not of the device. What the cache is said to be follows from what the guest has
-/// agreed on with the device, and is set anew when it does so again: QEMU's own migration does the same.
+/// What is said of this host's end of a device, not of the device. What the cache is said to be follows from
+/// what the guest has agreed on with the device, and is set anew when it does so again: QEMU's own migration
+/// does the same.
 ///
 /// A USB device's port is said there, where QEMU had chosen it.
 fn is_of_the_host(line: &str) -> bool {

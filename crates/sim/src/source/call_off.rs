@@ -1,5 +1,5 @@
-//! The thread that tells the target that a migration has ended whose link was lost. Mirrors `SourceDriver::call_off` in
-//! `engine/source/link.rs`.
+//! The thread that tells the target that a migration has ended whose link was lost. Mirrors
+//! `SourceDriver::call_off` in `engine/source/link.rs`.
 
 use crate::{
     link::{Over, Purpose, Side, Word},

@@ -1,5 +1,5 @@
-//! What the source makes of what it hears, and how it ends. Mirrors `SourceDriver::look_at`, `hear`, `saved`, `bring_back` and
-//! `finish`.
+//! What the source makes of what it hears, and how it ends. Mirrors `SourceDriver::look_at`, `hear`, `saved`,
+//! `bring_back` and `finish`.
 
 use super::{Departure, Do, Heard, Saving, pages, short};
 use crate::{

@@ -1,5 +1,5 @@
-//! The source's connections: what the core's link wants done with them; and how the source asks the record. Mirrors the executor in
-//! `engine/source/link.rs` and `engine/source/owning.rs`.
+//! The source's connections: what the core's link wants done with them; and how the source asks the record.
+//! Mirrors the executor in `engine/source/link.rs` and `engine/source/owning.rs`.
 
 use super::{Do, Heard, Job, Reopened, Stream, bitmap, pages, purposes};
 use crate::{
@@ -212,8 +212,8 @@ impl World {
         if !all {
             return self.streams_failed();
         }
-        // Over these connections nothing was sent yet. A target to which nothing ever was is blank; of what else it has, nothing
-        // is known.
+        // Over these connections nothing was sent yet. A target to which nothing ever was is blank; of what
+        // else it has, nothing is known.
         let blank = work.round == 0 || self.fault == Some(Fault::SentTakenForBlank);
         if self.fault != Some(Fault::SentKept) || blank {
             work.sent = [if blank { 0 } else { UNKNOWN }; MOST];
@@ -275,7 +275,8 @@ impl World {
         }
     }
 
-    /// A claim on its way to a record elsewhere. An earlier one of this side is no longer waited for, and may arrive all the same.
+    /// A claim on its way to a record elsewhere. An earlier one of this side is no longer waited for, and may
+    /// arrive all the same.
     pub fn ask_elsewhere(&mut self, side: Side, claim: Asked) {
         for (from, _, waited) in &mut self.record.asked {
             *waited &= *from != side;

@@ -57,7 +57,8 @@ impl World {
         self.source.work = Some(Box::new(work));
     }
 
-    /// After half a minute without an answer the driver leaves the asking to the recovery (`in_doubt_for_long`).
+    /// After half a minute without an answer the driver leaves the asking to the recovery
+    /// (`in_doubt_for_long`).
     pub fn source_in_doubt(&mut self) {
         let Some(work) = self.source.work.as_deref() else { return };
         let asks = work.steps.iter().any(|step| matches!(step, Do::Ask | Do::AwaitAnswer));

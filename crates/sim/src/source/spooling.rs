@@ -118,7 +118,8 @@ impl World {
         }
     }
 
-    /// The target's words about the file are not the machine's business (`spool_word`). Says whether it was one.
+    /// The target's words about the file are not the machine's business (`spool_word`). Says whether it was
+    /// one.
     pub(super) fn spool_word(&mut self, kind: &Kind) -> bool {
         let hasty = self.has(Fault::StopNotAwaited);
         let Some(work) = self.source.work.as_deref_mut() else { return false };
@@ -177,7 +178,8 @@ impl World {
         }
     }
 
-    /// The round is over once all streams have sent their shares and the file's part is in the target's memory (`shipped`).
+    /// The round is over once all streams have sent their shares and the file's part is in the target's
+    /// memory (`shipped`).
     pub(super) fn round_is_shipped(&mut self) {
         let no_barrier = self.has(Fault::NoBarrier);
         let Some(work) = self.source.work.as_deref_mut() else { return };
@@ -337,8 +339,8 @@ impl World {
         self.source_says(Kind::Spooled(so_far(durable)));
     }
 
-    /// Whether the target, which cannot be reached, has said in its own file that it has everything. Never waits for the datastore:
-    /// what it says is known the next time.
+    /// Whether the target, which cannot be reached, has said in its own file that it has everything. Never
+    /// waits for the datastore: what it says is known the next time.
     pub(super) fn target_is_complete(&mut self) -> bool {
         let says = self.spool.up && self.spool.own == Some(Own::Complete);
         let Some(work) = self.source.work.as_deref_mut() else { return false };

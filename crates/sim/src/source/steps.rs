@@ -1,4 +1,5 @@
-//! The source's acts, step by step: between any two of them everything can happen. Mirrors `SourceDriver::act`.
+//! The source's acts, step by step: between any two of them everything can happen. Mirrors
+//! `SourceDriver::act`.
 
 use super::{Departure, Do, bitmap};
 use crate::{

@@ -1,5 +1,5 @@
-//! From the streams to guest memory, and faults the other way. Mirrors `engine/land.rs`, `engine/faults.rs` and
-//! `page/restore.rs`.
+//! From the streams to guest memory, and faults the other way. Mirrors `engine/land.rs`, `engine/faults.rs`
+//! and `page/restore.rs`.
 
 use super::{Heard, Stage};
 use crate::{

@@ -1,8 +1,8 @@
-//! The target's agent after a restart. Mirrors `agent/recovery.rs` (`go_on`, `give_up`) and `host/outgoing.rs`
-//! (`serve_missing`).
+//! The target's agent after a restart. Mirrors `agent/recovery.rs` (`go_on`, `give_up`) and
+//! `host/outgoing.rs` (`serve_missing`).
 //!
-//! Where the record is held elsewhere, a claim may still be on its way to it when its sender has died: so a target that
-//! intended to claim asks until it knows.
+//! Where the record is held elsewhere, a claim may still be on its way to it when its sender has died: so a
+//! target that intended to claim asks until it knows.
 
 use super::{Do, Session, Stage, Unspool};
 use crate::{

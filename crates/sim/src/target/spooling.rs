@@ -1,5 +1,5 @@
-//! The file that pages come by, too: opened, followed, recorded, lived on. Mirrors `engine/target/spooling.rs` and
-//! `engine/unspool.rs`.
+//! The file that pages come by, too: opened, followed, recorded, lived on. Mirrors
+//! `engine/target/spooling.rs` and `engine/unspool.rs`.
 
 use super::{Heard, Stage};
 use crate::{
@@ -13,7 +13,8 @@ use crate::{
 use proto::control::{self, Kind};
 use std::collections::VecDeque;
 
-/// The source is told after so many pages what need not be sent any more, or when there is nothing more to place.
+/// The source is told after so many pages what need not be sent any more, or when there is nothing more to
+/// place.
 const TELL: u8 = 2;
 
 /// What a target must remember of a file to live on it (`SpoolRecord`).

@@ -1,4 +1,5 @@
-//! The target's acts, step by step: between any two of them everything can happen. Mirrors `TargetDriver::act`.
+//! The target's acts, step by step: between any two of them everything can happen. Mirrors
+//! `TargetDriver::act`.
 
 use super::{Arrival, Do, Heard, Recording, Stage};
 use crate::{

@@ -1,9 +1,10 @@
-//! What a thread's seccomp filters would do about a system call, found out before it is made in the thread's place.
+//! What a thread's seccomp filters would do about a system call, found out before it is made in the thread's
+//! place.
 //!
-//! A filter may kill the process for a call that it does not expect. The kernel hands out a thread's filters to a tracer with
-//! `CAP_SYS_ADMIN` (`PTRACE_SECCOMP_GET_FILTER`); they are programs for a tiny machine (`Documentation/networking/filter.rst`,
-//! `Documentation/userspace-api/seccomp_filter.rst`), which is imitated here. Where they cannot be had, only such calls are made as a
-//! QEMU makes all the time.
+//! A filter may kill the process for a call that it does not expect. The kernel hands out a thread's filters
+//! to a tracer with `CAP_SYS_ADMIN` (`PTRACE_SECCOMP_GET_FILTER`); they are programs for a tiny machine
+//! (`Documentation/networking/filter.rst`, `Documentation/userspace-api/seccomp_filter.rst`), which is
+//! imitated here. Where they cannot be had, only such calls are made as a QEMU makes all the time.
 
 use nix::libc;
 use std::io;
@@ -148,8 +149,8 @@ pub(super) fn not_tried(pid: i32, number: i64, filters: &Filters) -> io::Error {
     let why = match filters {
         Filters::Known(_) => format!("its seccomp filter would kill it for {call}"),
         Filters::Unknown => format!(
-            "it has a seccomp filter that cannot be read (that takes CAP_SYS_ADMIN, and no filter on the agent itself), \
-             which might kill it for {call}"
+            "it has a seccomp filter that cannot be read (that takes CAP_SYS_ADMIN, and no filter on the \
+             agent itself), which might kill it for {call}"
         ),
     };
     let text = format!(

@@ -14,7 +14,8 @@ const UC_FP_XSTATE: u64 = 1;
 const UC_SIGCONTEXT_SS: u64 = 2;
 const UC_STRICT_RESTORE_SS: u64 = 4;
 
-/// Stack flags that no kernel accepts, so that the thread's alternate stack, which we cannot know, stays as it is.
+/// Stack flags that no kernel accepts, so that the thread's alternate stack, which we cannot know, stays as
+/// it is.
 const SS_INVALID: u64 = 0x7fff_ffff;
 
 /// Return address, `ucontext` and `siginfo`.
@@ -28,8 +29,8 @@ pub(super) struct Frame {
     pub(super) bytes: Vec<u8>,
 }
 
-/// A frame below the stack of a thread that had `registers`, `mask` and `state` (`NT_X86_XSTATE`) when it was stopped.
-/// It begins with `trampoline` as the return address.
+/// A frame below the stack of a thread that had `registers`, `mask` and `state` (`NT_X86_XSTATE`) when it was
+/// stopped. It begins with `trampoline` as the return address.
 pub(super) fn build(registers: &Registers, mask: u64, state: &[u8], trampoline: u64) -> Frame {
     let floor = registers.rsp - RED_ZONE;
     let state_at = (floor - state.len() as u64 - 4) & !63;
@@ -53,8 +54,8 @@ pub(super) fn build(registers: &Registers, mask: u64, state: &[u8], trampoline: 
     Frame { address, bytes }
 }
 
-/// The extended state as the kernel lays it out in a signal frame: its software words say how long it is, and a second
-/// magic number follows it.
+/// The extended state as the kernel lays it out in a signal frame: its software words say how long it is, and
+/// a second magic number follows it.
 fn marked(state: &[u8]) -> Vec<u8> {
     let mut bytes = state.to_vec();
     let size = state.len() as u32;
@@ -72,8 +73,8 @@ fn marked(state: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Where the thread goes on and with what in `rax`. Outside of a frame the kernel restarts an interrupted call by itself;
-/// here this is done for it, as `arch_do_signal_or_restart` does it before a handler runs.
+/// Where the thread goes on and with what in `rax`. Outside of a frame the kernel restarts an interrupted
+/// call by itself; here this is done for it, as `arch_do_signal_or_restart` does it before a handler runs.
 fn restarted(registers: &Registers) -> (u64, u64) {
     const ERESTARTSYS: i64 = -512;
     const ERESTARTNOINTR: i64 = -513;

@@ -9,8 +9,8 @@ const SYSCALL_RET: &[u8] = &[0x0f, 0x05, 0xc3];
 /// `mov $15, %rax; syscall`: the trampoline to which every signal handler returns (`__restore_rt`).
 const SIGRETURN: &[u8] = &[0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05];
 
-/// How much of a mapping is searched at once. Both gadgets lie near the beginning of a C library: larger pieces copy what is
-/// never looked at, smaller ones make more calls.
+/// How much of a mapping is searched at once. Both gadgets lie near the beginning of a C library: larger
+/// pieces copy what is never looked at, smaller ones make more calls.
 const PIECE: usize = 1 << 16;
 
 /// Addresses of code in another process.

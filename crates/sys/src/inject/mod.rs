@@ -1,17 +1,18 @@
 //! System calls in the place of another process, by borrowing one of its threads for a moment.
 //!
-//! A thread is stopped with ptrace, preferably inside a system call that the kernel restarts by itself. Its registers
-//! are pointed at a `syscall` instruction of its own C library and, when all is done, put back.
+//! A thread is stopped with ptrace, preferably inside a system call that the kernel restarts by itself. Its
+//! registers are pointed at a `syscall` instruction of its own C library and, when all is done, put back.
 //!
-//! Whatever happens to **us** in between leaves the thread whole. The borrowed registers are set together with a signal
-//! frame below the thread's stack that holds its own ones: if we die, the thread makes the call, returns into the C
-//! library's signal trampoline, and goes on where it was found (an interrupted call returns `EINTR` then, as after
-//! any signal). For the same reason the call is awaited with `PTRACE_SYSCALL`, never by single-stepping: a step that
-//! outlives its tracer kills the process with `SIGTRAP`. And nothing of a tracer is inherited: `PTRACE_O_EXITKILL` is not
-//! used.
+//! Whatever happens to **us** in between leaves the thread whole. The borrowed registers are set together
+//! with a signal frame below the thread's stack that holds its own ones: if we die, the thread makes the
+//! call, returns into the C library's signal trampoline, and goes on where it was found (an interrupted call
+//! returns `EINTR` then, as after any signal). For the same reason the call is awaited with `PTRACE_SYSCALL`,
+//! never by single-stepping: a step that outlives its tracer kills the process with `SIGTRAP`. And nothing of
+//! a tracer is inherited: `PTRACE_O_EXITKILL` is not used.
 //!
-//! ptrace belongs to one thread, so each borrowed thread gets a thread of ours. A thread that does not stop in time (it
-//! may wait in the kernel for a page that only we can bring) is left to it: whenever it stops, it is let go at once.
+//! ptrace belongs to one thread, so each borrowed thread gets a thread of ours. A thread that does not stop
+//! in time (it may wait in the kernel for a page that only we can bring) is left to it: whenever it stops, it
+//! is let go at once.
 
 mod filter;
 mod frame;
@@ -36,8 +37,9 @@ use std::{
 };
 use thread::Traced;
 
-/// How long a thread may take to stop before another is taken. One that can stop does so within a scheduler's slice, a
-/// few milliseconds on a busy host; longer waits only delay a migration whose thread sits in the kernel.
+/// How long a thread may take to stop before another is taken. One that can stop does so within a scheduler's
+/// slice, a few milliseconds on a busy host; longer waits only delay a migration whose thread sits in the
+/// kernel.
 const STOPS_WITHIN: Duration = Duration::from_millis(100);
 
 /// How long an injected call may take. All of ours are instant; `madvise` of a terabyte is not.
@@ -126,8 +128,8 @@ impl Borrowed {
         self.tid
     }
 
-    /// Makes system call `number` in the process. The call must not block, nor take pointers that are not the process'
-    /// own.
+    /// Makes system call `number` in the process. The call must not block, nor take pointers that are not the
+    /// process' own.
     pub fn syscall(&self, number: i64, arguments: [u64; 6]) -> io::Result<u64> {
         let calls = self.calls.as_ref().ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
         calls.send((number, arguments)).map_err(|_| io::Error::from_raw_os_error(libc::ESRCH))?;
@@ -144,9 +146,11 @@ impl Borrowed {
         self.syscall(libc::SYS_madvise, [address, bytes, advice as u64, 0, 0, 0]).map(drop)
     }
 
-    /// Makes a userfaultfd (`O_CLOEXEC`, `O_NONBLOCK`, kernel faults too) in the process and returns its number there.
+    /// Makes a userfaultfd (`O_CLOEXEC`, `O_NONBLOCK`, kernel faults too) in the process and returns its
+    /// number there.
     ///
-    /// Where the process has no right to do that, or must not try, it is lent `/dev/userfaultfd`, opened by us.
+    /// Where the process has no right to do that, or must not try, it is lent `/dev/userfaultfd`, opened by
+    /// us.
     pub fn userfaultfd(&self) -> io::Result<RawFd> {
         // Never UFFD_USER_MODE_ONLY: a system call of QEMU or KVM itself may be the first to touch a page.
         let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
@@ -160,8 +164,9 @@ impl Borrowed {
         let device = fs::OpenOptions::new().read(true).write(true).open("/dev/userfaultfd").map_err(|error| {
             let pid = self.process.pid();
             let text = format!(
-                "process {pid} cannot make a userfaultfd (sysctl vm.unprivileged_userfaultfd is 0, or its seccomp filter is \
-                 against it), and /dev/userfaultfd cannot be opened for it: {error}; run the agent as root on Linux 6.1 or newer"
+                "process {pid} cannot make a userfaultfd (sysctl vm.unprivileged_userfaultfd is 0, or its \
+                 seccomp filter is against it), and /dev/userfaultfd cannot be opened for it: {error}; run \
+                 the agent as root on Linux 6.1 or newer"
             );
             io::Error::new(io::ErrorKind::PermissionDenied, text)
         })?;
@@ -175,9 +180,10 @@ impl Borrowed {
 
     /// Gives the process a duplicate of `fd` and returns its number there.
     ///
-    /// The kernel has no `pidfd_getfd` in this direction, and a process of another user may not take from us. So it makes
-    /// a pair of sockets, we take one end, send `fd` through it, and the process receives it at the other. This needs
-    /// nobody's cooperation; QMP `add-fd` would need QEMU's main loop, which may wait for a page of ours.
+    /// The kernel has no `pidfd_getfd` in this direction, and a process of another user may not take from us.
+    /// So it makes a pair of sockets, we take one end, send `fd` through it, and the process receives it at
+    /// the other. This needs nobody's cooperation; QMP `add-fd` would need QEMU's main loop, which may wait
+    /// for a page of ours.
     pub fn give(&self, fd: BorrowedFd<'_>) -> io::Result<RawFd> {
         let room = units::PAGE_SIZE as u64;
         let rights = (libc::PROT_READ | libc::PROT_WRITE) as u64;
@@ -212,8 +218,8 @@ impl Borrowed {
         Ok(())
     }
 
-    /// Receives one descriptor from socket `end` of the process, with a `msghdr` laid out at `scratch` there: the header
-    /// (56 bytes), then one `iovec` (16), one byte of data, and the control message (16 + 8).
+    /// Receives one descriptor from socket `end` of the process, with a `msghdr` laid out at `scratch` there:
+    /// the header (56 bytes), then one `iovec` (16), one byte of data, and the control message (16 + 8).
     fn receive(&self, end: RawFd, scratch: u64) -> io::Result<RawFd> {
         const IOVEC: u64 = 64;
         const DATA: u64 = 80;
@@ -237,8 +243,8 @@ impl Borrowed {
 impl Drop for Borrowed {
     fn drop(&mut self) {
         self.calls = None;
-        // A lender that still waits for its thread to stop goes when it does; everything else ends at once, and is awaited
-        // so that the thread runs again when we return.
+        // A lender that still waits for its thread to stop goes when it does; everything else ends at once,
+        // and is awaited so that the thread runs again when we return.
         if let Some(lender) = self.lender.take()
             && !matches!(self.results.recv_timeout(STOPS_WITHIN), Err(RecvTimeoutError::Timeout))
         {
@@ -264,8 +270,8 @@ fn named(process: &PidFd, tid: i32, error: io::Error) -> io::Error {
     let pid = process.pid();
     let text = if tracer == "0" {
         format!(
-            "the kernel does not let us trace process {pid} ({error}): run the agent as root, with CAP_SYS_PTRACE, and without a \
-             filter of its own"
+            "the kernel does not let us trace process {pid} ({error}): run the agent as root, with \
+             CAP_SYS_PTRACE, and without a filter of its own"
         )
     } else {
         let name = fs::read_to_string(format!("/proc/{tracer}/comm")).unwrap_or_default();
@@ -289,8 +295,9 @@ fn is_of_the_kernel(process: &PidFd, tid: i32) -> bool {
 /// `PF_IO_WORKER` and `PF_USER_WORKER` of `<linux/sched.h>`.
 const KERNELS: u64 = 0x10 | 0x4000;
 
-/// The threads of `process`, the best ones first: in a call that the kernel restarts, in any other call, running, and
-/// last in an `ioctl`, which is where vCPUs live: their `KVM_RUN` returns to QEMU when it is interrupted.
+/// The threads of `process`, the best ones first: in a call that the kernel restarts, in any other call,
+/// running, and last in an `ioctl`, which is where vCPUs live: their `KVM_RUN` returns to QEMU when it is
+/// interrupted.
 fn by_suitability(process: &PidFd) -> io::Result<Vec<i32>> {
     let mut threads = process.threads()?;
     threads.retain(|tid| !is_of_the_kernel(process, *tid));

@@ -1,4 +1,5 @@
-//! One thread of another process, stopped with ptrace. All of it runs on the one thread of ours that stopped it.
+//! One thread of another process, stopped with ptrace. All of it runs on the one thread of ours that stopped
+//! it.
 
 use super::{
     filter::{self, Filters, Instruction, Verdict},
@@ -75,7 +76,8 @@ impl Traced {
         Ok(Self { process, tid, gadgets, filters, own, mask, frame: None, stop_asked: false })
     }
 
-    /// Makes a system call, unless a seccomp filter of the thread has something against it: it might kill the process for it.
+    /// Makes a system call, unless a seccomp filter of the thread has something against it: it might kill the
+    /// process for it.
     pub(super) fn syscall(&mut self, number: i64, arguments: [u64; 6]) -> io::Result<u64> {
         match self.filters.verdict(number, self.gadgets.syscall + SYSCALL_BYTES, arguments) {
             Verdict::Made => {}
@@ -86,8 +88,8 @@ impl Traced {
         self.finish()
     }
 
-    /// Points the registers at the call. From here on the thread needs us no more: left alone it makes the call and goes
-    /// on where it was found.
+    /// Points the registers at the call. From here on the thread needs us no more: left alone it makes the
+    /// call and goes on where it was found.
     fn prepare(&mut self, number: i64, arguments: [u64; 6]) -> io::Result<()> {
         let stack = match self.frame {
             Some(address) => address,
@@ -119,7 +121,8 @@ impl Traced {
         }
     }
 
-    /// Runs to the next entry or exit of a system call. Signals other than those of a stop are blocked meanwhile.
+    /// Runs to the next entry or exit of a system call. Signals other than those of a stop are blocked
+    /// meanwhile.
     fn run_to_call_stop(&mut self) -> io::Result<()> {
         loop {
             request(libc::PTRACE_SYSCALL, self.tid, 0, 0)?;
@@ -134,8 +137,8 @@ impl Traced {
     fn postpone(&mut self, signal: i32) {
         self.stop_asked |= signal == libc::SIGSTOP;
         if signal != libc::SIGSTOP {
-            // Raised by the thread itself or sent before the mask was set: sent again when all is over, it stays pending
-            // until the mask is back.
+            // Raised by the thread itself or sent before the mask was set: sent again when all is over, it
+            // stays pending until the mask is back.
             send(self.process.pid(), self.tid, signal);
         }
     }
@@ -143,7 +146,8 @@ impl Traced {
     /// Puts everything back and lets the thread go.
     fn release(&mut self) -> io::Result<()> {
         if self.frame.is_some() {
-            // Only in a stop of this kind does the kernel look, on the way out, whether a call is to be restarted.
+            // Only in a stop of this kind does the kernel look, on the way out, whether a call is to be
+            // restarted.
             request(libc::PTRACE_INTERRUPT, self.tid, 0, 0)?;
             loop {
                 request(libc::PTRACE_CONT, self.tid, 0, 0)?;
@@ -176,8 +180,8 @@ fn request(request: libc::c_uint, tid: i32, address: usize, data: usize) -> io::
     unsafe { ptrace(request, tid, address, data) }
 }
 
-/// The seccomp filters of a stopped thread. It cannot get more while it is stopped, except by a call of another thread
-/// (`SECCOMP_FILTER_FLAG_TSYNC`), which QEMU makes before it runs a guest.
+/// The seccomp filters of a stopped thread. It cannot get more while it is stopped, except by a call of
+/// another thread (`SECCOMP_FILTER_FLAG_TSYNC`), which QEMU makes before it runs a guest.
 fn filters(process: &PidFd, tid: i32) -> io::Result<Filters> {
     let status = fs::read_to_string(process.proc_path(format!("task/{tid}/status")))?;
     // A kernel without seccomp says nothing.
@@ -199,8 +203,8 @@ fn filters(process: &PidFd, tid: i32) -> io::Result<Filters> {
 /// One of them, the newest first.
 fn filter_at(tid: i32, index: usize) -> io::Result<Vec<Instruction>> {
     let length = |into: *mut Instruction| {
-        // SAFETY: the request fills nothing where it is given no address, else as many instructions as it said before: the thread
-        // is stopped, and so its filters stay as they are.
+        // SAFETY: the request fills nothing where it is given no address, else as many instructions as it
+        // said before: the thread is stopped, and so its filters stay as they are.
         let said = unsafe { libc::ptrace(PTRACE_SECCOMP_GET_FILTER, tid, index, into) };
         usize::try_from(said).map_err(|_| io::Error::last_os_error())
     };
@@ -257,7 +261,8 @@ fn set_registers(tid: i32, registers: &Registers) -> io::Result<()> {
 fn extended_state(tid: i32) -> io::Result<Vec<u8>> {
     let mut state = vec![0_u8; STATE];
     let mut buffer = libc::iovec { iov_base: state.as_mut_ptr().cast(), iov_len: state.len() };
-    // SAFETY: the request fills at most `iov_len` bytes of a buffer that is ours, and says in `iov_len` how many.
+    // SAFETY: the request fills at most `iov_len` bytes of a buffer that is ours, and says in `iov_len` how
+    // many.
     unsafe {
         let kind = NT_X86_XSTATE;
         ptrace(libc::PTRACE_GETREGSET, tid, kind, ptr::from_mut(&mut buffer) as usize)?;

@@ -159,19 +159,20 @@ pub(super) struct SignalMask {
 }
 
 pub(super) fn plain(fd: BorrowedFd<'_>, call: Plain, arg: u64) -> io::Result<i32> {
-    // SAFETY: the `Plain` calls take a number, not an address (`KVM_RUN` writes only to the vCPU's own shared page
-    // and to guest RAM, which `TinyGuest` owns).
+    // SAFETY: the `Plain` calls take a number, not an address (`KVM_RUN` writes only to the vCPU's own shared
+    // page and to guest RAM, which `TinyGuest` owns).
     check(unsafe { libc::ioctl(fd.as_raw_fd(), call.0 as _, arg) })
 }
 
 pub(super) fn set<T>(fd: BorrowedFd<'_>, call: Set<T>, value: &T) -> io::Result<()> {
-    // SAFETY: the kernel reads as many bytes as the call's number says, which is the size of `T` (asserted above).
+    // SAFETY: the kernel reads as many bytes as the call's number says, which is the size of `T` (asserted
+    // above).
     check(unsafe { libc::ioctl(fd.as_raw_fd(), call.0 as _, std::ptr::from_ref(value)) }).map(drop)
 }
 
 pub(super) fn get<T>(fd: BorrowedFd<'_>, call: Get<T>, value: &mut T) -> io::Result<()> {
-    // SAFETY: the kernel writes as many bytes as the call's number says, which is the size of `T` (asserted above),
-    // and every bit pattern is a valid `T`: they are all integers.
+    // SAFETY: the kernel writes as many bytes as the call's number says, which is the size of `T` (asserted
+    // above), and every bit pattern is a valid `T`: they are all integers.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), call.0 as _, std::ptr::from_mut(value)) }).map(drop)
 }
 

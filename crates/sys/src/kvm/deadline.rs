@@ -1,8 +1,9 @@
-//! `KVM_RUN` that comes back: a guest that loops for ever, or that an interpreting KVM hardly moves, is interrupted.
+//! `KVM_RUN` that comes back: a guest that loops for ever, or that an interpreting KVM hardly moves, is
+//! interrupted.
 //!
-//! The vCPU runs on a thread of its own with every signal blocked, and `KVM_SET_SIGNAL_MASK` opens one of them for as
-//! long as the vCPU runs. A timer sends it. So `KVM_RUN` ends with `EINTR`, whether the signal came before or during
-//! it, no handler is ever needed, and the signal dies with the thread.
+//! The vCPU runs on a thread of its own with every signal blocked, and `KVM_SET_SIGNAL_MASK` opens one of
+//! them for as long as the vCPU runs. A timer sends it. So `KVM_RUN` ends with `EINTR`, whether the signal
+//! came before or during it, no handler is ever needed, and the signal dies with the thread.
 
 use super::{
     abi::{self, SignalMask},
@@ -18,8 +19,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Runs the vCPU for at most `limit` by the clock on the wall. Says whether it left by itself (or else the time was up), and how much
-/// processor time it took.
+/// Runs the vCPU for at most `limit` by the clock on the wall. Says whether it left by itself (or else the
+/// time was up), and how much processor time it took.
 pub(super) fn run(vcpu: BorrowedFd<'_>, limit: Duration) -> io::Result<(bool, Duration)> {
     thread::scope(|scope| {
         let runner = thread::Builder::new().name("tiny-vcpu".into()).spawn_scoped(scope, || {

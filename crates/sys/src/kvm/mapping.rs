@@ -37,7 +37,8 @@ impl Mapping {
 
     pub(super) fn write(&mut self, at: usize, bytes: &[u8]) {
         assert!(at.checked_add(bytes.len()).is_some_and(|end| end <= self.len), "beyond the mapping");
-        // SAFETY: within the mapping, as just asserted; `bytes` is elsewhere, since nobody has a reference into it.
+        // SAFETY: within the mapping, as just asserted; `bytes` is elsewhere, since nobody has a reference
+        // into it.
         unsafe {
             self.start.as_ptr().cast::<u8>().add(at).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len())
         }
@@ -55,15 +56,16 @@ impl Mapping {
             at.is_multiple_of(4) && at.checked_add(4).is_some_and(|end| end <= self.len),
             "beyond the mapping"
         );
-        // SAFETY: within the mapping and aligned, as just asserted (a mapping begins at a page); volatile, since the
-        // kernel writes it.
+        // SAFETY: within the mapping and aligned, as just asserted (a mapping begins at a page); volatile,
+        // since the kernel writes it.
         unsafe { self.start.as_ptr().cast::<u8>().add(at).cast::<u32>().read_volatile() }
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: exactly what `shared` mapped, and nobody has a reference into it. It cannot fail for such a range.
+        // SAFETY: exactly what `shared` mapped, and nobody has a reference into it. It cannot fail for such a
+        // range.
         let _ = unsafe { munmap(self.start.as_ptr(), self.len) };
     }
 }

@@ -1,4 +1,5 @@
-//! A tiny KVM guest: whether KVM really runs code here, how fast, and whether a tracker sees what a vCPU writes.
+//! A tiny KVM guest: whether KVM really runs code here, how fast, and whether a tracker sees what a vCPU
+//! writes.
 //!
 //! `/dev/kvm` can exist and be useless: a nested KVM without hardware help was seen to interpret 1.4 million
 //! instructions a second. So nothing is concluded from the file; a guest in long mode counts, and is timed.
@@ -20,22 +21,25 @@ use std::{
 };
 use units::{Bytes, PAGE_SIZE, PageRange};
 
-/// From this share of the processor's own speed on KVM is worth using: a two-instruction loop in a guest against the same
-/// loop outside, both by processor time, so that whatever else runs on the machine does not matter.
+/// From this share of the processor's own speed on KVM is worth using: a two-instruction loop in a guest
+/// against the same loop outside, both by processor time, so that whatever else runs on the machine does not
+/// matter.
 ///
-/// With the hardware's help the two are alike, since the loop never leaves the guest; also inside a machine that is emulated
-/// itself (40 to 150 million turns a second there, in either). Software emulation is 10 to 50 times slower than the processor, an
-/// interpreting KVM 1,000 times.
+/// With the hardware's help the two are alike, since the loop never leaves the guest; also inside a machine
+/// that is emulated itself (40 to 150 million turns a second there, in either). Software emulation is 10 to
+/// 50 times slower than the processor, an interpreting KVM 1,000 times.
 pub const USABLE_SHARE: f64 = 0.1;
 
 /// Turns by which the processor itself is measured: a millisecond's.
 const NATIVE_TURNS: u64 = 2_000_000;
 
-/// Processor time after which a run says enough, and how often a machine is asked that is too busy to give it that.
+/// Processor time after which a run says enough, and how often a machine is asked that is too busy to give it
+/// that.
 const ENOUGH: Duration = Duration::from_millis(5);
 const ATTEMPTS: usize = 5;
 
-/// How much RAM the tiny guest has. One page directory covers up to 1 GiB; this is plenty for the tracker's test.
+/// How much RAM the tiny guest has. One page directory covers up to 1 GiB; this is plenty for the tracker's
+/// test.
 const RAM: Bytes = Bytes(8 << 20);
 /// Guest-physical pages of the three page tables and of the code.
 const PML4: u64 = 1;
@@ -138,8 +142,8 @@ impl TinyGuest {
             return Err(KvmError::Broken { what: "be spoken to", why });
         }
         let vm = step("create a VM", abi::plain(kvm.as_fd(), abi::CREATE_VM, 0)).map(owned)?;
-        // Old Intel processors need three pages for themselves to enter real mode; elsewhere it is not known, and
-        // this guest never enters real mode: a refusal does not matter.
+        // Old Intel processors need three pages for themselves to enter real mode; elsewhere it is not known,
+        // and this guest never enters real mode: a refusal does not matter.
         let _ = abi::plain(vm.as_fd(), abi::SET_TSS_ADDR, 0xfffb_d000);
 
         let file = step("have RAM", mapping::memfd("whimbrel-tiny-guest", RAM))?;
@@ -168,8 +172,8 @@ impl TinyGuest {
         self.go(0, Regs { rcx: turns, ..Default::default() }, limit)
     }
 
-    /// Writes `value` at the beginning of each page of `pages`, for at most `limit`. Panics for pages that the guest
-    /// does not have or that hold its code.
+    /// Writes `value` at the beginning of each page of `pages`, for at most `limit`. Panics for pages that
+    /// the guest does not have or that hold its code.
     pub fn touch(&mut self, pages: PageRange, value: u64, limit: Duration) -> Result<Ran, KvmError> {
         let all = RAM.0 / PAGE_SIZE as u64;
         assert!(pages.fits(all) && pages.start.0 >= FIRST_FREE_PAGE, "{pages} of {FIRST_FREE_PAGE}..{all}");
@@ -191,7 +195,8 @@ impl TinyGuest {
     fn go(&mut self, entry: u64, regs: Regs, limit: Duration) -> Result<Ran, KvmError> {
         let turns = regs.rcx;
         if turns == 0 {
-            return Ok(Ran { turns, time: Duration::ZERO, native: 0.0, finished: true }); // the loop would wrap round
+            // The loop would wrap round.
+            return Ok(Ran { turns, time: Duration::ZERO, native: 0.0, finished: true });
         }
         let regs = Regs { rip: CODE * PAGE_SIZE as u64 + entry, rflags: abi::RFLAGS_RESERVED, ..regs };
         step("set registers", abi::set(self.vcpu.as_fd(), abi::SET_REGS, &regs))?;
@@ -223,7 +228,8 @@ fn lay_out(ram: &mut Mapping) {
     ram.write(at(CODE) + TOUCH_AT as usize, &TOUCH);
 }
 
-/// Flat segments, paging on, 64-bit code. What KVM gave for the task register and the tables is right as it is.
+/// Flat segments, paging on, 64-bit code. What KVM gave for the task register and the tables is right as it
+/// is.
 fn enter_long_mode(sregs: &mut Sregs) {
     let data = Segment {
         limit: u32::MAX,
@@ -250,7 +256,8 @@ fn step<T>(what: &'static str, result: io::Result<T>) -> Result<T, KvmError> {
 }
 
 fn owned(fd: i32) -> OwnedFd {
-    // SAFETY: called only on what KVM_CREATE_VM and KVM_CREATE_VCPU returned: a new descriptor that nobody else has.
+    // SAFETY: called only on what KVM_CREATE_VM and KVM_CREATE_VCPU returned: a new descriptor that nobody
+    // else has.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 

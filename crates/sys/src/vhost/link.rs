@@ -1,5 +1,5 @@
-//! A TAP in a network namespace of its own, which nobody else sees, and who sends packets to it. Both end with
-//! their descriptors, and the namespace with them.
+//! A TAP in a network namespace of its own, which nobody else sees, and who sends packets to it. Both end
+//! with their descriptors, and the namespace with them.
 
 use crate::ioctl::{self, WRITE, number};
 use nix::libc;

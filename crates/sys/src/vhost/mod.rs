@@ -3,9 +3,9 @@
 //!
 //! With `-netdev tap,vhost=on` a worker of the kernel's carries packets between a TAP and a guest's ring. It
 //! writes as a system call of its owner would: through its owner's page tables, so that both trackers see it,
-//! and its own dirty log is not needed. No interface promises that, so it is tried on the kernel at hand: on a
-//! process of ours, with a TAP in a network namespace of its own. All of it ends with that process. Whatever
-//! fails, comes late or is not as expected means that nothing is proven.
+//! and its own dirty log is not needed. No interface promises that, so it is tried on the kernel at hand: on
+//! a process of ours, with a TAP in a network namespace of its own. All of it ends with that process.
+//! Whatever fails, comes late or is not as expected means that nothing is proven.
 
 mod abi; // what the kernel is told
 mod link; // a TAP, and who sends packets to it
@@ -108,7 +108,8 @@ fn asynchronous(memory: Memory) -> Result<bool, VhostError> {
         let beyond: Vec<_> = pages.difference(&wanted).filter(|page| **page != AVAILABLE).collect();
         if !pages.is_superset(&wanted) || !beyond.is_empty() {
             return Err(VhostError::Unsafe(format!(
-                "the asynchronous tracker saw a worker write pages {pages:?} of {memory:?} memory, which wrote {wanted:?}"
+                "the asynchronous tracker saw a worker write pages {pages:?} of {memory:?} memory, which \
+                 wrote {wanted:?}"
             )));
         }
     }
@@ -129,7 +130,8 @@ fn arrived(worker: &mut Worker, buffer: u16) -> io::Result<()> {
     }
 }
 
-/// The synchronous tracker hears of each page before the worker writes it, and the worker waits for the answer.
+/// The synchronous tracker hears of each page before the worker writes it, and the worker waits for the
+/// answer.
 fn synchronous() -> Result<(), VhostError> {
     let mut worker = Worker::start(Memory::Shared)?;
     let uffd = step("make a userfaultfd", worker.patient.uffd(SYNCHRONOUS))?;
@@ -157,7 +159,8 @@ fn synchronous() -> Result<(), VhostError> {
     Ok(())
 }
 
-/// The worker waits for pages that are missing, whether it reads or writes them, and goes on with what they hold.
+/// The worker waits for pages that are missing, whether it reads or writes them, and goes on with what they
+/// hold.
 fn missing() -> Result<(), VhostError> {
     let mut worker = Worker::start(Memory::Shared)?;
     let uffd = step("make a userfaultfd", worker.patient.uffd(Features::MISSING_SHMEM))?;
@@ -187,8 +190,8 @@ fn missing() -> Result<(), VhostError> {
     Ok(())
 }
 
-/// Answers the worker's faults until it has received its packet; each of them after it has waited for a while.
-/// Says which pages they were of.
+/// Answers the worker's faults until it has received its packet; each of them after it has waited for a
+/// while. Says which pages they were of.
 fn serve(
     worker: &Worker,
     uffd: &Uffd,

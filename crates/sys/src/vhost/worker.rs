@@ -27,8 +27,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks whether one has arrived.
 const LOOK: Duration = Duration::from_micros(100);
 
-/// Pages of the memory, from its beginning: what the worker's requests are told, its ring, and the first of the
-/// buffers, each of which has a page, and one that nobody writes behind it.
+/// Pages of the memory, from its beginning: what the worker's requests are told, its ring, and the first of
+/// the buffers, each of which has a page, and one that nobody writes behind it.
 const TOLD: u64 = 0;
 pub(super) const DESCRIPTORS: u64 = 8;
 pub(super) const AVAILABLE: u64 = 9;

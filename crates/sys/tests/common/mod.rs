@@ -39,7 +39,8 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Starts a guest with this much RAM. The calling test program must have a test `role` that calls [`play`].
+    /// Starts a guest with this much RAM. The calling test program must have a test `role` that calls
+    /// [`play`].
     pub fn start(pages: u64) -> Self {
         Self::start_as("role", pages)
     }
@@ -406,8 +407,8 @@ fn scatter(at: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// How long a thread has run or waited for a page: all of the time but what it waited for a processor. What else a machine does
-/// is left out of a measurement in this way.
+/// How long a thread has run or waited for a page: all of the time but what it waited for a processor. What
+/// else a machine does is left out of a measurement in this way.
 pub struct Ran {
     schedstat: String,
     began: Instant,
@@ -445,16 +446,17 @@ impl Ran {
 /// The last pages, which belong to the probe: 64 MiB.
 pub const PROBED: u64 = 16_384;
 
-/// `WAY MILLIS`: writes to all pages but the last as fast as it can, in this way (`sequential` or `random`), while somebody else
-/// writes to one of the last each millisecond. Answers how many pages were touched in a second, and how long the other's writes
-/// took: the median, the 99th percentile, the longest, in µs.
+/// `WAY MILLIS`: writes to all pages but the last as fast as it can, in this way (`sequential` or `random`),
+/// while somebody else writes to one of the last each millisecond. Answers how many pages were touched in a
+/// second, and how long the other's writes took: the median, the 99th percentile, the longest, in µs.
 fn race(ram: &Arc<Ram>, pages: u64, order: &str) -> String {
     let (way, millis) = order.split_once(' ').unwrap();
     let (random, time) = (way == "random", Duration::from_millis(millis.parse().unwrap()));
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let probe = scope.spawn(|| {
-            // What it waits for is the tracker, not a processor. Without the right to it, it may wait for both.
+            // What it waits for is the tracker, not a processor. Without the right to it, it may wait for
+            // both.
             let _ = rustix::process::setpriority_process(None, -20);
             let began = Instant::now();
             let mut took = Vec::new();

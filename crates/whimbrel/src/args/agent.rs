@@ -10,8 +10,8 @@ use std::{net::SocketAddr, path::PathBuf};
 ///
 /// It keeps the VMs of this host, moves them, and takes in those of other hosts.
 ///
-/// It ends at SIGTERM without harming any VM: a migration that has not switched over is rolled back first, and the
-/// VMs run on. An agent that is started again finds them.
+/// It ends at SIGTERM without harming any VM: a migration that has not switched over is rolled back first,
+/// and the VMs run on. An agent that is started again finds them.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 A configuration file; every line may be left out, flags win over it:
@@ -29,7 +29,7 @@ A configuration file; every line may be left out, flags win over it:
   [peers]                             # hosts that `migrate --to` knows by name
   hostb = \"10.0.0.2:7471\"
   [ownership]                         # where hosts ask who owns a VM; the same on all of them
-  directory = \"/shared/whimbrel\"     # or etcd = [\"https://10.0.0.9:2379\", …]; without either: a migration's target
+  directory = \"/shared/whimbrel\"     # or etcd = [\"https://10.0.0.9:2379\", …]; default: the target
   [allow]                             # what VMs that other hosts send may use here
   disks = [\"/shared\", \"/var/lib/whimbrel/disks\", \"/var/lib/libvirt/images\"]
   boot = [\"/boot\", \"/shared\", \"/var/lib/whimbrel/boot\"]
@@ -64,8 +64,8 @@ pub(crate) struct Agent {
     /// Where ca.crt, host.crt and host.key are [default: /etc/whimbrel/tls].
     #[arg(long, value_name = "DIR")]
     pub(crate) tls: Option<PathBuf>,
-    /// Neither encrypt connections nor check who is at their other end. All hosts must do the same. Only for a network that
-    /// nobody else can reach.
+    /// Neither encrypt connections nor check who is at their other end. All hosts must do the same. Only for
+    /// a network that nobody else can reach.
     #[arg(long, conflicts_with = "tls")]
     pub(crate) insecure_plaintext: bool,
     /// The QEMU binary.
@@ -73,14 +73,17 @@ pub(crate) struct Agent {
     pub(crate) qemu: Option<PathBuf>,
     /// How the writes of guests are seen that leave this host: auto, or synchronous [default: auto].
     ///
-    /// auto lets the kernel keep book of them (Linux 6.7) until a guest writes faster than the link carries. From then on, and where
-    /// the kernel cannot (Linux 5.19 to 6.6), the agent hears of the first write to each group of pages, and so can make a
-    /// writer wait; that costs 17 to 42 µs a group. synchronous is like that from the start.
+    /// auto lets the kernel keep book of them (Linux 6.7) until a guest writes faster than the link carries.
+    /// From then on, and where the kernel cannot (Linux 5.19 to 6.6), the agent hears of the first write to
+    /// each group of pages, and so can make a writer wait; that costs 17 to 42 µs a group. synchronous is
+    /// like that from the start.
     #[arg(long, value_name = "WHICH")]
     pub(crate) tracker: Option<Tracker>,
-    /// How many pages are opened by one write that the agent hears of: auto, or a power of two up to 512 [default: auto].
+    /// How many pages are opened by one write that the agent hears of: auto, or a power of two up to 512
+    /// [default: auto].
     ///
-    /// auto learns it, region by region: more where many writes are heard of, fewer where pages were sent that had not changed.
+    /// auto learns it, region by region: more where many writes are heard of, fewer where pages were sent
+    /// that had not changed.
     #[arg(long, value_name = "PAGES")]
     pub(crate) group: Option<Group>,
     /// Another host and where its agent listens; may be given several times.

@@ -21,7 +21,8 @@ pub(crate) struct How {
     /// Let `auto` end in post-copy when pre-copy does not get there.
     #[arg(long)]
     pub(crate) allow_post_copy: bool,
-    /// Let a host take it whose QEMU is older than the one that runs it. If that cannot read its device state, it stays here.
+    /// Let a host take it whose QEMU is older than the one that runs it. If that cannot read its device
+    /// state, it stays here.
     #[arg(long)]
     pub(crate) allow_older_qemu: bool,
     /// The pause that is acceptable, like 20ms [default: 20ms].
@@ -30,12 +31,12 @@ pub(crate) struct How {
     /// How long all of it may take, like 60s.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) max_time: Option<Duration>,
-    /// A guest that writes faster than the link carries is slowed, so that pre-copy ends: whoever writes to one more page waits,
-    /// but never longer than this at a time, like 5ms [default: 5ms].
+    /// A guest that writes faster than the link carries is slowed, so that pre-copy ends: whoever writes to
+    /// one more page waits, but never longer than this at a time, like 5ms [default: 5ms].
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) max_stall: Option<Duration>,
-    /// Where not all of --max-downtime, --max-time and --max-stall can hold: which is kept first. The last one gives way first, and
-    /// that is said before anything moves.
+    /// Where not all of --max-downtime, --max-time and --max-stall can hold: which is kept first. The last
+    /// one gives way first, and that is said before anything moves.
     #[arg(
         long,
         value_name = "PROMISES",
@@ -44,21 +45,24 @@ pub(crate) struct How {
         default_value = "downtime,time,stall"
     )]
     pub(crate) keep: Vec<PromiseArg>,
-    /// A directory on a datastore that both hosts reach: memory goes into a file there, too, while it goes over the network, so that the
-    /// target can finish from it if this host is lost. With it, `auto` may end in post-copy [default: the agent's, if it has one].
+    /// A directory on a datastore that both hosts reach: memory goes into a file there, too, while it goes
+    /// over the network, so that the target can finish from it if this host is lost. With it, `auto` may end
+    /// in post-copy [default: the agent's, if it has one].
     #[arg(long, value_name = "DIR")]
     pub(crate) spool: Option<PathBuf>,
     /// What must be in that file when the VM changes hands before all its memory is there [default: strict].
     #[arg(long, value_name = "HOW", value_enum)]
     pub(crate) robust: Option<RobustArg>,
-    /// How long a link that was lost is waited for, with the VM running on here, like 60s; 0s ends the migration at once. Once the VM
-    /// may run on the target it is waited for as long as it takes [default: 60s].
+    /// How long a link that was lost is waited for, with the VM running on here, like 60s; 0s ends the
+    /// migration at once. Once the VM may run on the target it is waited for as long as it takes [default:
+    /// 60s].
     #[arg(long, value_name = "TIME", value_parser = patience)]
     pub(crate) give_up: Option<Duration>,
     /// The most that may be put on the wire, like 1Gbit or 50MiB/s.
     #[arg(long, value_name = "RATE", value_parser = rate)]
     pub(crate) bandwidth: Option<Rate>,
-    /// How many data connections [default: from 2 to the number of cores, 8 at most: as many as it pays to use].
+    /// How many data connections [default: from 2 to the number of cores, 8 at most: as many as it pays to
+    /// use].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) streams: Option<u16>,
     /// What pages may be compressed with. `auto` finds out what moves most over this link.
@@ -71,8 +75,9 @@ pub(crate) struct How {
 
 /// Say what a migration would take: how long, how much traffic, which pause, what the guest would feel.
 ///
-/// Watches what the guest writes for a second, looks at some of its memory, and sends the target as much as the link carries in
-/// a sixth of a second. Moves nothing and does not disturb the guest. Takes the options of `migrate`.
+/// Watches what the guest writes for a second, looks at some of its memory, and sends the target as much as
+/// the link carries in a sixth of a second. Moves nothing and does not disturb the guest. Takes the options
+/// of `migrate`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -89,8 +94,8 @@ pub(crate) struct Plan {
 
 /// Move a running VM to another host.
 ///
-/// Shows what happens while it happens, and ends with a report. Until the VM has switched over, whatever goes wrong
-/// leaves it running here. Ctrl-C cancels.
+/// Shows what happens while it happens, and ends with a report. Until the VM has switched over, whatever goes
+/// wrong leaves it running here. Ctrl-C cancels.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Examples:

@@ -26,7 +26,8 @@ Example:
 pub(crate) struct Run {
     /// The VM file; paths in it are relative to its directory. `-` reads standard input.
     pub(crate) file: PathBuf,
-    /// Take it from HOST, to which it belongs by the shared ownership record: it is off, and will never run it again.
+    /// Take it from HOST, to which it belongs by the shared ownership record: it is off, and will never run
+    /// it again.
     #[arg(long, value_name = "HOST")]
     pub(crate) i_have_fenced: Option<String>,
     /// Print the VM as one JSON object.
@@ -36,8 +37,9 @@ pub(crate) struct Run {
 
 /// Take charge of a QEMU that something else started.
 ///
-/// From then on it can be migrated. What cannot be handled is said, with the option that would mend it. Nothing about the VM is changed.
-/// With --check it is only looked at: what would go with it, what would be different on another host, what hinders it (exit status 1).
+/// From then on it can be migrated. What cannot be handled is said, with the option that would mend it.
+/// Nothing about the VM is changed. With --check it is only looked at: what would go with it, what would be
+/// different on another host, what hinders it (exit status 1).
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Example:
@@ -87,8 +89,9 @@ pub(crate) struct Stop {
 
 /// Say who runs a VM after its migration ended in doubt.
 ///
-/// That happens when the target was lost just as it was to take over. The source goes on asking the target, and everything resolves itself once it answers. Only if it is lost for
-/// good, fence it (cut its power, so that it can never run the VM again), and say so here.
+/// That happens when the target was lost just as it was to take over. The source goes on asking the target,
+/// and everything resolves itself once it answers. Only if it is lost for good, fence it (cut its power, so
+/// that it can never run the VM again), and say so here.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "\
 Example, on the source, after hostb was powered off for good:

@@ -1,8 +1,9 @@
 //! Before a post-copy that must survive its source: all that will be owed goes into the file.
 //!
-//! It goes in passes while the guest runs, the last of it while it stands still; the machine hears that the device state is saved only when
-//! all of that is durable. The target reads along. It must have read the first pass, which shows that it can be left alone with the file;
-//! nobody waits for it to have read the rest.
+//! It goes in passes while the guest runs, the last of it while it stands still; the machine hears that the
+//! device state is saved only when all of that is durable. The target reads along. It must have read the
+//! first pass, which shows that it can be left alone with the file; nobody waits for it to have read the
+//! rest.
 
 use super::{SourceDriver, so_far};
 use crate::{
@@ -15,7 +16,8 @@ use proto::{SourceEvent, Step, control};
 use std::time::{Duration, Instant};
 use units::MemorySet;
 
-/// The guest stands still while the last of what is owed becomes durable. If that takes longer than this, it does not change hands.
+/// The guest stands still while the last of what is owed becomes durable. If that takes longer than this, it
+/// does not change hands.
 const PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) struct Securing {
@@ -202,7 +204,8 @@ impl SourceDriver {
         self.safe_now()
     }
 
-    /// Whether all that is owed is durable; says what was held back until then, and tells the target what it can live on.
+    /// Whether all that is owed is durable; says what was held back until then, and tells the target what it
+    /// can live on.
     fn safe_now(&mut self) -> Option<SourceEvent> {
         let durable = self.spooling.durable;
         let securing = self.spooling.securing.as_mut()?;

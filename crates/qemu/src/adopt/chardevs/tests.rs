@@ -4,7 +4,8 @@ use super::*;
 use crate::adopt::{cmdline, names::Names};
 use std::path::Path;
 
-/// What a QEMU with these words is on the target: its console, character devices, and the options that use them.
+/// What a QEMU with these words is on the target: its console, character devices, and the options that use
+/// them.
 fn read(words: &[&str]) -> (cmdline::Read, String) {
     let argv: Vec<String> =
         ["qemu", "-nodefaults"].iter().chain(words).map(|word| (*word).to_owned()).collect();

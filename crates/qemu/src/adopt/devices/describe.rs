@@ -168,7 +168,8 @@ mod tests {
                         ("virtio-backend", "child<virtio-net-device>", none.clone(), json!("/machine/x")),
                     ],
                 ),
-                "virtio-net-pci,id=it,bus=rp1,addr=00.0,mac=52:54:00:00:00:09,netdev=n,romsize=262144,guest_tso4=off",
+                "virtio-net-pci,id=it,bus=rp1,addr=00.0,mac=52:54:00:00:00:09,netdev=n,romsize=262144,\
+                 guest_tso4=off",
             ),
             (
                 said(

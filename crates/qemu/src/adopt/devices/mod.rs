@@ -48,8 +48,8 @@ pub(super) fn follow(qmp: &mut Qmp, read: &mut Read, reasons: &mut Vec<String>) 
     let matched = matching::of(&read.recipe.arguments, &live, by_drive);
     for device in matched.strange.iter().map(|at| &live[*at]) {
         reasons.push(format!(
-            "{} is not on the command line, and QEMU does not say that it was plugged in; unplug it (device_del) or start the VM \
-             with it",
+            "{} is not on the command line, and QEMU does not say that it was plugged in; unplug it \
+             (device_del) or start the VM with it",
             device.words()
         ));
     }
@@ -70,8 +70,8 @@ pub(super) fn follow(qmp: &mut Qmp, read: &mut Read, reasons: &mut Vec<String>) 
         }
         if by_drive {
             reasons.push(
-                "a device was unplugged, and the places of drives of -drive if=virtio depend on it; give them devices of their own \
-                 (-drive if=none and -device virtio-blk-pci)"
+                "a device was unplugged, and the places of drives of -drive if=virtio depend on it; give \
+                 them devices of their own (-drive if=none and -device virtio-blk-pci)"
                     .to_owned(),
             );
         }
@@ -86,16 +86,16 @@ pub(super) fn follow(qmp: &mut Qmp, read: &mut Read, reasons: &mut Vec<String>) 
                 let parsed = options::parse(argument.value.as_deref().unwrap_or_default(), "driver");
                 if get(&parsed, "drive").is_some() || device.kind.starts_with("usb-storage") {
                     read.notes.push(format!(
-                        "{} was plugged in: QEMU cannot be asked for aio= and discard= of its disk, which are threads and ignore on \
-                         the target",
+                        "{} was plugged in: QEMU cannot be asked for aio= and discard= of its disk, which \
+                         are threads and ignore on the target",
                         device.words()
                     ));
                 }
                 made.push(argument);
             }
             Err(why) => reasons.push(format!(
-                "{} was plugged in with what cannot be said again on the target: {why}; unplug it (device_del) or start the VM with \
-                 it",
+                "{} was plugged in with what cannot be said again on the target: {why}; unplug it \
+                 (device_del) or start the VM with it",
                 device.words()
             )),
         }
@@ -115,8 +115,9 @@ fn of_bridges<'a>(plugged: &[&Device], gone: impl Iterator<Item = &'a Argument>)
     let is_bridge = |kind: &str| BRIDGES.iter().any(|bridge| kind.starts_with(bridge));
     let added = plugged.iter().filter(|device| is_bridge(&device.kind)).map(|device| {
         format!(
-            "{} was plugged in: QEMU numbers the buses that its guest can plug devices into once, when it starts, and on the target \
-             their numbers would be others; unplug it (device_del) or start the VM with it",
+            "{} was plugged in: QEMU numbers the buses that its guest can plug devices into once, when it \
+             starts, and on the target their numbers would be others; unplug it (device_del) or start the VM \
+             with it",
             device.words()
         )
     });
@@ -125,8 +126,9 @@ fn of_bridges<'a>(plugged: &[&Device], gone: impl Iterator<Item = &'a Argument>)
         let driver = get(&parsed, "driver").filter(|driver| is_bridge(driver))?;
         let id = get(&parsed, "id").unwrap_or("without an id");
         Some(format!(
-            "device {id} ({driver}) of the command line was unplugged: QEMU numbers the buses that its guest can plug devices into \
-             once, when it starts, and on the target their numbers would be others; restart the VM without it"
+            "device {id} ({driver}) of the command line was unplugged: QEMU numbers the buses that its guest \
+             can plug devices into once, when it starts, and on the target their numbers would be others; \
+             restart the VM without it"
         ))
     });
     added.chain(gone).collect()
@@ -276,7 +278,8 @@ impl Places {
         };
         let told = |path: &String| {
             format!(
-                "a device was plugged in or unplugged, and two buses are called {}: give their controllers other ids",
+                "a device was plugged in or unplugged, and two buses are called {}: give their controllers \
+                 other ids",
                 name(path)
             )
         };

@@ -1,4 +1,5 @@
-//! What is said of a running QEMU whose devices cannot be had everywhere: a monitor after a script answers for it.
+//! What is said of a running QEMU whose devices cannot be had everywhere: a monitor after a script answers
+//! for it.
 
 use super::*;
 use crate::adopt::cmdline;
@@ -53,8 +54,10 @@ fn found(words: &[&str], odd: impl Fn(&str, &Value) -> Option<Value> + Send + 's
 /// A device of this kind where QEMU keeps those that have an id.
 fn device(kind: &'static str) -> impl Fn(&str, &Value) -> Option<Value> + Send {
     move |command, arguments| {
-        (command == "qom-list" && arguments["path"] == "/machine/peripheral")
-            .then(|| json!([{ "name": "it", "type": format!("child<{kind}>") }, { "name": "type", "type": "string" }]))
+        (command == "qom-list" && arguments["path"] == "/machine/peripheral").then(|| {
+            json!([{ "name": "it", "type": format!("child<{kind}>") },
+                { "name": "type", "type": "string" }])
+        })
     }
 }
 
@@ -137,7 +140,8 @@ fn what_changed_after_the_start_is_carried_or_refused() {
         })
     };
     assert_eq!(memory("memory-backend-ram"), Vec::<String>::new());
-    let told = "memory late (memory-backend-epc) was added after the start and cannot follow the VM; use memory-backend-memfd";
+    let told = "memory late (memory-backend-epc) was added after the start and cannot follow the VM; use \
+                memory-backend-memfd";
     assert_eq!(memory("memory-backend-epc"), [told]);
 
     let vcpus = found(&[], |command, _| {
@@ -199,8 +203,8 @@ fn a_qemu_that_cannot_be_migrated_just_now_says_why() {
         _ => None,
     });
     let told = [
-        "it is in state io-error: QEMU stopped the guest because a disk fails, which cannot be carried over; mend the disk, \
-         then `cont`",
+        "it is in state io-error: QEMU stopped the guest because a disk fails, which cannot be carried over; \
+         mend the disk, then `cont`",
         "QEMU itself refuses to migrate it: the device says no",
         "this QEMU has no xen-save-devices-state; use a QEMU that was built with it",
     ];

@@ -74,7 +74,8 @@ pub(super) fn blockdev(value: &str, file_of: FileOf, exports: &[Export]) -> Resu
     })
 }
 
-/// Takes away what a node is told of its server, which must be one of the recipe's exports; a node that has none must not be told any.
+/// Takes away what a node is told of its server, which must be one of the recipe's exports; a node that has
+/// none must not be told any.
 fn server(parsed: &mut Vec<(String, String)>, prefix: &str, exports: &[Export]) -> Result<(), String> {
     let keys = export::keys_of(options::get(parsed, &format!("{prefix}driver")).unwrap_or_default());
     if keys.is_empty() {

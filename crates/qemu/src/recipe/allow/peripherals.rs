@@ -1,7 +1,7 @@
 //! Properties of what else a machine has: pictures, sound, USB devices, controllers of disks, management.
 //!
-//! As in [`properties`](super::properties), what names a file, a descriptor or a device of the host is not here: `frudatafile`,
-//! `sdrfile`, `hidraw`, `rootdir`.
+//! As in [`properties`](super::properties), what names a file, a descriptor or a device of the host is not
+//! here: `frudatafile`, `sdrfile`, `hidraw`, `rootdir`.
 
 use super::{forms::Form::*, properties::Property};
 

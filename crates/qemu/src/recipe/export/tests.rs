@@ -44,7 +44,8 @@ fn web_servers_and_scsi_are_called_by_what_opens_them() {
     let iqn = "iqn.2001-04.com.example:storage.disk1";
     let json = |more: &str| {
         format!(
-            "json:{{\"driver\": \"iscsi\", \"transport\": \"tcp\", \"portal\": \"10.0.0.1\", \"target\": \"{iqn}\"{more}}}"
+            "json:{{\"driver\": \"iscsi\", \"transport\": \"tcp\", \"portal\": \"10.0.0.1\", \"target\": \
+             \"{iqn}\"{more}}}"
         )
     };
     let unit = |port, unit: &str| Ok(export(Protocol::Iscsi, "10.0.0.1", port, &format!("{iqn}/{unit}")));

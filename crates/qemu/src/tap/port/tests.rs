@@ -6,7 +6,8 @@ use crate::tap::tools::understand;
 /// As `ip -details -json link show` says it, with more or less left out.
 fn linked(flags: &str, data: &str) -> Link {
     let text = format!(
-        r#"[{{"ifname":"t0","flags":[{flags}],"mtu":9000,"master":"br0","txqlen":1000,"linkinfo":{{"info_kind":"tun",
+        r#"[{{"ifname":"t0","flags":[{flags}],"mtu":9000,"master":"br0","txqlen":1000,
+        "linkinfo":{{"info_kind":"tun",
         "info_slave_kind":"bridge","info_slave_data":{{"state":"forwarding","priority":32,"hairpin":false,
         "learning":true,"multicast_router":1,"group_fwd_mask":"0"{data}}}}}}}]"#
     );
@@ -15,7 +16,8 @@ fn linked(flags: &str, data: &str) -> Link {
 
 fn bridge(mtu: u32, filtering: u8) -> Link {
     let text = format!(
-        r#"[{{"ifname":"br0","mtu":{mtu},"linkinfo":{{"info_kind":"bridge","info_data":{{"vlan_filtering":{filtering}}}}}}}]"#
+        r#"[{{"ifname":"br0","mtu":{mtu},"linkinfo":{{"info_kind":"bridge",
+        "info_data":{{"vlan_filtering":{filtering}}}}}}}]"#
     );
     understand(&text).unwrap().remove(0)
 }

@@ -1,4 +1,5 @@
-//! Before a strict post-copy: what will be owed goes into the file. Mirrors `engine/source/spooling/securing.rs`.
+//! Before a strict post-copy: what will be owed goes into the file. Mirrors
+//! `engine/source/spooling/securing.rs`.
 
 use super::{Task, manifest, so_far};
 use crate::{
@@ -60,12 +61,13 @@ impl World {
         });
     }
 
-    /// By the product's rule, for a guest that is never quiet, and a link that is measured to be as fast as the setup wants it: after
-    /// its rounds everything fits into the pause, and nothing before.
+    /// By the product's rule, for a guest that is never quiet, and a link that is measured to be as fast as
+    /// the setup wants it: after its rounds everything fits into the pause, and nothing before.
     fn next_step(&self, undone: bool) -> Step {
         let rounds = self.source.work.as_deref().map_or(0, |work| work.rounds);
         let (mode, fits) = match self.way() {
-            // What was to be owed goes in a round, or before the guest runs there: with another wish, a spool that was lost.
+            // What was to be owed goes in a round, or before the guest runs there: with another wish, a spool
+            // that was lost.
             Way::Hybrid if undone => (None, self.setup.guest.is_multiple_of(2)),
             Way::PreCopy => (Some(policy::Way::PreCopy), rounds >= self.setup.rounds),
             Way::Hybrid => (Some(policy::Way::Hybrid), false),
@@ -140,7 +142,8 @@ impl World {
         }
     }
 
-    /// Collects what will be owed; what of it is not safe yet is made so once the guest stands still (`collect_owed`).
+    /// Collects what will be owed; what of it is not safe yet is made so once the guest stands still
+    /// (`collect_owed`).
     pub(in crate::source) fn secure_owed(&mut self) {
         let forgets = self.has(Fault::InsecureForgotten);
         let Some(work) = self.source.work.as_deref_mut() else { return };
@@ -161,7 +164,8 @@ impl World {
         }
     }
 
-    /// The device state is saved. Before a strict post-copy that is told only when what is owed is safe (`hold`).
+    /// The device state is saved. Before a strict post-copy that is told only when what is owed is safe
+    /// (`hold`).
     pub(in crate::source) fn source_has_saved(&mut self, more: bool) {
         let forgets = self.has(Fault::SavedNotSecured);
         let hasty = self.has(Fault::PromiseBeforeSafe);
@@ -188,7 +192,8 @@ impl World {
         self.safe_now();
     }
 
-    /// Whether all that is owed is durable; says what was held back until then, and tells the target what it can live on.
+    /// Whether all that is owed is durable; says what was held back until then, and tells the target what it
+    /// can live on.
     pub(super) fn safe_now(&mut self) {
         let Some(work) = self.source.work.as_deref_mut() else { return };
         let durable = work.spooling.durable;
