@@ -184,8 +184,8 @@ impl<'a> Moved<'a> {
 /// The forecast of the whole time.
 fn expected(report: &Report) -> Option<f64> {
     let forecast = &report.0["forecast"];
-    let courses = forecast["courses"].as_array()?;
-    let course = courses.iter().find(|course| course["way"] == forecast["takes"])?;
+    let estimates = forecast["estimates"].as_array()?;
+    let course = estimates.iter().find(|course| course["way"] == forecast["takes"])?;
     Some(course["total_ms"]["likely"].as_f64()? + forecast["preflight_ms"].as_f64()?)
 }
 

@@ -14,7 +14,7 @@ use std::{
 
 /// What a client saw so far.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Seen {
+pub struct ClientCounts {
     /// Messages sent.
     pub sent: u64,
     /// Messages that came back, each the right one at its turn.
@@ -28,7 +28,7 @@ pub struct Seen {
 /// Keeps one connection to a guest's echo port and sends a numbered message every few milliseconds.
 #[derive(Debug)]
 pub struct TcpClient {
-    seen: Arc<Mutex<Seen>>,
+    seen: Arc<Mutex<ClientCounts>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -37,7 +37,7 @@ impl TcpClient {
     /// Connects from inside `namespace`; fails if there is no connection `within` that time.
     pub fn connect(namespace: &Namespace, to: SocketAddr, every: Duration, within: Duration) -> Result<Self> {
         let stream = connect(namespace, to, within)?;
-        let seen = Arc::new(Mutex::new(Seen::default()));
+        let seen = Arc::new(Mutex::new(ClientCounts::default()));
         let stop = Arc::new(AtomicBool::new(false));
         let thread = thread::spawn({
             let (seen, stop) = (seen.clone(), stop.clone());
@@ -51,7 +51,7 @@ impl TcpClient {
     }
 
     /// What it saw so far.
-    pub fn seen(&self) -> Seen {
+    pub fn seen(&self) -> ClientCounts {
         locked(&self.seen).clone()
     }
 
@@ -62,7 +62,7 @@ impl TcpClient {
 
     /// Ends the conversation: waits until everything sent has come back, and says what was seen altogether.
     /// Lost messages and a broken connection are errors.
-    pub fn finish(mut self, within: Duration) -> Result<Seen> {
+    pub fn finish(mut self, within: Duration) -> Result<ClientCounts> {
         self.stop.store(true, Ordering::Relaxed);
         let last = crate::wait_for("the last echo", within, || {
             let seen = self.seen();
@@ -70,7 +70,7 @@ impl TcpClient {
         });
         self.join();
         match last? {
-            Seen { broken: Some(why), .. } => Err(Error::new("the client's connection broke", why)),
+            ClientCounts { broken: Some(why), .. } => Err(Error::new("the client's connection broke", why)),
             seen => Ok(seen),
         }
     }
@@ -109,7 +109,7 @@ pub fn connect(namespace: &Namespace, to: SocketAddr, within: Duration) -> Resul
     })
 }
 
-fn locked(seen: &Mutex<Seen>) -> std::sync::MutexGuard<'_, Seen> {
+fn locked(seen: &Mutex<ClientCounts>) -> std::sync::MutexGuard<'_, ClientCounts> {
     seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
@@ -117,7 +117,7 @@ fn locked(seen: &Mutex<Seen>) -> std::sync::MutexGuard<'_, Seen> {
 fn converse(
     mut stream: TcpStream,
     every: Duration,
-    seen: &Mutex<Seen>,
+    seen: &Mutex<ClientCounts>,
     stop: &AtomicBool,
 ) -> std::io::Result<()> {
     /// After being told to stop: how long to wait for what is still on its way.

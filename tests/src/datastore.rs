@@ -34,12 +34,12 @@ const BURST: Duration = Duration::from_millis(20);
 
 /// A mounted directory.
 pub struct Datastore {
-    shared: Arc<Shared>,
+    shared: Arc<DatastoreState>,
     mount: Mount,
 }
 
 #[derive(Default)]
-struct Shared {
+struct DatastoreState {
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -60,7 +60,7 @@ struct State {
     fsyncs: u64,
 }
 
-impl Shared {
+impl DatastoreState {
     fn lock(&self) -> MutexGuard<'_, State> {
         locked(&self.state)
     }
@@ -76,7 +76,7 @@ impl Datastore {
     /// Mounts the directory `of` at the new directory `at`.
     pub fn mount(at: &Path, of: &Path) -> io::Result<Self> {
         fs::create_dir_all(of)?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(DatastoreState::default());
         let mount = Mount::new(Tree::new(of.to_owned(), shared.clone()), at)?;
         Ok(Self { shared, mount })
     }
@@ -138,7 +138,7 @@ struct Way {
 }
 
 impl Way {
-    fn new(shared: Arc<Shared>) -> Self {
+    fn new(shared: Arc<DatastoreState>) -> Self {
         let (jobs, todo) = mpsc::channel::<(usize, Box<dyn FnOnce() + Send>)>();
         thread::spawn(move || {
             let mut free_at = Instant::now();
@@ -163,7 +163,7 @@ impl Way {
 /// What the kernel talks to: one directory without any below it.
 struct Tree {
     of: PathBuf,
-    shared: Arc<Shared>,
+    shared: Arc<DatastoreState>,
     names: Mutex<HashMap<INodeNo, OsString>>,
     files: Mutex<HashMap<u64, Arc<File>>>,
     next: Mutex<u64>,
@@ -176,7 +176,7 @@ fn errno(e: &io::Error) -> Errno {
 }
 
 impl Tree {
-    fn new(of: PathBuf, shared: Arc<Shared>) -> Self {
+    fn new(of: PathBuf, shared: Arc<DatastoreState>) -> Self {
         let (out, back) = (Way::new(shared.clone()), Way::new(shared.clone()));
         let (names, files, next) = Default::default();
         Self { of, shared, names, files, next, out, back }

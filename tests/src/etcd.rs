@@ -33,7 +33,7 @@ pub struct EtcdServer {
 
 impl EtcdServer {
     /// Why there can be none here; `None` if there can.
-    pub fn lacking() -> Option<String> {
+    pub fn missing() -> Option<String> {
         let quiet =
             Command::new(program()).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         let there = quiet.is_ok_and(|status| status.success());

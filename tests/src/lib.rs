@@ -45,7 +45,7 @@ mod vm_file; // the file that describes a VM to `whimbrel run`
 pub use agent::{Agent, Oddity, PORT, ask};
 pub use channel::Channel;
 pub use cli::{Answer, Cli};
-pub use client::{Seen, TcpClient, connect};
+pub use client::{ClientCounts, TcpClient, connect};
 pub use console::Console;
 pub use datastore::Datastore;
 pub use error::{Doing, Error, Result};

@@ -48,7 +48,7 @@ pub enum Moment {
 
 /// One of a storm.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Blow {
+pub struct Fault {
     /// What.
     pub victim: Victim,
     /// When.
@@ -105,7 +105,7 @@ const MOMENTS: [Moment; 24] = [
     Moment::PostCopy(700),
 ];
 
-impl Blow {
+impl Fault {
     /// All of a storm.
     pub fn all() -> Vec<Self> {
         let each = |(_, victim): &(&str, Victim)| {
@@ -116,7 +116,7 @@ impl Blow {
     }
 }
 
-impl fmt::Display for Blow {
+impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let victim = VICTIMS.iter().find(|(_, victim)| *victim == self.victim).map_or("?", |(name, _)| name);
         write!(f, "{victim}:{}", self.moment)
@@ -158,13 +158,13 @@ impl fmt::Display for Moment {
     }
 }
 
-impl FromStr for Blow {
+impl FromStr for Fault {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
         Self::all()
             .into_iter()
-            .find(|blow| blow.to_string() == text)
+            .find(|fault| fault.to_string() == text)
             .doing(format!("find the blow {text:?}; one is called like source-agent:switchover+4"))
     }
 }
@@ -207,27 +207,27 @@ impl<'a> Storm<'a> {
     }
 
     /// Strikes once, and sees that nothing of it harms.
-    pub fn strike(&mut self, blow: Blow) -> Result<Fate> {
+    pub fn strike(&mut self, fault: Fault) -> Result<Fate> {
         self.have_a_vm()?;
         let (from, to) = (HOSTS[self.at], HOSTS[1 - self.at]);
-        let mode = if matches!(blow.moment, Moment::PostCopy(_)) { "hybrid" } else { "pre-copy" };
+        let mode = if matches!(fault.moment, Moment::PostCopy(_)) { "hybrid" } else { "pre-copy" };
         let source_qemu = self.qemu_of(from)?;
         let mut options = vec!["--mode", mode, "--max-downtime", "300ms"];
         let spool = self.store.path().to_string_lossy().into_owned();
-        if blow.victim == Victim::Datastore {
+        if fault.victim == Victim::Datastore {
             options.extend(["--spool", &spool]);
         }
         let mut migration = self.stage.start_migration("web", from, to, &options)?;
-        blow.moment.wait(&mut migration)?;
-        let struck = self.hit(blow.victim, from, to, source_qemu)?;
-        let report = match blow.victim {
+        fault.moment.wait(&mut migration)?;
+        let struck = self.hit(fault.victim, from, to, source_qemu)?;
+        let report = match fault.victim {
             Victim::SourceAgent => {
                 drop(migration);
                 None
             }
             _ => Some(migration.end()?.1),
         };
-        let fate = self.settle(blow, report.as_ref(), from, to)?;
+        let fate = self.settle(fault, report.as_ref(), from, to)?;
         self.at = if fate == Fate::Moved { 1 - self.at } else { self.at };
         Ok(if struck { fate } else { Fate::Missed })
     }
@@ -264,7 +264,7 @@ impl<'a> Storm<'a> {
     }
 
     /// Waits until it is clear what became of the VM, and looks whether that is right.
-    fn settle(&mut self, blow: Blow, report: Option<&Report>, from: &str, to: &str) -> Result<Fate> {
+    fn settle(&mut self, fault: Fault, report: Option<&Report>, from: &str, to: &str) -> Result<Fate> {
         let said = report.map_or_else(String::new, |report| report.0.to_string());
         let mut last = [String::new(), String::new()];
         let states = wait_for("one host that runs the VM, or none", SOON, || {
@@ -275,7 +275,7 @@ impl<'a> Storm<'a> {
             Ok((last.iter().all(settled) && last.iter().any(|state| state != "none")).then(|| last.clone()))
         })
         .map_err(|e| Error::new(e.what, format!("{}; seen {last:?}; {said}", e.why)))?;
-        let qemu_died = matches!(blow.victim, Victim::SourceQemu | Victim::TargetQemu);
+        let qemu_died = matches!(fault.victim, Victim::SourceQemu | Victim::TargetQemu);
         let fate = match [states[0].as_str(), states[1].as_str()] {
             ["running", "none"] => Fate::Stayed,
             ["none", "running"] => Fate::Moved,
@@ -283,7 +283,7 @@ impl<'a> Storm<'a> {
             _ => return Err(Error::new("settle", format!("seen {states:?}; {said}"))),
         };
         if fate == Fate::Killed {
-            return self.bury(blow, report, from, to);
+            return self.bury(fault, report, from, to);
         }
         if let Some(report) = report {
             let completed = report.outcome() == "completed";
@@ -308,9 +308,9 @@ impl<'a> Storm<'a> {
     }
 
     /// The VM's own QEMU was killed: only then nobody runs it.
-    fn bury(&mut self, blow: Blow, report: Option<&Report>, from: &str, to: &str) -> Result<Fate> {
+    fn bury(&mut self, fault: Fault, report: Option<&Report>, from: &str, to: &str) -> Result<Fate> {
         if let Some(report) = report {
-            let other = if blow.victim == Victim::SourceQemu { to } else { from };
+            let other = if fault.victim == Victim::SourceQemu { to } else { from };
             ensure!(report.vm_runs_on() != Some(other), "it was said to run on {other}: {}", report.0);
         }
         self.vm = None;
@@ -378,18 +378,18 @@ fn kill(pid: u32) -> bool {
 }
 
 /// Strikes as often as is wanted, and says how it goes.
-pub fn rage(storm: &mut Storm<'_>, blows: &[Blow]) -> Result<Vec<Fate>> {
+pub fn rage(storm: &mut Storm<'_>, faults: &[Fault]) -> Result<Vec<Fate>> {
     let (begin, mut fates) = (Instant::now(), vec![]);
-    for (n, blow) in blows.iter().enumerate() {
-        let fate = storm.strike(*blow).map_err(|error| {
+    for (n, fault) in faults.iter().enumerate() {
+        let fate = storm.strike(*fault).map_err(|error| {
             Error::new(
-                format!("{blow}: {}", error.what),
-                format!("{}; again: ./dev storm --kills --only {blow}", error.why),
+                format!("{fault}: {}", error.what),
+                format!("{}; again: ./dev storm --kills --only {fault}", error.why),
             )
         })?;
         fates.push(fate);
         let seconds = begin.elapsed().as_secs();
-        eprintln!("[{}:{:02}] {}/{} {blow}: {fate:?}", seconds / 60, seconds % 60, n + 1, blows.len());
+        eprintln!("[{}:{:02}] {}/{} {fault}: {fate:?}", seconds / 60, seconds % 60, n + 1, faults.len());
     }
     Ok(fates)
 }

@@ -266,7 +266,7 @@ fn i3_a_guest_never_waits_for_an_agent_that_is_frozen() {
         }
         scene.freeze("pre-copy", "a debugger at the thread that answers", |agent| {
             let process = Arc::new(PidFd::open(agent).doing("hold the agent")?);
-            let stopped = Stun::begin(&process, &[thread(agent, "govern")?], Duration::from_secs(60));
+            let stopped = Stun::begin(&process, &[thread(agent, "throttle")?], Duration::from_secs(60));
             let stopped = stopped.doing("stop a thread")?;
             Ok(Box::new(move || drop(stopped)))
         })?;

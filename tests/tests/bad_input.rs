@@ -1,7 +1,7 @@
 //! What users and other hosts get wrong: each a clear error, and nothing lost.
 
 use lab::{Doing, Oddity, PORT, Result, Spec, Stage, Traces, VmFile, ensure, story, wait_for};
-use proto::{Kind, Preamble, Token};
+use proto::{Preamble, Purpose, Token};
 use std::{
     fs,
     io::{self, Read, Write},
@@ -152,11 +152,11 @@ fn impossible_frames_end_the_migration_and_harm_nothing() {
         let batch = |page, count| {
             let range = PageRange::new(PageIndex(page), count);
             let mut bytes = Vec::new();
-            proto::write_batch(BlockId(0), &[proto::Run::new(range, page::Class::Plain)], None, &mut bytes);
+            proto::write_batch(BlockId(0), &[proto::Run::new(range, page::Class::Raw)], None, &mut bytes);
             bytes
         };
         let end = proto::Frame::RoundEnd(1).header();
-        let lies: [(&str, Kind, Vec<u8>, &[&str]); 6] = [
+        let lies: [(&str, Purpose, Vec<u8>, &[&str]); 6] = [
             ("a page beyond the block", DATA, batch(1 << 40, 1), &["RAM block 0", "1099511627776"]),
             ("a run beyond the last page", DATA, batch(1, u64::from(u32::MAX)), &["at most"]),
             ("a frame of no kind", DATA, vec![0xff; 64], &["frame kind 255"]),
@@ -166,7 +166,7 @@ fn impossible_frames_end_the_migration_and_harm_nothing() {
             ("half a header", DATA, end[..7].to_vec(), &["incoming migration ended", " lost"]),
             (
                 "a control message without end",
-                Kind::Control,
+                Purpose::Control,
                 vec![0xff; 64],
                 &["control message of 4294967295"],
             ),
@@ -197,7 +197,7 @@ fn impossible_frames_end_the_migration_and_harm_nothing() {
 }
 
 /// Any data connection.
-const DATA: Kind = Kind::Data(0);
+const DATA: Purpose = Purpose::Data(0);
 
 /// Passes on what two agents say to each other, but on connections of one kind says `lie` in the source's
 /// place, and hangs up.
@@ -205,7 +205,7 @@ fn between(
     mut source: TcpStream,
     host: &lab::Namespace,
     agent: SocketAddr,
-    on: Kind,
+    on: Purpose,
     lie: &[u8],
 ) -> io::Result<()> {
     let mut target = lab::connect(host, agent, SOON).map_err(io::Error::other)?;

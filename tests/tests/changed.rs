@@ -161,7 +161,7 @@ fn i1_i3_a_vm_that_is_changed_is_not_moved() {
             ensure!(report.error().contains(told), "{what}: says {told}: {}", report.error());
             ensure!(report.vm_runs_on() == Some("a"), "{what}: {}", report.0);
             ensure!(
-                report.0["downtime_ms"].is_null() && report.number("paused_in_vain_ms")? == 0.0,
+                report.0["downtime_ms"].is_null() && report.number("aborted_pauses_ms")? == 0.0,
                 "{what}"
             );
             stage.runs_only_on("vm", "a")?;
@@ -261,7 +261,7 @@ fn i6_i9_drives_are_on_the_target_as_they_are_on_the_source() {
             ("block-dirty-bitmap-add", json!({ "node": "over", "name": "changed" })),
         ])?;
         let report = stage.migrate("vm", &scene.guest, "a", "b", &["--mode", "pre-copy"])?;
-        let (look, reading) = (report.number("look_ms")?, report.number("reading_ms")?);
+        let (look, reading) = (report.number("check_ms")?, report.number("reading_ms")?);
         eprintln!("looked {look} ms of {} ms, read {reading} ms", report.number("downtime_ms")?);
         ensure!(look > 0.0, "it was looked at in the pause: {}", report.0);
         let left = report.0["left_behind"].to_string();
@@ -337,7 +337,7 @@ fn reading_a_vm_again_costs_little() {
         for n in 0..40 {
             let (from, to) = if n % 2 == 0 { ("a", "b") } else { ("b", "a") };
             let report = stage.start_migration("vm", from, to, &["--mode", "pre-copy"])?.completed()?;
-            looks.push(report.number("look_ms")?);
+            looks.push(report.number("check_ms")?);
             readings.push(report.number("reading_ms")?);
             pauses.push(report.number("downtime_ms")?);
         }

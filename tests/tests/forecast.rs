@@ -8,8 +8,8 @@ use units::Rate;
 const LINK: f64 = 25e6;
 
 fn likely(forecast: &Value) -> Result<f64> {
-    let courses = forecast["courses"].as_array().doing("find the courses")?;
-    let course = courses.iter().find(|course| course["way"] == forecast["takes"]);
+    let estimates = forecast["estimates"].as_array().doing("find the estimates")?;
+    let course = estimates.iter().find(|course| course["way"] == forecast["takes"]);
     let course = course.doing("find the course that is taken")?;
     ensure!(course["ends"] == true, "it ends: {forecast}");
     let total = course["total_ms"]["likely"].as_f64().doing("read the total")?;
@@ -31,7 +31,7 @@ fn a_plan_tells_what_a_migration_then_takes() {
         let written = plan["written_per_s"].as_f64().doing("read the rate")?;
         ensure!((2e6..15e6).contains(&written), "the guest was watched: {written}");
         ensure!(
-            plan["takes"] == "pre-copy" && plan["courses"].as_array().is_some_and(|all| all.len() == 3),
+            plan["takes"] == "pre-copy" && plan["estimates"].as_array().is_some_and(|all| all.len() == 3),
             "{plan}"
         );
         // Nothing was moved, and the guest felt nothing.
@@ -74,7 +74,7 @@ fn a_second_migration_knows_how_the_first_one_went() {
         lab.hosts().iter().try_for_each(|host| host.shape(Some(Rate(4 * LINK as u64))))?;
         let options = ["--mode", "pre-copy", "--max-downtime", "60ms"];
         let first = stage.start_migration("web", "a", "b", &options)?.completed()?;
-        ensure!(first.0["throttle"]["governed"] == true, "it is hard: {}", first.0);
+        ensure!(first.0["throttle"]["throttled"] == true, "it is hard: {}", first.0);
         let looked = |report: &lab::Report| -> Result<f64> {
             let rounds = report.0["rounds"].as_array().doing("read the rounds")?;
             Ok(rounds.iter().filter_map(|round| round["pages"].as_f64()).sum())
@@ -85,7 +85,7 @@ fn a_second_migration_knows_how_the_first_one_went() {
         stage.agent_mut("b").begin()?;
         let second = stage.start_migration("web", "b", "a", &options)?.completed()?;
         stage.check_moved("web", &guest, "b", "a")?;
-        ensure!(second.0["throttle"]["governed"] == true, "{}", second.0);
+        ensure!(second.0["throttle"]["throttled"] == true, "{}", second.0);
         let moving = |report: &lab::Report| {
             Ok::<_, lab::Error>(report.number("total_ms")? - report.number("preflight_ms")?)
         };
@@ -95,7 +95,7 @@ fn a_second_migration_knows_how_the_first_one_went() {
             looked(&first)?,
             looked(&second)?
         );
-        // Governed from its first page on: it need not look at all memory again. How much sooner that ends
+        // Throttled from its first page on: it need not look at all memory again. How much sooner that ends
         // differs by less than runs do on a busy machine.
         ensure!(looked(&second)? < 0.85 * looked(&first)?, "{} and {}", first.0, second.0);
         ensure!(after < 1.5 * before, "no later: {before:.0} ms, then {after:.0}");
@@ -104,7 +104,7 @@ fn a_second_migration_knows_how_the_first_one_went() {
         guest.order("pause dirty")?;
         let third = stage.start_migration("web", "a", "b", &options)?.completed()?;
         stage.check_moved("web", &guest, "a", "b")?;
-        ensure!(third.0["throttle"]["governed"] == false, "{}", third.0);
+        ensure!(third.0["throttle"]["throttled"] == false, "{}", third.0);
         Ok(())
     });
 }

@@ -217,7 +217,7 @@ fn i3_a_link_lost_in_the_pause_ends_neither_guest_nor_migration() {
         // two seconds of silence.
         let downtime = report.number("downtime_ms")?;
         ensure!(downtime > 0.0 && downtime < noticed.as_secs_f64() * 1e3, "{downtime} ms, {noticed:?}");
-        let in_vain = report.number("paused_in_vain_ms")?;
+        let in_vain = report.number("aborted_pauses_ms")?;
         ensure!(in_vain > downtime && in_vain < NOTICED.as_secs_f64() * 1e3, "{in_vain} ms, {downtime} ms");
         scene.stage.check_moved("web", &scene.guest, "a", "b")?;
         scene.client.finish(Duration::from_secs(30)).map(drop)

@@ -167,7 +167,7 @@ fn runs_short(
     let error = report.error();
     eprintln!("short: {error}");
     // The bridge is there, whether or not it could be looked for.
-    ensure!(!error.contains("there is no bridge"), "what is lacking is told: {error}");
+    ensure!(!error.contains("there is no bridge"), "what is missing is told: {error}");
     ensure!(report.vm_runs_on() == Some("a"), "it says who runs the VM: {}", report.0);
     stage.check_untouched("web", guest, "a", "b", &before)?;
     Ok(Some(report.0["error"].clone()))

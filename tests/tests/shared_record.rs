@@ -49,7 +49,7 @@ fn stage<'a>(lab: &'a Lab, tools: &'a Tools, data: &Datastore, number: u8) -> Re
 
 #[test]
 fn i1_a_target_lost_after_the_permit_is_settled_by_directory() {
-    story("lost after the permit", &["a", "b"], |lab, tools| {
+    story("lost after the authorization", &["a", "b"], |lab, tools| {
         let data = Datastore::new(lab)?;
         let (mut stage, guest) = stage(lab, tools, &data, 68)?;
         let client = guest.echo(Duration::from_millis(5))?;

@@ -2,7 +2,7 @@
 
 use lab::{
     Result, ensure,
-    storm::{Blow, Fate, Storm, rage},
+    storm::{Fate, Fault, Storm, rage},
     story,
 };
 
@@ -22,8 +22,8 @@ const SAMPLE: [&str; 9] = [
 #[test]
 fn i1_i3_i4_no_blow_loses_a_vm_or_makes_two_of_it() {
     story("storm", &["a", "b"], |lab, tools| {
-        let blows = SAMPLE.iter().map(|blow| blow.parse()).collect::<Result<Vec<Blow>>>()?;
-        let fates = rage(&mut Storm::new(lab, tools)?, &blows)?;
+        let faults = SAMPLE.iter().map(|fault| fault.parse()).collect::<Result<Vec<Fault>>>()?;
+        let fates = rage(&mut Storm::new(lab, tools)?, &faults)?;
         ensure!(!fates.contains(&Fate::Missed), "each of these has something to strike: {fates:?}");
         Ok(())
     });
@@ -31,8 +31,8 @@ fn i1_i3_i4_no_blow_loses_a_vm_or_makes_two_of_it() {
 
 #[test]
 fn a_blow_is_called_by_its_name() {
-    for blow in Blow::all() {
-        assert_eq!(blow.to_string().parse::<Blow>().ok(), Some(blow));
+    for fault in Fault::all() {
+        assert_eq!(fault.to_string().parse::<Fault>().ok(), Some(fault));
     }
-    assert!("source-agent:lunch+1".parse::<Blow>().is_err());
+    assert!("source-agent:lunch+1".parse::<Fault>().is_err());
 }

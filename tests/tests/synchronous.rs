@@ -10,7 +10,7 @@ fn hears(pid: u32) -> bool {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     threads
         .into_iter()
-        .any(|task| fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "govern\n"))
+        .any(|task| fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "throttle\n"))
 }
 
 #[test]

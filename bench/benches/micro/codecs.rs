@@ -1,5 +1,5 @@
 //! Compression of a guest's page cache in batches, and differences between versions of a page. It made the
-//! ladder of `policy::Compressor`; `codecs_ratio` prints how much smaller things get.
+//! ladder of `policy::Compressor`; `codecs_ratio` fingerprints how much smaller things get.
 
 use crate::{noise, programs};
 use divan::{Bencher, black_box, counter::BytesCount};
@@ -26,16 +26,16 @@ fn codec(name: &str) -> Codec {
 #[divan::bench(args = NAMES, sample_count = 3, sample_size = 1)]
 fn codecs_encode(bencher: Bencher, name: &str) {
     let (memory, mut encoder, mut out) = (programs(TOTAL), Encoder::default(), vec![]);
-    let mut packed = 0;
+    let mut compressed = 0;
     bencher.counter(BytesCount::new(memory.len())).bench_local(|| {
-        packed = 0;
+        compressed = 0;
         for batch in black_box(&memory).chunks(BATCH) {
             encoder.encode(codec(name), &[batch], &mut out);
-            packed += out.len();
+            compressed += out.len();
         }
     });
-    if packed > 0 {
-        println!("{name}: {:.2} times smaller", memory.len() as f64 / packed as f64);
+    if compressed > 0 {
+        println!("{name}: {:.2} times smaller", memory.len() as f64 / compressed as f64);
     }
 }
 
@@ -51,18 +51,20 @@ fn codecs_encode_noise(bencher: Bencher, name: &str) {
 #[divan::bench(args = NAMES, sample_count = 3, sample_size = 1)]
 fn codecs_decode(bencher: Bencher, name: &str) {
     let (memory, mut encoder, mut decoder) = (programs(TOTAL), Encoder::default(), Decoder::default());
-    let packed: Vec<Vec<u8>> = memory
+    let compressed: Vec<Vec<u8>> = memory
         .chunks(BATCH)
         .map(|batch| {
             let mut out = vec![];
             encoder.encode(codec(name), &[batch], &mut out);
             out
         })
-        .filter(|packed| packed.len() < BATCH)
+        .filter(|compressed| compressed.len() < BATCH)
         .collect();
     let mut into = vec![0; BATCH];
-    bencher.counter(BytesCount::new(packed.len() * BATCH)).bench_local(|| {
-        packed.iter().for_each(|packed| decoder.decode(codec(name), packed, &mut into).expect("as encoded"));
+    bencher.counter(BytesCount::new(compressed.len() * BATCH)).bench_local(|| {
+        compressed
+            .iter()
+            .for_each(|compressed| decoder.decode(codec(name), compressed, &mut into).expect("as encoded"));
     });
 }
 

@@ -14,7 +14,7 @@ fn shape() -> Shape {
 /// A batch's table of this many runs.
 fn runs(count: u64) -> Vec<Run> {
     let pages = BATCH_PAGES / count;
-    let run = |i| Run::new(PageRange::new(PageIndex(i * 2 * pages), pages), Class::Plain);
+    let run = |i| Run::new(PageRange::new(PageIndex(i * 2 * pages), pages), Class::Raw);
     (0..count).map(run).collect()
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{noise, programs};
 use divan::{Bencher, counter::BytesCount};
-use page::{Batch, Codec, Encoder, Landed, References, Restorer, Sealer, Sent};
+use page::{Batch, Codec, Encoder, PageDecoder, References, Sent, Tagger, TargetMemory};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use std::{convert::Infallible, fs::File, io, os::unix::fs::FileExt};
 use units::{BlockId, PAGE_SIZE, PageIndex, PageRange};
@@ -14,7 +14,7 @@ const BATCHES: usize = 64;
 
 struct Memory(File);
 
-impl Landed for Memory {
+impl TargetMemory for Memory {
     type Error = io::Error;
 
     fn pages(&self, _: BlockId) -> Option<u64> {
@@ -42,7 +42,7 @@ fn land(bencher: Bencher, kind: &str) {
     memory.0.write_all_at(&old, 0).expect("memory");
     memory.0.write_all_at(&old, half as u64).expect("memory");
     let messages = messages(kind, &old);
-    let mut restorer = Restorer::new(Some(Sealer::new([2; 32])), BYTES);
+    let mut page_decoder = PageDecoder::new(Some(Tagger::new([2; 32])), BYTES);
     bencher.counter(BytesCount::new(half)).bench_local(|| {
         for (at, message) in messages.iter().enumerate() {
             if kind == "limit" {
@@ -52,13 +52,13 @@ fn land(bencher: Bencher, kind: &str) {
                     .expect("memory");
                 continue;
             }
-            let (own, packed) = message.content.split_at(message.own);
-            restorer.begin(message.codec, packed, message.raw).expect("as packed");
+            let (own, compressed) = message.content.split_at(message.own);
+            page_decoder.begin(message.codec, compressed, message.raw).expect("as compressed");
             let mut rest = own;
             for run in &message.runs {
                 let (own, after) = rest.split_at(run.payload());
                 rest = after;
-                let content = restorer.restore(BlockId(0), run, own, &memory).expect("as refined");
+                let content = page_decoder.decode(BlockId(0), run, own, &memory).expect("as encoded");
                 memory.0.write_all_at(content.expect("content"), run.range.start.offset()).expect("memory");
             }
             if kind == "delta" {
@@ -82,7 +82,7 @@ struct Message {
 
 fn messages(kind: &str, old: &[u8]) -> Vec<Message> {
     let half = (BATCHES * BATCH) as u64;
-    let sent = Sent::new(&[2 * half], 2 * half, &[1; 32], Sealer::new([2; 32]));
+    let sent = Sent::new(&[2 * half], 2 * half, &[1; 32], Tagger::new([2; 32]));
     let (mut batch, mut encoder) = (Batch::new(BYTES), Encoder::default());
     let add = |batch: &mut Batch, at: u64, content: &[u8], round: u32| {
         let references = References { sent: &sent, round, may_refer: |_, page: PageIndex| page.0 >= half };
@@ -92,7 +92,7 @@ fn messages(kind: &str, old: &[u8]) -> Vec<Message> {
         };
         let range = PageRange::new(PageIndex(at), BATCH as u64);
         let _ = batch.add(BlockId(0), range, Some(&references), read);
-        batch.seal(&sent);
+        batch.tag(&sent);
     };
     let place = if kind == "delta" { 0 } else { half };
     if kind == "delta" || kind.starts_with("known") {
@@ -119,19 +119,19 @@ fn messages(kind: &str, old: &[u8]) -> Vec<Message> {
         }
         add(&mut batch, at, &content, 5);
         match kind {
-            "lz4" => drop(batch.pack(&mut encoder, Codec::Lz4, |_| true)),
-            "zstd1" => drop(batch.pack(&mut encoder, Codec::Zstd(1), |_| true)),
+            "lz4" => drop(batch.compress(&mut encoder, Codec::Lz4, |_| true)),
+            "zstd1" => drop(batch.compress(&mut encoder, Codec::Zstd(1), |_| true)),
             _ => {}
         }
         let content: Vec<u8> = batch.parts().flatten().copied().collect();
         let (runs, codec, _) = batch.runs();
         let own = runs.iter().map(page::Run::payload).sum();
-        let packed = runs.iter().filter(|run| run.class == page::Class::Packed);
+        let compressed = runs.iter().filter(|run| run.class == page::Class::Compressed);
         messages.push(Message {
             runs: runs.to_vec(),
             codec,
             own,
-            raw: packed.map(page::Run::raw).sum(),
+            raw: compressed.map(page::Run::raw).sum(),
             content,
         });
         batch.clear();

@@ -2,7 +2,7 @@
 
 use crate::noise;
 use divan::{Bencher, black_box, counter::BytesCount};
-use page::{Batch, References, Sealer, Sent};
+use page::{Batch, References, Sent, Tagger};
 use std::convert::Infallible;
 use units::{BlockId, PAGE_SIZE, PageIndex, PageRange};
 
@@ -53,23 +53,23 @@ fn zero_check(bencher: Bencher, content: bool) {
 fn fingerprint(bencher: Bencher) {
     let memory = pages(true);
     bencher.counter(BytesCount::new(memory.len())).bench(|| {
-        let prints = black_box(&memory).chunks_exact(PAGE_SIZE).map(page::fingerprint);
-        prints.fold(0, |all, print| all ^ print)
+        let fingerprints = black_box(&memory).chunks_exact(PAGE_SIZE).map(page::fingerprint);
+        fingerprints.fold(0, |all, fingerprint| all ^ fingerprint)
     });
 }
 
 /// One hash for so many pages.
 #[divan::bench(args = [1, 8, 128], sample_count = 20)]
-fn seal(bencher: Bencher, pages_a_run: usize) {
-    let (memory, sealer) = (pages(true), Sealer::new([1; 32]));
+fn tag(bencher: Bencher, pages_a_run: usize) {
+    let (memory, tagger) = (pages(true), Tagger::new([1; 32]));
     bencher.counter(BytesCount::new(memory.len())).bench(|| {
         let runs = black_box(&memory).chunks_exact(pages_a_run * PAGE_SIZE);
-        runs.fold(0, |all, run| all ^ sealer.seal(run)[0])
+        runs.fold(0, |all, run| all ^ tagger.tag(run)[0])
     });
 }
 
 /// Refines all of memory, with the copy into the batch that reading guest memory is.
-fn refine(memory: &[u8], sent: &Sent, round: u32, batch: &mut Batch) {
+fn encode(memory: &[u8], sent: &Sent, round: u32, batch: &mut Batch) {
     let references = References { sent, round, may_refer: |_, page: PageIndex| page.0 >= PAGES as u64 };
     for (content, at) in memory.chunks_exact(BATCH * PAGE_SIZE).zip((0..).step_by(BATCH)) {
         let range = PageRange::new(PageIndex(at), BATCH as u64);
@@ -78,7 +78,7 @@ fn refine(memory: &[u8], sent: &Sent, round: u32, batch: &mut Batch) {
             Ok::<(), Infallible>(())
         };
         let _ = batch.add(BlockId(0), range, Some(&references), read);
-        batch.seal(sent);
+        batch.tag(sent);
         black_box(batch.runs());
         batch.clear();
     }
@@ -90,7 +90,7 @@ fn refine(memory: &[u8], sent: &Sent, round: u32, batch: &mut Batch) {
     sample_count = 10,
     sample_size = 1
 )]
-fn refine_kind(bencher: Bencher, kind: &str) {
+fn encode_kind(bencher: Bencher, kind: &str) {
     let mut memory = pages(kind != "zero");
     if kind == "stripes" {
         memory.chunks_exact_mut(PAGE_SIZE).step_by(2).for_each(|page| page.fill(0));
@@ -112,7 +112,7 @@ fn refine_kind(bencher: Bencher, kind: &str) {
     bencher
         .counter(BytesCount::new(memory.len()))
         .with_inputs(|| {
-            let sent = Sent::new(&[2 * PAGES as u64], 2 * PAGES as u64, &[1; 32], Sealer::new([2; 32]));
+            let sent = Sent::new(&[2 * PAGES as u64], 2 * PAGES as u64, &[1; 32], Tagger::new([2; 32]));
             // The second half of the block is where others find what is known.
             let references = References { sent: &sent, round: 2, may_refer: |_, _| false };
             let mut batch = Batch::new(BATCH * PAGE_SIZE);
@@ -139,5 +139,5 @@ fn refine_kind(bencher: Bencher, kind: &str) {
             }
             sent
         })
-        .bench_local_values(|sent| refine(&changed, &sent, if kind == "delta" { 5 } else { 1 }, &mut batch));
+        .bench_local_values(|sent| encode(&changed, &sent, if kind == "delta" { 5 } else { 1 }, &mut batch));
 }

@@ -7,7 +7,7 @@
 use crate::config::{Config, ConfigError, Flags};
 use std::path::Path;
 
-pub use crate::store::fuzz::{MIGRATION, NAME, TABLES, read_owed, read_row, store, write_owed};
+pub use crate::store::fuzz::{MIGRATION, NAME, TABLES, read_missing, read_row, store, write_missing};
 
 /// Reads a configuration of this text.
 pub fn config(text: &str) -> Result<Config, ConfigError> {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// A VM that could be started.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Plan {
+pub struct StartPlan {
     /// Its name.
     pub name: String,
     /// All that is needed to start it, here or on a target.
@@ -67,10 +67,10 @@ impl<T: Into<String>> From<T> for Reasons {
 /// Starts, finds and ends VMs. Every method may block for as long as the process takes to answer.
 pub trait Hypervisor: Send + Sync {
     /// Understands a VM file that was read from `path`. Relative paths in it are relative to its directory.
-    fn plan(&self, text: &str, path: &Path) -> Result<Plan, Reasons>;
+    fn plan(&self, text: &str, path: &Path) -> Result<StartPlan, Reasons>;
 
     /// Starts a VM; its guest runs when this returns. Leaves nothing behind when it fails.
-    fn start(&self, plan: &Plan) -> Result<Found, Reasons>;
+    fn start(&self, plan: &StartPlan) -> Result<Found, Reasons>;
 
     /// Learns what a VM that something else started is made of, and what will be different on another host.
     /// Changes nothing about it.

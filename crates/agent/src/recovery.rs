@@ -4,7 +4,7 @@
 use crate::{
     hypervisor::Reasons,
     migrate::{Migrator, Wish},
-    refusal::{Kind, Refusal},
+    refusal::{Refusal, RefusalKind},
     registry::Registry,
     store::{Arrival, ArrivalRecord, DepartureRecord, DepartureState, StoreError, VmRecord},
 };
@@ -116,22 +116,21 @@ impl Recovery {
         let _settling = self.settling.locked();
         let entry = self.registry.store().departure_of(name).map_err(|e| Refusal::store(e, host))?;
         match entry {
-            Some(entry) if matches!(entry.state, DepartureState::Promised { .. }) => {
+            Some(entry) if matches!(entry.state, DepartureState::Fenced { .. }) => {
                 if entry.to != fenced {
                     let why = format!("the host in question is {}, not {fenced}", entry.to);
-                    return Err(refuse(Kind::Bad, why));
+                    return Err(refuse(RefusalKind::Bad, why));
                 }
                 warn!(vm = name, fenced, "resolved by a person: the VM runs here");
                 self.come_back(&vm, &entry, &format!("it was resolved by hand: {fenced} is fenced"))
-                    .map_err(|why| refuse(Kind::Failed, why.0.join("\n")))
+                    .map_err(|why| refuse(RefusalKind::Failed, why.0.join("\n")))
             }
             Some(entry) if matches!(entry.state, DepartureState::Gone { .. }) => {
                 let why = format!("{} is known to own it", entry.to);
-                Err(refuse(Kind::Conflict, why).vm_runs_on(entry.to))
+                Err(refuse(RefusalKind::Conflict, why).vm_runs_on(entry.to))
             }
-            _ => {
-                Err(refuse(Kind::Conflict, "nobody doubts that it belongs here".to_owned()).vm_runs_on(host))
-            }
+            _ => Err(refuse(RefusalKind::Conflict, "nobody doubts that it belongs here".to_owned())
+                .vm_runs_on(host)),
         }
     }
 
@@ -168,7 +167,7 @@ impl Recovery {
                         return;
                     }
                 }
-                DepartureState::Promised { expected } => {
+                DepartureState::Fenced { expected } => {
                     self.hold(vm, &entry);
                     match self.ask(vm, &entry, expected) {
                         Ok(true) => return,
@@ -264,7 +263,7 @@ impl Recovery {
         let host = self.registry.host();
         let outcome = match entry.state {
             DepartureState::Pausing => return,
-            DepartureState::Promised { .. } => Outcome::InDoubt,
+            DepartureState::Fenced { .. } => Outcome::InDoubt,
             DepartureState::Gone { .. } => Outcome::Completed,
         };
         if self
@@ -325,7 +324,7 @@ impl Recovery {
         }
     }
 
-    /// An arrival that was permitted: a shared record knows whether it was claimed, and is asked until it
+    /// An arrival that was authorized: a shared record knows whether it was claimed, and is asked until it
     /// says so. The guest does not run meanwhile.
     fn ask_here(self: &Arc<Self>, vm: VmRecord, arrival: Arrival, entry: ArrivalRecord) {
         let (this, name) = (self.clone(), vm.name.clone());

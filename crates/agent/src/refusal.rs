@@ -5,7 +5,7 @@ use engine::report::Failure;
 
 /// Whose turn it is after a refusal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
+pub enum RefusalKind {
     /// The request makes no sense as it is.
     Bad,
     /// What it names is not here.
@@ -20,14 +20,14 @@ pub enum Kind {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Refusal {
     /// Whose turn it is.
-    pub kind: Kind,
+    pub kind: RefusalKind,
     /// What, where, why, and who runs the VM.
     pub failure: Failure,
 }
 
 impl Refusal {
     /// `what` was not done by `host`, because of `why`.
-    pub fn new(kind: Kind, what: impl Into<String>, host: &str, why: impl Into<String>) -> Self {
+    pub fn new(kind: RefusalKind, what: impl Into<String>, host: &str, why: impl Into<String>) -> Self {
         let place = format!("agent of {host}");
         Self { kind, failure: Failure { what: what.into(), place, why: why.into(), vm_runs_on: None } }
     }
@@ -40,6 +40,6 @@ impl Refusal {
 
     /// The store failed.
     pub fn store(error: StoreError, host: &str) -> Self {
-        Self::new(Kind::Failed, "the agent's state could not be used", host, error.to_string())
+        Self::new(RefusalKind::Failed, "the agent's state could not be used", host, error.to_string())
     }
 }

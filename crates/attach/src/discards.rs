@@ -34,12 +34,12 @@ const MANY: usize = 4096;
 /// What was thrown away since it was asked last.
 #[derive(Debug)]
 pub(crate) struct Discards {
-    shared: Arc<Shared>,
+    shared: Arc<DiscardState>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct DiscardState {
     uffd: Arc<Uffd>,
     heard: Mutex<Heard>,
     over: AtomicBool,
@@ -55,7 +55,8 @@ struct Heard {
 impl Discards {
     /// Listens from now on. The process waits for the thread that does; `pulse` shows that it gets on.
     pub(crate) fn hear(uffd: &Arc<Uffd>, pulse: &Pulse) -> io::Result<Self> {
-        let shared = Arc::new(Shared { uffd: Arc::clone(uffd), heard: Mutex::default(), over: false.into() });
+        let shared =
+            Arc::new(DiscardState { uffd: Arc::clone(uffd), heard: Mutex::default(), over: false.into() });
         let (listening, pulse) = (Arc::clone(&shared), pulse.clone());
         let thread = thread::Builder::new().name("discards".into()).spawn(move || {
             sys::urgent::become_urgent();
@@ -86,7 +87,7 @@ impl Discards {
     }
 }
 
-impl Shared {
+impl DiscardState {
     fn heard(&self) -> MutexGuard<'_, Heard> {
         self.heard.locked()
     }

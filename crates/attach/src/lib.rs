@@ -14,8 +14,6 @@ mod region;
 
 /// Source: memory that is thrown away meanwhile.
 mod discards;
-/// Source: which pages were written, by whom, and when these may go on.
-mod governed;
 /// The RAM, read and written.
 mod memory;
 /// Target: pages that the guest waits for.
@@ -28,11 +26,12 @@ mod stuns;
 mod switching;
 /// Target: the process that a VM comes to.
 mod target;
+/// Source: which pages were written, by whom, and when these may go on.
+mod throttled;
 /// Source: which pages were written, with the kernel resolving the writes.
 mod tracker;
 
 pub use error::{Ability, Error};
-pub use governed::GovernedTracker;
 pub use memory::Memory;
 pub use missing::Missing;
 pub use region::RamBlock;
@@ -40,4 +39,5 @@ pub use source::{Source, Tracking};
 pub use stuns::VcpuStuns;
 pub use switching::SwitchingTracker;
 pub use target::Target;
+pub use throttled::ThrottlingTracker;
 pub use tracker::AsyncTracker;

@@ -26,7 +26,7 @@ const HUGE_PAGES: i32 = 14;
 pub struct Missing {
     uffd: Uffd,
     // The process holds the descriptor too, under this number: whatever ends us, its guest never reads zeros
-    // for what is owed.
+    // for what is missing.
     fd_number: i32,
     process: Arc<PidFd>,
     memory: Arc<Memory>,

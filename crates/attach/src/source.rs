@@ -1,7 +1,7 @@
 //! The process that a VM leaves.
 
 use crate::{
-    Ability, AsyncTracker, Error, GovernedTracker, Memory, RamBlock, SwitchingTracker, VcpuStuns, region,
+    Ability, AsyncTracker, Error, Memory, RamBlock, SwitchingTracker, ThrottlingTracker, VcpuStuns, region,
 };
 use std::{sync::Arc, time::Duration};
 use sys::{inject::Borrowed, process::PidFd, pulse::Pulse};
@@ -89,11 +89,11 @@ impl Source {
     }
 
     /// One that can slow the guest's writes from the start.
-    pub fn governed(&self, how: &Tracking) -> Result<GovernedTracker, Error> {
+    pub fn throttled(&self, how: &Tracking) -> Result<ThrottlingTracker, Error> {
         if let Some((block, _)) = self.memory.huge() {
             return Err(Error::HugePages { block: block.to_owned() });
         }
-        GovernedTracker::attach(&self.process, &self.memory, how, &self.pulse)
+        ThrottlingTracker::attach(&self.process, &self.memory, how, &self.pulse)
     }
 
     /// One that begins to do so when it is asked to, and costs the guest little before; unless the kernel has

@@ -16,23 +16,23 @@ use sys::{
 };
 use units::Locked;
 
-/// How often it is looked who faults, where nobody says who writes. A governed writer faults several times
+/// How often it is looked who faults, where nobody says who writes. A throttled writer faults several times
 /// within it; a vCPU that stopped writing is stunned for so long in vain.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// The vCPU threads of a process, of which those that write are stunned when that is asked for.
 ///
-/// A thread that writes is one that faults: its CPU time tells nothing, since who is governed waits most of
+/// A thread that writes is one that faults: its CPU time tells nothing, since who is throttled waits most of
 /// the time, and who only computes is none of our business.
 #[derive(Debug)]
 pub struct VcpuStuns {
     vcpus: u32,
-    shared: Arc<Shared>,
+    shared: Arc<StunState>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct StunState {
     process: Arc<PidFd>,
     threads: Vec<i32>,
     longest: Duration,
@@ -65,7 +65,7 @@ impl VcpuStuns {
         let vcpus = threads.len() as u32;
         let (wanted, changed, stalls) = Default::default();
         let shared =
-            Arc::new(Shared { process: Arc::clone(process), threads, longest, wanted, changed, stalls });
+            Arc::new(StunState { process: Arc::clone(process), threads, longest, wanted, changed, stalls });
         let (of, pulse) = (Arc::clone(&shared), pulse.clone());
         let thread = thread::Builder::new().name("stuns".to_owned()).spawn(move || of.run(&pulse.part()));
         let thread = thread.map_err(Error::step("start a thread to stun the vCPUs", pid))?;
@@ -110,11 +110,11 @@ impl Drop for VcpuStuns {
     }
 }
 
-impl Shared {
+impl StunState {
     fn run(&self, part: &Part) {
         sys::urgent::become_urgent();
         part.rest();
-        let mut seen = Seen::default();
+        let mut seen = Writers::default();
         let mut wanted = self.wanted.locked();
         while !wanted.over {
             let Some((duty, writers)) = wanted.stun.clone() else {
@@ -160,13 +160,13 @@ impl Shared {
 
 /// How often threads have faulted, and which of them did lately.
 #[derive(Default)]
-struct Seen {
+struct Writers {
     looked: Option<Instant>,
     faults: HashMap<i32, u64>,
     writing: Vec<i32>,
 }
 
-impl Seen {
+impl Writers {
     /// At first, all of them.
     fn writing(&mut self, process: &PidFd, threads: &[i32]) -> Vec<i32> {
         if self.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {

@@ -1,13 +1,13 @@
-//! The asynchronous tracker, where the kernel has it, as long as nobody has to be slowed; then the governed
+//! The asynchronous tracker, where the kernel has it, as long as nobody has to be slowed; then the throttled
 //! one.
 
-use crate::{AsyncTracker, Error, GovernedTracker, Memory, Tracking, tracker::slices};
+use crate::{AsyncTracker, Error, Memory, ThrottlingTracker, Tracking, tracker::slices};
 use ports::{GuestMemory, Stalls, Tracker};
 use std::{io, sync::Arc, time::Duration};
 use sys::{process::PidFd, pulse::Pulse};
 use units::{BlockId, MemorySet};
 
-/// Tracks a guest's writes, and changes its way when they have to be governed.
+/// Tracks a guest's writes, and changes its way when they have to be throttled.
 #[derive(Debug)]
 pub struct SwitchingTracker {
     process: Arc<PidFd>,
@@ -26,7 +26,7 @@ pub struct SwitchingTracker {
 #[derive(Debug)]
 enum Now {
     Free(AsyncTracker),
-    Governed(GovernedTracker),
+    Throttled(ThrottlingTracker),
 }
 
 impl SwitchingTracker {
@@ -39,18 +39,18 @@ impl SwitchingTracker {
     ) -> Result<Self, Error> {
         let on_disk = memory.on_disk().map_err(Error::step("look at the memory", process.pid()))?;
         let huge = memory.huge().map(|(block, _)| block.to_owned());
-        let governed = || match (on_disk, &huge) {
+        let throttled = || match (on_disk, &huge) {
             (Some(block), _) => Err(Error::OnDisk { block: block.to_owned() }),
             (None, Some(block)) => Err(Error::HugePages { block: block.clone() }),
             (None, None) if discards => Err(Error::Discards),
-            (None, None) => GovernedTracker::attach(process, memory, &how, pulse).map(Now::Governed),
+            (None, None) => ThrottlingTracker::attach(process, memory, &how, pulse).map(Now::Throttled),
         };
         let now = if how.synchronous {
-            governed()?
+            throttled()?
         } else {
             match AsyncTracker::attach(process, memory, discards.then_some(pulse)) {
                 // Linux 5.19 to 6.6.
-                Err(Error::Kernel { .. }) if memory.private().is_none() => governed()?,
+                Err(Error::Kernel { .. }) if memory.private().is_none() => throttled()?,
                 attached => Now::Free(attached?),
             }
         };
@@ -65,17 +65,17 @@ impl SwitchingTracker {
     /// not be stopped for this.
     fn change(&mut self) -> io::Result<()> {
         let Now::Free(free) = &mut self.now else { return Ok(()) };
-        let mut governed = GovernedTracker::attach(&self.process, &self.memory, &self.how, &self.pulse)
+        let mut throttled = ThrottlingTracker::attach(&self.process, &self.memory, &self.how, &self.pulse)
             .map_err(io::Error::other)?;
         if let Some((share, max_stall)) = self.agreed {
-            governed.agree(share, max_stall);
+            throttled.agree(share, max_stall);
         }
         self.unsure = true;
         for slice in slices(self.memory.regions()) {
             free.let_go(slice.clone())?;
-            governed.take_over(slice)?;
+            throttled.take_over(slice)?;
         }
-        self.now = Now::Governed(governed);
+        self.now = Now::Throttled(throttled);
         Ok(())
     }
 }
@@ -84,7 +84,7 @@ impl Tracker for SwitchingTracker {
     fn begin(&mut self) -> io::Result<()> {
         match &mut self.now {
             Now::Free(tracker) => tracker.begin(),
-            Now::Governed(tracker) => tracker.begin(),
+            Now::Throttled(tracker) => tracker.begin(),
         }
     }
 
@@ -101,71 +101,71 @@ impl Tracker for SwitchingTracker {
         }
         match &mut self.now {
             Now::Free(tracker) => tracker.collect(dirty),
-            Now::Governed(tracker) => tracker.collect(dirty),
+            Now::Throttled(tracker) => tracker.collect(dirty),
         }
     }
 
-    fn can_govern(&self) -> bool {
+    fn can_throttle(&self) -> bool {
         !self.fixed
     }
 
-    fn govern(&mut self, sent_per_s: f64) -> io::Result<()> {
+    fn throttle(&mut self, sent_per_s: f64) -> io::Result<()> {
         if self.fixed {
             return Err(io::ErrorKind::Unsupported.into());
         }
         self.change()?;
         match &mut self.now {
-            Now::Free(tracker) => tracker.govern(sent_per_s),
-            Now::Governed(tracker) => tracker.govern(sent_per_s),
+            Now::Free(tracker) => tracker.throttle(sent_per_s),
+            Now::Throttled(tracker) => tracker.throttle(sent_per_s),
         }
     }
 
     fn agree(&mut self, share: f64, max_stall: Duration) {
         self.agreed = Some((share, max_stall));
-        if let Now::Governed(tracker) = &mut self.now {
+        if let Now::Throttled(tracker) = &mut self.now {
             tracker.agree(share, max_stall);
         }
     }
 
-    fn hurry(&mut self) -> io::Result<()> {
+    fn suspend_throttling(&mut self) -> io::Result<()> {
         match &mut self.now {
-            Now::Free(tracker) => tracker.hurry(),
-            Now::Governed(tracker) => tracker.hurry(),
+            Now::Free(tracker) => tracker.suspend_throttling(),
+            Now::Throttled(tracker) => tracker.suspend_throttling(),
         }
     }
 
-    fn take_time(&mut self) {
+    fn resume_throttling(&mut self) {
         match &mut self.now {
-            Now::Free(tracker) => tracker.take_time(),
-            Now::Governed(tracker) => tracker.take_time(),
+            Now::Free(tracker) => tracker.resume_throttling(),
+            Now::Throttled(tracker) => tracker.resume_throttling(),
         }
     }
 
     fn learn(&mut self, unchanged: &MemorySet) {
         match &mut self.now {
             Now::Free(tracker) => tracker.learn(unchanged),
-            Now::Governed(tracker) => tracker.learn(unchanged),
+            Now::Throttled(tracker) => tracker.learn(unchanged),
         }
     }
 
     fn may_make_wait(&self) -> bool {
         match &self.now {
             Now::Free(tracker) => tracker.may_make_wait(),
-            Now::Governed(tracker) => tracker.may_make_wait(),
+            Now::Throttled(tracker) => tracker.may_make_wait(),
         }
     }
 
     fn stalls(&self) -> Stalls {
         match &self.now {
             Now::Free(tracker) => tracker.stalls(),
-            Now::Governed(tracker) => tracker.stalls(),
+            Now::Throttled(tracker) => tracker.stalls(),
         }
     }
 
     fn writers(&mut self) -> Option<Vec<i32>> {
         match &mut self.now {
             Now::Free(tracker) => tracker.writers(),
-            Now::Governed(tracker) => tracker.writers(),
+            Now::Throttled(tracker) => tracker.writers(),
         }
     }
 }

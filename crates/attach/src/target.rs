@@ -102,7 +102,7 @@ impl Target {
     }
 
     /// From now on whoever touches a hole of the RAM waits until a page is placed there, even if we die.
-    /// Whatever is owed must be a hole (`discard`).
+    /// Whatever is missing must be a hole (`discard`).
     pub fn missing(&self) -> Result<Missing, Error> {
         Missing::begin(&self.process, &self.memory, &self.huge)
     }
@@ -131,7 +131,7 @@ impl Target {
     }
 
     /// Ends the watch for missing pages that an agent before us has left, if it has: whoever waits goes on,
-    /// and finds zeros. Only for a guest to which nothing is owed.
+    /// and finds zeros. Only for a guest that misses nothing.
     pub fn end_watch(&self, fd_number: i32) -> Result<(), Error> {
         if !self.is_watched(fd_number)? {
             return Ok(());

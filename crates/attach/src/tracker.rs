@@ -183,21 +183,21 @@ impl Tracker for AsyncTracker {
         Err(io::Error::new(io::ErrorKind::NotConnected, text))
     }
 
-    fn can_govern(&self) -> bool {
+    fn can_throttle(&self) -> bool {
         false
     }
 
-    fn govern(&mut self, _: f64) -> io::Result<()> {
+    fn throttle(&mut self, _: f64) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
     fn agree(&mut self, _: f64, _: Duration) {}
 
-    fn hurry(&mut self) -> io::Result<()> {
+    fn suspend_throttling(&mut self) -> io::Result<()> {
         Ok(())
     }
 
-    fn take_time(&mut self) {}
+    fn resume_throttling(&mut self) {}
 
     fn learn(&mut self, _: &MemorySet) {}
 

@@ -106,14 +106,14 @@ fn follows(object: &str, bytes: u64) {
     // It is not to be slowed, nor filled page by page.
     let how = Tracking { writers: 1, max_stall: Duration::from_millis(5), synchronous: true, group: None };
     assert!(matches!(source.switching(how.clone()).unwrap_err(), Error::HugePages { .. }), "{object}");
-    assert!(matches!(source.governed(&how).unwrap_err(), Error::HugePages { .. }), "{object}");
+    assert!(matches!(source.throttled(&how).unwrap_err(), Error::HugePages { .. }), "{object}");
     let refused = Target::open(qemu.pid(), std::slice::from_ref(&block)).unwrap_err();
     assert!(matches!(refused, Error::HugeTarget { .. } | Error::NotShared { .. }), "{object}: {refused}");
 
     let last = (pages - 1) / HUGE * HUGE;
     qemu.poke(3 * HUGE + 7, 1);
     let mut tracker = source.switching(Tracking { synchronous: false, ..how }).unwrap();
-    assert!(!tracker.can_govern() && !tracker.may_make_wait());
+    assert!(!tracker.can_throttle() && !tracker.may_make_wait());
     tracker.begin().unwrap();
     // Firmware has pages of its own low in memory.
     let there: Vec<_> = memory.present(RAM).unwrap().runs().collect();

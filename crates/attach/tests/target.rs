@@ -98,7 +98,7 @@ fn left(qemu: &mut Qemu, target: Target) -> (Target, i32) {
     qemu.send_peek(1000);
     drop(missing);
     drop(target);
-    assert!(qemu.gdb_is_silent(A_WHILE), "it must never read zeros for what it is owed");
+    assert!(qemu.gdb_is_silent(A_WHILE), "it must never read zeros for what it misses");
     (Target::reopen(qemu.pid(), &[block]).unwrap(), number)
 }
 

@@ -233,7 +233,7 @@ fn serve(patient: &Patient) -> io::Result<()> {
     })
 }
 
-/// Whether a page that is written brings its neighbours along: then a page cannot be owed by itself.
+/// Whether a page that is written brings its neighbours along: then a page cannot be due from itself.
 fn huge_pages(patient: &Patient) -> Check {
     let setting = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled").unwrap_or_default();
     judge_huge_pages(pages_brought_by_one(patient), chosen(&setting))

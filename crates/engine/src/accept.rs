@@ -8,7 +8,7 @@ use crate::{
     target::{Outside, TargetDriver},
 };
 use pki::Security;
-use proto::{Kind, Reply, Status, Token, control};
+use proto::{Purpose, Reply, Status, Token, control};
 use std::{
     collections::HashMap,
     io::{self, Write},
@@ -37,7 +37,7 @@ struct Session {
 
 impl Session {
     /// Whether a connection is one of this migration's.
-    fn owns(&self, conn: &Conn, kind: Kind, token: Option<&Token>) -> bool {
+    fn owns(&self, conn: &Conn, kind: Purpose, token: Option<&Token>) -> bool {
         let from_source = self.source.as_ref().is_none_or(|names| names.iter().any(|name| conn.is_of(name)));
         from_source && (!kind.needs_token() || token.is_some_and(|token| token.is(&self.token)))
     }
@@ -70,13 +70,13 @@ impl Acceptor {
         greeted(conn.peer().is_some());
         let id = preamble.migration;
         match preamble.kind {
-            Kind::Control => self.begin(conn, id),
-            Kind::Record => self.answer_record(conn, id),
-            Kind::Probe => {
+            Purpose::Control => self.begin(conn, id),
+            Purpose::Record => self.answer_record(conn, id),
+            Purpose::Probe => {
                 conn.write_all(&Reply::new(Status::Welcome).to_bytes())?;
                 survey::swallow(conn)
             }
-            Kind::Data(_) | Kind::Fault | Kind::Resume => {
+            Purpose::Data(_) | Purpose::Fault | Purpose::Resume => {
                 let session = self.sessions.locked().get(&id).cloned();
                 match session {
                     Some(session) if !session.owns(&conn, preamble.kind, token.as_ref()) => {
@@ -88,7 +88,7 @@ impl Acceptor {
                         session.attach(preamble.kind, conn);
                         Ok(())
                     }
-                    None if preamble.kind == Kind::Resume && self.host.settled(id) => {
+                    None if preamble.kind == Purpose::Resume && self.host.settled(id) => {
                         conn.write_all(&Reply::new(Status::Welcome).to_bytes())?;
                         conn.write_all(&proto::encode(control::Kind::Settled(control::Settled::default())))
                     }
@@ -98,8 +98,8 @@ impl Acceptor {
         }
     }
 
-    /// The agent is about to end: migrations that are not permitted yet are given up, so that nothing of them
-    /// stays. Waits until they are, at most `time`.
+    /// The agent is about to end: migrations that are not authorized yet are given up, so that nothing of
+    /// them stays. Waits until they are, at most `time`.
     pub fn give_up(&self, time: Duration) {
         let end = Instant::now() + time;
         for session in self.sessions.locked().values() {
@@ -113,12 +113,12 @@ impl Acceptor {
     }
 
     /// Goes on with a VM that this host has claimed and whose agent was restarted: the source will connect
-    /// again, or the spool has what is owed. Returns once the guest has all its memory.
+    /// again, or the spool has what is missing. Returns once the guest has all its memory.
     pub fn go_on(
         &self,
         request: Request,
         waiting: Waiting,
-        owed: MemorySet,
+        missing: MemorySet,
         spool: Option<SpoolRecord>,
     ) -> io::Result<()> {
         let id = request.migration;
@@ -127,7 +127,7 @@ impl Acceptor {
         if !self.enter(id, Session { driver: outside, token, source: Some(vec![request.from.clone()]) }) {
             return Err(io::Error::other("this migration is being served already"));
         }
-        let result = driver.run_after_claim(request, waiting, owed, spool);
+        let result = driver.run_after_claim(request, waiting, missing, spool);
         self.leave(id);
         result
     }
@@ -202,7 +202,7 @@ impl Ownership for RemoteRecord {
     }
 
     fn claim(&self, claim: &Claim) -> io::Result<Claimed> {
-        let mut conn = self.0.dial(Kind::Record, None)?;
+        let mut conn = self.0.dial(Purpose::Record, None)?;
         conn.silence(Some(GREETING))?;
         conn.write_all(&proto::encode(control::Kind::Claim(control::Claim {
             vm: claim.vm.clone(),

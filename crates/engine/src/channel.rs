@@ -190,8 +190,8 @@ impl Read for Line<'_> {
         }
         let n = By { stream: self.stream, deadline: self.deadline }.read(into)?;
         self.traffic.received.fetch_add(n as u64, Relaxed);
-        let missing = proto::MAGIC.len().saturating_sub(self.first.len());
-        self.first.extend(&into[..n.min(missing)]);
+        let missing_mode = proto::MAGIC.len().saturating_sub(self.first.len());
+        self.first.extend(&into[..n.min(missing_mode)]);
         Ok(n)
     }
 }

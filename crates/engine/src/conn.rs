@@ -2,7 +2,7 @@
 
 use crate::channel::{self, Channel};
 use pki::Security;
-use proto::{Kind, MAX_CONTROL, Preamble, REPLY, Reply, Status, Token, control};
+use proto::{MAX_CONTROL, Preamble, Purpose, REPLY, Reply, Status, Token, control};
 use socket2::{SockRef, TcpKeepalive};
 use std::{
     io::{self, IoSlice, Read, Write},
@@ -211,11 +211,11 @@ impl Write for Conn {
 /// How the source reaches the target.
 pub trait Dial: Send + Sync {
     /// A new connection of this migration. `token`: where the kind needs one.
-    fn dial(&self, kind: Kind, token: Option<&Token>) -> io::Result<Conn>;
+    fn dial(&self, kind: Purpose, token: Option<&Token>) -> io::Result<Conn>;
 
     /// The same, soon given up at each of the peer's addresses: it may be back at any moment, and at any of
     /// them.
-    fn dial_soon(&self, kind: Kind, token: Option<&Token>, within: Duration) -> io::Result<Conn>;
+    fn dial_soon(&self, kind: Purpose, token: Option<&Token>, within: Duration) -> io::Result<Conn>;
 
     /// Whether what is said can be read and changed on the way.
     fn is_plaintext(&self) -> bool;
@@ -254,7 +254,7 @@ impl TcpDial {
     }
 
     /// Waits at each address for at most so long until somebody is there, and then again until they answer.
-    fn call(&self, kind: Kind, token: Option<&Token>, within: Duration) -> io::Result<Conn> {
+    fn call(&self, kind: Purpose, token: Option<&Token>, within: Duration) -> io::Result<Conn> {
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
         let first = self.works.load(Relaxed);
         for i in (0..self.to.len()).map(|i| (first + i) % self.to.len()) {
@@ -276,7 +276,7 @@ impl TcpDial {
         &self,
         stream: TcpStream,
         host: &str,
-        kind: Kind,
+        kind: Purpose,
         token: Option<&Token>,
         within: Duration,
     ) -> io::Result<Conn> {
@@ -319,11 +319,11 @@ pub(crate) const SPEAKS_PLAINTEXT: &str = "the other side speaks plaintext (--in
      side TLS: start both with certificates, or both without";
 
 impl Dial for TcpDial {
-    fn dial(&self, kind: Kind, token: Option<&Token>) -> io::Result<Conn> {
+    fn dial(&self, kind: Purpose, token: Option<&Token>) -> io::Result<Conn> {
         self.call(kind, token, GREETING)
     }
 
-    fn dial_soon(&self, kind: Kind, token: Option<&Token>, within: Duration) -> io::Result<Conn> {
+    fn dial_soon(&self, kind: Purpose, token: Option<&Token>, within: Duration) -> io::Result<Conn> {
         self.call(kind, token, within)
     }
 

@@ -1,7 +1,7 @@
 //! Pages that the guest on the target waits for: asked for on a connection of their own, ahead of everything
 //! else.
 
-use crate::{conn::Conn, land::Landing, ports::Fault};
+use crate::{conn::Conn, ports::Fault, receive::PageReceiver};
 use proto::Frame;
 use std::{
     io::Write,
@@ -21,14 +21,14 @@ const LOOK: Duration = Duration::from_millis(100);
 /// main loop can itself be blocked on a fault that only this can resolve.
 #[derive(Clone)]
 pub(crate) struct Faults {
-    landing: Arc<Landing>,
+    receiver: Arc<PageReceiver>,
     asking: Arc<Mutex<Option<Conn>>>,
     over: Arc<AtomicBool>,
 }
 
 impl Faults {
-    pub(crate) fn start(landing: Arc<Landing>) -> std::io::Result<Self> {
-        let faults = Self { landing, asking: Arc::default(), over: Arc::default() };
+    pub(crate) fn start(receiver: Arc<PageReceiver>) -> std::io::Result<Self> {
+        let faults = Self { receiver, asking: Arc::default(), over: Arc::default() };
         let worker = faults.clone();
         thread::Builder::new().name("faults".into()).spawn(move || worker.work())?;
         Ok(faults)
@@ -37,7 +37,7 @@ impl Faults {
     /// Asks on this connection from now on, first for everything that somebody waits for already.
     pub(crate) fn ask_on(&self, conn: Conn) {
         *self.asking.locked() = Some(conn);
-        self.landing.wanted().into_iter().for_each(|fault| self.ask(fault));
+        self.receiver.wanted().into_iter().for_each(|fault| self.ask(fault));
     }
 
     /// Ends the thread.
@@ -47,17 +47,17 @@ impl Faults {
 
     fn work(&self) {
         sys::urgent::become_urgent();
-        let Some(missing) = &self.landing.missing else { return };
+        let Some(missing_mode) = &self.receiver.missing_mode else { return };
         while !self.over.load(Relaxed) {
-            match missing.next(LOOK) {
+            match missing_mode.next(LOOK) {
                 Ok(None) => {}
                 Ok(Some(fault)) => {
-                    let owed = self.landing.owed().block(fault.block).contains(fault.page);
-                    if owed {
-                        if self.landing.wants(fault) {
+                    let missing = self.receiver.missing().block(fault.block).contains(fault.page);
+                    if missing {
+                        if self.receiver.wants(fault) {
                             self.ask(fault);
                         }
-                    } else if let Err(e) = missing.place_zero(fault) {
+                    } else if let Err(e) = missing_mode.place_zero(fault) {
                         // Never written, or discarded by the guest: zeros. The guest asks again if this
                         // failed.
                         tracing::error!(%e, ?fault, "could not answer a fault");

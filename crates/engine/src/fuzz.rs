@@ -2,13 +2,13 @@
 //! else.
 //!
 //! Not behind a feature: cargo builds the workspace with all features that anybody asks for, and what is
-//! tested would not be what is shipped.
+//! tested would not be what is sent.
 
 use crate::{
     conn,
-    land::{Landing, Stage, receive},
     ports::{DeviceState, GuestMemory, MissingPages},
-    report::{Forecast, Past},
+    receive::{PageReceiver, WritePolicy, receive},
+    report::{Forecast, PastMigration},
     source, target,
 };
 use proto::control;
@@ -19,7 +19,7 @@ use std::{
 };
 use units::{MemorySet, Rate};
 
-/// Whose pages land.
+/// Whose pages arrive.
 #[derive(Clone, Debug)]
 pub enum Guest {
     /// One that does not run yet.
@@ -30,23 +30,23 @@ pub enum Guest {
     Complete,
 }
 
-/// Lands what a data connection carries; says why it ended and what is still owed.
+/// Receives what a data connection carries; says why it ended and what is still missing.
 pub fn land(
     memory: Arc<dyn GuestMemory>,
-    missing: Option<Arc<dyn MissingPages>>,
-    seal_key: Option<[u8; 32]>,
+    missing_mode: Option<Arc<dyn MissingPages>>,
+    tag_key: Option<[u8; 32]>,
     guest: Guest,
     connection: impl Read,
 ) -> (io::Error, MemorySet) {
-    let landing = Landing::new(memory, missing, false, seal_key.map(page::Sealer::new), || {});
+    let receiver = PageReceiver::new(memory, missing_mode, false, tag_key.map(page::Tagger::new), || {});
     match guest {
         Guest::Stands => {}
-        Guest::Lacks(owed) => landing.go_on(owed),
-        Guest::Complete => landing.enter(Stage::Closed),
+        Guest::Lacks(missing) => receiver.go_on(missing),
+        Guest::Complete => receiver.enter(WritePolicy::Closed),
     }
-    let end = receive(connection, &landing, |_| {});
-    let owed = landing.owed().clone();
-    (end, owed)
+    let end = receive(connection, &receiver, |_| {});
+    let missing = receiver.missing().clone();
+    (end, missing)
 }
 
 /// Reads one control message with its length.
@@ -55,13 +55,19 @@ pub fn read_control(connection: &mut impl Read) -> io::Result<control::Kind> {
 }
 
 /// Unpacks a device state.
-pub fn unpack(state: &control::State) -> Result<DeviceState, String> {
-    target::unpack(state)
+pub fn decompress(state: &control::State) -> Result<DeviceState, String> {
+    target::decompress(state)
 }
 
 /// What is foretold of a guest of so many pages, that wrote so many pages in the second before, whose earlier
 /// migrations went like this by the word of other hosts.
-pub fn foresee(history: &[Past], link: Rate, present: u64, written: u64, limit: Duration) -> Forecast {
+pub fn foresee(
+    history: &[PastMigration],
+    link: Rate,
+    present: u64,
+    written: u64,
+    limit: Duration,
+) -> Forecast {
     let mut set = policy::WorkingSet::of(present);
     for part in 1..=4 {
         set.see(Duration::from_millis(250 * part), written * part / 4);

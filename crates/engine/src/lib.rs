@@ -1,10 +1,9 @@
 //! Drives one migration: the machines of `proto` say what to do, the ports do it.
 //!
-//! The way of a page: a [`ports::Tracker`] captures it, `ship` refines it and writes it to a stream, `land`
-//! puts it into the target's memory; after a post-copy switchover `faults` fetches it ahead of all others.
+//! The way of a page: a [`ports::Tracker`] captures it, `send_round` refines it and writes it to a stream,
+//! `arrive` puts it into the target's memory; after a post-copy switchover `faults` fetches it ahead of all
+//! others.
 
-/// Ports that a thread uses while the driver goes on.
-mod beside;
 /// Steps that came to nothing.
 mod broken;
 /// TLS over a connection.
@@ -18,19 +17,21 @@ mod fate;
 pub mod fuzz;
 /// What a migration says of itself.
 pub mod report;
+/// Ports that a thread uses while the driver goes on.
+mod shared_port;
 /// What is done now and then, and takes its time.
 mod spaced;
 
+/// Source: what compresses the next batch, and who may.
+mod compression;
 /// Source: how many streams are in use.
 mod gate;
-/// Source: what compresses the next batch, and who may.
-mod packing;
 /// Source: which pages next.
 mod queue;
 /// Source: random numbers of one migration.
 mod secrets;
 /// Source: from guest memory to the streams.
-mod ship;
+mod send;
 /// Source: the driver.
 mod source;
 /// Source: from guest memory to the file on the datastore.
@@ -43,7 +44,7 @@ mod accept;
 /// Target: pages that a guest waits for.
 mod faults;
 /// Target: from the streams to guest memory.
-mod land;
+mod receive;
 /// Target: the driver.
 mod target;
 /// Target: from the file on the datastore to guest memory.
@@ -55,8 +56,8 @@ mod verify;
 pub use ports::{self, shared};
 
 pub use accept::{Acceptor, RemoteRecord};
-pub use beside::Beside;
 pub use conn::{Conn, Dial, TcpDial, Traffic};
-pub use source::{Handle, Options, Reading, Road, SourceDriver, SourceParts, SpoolOptions, plan};
+pub use shared_port::SharedPort;
+pub use source::{Handle, LinkHistory, Options, Reading, SourceDriver, SourceParts, SpoolOptions, plan};
 
 use broken::{Broken, why};

@@ -22,7 +22,7 @@ pub(crate) fn shares(set: &MemorySet) -> impl Iterator<Item = (BlockId, PageRang
 /// One round's dirty set, which the streams share out among themselves: they from its beginning, the spool
 /// from its end.
 #[derive(Debug)]
-pub(crate) struct Round {
+pub(crate) struct RoundQueue {
     pub(crate) number: u32,
     pub(crate) set: MemorySet,
     shares: Mutex<Shares>,
@@ -46,7 +46,7 @@ struct ByFile {
     left: bool,
 }
 
-impl Round {
+impl RoundQueue {
     pub(crate) fn new(number: u32, set: MemorySet) -> Self {
         let shares = Mutex::new(Shares { left: shares(&set).collect(), taken: vec![] });
         let empty = || MemorySet::empty(set.blocks().map(|(_, pages)| pages.capacity()));
@@ -116,7 +116,7 @@ impl Round {
         self.by_file().unsure.clone()
     }
 
-    /// From now on the file has no part in this round. Returns what nobody must take for landed that went
+    /// From now on the file has no part in this round. Returns what nobody must take for arrived that went
     /// only there.
     pub(crate) fn leave_file(&self) -> MemorySet {
         let mut by_file = self.by_file();
@@ -159,7 +159,7 @@ impl Round {
 /// The pages that a running guest on the target still lacks, in the order in which they are best sent: on
 /// from the page that it asked for last.
 #[derive(Debug)]
-pub(crate) struct Owing(Mutex<Inner>);
+pub(crate) struct PushQueue(Mutex<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -167,15 +167,15 @@ struct Inner {
     focus: (BlockId, PageIndex),
 }
 
-impl Owing {
+impl PushQueue {
     pub(crate) fn new(left: MemorySet) -> Self {
         Self(Mutex::new(Inner { left, focus: (BlockId(0), PageIndex(0)) }))
     }
 
     /// All but these are there already.
-    pub(crate) fn keep_only(&self, lacking: &MemorySet) {
+    pub(crate) fn keep_only(&self, missing: &MemorySet) {
         let mut inner = self.0.locked();
-        for (id, pages) in lacking.blocks() {
+        for (id, pages) in missing.blocks() {
             inner.left.block_mut(id).intersect(pages);
         }
     }
@@ -244,7 +244,7 @@ mod tests {
         let mut set = MemorySet::empty([5000, 10]);
         set.block_mut(BlockId(0)).insert_range(PageRange::new(PageIndex(1000), 3000));
         set.block_mut(BlockId(1)).insert(PageIndex(9));
-        let round = Round::new(1, set.clone());
+        let round = RoundQueue::new(1, set.clone());
         let mut seen = MemorySet::empty([5000, 10]);
         while let Some((block, share)) = round.take(0) {
             for run in round.set.block(block).runs_within(share) {
@@ -260,7 +260,7 @@ mod tests {
         let mut set = MemorySet::empty([5000, 10]);
         set.block_mut(BlockId(0)).insert_range(PageRange::new(PageIndex(1000), 3000));
         set.block_mut(BlockId(1)).insert(PageIndex(9));
-        let round = Round::new(1, set.clone());
+        let round = RoundQueue::new(1, set.clone());
         let mut seen = MemorySet::empty([5000, 10]);
         let mut turn = 0;
         loop {
@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn i2_pages_only_in_the_file_do_not_count_once_it_is_left() {
-        let round = Round::new(1, MemorySet::from_blocks(vec![PageSet::full(100)]));
+        let round = RoundQueue::new(1, MemorySet::from_blocks(vec![PageSet::full(100)]));
         let (block, first) = round.take_last(10).unwrap();
         let (_, second) = round.take_last(10).unwrap();
         round.came_by_file(block, first);
@@ -294,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_share_of_which_somebody_has_the_end_is_not_whole() {
-        let round = Round::new(1, MemorySet::from_blocks(vec![PageSet::full(SHARE + 50)]));
+        let round = RoundQueue::new(1, MemorySet::from_blocks(vec![PageSet::full(SHARE + 50)]));
         let (block, last) = round.take_last(20).unwrap();
         assert_eq!(last, PageRange::new(PageIndex(SHARE + 30), 20));
         let first = round.take(0).unwrap().1;
@@ -306,7 +306,8 @@ mod tests {
     #[test]
     fn what_a_stream_took_is_known_without_what_had_not_changed() {
         let whole = |pages| PageRange::new(PageIndex(0), pages);
-        let round = Round::new(1, MemorySet::from_blocks(vec![PageSet::full(3 * SHARE), PageSet::full(7)]));
+        let round =
+            RoundQueue::new(1, MemorySet::from_blocks(vec![PageSet::full(3 * SHARE), PageSet::full(7)]));
         let first = round.take(0).unwrap();
         assert_eq!(
             (round.take(1), round.take(0)),
@@ -329,14 +330,14 @@ mod tests {
 
     #[test]
     fn pages_behind_the_last_fault_go_first() {
-        let owing = Owing::new(MemorySet::from_blocks(vec![PageSet::full(100), PageSet::full(100)]));
-        owing.asked(Fault { block: BlockId(1), page: PageIndex(90) });
+        let to_push = PushQueue::new(MemorySet::from_blocks(vec![PageSet::full(100), PageSet::full(100)]));
+        to_push.asked(Fault { block: BlockId(1), page: PageIndex(90) });
         let range = |start, count| PageRange::new(PageIndex(start), count);
-        assert_eq!(owing.take(5), Some((BlockId(1), vec![range(91, 5)])));
-        assert_eq!(owing.take(50), Some((BlockId(1), vec![range(96, 4)])));
-        assert_eq!(owing.take(1000), Some((BlockId(1), vec![range(0, 90)])));
-        assert_eq!(owing.left(), 100);
-        assert_eq!(owing.take(1000), Some((BlockId(0), vec![range(0, 100)])));
-        assert_eq!(owing.take(1000), None);
+        assert_eq!(to_push.take(5), Some((BlockId(1), vec![range(91, 5)])));
+        assert_eq!(to_push.take(50), Some((BlockId(1), vec![range(96, 4)])));
+        assert_eq!(to_push.take(1000), Some((BlockId(1), vec![range(0, 90)])));
+        assert_eq!(to_push.left(), 100);
+        assert_eq!(to_push.take(1000), Some((BlockId(0), vec![range(0, 100)])));
+        assert_eq!(to_push.take(1000), None);
     }
 }

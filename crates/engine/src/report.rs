@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::fate::Fate;
 use policy::Learnt;
-pub use policy::{Course, LONGEST_STALL, Plan, Promise, Span, Way};
+pub use policy::{Estimate, LONGEST_STALL, Limit, Plan, Span, Way};
 pub use proto::Phase;
 
 /// How memory travels relative to the switchover.
@@ -102,12 +102,12 @@ pub struct Spooled {
     pub bytes: u64,
     /// Pages that the target read from it while the guest ran on the source.
     pub pages: u64,
-    /// Passes over what was owed, before the guest was stopped.
+    /// Passes over what was missing, before the guest was stopped.
     pub passes: u32,
-    /// From when memory began to move until all that was owed was in it or on the target; none where that was
-    /// not needed.
+    /// From when memory began to move until all that was missing was in it or on the target; none where that
+    /// was not needed.
     pub safe_ms: Option<f64>,
-    /// Memory that was owed and not in the file when the VM changed hands.
+    /// Memory that was missing and not in the file when the VM changed hands.
     pub trailed_bytes: u64,
     /// Why it was given up.
     pub trouble: Option<String>,
@@ -208,14 +208,14 @@ pub struct Forecast {
 impl Forecast {
     /// From the request to the end, of the way that is taken; none where no end is in sight.
     pub fn total_ms(&self) -> Option<Span> {
-        let course = self.plan.expected().filter(|course| course.ends)?;
-        Some(course.total_ms + self.preflight_ms)
+        let estimate = self.plan.expected().filter(|estimate| estimate.ends)?;
+        Some(estimate.total_ms + self.preflight_ms)
     }
 }
 
 /// What is kept of a migration for the next one of the same VM, wherever that begins.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Past {
+pub struct PastMigration {
     /// The target host.
     pub to: String,
     /// How it ended.
@@ -228,8 +228,8 @@ pub struct Past {
     pub written_per_s: u64,
     /// What the link was expected to carry, in bytes a second.
     pub link: u64,
-    /// Whether its writers had to be governed.
-    pub governed: bool,
+    /// Whether its writers had to be throttled.
+    pub throttled: bool,
     /// How long they waited altogether.
     pub stalled_ms: f64,
     /// The most connections in use.
@@ -243,7 +243,7 @@ pub struct Past {
     pub learnt: Option<Learnt>,
 }
 
-impl Past {
+impl PastMigration {
     /// How many are kept of a VM.
     pub const KEPT: usize = 8;
 
@@ -258,7 +258,7 @@ impl Past {
             moving_ms: report.rounds.iter().map(|round| round.ms).sum(),
             written_per_s: forecast.map_or(0, |forecast| forecast.written_per_s),
             link: forecast.map_or(0, |forecast| forecast.link),
-            governed: report.throttle.governed,
+            throttled: report.throttle.throttled,
             stalled_ms: report.throttle.stalled_ms,
             streams: report.streams,
             first: first.clone(),
@@ -308,13 +308,13 @@ pub struct PageCounts {
     /// Dirty, but the same as what was sent before.
     pub unchanged: u64,
     /// Content that the target had already.
-    pub known: u64,
+    pub duplicate: u64,
     /// Sent as a difference.
     pub delta: u64,
     /// Sent compressed.
-    pub packed: u64,
+    pub compressed: u64,
     /// Sent as they are.
-    pub plain: u64,
+    pub raw: u64,
 }
 
 /// Faults of a guest that ran before its memory was there, as seen on the target.
@@ -335,7 +335,7 @@ pub struct FaultCounts {
 pub struct Throttle {
     /// Whether writers were slowed at all.
     #[serde(default)]
-    pub governed: bool,
+    pub throttled: bool,
     /// The strongest slowing: of a second, how much writers waited altogether; one that waits all the time
     /// makes 100.
     pub max_percent: f64,
@@ -403,11 +403,11 @@ pub struct Report {
     pub frozen_in_ms: Option<f64>,
     /// How long it stood still in pauses after which it ran on at the source: a lost link's, a failure's.
     #[serde(default)]
-    pub paused_in_vain_ms: f64,
+    pub aborted_pauses_ms: f64,
     /// The part of the downtime in which it was looked whether the VM is still what it was; the rest of it
     /// was sent meanwhile.
     #[serde(default)]
-    pub look_ms: f64,
+    pub check_ms: f64,
     /// How long the VM was read before anything moved.
     #[serde(default)]
     pub reading_ms: f64,
@@ -460,8 +460,8 @@ impl Report {
             preflight_ms: 0.0,
             downtime_ms: None,
             frozen_in_ms: None,
-            paused_in_vain_ms: 0.0,
-            look_ms: 0.0,
+            aborted_pauses_ms: 0.0,
+            check_ms: 0.0,
             reading_ms: 0.0,
             left_behind: Vec::new(),
             rounds: Vec::new(),

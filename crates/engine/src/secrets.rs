@@ -1,6 +1,6 @@
 //! Random numbers of one migration.
 
-use page::{Sealer, Sent};
+use page::{Sent, Tagger};
 use proto::Token;
 use std::{io, sync::Arc};
 
@@ -19,22 +19,22 @@ fn random<const N: usize>() -> io::Result<[u8; N]> {
 #[derive(Default)]
 pub(crate) struct Secrets {
     /// Never leaves this side: without it no guest can make two pages that look the same to us.
-    prints: [u8; 32],
+    fingerprints: [u8; 32],
     /// Handed to the target: the key of what it verifies.
-    pub(crate) seals: [u8; 32],
+    pub(crate) tags: [u8; 32],
     /// Handed to the target: the key of what goes into files on a datastore.
     pub(crate) spool: [u8; 32],
 }
 
 impl Secrets {
     pub(crate) fn draw() -> io::Result<Self> {
-        Ok(Self { prints: random()?, seals: random()?, spool: random()? })
+        Ok(Self { fingerprints: random()?, tags: random()?, spool: random()? })
     }
 
     /// What is known of a target to which nothing was sent yet. Unless it is `blank`, it has content of other
     /// connections, of which nothing is known: some of it may have been lost.
     pub(crate) fn nothing_sent(&self, pages: &[u64], present: u64, blank: bool) -> Arc<Sent> {
-        let sent = Sent::new(pages, present, &self.prints, Sealer::new(self.seals));
+        let sent = Sent::new(pages, present, &self.fingerprints, Tagger::new(self.tags));
         Arc::new(if blank { sent } else { sent.to_a_target_with_content() })
     }
 }

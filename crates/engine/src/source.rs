@@ -3,18 +3,18 @@
 use crate::{
     Broken,
     conn::{Conn, Heard, Speaker, now_ns},
-    ports::{DeviceState, HasEnded, MachineError, RunState, Saved, Seen},
-    queue::{Owing, Round},
+    ports::{DeviceState, HasEnded, MachineError, RunState, Saved, VmCheck},
+    queue::{PushQueue, RoundQueue},
     report::{Event, Fate, Mode, Report, Robust},
     secrets::Secrets,
-    ship::{Pacer, Said, Streams},
+    send::{Pacer, Said, Streams},
     spaced::Spaced,
     spooler::SpoolSaid,
 };
 use policy::Budget;
 use proto::{
-    Brief, Link, LinkEvent, Phase, Rounds, Shape, Source, SourceAct, SourceEnd, SourceEvent, Step, Token,
-    control,
+    Brief, Link, LinkEvent, NextStep, Phase, Rounds, Shape, Source, SourceEffect, SourceEnd, SourceEvent,
+    Token, control,
 };
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -28,27 +28,27 @@ use std::{
 };
 use units::MemorySet;
 
-mod acts; // what it does
-mod back; // the guest runs on here: the migration is over, or goes on
-mod foresight; // what is expected
-mod governing; // when the guest is slowed
+mod effects; // what it does
+mod forecaster; // what is expected
 mod link; // its connections: opened, lost, opened again
 mod mending; // one connection of several: opened again
-mod owning; // who owns the VM: offered, asked
+mod ownership; // who owns the VM: offered, asked
 mod parts; // what it is given
 mod progress; // whether memory still arrives
+mod rollback; // the guest runs on here: the migration is over, or goes on
 mod spooling; // the file that pages go into, too
 mod story; // what the user is told
+mod throttling; // when the guest is slowed
 mod watching; // whether the VM is what it was
-use foresight::Foresight;
-pub(crate) use foresight::foresee;
-pub use foresight::plan;
-use governing::Governing;
+use forecaster::Forecaster;
+pub(crate) use forecaster::foresee;
+pub use forecaster::plan;
 use mending::Reopened;
-pub use parts::{Options, Reading, Road, SourceParts, SpoolOptions};
+pub use parts::{LinkHistory, Options, Reading, SourceParts, SpoolOptions};
 use progress::Progress;
 use spooling::Spooling;
 use story::Story;
+use throttling::Throttling;
 use watching::Watching;
 
 /// How long to wait before asking the record or the target again.
@@ -93,7 +93,7 @@ enum Signal {
     /// The device state as it was in the pause of this number, or why there is none.
     Saved(u32, Result<Saved, MachineError>),
     /// How the VM differs from what it was, and what it does.
-    Watched(Result<Seen, MachineError>),
+    Watched(Result<VmCheck, MachineError>),
     /// From the streams of this connection's generation: those of an older one no longer matter.
     Said(u32, Said),
     /// From the thread that writes the file.
@@ -118,10 +118,10 @@ pub struct SourceDriver {
     tell: Sender<Signal>,
     signals: Receiver<Signal>,
     shape: Shape,
-    /// Written by the guest and not yet given to a stream, or owed to the target: nothing is ever in neither
-    /// (I2).
+    /// Written by the guest and not yet given to a stream, or missing at the target: nothing is ever in
+    /// neither (I2).
     dirty: MemorySet,
-    owed: MemorySet,
+    missing: MemorySet,
     secrets: Secrets,
     /// What the target said that connections with pages must say.
     token: Option<Token>,
@@ -144,14 +144,14 @@ pub struct SourceDriver {
     /// What the link waits for, and until when; and until when the user does.
     link_timer: Option<(Instant, LinkEvent)>,
     gives_up_at: Option<Instant>,
-    /// What the target has of the round after those that have landed, by its word when the link was opened
+    /// What the target has of the round after those that have arrived, by its word when the link was opened
     /// again.
-    landed: MemorySet,
+    received: MemorySet,
     reopened: HashMap<u32, Reopened>,
     answering: Option<Conn>,
     control: Option<Conn>,
-    owing: Arc<Owing>,
-    current: Option<Arc<Round>>,
+    to_push: Arc<PushQueue>,
+    current: Option<Arc<RoundQueue>>,
     pacer: Arc<Pacer>,
     heard: Arc<Heard>,
     generation: u32,
@@ -162,15 +162,15 @@ pub struct SourceDriver {
     /// What the VM did before it was stopped.
     before: RunState,
     /// How many pauses came to nothing, after which the migration went on.
-    pauses_in_vain: u32,
+    aborted_pauses: u32,
     /// Whether the VM's QEMU has ended.
     has_ended: HasEnded,
     doubt_since: Option<Instant>,
     /// When the record is asked again.
     asks_at: Option<Instant>,
     doubt_after: Duration,
-    governing: Governing,
-    foresight: Foresight,
+    throttling: Throttling,
+    forecaster: Forecaster,
     spooling: Spooling,
     watching: Watching,
     story: Story,
@@ -183,7 +183,7 @@ impl SourceDriver {
         mut options: Options,
         events: Arc<dyn Fn(Event) + Send + Sync>,
     ) -> (Self, Handle) {
-        // What is owed must be safe before the guest is stopped, and is so soonest if both ways carry it.
+        // What is missing must be safe before the guest is stopped, and is so soonest if both ways carry it.
         let strict = options.spool.as_ref().is_some_and(|spool| spool.robust == Robust::Strict);
         let round_first = strict && options.mode == Mode::PostCopy;
         if round_first {
@@ -194,13 +194,13 @@ impl SourceDriver {
         let blocks = parts.memory.blocks();
         let shape = Shape(blocks.iter().map(|b| b.pages).collect());
         let limits = Budget { downtime: options.max_downtime, post_copy: options.post_copy() };
-        let rounds = Rounds::new(options.mode.demanded(), limits, parts.road.switchover);
+        let rounds = Rounds::new(options.mode.demanded(), limits, parts.link_history.switchover);
         let story = Story::new(&parts, &options, events);
         let driver = Self {
             core: None,
             rounds,
             dirty: MemorySet::empty(shape.0.iter().copied()),
-            owed: MemorySet::empty(shape.0.iter().copied()),
+            missing: MemorySet::empty(shape.0.iter().copied()),
             secrets: Secrets::default(),
             token: None,
             asked: false,
@@ -212,14 +212,14 @@ impl SourceDriver {
             link: Link::default(),
             link_timer: None,
             gives_up_at: None,
-            landed: MemorySet::empty(shape.0.iter().copied()),
+            received: MemorySet::empty(shape.0.iter().copied()),
             reopened: HashMap::new(),
             state: None,
             speaker: None,
             streams: None,
             answering: None,
             control: None,
-            owing: Arc::new(Owing::new(MemorySet::empty(shape.0.iter().copied()))),
+            to_push: Arc::new(PushQueue::new(MemorySet::empty(shape.0.iter().copied()))),
             current: None,
             shape,
             pacer: Arc::new(Pacer::new(options.bandwidth)),
@@ -229,13 +229,13 @@ impl SourceDriver {
             looked: Spaced::new(),
             stopped: false,
             before: RunState::Running,
-            pauses_in_vain: 0,
+            aborted_pauses: 0,
             has_ended,
             doubt_since: None,
             asks_at: None,
             doubt_after: DOUBT,
-            governing: Governing::default(),
-            foresight: Foresight::default(),
+            throttling: Throttling::default(),
+            forecaster: Forecaster::default(),
             spooling: Spooling::new(round_first),
             watching: Watching::default(),
             story,
@@ -288,7 +288,7 @@ impl SourceDriver {
             host: self.parts.from.clone(),
             software: concat!("whimbrel ", env!("CARGO_PKG_VERSION")).into(),
         };
-        let first = if self.options.mode == Mode::PostCopy { Step::PostCopy } else { Step::Round };
+        let first = if self.options.mode == Mode::PostCopy { NextStep::PostCopy } else { NextStep::Round };
         let begun = Source::new(hello, self.prepare(), first);
         self.drive(begun)
     }
@@ -311,19 +311,19 @@ impl SourceDriver {
             verify: self.options.verify,
             epoch: self.parts.epoch.0,
             give_up_ms: self.options.give_up.as_millis() as u64,
-            seal_key: self.secrets.seals.to_vec(),
+            tag_key: self.secrets.tags.to_vec(),
             spool: self.spool_offer(),
             record: self.record.clone(),
-            private: acts::private_blocks(&self.parts.private),
+            private: effects::private_blocks(&self.parts.private),
         }
     }
 
     /// What must be done about an event.
-    fn decide(&mut self, event: SourceEvent) -> Vec<SourceAct> {
+    fn decide(&mut self, event: SourceEvent) -> Vec<SourceEffect> {
         let Some(core) = &mut self.core else { return vec![] };
-        let acts = core.handle(event);
+        let effects = core.handle(event);
         self.show_phase();
-        acts
+        effects
     }
 
     /// The last phase is shown together with the report.
@@ -338,17 +338,17 @@ impl SourceDriver {
         self.core.as_ref().map_or(Phase::Preflight, Source::phase)
     }
 
-    fn drive(&mut self, (core, acts): (Source, Vec<SourceAct>)) -> Report {
+    fn drive(&mut self, (core, effects): (Source, Vec<SourceEffect>)) -> Report {
         self.core = Some(core);
         self.show_phase();
-        let mut todo: VecDeque<SourceAct> = acts.into();
+        let mut todo: VecDeque<SourceEffect> = effects.into();
         loop {
-            while let Some(act) = todo.pop_front() {
-                tracing::debug!(act = %Brief(&act), "act");
-                if let SourceAct::End(end) = act {
+            while let Some(effect) = todo.pop_front() {
+                tracing::debug!(effect = %Brief(&effect), "act");
+                if let SourceEffect::End(end) = effect {
                     return self.finish(end);
                 }
-                match self.act(act) {
+                match self.effect(effect) {
                     Ok(Some(event)) => todo.extend(self.decide(event)),
                     Ok(None) => {}
                     Err(failed) => {
@@ -368,7 +368,7 @@ impl SourceDriver {
             };
             let event = match signal {
                 Ok(Signal::Event(event)) => self.look_at(event),
-                Ok(Signal::Saved(pause, saved)) if pause == self.pauses_in_vain => {
+                Ok(Signal::Saved(pause, saved)) if pause == self.aborted_pauses => {
                     let event = self.saved(saved);
                     self.hold(event)
                 }
@@ -455,7 +455,9 @@ impl SourceDriver {
                 }
                 self.token = Token::read(&ready.token);
             }
-            SourceEvent::Message(control::Kind::RoundLanded(landed)) => self.progress.landed(landed.round),
+            SourceEvent::Message(control::Kind::RoundReceived(received)) => {
+                self.progress.received(received.round)
+            }
             SourceEvent::Message(control::Kind::Note(note)) => {
                 self.notes_heard += 1;
                 if self.notes_heard <= MOST_NOTES {
@@ -470,13 +472,13 @@ impl SourceDriver {
             SourceEvent::Message(control::Kind::StreamLost(lost)) => {
                 return self.stream_lost(lost.stream, "the target has lost it");
             }
-            SourceEvent::Message(control::Kind::StreamBack(back)) => {
+            SourceEvent::Message(control::Kind::StreamReopened(back)) => {
                 return self.stream_is_back(back.clone());
             }
             SourceEvent::Message(control::Kind::Settled(settled)) => self.story.settled(settled),
-            SourceEvent::Message(control::Kind::StillOwed(still)) => {
+            SourceEvent::Message(control::Kind::StillMissing(still)) => {
                 match proto::page_sets(&still.blocks, &self.shape) {
-                    Ok(owed) => self.owed = owed,
+                    Ok(missing) => self.missing = missing,
                     Err(e) => {
                         return Some(SourceEvent::Broke { what: "reconnect".into(), why: e.to_string() });
                     }
@@ -495,14 +497,14 @@ impl SourceDriver {
             self.story.streams(streams.widest());
         }
         match said {
-            Said::RoundDone(stream, round, shipped) => {
-                self.story.shipped(shipped);
+            Said::RoundDone(stream, round, sent) => {
+                self.story.sent(sent);
                 // A stream that was lost says so once more.
                 let new = self.round_parts.insert(stream);
-                self.shipped().filter(|shipped| new && *shipped == SourceEvent::Shipped(round))
+                self.sent().filter(|sent| new && *sent == SourceEvent::Sent(round))
             }
-            Said::PushDone(shipped) => {
-                self.story.shipped(shipped);
+            Said::PushDone(sent) => {
+                self.story.sent(sent);
                 None
             }
             Said::StreamLost(stream, e) => self.stream_lost(stream, &e.to_string()),
@@ -515,7 +517,7 @@ impl SourceDriver {
             streams.allow((self.parts.cores)());
         }
         let left = match self.phase() {
-            Phase::PostCopy => self.owing.left(),
+            Phase::PostCopy => self.to_push.left(),
             _ => self.current.as_ref().map_or(0, |round| round.left()),
         };
         let ends_in = self.ends_in(left);

@@ -1,6 +1,6 @@
 //! Source: from guest memory to the file on the datastore, from the other end than the streams.
 
-use crate::{ports::GuestMemory, queue::Round};
+use crate::{ports::GuestMemory, queue::RoundQueue};
 use page::{Counts, Sent};
 use spool::{Content, MOST_PAGES, Mark, Refused, Writer};
 use std::{
@@ -38,7 +38,7 @@ const LEFT: &str = "nobody waits for it any more";
 /// What the thread is told to do.
 pub(crate) enum SpoolJob {
     /// Take shares of this round from its end; the target reads them from the file, into its memory.
-    Round(Arc<Round>, Arc<Sent>),
+    Round(Arc<RoundQueue>, Arc<Sent>),
     /// Put these pages into the file, until they are durable there.
     Secure(MemorySet),
 }
@@ -74,11 +74,11 @@ pub(crate) enum SpoolSaid {
 pub(crate) struct Spooler {
     pub(crate) writer: Arc<Writer>,
     jobs: Sender<(u32, SpoolJob)>,
-    shared: Arc<Shared>,
+    shared: Arc<SpoolerState>,
 }
 
 #[derive(Default)]
-struct Shared {
+struct SpoolerState {
     /// Extents that the target has read.
     taken: AtomicU64,
     /// The target can read no further, or nobody wants it to.
@@ -90,7 +90,7 @@ struct Shared {
     turn: Mutex<u32>,
 }
 
-impl Shared {
+impl SpoolerState {
     fn turn(&self) -> MutexGuard<'_, u32> {
         self.turn.locked()
     }
@@ -100,16 +100,16 @@ impl Spooler {
     pub(crate) fn start(
         writer: Writer,
         memory: Arc<dyn GuestMemory>,
-        pack: bool,
+        compress: bool,
         say: impl Fn(u32, SpoolSaid) + Send + 'static,
     ) -> io::Result<Self> {
         let (jobs, todo) = channel();
-        let (writer, shared) = (Arc::new(writer), Arc::<Shared>::default());
+        let (writer, shared) = (Arc::new(writer), Arc::<SpoolerState>::default());
         let worker = Worker {
             writer: writer.clone(),
             shared: shared.clone(),
             memory,
-            pack,
+            compress,
             say: Box::new(say),
             turn: 0,
             told: Mark::default(),
@@ -153,7 +153,7 @@ impl Spooler {
         self.shared.over.store(true, SeqCst);
     }
 
-    /// How much of what is owed is not durable yet.
+    /// How much of what is missing is not durable yet.
     pub(crate) fn trails(&self) -> u64 {
         self.shared.trails.load(SeqCst) * PAGE_SIZE as u64
     }
@@ -167,9 +167,9 @@ impl Drop for Spooler {
 
 struct Worker {
     writer: Arc<Writer>,
-    shared: Arc<Shared>,
+    shared: Arc<SpoolerState>,
     memory: Arc<dyn GuestMemory>,
-    pack: bool,
+    compress: bool,
     say: Box<dyn Fn(u32, SpoolSaid) + Send>,
     /// Of the current job.
     turn: u32,
@@ -233,29 +233,29 @@ impl Worker {
     }
 
     /// Says how far the file is durable, if that has changed.
-    fn tell(&mut self, land_from: Option<u64>) {
+    fn tell(&mut self, receive_from: Option<u64>) {
         let durable = self.writer.progress().durable;
         if durable > self.told {
             self.told = durable;
-            self.say(SpoolSaid::Durable(durable, land_from));
+            self.say(SpoolSaid::Durable(durable, receive_from));
         }
     }
 
     /// Takes shares from the round's end for as long as the file goes on, and until the target has what was
     /// taken.
-    fn round(&mut self, round: &Round, sent: &Sent) {
+    fn round(&mut self, round: &RoundQueue, sent: &Sent) {
         let begun = Instant::now();
         // What is in the file already is none of this round's, or of it before the link was lost.
         let from = self.writer.progress().accepted;
         let (mut flights, mut counts) = (VecDeque::<Flight>::new(), Counts::default());
         let mut moved = Instant::now();
-        let mut landed = 0;
+        let mut received = 0;
         let failed = loop {
             self.tell(Some(from));
             let taken = self.shared.taken.load(SeqCst);
             while let Some(flight) = flights.front().filter(|flight| flight.sequence < taken) {
                 round.came_by_file(flight.block, flight.pages);
-                landed += flight.bytes;
+                received += flight.bytes;
                 moved = Instant::now();
                 flights.pop_front();
             }
@@ -284,7 +284,7 @@ impl Worker {
             }
             self.writer.wait(LOOK, |_| false);
         };
-        self.moved.0 += landed;
+        self.moved.0 += received;
         self.moved.1 += begun.elapsed();
         let returned = round.unsure();
         for (block, pages) in returned.blocks() {
@@ -306,7 +306,7 @@ impl Worker {
     /// Puts what has changed of a run of pages into the file.
     fn add(
         &self,
-        round: &Round,
+        round: &RoundQueue,
         sent: &Sent,
         block: BlockId,
         run: PageRange,
@@ -322,14 +322,14 @@ impl Worker {
                 (true, true) => Sort::StillZero,
                 (true, false) => Sort::Unchanged,
                 (false, true) => Sort::Zero,
-                (false, false) => Sort::Plain,
+                (false, false) => Sort::Raw,
             }
         };
         for (sort, pages, content) in pieces(run, &content, sort) {
             match sort {
                 Sort::Zero | Sort::StillZero => counts.zero += pages.count,
                 Sort::Unchanged => counts.unchanged += pages.count,
-                Sort::Plain => counts.plain += pages.count,
+                Sort::Raw => counts.raw += pages.count,
             }
             if matches!(sort, Sort::StillZero | Sort::Unchanged) {
                 round.came_by_file(block, pages);
@@ -360,7 +360,7 @@ impl Worker {
                 if *turn != self.turn {
                     return Err(LEFT.to_owned());
                 }
-                self.writer.append(round, block, pages, content, self.pack)
+                self.writer.append(round, block, pages, content, self.compress)
             };
             match appended {
                 Ok(sequence) => return Ok(sequence),
@@ -389,9 +389,9 @@ impl Worker {
             for run in runs.into_iter().rev() {
                 let mut content = vec![0; run.bytes().0 as usize];
                 self.memory.read(block, run, &mut content).map_err(|e| e.to_string())?;
-                let sort = |_, content: &[u8]| if page::is_zero(content) { Sort::Zero } else { Sort::Plain };
+                let sort = |_, content: &[u8]| if page::is_zero(content) { Sort::Zero } else { Sort::Raw };
                 for (sort, pages, content) in pieces(run, &content, sort) {
-                    let content = (sort == Sort::Plain).then_some(content);
+                    let content = (sort == Sort::Raw).then_some(content);
                     self.append(0, block, pages, content)?;
                     self.tell(None);
                 }
@@ -418,7 +418,7 @@ enum Sort {
     StillZero,
     Unchanged,
     Zero,
-    Plain,
+    Raw,
 }
 
 /// Cuts a run of pages into the longest pieces of one sort.

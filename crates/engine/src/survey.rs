@@ -5,7 +5,7 @@ use crate::{
     ports::GuestMemory,
 };
 use page::{Codec, Encoder};
-use proto::Kind;
+use proto::Purpose;
 use std::{
     collections::HashSet,
     io::{self, Read, Write},
@@ -56,7 +56,7 @@ pub(crate) fn sample(memory: &dyn GuestMemory, present: &MemorySet) -> io::Resul
         .flat_map(|(id, set)| set.runs().flat_map(|run| run.pieces(RUN)).map(move |run| (id, run)))
         .collect();
     let step = (runs.len() as u64 / RUNS).max(1) as usize;
-    let (mut looked, mut seen, mut raw, mut packed) = (0u64, HashSet::new(), 0, 0);
+    let (mut looked, mut seen, mut raw, mut compressed) = (0u64, HashSet::new(), 0, 0);
     let (mut encoder, mut out, mut costs) = (Encoder::default(), vec![], vec![]);
     // From the middle of each part: the first pages of a guest are like no others.
     for (id, run) in runs.iter().skip(step / 2).step_by(step).map(|(id, run)| (*id, *run)) {
@@ -74,13 +74,13 @@ pub(crate) fn sample(memory: &dyn GuestMemory, present: &MemorySet) -> io::Resul
         encoder.encode(Codec::Zstd(1), &new, &mut out);
         costs.push(begin.elapsed().as_secs_f64() * 1e9 / (new.len() * PAGE_SIZE) as f64);
         raw += new.len() * PAGE_SIZE;
-        packed += out.len();
+        compressed += out.len();
     }
     costs.sort_by(f64::total_cmp);
     let bytes = raw.max(1) as f64;
     Ok(Sample {
         travels: bytes / (looked.max(1) * PAGE_SIZE as u64) as f64,
-        shrinks_to: if raw == 0 { 1.0 } else { packed as f64 / bytes },
+        shrinks_to: if raw == 0 { 1.0 } else { compressed as f64 / bytes },
         // What it takes undisturbed, once the encoder is warm.
         cost: costs.get(costs.len() / 4).copied().unwrap_or_default(),
     })
@@ -89,7 +89,7 @@ pub(crate) fn sample(memory: &dyn GuestMemory, present: &MemorySet) -> io::Resul
 /// Sends zeros for so long, and says how fast they went: by what the target's kernel confirmed, once what a
 /// bucket on the way had saved up is used.
 pub(crate) fn probe(dial: &dyn Dial, time: Duration) -> io::Result<Rate> {
-    let mut conn = dial.dial(Kind::Probe, None)?;
+    let mut conn = dial.dial(Purpose::Probe, None)?;
     let (begin, part) = (Instant::now(), vec![0; PART]);
     let (mut given, mut marks) = (0, vec![]);
     while begin.elapsed() < time && given < MOST_PROBED {

@@ -2,17 +2,17 @@
 
 use crate::{
     Broken,
-    beside::Beside,
     conn::{Conn, LONG_SILENCE, Speaker},
     faults::Faults,
-    land::{Landing, Stage},
     ports::{
         Ender, HasEnded, Host, Machine, MachineError, Request, RunState, SpoolRecord, TargetJournal, Waiting,
     },
+    receive::{PageReceiver, WritePolicy},
+    shared_port::SharedPort,
     spaced::Spaced,
     unspool::{Unspool, Unspooled},
 };
-use proto::{Brief, Kind, Target, TargetAct, TargetEnd, TargetEvent, Token, control};
+use proto::{Brief, Purpose, Target, TargetEffect, TargetEnd, TargetEvent, Token, control};
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     io::{self},
@@ -25,11 +25,11 @@ use std::{
 };
 use units::{BlockId, MemorySet, MigrationId};
 
-mod acts; // what it does
+mod effects; // what it does
 mod link; // its connections: welcomed, heard, lost
 mod loading; // the device state, and who does not want it any more
 mod spooling; // the file that pages come by, too
-pub(crate) use acts::unpack;
+pub(crate) use effects::decompress;
 use link::Stream;
 
 /// Streams of one migration, at most: each costs a thread and a batch of memory.
@@ -56,7 +56,7 @@ pub(crate) struct Outside(Sender<Signal>);
 
 impl Outside {
     /// A connection belongs to it.
-    pub(crate) fn attach(&self, kind: Kind, conn: Conn) {
+    pub(crate) fn attach(&self, kind: Purpose, conn: Conn) {
         let _ = self.0.send(Signal::Attach(kind, conn));
     }
 
@@ -71,7 +71,7 @@ enum Signal {
     Event(TargetEvent),
     /// The source's word, on the control connection of this generation.
     Said(u32, control::Kind),
-    Attach(Kind, Conn),
+    Attach(Purpose, Conn),
     /// What the source says of its file, on the control connection of this generation.
     Spooled(u32, control::Spooled),
     /// From the thread that reads the file.
@@ -89,20 +89,20 @@ enum Signal {
     Lost(u32, io::Error),
 }
 
-/// The empty QEMU and what lands in it.
+/// The empty QEMU and what arrives in it.
 struct Taken {
     request: Request,
-    machine: Beside<dyn Machine>,
+    machine: SharedPort<dyn Machine>,
     /// Whether its process has ended.
     has_ended: HasEnded,
     /// Ends that process, whatever waits for it.
     ender: Ender,
-    journal: Beside<dyn TargetJournal>,
-    /// How the owed pages that were taken last are being recorded.
+    journal: SharedPort<dyn TargetJournal>,
+    /// How the missing pages that were taken last are being recorded.
     recorded: Option<Receiver<io::Result<()>>>,
     /// A device state is being loaded.
     loading: bool,
-    landing: Arc<Landing>,
+    receiver: Arc<PageReceiver>,
     faults: Option<Faults>,
     spool: Option<Spool>,
     streams: u32,
@@ -119,12 +119,12 @@ struct Spool {
 }
 
 impl Taken {
-    /// Begins to record what is owed: it takes as long as a disk does, and must be over by the time of the
+    /// Begins to record what is missing: it takes as long as a disk does, and must be over by the time of the
     /// claim.
-    fn record_owed(&mut self, owed: MemorySet) -> io::Result<()> {
-        self.owed_is_recorded()?;
+    fn record_missing(&mut self, missing: MemorySet) -> io::Result<()> {
+        self.missing_is_recorded()?;
         let (tell, told) = channel();
-        self.journal.spawn("record", move |journal| drop(tell.send(journal.owed(&owed))))?;
+        self.journal.spawn("record", move |journal| drop(tell.send(journal.missing(&missing))))?;
         self.recorded = Some(told);
         Ok(())
     }
@@ -132,7 +132,7 @@ impl Taken {
     /// The guest does what it did on the source. Only of interest as long as it lacks pages: the arrival is
     /// over after that.
     fn note_that_it_went_on(&self) {
-        if !self.landing.lacking() {
+        if !self.receiver.post_copy() {
             return;
         }
         // Beside us: a disk's write takes as long as a few pages that the guest may wait for.
@@ -147,24 +147,24 @@ impl Taken {
     }
 
     /// The source is back, and its guest runs there: nothing of what it announced holds. That goes into the
-    /// record, too: what is written there of owed pages would be waited for after a restart (zeros among them
-    /// stay holes), and what is written of the file must not come after what is written of it next.
+    /// record, too: what is written there of missing pages would be waited for after a restart (zeros among
+    /// them stay holes), and what is written of the file must not come after what is written of it next.
     fn forget_announced(&mut self) -> io::Result<()> {
-        self.landing.forget_hashes();
-        if !self.landing.lacking() {
+        self.receiver.forget_hashes();
+        if !self.receiver.post_copy() {
             return Ok(());
         }
-        self.landing.disown();
+        self.receiver.disown();
         self.spool_is_recorded()?;
         if let Some(spool) = &mut self.spool {
             spool.record = None;
         }
-        let nothing = MemorySet::empty(self.landing.shape.0.iter().copied());
-        self.record_owed(nothing)
+        let nothing = MemorySet::empty(self.receiver.shape.0.iter().copied());
+        self.record_missing(nothing)
     }
 
-    /// Waits until what is owed is recorded durably.
-    fn owed_is_recorded(&mut self) -> io::Result<()> {
+    /// Waits until what is missing is recorded durably.
+    fn missing_is_recorded(&mut self) -> io::Result<()> {
         let Some(told) = self.recorded.take() else { return Ok(()) };
         told.recv().unwrap_or_else(|_| Err(io::Error::other("the recording thread ended without a word")))
     }
@@ -268,31 +268,31 @@ impl TargetDriver {
         mut self,
         request: Request,
         waiting: Waiting,
-        mut owed: MemorySet,
+        mut missing: MemorySet,
         spool: Option<SpoolRecord>,
     ) -> io::Result<()> {
-        let Waiting { memory, missing, machine, journal } = waiting;
-        let recorded = owed.blocks().map(|(_, set)| set.capacity());
+        let Waiting { memory, missing: missing_mode, machine, journal } = waiting;
+        let recorded = missing.blocks().map(|(_, set)| set.capacity());
         if !recorded.eq(memory.blocks().iter().map(|block| block.pages)) {
             // A guest with holes that nobody knows of would read zeros.
-            let why = "the pages that are recorded as owed are not those of this VM's RAM blocks";
+            let why = "the pages that are recorded as missing are not those of this VM's RAM blocks";
             return Err(io::Error::new(io::ErrorKind::InvalidData, why));
         }
         for id in (0..memory.blocks().len()).map(|i| BlockId(i as u16)) {
             // What is present has been received: a page leaves its hole in one step.
-            owed.block_mut(id).subtract(&memory.present(id)?);
+            missing.block_mut(id).subtract(&memory.present(id)?);
         }
         let tell = self.tell.clone();
         let all_placed = move || drop(tell.send(Signal::Event(TargetEvent::AllPlaced)));
-        let landing = Landing::new(memory, missing, false, None, all_placed);
-        landing.go_on(owed);
-        let landing = Arc::new(landing);
-        let faults = Some(Faults::start(landing.clone())?);
+        let receiver = PageReceiver::new(memory, missing_mode, false, None, all_placed);
+        receiver.go_on(missing);
+        let receiver = Arc::new(receiver);
+        let faults = Some(Faults::start(receiver.clone())?);
         self.source = request.from.clone();
         self.arrived = true;
         let (has_ended, ender) = (machine.has_ended(), machine.ender());
-        let (machine, journal) = (Beside::new(machine), Beside::new(journal));
-        let spool = spool.and_then(|record| self.take_up(request.migration, record, &landing));
+        let (machine, journal) = (SharedPort::new(machine), SharedPort::new(journal));
+        let spool = spool.and_then(|record| self.take_up(request.migration, record, &receiver));
         let (recorded, streams) = (None, MAX_STREAMS);
         self.taken = Some(Taken {
             request,
@@ -302,7 +302,7 @@ impl TargetDriver {
             journal,
             recorded,
             loading: false,
-            landing,
+            receiver,
             faults,
             spool,
             streams,
@@ -320,14 +320,14 @@ impl TargetDriver {
     }
 
     fn drive(mut self, mut machine: Target) -> io::Result<()> {
-        let mut todo: VecDeque<TargetAct> = VecDeque::new();
+        let mut todo: VecDeque<TargetEffect> = VecDeque::new();
         loop {
-            while let Some(act) = todo.pop_front() {
-                tracing::debug!(act = %Brief(&act), "act");
-                if let TargetAct::End(end) = act {
+            while let Some(effect) = todo.pop_front() {
+                tracing::debug!(effect = %Brief(&effect), "act");
+                if let TargetEffect::End(end) = effect {
                     return self.finish(end);
                 }
-                match self.act(act) {
+                match self.effect(effect) {
                     Ok(Some(event)) => todo.extend(machine.handle(event)),
                     Ok(None) => {}
                     Err(broken) => todo.extend(machine.handle(broken.into())),
@@ -388,8 +388,8 @@ impl TargetDriver {
         // A guest that crashed lacks nothing any more, and nobody can bring it back.
         if !std::mem::replace(&mut self.qemu_ended, true) {
             tracing::error!("QEMU has ended while memory was on its way to its guest");
-            taken.landing.enter(Stage::Closed);
-            taken.landing.owed().clear();
+            taken.receiver.enter(WritePolicy::Closed);
+            taken.receiver.missing().clear();
             return Some(TargetEvent::AllPlaced);
         }
         None
@@ -421,8 +421,8 @@ impl TargetDriver {
                 None
             }
             Signal::Event(TargetEvent::AllPlaced) => {
-                // More may be owed since that was said.
-                let all = self.taken.as_ref().is_some_and(|t| t.landing.owed().is_empty());
+                // More may be missing since that was said.
+                let all = self.taken.as_ref().is_some_and(|t| t.receiver.missing().is_empty());
                 all.then_some(TargetEvent::AllPlaced)
             }
             Signal::Event(event) => Some(event),
@@ -438,9 +438,9 @@ impl TargetDriver {
                     self.round = round;
                     self.ended_streams.clear();
                     if let Some(taken) = &self.taken {
-                        taken.landing.landed().clear();
+                        taken.receiver.received().clear();
                     }
-                    TargetEvent::Landed(round)
+                    TargetEvent::Received(round)
                 })
             }
             Signal::StreamLost(generation, stream, number, e) => {
@@ -470,7 +470,7 @@ impl TargetDriver {
                 self.source = hello.host.clone();
             }
             control::Kind::Failed(_) => self.source_is_back = true,
-            control::Kind::Permit(_) if !self.arrived => {
+            control::Kind::Authorize(_) if !self.arrived => {
                 if let Err(broken) = self.alive() {
                     return Some(broken.into());
                 }
@@ -549,19 +549,19 @@ mod tests {
     }
 
     /// What the source announced, it has taken back since; heard in the wrong order, pages would be taken for
-    /// owed ones, and all others be lost.
+    /// missing ones, and all others be lost.
     #[test]
     fn i2_words_of_a_lost_connection_are_not_believed_later() {
         let (mut driver, _outside) =
             TargetDriver::new(Arc::new(Idle), MigrationId(1), Token([0; Token::SIZE]));
-        let owed = || control::Kind::Owed(control::Owed::default());
+        let missing = || control::Kind::Missing(control::Missing::default());
         let (old, new) = (driver.generation, driver.generation + 1);
-        assert!(driver.look_at(Signal::Said(old, owed())).is_some());
+        assert!(driver.look_at(Signal::Said(old, missing())).is_some());
         driver.hang_up();
-        assert_eq!(driver.look_at(Signal::Said(old, owed())), None);
+        assert_eq!(driver.look_at(Signal::Said(old, missing())), None);
         let state = control::Kind::State(control::State::default());
         assert_eq!(driver.look_at(Signal::Said(old, state)), None);
-        assert!(driver.look_at(Signal::Said(new, owed())).is_some());
+        assert!(driver.look_at(Signal::Said(new, missing())).is_some());
         // That stays true.
         let failed = control::Kind::Failed(control::Failed::default());
         assert!(driver.look_at(Signal::Said(old, failed)).is_some());

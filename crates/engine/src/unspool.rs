@@ -1,11 +1,11 @@
 //! Target: from the file on the datastore to guest memory.
 //!
-//! One thread follows the file as far as the source says that it is durable. Before the commit it lands what
-//! is to land, and remembers where the rest is. Once the guest may run it puts what is owed into its memory:
-//! what somebody waits for first, then from the end downwards, while the network brings the rest from the
-//! other end.
+//! One thread follows the file as far as the source says that it is durable. Before the commit it receives
+//! what is to be received, and remembers where the rest is. Once the guest may run it puts what is missing
+//! into its memory: what somebody waits for first, then from the end downwards, while the network brings the
+//! rest from the other end.
 
-use crate::{land::Landing, ports::SpoolRecord};
+use crate::{ports::SpoolRecord, receive::PageReceiver};
 use proto::control;
 use spool::{Extent, FileName, Index, Reader, Secret, Side, SpoolError, Writer};
 use std::{
@@ -43,11 +43,11 @@ const PIECE: u64 = 128;
 
 /// What the thread is told.
 enum Word {
-    /// The source has written so far; from which extent on that lands now, if at all, and since which turn of
-    /// the fence it was said.
-    Durable { extents: u64, bytes: u64, land_from: Option<u64>, turn: u32 },
+    /// The source has written so far; from which extent on that arrives now, if at all, and since which turn
+    /// of the fence it was said.
+    Durable { extents: u64, bytes: u64, receive_from: Option<u64>, turn: u32 },
     /// What the file is good for from the commit on.
-    Manifest { floor: u64, end: u64, lacking: MemorySet },
+    Manifest { floor: u64, end: u64, outdated: MemorySet },
     /// The guest may run: what it lacks is put into its memory.
     Place,
 }
@@ -92,10 +92,10 @@ impl Unspool {
         reader: Reader,
         files: Files,
         own: Option<Writer>,
-        landing: Arc<Landing>,
+        receiver: Arc<PageReceiver>,
         say: impl Fn(Unspooled) + Send + 'static,
     ) -> std::io::Result<Self> {
-        Self::spawn(files, own, landing, say, move |worker, todo| {
+        Self::spawn(files, own, receiver, say, move |worker, todo| {
             worker.at = reader.begin();
             worker.reader = Some(reader);
             worker.work(todo);
@@ -106,11 +106,11 @@ impl Unspool {
     pub(crate) fn resume(
         files: Files,
         record: SpoolRecord,
-        landing: Arc<Landing>,
+        receiver: Arc<PageReceiver>,
         say: impl Fn(Unspooled) + Send + 'static,
     ) -> std::io::Result<Self> {
         let at = files.source.clone();
-        Self::spawn(files, None, landing, say, move |worker, todo| {
+        Self::spawn(files, None, receiver, say, move |worker, todo| {
             let mut told = false;
             while let Err(e) = worker.reopen(&at, &record) {
                 if !std::mem::replace(&mut told, true) {
@@ -129,16 +129,16 @@ impl Unspool {
     fn spawn(
         files: Files,
         own: Option<Writer>,
-        landing: Arc<Landing>,
+        receiver: Arc<PageReceiver>,
         say: impl Fn(Unspooled) + Send + 'static,
         run: impl FnOnce(&mut Worker, &Receiver<Word>) + Send + 'static,
     ) -> std::io::Result<Self> {
         let (words, todo) = channel();
         let own = own.map(Arc::new);
         let (fence, over) = (Arc::<Mutex<u32>>::default(), Arc::<AtomicBool>::default());
-        let shape: Vec<u64> = landing.shape.0.clone();
+        let shape: Vec<u64> = receiver.shape.0.clone();
         let mut worker = Worker {
-            landing,
+            receiver,
             reader: None,
             at: 0,
             next: 0,
@@ -164,18 +164,18 @@ impl Unspool {
     }
 
     /// The source's word.
-    pub(crate) fn spooled(&self, spooled: &control::Spooled, lacking: Option<MemorySet>) {
-        let &control::Spooled { extents, bytes, land, land_from, .. } = spooled;
+    pub(crate) fn spooled(&self, spooled: &control::Spooled, outdated: Option<MemorySet>) {
+        let &control::Spooled { extents, bytes, receive, receive_from, .. } = spooled;
         let turn = *self.fence.locked();
-        let land_from = land.then_some(land_from);
-        let _ = self.words.send(Word::Durable { extents, bytes, land_from, turn });
-        if let (Some(manifest), Some(lacking)) = (&spooled.manifest, lacking) {
+        let receive_from = receive.then_some(receive_from);
+        let _ = self.words.send(Word::Durable { extents, bytes, receive_from, turn });
+        if let (Some(manifest), Some(outdated)) = (&spooled.manifest, outdated) {
             let (floor, end) = (manifest.floor, manifest.end);
-            let _ = self.words.send(Word::Manifest { floor, end, lacking });
+            let _ = self.words.send(Word::Manifest { floor, end, outdated });
         }
     }
 
-    /// When this returns, nothing of which the source has spoken until now will land any more before the
+    /// When this returns, nothing of which the source has spoken until now will arrive any more before the
     /// commit: it may be sent otherwise, and be newer there (I5). It does not wait for the datastore.
     pub(crate) fn stop(&self) {
         *self.fence.locked() += 1;
@@ -223,17 +223,17 @@ impl Drop for Unspool {
 
 struct Manifest {
     /// Of pages that were in the file when the VM changed hands, versions from here on are current; of the
-    /// lacking ones, from `end` on. Grows downwards as far as `floor` while what could not be read is read
+    /// outdated ones, from `end` on. Grows downwards as far as `floor` while what could not be read is read
     /// after all.
     from: u64,
     floor: u64,
     end: u64,
-    lacking: MemorySet,
+    outdated: MemorySet,
 }
 
 impl Manifest {
-    fn new(index: &Index, floor: u64, end: u64, lacking: MemorySet) -> Self {
-        Self { from: index.whole_from(floor, end), floor, end, lacking }
+    fn new(index: &Index, floor: u64, end: u64, outdated: MemorySet) -> Self {
+        Self { from: index.whole_from(floor, end), floor, end, outdated }
     }
 
     /// The index has more now.
@@ -243,7 +243,7 @@ impl Manifest {
 }
 
 struct Worker {
-    landing: Arc<Landing>,
+    receiver: Arc<PageReceiver>,
     reader: Option<Reader>,
     /// Up to where the file was read, in bytes and in extents.
     at: u64,
@@ -258,7 +258,7 @@ struct Worker {
     over: Arc<AtomicBool>,
     own: Option<Arc<Writer>>,
     say: Box<dyn Fn(Unspooled) + Send>,
-    /// Owed pages that the file may have, in ascending order.
+    /// Missing pages that the file may have, in ascending order.
     pending: Vec<(BlockId, PageRange)>,
     /// Whether the file has more than when these were looked up.
     grown: bool,
@@ -316,8 +316,8 @@ impl Worker {
         self.at = self.index.end();
         self.next = self.index.extents().last().map_or(0, |last| last.sequence + 1);
         self.reader = Some(reader);
-        let lacking = record.lacking.clone();
-        self.manifest = Some(Manifest::new(&self.index, record.floor, record.end, lacking));
+        let outdated = record.outdated.clone();
+        self.manifest = Some(Manifest::new(&self.index, record.floor, record.end, outdated));
         self.placing = true;
         Ok(())
     }
@@ -371,23 +371,29 @@ impl Worker {
     fn hear(&mut self, word: Word) {
         self.grown = true;
         match word {
-            Word::Durable { extents, bytes, land_from, turn } => {
-                match self.follow(extents, bytes, land_from, turn) {
+            Word::Durable { extents, bytes, receive_from, turn } => {
+                match self.follow(extents, bytes, receive_from, turn) {
                     Ok(()) => (self.say)(Unspooled::Taken(self.next)),
                     // The source, if it can, does without from here on; if it is too late for that, the rest
                     // is looked for again.
                     Err(e) => (self.say)(Unspooled::Failed(e)),
                 }
             }
-            Word::Manifest { floor, end, lacking } => {
-                self.manifest = Some(Manifest::new(&self.index, floor, end, lacking));
+            Word::Manifest { floor, end, outdated } => {
+                self.manifest = Some(Manifest::new(&self.index, floor, end, outdated));
             }
             Word::Place => self.placing = true,
         }
     }
 
     /// Reads what the source has written since.
-    fn follow(&mut self, extents: u64, bytes: u64, land_from: Option<u64>, turn: u32) -> Result<(), String> {
+    fn follow(
+        &mut self,
+        extents: u64,
+        bytes: u64,
+        receive_from: Option<u64>,
+        turn: u32,
+    ) -> Result<(), String> {
         let text = |e: SpoolError| e.to_string();
         self.durable = self.durable.max(bytes);
         if bytes <= self.at {
@@ -400,11 +406,11 @@ impl Worker {
             if piece.extent.sequence != self.next {
                 return Err(format!("extent {} follows on {}", piece.extent.sequence, self.next));
             }
-            if let Some(from) = land_from {
+            if let Some(from) = receive_from {
                 let fence = self.fence.locked();
                 if *fence == turn && piece.extent.sequence >= from {
-                    let landed = self.landing.land_spooled(&piece.extent, &piece.content);
-                    landed.map_err(|e| e.to_string())?;
+                    let received = self.receiver.receive_spooled(&piece.extent, &piece.content);
+                    received.map_err(|e| e.to_string())?;
                 }
             } else {
                 self.index.insert(piece.extent);
@@ -419,14 +425,14 @@ impl Worker {
 
     /// Places what somebody waits for, and one piece of the rest. Says whether there was anything to place.
     fn place_some(&mut self) -> bool {
-        for fault in self.landing.waiting(WAITED) {
+        for fault in self.receiver.waiting(WAITED) {
             let page = PageRange::new(fault.page, 1);
             self.place(fault.block, page);
         }
         if self.pending.is_empty() && std::mem::take(&mut self.grown) {
             let found = {
-                let owed = self.landing.owed();
-                let runs = owed.blocks().flat_map(|(block, pages)| {
+                let missing = self.receiver.missing();
+                let runs = missing.blocks().flat_map(|(block, pages)| {
                     pages.runs().flat_map(|run| run.pieces(PIECE)).map(move |run| (block, run))
                 });
                 runs.collect::<Vec<_>>()
@@ -434,8 +440,8 @@ impl Worker {
             self.pending = found.into_iter().filter(|(block, run)| self.has_any(*block, *run)).collect();
         }
         let Some((block, run)) = self.pending.pop() else { return false };
-        let owed: Vec<PageRange> = self.landing.owed().block(block).runs_within(run).collect();
-        owed.into_iter().for_each(|run| self.place(block, run));
+        let missing: Vec<PageRange> = self.receiver.missing().block(block).runs_within(run).collect();
+        missing.into_iter().for_each(|run| self.place(block, run));
         true
     }
 
@@ -443,8 +449,8 @@ impl Worker {
     /// it for certain.
     fn current(&self, block: BlockId, page: PageRange) -> Option<Extent> {
         let manifest = self.manifest.as_ref()?;
-        let lacking = manifest.lacking.block(block).contains(page.start);
-        let since = if lacking { manifest.end } else { manifest.from };
+        let outdated = manifest.outdated.block(block).contains(page.start);
+        let since = if outdated { manifest.end } else { manifest.from };
         let extent = self.index.since(block, page.start, since)?;
         (!self.unreadable.contains(&extent.sequence)).then_some(*extent)
     }
@@ -483,7 +489,7 @@ impl Worker {
                 return;
             }
         };
-        match self.landing.place_spooled(extent, &content, pages) {
+        match self.receiver.place_spooled(extent, &content, pages) {
             Ok(()) => {
                 self.told.get_or_insert_with(Instant::now);
                 self.unrecorded.block_mut(extent.block).insert_range(pages);

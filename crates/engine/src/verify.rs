@@ -118,11 +118,11 @@ impl Announced {
         Some(part.and_then(|part| part.get((page.0 % MESSAGE) as usize)).copied().unwrap_or(0))
     }
 
-    /// The first page outside `owed` whose content is not what was announced, if there is one.
+    /// The first page outside `missing` whose content is not what was announced, if there is one.
     pub(crate) fn differing(
         &self,
         memory: &dyn GuestMemory,
-        owed: &MemorySet,
+        missing: &MemorySet,
     ) -> io::Result<Option<(BlockId, PageIndex)>> {
         for (i, block) in memory.blocks().iter().enumerate() {
             let id = BlockId(i as u16);
@@ -138,7 +138,7 @@ impl Announced {
                 let here = hashes(memory, id, &present, part)?;
                 let there = |n: usize| announced.map_or(0, |announced| announced[n]);
                 let at = |n: usize| PageIndex(part.start.0 + n as u64);
-                let differs = |n: &usize| here[*n] != there(*n) && !owed.block(id).contains(at(*n));
+                let differs = |n: &usize| here[*n] != there(*n) && !missing.block(id).contains(at(*n));
                 if let Some(n) = (0..here.len()).find(differs) {
                     return Ok(Some((id, at(n))));
                 }

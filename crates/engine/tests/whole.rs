@@ -12,10 +12,10 @@ mod stuns;
 mod trust;
 
 use engine::{
-    Acceptor, Beside, Conn, Dial, Handle, Options, RemoteRecord, Road, SourceDriver, SourceParts, TcpDial,
-    Traffic,
+    Acceptor, Conn, Dial, Handle, LinkHistory, Options, RemoteRecord, SharedPort, SourceDriver, SourceParts,
+    TcpDial, Traffic,
     ports::{GuestMemory, Host, Ownership, Request},
-    report::{Compression, Event, Mode, Outcome, Past, Phase, Promise, Report},
+    report::{Compression, Event, Limit, Mode, Outcome, PastMigration, Phase, Report},
 };
 use model::{cable::*, *};
 use pki::Security;
@@ -60,7 +60,7 @@ struct Source {
     /// After how long in doubt it says so; none means: as always.
     doubt: Option<Duration>,
     /// How earlier migrations went.
-    history: Vec<Past>,
+    history: Vec<PastMigration>,
     /// Who owns the VM, if it is not for the target to say.
     record: Option<Arc<dyn Ownership>>,
     /// What is known of the link.
@@ -140,13 +140,13 @@ impl Source {
             private: vec![],
             reading: Default::default(),
             memory: self.ram.clone(),
-            tracker: Some(Box::new(Seen(self.ram.clone()))),
+            tracker: Some(Box::new(ModelTracker(self.ram.clone()))),
             stuns: self.stuns.clone().map(|stuns| Box::new(stuns) as Box<_>),
-            machine: Beside::new(Box::new(self.cpu.clone())),
+            machine: SharedPort::new(Box::new(self.cpu.clone())),
             journal: Box::new(self.journal.clone()),
             cores: Box::new(|| 1),
             history: self.history.clone(),
-            road: Road { link: self.link, switchover: Duration::from_millis(8) },
+            link_history: LinkHistory { link: self.link, switchover: Duration::from_millis(8) },
             writers: 1,
             record: self.record.clone().unwrap_or_else(|| Arc::new(RemoteRecord(dial.clone()))),
             dial,
@@ -175,7 +175,7 @@ fn options(mode: Mode) -> Options {
         max_downtime: Duration::from_millis(20),
         max_time: None,
         max_stall: Duration::from_millis(5),
-        keep: Promise::USUAL,
+        keep: Limit::USUAL,
         bandwidth: None,
         streams: 2..=2,
         verify: true,
@@ -206,7 +206,7 @@ fn all_modes_bring_the_same_memory() {
         assert_eq!(inn.ram.content(), source.ram.content(), "{mode:?}");
         assert_eq!(inn.ram.overwritten(), 0, "{mode:?}: I5");
         assert!(report.downtime_ms.is_some_and(|ms| ms > 0.0 && ms < 1000.0), "{:?}", report.downtime_ms);
-        assert_eq!(report.paused_in_vain_ms, 0.0, "{mode:?}");
+        assert_eq!(report.aborted_pauses_ms, 0.0, "{mode:?}");
         wait_until("the target's end", || *inn.ended.lock().unwrap() == Some(true));
         let journal = source.journal.events.lock().unwrap().join(",");
         assert_eq!(journal, "pausing,promise,gone 4,settled", "{mode:?}");
@@ -396,14 +396,14 @@ struct Disturbed {
 }
 
 impl Dial for Disturbed {
-    fn dial(&self, kind: proto::Kind, token: Option<&proto::Token>) -> std::io::Result<Conn> {
-        let first = kind == proto::Kind::Probe && self.probes.fetch_add(1, SeqCst) == 0;
+    fn dial(&self, kind: proto::Purpose, token: Option<&proto::Token>) -> std::io::Result<Conn> {
+        let first = kind == proto::Purpose::Probe && self.probes.fetch_add(1, SeqCst) == 0;
         if first { &self.disturbed } else { &self.dial }.dial(kind, token)
     }
 
     fn dial_soon(
         &self,
-        kind: proto::Kind,
+        kind: proto::Purpose,
         token: Option<&proto::Token>,
         _: Duration,
     ) -> std::io::Result<Conn> {
@@ -535,7 +535,7 @@ fn i3_a_target_that_waits_for_a_page_hears_that_it_is_over() {
 
 #[test]
 fn i3_a_target_whose_qemu_has_ended_does_not_claim() {
-    // Found right after the device state was loaded, or with the permit.
+    // Found right after the device state was loaded, or with the authorization.
     for (mode, looks) in [(Mode::PreCopy, 0), (Mode::PostCopy, 0), (Mode::PreCopy, 1), (Mode::PostCopy, 1)] {
         let (source, mut inn) = (Source::new(), Inn::usual(&PAGES));
         inn.cpu.dies_loaded = Some(looks);
@@ -679,7 +679,7 @@ fn a_guest_that_outruns_the_link_is_reported_not_hidden() {
 #[test]
 fn a_guest_that_outruns_the_link_is_slowed_until_it_fits() {
     let (source, inn) = (Source::new(), Inn::new(&PAGES));
-    *source.ram.governor.lock().unwrap() = Some(policy::Governor::new(Duration::from_millis(5), 1));
+    *source.ram.throttle.lock().unwrap() = Some(policy::Throttle::new(Duration::from_millis(5), 1));
     source.guest(400);
     let mut wish = options(Mode::PreCopy);
     wish.bandwidth = Some(units::Rate(20 << 20));
@@ -749,7 +749,7 @@ fn i7_pages_travel_as_little_as_they_can_and_arrive_as_they_are() {
         assert_eq!(report.verified, Some(true));
         assert_eq!(inn.ram.content(), source.ram.content());
         let pages = report.pages;
-        assert!(pages.known > 0 && pages.unchanged > 0, "{compress:?}: {pages:?}");
+        assert!(pages.duplicate > 0 && pages.unchanged > 0, "{compress:?}: {pages:?}");
         if report.rounds.len() > 3 {
             assert!(pages.delta > 0, "{compress:?}: {pages:?}");
         }
@@ -761,8 +761,8 @@ fn i7_pages_travel_as_little_as_they_can_and_arrive_as_they_are() {
         assert!((100..140).all(told), "what was written again as it was");
         assert!(!learnt[0].block(BlockId(0)).contains(PageIndex(100)), "it was new in the first round");
         match compress {
-            Compression::None => assert_eq!(pages.packed, 0),
-            Compression::Lz4 | Compression::Zstd => assert!(pages.packed > pages.plain, "{pages:?}"),
+            Compression::None => assert_eq!(pages.compressed, 0),
+            Compression::Lz4 | Compression::Zstd => assert!(pages.compressed > pages.raw, "{pages:?}"),
             Compression::Auto => {}
         }
     }
@@ -804,7 +804,7 @@ fn i3_i7_a_target_with_other_memory_takes_nothing_over() {
     assert_eq!(report.outcome, Outcome::Failed);
     let error = report.error.unwrap();
     assert_eq!(error.vm_runs_on.as_deref(), Some("source"));
-    assert!(error.why.contains("sealed"), "{}", error.why);
+    assert!(error.why.contains("tagged"), "{}", error.why);
     assert!(source.cpu.running.load(SeqCst) && !inn.cpu.running.load(SeqCst));
 }
 
@@ -826,9 +826,9 @@ fn an_owed_set_of_other_blocks_is_refused_and_not_believed() {
     };
     for pages in [&[6000][..], &[6000, 301], &[6000, 300, 1], &[]] {
         let waiting = inn.prepare(&request).unwrap();
-        let owed = MemorySet::empty(pages.iter().copied());
-        let error = acceptor.go_on(request.clone(), waiting, owed, None).unwrap_err();
-        assert!(error.to_string().contains("recorded as owed"), "{error}");
+        let missing = MemorySet::empty(pages.iter().copied());
+        let error = acceptor.go_on(request.clone(), waiting, missing, None).unwrap_err();
+        assert!(error.to_string().contains("recorded as missing"), "{error}");
     }
     assert!(!inn.cpu.running.load(SeqCst));
 }

@@ -2,7 +2,7 @@
 
 use agent::{
     config::Config,
-    hypervisor::{Condition, Examined, Found, Hypervisor, Plan, Reasons},
+    hypervisor::{Condition, Examined, Found, Hypervisor, Reasons, StartPlan},
     store::VmRecord,
 };
 use attach::RamBlock;
@@ -226,15 +226,15 @@ fn refused(error: OpenError) -> Reasons {
 const UNNAMED: &str = "vm";
 
 impl Hypervisor for QemuHost {
-    fn plan(&self, text: &str, path: &Path) -> Result<Plan, Reasons> {
+    fn plan(&self, text: &str, path: &Path) -> Result<StartPlan, Reasons> {
         let file = VmFile::parse(text, path).map_err(reasons)?;
         let recipe = file.recipe(&self.host()).map_err(Reasons)?;
         let name = recipe.name.clone();
         let planned = Planned { recipe, qemu: file.qemu };
-        Ok(Plan { name, recipe: serde_json::to_value(planned).map_err(reasons)? })
+        Ok(StartPlan { name, recipe: serde_json::to_value(planned).map_err(reasons)? })
     }
 
-    fn start(&self, plan: &Plan) -> Result<Found, Reasons> {
+    fn start(&self, plan: &StartPlan) -> Result<Found, Reasons> {
         let planned: Planned = serde_json::from_value(plan.recipe.clone()).map_err(reasons)?;
         let mut host = self.host();
         host.qemu = planned.qemu.or(host.qemu);

@@ -78,15 +78,15 @@ impl Incoming {
 
     /// All that is needed around a QEMU that waits; the caller ends it if this fails.
     fn take(&self, request: &Request, vm: &mut Vm) -> Result<Taken, Vec<String>> {
-        let lacking = vm.missing_features().map_err(|e| vec![e.to_string()])?;
+        let outdated = vm.missing_features().map_err(|e| vec![e.to_string()])?;
         let mut reasons = Vec::new();
-        if !lacking.is_empty() {
-            let all = lacking.join(", ");
+        if !outdated.is_empty() {
+            let all = outdated.join(", ");
             reasons.push(format!("the guest was shown CPU features that it would not find here: {all}"));
         }
-        let lacking = vm.missing_of_virtio().map_err(|e| vec![e.to_string()])?;
-        if !lacking.is_empty() {
-            let all = lacking.join(", ");
+        let outdated = vm.missing_of_virtio().map_err(|e| vec![e.to_string()])?;
+        if !outdated.is_empty() {
+            let all = outdated.join(", ");
             reasons.push(format!(
                 "the guest uses what its virtio devices would not offer here, where kernel or QEMU differ: \
                  {all}"

@@ -17,9 +17,9 @@ use agent::{
 };
 use attach::RamBlock;
 use engine::{
-    Acceptor, Beside, Options, RemoteRecord, SourceDriver, SourceParts,
+    Acceptor, Options, RemoteRecord, SharedPort, SourceDriver, SourceParts,
     ports::{Claim, Claimed, GuestMemory, Machine, Ownership, Request, TargetJournal, Waiting},
-    report::{Compression, Failure, Forecast, Mode, Outcome, Promise, Report},
+    report::{Compression, Failure, Forecast, Limit, Mode, Outcome, Report},
     shared::SharedRecord,
 };
 use pki::Security;
@@ -73,8 +73,8 @@ impl Mover {
         let text = |error: &dyn std::fmt::Display| error.to_string();
         let handle = handle_of(vm)?;
         let waits = kept(vm)?.waits.ok_or("it lacks memory, but nothing is recorded of how to serve it")?;
-        let owed = self.store.owed(&vm.name).map_err(|e| text(&e))?;
-        let owed = owed.ok_or("it lacks memory, but not which is recorded")?;
+        let missing_pages = self.store.missing(&vm.name).map_err(|e| text(&e))?;
+        let missing_pages = missing_pages.ok_or("it lacks memory, but not which is recorded")?;
         let spool = self.store.spool(&vm.name).map_err(|e| text(&e))?;
         let target = attach::Target::reopen(handle.pid, &waits.blocks).map_err(|e| text(&e))?;
         if !target.is_watched(waits.fd).map_err(|e| text(&e))? {
@@ -115,7 +115,7 @@ impl Mover {
                     thread::sleep(AGAIN);
                 }
             });
-            self.acceptor.go_on(request, waiting, owed, spool).map_err(|e| text(&e))
+            self.acceptor.go_on(request, waiting, missing_pages, spool).map_err(|e| text(&e))
         })
     }
 
@@ -208,7 +208,7 @@ fn memory_of(vm: &VmRecord, departure: &DepartureRecord) -> Result<Vec<RamBlock>
     Ok(open(vm).map_err(|e| e.to_string())?.ram_blocks().to_vec())
 }
 
-/// Nothing is owed to this guest: it waits at no hole of its memory any more.
+/// Nothing is missing_pages to this guest: it waits at no hole of its memory any more.
 fn end_watch(vm: &VmRecord) -> Result<(), String> {
     let Some(waits) = kept(vm)?.waits else { return Ok(()) };
     let target = attach::Target::reopen(handle_of(vm)?.pid, &waits.blocks).map_err(|e| e.to_string())?;
@@ -268,7 +268,7 @@ impl Migrator for Mover {
             let hold =
                 frozen::hold(source.process()).map_err(|e| format!("its QEMU does not stand still: {e}"))?;
             let cores = cores(None, SpareCores::beside(source.process()));
-            let road = self.road(&departure.to, handle.recipe.accel);
+            let link_history = self.link_history(&departure.to, handle.recipe.accel);
             let dial = self
                 .dial(&departure.to, &departure.address, departure.migration)
                 .map_err(|e| e.to_string())?;
@@ -284,7 +284,7 @@ impl Migrator for Mover {
                 memory: source.memory(),
                 tracker: None,
                 stuns: None,
-                machine: Beside::new(Box::new(Left { vm: vm.clone(), hold: Some(hold) })),
+                machine: SharedPort::new(Box::new(Left { vm: vm.clone(), hold: Some(hold) })),
                 journal: {
                     let DepartureRecord { migration, to, address, record, .. } = departure;
                     let journal = self.store.departure(&vm.name, *migration, to, address);
@@ -292,7 +292,7 @@ impl Migrator for Mover {
                 },
                 cores,
                 history: vec![],
-                road,
+                link_history,
                 writers: 0,
                 record: Arc::new(RemoteRecord(dial.clone())),
                 dial,
@@ -303,7 +303,7 @@ impl Migrator for Mover {
                 max_downtime: Duration::ZERO,
                 max_time: None,
                 max_stall: Duration::ZERO,
-                keep: Promise::USUAL,
+                keep: Limit::USUAL,
                 bandwidth: None,
                 streams: streams(),
                 verify: false,
@@ -330,7 +330,7 @@ impl Migrator for Mover {
     }
 
     fn go_on(&self, vm: &VmRecord, arrival: Arrival, record: &ArrivalRecord) {
-        let gone_on = if record.owing {
+        let gone_on = if record.incomplete {
             self.serve_missing(vm, arrival, record)
         } else {
             // It was ready for a post-copy that did not come to it: what was never sent must not be waited

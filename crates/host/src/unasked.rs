@@ -2,7 +2,7 @@
 
 use crate::hypervisor::{handle_of, open};
 use agent::store::VmRecord;
-use engine::ports::{DeviceState, Ender, HasEnded, Machine, MachineError, RunState, Saved, Seen, Unheard};
+use engine::ports::{DeviceState, Ender, HasEnded, Machine, MachineError, RunState, Saved, Unheard, VmCheck};
 use qemu::{Vm, frozen};
 use std::time::Duration;
 use sys::hold::Hold;
@@ -54,7 +54,7 @@ impl Machine for Later {
         self.open()?.prepare_load()
     }
 
-    fn watch(&mut self) -> Result<Seen, MachineError> {
+    fn watch(&mut self) -> Result<VmCheck, MachineError> {
         self.open()?.watch()
     }
 
@@ -119,7 +119,7 @@ impl Machine for Left {
         self.elsewhere("prepare to load")
     }
 
-    fn watch(&mut self) -> Result<Seen, MachineError> {
+    fn watch(&mut self) -> Result<VmCheck, MachineError> {
         self.elsewhere("watch")
     }
 

@@ -379,7 +379,7 @@ proptest! {
             life.number += 100;
             let offer = offer(n as u128 + 1, life.epoch, &life.owner, to);
             if life.try_run(Offering::migration("it", &offer, life.number)).is_none() {
-                // No promise, no permit: the guest goes on where it is.
+                // No fence, no authorization: the guest goes on where it is.
                 life.sweep(Some((life.epoch, offer.migration)), migration.late);
                 continue;
             }

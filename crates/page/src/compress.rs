@@ -63,7 +63,7 @@ impl Encoder {
 
 /// Compressed pages that cannot be right.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("packed pages do not unpack to the {pages} pages that are announced")]
+#[error("compressed pages do not unpack to the {pages} pages that are announced")]
 pub struct NotPages {
     /// How many there should be.
     pub pages: usize,
@@ -80,10 +80,10 @@ impl Default for Decoder {
 
 impl Decoder {
     /// Fills `into`, exactly. Hostile content costs no more than that.
-    pub fn decode(&mut self, codec: Codec, packed: &[u8], into: &mut [u8]) -> Result<(), NotPages> {
+    pub fn decode(&mut self, codec: Codec, compressed: &[u8], into: &mut [u8]) -> Result<(), NotPages> {
         let written = match codec {
-            Codec::Lz4 => lz4_flex::block::decompress_into(packed, into).ok(),
-            Codec::Zstd(_) => self.0.decompress(into, packed).ok(),
+            Codec::Lz4 => lz4_flex::block::decompress_into(compressed, into).ok(),
+            Codec::Zstd(_) => self.0.decompress(into, compressed).ok(),
         };
         if written == Some(into.len()) { Ok(()) } else { Err(NotPages { pages: into.len() / PAGE_SIZE }) }
     }
@@ -101,20 +101,20 @@ mod tests {
 
         #[test]
         fn decode_undoes_encode(bytes in prop::collection::vec(0u8..5, 1..9000), cut in 0usize..9000) {
-            let (mut encoder, mut decoder, mut packed) = (Encoder::default(), Decoder::default(), vec![]);
+            let (mut encoder, mut decoder, mut compressed) = (Encoder::default(), Decoder::default(), vec![]);
             let (a, b) = bytes.split_at(cut.min(bytes.len()));
             for codec in CODECS {
-                encoder.encode(codec, &[a, b], &mut packed);
-                if packed.len() >= bytes.len() {
+                encoder.encode(codec, &[a, b], &mut compressed);
+                if compressed.len() >= bytes.len() {
                     continue;
                 }
                 let mut back = vec![0; bytes.len()];
-                prop_assert_eq!(decoder.decode(codec, &packed, &mut back), Ok(()));
+                prop_assert_eq!(decoder.decode(codec, &compressed, &mut back), Ok(()));
                 prop_assert!(back == bytes);
                 let mut long = vec![0; bytes.len() + 1];
-                prop_assert!(decoder.decode(codec, &packed, &mut long).is_err());
-                prop_assert!(decoder.decode(codec, &packed, &mut back[1..]).is_err());
-                let truncated = decoder.decode(codec, &packed[..packed.len() - 1], &mut back);
+                prop_assert!(decoder.decode(codec, &compressed, &mut long).is_err());
+                prop_assert!(decoder.decode(codec, &compressed, &mut back[1..]).is_err());
+                let truncated = decoder.decode(codec, &compressed[..compressed.len() - 1], &mut back);
                 prop_assert!(truncated.is_err());
             }
         }
@@ -132,9 +132,9 @@ mod tests {
     fn noise_comes_out_as_something_that_is_not_smaller() {
         let noise: Vec<u8> = blake3::Hasher::new().finalize_xof().take_vec(8192);
         for codec in CODECS {
-            let mut packed = vec![];
-            Encoder::default().encode(codec, &[&noise], &mut packed);
-            assert!(packed.len() >= noise.len(), "{codec:?}");
+            let mut compressed = vec![];
+            Encoder::default().encode(codec, &[&noise], &mut compressed);
+            assert!(compressed.len() >= noise.len(), "{codec:?}");
         }
     }
 

@@ -1,28 +1,28 @@
 //! What a page is sent as, and how it becomes a page again. Pure: no sockets, no clocks, no threads.
 //!
 //! ```text
-//! zero? ─ unchanged? ─ known? ─ delta? ─ packed? ─ plain          (refine, at the source)
+//! zero? ─ unchanged? ─ known? ─ delta? ─ compressed? ─ plain          (refine, at the source)
 //! ```
 //!
-//! Each step is asked only where those before it said no. [`Sent`] is what the first four know; [`Restorer`]
-//! undoes it all.
+//! Each step is asked only where those before it said no. [`Sent`] is what the first four know;
+//! [`PageDecoder`] undoes it all.
 
 /// Compression of what crosses the wire beside pages.
 mod codec;
 /// Pages compressed together.
 mod compress;
+/// Target: from messages to pages, nothing unverified.
+mod decode;
 /// A page as a difference.
 mod delta;
+/// Source: the cheapest message for each page.
+mod encode;
+/// What tells two contents apart.
+mod fingerprint;
 /// Source: which page has this content?
 mod index;
-/// What tells two contents apart.
-mod print;
-/// Source: the cheapest message for each page.
-mod refine;
 /// Content that comes again and again.
 mod repeats;
-/// Target: from messages to pages, nothing unverified.
-mod restore;
 /// What a run of pages is sent as.
 mod run;
 /// Source: what the target has.
@@ -30,11 +30,11 @@ mod sent;
 /// Source: the versions that differences are made against.
 mod versions;
 
-pub use codec::{Unpack, pack, unpack};
+pub use codec::{DecompressError, compress, decompress};
 pub use compress::{Codec, Decoder, Encoder, NotPages};
-pub use print::{SEAL, Sealer, fingerprint, is_zero};
-pub use refine::{Batch, Counts, PAYLOAD_OF_KNOWN, Packing, References};
-pub use restore::{Landed, Restorer, Unrestorable};
+pub use decode::{PageDecoder, TargetMemory, Undecodable};
+pub use encode::{Batch, Compressed, Counts, PAYLOAD_OF_DUPLICATE, References};
+pub use fingerprint::{TAG, Tagger, fingerprint, is_zero};
 pub use run::{Class, Run};
 pub use sent::Sent;
 

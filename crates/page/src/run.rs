@@ -1,6 +1,6 @@
 //! What a run of pages is sent as.
 
-use crate::{PAYLOAD_OF_KNOWN, SEAL};
+use crate::{PAYLOAD_OF_DUPLICATE, TAG};
 use units::{PAGE_SIZE, PageRange};
 
 /// How pages travel, from the cheapest to the dearest.
@@ -8,14 +8,14 @@ use units::{PAGE_SIZE, PageRange};
 pub enum Class {
     /// Full of zeros: no content travels.
     Zero,
-    /// The target has this content in other pages: their place and a seal travel.
-    Known,
-    /// As what differs from the version that was sent before, with a seal.
+    /// The target has this content in other pages: their place and a tag travel.
+    Duplicate,
+    /// As what differs from the version that was sent before, with a tag.
     Delta,
     /// In the batch's common part, compressed with its neighbours.
-    Packed,
+    Compressed,
     /// As it is.
-    Plain,
+    Raw,
 }
 
 /// Neighbouring pages of the same class.
@@ -25,7 +25,7 @@ pub struct Run {
     pub range: PageRange,
     /// What they are sent as.
     pub class: Class,
-    /// Bytes that travel for this run alone; what is packed travels in the batch's common part.
+    /// Bytes that travel for this run alone; what is compressed travels in the batch's common part.
     pub bytes: u32,
 }
 
@@ -34,10 +34,10 @@ impl Run {
     pub fn new(range: PageRange, class: Class) -> Self {
         let pages = range.count as usize;
         let bytes = match class {
-            Class::Zero | Class::Packed => 0,
-            Class::Known => PAYLOAD_OF_KNOWN,
-            Class::Delta => SEAL + pages * crate::delta::LENGTH,
-            Class::Plain => pages * PAGE_SIZE,
+            Class::Zero | Class::Compressed => 0,
+            Class::Duplicate => PAYLOAD_OF_DUPLICATE,
+            Class::Delta => TAG + pages * crate::delta::LENGTH,
+            Class::Raw => pages * PAGE_SIZE,
         };
         Self { range, class, bytes: bytes as u32 }
     }
@@ -57,13 +57,13 @@ impl Run {
     pub fn is_sound(&self) -> bool {
         let (pages, bytes) = (self.range.count, u64::from(self.bytes));
         match self.class {
-            Class::Zero | Class::Packed => bytes == 0,
-            Class::Known => bytes == PAYLOAD_OF_KNOWN as u64,
+            Class::Zero | Class::Compressed => bytes == 0,
+            Class::Duplicate => bytes == PAYLOAD_OF_DUPLICATE as u64,
             Class::Delta => {
-                let least = (SEAL as u64).saturating_add(pages.saturating_mul(crate::delta::LENGTH as u64));
+                let least = (TAG as u64).saturating_add(pages.saturating_mul(crate::delta::LENGTH as u64));
                 pages > 0 && (least..=pages.saturating_mul(PAGE_SIZE as u64)).contains(&bytes)
             }
-            Class::Plain => pages.checked_mul(PAGE_SIZE as u64) == Some(bytes),
+            Class::Raw => pages.checked_mul(PAGE_SIZE as u64) == Some(bytes),
         }
     }
 }

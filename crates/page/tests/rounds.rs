@@ -1,7 +1,9 @@
-//! What was refined at the source, round by round, is restored at the target; and what is not right is
+//! What was encoded at the source, round by round, is decoded at the target; and what is not right is
 //! refused.
 
-use page::{Batch, Class, Codec, Encoder, Landed, References, Restorer, Run, Sealer, Sent, Unrestorable};
+use page::{
+    Batch, Class, Codec, Encoder, PageDecoder, References, Run, Sent, Tagger, TargetMemory, Undecodable,
+};
 use proptest::prelude::*;
 use std::{cell::RefCell, collections::HashSet, convert::Infallible};
 use units::{BlockId, PAGE_SIZE, PageIndex, PageRange};
@@ -28,7 +30,7 @@ impl Memory {
     }
 }
 
-impl Landed for Memory {
+impl TargetMemory for Memory {
     type Error = Infallible;
 
     fn pages(&self, block: BlockId) -> Option<u64> {
@@ -49,24 +51,28 @@ struct Arrived {
     runs: Vec<Run>,
     own: Vec<Vec<u8>>,
     codec: Option<Codec>,
-    packed: Vec<u8>,
+    compressed: Vec<u8>,
 }
 
 fn arrived(block: BlockId, batch: &mut Batch) -> Arrived {
     let mut parts: std::collections::VecDeque<Vec<u8>> = batch.parts().map(<[u8]>::to_vec).collect();
-    let (runs, codec, packed) = batch.runs();
+    let (runs, codec, compressed) = batch.runs();
     let own =
         runs.iter().map(|run| if run.payload() > 0 { parts.pop_front().unwrap() } else { vec![] }).collect();
-    let packed = if packed > 0 { parts.pop_front().unwrap() } else { vec![] };
+    let compressed = if compressed > 0 { parts.pop_front().unwrap() } else { vec![] };
     assert!(parts.is_empty());
-    Arrived { block, runs: runs.to_vec(), own, codec, packed }
+    Arrived { block, runs: runs.to_vec(), own, codec, compressed }
 }
 
-fn land(memory: &Memory, restorer: &mut Restorer, batch: &Arrived) -> Result<(), Unrestorable<Infallible>> {
-    let packed = batch.runs.iter().filter(|run| run.class == Class::Packed);
-    restorer.begin(batch.codec, &batch.packed, packed.map(Run::raw).sum())?;
+fn land(
+    memory: &Memory,
+    page_decoder: &mut PageDecoder,
+    batch: &Arrived,
+) -> Result<(), Undecodable<Infallible>> {
+    let compressed = batch.runs.iter().filter(|run| run.class == Class::Compressed);
+    page_decoder.begin(batch.codec, &batch.compressed, compressed.map(Run::raw).sum())?;
     for (run, own) in batch.runs.iter().zip(&batch.own) {
-        let content = restorer.restore(batch.block, run, own, memory)?;
+        let content = page_decoder.decode(batch.block, run, own, memory)?;
         memory.write(batch.block, run.range, content);
     }
     Ok(())
@@ -123,7 +129,7 @@ fn apply(guest: &Memory, dirty: &mut HashSet<(BlockId, u64)>, writes: &[(bool, u
 }
 
 /// One round of one stream: the batches of the dirty pages.
-fn refine(
+fn encode(
     guest: &Memory,
     sent: &Sent,
     round: u32,
@@ -142,8 +148,8 @@ fn refine(
     };
     for block in BLOCKS {
         let mut flush = |batch: &mut Batch| {
-            batch.seal(sent);
-            codec.map(|codec| batch.pack(&mut encoder, codec, |range| range.start.0 % 7 != 0));
+            batch.tag(sent);
+            codec.map(|codec| batch.compress(&mut encoder, codec, |range| range.start.0 % 7 != 0));
             if !batch.runs().0.is_empty() {
                 out.push(arrived(block, batch));
             }
@@ -179,40 +185,40 @@ proptest! {
     fn what_is_refined_is_restored_round_after_round(rounds in prop::collection::vec(writes(), 1..6),
         codec in 0usize..3) {
         let (guest, target) = (Memory::new(), Memory::new());
-        let sent = Sent::new(&[PAGES; 2], PAGES, &[1; 32], Sealer::new([2; 32]));
-        let mut restorer = Restorer::new(Some(Sealer::new([2; 32])), BATCH as usize * PAGE_SIZE);
+        let sent = Sent::new(&[PAGES; 2], PAGES, &[1; 32], Tagger::new([2; 32]));
+        let mut page_decoder = PageDecoder::new(Some(Tagger::new([2; 32])), BATCH as usize * PAGE_SIZE);
         for (writes, round) in rounds.iter().zip(1..) {
             let mut dirty = HashSet::new();
             apply(&guest, &mut dirty, writes);
             sent.turn(round);
-            let (batches, counts) = refine(&guest, &sent, round, &dirty, CODECS[codec]);
-            let all = counts.zero + counts.unchanged + counts.known + counts.delta;
-            let all = all + counts.packed + counts.plain;
+            let (batches, counts) = encode(&guest, &sent, round, &dirty, CODECS[codec]);
+            let all = counts.zero + counts.unchanged + counts.duplicate + counts.delta;
+            let all = all + counts.compressed + counts.raw;
             prop_assert_eq!(all, dirty.len() as u64);
             for batch in &batches {
-                prop_assert_eq!(land(&target, &mut restorer, batch), Ok(()));
+                prop_assert_eq!(land(&target, &mut page_decoder, batch), Ok(()));
             }
             prop_assert!(*guest.0.borrow() == *target.0.borrow());
         }
     }
 
-    /// Batches lost, swapped or spoilt on the way: either the seal tells, or what is landed does not depend
-    /// on it. In no case does anything panic, and a reference never yields anything but what was sealed.
+    /// Batches lost, swapped or spoilt on the way: either the tag tells, or what is arrived does not depend
+    /// on it. In no case does anything panic, and a reference never yields anything but what was tagged.
     #[test]
     fn what_refers_to_other_content_than_was_meant_is_refused(
         first in writes(), second in writes(), lose in any::<prop::sample::Index>(),
         spoil: (prop::sample::Index, u8),
     ) {
         let (guest, target) = (Memory::new(), Memory::new());
-        let sent = Sent::new(&[PAGES; 2], PAGES, &[1; 32], Sealer::new([2; 32]));
-        let mut restorer = Restorer::new(Some(Sealer::new([2; 32])), BATCH as usize * PAGE_SIZE);
+        let sent = Sent::new(&[PAGES; 2], PAGES, &[1; 32], Tagger::new([2; 32]));
+        let mut page_decoder = PageDecoder::new(Some(Tagger::new([2; 32])), BATCH as usize * PAGE_SIZE);
         let mut all = vec![];
         let mut meant = vec![];
         for (writes, round) in [(&first, 1), (&second, 2)] {
             let mut dirty = HashSet::new();
             apply(&guest, &mut dirty, writes);
             sent.turn(round);
-            let batches = refine(&guest, &sent, round, &dirty, Some(Codec::Lz4)).0;
+            let batches = encode(&guest, &sent, round, &dirty, Some(Codec::Lz4)).0;
             meant.resize(meant.len() + batches.len(), guest.0.borrow().clone());
             all.extend(batches);
         }
@@ -225,13 +231,13 @@ proptest! {
                 let at = spoil.0.index(own.len());
                 own[at] ^= spoil.1;
             }
-            let packed = batch.runs.iter().filter(|run| run.class == Class::Packed);
-            if restorer.begin(batch.codec, &batch.packed, packed.map(Run::raw).sum()).is_err() {
+            let compressed = batch.runs.iter().filter(|run| run.class == Class::Compressed);
+            if page_decoder.begin(batch.codec, &batch.compressed, compressed.map(Run::raw).sum()).is_err() {
                 continue;
             }
             for (run, own) in batch.runs.iter().zip(&batch.own) {
-                let Ok(content) = restorer.restore(batch.block, run, own, &target) else { continue };
-                if matches!(run.class, Class::Known | Class::Delta) {
+                let Ok(content) = page_decoder.decode(batch.block, run, own, &target) else { continue };
+                if matches!(run.class, Class::Duplicate | Class::Delta) {
                     let at = run.range.start.offset() as usize;
                     let meant = &meant[usize::from(batch.block.0)][at..at + run.raw()];
                     prop_assert!(content == Some(meant), "{run:?} passed as something else");
@@ -247,10 +253,11 @@ proptest! {
         class in 0usize..5,
         bytes in any::<u32>(), own in prop::collection::vec(any::<u8>(), 0..300), key: bool,
     ) {
-        let class = [Class::Zero, Class::Known, Class::Delta, Class::Packed, Class::Plain][class];
+        let class = [Class::Zero, Class::Duplicate, Class::Delta, Class::Compressed, Class::Raw][class];
         let memory = Memory::new();
-        let mut restorer = Restorer::new(key.then(|| Sealer::new([0; 32])), BATCH as usize * PAGE_SIZE);
-        prop_assert!(restorer.begin(Some(Codec::Lz4), &own, usize::MAX / 2).is_err());
+        let tagger = key.then(|| Tagger::new([0; 32]));
+        let mut page_decoder = PageDecoder::new(tagger, BATCH as usize * PAGE_SIZE);
+        prop_assert!(page_decoder.begin(Some(Codec::Lz4), &own, usize::MAX / 2).is_err());
         for bytes in [bytes, own.len() as u32] {
             // Whoever reads the table has checked that the pages exist.
             let range = PageRange::new(PageIndex(start), count);
@@ -258,9 +265,9 @@ proptest! {
                 continue;
             }
             let run = Run { range, class, bytes };
-            let restored = restorer.restore(BlockId(0), &run, &own, &memory);
-            let harmless = matches!(class, Class::Zero | Class::Plain)
-            || (class == Class::Packed && count == 0);
+            let restored = page_decoder.decode(BlockId(0), &run, &own, &memory);
+            let harmless = matches!(class, Class::Zero | Class::Raw)
+            || (class == Class::Compressed && count == 0);
             prop_assert!(restored.is_err() || harmless);
         }
     }
@@ -269,33 +276,33 @@ proptest! {
 #[test]
 fn each_page_takes_the_cheapest_way() {
     let (guest, target) = (Memory::new(), Memory::new());
-    let sent = Sent::new(&[PAGES; 2], PAGES, &[1; 32], Sealer::new([2; 32]));
-    let mut restorer = Restorer::new(Some(Sealer::new([2; 32])), BATCH as usize * PAGE_SIZE);
+    let sent = Sent::new(&[PAGES; 2], PAGES, &[1; 32], Tagger::new([2; 32]));
+    let mut page_decoder = PageDecoder::new(Some(Tagger::new([2; 32])), BATCH as usize * PAGE_SIZE);
     let mut go = |round: u32, writes: &[(bool, u64, Write)]| {
         let mut dirty = HashSet::new();
         apply(&guest, &mut dirty, writes);
         sent.turn(round);
-        let (batches, counts) = refine(&guest, &sent, round, &dirty, None);
-        batches.iter().for_each(|batch| land(&target, &mut restorer, batch).unwrap());
+        let (batches, counts) = encode(&guest, &sent, round, &dirty, None);
+        batches.iter().for_each(|batch| land(&target, &mut page_decoder, batch).unwrap());
         assert_eq!(*guest.0.borrow(), *target.0.borrow());
         let runs: Vec<(Class, u64)> =
             batches.iter().flat_map(|b| &b.runs).map(|run| (run.class, run.range.count)).collect();
         (counts, runs)
     };
     let kinds: Vec<_> = (1..6).map(|page| (false, page, Write::Content(page as u8))).collect();
-    assert_eq!(go(1, &kinds).1, [(Class::Plain, 5)]);
+    assert_eq!(go(1, &kinds).1, [(Class::Raw, 5)]);
     // The same again: nothing travels. Zeros where zeros are: nothing either.
     let (counts, runs) = go(2, &[kinds.clone(), vec![(true, 9, Write::Content(0))]].concat());
     assert_eq!((counts.unchanged, counts.zero, runs), (5, 1, vec![]));
     // The same elsewhere: one reference for all of it.
     let copies: Vec<_> = (1..6).map(|page| (true, page, Write::Content(page as u8))).collect();
-    assert_eq!(go(3, &copies).1, [(Class::Known, 5)]);
+    assert_eq!(go(3, &copies).1, [(Class::Duplicate, 5)]);
     // What repeats itself refers to what goes before it, but never to itself.
     let again: Vec<_> = (20..40).map(|page| (false, page, Write::Content(101 + (page % 3) as u8))).collect();
     let (counts, runs) = go(3, &again);
-    assert_eq!((counts.plain, counts.known), (3, 17), "{runs:?}");
+    assert_eq!((counts.raw, counts.duplicate), (3, 17), "{runs:?}");
     // A word, twice: the first time there is no older version yet.
-    assert_eq!(go(4, &[(false, 1, Write::Word(5, 77))]).1, [(Class::Plain, 1)]);
+    assert_eq!(go(4, &[(false, 1, Write::Word(5, 77))]).1, [(Class::Raw, 1)]);
     assert_eq!(go(5, &[(false, 1, Write::Word(5, 78))]).1, [(Class::Delta, 1)]);
     assert_eq!(go(6, &[(false, 1, Write::Content(0))]).1, [(Class::Zero, 1)]);
 }
@@ -306,16 +313,16 @@ fn a_target_with_unknown_content_gets_zeros_too() {
     for (page, stale) in (0..8).map(|page| (page, Write::Content(page as u8 + 1))) {
         apply(&target, &mut HashSet::new(), &[(false, page, stale)]);
     }
-    let sent = Sent::new(&[PAGES; 2], PAGES, &[1; 32], Sealer::new([2; 32])).to_a_target_with_content();
-    let mut restorer = Restorer::new(Some(Sealer::new([2; 32])), BATCH as usize * PAGE_SIZE);
-    // The first page of content makes prints for all pages around it: of nothing, not of zeros.
+    let sent = Sent::new(&[PAGES; 2], PAGES, &[1; 32], Tagger::new([2; 32])).to_a_target_with_content();
+    let mut page_decoder = PageDecoder::new(Some(Tagger::new([2; 32])), BATCH as usize * PAGE_SIZE);
+    // The first page of content makes fingerprints for all pages around it: of nothing, not of zeros.
     for (round, pages) in [(1, 7..8), (2, 0..7), (3, 0..8)] {
         let mut dirty = HashSet::new();
         let writes: Vec<_> = pages.map(|page| (false, page, Write::Content((page == 7) as u8))).collect();
         apply(&guest, &mut dirty, &writes);
         sent.turn(round);
-        let (batches, counts) = refine(&guest, &sent, round, &dirty, None);
-        batches.iter().for_each(|batch| land(&target, &mut restorer, batch).unwrap());
+        let (batches, counts) = encode(&guest, &sent, round, &dirty, None);
+        batches.iter().for_each(|batch| land(&target, &mut page_decoder, batch).unwrap());
         // Once it is known, it does not travel again.
         assert_eq!(batches.iter().any(|batch| !batch.runs.is_empty()), round < 3, "{counts:?}");
     }

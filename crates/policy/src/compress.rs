@@ -13,7 +13,7 @@ mod learnt; // for the next migration
 
 pub use learnt::Learnt;
 
-use crate::link::{Link, Seen};
+use crate::link::{Link, LinkWindow};
 use std::time::Duration;
 
 /// What a batch's content is compressed with.
@@ -102,7 +102,7 @@ pub struct Spent {
     /// Bytes of content that would travel as they are, were it not for compression.
     pub raw: u64,
     /// Bytes that travelled for these.
-    pub packed: u64,
+    pub compressed: u64,
     /// Bytes that the other side confirmed while it was made and written.
     pub carried: u64,
     /// How long the link had something to carry meanwhile: all the time, if it is what limits.
@@ -202,7 +202,7 @@ impl Compressor {
     /// nanoseconds a byte: how many bytes of content will move in a second, and how many bytes travel for
     /// each.
     pub fn foresee(mut self, link: f64, shrinks_to: f64, cost: f64) -> (f64, f64) {
-        self.link.see(&Seen { rate: link / 1e9, full: true, took: 1.0, usual: 1.0, trial: false });
+        self.link.see(&LinkWindow { rate: link / 1e9, full: true, took: 1.0, usual: 1.0, trial: false });
         self.ease = -shrinks_to.clamp(1e-3, 1.0).ln();
         self.cost[FIRST] = Some(cost);
         let best = self.best();
@@ -260,7 +260,7 @@ impl Compressor {
             self.seen += raw / BATCH;
             let news = NEWS.max(1.0 / (PRIOR + self.seen)) * (raw / BATCH).min(1.0);
             let cost = nanos(spent.encode) / raw;
-            let shrunk = (raw / (spent.packed.max(1) as f64)).max(1.0).ln();
+            let shrunk = (raw / (spent.compressed.max(1) as f64)).max(1.0).ln();
             let believed = self.cost(rung);
             if shrunk > LEAST_EASE {
                 let known = self.cost[rung].get_or_insert(believed);
@@ -292,20 +292,20 @@ impl Compressor {
     fn close(&mut self, took: f64) {
         let window = std::mem::take(&mut self.window);
         self.enough = (self.enough * 2).min(WINDOW_BATCHES);
-        let Spent { raw, packed, carried, write, busy, .. } = window.spent;
+        let Spent { raw, compressed, carried, write, busy, .. } = window.spent;
         let full = nanos(busy) > took / 2.0;
         // At first the link had nothing to do while the batch was made.
         let time = if self.link.rate().is_none() && full { nanos(busy) } else { took };
         let carried = self.streams * carried as f64 / time;
-        if packed > 0 {
-            self.copy = self.copy.min(nanos(write) / packed as f64).max(COPY / 4.0);
+        if compressed > 0 {
+            self.copy = self.copy.min(nanos(write) / compressed as f64).max(COPY / 4.0);
         }
         // A short window shows what buffers do.
         let pure = window.pure.filter(|_| !window.mixed && window.batches >= WINDOW_BATCHES);
         let predicted = pure.map(|rung| (rung, self.rate(rung)));
         let trial = self.trial.take();
         let usual = nanos(WINDOW) * self.streams;
-        self.link.see(&Seen { rate: carried, full, took, usual, trial: trial.is_some() });
+        self.link.see(&LinkWindow { rate: carried, full, took, usual, trial: trial.is_some() });
         for (rung, truth) in self.truth.iter_mut().enumerate() {
             match predicted {
                 Some((seen, rate)) if seen == rung && rate.is_finite() && raw > 0 => {
@@ -391,7 +391,7 @@ impl Window {
         self.batches += 1;
         let all = &mut self.spent;
         all.raw += more.raw;
-        all.packed += more.packed;
+        all.compressed += more.compressed;
         all.carried += more.carried;
         all.busy += more.busy;
         all.refine += more.refine;

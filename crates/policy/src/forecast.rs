@@ -6,8 +6,8 @@
 //! everything somewhat better or worse.
 
 use crate::{
-    governor::{CREDIT, OUTRUN, SHARE, share_of_round},
     plan::Plan,
+    throttle::{CREDIT, OUTRUN, SHARE, share_of_round},
     working_set::{Tail, WorkingSet},
 };
 use serde::{Deserialize, Serialize};
@@ -24,11 +24,11 @@ const PUSHED: f64 = 1.1;
 /// Rounds after which there is no end in sight.
 const MANY: u32 = 40;
 
-/// Who writes so many times what the link carries is governed from the start, without being watched in the
+/// Who writes so many times what the link carries is throttled from the start, without being watched in the
 /// first round.
 pub const HARD: f64 = 2.0;
 
-/// Writers that are seen to outrun a round are governed after so long, in the first round (`engine`'s
+/// Writers that are seen to outrun a round are throttled after so long, in the first round (`engine`'s
 /// `JUDGED`).
 const NOTICED: f64 = 0.3;
 
@@ -53,12 +53,12 @@ pub struct Measured {
     pub fixed: f64,
     /// How many threads of the guest may write at a time.
     pub writers: u32,
-    /// Whether its writers are governed from the start: because they had to be before, or write far more than
-    /// the link carries.
+    /// Whether its writers are throttled from the start: because they had to be before, or write far more
+    /// than the link carries.
     pub hard: bool,
-    /// Whether nobody can be governed: its memory is on a file system where writers cannot be made to wait.
+    /// Whether nobody can be throttled: its memory is on a file system where writers cannot be made to wait.
     #[serde(default)]
-    pub ungovernable: bool,
+    pub unthrottleable: bool,
 }
 
 /// How memory travels relative to the switchover.
@@ -94,7 +94,7 @@ impl Add<f64> for Span {
 
 /// What it takes to go one way.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Course {
+pub struct Estimate {
     /// Which.
     pub way: Way,
     /// From the first page to the last, in milliseconds.
@@ -106,9 +106,9 @@ pub struct Course {
     /// How long the guest's writers wait altogether, so that it ends.
     pub stalled_ms: Span,
     /// How long the guest runs without all its memory.
-    pub lacking_ms: Span,
+    pub missing_ms: Span,
     /// Whether its writers have to be slowed.
-    pub governed: bool,
+    pub throttled: bool,
     /// Whether it ends at all.
     pub ends: bool,
 }
@@ -122,8 +122,8 @@ pub struct Standing {
     pub lasted: Duration,
     /// Whether it is the first.
     pub first: bool,
-    /// Whether the guest's writers are governed.
-    pub governed: bool,
+    /// Whether the guest's writers are throttled.
+    pub throttled: bool,
 }
 
 /// One play.
@@ -133,8 +133,8 @@ pub(crate) struct Played {
     pub downtime: f64,
     wire: f64,
     stalled: f64,
-    lacking: f64,
-    pub governed: bool,
+    missing: f64,
+    pub throttled: bool,
     pub ends: bool,
 }
 
@@ -167,7 +167,7 @@ impl Measured {
     }
 
     pub(crate) fn beginning(&self) -> Standing {
-        Standing { left: self.present, first: true, governed: self.hard, ..Standing::default() }
+        Standing { left: self.present, first: true, throttled: self.hard, ..Standing::default() }
     }
 
     pub(crate) fn play(&self, way: Way, from: &Standing, rules: &Rules) -> Played {
@@ -177,23 +177,23 @@ impl Measured {
             Way::Hybrid => {
                 let first = self.time(all, self.travels, rules);
                 let dirty = self.written.within(from.lasted.as_secs_f64() + first, rules.tail);
-                let lacking = self.time(dirty, self.again, rules) * PUSHED;
+                let missing = self.time(dirty, self.again, rules) * PUSHED;
                 Played {
-                    total: first + self.fixed + lacking,
+                    total: first + self.fixed + missing,
                     downtime: self.fixed,
                     wire: self.wire(all, self.travels) + self.wire(dirty, self.again),
-                    lacking,
+                    missing,
                     ends: true,
                     ..Played::default()
                 }
             }
             Way::PostCopy => {
-                let lacking = self.time(all, self.travels, rules) * PUSHED;
+                let missing = self.time(all, self.travels, rules) * PUSHED;
                 Played {
-                    total: self.fixed + lacking,
+                    total: self.fixed + missing,
                     downtime: self.fixed,
                     wire: self.wire(all, self.travels),
-                    lacking,
+                    missing,
                     ends: true,
                     ..Played::default()
                 }
@@ -203,7 +203,7 @@ impl Measured {
 
     /// Pre-copy, round by round.
     fn rounds(&self, from: &Standing, rules: &Rules) -> Played {
-        let mut played = Played { governed: from.governed, ..Played::default() };
+        let mut played = Played { throttled: from.throttled, ..Played::default() };
         // What this round looks at, and what of it travels.
         let (mut looked, mut moved) = (from.left as f64, from.left as f64);
         let mut travels = if from.first { self.travels } else { self.again };
@@ -217,16 +217,16 @@ impl Measured {
             let wanted = self.written.within(all, rules.tail);
             let outrun = wanted > OUTRUN * moved;
             let mut changed = false;
-            if !played.governed
-                && !self.ungovernable
+            if !played.throttled
+                && !self.unthrottleable
                 && outrun
                 && self.time(wanted, self.again, rules) + self.fixed > rules.downtime
             {
-                played.governed = true;
+                played.throttled = true;
                 changed = true;
             }
             let mut dirty = wanted;
-            if played.governed {
+            if played.throttled {
                 let free = if changed { self.written.within(all.min(NOTICED), rules.tail) } else { 0.0 };
                 let slowed = if changed { (all - NOTICED).max(0.0) } else { all };
                 let fit = (rules.downtime - self.fixed).max(0.0) * pages_per_s;
@@ -253,7 +253,7 @@ impl Measured {
     }
 
     /// Played three times.
-    pub(crate) fn course(&self, way: Way, rules: &Rules) -> Course {
+    pub(crate) fn estimate(&self, way: Way, rules: &Rules) -> Estimate {
         let play = |pace, tail| self.play(way, &self.beginning(), &Rules { pace, tail, ..*rules });
         let likely = play(1.0, Tail::Likely);
         let well = play(1.0 + UNSURE, Tail::Ends);
@@ -262,14 +262,14 @@ impl Measured {
             let (a, b, c) = (of(&well) * scale, of(&likely) * scale, of(&ill) * scale);
             Span { low: a.min(b).min(c), likely: b, high: a.max(b).max(c) }
         };
-        Course {
+        Estimate {
             way,
             total_ms: span(|p| p.total, 1e3),
             downtime_ms: span(|p| p.downtime, 1e3),
             wire_bytes: span(|p| p.wire, 1.0),
             stalled_ms: span(|p| p.stalled, 1e3),
-            lacking_ms: span(|p| p.lacking, 1e3),
-            governed: likely.governed,
+            missing_ms: span(|p| p.missing, 1e3),
+            throttled: likely.throttled,
             ends: likely.ends,
         }
     }

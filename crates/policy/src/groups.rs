@@ -32,7 +32,7 @@ const ENDS: usize = 64;
 ///
 /// A region's size is moved by two counts: of pages that were sent again although they had not changed, which
 /// a smaller group would not have opened, and of writes that were heard of, which a larger one would have
-/// spared. Both have a price, and the size is where they cost the same. While the guest is governed a page
+/// spared. Both have a price, and the size is where they cost the same. While the guest is throttled a page
 /// costs what its writer waits for it: groups are small then.
 ///
 /// Groups are aligned, so that writers who write all over a region meet it once for each group; but whoever
@@ -85,7 +85,7 @@ impl Groups {
 
     /// The guest may open so many pages a second from now on. What was learnt while pages were cheap no
     /// longer holds.
-    pub fn govern(&mut self, pace: f64) {
+    pub fn throttle(&mut self, pace: f64) {
         let cheap = self.worth == worth(None);
         self.worth = worth(Some(pace));
         if cheap {
@@ -275,7 +275,7 @@ mod tests {
             let run_one = |fixed| {
                 let mut groups = Groups::new([PAGES], fixed);
                 if let Some(pace) = pace {
-                    groups.govern(pace);
+                    groups.throttle(pace);
                 }
                 let mut seed = seed;
                 price(&mut groups, worth(pace), || writes(run, runs, scattered, &mut seed))
@@ -321,7 +321,7 @@ mod tests {
     fn who_goes_upwards_gets_more_and_nobody_else_does() {
         let mut groups = Groups::new([PAGES, PAGES], None);
         // A page a round, so to speak.
-        groups.govern(3_000.0);
+        groups.throttle(3_000.0);
         let mut write = |block, page| {
             let pages = groups.wish(BlockId(block), PageIndex(page));
             assert_eq!(
@@ -363,13 +363,13 @@ mod tests {
     #[test]
     fn a_fixed_size_is_kept() {
         let mut groups = Groups::new([PAGES], Some(100));
-        groups.govern(10.0);
+        groups.throttle(10.0);
         for page in [0, 64, 128, 5000, PAGES - 1] {
             assert_eq!(groups.wish(RAM, PageIndex(page)), 64);
             let opened = groups.open(RAM, PageIndex(page), 64);
             assert!(opened.count == 64 || opened.end().0 == PAGES, "{opened}");
         }
-        // What the governor grants beyond no power of two is not used for a page in the middle.
+        // What the throttle grants beyond no power of two is not used for a page in the middle.
         assert_eq!(groups.open(RAM, PageIndex(1001), 7), PageRange::new(PageIndex(1000), 4));
     }
 }

@@ -20,7 +20,7 @@ pub(crate) struct Link {
 
 /// What one window shows.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Seen {
+pub(crate) struct LinkWindow {
     /// What it carried.
     pub(crate) rate: f64,
     /// Whether it always had something to carry.
@@ -42,8 +42,8 @@ impl Link {
         self.rate
     }
 
-    pub(crate) fn see(&mut self, seen: &Seen) {
-        let Seen { rate, full, took, usual, trial } = *seen;
+    pub(crate) fn see(&mut self, seen: &LinkWindow) {
+        let LinkWindow { rate, full, took, usual, trial } = *seen;
         // A short window says less than a long one, once there were longer ones.
         let news = took / (self.age + took);
         self.age = (self.age + took).min(usual);
@@ -67,19 +67,19 @@ impl Link {
 mod tests {
     use super::*;
 
-    fn window(rate: f64, full: bool) -> Seen {
-        Seen { rate, full, took: 40.0, usual: 40.0, trial: false }
+    fn window(rate: f64, full: bool) -> LinkWindow {
+        LinkWindow { rate, full, took: 40.0, usual: 40.0, trial: false }
     }
 
     #[test]
     fn a_burst_is_forgotten() {
         let mut link = Link::new();
         assert_eq!(link.rate(), None);
-        link.see(&Seen { took: 1.0, ..window(10.0, true) });
+        link.see(&LinkWindow { took: 1.0, ..window(10.0, true) });
         assert_eq!(link.rate(), Some(10.0));
         link.see(&window(1.0, true));
         assert!(link.rate().unwrap() < 1.3, "{link:?}");
-        link.see(&Seen { took: 4.0, ..window(10.0, false) });
+        link.see(&LinkWindow { took: 4.0, ..window(10.0, false) });
         assert!(link.rate().unwrap() < 2.2, "a short window says less than the long one before it: {link:?}");
     }
 
@@ -106,9 +106,9 @@ mod tests {
     fn a_trial_shows_only_what_is_possible() {
         let mut link = Link::new();
         link.see(&window(1.0, true));
-        link.see(&Seen { trial: true, ..window(0.2, true) });
+        link.see(&LinkWindow { trial: true, ..window(0.2, true) });
         assert_eq!(link.rate(), Some(1.0));
-        link.see(&Seen { trial: true, ..window(3.0, true) });
+        link.see(&LinkWindow { trial: true, ..window(3.0, true) });
         assert_eq!(link.rate(), Some(3.0));
     }
 }

@@ -1,8 +1,8 @@
 //! Which way a migration goes, and which promises it can keep: said before anything moves.
 
 use crate::{
-    forecast::{Course, Measured, Played, Rules, Way},
-    governor::{CREDIT, SHARE},
+    forecast::{Estimate, Measured, Played, Rules, Way},
+    throttle::{CREDIT, SHARE},
 };
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use units::PAGE_SIZE;
 
 /// What it costs a guest to lack memory, compared with a writer that waits as long: it waits for some pages
 /// only.
-const LACKING: f64 = 0.5;
+const MISSING: f64 = 0.5;
 
 /// A guest that has to be stopped for its migration to end in time is stopped so much earlier: the last pages
 /// may take longer.
@@ -22,7 +22,7 @@ pub const LONGEST_STALL: Duration = Duration::from_secs(1);
 /// What the user was promised.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Promise {
+pub enum Limit {
     /// The longest pause.
     Downtime,
     /// The longest migration.
@@ -31,7 +31,7 @@ pub enum Promise {
     Stall,
 }
 
-impl Promise {
+impl Limit {
     /// What is kept first, where not all can be: the pause, because peers of the guest notice it; then the
     /// end.
     pub const USUAL: [Self; 3] = [Self::Downtime, Self::Time, Self::Stall];
@@ -39,7 +39,7 @@ impl Promise {
 
 /// What the user wants.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Terms {
+pub struct Limits {
     /// The longest pause.
     pub downtime: Duration,
     /// The longest migration, if that matters, and how much of it has passed.
@@ -49,7 +49,7 @@ pub struct Terms {
     /// The longest that a writer may be made to wait.
     pub stall: Duration,
     /// Which of these is kept first, where not all can be.
-    pub keep: [Promise; 3],
+    pub keep: [Limit; 3],
     /// The way, if it is not to be found out.
     pub way: Option<Way>,
     /// Whether the guest may run before all its memory is there.
@@ -60,12 +60,12 @@ pub struct Terms {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Plan {
     /// All ways.
-    pub courses: Vec<Course>,
+    pub estimates: Vec<Estimate>,
     /// The one to go.
     pub takes: Way,
     /// Why.
     pub because: String,
-    /// Pages that a governed guest may open, as a part of those that are sent.
+    /// Pages that a throttled guest may open, as a part of those that are sent.
     pub share: f64,
     /// The longest that a writer may be made to wait, in milliseconds.
     pub stall_ms: f64,
@@ -74,47 +74,47 @@ pub struct Plan {
     /// After so long the guest is stopped whatever that costs, in milliseconds.
     pub stop_after_ms: Option<f64>,
     /// Which promises cannot be kept, in words.
-    pub gives_way: Vec<String>,
+    pub violated: Vec<String>,
 }
 
 impl Plan {
     /// What is expected of the way that is taken.
-    pub fn expected(&self) -> Option<&Course> {
-        self.courses.iter().find(|course| course.way == self.takes)
+    pub fn expected(&self) -> Option<&Estimate> {
+        self.estimates.iter().find(|estimate| estimate.way == self.takes)
     }
 }
 
 /// What to do, and what will come of it.
-pub fn plan(measured: &Measured, want: &Terms) -> Plan {
+pub fn plan(measured: &Measured, want: &Limits) -> Plan {
     let rules = Rules { downtime: want.downtime.as_secs_f64(), share: SHARE, ..Rules::default() };
-    let mut deal = Deal { measured, want, rules, stall: want.stall.as_secs_f64(), gives_way: vec![] };
+    let mut deal = Deal { measured, want, rules, stall: want.stall.as_secs_f64(), violated: vec![] };
     deal.pause();
     deal.end();
     deal.stalls();
     deal.punctuality();
-    let Deal { rules, stall, gives_way, .. } = deal;
-    let courses = [Way::PreCopy, Way::Hybrid, Way::PostCopy].map(|way| measured.course(way, &rules));
-    let (takes, because) = choose(&courses, want);
+    let Deal { rules, stall, violated, .. } = deal;
+    let estimates = [Way::PreCopy, Way::Hybrid, Way::PostCopy].map(|way| measured.estimate(way, &rules));
+    let (takes, because) = choose(&estimates, want);
     Plan {
-        courses: courses.to_vec(),
+        estimates: estimates.to_vec(),
         takes,
         because,
         share: rules.share,
         stall_ms: stall * 1e3,
         downtime_ms: rules.downtime * 1e3,
         stop_after_ms: rules.stop_after.map(|s| s * 1e3),
-        gives_way,
+        violated,
     }
 }
 
 /// What is promised for pre-copy, as far as it was found out; only pre-copy takes any of it back.
 struct Deal<'a> {
     measured: &'a Measured,
-    want: &'a Terms,
+    want: &'a Limits,
     rules: Rules,
     /// The longest wait of a writer.
     stall: f64,
-    gives_way: Vec<String>,
+    violated: Vec<String>,
 }
 
 impl Deal<'_> {
@@ -123,7 +123,7 @@ impl Deal<'_> {
     }
 
     /// Whether the one is kept rather than the other.
-    fn prefers(&self, this: Promise, to: Promise) -> bool {
+    fn prefers(&self, this: Limit, to: Limit) -> bool {
         let rank = |promise| self.want.keep.iter().position(|kept| *kept == promise);
         rank(this) < rank(to)
     }
@@ -142,12 +142,12 @@ impl Deal<'_> {
     fn pause(&mut self) {
         let mut least = self.measured.fixed + 0.001;
         let played = self.play(&Rules { downtime: self.rules.downtime.max(least), ..self.rules });
-        if played.governed && !played.ends {
-            // What governed writers leave in the end: what they may have saved up, again and again.
+        if played.throttled && !played.ends {
+            // What throttled writers leave in the end: what they may have saved up, again and again.
             least += CREDIT.as_secs_f64() * self.rules.share / (1.0 - self.rules.share);
         }
         if self.rules.downtime < least {
-            self.gives_way.push(format!(
+            self.violated.push(format!(
                 "--max-downtime {}: stopping the guest, its devices' state and starting it there take about \
                  {} by themselves",
                 millis(self.rules.downtime),
@@ -163,19 +163,19 @@ impl Deal<'_> {
         let late = |played: &Played| !played.ends || played.total > limit;
         let mut played = self.play(&self.rules);
         for share in [0.35, 0.25, 0.15, 0.08] {
-            if late(&played) && played.governed {
+            if late(&played) && played.throttled {
                 self.rules.share = share;
                 played = self.play(&self.rules);
             }
         }
-        if late(&played) && !self.prefers(Promise::Time, Promise::Downtime) && !self.may_go_otherwise() {
+        if late(&played) && !self.prefers(Limit::Time, Limit::Downtime) && !self.may_go_otherwise() {
             self.takes_longer(time, &played);
         }
     }
 
     fn takes_longer(&mut self, than: Duration, played: &Played) {
         let total = played.total + self.want.passed.as_secs_f64();
-        self.gives_way.push(format!("--max-time {}: it will take about {}", words(than), millis(total)));
+        self.violated.push(format!("--max-time {}: it will take about {}", words(than), millis(total)));
     }
 
     /// Below a page a writer and stall the share cannot be kept.
@@ -184,11 +184,11 @@ impl Deal<'_> {
         let sent_per_s = (self.measured.pace / PAGE_SIZE as f64).max(1e-3);
         let needed = writers / (self.rules.share * sent_per_s);
         let pre_copy = self.want.way.is_none_or(|way| way == Way::PreCopy);
-        if !pre_copy || needed <= self.stall || !self.play(&self.rules).governed {
+        if !pre_copy || needed <= self.stall || !self.play(&self.rules).throttled {
             return;
         }
         let asked = words(self.want.stall);
-        if self.prefers(Promise::Stall, Promise::Time) && self.prefers(Promise::Stall, Promise::Downtime) {
+        if self.prefers(Limit::Stall, Limit::Time) && self.prefers(Limit::Stall, Limit::Downtime) {
             self.rules.share = writers / self.stall / sent_per_s;
             let played = self.play(&self.rules);
             let what = if played.ends {
@@ -196,12 +196,12 @@ impl Deal<'_> {
             } else {
                 "it may never end".into()
             };
-            self.gives_way.push(format!(
+            self.violated.push(format!(
                 "--max-time, because --max-stall {asked} is kept: writers can be slowed so little that {what}"
             ));
         } else {
             self.stall = needed.min(LONGEST_STALL.as_secs_f64());
-            self.gives_way.push(format!(
+            self.violated.push(format!(
                 "--max-stall {asked}: {} writers over so slow a link have to wait up to {} for each page",
                 self.measured.writers,
                 millis(self.stall)
@@ -213,7 +213,7 @@ impl Deal<'_> {
     /// send. Also where that should not be needed: a forecast may be wrong.
     fn punctuality(&mut self) {
         let Some((time, limit)) = self.want.time.zip(self.limit()) else { return };
-        if self.may_go_otherwise() || !self.prefers(Promise::Time, Promise::Downtime) {
+        if self.may_go_otherwise() || !self.prefers(Limit::Time, Limit::Downtime) {
             return;
         }
         self.rules.stop_after = Some(limit * SURELY);
@@ -223,7 +223,7 @@ impl Deal<'_> {
         }
         let pause = played.downtime;
         if pause > self.rules.downtime {
-            self.gives_way.push(format!(
+            self.violated.push(format!(
                 "--max-downtime {}: to end within --max-time {} the guest has to be stopped with much left \
                  to send, for about {}",
                 words(self.want.downtime),
@@ -234,12 +234,12 @@ impl Deal<'_> {
     }
 }
 
-fn choose(courses: &[Course; 3], want: &Terms) -> (Way, String) {
-    let [pre, hybrid, _] = courses;
+fn choose(estimates: &[Estimate; 3], want: &Limits) -> (Way, String) {
+    let [pre, hybrid, _] = estimates;
     if let Some(way) = want.way {
         return (way, "that was asked for".into());
     }
-    if !pre.governed && pre.ends {
+    if !pre.throttled && pre.ends {
         return (Way::PreCopy, "the guest writes less than the link carries".into());
     }
     if !want.post_copy {
@@ -247,24 +247,24 @@ fn choose(courses: &[Course; 3], want: &Terms) -> (Way, String) {
                    there: its writers are slowed";
         return (Way::PreCopy, why.into());
     }
-    let (slowed, lacking) = (pre.stalled_ms.likely, hybrid.lacking_ms.likely * LACKING);
-    let in_time = |course: &Course| {
-        course.ends
+    let (slowed, missing) = (pre.stalled_ms.likely, hybrid.missing_ms.likely * MISSING);
+    let in_time = |estimate: &Estimate| {
+        estimate.ends
             && want.time.is_none_or(|time| {
-                course.total_ms.likely <= time.saturating_sub(want.passed).as_secs_f64() * 1e3
+                estimate.total_ms.likely <= time.saturating_sub(want.passed).as_secs_f64() * 1e3
             })
     };
-    if in_time(pre) && (slowed < lacking || !in_time(hybrid)) {
+    if in_time(pre) && (slowed < missing || !in_time(hybrid)) {
         let why = format!(
             "its writers would wait {} altogether, which is kinder than to lack memory for {}",
             millis(slowed / 1e3),
-            millis(hybrid.lacking_ms.likely / 1e3)
+            millis(hybrid.missing_ms.likely / 1e3)
         );
         return (Way::PreCopy, why);
     }
     let why = format!(
         "it would lack memory for {}, which is kinder than to have its writers wait for {} altogether",
-        millis(hybrid.lacking_ms.likely / 1e3),
+        millis(hybrid.missing_ms.likely / 1e3),
         millis(slowed / 1e3)
     );
     (Way::Hybrid, why)
@@ -312,65 +312,69 @@ mod tests {
             fixed: 0.008,
             writers: 2,
             hard,
-            ungovernable: false,
+            unthrottleable: false,
         }
     }
 
-    fn terms() -> Terms {
-        Terms {
+    fn limits() -> Limits {
+        Limits {
             downtime: Duration::from_millis(20),
             time: None,
             passed: Duration::ZERO,
             stall: Duration::from_millis(5),
-            keep: Promise::USUAL,
+            keep: Limit::USUAL,
             way: None,
             post_copy: false,
         }
     }
 
-    fn seconds(course: &Course) -> f64 {
-        course.total_ms.likely / 1e3
+    fn seconds(estimate: &Estimate) -> f64 {
+        estimate.total_ms.likely / 1e3
     }
 
     #[test]
     fn a_quiet_guest_takes_one_copy() {
-        let plan = plan(&guest(100.0, 0.1, 1.0), &terms());
-        let course = plan.expected().unwrap();
-        assert!(!course.governed && course.ends && plan.gives_way.is_empty(), "{plan:?}");
-        assert!((10.2..10.6).contains(&seconds(course)), "1024 MiB at 100: {course:?}");
-        assert!((1024.0..1040.0).contains(&(course.wire_bytes.likely / MIB)), "{course:?}");
-        assert!(course.downtime_ms.likely <= 20.0 && course.stalled_ms.likely == 0.0, "{course:?}");
+        let plan = plan(&guest(100.0, 0.1, 1.0), &limits());
+        let estimate = plan.expected().unwrap();
+        assert!(!estimate.throttled && estimate.ends && plan.violated.is_empty(), "{plan:?}");
+        assert!((10.2..10.6).contains(&seconds(estimate)), "1024 MiB at 100: {estimate:?}");
+        assert!((1024.0..1040.0).contains(&(estimate.wire_bytes.likely / MIB)), "{estimate:?}");
+        assert!(estimate.downtime_ms.likely <= 20.0 && estimate.stalled_ms.likely == 0.0, "{estimate:?}");
         assert!(
-            course.total_ms.low < course.total_ms.likely && course.total_ms.likely < course.total_ms.high
+            estimate.total_ms.low < estimate.total_ms.likely
+                && estimate.total_ms.likely < estimate.total_ms.high
         );
     }
 
     #[test]
     fn a_small_working_set_converges_whatever_its_rate() {
         // 300 MiB/s within 1 MiB: each round leaves no more than that, which is 10 ms.
-        let plan = plan(&guest(100.0, 300.0, 1.0), &terms());
-        assert!(!plan.expected().unwrap().governed, "{plan:?}");
+        let plan = plan(&guest(100.0, 300.0, 1.0), &limits());
+        assert!(!plan.expected().unwrap().throttled, "{plan:?}");
     }
 
     #[test]
     fn a_guest_that_outruns_the_link_is_governed_and_ends() {
         for rate in [120.0, 200.0, 500.0] {
-            let plan = plan(&guest(100.0, rate, 900.0), &terms());
-            let course = plan.expected().unwrap();
-            assert!(course.governed && course.ends && course.downtime_ms.likely <= 20.0, "{course:?}");
-            assert!(seconds(course) < 2.0 * 10.24, "within twice a copy: {course:?}");
-            assert!(course.stalled_ms.likely > 1000.0, "{course:?}");
+            let plan = plan(&guest(100.0, rate, 900.0), &limits());
+            let estimate = plan.expected().unwrap();
+            assert!(
+                estimate.throttled && estimate.ends && estimate.downtime_ms.likely <= 20.0,
+                "{estimate:?}"
+            );
+            assert!(seconds(estimate) < 2.0 * 10.24, "within twice a copy: {estimate:?}");
+            assert!(estimate.stalled_ms.likely > 1000.0, "{estimate:?}");
         }
     }
 
     #[test]
     fn the_way_that_is_kinder_is_taken_where_it_is_allowed() {
-        let free = Terms { post_copy: true, ..terms() };
+        let free = Limits { post_copy: true, ..limits() };
         let hard = plan(&guest(100.0, 500.0, 200.0), &free);
-        assert_eq!(hard.takes, Way::Hybrid, "2 s of lacking memory or many of waiting: {hard:?}");
+        assert_eq!(hard.takes, Way::Hybrid, "2 s of missing memory or many of waiting: {hard:?}");
         assert!(hard.because.contains("kinder"));
         assert_eq!(plan(&guest(100.0, 1.0, 50.0), &free).takes, Way::PreCopy);
-        let asked = Terms { way: Some(Way::PostCopy), ..free };
+        let asked = Limits { way: Some(Way::PostCopy), ..free };
         assert_eq!(plan(&guest(100.0, 500.0, 200.0), &asked).takes, Way::PostCopy);
     }
 
@@ -379,42 +383,41 @@ mod tests {
         let limit = |time, keep| {
             plan(
                 &guest(100.0, 300.0, 900.0),
-                &Terms { time: Some(Duration::from_secs(time)), keep, ..terms() },
+                &Limits { time: Some(Duration::from_secs(time)), keep, ..limits() },
             )
         };
         // Enough: slowing more is all that it takes.
-        let plan_15 = limit(15, Promise::USUAL);
-        assert!(plan_15.gives_way.is_empty() && plan_15.share < SHARE, "{plan_15:?}");
+        let plan_15 = limit(15, Limit::USUAL);
+        assert!(plan_15.violated.is_empty() && plan_15.share < SHARE, "{plan_15:?}");
         assert!(seconds(plan_15.expected().unwrap()) <= 15.0);
         // Less than a copy takes: the time gives way, or the pause.
-        let late = limit(8, Promise::USUAL);
-        assert!(late.gives_way[0].starts_with("--max-time 8.0 s: it will take about"), "{late:?}");
+        let late = limit(8, Limit::USUAL);
+        assert!(late.violated[0].starts_with("--max-time 8.0 s: it will take about"), "{late:?}");
         assert_eq!(late.stop_after_ms, None);
-        let paused = limit(12, [Promise::Time, Promise::Downtime, Promise::Stall]);
+        let paused = limit(12, [Limit::Time, Limit::Downtime, Limit::Stall]);
         assert!(
-            paused.gives_way[0].starts_with("--max-downtime 20.0 ms: to end within --max-time 12.0 s"),
+            paused.violated[0].starts_with("--max-downtime 20.0 ms: to end within --max-time 12.0 s"),
             "{paused:?}"
         );
         assert!(paused.stop_after_ms.is_some_and(|ms| (11_000.0..12_000.0).contains(&ms)), "{paused:?}");
         // A pause that no switchover fits into.
-        let tight = plan(&guest(100.0, 1.0, 1.0), &Terms { downtime: Duration::from_millis(2), ..terms() });
-        assert!(tight.gives_way[0].starts_with("--max-downtime 2.0 ms: stopping the guest"), "{tight:?}");
+        let tight = plan(&guest(100.0, 1.0, 1.0), &Limits { downtime: Duration::from_millis(2), ..limits() });
+        assert!(tight.violated[0].starts_with("--max-downtime 2.0 ms: stopping the guest"), "{tight:?}");
         assert!(tight.expected().unwrap().ends);
         // A link so slow that a page for each writer and stall is too much.
         let slow = guest(1.0, 50.0, 900.0);
-        let stall = plan(&slow, &terms());
-        assert!(stall.stall_ms > 5.0 && stall.gives_way[0].starts_with("--max-stall 5.0 ms"), "{stall:?}");
-        let kept =
-            plan(&slow, &Terms { keep: [Promise::Stall, Promise::Downtime, Promise::Time], ..terms() });
-        assert!(kept.stall_ms == 5.0 && kept.gives_way[0].contains("--max-stall 5.0 ms is kept"), "{kept:?}");
+        let stall = plan(&slow, &limits());
+        assert!(stall.stall_ms > 5.0 && stall.violated[0].starts_with("--max-stall 5.0 ms"), "{stall:?}");
+        let kept = plan(&slow, &Limits { keep: [Limit::Stall, Limit::Downtime, Limit::Time], ..limits() });
+        assert!(kept.stall_ms == 5.0 && kept.violated[0].contains("--max-stall 5.0 ms is kept"), "{kept:?}");
     }
 
     #[test]
     fn what_remains_shrinks_as_it_goes() {
         let measured = guest(100.0, 20.0, 900.0);
-        let plan = plan(&measured, &terms());
+        let plan = plan(&measured, &limits());
         let at = |left, ms, first| {
-            let standing = Standing { left, lasted: Duration::from_millis(ms), first, governed: false };
+            let standing = Standing { left, lasted: Duration::from_millis(ms), first, throttled: false };
             measured.remaining(Way::PreCopy, &standing, &plan).unwrap()
         };
         let begin = at(PAGES, 0, true);
@@ -432,26 +435,26 @@ mod tests {
             set in 1.0f64..1024.0,
             downtime_ms in 1u64..200,
             time_s in proptest::option::of(1u64..100),
-            keep in Just(Promise::USUAL).prop_shuffle(),
+            keep in Just(Limit::USUAL).prop_shuffle(),
         ) {
-            let want = Terms {
+            let want = Limits {
                 downtime: Duration::from_millis(downtime_ms),
                 time: time_s.map(Duration::from_secs),
                 keep,
-                ..terms()
+                ..limits()
             };
             let plan = plan(&guest(link, rate, set), &want);
-            let course = plan.expected().unwrap();
-            let said = |word: &str| plan.gives_way.iter().any(|text| text.starts_with(word));
-            prop_assert!(course.ends || said("--max-time"), "{plan:?}");
-            if let (true, Some(limit)) = (course.ends, time_s) {
-                prop_assert!(seconds(course) <= limit as f64 * 1.001 || said("--max-time"), "{plan:?}");
+            let estimate = plan.expected().unwrap();
+            let said = |word: &str| plan.violated.iter().any(|text| text.starts_with(word));
+            prop_assert!(estimate.ends || said("--max-time"), "{plan:?}");
+            if let (true, Some(limit)) = (estimate.ends, time_s) {
+                prop_assert!(seconds(estimate) <= limit as f64 * 1.001 || said("--max-time"), "{plan:?}");
             }
-            prop_assert!(!course.ends || course.downtime_ms.likely <= downtime_ms as f64 + 0.01
+            prop_assert!(!estimate.ends || estimate.downtime_ms.likely <= downtime_ms as f64 + 0.01
                 || said("--max-downtime"), "{plan:?}");
             prop_assert!(plan.stall_ms <= 5.0 || said("--max-stall"), "{plan:?}");
-            for way in &plan.courses {
-                for span in [way.total_ms, way.downtime_ms, way.wire_bytes, way.stalled_ms, way.lacking_ms] {
+            for way in &plan.estimates {
+                for span in [way.total_ms, way.downtime_ms, way.wire_bytes, way.stalled_ms, way.missing_ms] {
                     prop_assert!(span.low <= span.likely && span.likely <= span.high && span.low >= 0.0
                         && span.high.is_finite());
                 }

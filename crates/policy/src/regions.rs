@@ -59,8 +59,8 @@ impl Regions {
     }
 
     /// These pages, so many bytes, shrank to so many.
-    pub fn tried(&mut self, block: BlockId, pages: &[PageRange], raw: u64, packed: u64) {
-        let poor = packed + raw / WORTH > raw;
+    pub fn tried(&mut self, block: BlockId, pages: &[PageRange], raw: u64, compressed: u64) {
+        let poor = compressed + raw / WORTH > raw;
         let round = self.round;
         self.streak = if poor { self.streak + 1 } else { 0 };
         let mut before = None;

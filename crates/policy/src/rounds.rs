@@ -5,7 +5,7 @@ use units::{Bytes, Rate};
 
 /// What the last rounds showed.
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
+pub struct RoundsSoFar {
     /// What the guest wrote during each round so far, oldest first; the last entry is what is dirty now.
     pub dirtied: Vec<Bytes>,
     /// How fast memory moves.
@@ -46,7 +46,7 @@ const PAYS: (u64, u64) = (9, 10);
 const PATIENCE: usize = 3;
 
 /// How long the guest would pause if it were stopped now; `None` when nothing moves.
-pub fn predicted_downtime(seen: &Seen) -> Option<Duration> {
+pub fn predicted_downtime(seen: &RoundsSoFar) -> Option<Duration> {
     let dirty = seen.dirtied.last().copied().unwrap_or_default();
     let moving = if dirty == Bytes(0) { Duration::ZERO } else { dirty.time_at(seen.rate)? };
     Some(moving + seen.fixed)
@@ -59,7 +59,7 @@ pub fn must_stop(left: Duration, pause: Option<Duration>) -> bool {
 }
 
 /// What to do after a round.
-pub fn next(seen: &Seen, want: &Budget) -> Next {
+pub fn next(seen: &RoundsSoFar, want: &Budget) -> Next {
     let fits = predicted_downtime(seen).is_some_and(|pause| pause <= want.downtime);
     match (fits, pays(&seen.dirtied)) {
         (true, _) => Next::Switchover,
@@ -86,7 +86,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn after(dirtied_mib: &[u64], post_copy: bool) -> Next {
-        let seen = Seen {
+        let seen = RoundsSoFar {
             dirtied: dirtied_mib.iter().map(|m| Bytes(m * MIB)).collect(),
             rate: Rate(1000 * MIB),
             fixed: Duration::from_millis(8),
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_stalled_link_predicts_nothing() {
-        let seen = Seen { dirtied: vec![Bytes(1)], rate: Rate(0), fixed: Duration::ZERO };
+        let seen = RoundsSoFar { dirtied: vec![Bytes(1)], rate: Rate(0), fixed: Duration::ZERO };
         assert_eq!(predicted_downtime(&seen), None);
     }
 }

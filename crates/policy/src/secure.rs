@@ -1,5 +1,5 @@
-//! Before a post-copy that must survive its source: how what is owed gets into a file while the guest still
-//! writes.
+//! Before a post-copy that must survive its source: how what is missing gets into a file while the guest
+//! still writes.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
-use crate::governor::{CREDIT, SHARE};
+use crate::throttle::{CREDIT, SHARE};
 
-/// A round that leaves more than this share of its own pages, although writes are governed, shrinks too
+/// A round that leaves more than this share of its own pages, although writes are throttled, shrinks too
 /// slowly.
 const MISSED: f64 = 0.6;
 
@@ -13,10 +13,10 @@ const MOST: f64 = 0.5;
 const LEAST: f64 = 0.05;
 
 /// Decides for which share of the time the guest's writers are stunned, where it does not suffice that their
-/// write faults wait ([`Governor`](crate::Governor)): each writer opens a page every `max_stall`, and with
+/// write faults wait ([`Throttle`](crate::Throttle)): each writer opens a page every `max_stall`, and with
 /// more writers than `pace · max_stall` that is more than the pace.
 ///
-/// A round that was governed should leave `SHARE` of its pages and `B`. One that leaves a larger share than
+/// A round that was throttled should leave `SHARE` of its pages and `B`. One that leaves a larger share than
 /// `MISSED` shows how much too fast the writers are for the part of the time in which they run; as much less
 /// they run from then on. Rounds that shrink again give it back the same way.
 #[derive(Clone, Debug)]
@@ -31,8 +31,8 @@ impl Duty {
         Self { writers, duty: 0.0 }
     }
 
-    /// A round of so many pages, `sent_per_s` of them in a second, was governed from its beginning, with this
-    /// duty, and has left so many dirty. The duty from now on; 0: nobody need be stunned.
+    /// A round of so many pages, `sent_per_s` of them in a second, was throttled from its beginning, with
+    /// this duty, and has left so many dirty. The duty from now on; 0: nobody need be stunned.
     pub fn after(&mut self, pages: u64, left: u64, sent_per_s: f64) -> f64 {
         let burst = SHARE * sent_per_s * CREDIT.as_secs_f64() + f64::from(self.writers);
         let share = (left as f64 - burst).max(0.0) / pages.max(1) as f64;
@@ -48,7 +48,7 @@ impl Duty {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Governor, Writer};
+    use crate::{Throttle, Writer};
     use proptest::prelude::*;
     use std::time::Duration;
 
@@ -82,8 +82,8 @@ mod tests {
         most: usize,
     ) -> Vec<(u64, f64)> {
         const PAGES: u64 = 30_000;
-        let mut governor = Governor::new(STALL, writers);
-        governor.follow(sent_per_s);
+        let mut throttle = Throttle::new(STALL, writers);
+        throttle.follow(sent_per_s);
         let mut duty = Duty::new(writers);
         let mut rounds = vec![(PAGES, 0.0)];
         let mut now = Duration::ZERO;
@@ -102,7 +102,7 @@ mod tests {
             while let Some((writer, at)) = back.iter().copied().enumerate().min_by_key(|(_, at)| *at)
                 && at < now
             {
-                let grant = governor.ask(at, Writer(1 + writer as u32), 1);
+                let grant = throttle.ask(at, Writer(1 + writer as u32), 1);
                 opened += grant.pages;
                 back[writer] = done(at + grant.wait, computes + Duration::from_micros(2), share);
             }

@@ -87,9 +87,9 @@ impl World {
             let raw = BATCH as f64;
             let wire = raw / ratio;
             let (refine, encode) = (raw * REFINE, raw * cost * self.slow);
-            let refined = free_at[stream] + refine;
+            let encoded = free_at[stream] + refine;
             let core = cores.iter_mut().min_by(|a, b| a.total_cmp(b)).unwrap();
-            let begin = if encode > 0.0 { refined.max(*core) } else { refined };
+            let begin = if encode > 0.0 { encoded.max(*core) } else { encoded };
             if encode > 0.0 {
                 *core = begin + encode;
             }
@@ -115,12 +115,12 @@ impl World {
             let time = |ns: f64| Duration::from_secs_f64(ns.max(0.0) / 1e9);
             let spent = Spent {
                 raw: BATCH,
-                packed: wire as u64,
+                compressed: wire as u64,
                 carried: carried as u64,
                 busy: time(busy),
                 refine: time(refine),
                 encode: time(encode),
-                queue: time(begin - refined),
+                queue: time(begin - encoded),
                 write: time(written - encoded),
             };
             done(codec, &spent);
@@ -217,7 +217,7 @@ fn what_is_not_allowed_is_not_chosen() {
             let second = Duration::from_millis(50);
             let spent = Spent {
                 raw: BATCH,
-                packed: BATCH,
+                compressed: BATCH,
                 carried: BATCH,
                 write: second,
                 busy: second,

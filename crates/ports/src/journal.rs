@@ -11,12 +11,12 @@ pub trait SourceJournal: Send {
     fn pausing(&mut self, before: RunState) -> io::Result<()>;
 
     /// From now on this guest runs here again only if the ownership record says so.
-    fn promise(&mut self, expected: Epoch) -> io::Result<()>;
+    fn fence(&mut self, expected: Epoch) -> io::Result<()>;
 
     /// The pause is over and the guest runs here, as if nothing had happened (I3).
     fn back(&mut self) -> io::Result<()>;
 
-    /// The target owns the VM (I4). What it is still owed is kept and served.
+    /// The target owns the VM (I4). What it still misses is kept and served.
     fn gone(&mut self, epoch: Epoch) -> io::Result<()>;
 
     /// The target has everything: nothing here is needed any more.
@@ -27,7 +27,7 @@ pub trait SourceJournal: Send {
 pub trait TargetJournal: Send {
     /// These pages are still on their way when the guest starts. Before the claim, in a post-copy. None: what
     /// was recorded before, of pages and of a file, was taken back.
-    fn owed(&mut self, pages: &MemorySet) -> io::Result<()>;
+    fn missing(&mut self, pages: &MemorySet) -> io::Result<()>;
 
     /// In which state the guest will go on here. Before the claim; not said of one that runs.
     fn goes_on(&mut self, state: RunState) -> io::Result<()>;
@@ -35,10 +35,10 @@ pub trait TargetJournal: Send {
     /// It went on: what it does from now on is its own affair, and that of its users.
     fn went_on(&mut self) -> io::Result<()>;
 
-    /// A file has what is owed, or will have. Before the claim.
+    /// A file has what is missing, or will have. Before the claim.
     fn spool(&mut self, record: &SpoolRecord) -> io::Result<()>;
 
-    /// Nothing is owed any more.
+    /// Nothing is missing any more.
     fn settled(&mut self) -> io::Result<()>;
 
     /// This side gives up and has destroyed its QEMU. `source_may_ask`: the source may have promised, so the
@@ -57,6 +57,6 @@ pub struct SpoolRecord {
     pub floor: u64,
     /// Extents that were durable when the VM changed hands.
     pub end: u64,
-    /// Owed pages of which only later extents count.
-    pub lacking: MemorySet,
+    /// Missing pages of which only later extents count.
+    pub outdated: MemorySet,
 }

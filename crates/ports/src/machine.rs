@@ -26,7 +26,7 @@ pub struct Saved {
 
 /// What was seen of a VM that is being moved.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Seen {
+pub struct VmCheck {
     /// How it differs from what it was when its migration began, each difference in words: devices, disks,
     /// media, jobs, exports, memory, vCPUs, QEMU's own migration.
     pub changes: Vec<String>,
@@ -86,7 +86,7 @@ pub trait Machine: Send {
     /// How the VM differs from what it was when its migration began, and what it does. Asked several times a
     /// second while the guest runs; asks QEMU only when something may have happened, or a second after it was
     /// asked last.
-    fn watch(&mut self) -> Result<Seen, MachineError>;
+    fn watch(&mut self) -> Result<VmCheck, MachineError>;
 
     /// What the VM does now.
     fn run_state(&mut self) -> Result<RunState, MachineError>;

@@ -43,24 +43,25 @@ pub trait Tracker: Send {
     /// in the same instant. Whoever clears a dirty bit here owes the page (I2).
     fn collect(&mut self, dirty: &mut MemorySet) -> io::Result<()>;
 
-    /// Whether `govern` can come to anything.
-    fn can_govern(&self) -> bool;
+    /// Whether `throttle` can come to anything.
+    fn can_throttle(&self) -> bool;
 
     /// From now on the guest may begin to write to pages only at a share of this pace, in pages a second, at
-    /// which pages are sent; so that each round leaves less than the one before (`policy::Governor`). Said
+    /// which pages are sent; so that each round leaves less than the one before (`policy::Throttle`). Said
     /// again whenever the pace changes.
-    fn govern(&mut self, sent_per_s: f64) -> io::Result<()>;
+    fn throttle(&mut self, sent_per_s: f64) -> io::Result<()>;
 
     /// Which share that is, and how long one writer may be made to wait, where it is not as usual. Said
-    /// before `govern`.
+    /// before `throttle`.
     fn agree(&mut self, share: f64, max_stall: Duration);
 
     /// The guest is about to be stopped: whoever is made to wait is let go at once, and nobody is made to
     /// from now on.
-    fn hurry(&mut self) -> io::Result<()>;
+    fn suspend_throttling(&mut self) -> io::Result<()>;
 
-    /// It was stopped in vain and runs on: its writers are made to wait again as they were before `hurry`.
-    fn take_time(&mut self);
+    /// It was stopped in vain and runs on: its writers are made to wait again as they were before
+    /// `suspend_throttling`.
+    fn resume_throttling(&mut self);
 
     /// A round has been sent, and these pages of it were the same as when they were sent before: they need
     /// not have been in it.
@@ -95,7 +96,7 @@ pub trait Stuns: Send {
     fn stalls(&self) -> Stalls;
 }
 
-/// What it cost a guest's writers to be governed.
+/// What it cost a guest's writers to be throttled.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Stalls {
     /// How often one waited.

@@ -59,9 +59,9 @@ pub trait Ownership: Send + Sync {
     /// the target's.
     fn identity(&self) -> io::Result<String>;
 
-    /// Durable when it returns, and only then the source may promise and permit. Said again before each
-    /// further pause of the same migration, which changes nothing. Where the target keeps the record, it has
-    /// written that down when it prepared.
+    /// Durable when it returns, and only then the source may fence itself and authorize. Said again before
+    /// each further pause of the same migration, which changes nothing. Where the target keeps the record, it
+    /// has written that down when it prepared.
     fn offer(&self, offer: &Offer) -> io::Result<()>;
 
     /// Claims the VM; durable when it returns.

@@ -1,7 +1,7 @@
 //! Control messages to bytes and back, with bounds first.
 
 use crate::{Shape, control};
-use page::Unpack;
+use page::DecompressError;
 use prost::Message as _;
 use units::{BlockId, MemorySet, PageSet};
 
@@ -43,9 +43,9 @@ pub enum ControlError {
     /// A message of a kind that this version does not know.
     #[error("it carries nothing that this version knows")]
     Unknown,
-    /// Packed content that lies about itself.
-    #[error("its packed content is broken: {0}")]
-    Packed(#[from] Unpack),
+    /// Compressed content that lies about itself.
+    #[error("its compressed content is broken: {0}")]
+    Compressed(#[from] DecompressError),
     /// Page sets of another VM.
     #[error("its page sets do not match the VM's RAM blocks")]
     Shape,
@@ -167,19 +167,21 @@ fn varint(from: &mut &[u8]) -> Option<u64> {
 }
 
 /// Compresses bytes for a message.
-pub fn packed(raw: &[u8]) -> control::Packed {
-    control::Packed { raw: raw.len() as u64, lz4: page::pack(raw) }
+pub fn compressed(raw: &[u8]) -> control::Compressed {
+    control::Compressed { raw: raw.len() as u64, lz4: page::compress(raw) }
 }
 
 /// The bytes of a message; at most `limit`.
-pub fn unpacked(packed: &control::Packed, limit: u64) -> Result<Vec<u8>, ControlError> {
-    Ok(page::unpack(&packed.lz4, packed.raw, limit)?)
+pub fn decompressed(compressed: &control::Compressed, limit: u64) -> Result<Vec<u8>, ControlError> {
+    Ok(page::decompress(&compressed.lz4, compressed.raw, limit)?)
 }
 
 /// Page sets for a message.
 pub fn bitmaps(sets: &MemorySet) -> Vec<control::Bitmap> {
-    let bitmap =
-        |set: &PageSet| control::Bitmap { pages: set.capacity(), packed: page::pack(&set.to_bytes()) };
+    let bitmap = |set: &PageSet| control::Bitmap {
+        pages: set.capacity(),
+        compressed: page::compress(&set.to_bytes()),
+    };
     sets.blocks().map(|(_, set)| bitmap(set)).collect()
 }
 
@@ -193,7 +195,7 @@ pub fn page_sets(bitmaps: &[control::Bitmap], shape: &Shape) -> Result<MemorySet
         let pages =
             shape.pages(BlockId(i as u16)).filter(|p| *p == bitmap.pages).ok_or(ControlError::Shape)?;
         let size = pages.div_ceil(8);
-        let raw = page::unpack(&bitmap.packed, size, size)?;
+        let raw = page::decompress(&bitmap.compressed, size, size)?;
         sets.push(PageSet::from_bytes(pages, &raw).ok_or(ControlError::Shape)?);
     }
     Ok(MemorySet::from_blocks(sets))
@@ -223,8 +225,8 @@ mod tests {
     #[test]
     fn many_tiny_parts_of_a_manifest_are_refused_too() {
         let spooled = |count| {
-            let lacking = vec![control::Bitmap::default(); count];
-            let manifest = Some(control::Manifest { lacking, ..Default::default() });
+            let outdated = vec![control::Bitmap::default(); count];
+            let manifest = Some(control::Manifest { outdated, ..Default::default() });
             wire(control::Kind::Spooled(control::Spooled { manifest, ..Default::default() }))
         };
         assert!(decode(&spooled(256)).is_ok());
@@ -249,7 +251,7 @@ mod tests {
         };
         assert!(decode(&failed(MAX_WORDS - 8)).is_ok());
         assert!(matches!(decode(&failed(MAX_WORDS)), Err(ControlError::TooLong { kind: 4, .. })));
-        let stream = Some(control::Packed { raw: 1, lz4: vec![0; 4 * MAX_WORDS] });
+        let stream = Some(control::Compressed { raw: 1, lz4: vec![0; 4 * MAX_WORDS] });
         assert!(decode(&wire(control::Kind::State(control::State { stream, ..Default::default() }))).is_ok());
     }
 }

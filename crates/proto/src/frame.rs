@@ -37,12 +37,12 @@ const ROUND_END: u8 = 2;
 const WANT: u8 = 3;
 
 const ZERO: u8 = 0;
-const PLAIN: u8 = 1;
-const KNOWN: u8 = 2;
+const RAW: u8 = 1;
+const DUPLICATE: u8 = 2;
 const DELTA: u8 = 3;
-const PACKED: u8 = 4;
+const COMPRESSED: u8 = 4;
 
-const UNPACKED: u8 = 0;
+const UNCOMPRESSED: u8 = 0;
 const LZ4: u8 = 1;
 const ZSTD: u8 = 2;
 
@@ -176,7 +176,7 @@ impl Frame {
         let codec = match self {
             Frame::Batch { codec: Some(Codec::Lz4), .. } => LZ4,
             Frame::Batch { codec: Some(Codec::Zstd(_)), .. } => ZSTD,
-            _ => UNPACKED,
+            _ => UNCOMPRESSED,
         };
         zerocopy::transmute!(Header {
             kind,
@@ -200,7 +200,7 @@ impl Frame {
                 }
                 shape.pages(block).ok_or(FrameError::Block(block.0))?;
                 let codec = match header.codec {
-                    UNPACKED => None,
+                    UNCOMPRESSED => None,
                     LZ4 => Some(Codec::Lz4),
                     ZSTD => Some(Codec::Zstd(0)),
                     other => return Err(FrameError::Codec(other)),
@@ -220,11 +220,11 @@ impl Frame {
 
 /// Appends the header and the table of a batch of these runs to `out`. What travels for each run goes after
 /// it, then what the packed ones share: so many bytes by this codec.
-pub fn write_batch(block: BlockId, runs: &[Run], packed: Option<(Codec, usize)>, out: &mut Vec<u8>) {
+pub fn write_batch(block: BlockId, runs: &[Run], compressed: Option<(Codec, usize)>, out: &mut Vec<u8>) {
     let own: usize = runs.iter().map(Run::payload).sum();
-    let payload = own + packed.map_or(0, |(_, bytes)| bytes);
+    let payload = own + compressed.map_or(0, |(_, bytes)| bytes);
     debug_assert!(runs.len() <= MAX_RUNS && payload <= MAX_PAYLOAD, "a batch within its bounds");
-    let codec = packed.map(|(codec, _)| codec);
+    let codec = compressed.map(|(codec, _)| codec);
     out.extend_from_slice(&Frame::Batch { block, runs: runs.len(), payload, codec }.header());
     for run in runs {
         let wire = WireRun {
@@ -233,10 +233,10 @@ pub fn write_batch(block: BlockId, runs: &[Run], packed: Option<(Codec, usize)>,
             count: (run.range.count as u16).into(),
             class: match run.class {
                 Class::Zero => ZERO,
-                Class::Plain => PLAIN,
-                Class::Known => KNOWN,
+                Class::Raw => RAW,
+                Class::Duplicate => DUPLICATE,
                 Class::Delta => DELTA,
-                Class::Packed => PACKED,
+                Class::Compressed => COMPRESSED,
             },
             reserved: 0,
         };
@@ -265,17 +265,17 @@ pub fn parse_runs(
     shape: &Shape,
 ) -> Result<Table, FrameError> {
     let mut runs = Vec::with_capacity(table.len() / RUN);
-    let (mut own, mut pages, mut packed) = (0u64, 0u64, 0u64);
+    let (mut own, mut pages, mut compressed) = (0u64, 0u64, 0u64);
     for entry in table.chunks_exact(RUN) {
         let Ok(wire) = WireRun::read_from_bytes(entry) else { break };
         let range = PageRange::new(PageIndex(wire.start.get()), u64::from(wire.count.get()));
         check(shape, block, range)?;
         let class = match wire.class {
             ZERO => Class::Zero,
-            PLAIN => Class::Plain,
-            KNOWN => Class::Known,
+            RAW => Class::Raw,
+            DUPLICATE => Class::Duplicate,
             DELTA => Class::Delta,
-            PACKED => Class::Packed,
+            COMPRESSED => Class::Compressed,
             other => return Err(FrameError::Class(other)),
         };
         let run = Run { range, class, bytes: wire.bytes.get() };
@@ -284,18 +284,18 @@ pub fn parse_runs(
         }
         own += u64::from(run.bytes);
         pages += range.count;
-        packed += if class == Class::Packed { range.count } else { 0 };
+        compressed += if class == Class::Compressed { range.count } else { 0 };
         runs.push(run);
     }
     if pages > BATCH_PAGES {
         return Err(FrameError::Pages(pages));
     }
     // What is shared exists if and only if somebody shares it.
-    let shared = (payload as u64).checked_sub(own).filter(|rest| (*rest > 0) == (packed > 0));
-    if shared.is_none() || codec.is_some() != (packed > 0) {
+    let shared = (payload as u64).checked_sub(own).filter(|rest| (*rest > 0) == (compressed > 0));
+    if shared.is_none() || codec.is_some() != (compressed > 0) {
         return Err(FrameError::Content { runs: own, payload: payload as u64 });
     }
-    Ok(Table { runs, own: own as usize, raw: packed as usize * PAGE_SIZE })
+    Ok(Table { runs, own: own as usize, raw: compressed as usize * PAGE_SIZE })
 }
 
 fn check(shape: &Shape, block: BlockId, range: PageRange) -> Result<(), FrameError> {

@@ -15,7 +15,7 @@ mod source;
 mod target;
 
 pub use brief::Brief;
-pub use codec::{ControlError, MAX_CONTROL, bitmaps, decode, encode, packed, page_sets, unpacked};
+pub use codec::{ControlError, MAX_CONTROL, bitmaps, compressed, decode, decompressed, encode, page_sets};
 pub use frame::{
     BATCH_PAGES, Frame, FrameError, HEADER, Header, MAX_PAYLOAD, MAX_RUNS, RUN, Shape, Table, parse_runs,
     write_batch,
@@ -23,10 +23,10 @@ pub use frame::{
 pub use link::{Answer, Link, LinkAct, LinkEvent, NoLink, Rest, outlives_link};
 pub use page::Run;
 pub use phase::Phase;
-pub use preamble::{Kind, MAGIC, Preamble, PreambleError, REPLY, Reply, Status, Token, VERSION};
+pub use preamble::{MAGIC, Preamble, PreambleError, Purpose, REPLY, Reply, Status, Token, VERSION};
 pub use rounds::{Decision, Moved, Rounds, Warning};
-pub use source::{Source, SourceAct, SourceEnd, SourceEvent, Step};
-pub use target::{Target, TargetAct, TargetEnd, TargetEvent};
+pub use source::{NextStep, Source, SourceEffect, SourceEnd, SourceEvent};
+pub use target::{Target, TargetEffect, TargetEnd, TargetEvent};
 
 /// The control messages, generated from `proto/control.proto`.
 #[allow(missing_docs, clippy::all, reason = "generated; documented in the .proto file")]

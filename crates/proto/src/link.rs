@@ -52,9 +52,9 @@ pub enum LinkEvent {
     Reached,
     /// The target's first word: its guest does not run; it has all of this round, and so many pages of the
     /// next one.
-    Landed(u32, u64),
+    Received(u32, u64),
     /// … or its guest lacks pages.
-    Lacking,
+    NowMissing,
     /// … or it has everything.
     Settled,
     /// The control connection has ended, or says nothing that is waited for.
@@ -76,7 +76,7 @@ pub enum LinkEvent {
     /// It could not be opened.
     StreamNotOpened(u32, String),
     /// The target says what it has of a stream that it welcomed again.
-    StreamBack(u32),
+    StreamReopened(u32),
 }
 
 /// What is to be done about it, in order.
@@ -131,11 +131,11 @@ pub enum Rest {
 }
 
 impl Rest {
-    /// Of this round, when the target has all rounds up to `landed`.
-    pub fn of(round: u32, landed: u32) -> Self {
+    /// Of this round, when the target has all rounds up to `received`.
+    pub fn of(round: u32, received: u32) -> Self {
         match round {
-            _ if round <= landed => Self::OfFile,
-            _ if round == landed + 1 => Self::Part,
+            _ if round <= received => Self::OfFile,
+            _ if round == received + 1 => Self::Part,
             _ => Self::Whole,
         }
     }
@@ -256,16 +256,16 @@ impl Link {
                 self.state = State::Listening(wanted);
                 vec![A::AwaitWord]
             }
-            (State::Listening(Wanted::ToRejoin), E::Landed(round, pages)) => {
+            (State::Listening(Wanted::ToRejoin), E::Received(round, pages)) => {
                 self.state = State::Opening(Wanted::ToRejoin, Some((round, pages)));
                 vec![A::Open]
             }
-            (State::Listening(Wanted::ToServe), E::Lacking) => {
+            (State::Listening(Wanted::ToServe), E::NowMissing) => {
                 self.state = State::Opening(Wanted::ToServe, None);
                 vec![A::Open]
             }
             (State::Listening(Wanted::ToServe), E::Settled) => self.settled(),
-            (State::Listening(wanted), E::Landed(..) | E::Lacking | E::Settled) => {
+            (State::Listening(wanted), E::Received(..) | E::NowMissing | E::Settled) => {
                 self.failed(wanted, Answer::None, "it speaks of a VM that is not where it should be".into())
             }
             (
@@ -284,7 +284,7 @@ impl Link {
                 self.lose(why)
             }
             (State::Up, E::StreamOpened(stream)) => self.piece(stream, |pieces| pieces.open = true),
-            (State::Up, E::StreamBack(stream)) => self.piece(stream, |pieces| pieces.back = true),
+            (State::Up, E::StreamReopened(stream)) => self.piece(stream, |pieces| pieces.back = true),
 
             // Of attempts and connections that are over.
             _ => vec![],
@@ -294,13 +294,13 @@ impl Link {
     fn begin(&mut self, wanted: Wanted) -> Vec<LinkAct> {
         let anew = self.is_up();
         self.state = State::Dialling(wanted);
-        let mut acts = vec![LinkAct::HangUp];
+        let mut effects = vec![LinkAct::HangUp];
         if anew {
             (self.calls, self.gave_up) = (0, false);
-            acts.extend((wanted == Wanted::ToRejoin).then_some(LinkAct::AwaitGiveUp));
+            effects.extend((wanted == Wanted::ToRejoin).then_some(LinkAct::AwaitGiveUp));
         }
-        acts.push(LinkAct::Dial);
-        acts
+        effects.push(LinkAct::Dial);
+        effects
     }
 
     /// An attempt came to nothing.
@@ -310,16 +310,16 @@ impl Link {
         }
         (self.calls, self.why) = (self.calls.saturating_add(1), why);
         self.state = State::Waiting(wanted);
-        let mut acts = vec![LinkAct::HangUp, LinkAct::Wait(pause(self.calls, answer))];
-        acts.extend((wanted == Wanted::ToServe).then_some(LinkAct::LookAtFile));
-        acts
+        let mut effects = vec![LinkAct::HangUp, LinkAct::Wait(pause(self.calls, answer))];
+        effects.extend((wanted == Wanted::ToServe).then_some(LinkAct::LookAtFile));
+        effects
     }
 
     fn opened(&mut self, has: Option<(u32, u64)>) -> Vec<LinkAct> {
         self.rest();
         let Some((round, pages)) = has else {
-            let still = control::StillOwed::default();
-            return vec![LinkAct::Tell(SourceEvent::Message(Kind::StillOwed(still)))];
+            let still = control::StillMissing::default();
+            return vec![LinkAct::Tell(SourceEvent::Message(Kind::StillMissing(still)))];
         };
         self.stuck = if self.lost_at.replace((round, pages)) == has { self.stuck + 1 } else { 0 };
         if self.stuck >= STUCK {
@@ -389,25 +389,25 @@ mod tests {
         E::Silent("cut".into())
     }
 
-    fn told(acts: &[LinkAct]) -> Option<&SourceEvent> {
-        acts.iter().find_map(|act| if let A::Tell(event) = act { Some(event) } else { None })
+    fn told(effects: &[LinkAct]) -> Option<&SourceEvent> {
+        effects.iter().find_map(|effect| if let A::Tell(event) = effect { Some(event) } else { None })
     }
 
     /// A link that was opened again, so far.
     fn after(events: &[LinkEvent]) -> (Link, Vec<LinkAct>) {
         let mut link = Link::default();
-        let mut acts = vec![];
+        let mut effects = vec![];
         for event in events {
-            acts = link.handle(event.clone());
+            effects = link.handle(event.clone());
         }
-        (link, acts)
+        (link, effects)
     }
 
     #[test]
     fn a_link_is_opened_again_step_by_step() {
         let late = || E::Unreached(Answer::None, "late".into());
         let settled = SourceEvent::Message(Kind::Settled(control::Settled::default()));
-        let lacking = SourceEvent::Message(Kind::StillOwed(control::StillOwed::default()));
+        let outdated = SourceEvent::Message(Kind::StillMissing(control::StillMissing::default()));
         let table = [
             // While the guest runs here.
             (vec![silent()], vec![A::HangUp, A::Tell(SourceEvent::LinkLost("cut".into()))]),
@@ -415,15 +415,15 @@ mod tests {
             (vec![E::Rejoin, late()], vec![A::HangUp, A::Wait(SOON)]),
             (vec![E::Rejoin, late(), E::Again], vec![A::Dial]),
             (vec![E::Rejoin, E::Reached], vec![A::AwaitWord]),
-            (vec![E::Rejoin, E::Reached, E::Landed(2, 7)], vec![A::Open]),
+            (vec![E::Rejoin, E::Reached, E::Received(2, 7)], vec![A::Open]),
             (
-                vec![E::Rejoin, E::Reached, E::Landed(2, 7), E::Opened],
+                vec![E::Rejoin, E::Reached, E::Received(2, 7), E::Opened],
                 vec![A::Tell(SourceEvent::Rejoined(2))],
             ),
-            (vec![E::Rejoin, E::Reached, E::Lacking], vec![A::HangUp, A::Wait(SOON)]),
+            (vec![E::Rejoin, E::Reached, E::NowMissing], vec![A::HangUp, A::Wait(SOON)]),
             (vec![E::Rejoin, E::Reached, silent()], vec![A::HangUp, A::Wait(SOON)]),
             (
-                vec![E::Rejoin, E::Reached, E::Landed(2, 7), E::NotOpened("no".into())],
+                vec![E::Rejoin, E::Reached, E::Received(2, 7), E::NotOpened("no".into())],
                 vec![A::HangUp, A::Wait(SOON)],
             ),
             (
@@ -442,15 +442,15 @@ mod tests {
                 vec![A::HangUp, A::Wait(SOON), A::LookAtFile],
             ),
             (vec![E::Reconnect, E::Reached, E::Settled], vec![A::Tell(settled)]),
-            (vec![E::Reconnect, E::Reached, E::Lacking, E::Opened], vec![A::Tell(lacking)]),
+            (vec![E::Reconnect, E::Reached, E::NowMissing, E::Opened], vec![A::Tell(outdated)]),
             // What comes too late.
             (vec![E::Again], vec![]),
             (vec![E::Reached], vec![]),
             (vec![E::Rejoin, E::Again], vec![]),
             (vec![E::Rejoin, E::StreamLost(0, "cut".into())], vec![]),
         ];
-        for (events, acts) in table {
-            assert_eq!(after(&events).1, acts, "{events:?}");
+        for (events, effects) in table {
+            assert_eq!(after(&events).1, effects, "{events:?}");
         }
     }
 
@@ -461,7 +461,7 @@ mod tests {
         // At the same place each time.
         let mut link = Link::default();
         let mut again = |pages| {
-            for event in [E::Rejoin, E::Reached, E::Landed(1, pages)] {
+            for event in [E::Rejoin, E::Reached, E::Received(1, pages)] {
                 link.handle(event);
             }
             link.handle(E::Opened)
@@ -475,9 +475,10 @@ mod tests {
 
     #[test]
     fn a_stream_goes_on_when_both_sides_are_ready() {
-        for pieces in [[E::StreamOpened(1), E::StreamBack(1)], [E::StreamBack(1), E::StreamOpened(1)]] {
-            let (mut link, acts) = after(&[E::StreamLost(1, "cut".into())]);
-            assert_eq!(acts, [A::EndStream(1), A::OpenStream(1)]);
+        for pieces in [[E::StreamOpened(1), E::StreamReopened(1)], [E::StreamReopened(1), E::StreamOpened(1)]]
+        {
+            let (mut link, effects) = after(&[E::StreamLost(1, "cut".into())]);
+            assert_eq!(effects, [A::EndStream(1), A::OpenStream(1)]);
             assert_eq!(link.handle(E::StreamLost(1, "cut".into())), [], "the target has lost it, too");
             let [first, second] = pieces;
             assert_eq!(link.handle(first), []);
@@ -493,7 +494,7 @@ mod tests {
         for _ in 0..OFTEN {
             assert_eq!(link.handle(E::StreamLost(0, "cut".into())).len(), 2);
             assert_eq!(link.handle(E::StreamOpened(0)), []);
-            assert_eq!(link.handle(E::StreamBack(0)), [A::GoOn(0)]);
+            assert_eq!(link.handle(E::StreamReopened(0)), [A::GoOn(0)]);
         }
         assert!(told(&link.handle(E::StreamLost(0, "cut".into()))).is_some());
         link.hung_up();
@@ -513,8 +514,8 @@ mod tests {
 
     #[test]
     fn i2_what_the_target_lacks_of_a_round_is_sent_again() {
-        for (round, landed, rest) in [(2, 2, Rest::OfFile), (2, 3, Rest::OfFile), (3, 2, Rest::Part)] {
-            assert_eq!(Rest::of(round, landed), rest);
+        for (round, received, rest) in [(2, 2, Rest::OfFile), (2, 3, Rest::OfFile), (3, 2, Rest::Part)] {
+            assert_eq!(Rest::of(round, received), rest);
         }
         assert_eq!(Rest::of(4, 2), Rest::Whole);
     }

@@ -16,7 +16,7 @@ pub const MAGIC: [u8; 8] = *b"WHIMBREL";
 
 /// What a connection is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
+pub enum Purpose {
     /// Opens a migration: control messages.
     Control,
     /// Pages; the number tells the streams apart.
@@ -31,7 +31,7 @@ pub enum Kind {
     Probe,
 }
 
-impl Kind {
+impl Purpose {
     /// Whether a [`Token`] follows the preamble: on all connections that pages travel on.
     pub fn needs_token(self) -> bool {
         matches!(self, Self::Data(_) | Self::Fault)
@@ -39,23 +39,23 @@ impl Kind {
 
     fn to_wire(self) -> (u16, u16) {
         match self {
-            Kind::Control => (0, 0),
-            Kind::Data(stream) => (1, stream),
-            Kind::Fault => (2, 0),
-            Kind::Resume => (3, 0),
-            Kind::Record => (4, 0),
-            Kind::Probe => (5, 0),
+            Purpose::Control => (0, 0),
+            Purpose::Data(stream) => (1, stream),
+            Purpose::Fault => (2, 0),
+            Purpose::Resume => (3, 0),
+            Purpose::Record => (4, 0),
+            Purpose::Probe => (5, 0),
         }
     }
 
     fn from_wire(kind: u16, stream: u16) -> Option<Self> {
         Some(match kind {
-            0 => Kind::Control,
-            1 => Kind::Data(stream),
-            2 => Kind::Fault,
-            3 => Kind::Resume,
-            4 => Kind::Record,
-            5 => Kind::Probe,
+            0 => Purpose::Control,
+            1 => Purpose::Data(stream),
+            2 => Purpose::Fault,
+            3 => Purpose::Resume,
+            4 => Purpose::Record,
+            5 => Purpose::Probe,
             _ => return None,
         })
     }
@@ -94,7 +94,7 @@ pub struct Preamble {
     /// The newest version that it speaks.
     pub newest: u16,
     /// What the connection is for.
-    pub kind: Kind,
+    pub kind: Purpose,
     /// For which migration.
     pub migration: MigrationId,
 }
@@ -118,7 +118,7 @@ pub enum PreambleError {
     NotWhimbrel,
     /// A kind of connection that is not known.
     #[error("the peer asks for connection kind {0}, which this version does not know")]
-    Kind(u16),
+    Purpose(u16),
     /// No version in common.
     #[error(
         "the peer speaks protocol versions {oldest} to {newest}, this side only {VERSION}; upgrade the older \
@@ -137,7 +137,7 @@ impl Preamble {
     pub const SIZE: usize = size_of::<Wire>();
 
     /// Of this side's versions.
-    pub fn new(kind: Kind, migration: MigrationId) -> Self {
+    pub fn new(kind: Purpose, migration: MigrationId) -> Self {
         Self { oldest: VERSION, newest: VERSION, kind, migration }
     }
 
@@ -164,8 +164,8 @@ impl Preamble {
         if !(oldest..=newest).contains(&VERSION) {
             return Err(PreambleError::Version { oldest, newest });
         }
-        let kind = Kind::from_wire(wire.kind.get(), wire.stream.get())
-            .ok_or(PreambleError::Kind(wire.kind.get()))?;
+        let kind = Purpose::from_wire(wire.kind.get(), wire.stream.get())
+            .ok_or(PreambleError::Purpose(wire.kind.get()))?;
         Ok(Self { oldest, newest, kind, migration: MigrationId(wire.migration.get()) })
     }
 }

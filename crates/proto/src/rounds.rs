@@ -1,7 +1,7 @@
 //! What comes after a round of pre-copy: another one, the switchover, or post-copy.
 
-use crate::Step;
-use policy::{Budget, Next, Seen, Way};
+use crate::NextStep;
+use policy::{Budget, Next, RoundsSoFar, Way};
 use std::time::Duration;
 use units::{Bytes, PAGE_SIZE, Rate};
 
@@ -18,7 +18,7 @@ pub struct Rounds {
     limits: Budget,
     /// The guest must be stopped in time for this, whatever the pause costs.
     end: Option<Duration>,
-    seen: Seen,
+    seen: RoundsSoFar,
     /// The last round's pages, and how many pages moved in a second.
     last: Option<(u64, Option<f64>)>,
     warned: bool,
@@ -43,7 +43,7 @@ pub struct Moved {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Decision {
     /// What is done.
-    pub step: Step,
+    pub step: NextStep,
     /// What the user should know of it.
     pub warning: Option<Warning>,
 }
@@ -62,7 +62,7 @@ impl Rounds {
     /// Before the first round. `mode`: what the user demands; none: whichever keeps the limits. `fixed`: what
     /// a switchover costs besides moving memory.
     pub fn new(mode: Option<Way>, limits: Budget, fixed: Duration) -> Self {
-        let seen = Seen { fixed, ..Default::default() };
+        let seen = RoundsSoFar { fixed, ..Default::default() };
         Self { mode, planned: None, limits, end: None, seen, last: None, warned: false }
     }
 
@@ -94,7 +94,7 @@ impl Rounds {
         self.last = Some((pages, per_s));
     }
 
-    /// A round has landed, and so much is dirty: what next?
+    /// A round has arrived, and so much is dirty: what next?
     pub fn decide(&mut self, now: Duration, dirty: Bytes) -> Decision {
         self.seen.dirtied.push(dirty);
         self.choose(now, dirty)
@@ -104,31 +104,31 @@ impl Rounds {
     pub fn choose(&mut self, now: Duration, dirty: Bytes) -> Decision {
         let mut warning = None;
         let step = match self.mode {
-            Some(Way::Hybrid | Way::PostCopy) => Step::PostCopy,
+            Some(Way::Hybrid | Way::PostCopy) => NextStep::PostCopy,
             Some(Way::PreCopy) | None => self.step(now, dirty, &mut warning),
         };
         Decision { step, warning }
     }
 
-    fn step(&mut self, now: Duration, dirty: Bytes, warning: &mut Option<Warning>) -> Step {
+    fn step(&mut self, now: Duration, dirty: Bytes, warning: &mut Option<Warning>) -> NextStep {
         let pause = policy::predicted_downtime(&self.seen);
         let long = |pause: &Duration| *pause > self.limits.downtime;
         if self.end.is_some_and(|end| policy::must_stop(end.saturating_sub(now), pause)) {
             *warning = pause.filter(long).map(Warning::LongPause);
-            return Step::Switchover;
+            return NextStep::Switchover;
         }
         if self.planned == Some(Way::Hybrid) && pause.as_ref().is_none_or(long) {
-            return Step::PostCopy;
+            return NextStep::PostCopy;
         }
         match policy::next(&self.seen, &self.limits) {
-            Next::Switchover => Step::Switchover,
-            Next::PostCopy => Step::PostCopy,
-            Next::Round => Step::Round,
+            Next::Switchover => NextStep::Switchover,
+            Next::PostCopy => NextStep::PostCopy,
+            Next::Round => NextStep::Round,
             Next::Hopeless => {
                 if !std::mem::replace(&mut self.warned, true) {
                     *warning = Some(Warning::NoConvergence(dirty));
                 }
-                Step::Round
+                NextStep::Round
             }
         }
     }
@@ -156,7 +156,7 @@ impl Rounds {
     }
 
     fn pause_at(&self, dirty: Bytes, rate: Rate) -> Option<Duration> {
-        policy::predicted_downtime(&Seen { dirtied: vec![dirty], rate, fixed: self.seen.fixed })
+        policy::predicted_downtime(&RoundsSoFar { dirtied: vec![dirty], rate, fixed: self.seen.fixed })
     }
 }
 
@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn the_next_step_keeps_mode_plan_and_limits() {
-        use Step::{PostCopy, Round, Switchover};
+        use NextStep::{PostCopy, Round, Switchover};
         let flat = [500; 4];
         let none = None;
         let table = [
@@ -219,7 +219,7 @@ mod tests {
             rounds.planned(Way::Hybrid, ms(20), None);
             rounds.forbid_post_copy();
             for _ in 0..9 {
-                assert_eq!(rounds.decide(ms(0), Bytes(500 * MIB)).step, Step::Round, "{mode:?}");
+                assert_eq!(rounds.decide(ms(0), Bytes(500 * MIB)).step, NextStep::Round, "{mode:?}");
             }
         }
     }
@@ -234,8 +234,8 @@ mod tests {
         assert_eq!(rounds.last(), Some((1, 25_600.0)));
         // 100 MiB a second.
         assert_eq!(rounds.predicted(Bytes(MIB), Rate(MIB)), None);
-        assert_eq!(rounds.decide(ms(0), Bytes(2 * MIB)).step, Step::Switchover);
-        assert_eq!(rounds.decide(ms(0), Bytes(3 * MIB)).step, Step::Round);
+        assert_eq!(rounds.decide(ms(0), Bytes(2 * MIB)).step, NextStep::Switchover);
+        assert_eq!(rounds.decide(ms(0), Bytes(3 * MIB)).step, NextStep::Round);
         assert_eq!(rounds.predicted(Bytes(MIB), Rate(MIB)), Some(ms(1000)));
     }
 }

@@ -2,15 +2,15 @@
 //!
 //! ```text
 //! Greeting → Preparing → Opening → Copying ⟲ (⇄ Rejoining) →
-//!     (Announcing) → Pausing → Draining → Sending → Promising → Permitted → Owing → Ended
+//!     (Announcing) → Pausing → Draining → Sending → Fencing → Authorized → PostCopy → Ended
 //!          └────────────┴──────────┴─────────┘ link lost: the guest runs on, back to Copying
 //! ```
 //!
 //! A link that is lost is waited for while the guest runs on. Where it stood still already, it runs on at
 //! once, and the migration is where it was before the switchover; the next one begins from its beginning.
-//! That ends when the device state is sent: then a lost link ends the migration. Until the permit is sent,
-//! every failure leads back to a running guest (I3). After it, only the ownership record decides (I1, I4): no
-//! timeout does.
+//! That ends when the device state is sent: then a lost link ends the migration. Until the authorization is
+//! sent, every failure leads back to a running guest (I3). After it, only the ownership record decides (I1,
+//! I4): no timeout does.
 
 use crate::{
     Brief, Phase,
@@ -19,7 +19,7 @@ use crate::{
 
 /// How memory travels. The driver maps its user's wish to this.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Step {
+pub enum NextStep {
     /// Another round while the guest runs.
     Round,
     /// Stop the guest and send the rest before it runs on the target.
@@ -49,9 +49,9 @@ pub enum SourceEvent {
     /// `OpenStreams` is done.
     StreamsOpen,
     /// Every stream has sent its share of this round.
-    Shipped(u32),
+    Sent(u32),
     /// `Decide` is done.
-    Decided(Step),
+    Decided(NextStep),
     /// `StopGuest` is done: the guest stands still and its disks are drained.
     Stopped,
     /// `Save` is done; `more`: pages were written meanwhile that no round has carried.
@@ -61,8 +61,8 @@ pub enum SourceEvent {
     },
     /// `SendState` is done.
     StateSent,
-    /// `Promise` is done.
-    Promised,
+    /// `Fence` is done.
+    Fenced,
     /// The record says: the VM is ours.
     ClaimWon,
     /// The record says: the VM is somebody else's, at this epoch.
@@ -75,22 +75,22 @@ pub enum SourceEvent {
 
 /// What the source must do. Acts are done in order; those marked *async* report by an event.
 #[derive(Clone, PartialEq, Debug)]
-pub enum SourceAct {
+pub enum SourceEffect {
     /// Say this to the target.
     Send(Kind),
     /// Connect the streams and begin tracking. *async*
     OpenStreams,
     /// Send everything that is dirty as this round, while acts go on. *async*
-    Ship(u32),
+    SendRound(u32),
     /// Send what the target does not have yet of this round, over the new connections. *async*
-    ShipRest(u32),
+    SendRest(u32),
     /// Connect again while the guest runs on here, and learn what the target has; for as long as the user
     /// wants. *async*
     Rejoin,
     /// The switchover that was begun does not take place, and the migration goes on: the guest runs here at
-    /// once, its writes are followed as before, and what was announced as owed is dirty again (I2). What
+    /// once, its writes are followed as before, and what was announced as missing is dirty again (I2). What
     /// `Save` has not reported yet is never reported.
-    RunOn,
+    AbortPause,
     /// Collect what was written and choose the next step. *async*
     Decide,
     /// Look what the guest does, and journal that the pause that follows is ours: whoever finds the journal
@@ -99,7 +99,7 @@ pub enum SourceAct {
     /// Stop the guest. *async*
     StopGuest,
     /// Collect what was written, and tell the target that it will lack it.
-    SendOwed,
+    SendMissing,
     /// Save the device state while acts go on, then collect what was written meanwhile. *async*
     Save,
     /// Send hashes, if asked for, and the device state: to be loaded after this round. *async*; a link that
@@ -108,18 +108,18 @@ pub enum SourceAct {
     /// See to it that nobody lets the guest run here from now on.
     HoldGuest,
     /// Make the promise durable: from now on only the record says that the guest may run here. *async*
-    Promise,
+    Fence,
     /// The guest runs here again, as if nothing had happened (I3). Harmless when it was never stopped.
     ResumeGuest,
     /// Ask the record for the VM. *async*
     Claim,
     /// Journal that the VM is gone, at this epoch (I4).
     Gone(u64),
-    /// Serve faults and push what is owed. Messages report its end.
-    ServeOwed,
-    /// Connect again and learn what is still owed: `Message(StillOwed)`. *async*
+    /// Serve faults and push what is missing. Messages report its end.
+    ServeMissing,
+    /// Connect again and learn what is still missing: `Message(StillMissing)`. *async*
     Reconnect,
-    /// Journal that nothing is owed, and destroy this copy.
+    /// Journal that nothing is missing, and destroy this copy.
     Forget,
     /// It is over.
     End(SourceEnd),
@@ -148,8 +148,8 @@ enum State {
     Opening,
     Copying {
         round: u32,
-        shipped: bool,
-        landed: bool,
+        sent: bool,
+        received: bool,
     },
     /// As `Copying`, or as `Opening` in round 0.
     Rejoining {
@@ -167,22 +167,22 @@ enum State {
     },
     Draining {
         round: u32,
-        shipped: bool,
-        landed: bool,
+        sent: bool,
+        received: bool,
         saved: Option<bool>,
     },
-    SavingOwed {
+    SavingMissing {
         round: u32,
     },
     Sending {
         round: u32,
     },
-    Promising,
-    Permitted,
+    Fencing,
+    Authorized,
     Claiming {
         why: SourceEnd,
     },
-    Owing,
+    PostCopy,
     Ended,
 }
 
@@ -191,7 +191,7 @@ enum State {
 pub struct Source {
     state: State,
     prepare: control::Prepare,
-    first: Step,
+    first: NextStep,
     post_copy: bool,
     /// A switchover was undone.
     ran_on: bool,
@@ -199,22 +199,26 @@ pub struct Source {
 
 impl Source {
     /// A migration of what `prepare` describes, beginning with `first`; with the acts that begin it.
-    pub fn new(hello: control::Hello, prepare: control::Prepare, first: Step) -> (Self, Vec<SourceAct>) {
+    pub fn new(
+        hello: control::Hello,
+        prepare: control::Prepare,
+        first: NextStep,
+    ) -> (Self, Vec<SourceEffect>) {
         let source = Self { state: State::Greeting, prepare, first, post_copy: false, ran_on: false };
-        (source, vec![SourceAct::Send(Kind::Hello(hello))])
+        (source, vec![SourceEffect::Send(Kind::Hello(hello))])
     }
 
     /// A migration whose source agent was restarted after the commit: the target may still want pages.
-    pub fn after_commit() -> (Self, Vec<SourceAct>) {
+    pub fn after_commit() -> (Self, Vec<SourceEffect>) {
         let prepare = control::Prepare::default();
-        let first = Step::PostCopy;
-        let source = Self { state: State::Owing, prepare, first, post_copy: true, ran_on: false };
-        (source, vec![SourceAct::Reconnect])
+        let first = NextStep::PostCopy;
+        let source = Self { state: State::PostCopy, prepare, first, post_copy: true, ran_on: false };
+        (source, vec![SourceEffect::Reconnect])
     }
 
     /// Whether the user can still end it.
     pub fn cancellable(&self) -> bool {
-        !matches!(self.state, State::Permitted | State::Claiming { .. } | State::Owing | State::Ended)
+        !matches!(self.state, State::Authorized | State::Claiming { .. } | State::PostCopy | State::Ended)
     }
 
     /// Where it stands.
@@ -230,19 +234,19 @@ impl Source {
             | State::Announcing { .. } => Phase::PreCopy,
             State::Pausing { .. }
             | State::Draining { .. }
-            | State::SavingOwed { .. }
+            | State::SavingMissing { .. }
             | State::Sending { .. }
-            | State::Promising
-            | State::Permitted
+            | State::Fencing
+            | State::Authorized
             | State::Claiming { .. } => Phase::Switchover,
-            State::Owing => Phase::PostCopy,
+            State::PostCopy => Phase::PostCopy,
             State::Ended => Phase::Done,
         }
     }
 
     /// What must be done about an event.
-    pub fn handle(&mut self, event: SourceEvent) -> Vec<SourceAct> {
-        use SourceAct as A;
+    pub fn handle(&mut self, event: SourceEvent) -> Vec<SourceEffect> {
+        use SourceEffect as A;
         use SourceEvent as E;
         match (self.state.clone(), event) {
             (State::Ended, _) => vec![],
@@ -253,21 +257,23 @@ impl Source {
                 E::Message(
                     Kind::Ping(_)
                     | Kind::Pong(_)
-                    | Kind::Landed(_)
+                    | Kind::Received(_)
                     | Kind::StreamLost(_)
-                    | Kind::StreamBack(_),
+                    | Kind::StreamReopened(_),
                 ),
             ) => vec![],
-            (State::Owing, E::LinkLost(_) | E::Broke { .. } | E::Message(Kind::Failed(_))) => {
+            (State::PostCopy, E::LinkLost(_) | E::Broke { .. } | E::Message(Kind::Failed(_))) => {
                 vec![A::Reconnect]
             }
             (State::Claiming { .. }, E::LinkLost(_) | E::Message(Kind::Failed(_))) => vec![],
-            // The permit is out: whatever breaks now, also what the target said before, leaves it to the
-            // record (I1).
+            // the authorization is out: whatever breaks now, also what the target said before, leaves it to
+            // the record (I1).
             (State::Claiming { .. }, E::Broke { .. }) => vec![A::Claim],
-            (State::Permitted, E::LinkLost(why)) => self.ask_record("the connection to the target", why),
-            (State::Permitted, E::Broke { what, why }) => self.ask_record(&what, why),
-            (State::Permitted, E::Message(Kind::Failed(failed))) => self.ask_record(&failed.what, failed.why),
+            (State::Authorized, E::LinkLost(why)) => self.ask_record("the connection to the target", why),
+            (State::Authorized, E::Broke { what, why }) => self.ask_record(&what, why),
+            (State::Authorized, E::Message(Kind::Failed(failed))) => {
+                self.ask_record(&failed.what, failed.why)
+            }
             (State::Opening, E::LinkLost(_)) if self.rejoins() => self.rejoin(0),
             (State::Copying { round, .. } | State::Deciding { round }, E::LinkLost(_)) if self.rejoins() => {
                 self.rejoin(round)
@@ -276,12 +282,12 @@ impl Source {
                 State::Announcing { round }
                 | State::Pausing { round, .. }
                 | State::Draining { round, .. }
-                | State::SavingOwed { round }
+                | State::SavingMissing { round }
                 | State::Sending { round },
                 E::LinkLost(_),
             ) if self.rejoins() => {
                 self.ran_on = true;
-                [vec![A::RunOn], self.rejoin(round)].concat()
+                [vec![A::AbortPause], self.rejoin(round)].concat()
             }
             (State::Rejoining { .. }, E::LinkLost(_)) => vec![A::Rejoin],
             (_, E::LinkLost(why)) => self.back("the connection to the target", why),
@@ -304,90 +310,90 @@ impl Source {
             }
             (State::Opening, E::StreamsOpen) => self.begin(),
             (State::Rejoining { round: 0 }, E::Rejoined(_)) => self.begin(),
-            (State::Rejoining { round }, E::Rejoined(landed)) if landed >= round => {
+            (State::Rejoining { round }, E::Rejoined(received)) if received >= round => {
                 self.state = State::Deciding { round };
                 vec![A::Decide]
             }
             (State::Rejoining { round }, E::Rejoined(_)) => {
-                self.state = State::Copying { round, shipped: false, landed: false };
-                vec![A::ShipRest(round)]
+                self.state = State::Copying { round, sent: false, received: false };
+                vec![A::SendRest(round)]
             }
             (
                 State::Rejoining { .. },
-                E::Shipped(_)
+                E::Sent(_)
                 | E::Decided(_)
                 | E::StreamsOpen
                 | E::Stopped
                 | E::Saved { .. }
                 | E::StateSent
-                | E::Message(Kind::RoundLanded(_)),
+                | E::Message(Kind::RoundReceived(_)),
             ) => vec![],
-            (State::Copying { round, landed, .. }, E::Shipped(n)) if n == round => {
-                self.copied(State::Copying { round, shipped: true, landed })
+            (State::Copying { round, received, .. }, E::Sent(n)) if n == round => {
+                self.copied(State::Copying { round, sent: true, received })
             }
-            (State::Copying { round, shipped, .. }, E::Message(Kind::RoundLanded(l))) if l.round == round => {
-                self.copied(State::Copying { round, shipped, landed: true })
+            (State::Copying { round, sent, .. }, E::Message(Kind::RoundReceived(l))) if l.round == round => {
+                self.copied(State::Copying { round, sent, received: true })
             }
-            (State::Deciding { round }, E::Decided(Step::Round)) => self.ship(round + 1),
+            (State::Deciding { round }, E::Decided(NextStep::Round)) => self.send_round(round + 1),
             (State::Deciding { round }, E::Decided(step)) => self.pause(round, step),
-            (State::Announcing { round }, E::Message(Kind::OwedTaken(_))) => {
+            (State::Announcing { round }, E::Message(Kind::MissingRecorded(_))) => {
                 self.state = State::Pausing { round, post_copy: true };
                 vec![A::JournalPause, A::StopGuest]
             }
             (
-                State::SavingOwed { .. } | State::Sending { .. } | State::Promising | State::Permitted,
-                E::Message(Kind::OwedTaken(_)),
+                State::SavingMissing { .. } | State::Sending { .. } | State::Fencing | State::Authorized,
+                E::Message(Kind::MissingRecorded(_)),
             ) => vec![],
             // Of an announcement that a lost link has undone. Taken for that of a later one, it stops the
             // guest a little early, and that is all: the target loads no device state before it has taken
-            // what is owed.
+            // what is missing.
             (
                 State::Rejoining { .. }
                 | State::Copying { .. }
                 | State::Deciding { .. }
                 | State::Pausing { .. }
                 | State::Draining { .. },
-                E::Message(Kind::OwedTaken(_)),
+                E::Message(Kind::MissingRecorded(_)),
             ) if self.rejoins() => vec![],
             (State::Pausing { round, post_copy: true }, E::Stopped) => {
-                self.state = State::SavingOwed { round };
-                vec![A::Save, A::SendOwed]
+                self.state = State::SavingMissing { round };
+                vec![A::Save, A::SendMissing]
             }
             (State::Pausing { round, post_copy: false }, E::Stopped) => {
                 let round = round + 1;
-                self.state = State::Draining { round, shipped: false, landed: false, saved: None };
-                vec![A::Save, A::Ship(round)]
+                self.state = State::Draining { round, sent: false, received: false, saved: None };
+                vec![A::Save, A::SendRound(round)]
             }
-            (State::SavingOwed { round }, E::Saved { more }) => {
+            (State::SavingMissing { round }, E::Saved { more }) => {
                 self.state = State::Sending { round };
-                let again = if more { vec![A::SendOwed] } else { vec![] };
+                let again = if more { vec![A::SendMissing] } else { vec![] };
                 [again, vec![A::SendState(round)]].concat()
             }
-            (State::Draining { round, landed, saved, .. }, E::Shipped(n)) if n == round => {
-                self.drained(State::Draining { round, shipped: true, landed, saved })
+            (State::Draining { round, received, saved, .. }, E::Sent(n)) if n == round => {
+                self.drained(State::Draining { round, sent: true, received, saved })
             }
-            (State::Draining { round, shipped, saved, .. }, E::Message(Kind::RoundLanded(l)))
+            (State::Draining { round, sent, saved, .. }, E::Message(Kind::RoundReceived(l)))
                 if l.round == round =>
             {
-                self.drained(State::Draining { round, shipped, landed: true, saved })
+                self.drained(State::Draining { round, sent, received: true, saved })
             }
-            (State::Draining { round, shipped, landed, saved: None }, E::Saved { more }) => {
-                self.drained(State::Draining { round, shipped, landed, saved: Some(more) })
+            (State::Draining { round, sent, received, saved: None }, E::Saved { more }) => {
+                self.drained(State::Draining { round, sent, received, saved: Some(more) })
             }
             (State::Sending { .. }, E::StateSent) => {
-                self.state = State::Promising;
-                vec![A::HoldGuest, A::Promise]
+                self.state = State::Fencing;
+                vec![A::HoldGuest, A::Fence]
             }
-            (State::Promising, E::Promised) => {
-                self.state = State::Permitted;
-                vec![A::Send(Kind::Permit(control::Permit {}))]
+            (State::Fencing, E::Fenced) => {
+                self.state = State::Authorized;
+                vec![A::Send(Kind::Authorize(control::Authorize {}))]
             }
             // The last barrier's answer may arrive after everything was sent.
             (
-                State::Sending { .. } | State::Promising | State::Permitted,
-                E::Message(Kind::RoundLanded(_)),
+                State::Sending { .. } | State::Fencing | State::Authorized,
+                E::Message(Kind::RoundReceived(_)),
             ) => vec![],
-            (State::Permitted, E::Message(Kind::Committed(c))) => self.gone(c.epoch, A::ServeOwed),
+            (State::Authorized, E::Message(Kind::Committed(c))) => self.gone(c.epoch, A::ServeMissing),
             // Said before the connections were ended to ask the record, and heard after: nobody is listening
             // on them.
             (State::Claiming { .. }, E::Message(Kind::Committed(c))) => self.gone(c.epoch, A::Reconnect),
@@ -398,8 +404,10 @@ impl Source {
             (State::Claiming { .. }, E::ClaimUnknown(_)) => vec![A::Claim],
 
             // The guest runs there.
-            (State::Owing, E::Message(Kind::StillOwed(_))) => vec![A::ServeOwed],
-            (State::Owing, E::Message(Kind::Settled(_))) => self.end(vec![A::Forget], SourceEnd::Completed),
+            (State::PostCopy, E::Message(Kind::StillMissing(_))) => vec![A::ServeMissing],
+            (State::PostCopy, E::Message(Kind::Settled(_))) => {
+                self.end(vec![A::Forget], SourceEnd::Completed)
+            }
 
             // Said before the link was lost, and heard only now: what the target had was asked again since.
             (
@@ -408,26 +416,28 @@ impl Source {
                 | State::Announcing { round }
                 | State::Pausing { round, .. }
                 | State::Draining { round, .. }
-                | State::SavingOwed { round },
-                E::Message(Kind::RoundLanded(l)),
+                | State::SavingMissing { round },
+                E::Message(Kind::RoundReceived(l)),
             ) if self.rejoins() && l.round <= round => vec![],
 
             // Results of acts that no longer matter.
             (_, E::Resolved | E::ClaimWon | E::ClaimLost(_) | E::ClaimUnknown(_) | E::Rejoined(_)) => vec![],
             (
-                State::Owing | State::Claiming { .. } | State::Permitted,
-                E::Shipped(_)
+                State::PostCopy | State::Claiming { .. } | State::Authorized,
+                E::Sent(_)
                 | E::Decided(_)
                 | E::Stopped
                 | E::Saved { .. }
                 | E::StateSent
                 | E::StreamsOpen
-                | E::Promised,
+                | E::Fenced,
             ) => vec![],
 
             // Anything else is a peer or a driver out of step.
-            (State::Permitted, E::Message(_)) => self.ask_record("the target", "it spoke out of turn".into()),
-            (State::Owing | State::Claiming { .. }, E::Message(_)) => vec![],
+            (State::Authorized, E::Message(_)) => {
+                self.ask_record("the target", "it spoke out of turn".into())
+            }
+            (State::PostCopy | State::Claiming { .. }, E::Message(_)) => vec![],
             (state, event) => self.back("the protocol", format!("{} in {}", Brief(&event), Brief(&state))),
         }
     }
@@ -437,93 +447,93 @@ impl Source {
         self.prepare.give_up_ms > 0
     }
 
-    fn rejoin(&mut self, round: u32) -> Vec<SourceAct> {
+    fn rejoin(&mut self, round: u32) -> Vec<SourceEffect> {
         self.state = State::Rejoining { round };
-        vec![SourceAct::Rejoin]
+        vec![SourceEffect::Rejoin]
     }
 
-    fn begin(&mut self) -> Vec<SourceAct> {
+    fn begin(&mut self) -> Vec<SourceEffect> {
         match self.first {
-            Step::Round => self.ship(1),
+            NextStep::Round => self.send_round(1),
             step => self.pause(0, step),
         }
     }
 
-    fn ship(&mut self, round: u32) -> Vec<SourceAct> {
-        self.state = State::Copying { round, shipped: false, landed: false };
-        vec![SourceAct::Ship(round)]
+    fn send_round(&mut self, round: u32) -> Vec<SourceEffect> {
+        self.state = State::Copying { round, sent: false, received: false };
+        vec![SourceEffect::SendRound(round)]
     }
 
-    fn copied(&mut self, next: State) -> Vec<SourceAct> {
+    fn copied(&mut self, next: State) -> Vec<SourceEffect> {
         self.state = next;
-        let State::Copying { round, shipped: true, landed: true } = self.state else { return vec![] };
+        let State::Copying { round, sent: true, received: true } = self.state else { return vec![] };
         self.state = State::Deciding { round };
-        vec![SourceAct::Decide]
+        vec![SourceEffect::Decide]
     }
 
-    /// What is dirty before a post-copy will be owed whatever the guest does until it is stopped: the target
-    /// makes its holes while the guest still runs.
-    fn pause(&mut self, round: u32, step: Step) -> Vec<SourceAct> {
-        self.post_copy = step == Step::PostCopy;
+    /// What is dirty before a post-copy will be missing whatever the guest does until it is stopped: the
+    /// target makes its holes while the guest still runs.
+    fn pause(&mut self, round: u32, step: NextStep) -> Vec<SourceEffect> {
+        self.post_copy = step == NextStep::PostCopy;
         if self.post_copy {
             self.state = State::Announcing { round };
-            return vec![SourceAct::SendOwed];
+            return vec![SourceEffect::SendMissing];
         }
         self.state = State::Pausing { round, post_copy: false };
-        vec![SourceAct::JournalPause, SourceAct::StopGuest]
+        vec![SourceEffect::JournalPause, SourceEffect::StopGuest]
     }
 
     /// A page that was written again while the device state was saved must not overtake its older version
     /// (I5): it waits for the barrier.
-    fn drained(&mut self, next: State) -> Vec<SourceAct> {
+    fn drained(&mut self, next: State) -> Vec<SourceEffect> {
         self.state = next;
         match self.state {
-            State::Draining { round, shipped: true, landed: true, saved: Some(true) } => {
+            State::Draining { round, sent: true, received: true, saved: Some(true) } => {
                 let round = round + 1;
-                self.state = State::Draining { round, shipped: false, landed: false, saved: Some(false) };
-                vec![SourceAct::Ship(round)]
+                self.state = State::Draining { round, sent: false, received: false, saved: Some(false) };
+                vec![SourceEffect::SendRound(round)]
             }
-            State::Draining { round, shipped: true, saved: Some(false), .. } => {
+            State::Draining { round, sent: true, saved: Some(false), .. } => {
                 self.state = State::Sending { round };
-                vec![SourceAct::SendState(round)]
+                vec![SourceEffect::SendState(round)]
             }
             _ => vec![],
         }
     }
 
-    fn gone(&mut self, epoch: u64, then: SourceAct) -> Vec<SourceAct> {
+    fn gone(&mut self, epoch: u64, then: SourceEffect) -> Vec<SourceEffect> {
         if self.post_copy {
-            self.state = State::Owing;
-            return vec![SourceAct::Gone(epoch), then];
+            self.state = State::PostCopy;
+            return vec![SourceEffect::Gone(epoch), then];
         }
-        self.end(vec![SourceAct::Gone(epoch), SourceAct::Forget], SourceEnd::Completed)
+        self.end(vec![SourceEffect::Gone(epoch), SourceEffect::Forget], SourceEnd::Completed)
     }
 
-    fn ask_record(&mut self, what: &str, why: String) -> Vec<SourceAct> {
+    fn ask_record(&mut self, what: &str, why: String) -> Vec<SourceEffect> {
         self.state = State::Claiming { why: SourceEnd::Failed { what: what.into(), why } };
-        vec![SourceAct::Claim]
+        vec![SourceEffect::Claim]
     }
 
-    /// Only before the permit was sent.
-    fn back(&mut self, what: &str, why: String) -> Vec<SourceAct> {
+    /// Only before the authorization was sent.
+    fn back(&mut self, what: &str, why: String) -> Vec<SourceEffect> {
         let failed = control::Failed { what: what.into(), why: why.clone(), cancelled: false };
-        let acts = vec![SourceAct::ResumeGuest, SourceAct::Send(Kind::Failed(failed))];
-        self.end(acts, SourceEnd::Failed { what: what.into(), why })
+        let effects = vec![SourceEffect::ResumeGuest, SourceEffect::Send(Kind::Failed(failed))];
+        self.end(effects, SourceEnd::Failed { what: what.into(), why })
     }
 
-    fn cancel(&mut self) -> Vec<SourceAct> {
+    fn cancel(&mut self) -> Vec<SourceEffect> {
         let failed = control::Failed {
             what: "the migration".into(),
             why: "the user cancelled it".into(),
             cancelled: true,
         };
-        let acts = vec![SourceAct::ResumeGuest, SourceAct::Send(Kind::Failed(failed))];
-        self.end(acts, SourceEnd::Cancelled)
+        let effects = vec![SourceEffect::ResumeGuest, SourceEffect::Send(Kind::Failed(failed))];
+        self.end(effects, SourceEnd::Cancelled)
     }
 
-    fn end(&mut self, mut acts: Vec<SourceAct>, how: SourceEnd) -> Vec<SourceAct> {
+    fn end(&mut self, mut effects: Vec<SourceEffect>, how: SourceEnd) -> Vec<SourceEffect> {
         self.state = State::Ended;
-        acts.push(SourceAct::End(how));
-        acts
+        effects.push(SourceEffect::End(how));
+        effects
     }
 }

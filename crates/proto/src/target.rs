@@ -1,10 +1,10 @@
 //! The target's side of a migration: what it has seen goes in, what it must do comes out.
 //!
 //! ```text
-//! Greeting → Waiting → Preparing → Receiving → Claiming → Starting → Lacking → Ended
+//! Greeting → Waiting → Preparing → Receiving → Claiming → Starting → PostCopy → Ended
 //! ```
 //!
-//! It claims only when everything is there or owed durably, the device state is loaded, and the source
+//! It claims only when everything is there or missing durably, the device state is loaded, and the source
 //! permits it. The guest runs only after the claim is won (I1).
 
 use crate::{
@@ -29,9 +29,9 @@ pub enum TargetEvent {
     /// `Prepare` is done: a QEMU waits. Or it cannot work, for these reasons.
     Prepared(Result<(), Vec<String>>),
     /// Every stream has delivered this round, and all of it is in memory.
-    Landed(u32),
-    /// `TakeOwed` is done.
-    OwedTaken,
+    Received(u32),
+    /// `TakeMissing` is done.
+    MissingRecorded,
     /// `Compare` is done.
     Compared(Result<(), String>),
     /// `Load` is done.
@@ -49,7 +49,7 @@ pub enum TargetEvent {
     },
     /// The guest would not run. The VM is owned all the same.
     ResumeFailed(String),
-    /// Every owed page is in memory.
+    /// Every missing page is in memory.
     AllPlaced,
     /// The source is back, on new connections.
     Reconnected,
@@ -59,15 +59,16 @@ pub enum TargetEvent {
 
 /// What the target must do. Acts are done in order; all but `Send` report by an event.
 #[derive(Clone, PartialEq, Debug)]
-pub enum TargetAct {
+pub enum TargetEffect {
     /// Say this to the source.
     Send(Kind),
     /// Look whether it can work, and start a QEMU that waits.
     Prepare(control::Prepare),
-    /// Make holes of these pages, verify them, and record that they are owed: durably before `Load` is done.
-    TakeOwed(Vec<control::Bitmap>),
-    /// The source's guest runs on: what was announced as owed is not, and comes as any other page; and hashes
-    /// are of no use. Recorded durably before `Load` is done, too. Reports nothing.
+    /// Make holes of these pages, verify them, and record that they are missing: durably before `Load` is
+    /// done.
+    TakeMissing(Vec<control::Bitmap>),
+    /// The source's guest runs on: what was announced as missing is not, and comes as any other page; and
+    /// hashes are of no use. Recorded durably before `Load` is done, too. Reports nothing.
     ForgetAnnounced,
     /// Keep these hashes for `Compare`. Reports nothing.
     KeepHashes(control::Hashes),
@@ -79,11 +80,11 @@ pub enum TargetAct {
     Claim,
     /// Let the guest run, tell the network.
     Resume,
-    /// Tell the source what has landed. Reports nothing.
-    SendLanded,
-    /// Tell the source what is still owed. Reports nothing.
-    SendStillOwed,
-    /// Record that nothing is owed, and tell the source. Reports nothing.
+    /// Tell the source what has arrived. Reports nothing.
+    SendReceived,
+    /// Tell the source what is still missing. Reports nothing.
+    SendStillMissing,
+    /// Record that nothing is missing, and tell the source. Reports nothing.
     Settle,
     /// Destroy this side's QEMU: no trace. Reports nothing.
     Destroy,
@@ -113,7 +114,7 @@ enum State {
     Receiving,
     Claiming,
     Starting { epoch: u64 },
-    Lacking,
+    PostCopy,
     Ended,
 }
 
@@ -136,15 +137,15 @@ pub struct Target {
     verified: bool,
     /// Whether a source that was lost while its guest runs there may come back.
     rejoins: bool,
-    landed: u32,
-    owed_pending: u32,
-    /// How many of the next `OwedTaken` are of announcements that were forgotten.
-    owed_forgotten: u32,
+    received: u32,
+    missing_pending: u32,
+    /// How many of the next `MissingRecorded` are of announcements that were forgotten.
+    missing_forgotten: u32,
     /// Whether the source has announced what it will owe, be it nothing, or hashes, and not taken that back.
     announced: bool,
     owes: bool,
     device: Device,
-    permitted: bool,
+    authorized: bool,
 }
 
 impl Target {
@@ -156,24 +157,24 @@ impl Target {
             verify: false,
             verified: false,
             rejoins: false,
-            landed: 0,
-            owed_pending: 0,
-            owed_forgotten: 0,
+            received: 0,
+            missing_pending: 0,
+            missing_forgotten: 0,
             announced: false,
             owes: false,
             device: Device::Awaited,
-            permitted: false,
+            authorized: false,
         }
     }
 
     /// A side whose agent was restarted after the claim, and whose guest still lacks pages.
     pub fn after_claim(hello: control::Hello) -> Self {
-        Self { state: State::Lacking, owes: true, ..Self::new(hello) }
+        Self { state: State::PostCopy, owes: true, ..Self::new(hello) }
     }
 
     /// What must be done about an event.
-    pub fn handle(&mut self, event: TargetEvent) -> Vec<TargetAct> {
-        use TargetAct as A;
+    pub fn handle(&mut self, event: TargetEvent) -> Vec<TargetEffect> {
+        use TargetEffect as A;
         use TargetEvent as E;
         match (self.state.clone(), event) {
             (State::Ended, _) => vec![],
@@ -181,13 +182,13 @@ impl Target {
 
             // After the claim there is no way back: failures of the link are waited out.
             (
-                State::Claiming | State::Starting { .. } | State::Lacking,
+                State::Claiming | State::Starting { .. } | State::PostCopy,
                 E::LinkLost(_) | E::GiveUp(_) | E::Message(Kind::Failed(_)),
             ) => {
                 vec![]
             }
             (State::Receiving, E::LinkLost(why) | E::GiveUp(why)) if self.complete() => {
-                // Permitted, and nothing more is needed from the source: the record decides, not the link.
+                // Authorized, and nothing more is needed from the source: the record decides, not the link.
                 let _ = why;
                 vec![]
             }
@@ -195,16 +196,16 @@ impl Target {
             (State::Receiving, E::Reconnected) if self.may_rejoin() => {
                 let forget = if self.announced { vec![A::ForgetAnnounced] } else { vec![] };
                 (self.announced, self.owes) = (false, false);
-                self.owed_forgotten += std::mem::take(&mut self.owed_pending);
-                [forget, vec![A::SendLanded]].concat()
+                self.missing_forgotten += std::mem::take(&mut self.missing_pending);
+                [forget, vec![A::SendReceived]].concat()
             }
             // It had sent its device state, by its own mistake or over a link that it took for lost since:
             // that cannot be undone.
-            (State::Receiving, E::Reconnected) if !self.permitted => {
+            (State::Receiving, E::Reconnected) if !self.authorized => {
                 self.fail("the source", "it is back in the middle of its switchover".into(), true)
             }
             (State::Receiving, E::Message(Kind::Failed(_))) if self.complete() => vec![],
-            (State::Lacking, E::Broke { .. }) => vec![],
+            (State::PostCopy, E::Broke { .. }) => vec![],
             (State::Claiming, E::Broke { why, .. }) | (State::Claiming, E::ClaimUnknown(why)) => {
                 let _ = why;
                 vec![A::Claim]
@@ -238,23 +239,23 @@ impl Target {
                     A::End(TargetEnd::Failed { what: "preflight".into(), why }),
                 ]
             }
-            (State::Receiving, E::Landed(round)) if round > self.landed => {
-                self.landed = round;
-                let answer = A::Send(Kind::RoundLanded(control::RoundLanded { round }));
+            (State::Receiving, E::Received(round)) if round > self.received => {
+                self.received = round;
+                let answer = A::Send(Kind::RoundReceived(control::RoundReceived { round }));
                 [vec![answer], self.advance()].concat()
             }
-            (State::Receiving, E::Message(Kind::Owed(owed))) if self.device == Device::Awaited => {
-                self.owed_pending += 1;
+            (State::Receiving, E::Message(Kind::Missing(missing))) if self.device == Device::Awaited => {
+                self.missing_pending += 1;
                 (self.announced, self.owes) = (true, true);
-                vec![A::TakeOwed(owed.blocks)]
+                vec![A::TakeMissing(missing.blocks)]
             }
-            (State::Receiving, E::OwedTaken) if self.owed_forgotten > 0 => {
-                self.owed_forgotten -= 1;
+            (State::Receiving, E::MissingRecorded) if self.missing_forgotten > 0 => {
+                self.missing_forgotten -= 1;
                 self.advance()
             }
-            (State::Receiving, E::OwedTaken) if self.owed_pending > 0 => {
-                self.owed_pending -= 1;
-                let answer = A::Send(Kind::OwedTaken(control::OwedTaken {}));
+            (State::Receiving, E::MissingRecorded) if self.missing_pending > 0 => {
+                self.missing_pending -= 1;
+                let answer = A::Send(Kind::MissingRecorded(control::MissingRecorded {}));
                 [vec![answer], self.advance()].concat()
             }
             (State::Receiving, E::Message(Kind::Hashes(hashes)))
@@ -280,8 +281,8 @@ impl Target {
                 self.device = Device::Loaded;
                 self.advance()
             }
-            (State::Receiving, E::Message(Kind::Permit(_))) if self.device != Device::Awaited => {
-                self.permitted = true;
+            (State::Receiving, E::Message(Kind::Authorize(_))) if self.device != Device::Awaited => {
+                self.authorized = true;
                 self.advance()
             }
             (State::Claiming, E::ClaimWon(epoch)) => {
@@ -302,17 +303,17 @@ impl Target {
                 self.owes = false;
                 vec![]
             }
-            (State::Lacking, E::AllPlaced) => {
+            (State::PostCopy, E::AllPlaced) => {
                 self.state = State::Ended;
                 vec![A::Settle, A::End(TargetEnd::Completed)]
             }
-            (State::Lacking, E::Reconnected) => vec![A::SendStillOwed],
+            (State::PostCopy, E::Reconnected) => vec![A::SendStillMissing],
 
             // Results that no longer matter.
             (_, E::ClaimUnknown(_) | E::ClaimWon(_) | E::ClaimLost(_) | E::Reconnected | E::AllPlaced) => {
                 vec![]
             }
-            (State::Claiming | State::Starting { .. } | State::Lacking, _) => vec![],
+            (State::Claiming | State::Starting { .. } | State::PostCopy, _) => vec![],
 
             // Anything else is a peer out of step.
             (state, event) => {
@@ -325,60 +326,61 @@ impl Target {
     /// Whether the source may still be back with a guest that runs there: one that has sent a device state
     /// never is.
     fn may_rejoin(&self) -> bool {
-        self.rejoins && self.device == Device::Awaited && !self.permitted
+        self.rejoins && self.device == Device::Awaited && !self.authorized
     }
 
     /// Whether the record may decide without another word from the source.
     fn complete(&self) -> bool {
         let here = match &self.device {
             Device::Awaited => false,
-            Device::Here(state) => self.landed >= state.after_round,
+            Device::Here(state) => self.received >= state.after_round,
             Device::Comparing(_) | Device::Loading | Device::Loaded => true,
         };
-        self.permitted && here
+        self.authorized && here
     }
 
-    fn advance(&mut self) -> Vec<TargetAct> {
+    fn advance(&mut self) -> Vec<TargetEffect> {
         match self.device.clone() {
             Device::Here(state)
-                if self.landed >= state.after_round && self.owed_pending + self.owed_forgotten == 0 =>
+                if self.received >= state.after_round
+                    && self.missing_pending + self.missing_forgotten == 0 =>
             {
                 if self.verify {
                     self.device = Device::Comparing(state);
-                    vec![TargetAct::Compare]
+                    vec![TargetEffect::Compare]
                 } else {
                     self.device = Device::Loading;
-                    vec![TargetAct::Load(state)]
+                    vec![TargetEffect::Load(state)]
                 }
             }
-            Device::Loaded if self.permitted => {
+            Device::Loaded if self.authorized => {
                 self.state = State::Claiming;
-                vec![TargetAct::Claim]
+                vec![TargetEffect::Claim]
             }
             _ => vec![],
         }
     }
 
-    fn started(&mut self, epoch: u64, resumed_ns: u64, paused_because: String) -> Vec<TargetAct> {
+    fn started(&mut self, epoch: u64, resumed_ns: u64, paused_because: String) -> Vec<TargetEffect> {
         let committed = control::Committed { epoch, resumed_ns, verified: self.verified, paused_because };
-        let say = TargetAct::Send(Kind::Committed(committed));
+        let say = TargetEffect::Send(Kind::Committed(committed));
         if self.owes {
-            self.state = State::Lacking;
+            self.state = State::PostCopy;
             return vec![say];
         }
         self.state = State::Ended;
-        vec![say, TargetAct::Settle, TargetAct::End(TargetEnd::Completed)]
+        vec![say, TargetEffect::Settle, TargetEffect::End(TargetEnd::Completed)]
     }
 
     /// Only while the guest does not run here and the claim is not won.
-    fn fail(&mut self, what: &str, why: String, tell: bool) -> Vec<TargetAct> {
+    fn fail(&mut self, what: &str, why: String, tell: bool) -> Vec<TargetEffect> {
         self.state = State::Ended;
-        let mut acts = vec![TargetAct::Destroy];
+        let mut effects = vec![TargetEffect::Destroy];
         if tell {
             let failed = control::Failed { what: what.into(), why: why.clone(), cancelled: false };
-            acts.push(TargetAct::Send(Kind::Failed(failed)));
+            effects.push(TargetEffect::Send(Kind::Failed(failed)));
         }
-        acts.push(TargetAct::End(TargetEnd::Failed { what: what.into(), why }));
-        acts
+        effects.push(TargetEffect::End(TargetEnd::Failed { what: what.into(), why }));
+        effects
     }
 }

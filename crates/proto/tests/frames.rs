@@ -3,8 +3,8 @@
 use page::{Class, Codec};
 use proptest::prelude::*;
 use proto::{
-    BATCH_PAGES, Frame, FrameError, HEADER, Kind, MAX_PAYLOAD, MAX_RUNS, Preamble, PreambleError, REPLY, RUN,
-    Reply, Run, Shape, Status, Table, bitmaps, decode, encode, page_sets, parse_runs, write_batch,
+    BATCH_PAGES, Frame, FrameError, HEADER, MAX_PAYLOAD, MAX_RUNS, Preamble, PreambleError, Purpose, REPLY,
+    RUN, Reply, Run, Shape, Status, Table, bitmaps, decode, encode, page_sets, parse_runs, write_batch,
 };
 use units::{BlockId, MemorySet, MigrationId, PAGE_SIZE, PageIndex, PageRange, PageSet};
 
@@ -14,7 +14,7 @@ fn shape() -> Shape {
     Shape(vec![PAGES, 1])
 }
 
-const CLASSES: [Class; 5] = [Class::Zero, Class::Known, Class::Delta, Class::Packed, Class::Plain];
+const CLASSES: [Class; 5] = [Class::Zero, Class::Duplicate, Class::Delta, Class::Compressed, Class::Raw];
 
 fn run() -> impl Strategy<Value = Run> {
     (0..PAGES, 1u64..8, 0usize..5, 0u32..1000).prop_map(|(start, count, class, more)| {
@@ -37,7 +37,7 @@ proptest! {
     #[test]
     fn a_batch_survives_the_way(runs in prop::collection::vec(run(), 1..16), shared in 1usize..5000,
         zstd: bool) {
-        let raw = runs.iter().filter(|run| run.class == Class::Packed).map(Run::raw).sum::<usize>();
+        let raw = runs.iter().filter(|run| run.class == Class::Compressed).map(Run::raw).sum::<usize>();
         let codec = (raw > 0).then_some(if zstd { Codec::Zstd(0) } else { Codec::Lz4 });
         let mut bytes = Vec::new();
         write_batch(BlockId(0), &runs, codec.map(|codec| (codec, shared)), &mut bytes);
@@ -112,7 +112,8 @@ proptest! {
 
     #[test]
     fn a_preamble_survives_the_way(id: u128, stream: u16) {
-        for kind in [Kind::Control, Kind::Data(stream), Kind::Fault, Kind::Resume, Kind::Record] {
+        use Purpose as P;
+        for kind in [P::Control, P::Data(stream), P::Fault, P::Resume, P::Record] {
             let preamble = Preamble::new(kind, MigrationId(id));
             prop_assert_eq!(Preamble::parse(&preamble.to_bytes()), Ok(preamble));
         }
@@ -151,7 +152,7 @@ fn a_page_beyond_the_block_is_named() {
 
 #[test]
 fn a_batch_that_lies_about_its_content_is_refused() {
-    let run = Run::new(PageRange::new(PageIndex(0), 1), Class::Plain);
+    let run = Run::new(PageRange::new(PageIndex(0), 1), Class::Raw);
     let mut bytes = Vec::new();
     write_batch(BlockId(0), &[run], None, &mut bytes);
     let lie = parse_runs(&bytes[HEADER..], BlockId(0), 2 * PAGE_SIZE, None, &shape());
@@ -160,7 +161,7 @@ fn a_batch_that_lies_about_its_content_is_refused() {
 
 #[test]
 fn an_older_or_newer_peer_is_told_so() {
-    let mut bytes = Preamble::new(Kind::Control, MigrationId(1)).to_bytes();
+    let mut bytes = Preamble::new(Purpose::Control, MigrationId(1)).to_bytes();
     bytes[8..12].copy_from_slice(&[9, 0, 12, 0]);
     let error = Preamble::parse(&bytes).unwrap_err();
     assert_eq!(error, PreambleError::Version { oldest: 9, newest: 12 });
@@ -174,7 +175,7 @@ fn an_older_or_newer_peer_is_told_so() {
 
 #[test]
 fn control_messages_survive_the_way() {
-    let message = proto::control::Kind::RoundLanded(proto::control::RoundLanded { round: 3 });
+    let message = proto::control::Kind::RoundReceived(proto::control::RoundReceived { round: 3 });
     let bytes = encode(message.clone());
     let (length, body) = bytes.split_at(4);
     assert_eq!(u32::from_le_bytes(*first::<4>(length)) as usize, body.len());

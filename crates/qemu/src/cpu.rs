@@ -52,8 +52,8 @@ pub(crate) fn missing(there: &[FeatureWord], here: &[FeatureWord]) -> Vec<String
         let same = |other: &&FeatureWord| {
             (other.eax, other.ecx, &other.register) == (word.eax, word.ecx, &word.register)
         };
-        let lacking = word.bits & !here.iter().find(same).map_or(0, |word| word.bits);
-        let lost = (0..u32::BITS).filter(|bit| lacking >> bit & 1 == 1);
+        let absent = word.bits & !here.iter().find(same).map_or(0, |word| word.bits);
+        let lost = (0..u32::BITS).filter(|bit| absent >> bit & 1 == 1);
         for bit in lost.filter(|bit| !is_topology(word.eax, &word.register, *bit)) {
             let ecx = word.ecx.map_or(String::new(), |ecx| format!(",ECX={ecx:#x}"));
             missing.push(format!("CPUID[EAX={:#x}{ecx}].{}[bit {bit}]", word.eax, word.register));

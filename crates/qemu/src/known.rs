@@ -4,7 +4,7 @@ use crate::{
     qmp::{Qmp, QmpError},
     snapshot::{Depth, Snapshot, WITHIN},
 };
-use ports::{RunState, Seen};
+use ports::{RunState, VmCheck};
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
@@ -65,14 +65,14 @@ impl Known {
 
     /// How it differs and what the guest does, if that is to be asked now: something has happened, or it is
     /// time.
-    pub(crate) fn watch(&mut self, qmp: &mut Qmp) -> Result<Seen, QmpError> {
+    pub(crate) fn watch(&mut self, qmp: &mut Qmp) -> Result<VmCheck, QmpError> {
         let events = qmp.notice()?;
         let depth = if is_telling(&events) || self.asked_all.elapsed() >= WHOLE {
             Depth::Whole
         } else if self.asked.elapsed() >= SHORT || is_of_the_guest(&events) {
             Depth::Short
         } else {
-            return Ok(Seen::default());
+            return Ok(VmCheck::default());
         };
         let now = Snapshot::take(qmp, depth)?;
         let changes = self.tell_of(qmp, depth, &now)?;
@@ -80,7 +80,7 @@ impl Known {
         if depth == Depth::Whole {
             self.asked_all = self.asked;
         }
-        Ok(Seen { changes, state: Some(RunState::from_name(&now.run_state)) })
+        Ok(VmCheck { changes, state: Some(RunState::from_name(&now.run_state)) })
     }
 
     /// How it differs now, in a pause, before its device state is saved; and the answer to one more question,

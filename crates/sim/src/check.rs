@@ -1,6 +1,6 @@
 //! What must always be true (I1 to I7), and what must be true in the end.
 //!
-//! I5 and I7 are looked at where a page lands (`target/landing.rs`), I6 where a guest is let run
+//! I5 and I7 are looked at where a page arrives (`target/receiver.rs`), I6 where a guest is let run
 //! (`moves.rs`), I3 in the end.
 
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
     qemu::Run,
     setup::Spooling,
     source::Departure,
-    world::{Weather, World},
+    world::{Conditions, World},
 };
 
 /// Worlds with more pages are looked over page by page only now and then.
@@ -89,7 +89,7 @@ impl World {
         let work = self.source.work.as_deref().filter(|work| work.begun)?;
         let tracked = self.qemus[0].tracked?;
         self.target.work.as_deref().filter(|work| work.machine.is_some())?;
-        let listed = work.dirty.or(tracked).or(work.unacknowledged).or(work.owed).or(work.spooling.unsure);
+        let listed = work.dirty.or(tracked).or(work.unacknowledged).or(work.missing).or(work.spooling.unsure);
         let page = Pages::first(self.setup.pages)
             .less(listed.or(self.ghost.damaged))
             .iter()
@@ -97,16 +97,16 @@ impl World {
         Some(format!("I2: page {page} differs on the target, and nobody owes it"))
     }
 
-    /// I2, after the commit: what is missing is owed, and what is there is right.
+    /// I2, after the commit: what is missing is missing, and what is there is right.
     fn lost_after(&self) -> Option<String> {
         let qemu = &self.qemus[1];
         if !self.ghost.committed || self.ghost.by_person || !qemu.alive || qemu.state.is_none() {
             return None;
         }
-        let owed = self.lacking();
+        let missing = self.missing();
         for page in Pages::first(self.setup.pages).iter() {
             let truth = self.guest.truth.at(page).content;
-            if !qemu.ram.present.has(page) && owed.has(page) {
+            if !qemu.ram.present.has(page) && missing.has(page) {
                 continue;
             }
             let found = qemu.ram.at(page).content;
@@ -119,11 +119,11 @@ impl World {
         None
     }
 
-    /// What the guest on the target is owed.
-    fn lacking(&self) -> Pages {
+    /// What the guest on the target misses.
+    fn missing(&self) -> Pages {
         match self.target.work.as_deref() {
-            Some(work) if work.machine.is_some() => work.owed,
-            _ => self.target.store.read().arrival.as_ref().and_then(|a| a.owing).unwrap_or_default(),
+            Some(work) if work.machine.is_some() => work.missing,
+            _ => self.target.store.read().arrival.as_ref().and_then(|a| a.missing).unwrap_or_default(),
         }
     }
 
@@ -143,20 +143,20 @@ impl World {
 
     /// A migration that nothing disturbs completes, and so does one whose link was lost once and waited for.
     fn completed(&self, end: End) -> Result<End, String> {
-        let must = matches!(self.ghost.weather, Weather::Fair | Weather::OneCutWaitedFor);
+        let must = matches!(self.ghost.conditions, Conditions::Fair | Conditions::OneCutWaitedFor);
         // Nobody needs the janitor where no agent and no datastore failed.
-        let tidy = must || self.ghost.weather == Weather::OneCut;
+        let tidy = must || self.ghost.conditions == Conditions::OneCut;
         if tidy && (self.spool.file.is_some() || self.spool.own.is_some()) {
             return Err("a file is left behind on the datastore".into());
         }
         // A strict source does not hand the guest over without the file, if that fails while it stands still.
-        let costs = self.ghost.weather == Weather::Datastore && self.setup.spooling != Spooling::Strict;
+        let costs = self.ghost.conditions == Conditions::Datastore && self.setup.spooling != Spooling::Strict;
         if costs && !self.setup.eager && end != End::Runs(Side::Target) {
             return Err(format!("the datastore alone was in the way, and it ended as {end:?}"));
         }
         // A source that refers to what may not have arrived is turned away.
         if must && !self.setup.eager && end != End::Runs(Side::Target) {
-            return Err(format!("in {:?} it ended as {end:?}", self.ghost.weather));
+            return Err(format!("in {:?} it ended as {end:?}", self.ghost.conditions));
         }
         Ok(end)
     }
@@ -180,10 +180,10 @@ impl World {
             return Ok(End::Runs(Side::Source));
         }
         if self.is_at(Side::Target) {
-            let lacking = target.watched;
-            if lacking {
+            let outdated = target.watched;
+            if outdated {
                 let lost = self.ghost.killed[0] || self.ghost.for_good;
-                let in_file = Pages(self.lacking().0 & self.safe_in_file().0);
+                let in_file = Pages(self.missing().0 & self.safe_in_file().0);
                 return match self.setup.spooling {
                     _ if !lost => Err("it lacks memory that the source still has".into()),
                     // Behind damage a reader may find nothing more.
@@ -203,8 +203,8 @@ impl World {
             return Ok(End::Killed);
         }
         let journal = self.source.journal.durable();
-        let promised = matches!(journal, Departure::Promised(_));
-        if self.ghost.for_good && (promised || self.ghost.unwatched) {
+        let fence_is_durable = matches!(journal, Departure::Fenced(_));
+        if self.ghost.for_good && (fence_is_durable || self.ghost.unwatched) {
             return Ok(End::Unattended);
         }
         Err(format!("I1: nobody runs it, though the {owner:?} could; the source's journal says {journal:?}"))
@@ -248,7 +248,7 @@ impl World {
             return Err(format!("a QEMU is left behind on the {side:?}"));
         }
         let open = match side {
-            Side::Source => matches!(self.source.journal.durable(), Departure::Promised(_)) && !self.burnt[0],
+            Side::Source => matches!(self.source.journal.durable(), Departure::Fenced(_)) && !self.burnt[0],
             Side::Target => self.target.store.durable().arrival.is_some() && !self.burnt[1],
         };
         if open { Err(format!("the {side:?}'s journal is still open")) } else { Ok(()) }

@@ -2,7 +2,7 @@
 //! done.
 
 use crate::printed::Printed;
-use proto::{Source, SourceAct, SourceEvent, Target, TargetAct, TargetEvent};
+use proto::{Source, SourceEffect, SourceEvent, Target, TargetEffect, TargetEvent};
 use std::collections::VecDeque;
 
 /// A side of the protocol.
@@ -50,9 +50,9 @@ pub(crate) trait Driver {
 
 impl Machine for Source {
     type Event = SourceEvent;
-    type Act = SourceAct;
+    type Act = SourceEffect;
 
-    fn see(&mut self, event: SourceEvent) -> Vec<SourceAct> {
+    fn see(&mut self, event: SourceEvent) -> Vec<SourceEffect> {
         self.handle(event)
     }
 
@@ -63,9 +63,9 @@ impl Machine for Source {
 
 impl Machine for Target {
     type Event = TargetEvent;
-    type Act = TargetAct;
+    type Act = TargetEffect;
 
-    fn see(&mut self, event: TargetEvent) -> Vec<TargetAct> {
+    fn see(&mut self, event: TargetEvent) -> Vec<TargetEffect> {
         self.handle(event)
     }
 

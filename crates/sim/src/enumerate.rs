@@ -4,7 +4,7 @@
 //! seen, too.
 
 use crate::{
-    fault::Fault,
+    planted::PlantedBug,
     schedule::{Course, ENDLESS, Schedule, Turn},
     setup::Setup,
     world::World,
@@ -24,7 +24,7 @@ pub struct Counts {
     /// Different states.
     pub states: u64,
     /// Blows of the storm.
-    pub blows: u64,
+    pub faults: u64,
     /// Moves.
     pub moves: u64,
 }
@@ -35,7 +35,7 @@ impl Counts {
         self.schedules += other.schedules;
         self.joined += other.joined;
         self.states += other.states;
-        self.blows += other.blows;
+        self.faults += other.faults;
         self.moves += other.moves;
     }
 }
@@ -43,7 +43,7 @@ impl Counts {
 /// The exploration of one setup.
 pub struct Enumeration<'a> {
     setup: Setup,
-    fault: Option<Fault>,
+    bug: Option<PlantedBug>,
     seen: HashSet<u64, BuildHasherDefault<Same>>,
     path: Vec<(u32, Turn)>,
     /// The turns that are tried.
@@ -56,17 +56,17 @@ pub struct Enumeration<'a> {
 
 impl<'a> Enumeration<'a> {
     /// All runs of this setup with up to `turns` turns, each one of `among`, until one breaks a promise.
-    pub fn run(setup: Setup, fault: Option<Fault>, turns: u32, among: &'a [Turn]) -> Self {
+    pub fn run(setup: Setup, bug: Option<PlantedBug>, turns: u32, among: &'a [Turn]) -> Self {
         let mut this = Self {
             setup,
-            fault,
+            bug,
             seen: HashSet::default(),
             path: Vec::new(),
             among,
             counts: Counts::default(),
             found: None,
         };
-        this.go(World::new(setup, fault), 0, turns);
+        this.go(World::new(setup, bug), 0, turns);
         this.counts.states = this.seen.len() as u64;
         this
     }
@@ -85,7 +85,7 @@ impl<'a> Enumeration<'a> {
                 for turn in self.among.iter().copied().filter(|turn| world.can_take(*turn)) {
                     let mut other = world.clone();
                     other.take(turn);
-                    self.counts.blows += u64::from(matches!(turn, Turn::Blow(_)));
+                    self.counts.faults += u64::from(matches!(turn, Turn::Fault(_)));
                     self.path.push((at, turn));
                     self.go(other, at, turns - 1);
                     if self.found.is_some() {
@@ -111,7 +111,7 @@ impl<'a> Enumeration<'a> {
 
     fn breach(&mut self, what: String) {
         let course = Course::Enumerated(self.setup, self.path.clone());
-        self.found = Some((Schedule { fault: self.fault, course }, what));
+        self.found = Some((Schedule { bug: self.bug, course }, what));
     }
 }
 

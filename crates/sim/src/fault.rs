@@ -1,226 +1,455 @@
-//! Errors that are planted, to see that the exploration finds them. Nothing of the product knows of them.
+//! What the storm does to the world.
 
-macro_rules! faults {
-    ($($(#[doc = $doc:literal])+ $name:ident = $word:literal,)+) => {
-        /// What is done wrongly on purpose.
-        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-        pub enum Fault {
-            $($(#[doc = $doc])+ $name,)+
-        }
+use crate::{
+    link::{Purpose, Side},
+    planted::PlantedBug,
+    setup::Keeper,
+    source,
+    spool::{File, Own},
+    target::{Session, WritePolicy},
+    watchdog::Watchdog,
+    world::{Conditions, Timer, World, say},
+};
+use std::{fmt, str::FromStr};
 
-        impl Fault {
-            /// All of them.
-            pub const ALL: &[Self] = &[$(Self::$name,)+];
-
-            /// As it is written on the command line.
-            pub fn word(self) -> &'static str {
-                match self {
-                    $(Self::$name => $word,)+
-                }
-            }
-        }
-    };
+/// When an agent that was killed is started again.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Again {
+    /// After a while.
+    Later,
+    /// Before anybody else moves.
+    Soon,
+    /// Never.
+    Never,
 }
 
-faults! {
-    /// The permit is sent, and only then the promise recorded.
-    PermitBeforePromise = "permit-before-promise",
-    /// The promise counts as durable before its `fsync`.
-    PromiseNotSynced = "promise-not-synced",
-    /// A claim is answered before its `fsync`.
-    ClaimNotSynced = "claim-not-synced",
-    /// The target claims first, and records what it is owed thereafter.
-    OwedNotRecorded = "owed-not-recorded",
-    /// A round's pages are read, and only then protected against writes again.
-    ReadBeforeProtect = "read-before-protect",
-    /// The source looks which pages there are, and only then begins to track writes.
-    LookBeforeTracking = "look-before-tracking",
-    /// What is written while the device state is saved is forgotten.
-    WritesOfSaveForgotten = "writes-of-save-forgotten",
-    /// The target lets the guest run and claims it afterwards.
-    ClaimAfterCont = "claim-after-cont",
-    /// A source that asked the record in vain for long enough takes the guest for its own.
-    TimeoutDecides = "timeout-decides",
-    /// A round begins before the one before it has landed.
-    NoBarrier = "no-barrier",
-    /// The source destroys its copy when it hears of the commit, although pages are owed.
-    ForgetBeforeSettled = "forget-before-settled",
-    /// A target that gives up forgets the record with everything else.
-    AbandonForgetsRecord = "abandon-forgets-record",
-    /// A restarted source lets a promised guest run without asking the record.
-    ResumeWithoutAsking = "resume-without-asking",
-    /// The guest is stopped before anybody is told that the pause is ours: neither its watchdog nor the
-    /// journal.
-    PauseBeforeJournal = "pause-before-journal",
-    /// A reference to the target's own memory is believed without being verified.
-    KnownNotVerified = "known-not-verified",
-    /// What goes into the spool counts as durable before its `fsync`.
-    SpoolNotSynced = "spool-not-synced",
-    /// A strict source promises before all that is owed is durable in the spool, and read back.
-    PromiseBeforeSafe = "promise-before-safe",
-    /// What the guest wrote since the last pass into the spool does not go there.
-    InsecureForgotten = "insecure-forgotten",
-    /// … nor what was written while the device state was saved.
-    SavedNotSecured = "saved-not-secured",
-    /// What came back of the spool's part in a round is not sent again.
-    ReturnedForgotten = "returned-forgotten",
-    /// … or counts as known at the target.
-    SpooledIsKnown = "spooled-is-known",
-    /// After a lost link what only the spool has of a round counts as having landed.
-    UnsureCountsAsLanded = "unsure-counts-as-landed",
-    /// A round is over before the target has said that nothing more of a failed spool will land.
-    StopNotAwaited = "stop-not-awaited",
-    /// … which it says although it goes on landing it.
-    SpoolStopIgnored = "spool-stop-ignored",
-    /// What the source told of its spool before a link was lost still lands thereafter.
-    FenceOpen = "fence-open",
-    /// What was in the spool before a round lands with it.
-    LandsFromAnywhere = "lands-from-anywhere",
-    /// The target claims first, and records thereafter where the spool is.
-    SpoolNotRecorded = "spool-not-recorded",
-    /// A restarted target does not look whether there is one.
-    SpoolForgotten = "spool-forgotten",
-    /// Pages are placed from extents of which the source has not said that they are current.
-    FloorIgnored = "floor-ignored",
-    /// … from those that are older than one that is missing.
-    GapBelieved = "gap-believed",
-    /// A damaged extent is taken for whole.
-    TornForWhole = "torn-for-whole",
-    /// Where the last version of a page cannot be read, an older one is taken.
-    OlderVersionTaken = "older-version-taken",
-    /// The source removes its spool when it hears of the commit.
-    SpoolEndsWithCommit = "spool-ends-with-commit",
-    /// What the target left in its file, for a source that it could not tell, stays there.
-    TargetsFileLeft = "targets-file-left",
-    /// The janitor removes what its own host has made, whatever the journal says.
-    JanitorIgnoresJournals = "janitor-ignores-journals",
-    /// The target says on the datastore that it has everything when its guest runs.
-    CompleteTooEarly = "complete-too-early",
-    /// A claim that is asked again, because its answer was lost, is taken for another one.
-    ClaimNotIdempotent = "claim-not-idempotent",
-    /// What a stream took before its connection broke counts as having arrived.
-    OwedDroppedOnReconnect = "owed-dropped-on-reconnect",
-    /// An owed page that arrives twice overwrites what the guest wrote meanwhile.
-    PlaceOverwrites = "place-overwrites",
-    /// A restarted target lets a guest run to which nothing is owed, and leaves it waiting at its holes.
-    WatchLeft = "watch-left",
-    /// Owed pages are not made holes.
-    HolesNotMade = "holes-not-made",
-    /// An owed page is struck off when it is asked for, not when it is there.
-    StruckOffEarly = "struck-off-early",
-    /// A record that was restored from an old backup is believed.
-    BackupBelieved = "backup-believed",
-    /// A restarted target gives up although it may have claimed at a record held elsewhere.
-    IntentForgotten = "intent-forgotten",
-    /// The disks stay active on the source when the device state has been saved.
-    DisksStayActive = "disks-stay-active",
-    /// The word that the target has committed, heard while the record is being asked, is taken for a living
-    /// connection.
-    CommitHeardTooLate = "commit-heard-too-late",
-    /// After a lost link the target's memory is taken for blank, although much was sent.
-    SentTakenForBlank = "sent-taken-for-blank",
-    /// After a lost link what was sent over the old connections counts as having arrived.
-    SentKept = "sent-kept",
-    /// After a lost link nothing of the round is sent again.
-    RestNotSent = "rest-not-sent",
-    /// The target says of pages that they have landed which it has only received.
-    ReceivedCountsAsLanded = "received-counts-as-landed",
-    /// What was on its way over old connections lands even after a source is back on new ones.
-    OldStreamsLandOn = "old-streams-land-on",
-    /// A target that was told to give up does so although it may own the VM.
-    GivesUpAfterPermit = "gives-up-after-permit",
-    /// The target is told of a guest that is back, although it is not.
-    CallsOffWithoutGuest = "calls-off-without-guest",
-    /// A target whose source is lost waits for it for ever.
-    NeverGivesUp = "never-gives-up",
-    /// The pause's watchdog is not told of the promise: it lets the guest run thereafter, too.
-    WatchdogAfterPromise = "watchdog-after-promise",
-    /// It hears of the pause when the guest stands still already.
-    WatchdogToldLate = "watchdog-told-late",
-    /// It never lets a guest run.
-    WatchdogIdle = "watchdog-idle",
-    /// It lets a guest run that somebody had paused.
-    WatchdogForgetsRunState = "watchdog-forgets-run-state",
-    /// A guest is taken to have run before it was stopped.
-    RunStateAssumed = "run-state-assumed",
-    /// How it was is looked at only before it is stopped.
-    RunStateReadEarly = "run-state-read-early",
-    /// A guest that has switched itself off, sleeps, or has panicked is carried over as if it ran.
-    EndedGuestCarried = "ended-guest-carried",
-    /// A failed migration lets a guest run that somebody had paused.
-    PausedSetRunning = "paused-set-running",
-    /// A restarted source does.
-    RecoveryForgetsRunState = "recovery-forgets-run-state",
-    /// The target does.
-    TargetForgetsRunState = "target-forgets-run-state",
-    /// Devices and media are not looked at again in the pause.
-    ConfigNotLookedAt = "config-not-looked-at",
-    /// QEMU's own migration is not noticed.
-    TheirMigrationIgnored = "their-migration-ignored",
-    /// A guest that QEMU's own migration has taken away is let run here.
-    PostmigrateResumed = "postmigrate-resumed",
-    /// What QEMU's events have told of the pause is not looked at before the permit.
-    EventsNotLookedAt = "events-not-looked-at",
-    /// QEMU is stopped as a process only when the permit is out.
-    FrozenAfterPermit = "frozen-after-permit",
-    /// … or never.
-    NotFrozen = "not-frozen",
-    /// Nobody looks whether a signal has let it go before the promise.
-    SignalNotSeen = "signal-not-seen",
-    /// … nor is it kept from that thereafter.
-    NotHeld = "not-held",
-    /// The watchdog does not let it go on.
-    WatchdogLeavesFrozen = "watchdog-leaves-frozen",
-    /// It is not let go on when the guest is to run here again.
-    NotThawed = "not-thawed",
-    /// The target compares nothing, and says that all is well.
-    VerifySkipped = "verify-skipped",
-    /// The source hashes its memory before a device has written to it for the last time.
-    HashedTooEarly = "hashed-too-early",
-    /// What was written before a pause that came to nothing, and not collected, is forgotten: the tracker
-    /// begins anew.
-    WritesLostByRunningOn = "writes-lost-by-running-on",
-    /// What was announced as owed before such a pause is not sent otherwise.
-    OwedLostByRunningOn = "owed-lost-by-running-on",
-    /// The guest runs on although its device state is still being saved, and that is taken for the state of
-    /// the next pause.
-    OldStateBelieved = "old-state-believed",
-    /// A target whose source is back with a running guest still takes nothing but what it was to be owed.
-    OwedKeptByTarget = "owed-kept-by-target",
-    /// It does not, but its journal still says what it was to be owed.
-    OwedKeptInJournal = "owed-kept-in-journal",
-    /// A stream that was lost and opened again does not send again what the target lacks of it.
-    StreamRestNotSent = "stream-rest-not-sent",
-    /// … or takes it for known there.
-    StreamSentKept = "stream-sent-kept",
-    /// What was on its way over the old connection of such a stream lands even after the new one is welcome.
-    OldStreamLandsOn = "old-stream-lands-on",
-    /// Such a stream has no part in a round that began before it went on.
-    StreamMissesRound = "stream-misses-round",
-    /// What the target said to be owed, when it welcomed such a stream, replaces what was announced since.
-    StreamOwedReplaced = "stream-owed-replaced",
+/// One fault.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Fault {
+    /// `kill -9` of an agent. `lucky`: what it had written, but not synced, is on the disk all the same.
+    Crash {
+        /// Whose.
+        side: Side,
+        /// What becomes of what was not synced.
+        lucky: bool,
+        /// When it is started again.
+        again: Again,
+    },
+    /// The process that watches over the source's pause is killed.
+    KillWatchdog,
+    /// A QEMU dies.
+    Kill(Side),
+    /// A host loses power and comes back.
+    Reboot(Side),
+    /// A host is gone for good.
+    Burn(Side),
+    /// A connection breaks, with all that is on its way: control, the first data connection, the one for
+    /// faults, or the one on which the record is asked.
+    Cut(u8),
+    /// The source takes the first data connection for lost; what it has sent there still arrives.
+    Lose,
+    /// All of them do.
+    CutAll,
+    /// … and no new ones can be made for a while.
+    LinkDown,
+    /// The record elsewhere cannot be reached for a while.
+    RecordDown,
+    /// Its answer to a side is lost.
+    AnswerLost(Side),
+    /// A claim reaches it twice.
+    ClaimTwice,
+    /// It is restored from an old backup, in an outage in which all connections break.
+    Restored,
+    /// The datastore stalls for a while.
+    SpoolDown,
+    /// … and is back before anybody gives it up.
+    SpoolSlow,
+    /// The next operation of a side on it fails.
+    SpoolFails(Side),
+    /// Of a page that is there several times the last version is damaged; or what was written last.
+    SpoolRots,
+    /// The source's host is gone for good in the middle of writing to it: some of what was not durable is
+    /// there, some is torn.
+    BurnTorn,
+    /// The next page that arrives on the target, while nothing runs there, is damaged behind all that
+    /// protects it on its way. Only in migrations that compare both sides' memory.
+    Damage,
+    /// The target's agent is told to end: it gives up what it may.
+    GiveUp,
+    /// The next act of a side that can fail does.
+    Fail(Side),
+    /// The source's QEMU refuses to let the guest run when the driver asks for that.
+    Refuse,
+    /// The user wants it to end.
+    Cancel,
 }
+
+const SOURCE: Side = Side::Source;
+const TARGET: Side = Side::Target;
+
+const fn crash(side: Side, lucky: bool, again: Again) -> Fault {
+    Fault::Crash { side, lucky, again }
+}
+
+/// All of them, and how they are written.
+const WORDS: [(Fault, &str); 39] = [
+    (crash(SOURCE, false, Again::Later), "crash-source"),
+    (crash(SOURCE, false, Again::Soon), "crash-source-soon"),
+    (crash(SOURCE, false, Again::Never), "crash-source-for-good"),
+    (crash(SOURCE, true, Again::Later), "crash-source-lucky"),
+    (crash(SOURCE, true, Again::Soon), "crash-source-lucky-soon"),
+    (crash(TARGET, false, Again::Later), "crash-target"),
+    (crash(TARGET, false, Again::Soon), "crash-target-soon"),
+    (crash(TARGET, true, Again::Later), "crash-target-lucky"),
+    (crash(TARGET, true, Again::Soon), "crash-target-lucky-soon"),
+    (Fault::KillWatchdog, "kill-watchdog"),
+    (Fault::Kill(SOURCE), "kill-source"),
+    (Fault::Kill(TARGET), "kill-target"),
+    (Fault::Reboot(SOURCE), "reboot-source"),
+    (Fault::Reboot(TARGET), "reboot-target"),
+    (Fault::Burn(SOURCE), "burn-source"),
+    (Fault::Burn(TARGET), "burn-target"),
+    (Fault::Cut(0), "cut-control"),
+    (Fault::Cut(1), "cut-data"),
+    (Fault::Cut(2), "cut-faults"),
+    (Fault::Cut(3), "cut-record"),
+    (Fault::CutAll, "cut-all"),
+    (Fault::LinkDown, "link-down"),
+    (Fault::RecordDown, "record-down"),
+    (Fault::AnswerLost(SOURCE), "answer-lost-source"),
+    (Fault::AnswerLost(TARGET), "answer-lost-target"),
+    (Fault::ClaimTwice, "claim-twice"),
+    (Fault::Restored, "restored"),
+    (Fault::SpoolDown, "spool-down"),
+    (Fault::SpoolSlow, "spool-slow"),
+    (Fault::SpoolFails(SOURCE), "spool-fails-source"),
+    (Fault::SpoolFails(TARGET), "spool-fails-target"),
+    (Fault::SpoolRots, "spool-rots"),
+    (Fault::BurnTorn, "burn-source-torn"),
+    (Fault::Damage, "damage"),
+    (Fault::GiveUp, "give-up"),
+    (Fault::Fail(SOURCE), "fail-source"),
+    (Fault::Fail(TARGET), "fail-target"),
+    (Fault::Refuse, "refuse"),
+    (Fault::Lose, "lose-data"),
+];
 
 impl Fault {
-    /// Whether it takes a spool: the list has these together.
-    pub(crate) fn is_of_spool(self) -> bool {
-        (Self::SpoolNotSynced as u8..=Self::CompleteTooEarly as u8).contains(&(self as u8))
-    }
+    /// How many there are.
+    pub const COUNT: u8 = WORDS.len() as u8 + 1;
 
-    /// Whether it takes somebody else who acts on the VM: the list has these together, too.
-    pub(crate) fn is_of_others(self) -> bool {
-        (Self::WatchdogForgetsRunState as u8..=Self::NotThawed as u8).contains(&(self as u8))
+    /// By its number.
+    pub fn of(number: u8) -> Self {
+        WORDS.get(usize::from(number)).map_or(Self::Cancel, |(fault, _)| *fault)
     }
 }
 
-impl std::str::FromStr for Fault {
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(WORDS.iter().find(|(fault, _)| fault == self).map_or("cancel", |(_, word)| word))
+    }
+}
+
+impl FromStr for Fault {
     type Err = String;
 
     fn from_str(word: &str) -> Result<Self, String> {
-        Self::ALL
-            .iter()
-            .copied()
-            .find(|f| f.word() == word)
+        let known = WORDS.iter().find(|(_, known)| *known == word).map(|(fault, _)| *fault);
+        known
+            .or((word == "cancel").then_some(Self::Cancel))
             .ok_or_else(|| format!("no fault is called {word}"))
+    }
+}
+
+impl World {
+    /// Whether it would change anything.
+    pub fn can_strike(&self, fault: Fault) -> bool {
+        match fault {
+            Fault::Crash { side, lucky, .. } => {
+                let unsynced = match side {
+                    Side::Source => self.source.journal.is_unsynced(),
+                    Side::Target => self.target.store.is_unsynced(),
+                };
+                self.up[side.at()] && (unsynced || !lucky)
+            }
+            Fault::KillWatchdog => self.watchdog != Watchdog::Ended,
+            Fault::Kill(side) => self.qemus[side.at()].alive,
+            Fault::Reboot(side) | Fault::Burn(side) => !self.burnt[side.at()] && self.up[side.at()],
+            Fault::Cut(which) => self.cuttable(which).is_some(),
+            Fault::Lose => self.cuttable(1).is_some(),
+            Fault::CutAll => !self.conns.is_empty(),
+            Fault::LinkDown => self.link,
+            Fault::RecordDown => self.record_is_elsewhere() && self.record.up,
+            Fault::AnswerLost(side) => self.record.answers[side.at()].is_some(),
+            Fault::ClaimTwice => !self.record.asked.is_empty() && self.record.asked.len() < 3,
+            Fault::Restored => {
+                self.setup.keeper == Keeper::Etcd && !self.record.restored && self.record.owner.decided
+            }
+            Fault::SpoolDown | Fault::SpoolSlow => self.spool.file.is_some() && self.spool.up,
+            Fault::SpoolFails(side) => self.spool.file.is_some() && !self.spool.fails[side.at()],
+            Fault::SpoolRots => self.spool.can_rot(),
+            Fault::BurnTorn => {
+                let unsynced = |f: &File| usize::from(f.durable) < f.extents.len();
+                !self.burnt[0] && self.up[0] && self.spool.file.as_ref().is_some_and(unsynced)
+            }
+            Fault::Damage => {
+                let lands = |work: &Session| {
+                    work.machine.is_some() && work.stage == WritePolicy::Before && !work.damages
+                };
+                self.setup.verify && self.target.work.as_deref().is_some_and(lands)
+            }
+            Fault::GiveUp => self.target.work.as_ref().is_some_and(|work| work.machine.is_some()),
+            Fault::Fail(Side::Source) => {
+                self.source.work.as_ref().is_some_and(|work| work.machine.is_some() && !work.fails)
+            }
+            Fault::Fail(Side::Target) => {
+                self.target.work.as_ref().is_some_and(|work| work.machine.is_some() && !work.fails)
+            }
+            Fault::Refuse => {
+                let could = |work: &source::Work| work.stopped && work.machine.is_some() && !work.refuses;
+                self.source.work.as_deref().is_some_and(could)
+            }
+            Fault::Cancel => self
+                .source
+                .work
+                .as_ref()
+                .is_some_and(|work| work.machine.as_ref().is_some_and(|machine| machine.cancellable())),
+        }
+    }
+
+    fn cuttable(&self, which: u8) -> Option<usize> {
+        self.conns.iter().position(|conn| {
+            let wanted = match which {
+                0 => matches!(conn.purpose, Purpose::Control | Purpose::Resume),
+                1 => conn.purpose == Purpose::Data(0),
+                2 => conn.purpose == Purpose::PlantedBug,
+                _ => conn.purpose == Purpose::Record,
+            };
+            wanted && conn.open == [true; 2] && conn.over == [None; 2]
+        })
+    }
+
+    /// It happens.
+    pub fn strike(&mut self, fault: Fault) {
+        say!(self, "!!! {fault}");
+        self.idle = 0;
+        self.faults.0 += 1;
+        let cut = matches!(fault, Fault::Cut(_) | Fault::Lose | Fault::CutAll | Fault::LinkDown);
+        let store =
+            matches!(fault, Fault::SpoolDown | Fault::SpoolSlow | Fault::SpoolFails(_) | Fault::SpoolRots);
+        self.ghost.conditions = match self.ghost.conditions {
+            Conditions::Fair if cut => Conditions::OneCut,
+            Conditions::Fair | Conditions::Datastore if store => Conditions::Datastore,
+            _ => Conditions::Storm,
+        };
+        match fault {
+            Fault::Crash { side, lucky, again } => {
+                self.crash(side, lucky);
+                match (again, side) {
+                    (Again::Later, _) => self.set(Timer::Restart(side)),
+                    (Again::Soon, Side::Source) => self.restart_source(),
+                    (Again::Soon, Side::Target) => self.restart_target(),
+                    (Again::Never, _) => self.ghost.for_good = true,
+                }
+            }
+            Fault::KillWatchdog => {
+                self.watchdog = Watchdog::Ended;
+                self.ghost.unwatched = true;
+            }
+            Fault::Kill(side) => self.kill(side),
+            Fault::Reboot(side) => {
+                self.power_off(side, false);
+                self.set(Timer::Restart(side));
+            }
+            Fault::Burn(side) => {
+                self.power_off(side, false);
+                self.burnt[side.at()] = true;
+                if side == TARGET {
+                    self.set(Timer::Person);
+                }
+            }
+            Fault::Cut(which) => {
+                if let Some(i) = self.cuttable(which) {
+                    self.conns[i].cut();
+                }
+            }
+            Fault::Lose => {
+                if let Some(i) = self.cuttable(1) {
+                    self.conns[i].lose(SOURCE);
+                }
+            }
+            Fault::CutAll => self.conns.iter_mut().for_each(|conn| conn.cut()),
+            Fault::LinkDown => {
+                self.link = false;
+                self.conns.iter_mut().for_each(|conn| conn.cut());
+                self.set(Timer::LinkUp);
+            }
+            Fault::RecordDown => {
+                self.record.up = false;
+                self.set(Timer::RecordUp);
+            }
+            Fault::AnswerLost(side) => self.record.answers[side.at()] = None,
+            Fault::ClaimTwice => {
+                let (side, claim, _) = self.record.asked[0];
+                self.record.asked.push((side, claim, false));
+            }
+            Fault::Restored => {
+                let record = &mut self.record;
+                std::mem::swap(&mut record.owner, &mut record.before);
+                record.restored = self.bug != Some(PlantedBug::BackupBelieved);
+                self.conns.iter_mut().for_each(|conn| conn.cut());
+                self.set(Timer::Person);
+            }
+            Fault::SpoolDown => {
+                self.spool.up = false;
+                self.set(Timer::SpoolUp);
+            }
+            Fault::SpoolSlow => {
+                self.spool.up = false;
+                self.set(Timer::SpoolBack);
+            }
+            Fault::SpoolFails(side) => self.spool.fails[side.at()] = true,
+            Fault::SpoolRots => {
+                self.spool.rot();
+                self.ghost.rotten = true;
+            }
+            Fault::BurnTorn => {
+                self.power_off(SOURCE, true);
+                self.burnt[0] = true;
+            }
+            Fault::Damage => {
+                if let Some(work) = self.target.work.as_deref_mut() {
+                    work.damages = true;
+                }
+            }
+            Fault::GiveUp => self.target_gives_up(),
+            Fault::Fail(Side::Source) => {
+                if let Some(work) = self.source.work.as_deref_mut() {
+                    work.fails = true;
+                }
+            }
+            Fault::Fail(Side::Target) => {
+                if let Some(work) = self.target.work.as_deref_mut() {
+                    work.fails = true;
+                }
+            }
+            Fault::Refuse => {
+                if let Some(work) = self.source.work.as_deref_mut() {
+                    work.refuses = true;
+                }
+            }
+            Fault::Cancel => {
+                if let Some(work) = self.source.work.as_deref_mut() {
+                    work.heard.push_back(source::Heard::Cancel);
+                }
+            }
+        }
+        self.check();
+    }
+
+    /// An agent dies; the kernel closes what it had open.
+    fn crash(&mut self, side: Side, lucky: bool) {
+        self.up[side.at()] = false;
+        for conn in &mut self.conns {
+            conn.shut(side);
+        }
+        for (from, _, waited) in &mut self.record.asked {
+            *waited &= *from != side;
+        }
+        self.record.answers[side.at()] = None;
+        self.spool.doomed[side.at()] = false;
+        if self.spool.file.is_some() {
+            self.set(Timer::Janitor);
+        }
+        for timer in [Timer::Again(side), Timer::Patience(side), Timer::Lazy(side), Timer::GiveUp(side)] {
+            self.call_off(timer);
+        }
+        match side {
+            Side::Source => {
+                for timer in [Timer::Doubt, Timer::CallAgain, Timer::CallEnd, Timer::Stall] {
+                    self.call_off(timer);
+                }
+                self.source.work = None;
+                self.source.call = None;
+                self.spool.own_doomed[0] = false;
+                self.watchdog_is_alone();
+                self.source.journal.crash(lucky);
+                self.state_is_not_recorded();
+                self.ghost.orphan[0] |=
+                    self.qemus[0].alive && *self.source.journal.durable() == source::Departure::Settled;
+                // The watch over writes dies with its descriptor: fail open. So does the tracer.
+                self.qemus[0].tracked = None;
+                self.qemus[0].held = false;
+            }
+            Side::Target => {
+                self.call_off(Timer::Closed);
+                self.call_off(Timer::Missed);
+                self.target.work = None;
+                self.spool.own_doomed[1] = false;
+                if self.spool.own == Some(Own::Asked) {
+                    self.spool.own = Some(Own::Made);
+                }
+                self.target.serving.clear();
+                if lucky {
+                    self.target_synced();
+                }
+                self.target.store.crash(false);
+                let store = self.target.store.durable();
+                self.ghost.orphan[1] |=
+                    self.qemus[1].alive && !self.qemus[1].runs() && !store.arrived && store.arrival.is_none();
+                // A fault that was heard of is heard of again: the watch is QEMU's too. Fail stop.
+            }
+        }
+    }
+
+    pub(crate) fn kill(&mut self, side: Side) {
+        if self.qemus[side.at()].alive {
+            self.ghost.killed[side.at()] = true;
+            self.ghost.killed_before_commit |= !self.ghost.committed;
+        }
+        self.qemus[side.at()].die();
+    }
+
+    fn power_off(&mut self, side: Side, torn: bool) {
+        self.crash(side, false);
+        self.conns.iter_mut().for_each(|conn| conn.cut());
+        self.kill(side);
+        if side == SOURCE {
+            self.spool.lose_cache(torn);
+            self.watchdog = Watchdog::Ended;
+        }
+    }
+
+    /// The source's agent is started again.
+    pub fn restart_source(&mut self) {
+        if !self.burnt[0] {
+            say!(self, "source: the agent starts");
+            self.up[0] = true;
+            self.take_up();
+            self.janitor(SOURCE);
+        }
+    }
+
+    /// The target's is.
+    pub fn restart_target(&mut self) {
+        if !self.burnt[1] {
+            say!(self, "target: the agent starts");
+            self.up[1] = true;
+            self.target_takes_up();
+            self.janitor(TARGET);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blow_is_read_as_it_is_written() {
+        for fault in (0..Fault::COUNT).map(Fault::of) {
+            assert_eq!(fault.to_string().parse(), Ok(fault));
+        }
+        assert!("hail".parse::<Fault>().is_err());
     }
 }

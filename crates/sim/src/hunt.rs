@@ -1,10 +1,10 @@
 //! All storms: the smaller part for tests, everything for `./dev storm`, and the hunt for one planted fault.
 
 use crate::{
-    blow::{Again, Blow},
     enumerate::{Counts, Enumeration},
-    fault::Fault,
+    fault::{Again, Fault},
     link::Side,
+    planted::PlantedBug,
     random::{self, MEDDLED, SPOOLED},
     schedule::{Course, Schedule, Turn},
     setup::{Keeper, Setup, Spooling, Way},
@@ -22,7 +22,7 @@ use std::{
 /// How much is run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Size {
-    /// Whether every second blow is tried behind every first, and a few kinds of turns three at a time.
+    /// Whether every second fault is tried behind every first, and a few kinds of turns three at a time.
     pub pairs: bool,
     /// Seeds for random runs in which others act on the VM, too; a quarter as many for storms alone, and for
     /// those over a spool.
@@ -50,7 +50,7 @@ pub struct Finding {
 /// What was run.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// Every storm of one or two blows.
+    /// Every storm of one or two faults.
     pub enumerated: Counts,
     /// Random ones; of these no states are counted.
     pub random: Counts,
@@ -60,7 +60,7 @@ pub struct Report {
     pub took: [Duration; 2],
 }
 
-/// All setups whose storms of one blow are enumerated.
+/// All setups whose storms of one fault are enumerated.
 fn singles(all_of_them: bool) -> Vec<Setup> {
     let mut all = Vec::new();
     for keeper in [Keeper::Target, Keeper::File, Keeper::Etcd] {
@@ -85,7 +85,7 @@ fn singles(all_of_them: bool) -> Vec<Setup> {
     all
 }
 
-/// Those whose storms of two blows are.
+/// Those whose storms of two faults are.
 fn pairs() -> Vec<Setup> {
     let mut all = Vec::new();
     for keeper in [Keeper::Target, Keeper::Etcd] {
@@ -108,13 +108,13 @@ fn pairs() -> Vec<Setup> {
 /// Storms of three turns, of these few: who loses the link, who hears of it late, and who then would not go
 /// on; or what a target makes of a switchover that was undone.
 fn triples() -> impl Iterator<Item = (Setup, Vec<Turn>)> {
-    let refuse = Turn::Blow(Blow::Refuse);
-    let crash = Turn::Blow(Blow::Crash { side: Side::Target, lucky: false, again: Again::Soon });
+    let refuse = Turn::Fault(Fault::Refuse);
+    let crash = Turn::Fault(Fault::Crash { side: Side::Target, lucky: false, again: Again::Soon });
     let tiny = |way, guest| {
         let small = Setup::small(way, Keeper::Target, Spooling::Off);
         Setup { pages: 2, busy: 3, guest, rejoin: true, ..small }
     };
-    let few = |cut, third| vec![Turn::Sleep, Turn::Blow(Blow::Cut(cut)), third];
+    let few = |cut, third| vec![Turn::Sleep, Turn::Fault(Fault::Cut(cut)), third];
     [
         (tiny(Way::PreCopy, 1), few(0, refuse)),
         (tiny(Way::Hybrid, 2), few(1, crash)),
@@ -127,15 +127,15 @@ fn triples() -> impl Iterator<Item = (Setup, Vec<Turn>)> {
 /// after it.
 fn meddled(all_of_them: bool) -> Vec<(Setup, u32, Vec<Turn>)> {
     let others: Vec<Turn> = Turn::others().collect();
-    let crash = |side, again| Turn::Blow(Blow::Crash { side, lucky: false, again });
+    let crash = |side, again| Turn::Fault(Fault::Crash { side, lucky: false, again });
     let beside = [
         Turn::Sleep,
         crash(Side::Source, Again::Soon),
         crash(Side::Source, Again::Never),
         crash(Side::Target, Again::Soon),
-        Turn::Blow(Blow::Fail(Side::Source)),
-        Turn::Blow(Blow::Refuse),
-        Turn::Blow(Blow::Cut(0)),
+        Turn::Fault(Fault::Fail(Side::Source)),
+        Turn::Fault(Fault::Refuse),
+        Turn::Fault(Fault::Cut(0)),
     ];
     let both: Vec<Turn> = others.iter().copied().chain(beside).collect();
     let mut all = Vec::new();
@@ -190,7 +190,7 @@ pub fn storm(size: Size, tell: impl Fn(&str) + Sync) -> Report {
                     all.1.extend(done.found.map(|(schedule, what)| Finding { schedule, what }));
                 }
                 Err(_) => {
-                    let schedule = Schedule { fault: None, course: Course::Enumerated(*setup, vec![]) };
+                    let schedule = Schedule { bug: None, course: Course::Enumerated(*setup, vec![]) };
                     all.1.push(Finding { schedule, what: "a panic, in some storm of this setup".into() });
                 }
             }
@@ -233,22 +233,22 @@ pub fn storm(size: Size, tell: impl Fn(&str) + Sync) -> Report {
 }
 
 /// Random runs from these seeds.
-fn seeds(range: std::ops::Range<u64>, fault: Option<Fault>, first: bool) -> (Counts, Vec<Finding>) {
+fn seeds(range: std::ops::Range<u64>, bug: Option<PlantedBug>, first: bool) -> (Counts, Vec<Finding>) {
     let mut counts = Counts::default();
     let mut findings = Vec::new();
     for seed in range {
-        let ended = catch_unwind(AssertUnwindSafe(|| random::run(seed, fault, false)));
+        let ended = catch_unwind(AssertUnwindSafe(|| random::run(seed, bug, false)));
         let what = match ended {
             Ok(mut world) => {
                 counts.moves += u64::from(world.steps.0);
-                counts.blows += u64::from(world.blows.0);
+                counts.faults += u64::from(world.faults.0);
                 world.breach.0.take()
             }
             Err(_) => Some("a panic".into()),
         };
         counts.schedules += 1;
         if let Some(what) = what {
-            findings.push(Finding { schedule: Schedule { fault, course: Course::Random(seed) }, what });
+            findings.push(Finding { schedule: Schedule { bug, course: Course::Random(seed) }, what });
             if first {
                 break;
             }
@@ -259,28 +259,28 @@ fn seeds(range: std::ops::Range<u64>, fault: Option<Fault>, first: bool) -> (Cou
 
 /// Hunts for one planted fault with what the tests run; returns the first run that shows it, and how many it
 /// took.
-pub fn hunt(fault: Fault) -> (Option<Finding>, u64) {
+pub fn hunt(bug: PlantedBug) -> (Option<Finding>, u64) {
     /// Most show themselves soon, somewhere; this takes some seconds.
     const FIRST: u64 = 20_000;
     let mut runs = 0;
-    let kinds: &[u64] = match fault {
-        _ if fault.is_of_spool() => &[SPOOLED, 0],
-        _ if fault.is_of_others() => &[MEDDLED],
+    let kinds: &[u64] = match bug {
+        _ if bug.is_of_spool() => &[SPOOLED, 0],
+        _ if bug.is_of_others() => &[MEDDLED],
         _ => &[0],
     };
     for first in kinds.iter().copied() {
-        let (counts, mut findings) = seeds(first..first + FIRST, Some(fault), true);
+        let (counts, mut findings) = seeds(first..first + FIRST, Some(bug), true);
         runs += counts.schedules;
         if let Some(finding) = findings.pop() {
             return (Some(finding), runs);
         }
     }
-    let others = meddled(true).into_iter().filter(|_| fault.is_of_others());
+    let others = meddled(true).into_iter().filter(|_| bug.is_of_others());
     let few = triples().take(2).map(|(setup, few)| (setup, 3, few));
     // Those with most in them first.
     let all = singles(false).into_iter().rev().map(|setup| (setup, 1, Turn::all().collect()));
     for (setup, turns, among) in others.chain(few).chain(all) {
-        let done = Enumeration::run(setup, Some(fault), turns, &among);
+        let done = Enumeration::run(setup, Some(bug), turns, &among);
         runs += done.counts.schedules;
         if let Some((schedule, what)) = done.found {
             return (Some(Finding { schedule, what }), runs);

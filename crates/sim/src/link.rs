@@ -42,7 +42,7 @@ pub enum Purpose {
     /// Pages.
     Data(u8),
     /// Pages that the guest waits for.
-    Fault,
+    PlantedBug,
     /// Asking the record that the target holds.
     Record,
 }
@@ -51,11 +51,11 @@ pub enum Purpose {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum As {
     /// As it is.
-    Plain,
+    Raw,
     /// A page full of zeros.
     Zero,
     /// The content of another page, sealed.
-    Known(u8),
+    Duplicate(u8),
     /// The difference to this content, sealed.
     Delta(u16),
 }

@@ -1,13 +1,13 @@
 //! `sim storm`: every storm. `sim replay SCHEDULE`: one of them, with all that happens in it.
 
-use sim::{Fault, Report, Schedule, Size, hunt, storm};
+use sim::{PlantedBug, Report, Schedule, Size, hunt, storm};
 use std::process::ExitCode;
 
 const HELP: &str = "\
-sim storm [--seeds N] [--threads N] [--no-pairs] [--quiet]   every storm of one blow, every one of two, and \
+sim storm [--seeds N] [--threads N] [--no-pairs] [--quiet]   every storm of one fault, every one of two, and \
 N at random
 sim replay SCHEDULE                                          one of them again, step by step
-sim bite [FAULT ...]                                         how planted faults are found
+sim bite [FAULT ...]                                         how planted bugs are found
 ";
 
 fn main() -> ExitCode {
@@ -58,19 +58,19 @@ fn storms(args: &[String]) -> Result<bool, String> {
 fn show(report: &Report) {
     let Report { enumerated, random, findings, took } = report;
     println!(
-        "simulation: enumerated {} schedules ({} of them joined another's state), {} states, {} blows, {} \
+        "simulation: enumerated {} schedules ({} of them joined another's state), {} states, {} faults, {} \
          moves, {:.1} s",
         enumerated.schedules,
         enumerated.joined,
         enumerated.states,
-        enumerated.blows,
+        enumerated.faults,
         enumerated.moves,
         took[0].as_secs_f64()
     );
     println!(
-        "simulation: at random {} schedules, {} blows, {} moves, {:.1} s",
+        "simulation: at random {} schedules, {} faults, {} moves, {:.1} s",
         random.schedules,
-        random.blows,
+        random.faults,
         random.moves,
         took[1].as_secs_f64()
     );
@@ -98,18 +98,18 @@ fn replay(args: &[String]) -> Result<bool, String> {
 }
 
 fn bite(args: &[String]) -> Result<bool, String> {
-    let faults = args.iter().map(|word| word.parse()).collect::<Result<Vec<Fault>, String>>()?;
-    let faults = if faults.is_empty() { Fault::ALL.to_vec() } else { faults };
+    let bugs = args.iter().map(|word| word.parse()).collect::<Result<Vec<PlantedBug>, String>>()?;
+    let bugs = if bugs.is_empty() { PlantedBug::ALL.to_vec() } else { bugs };
     let mut all = true;
-    for fault in faults {
-        let (found, runs) = hunt(fault);
+    for bug in bugs {
+        let (found, runs) = hunt(bug);
         match found {
             Some(finding) => {
-                println!("{}: after {runs} runs: {}\n  {}", fault.word(), finding.what, finding.schedule)
+                println!("{}: after {runs} runs: {}\n  {}", bug.word(), finding.what, finding.schedule)
             }
             None => {
                 all = false;
-                println!("{}: NOT FOUND in {runs} runs", fault.word());
+                println!("{}: NOT FOUND in {runs} runs", bug.word());
             }
         }
     }

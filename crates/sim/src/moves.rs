@@ -1,9 +1,9 @@
 //! Who can move, and one move at a time.
 
 use crate::{
-    fault::Fault,
     guest::Deed,
     link::{Over, Purpose, Side, Word},
+    planted::PlantedBug,
     printed::Printed,
     qemu::Run,
     record::Answer,
@@ -35,7 +35,7 @@ pub enum Who {
     Target,
     /// The thread that saves the device state.
     Saver,
-    /// The thread that records what is owed.
+    /// The thread that records what is missing.
     Recorder,
     /// The thread that hears of missing pages.
     Faults,
@@ -233,7 +233,7 @@ impl World {
                 work.refused |= refused && work.control == Some(id);
                 work.heard.push_back(source::Heard::Silent(id));
             }
-            Purpose::Data(_) | Purpose::Fault => work.heard.push_back(source::Heard::Lost(id)),
+            Purpose::Data(_) | Purpose::PlantedBug => work.heard.push_back(source::Heard::Lost(id)),
             Purpose::Record => {}
         }
     }
@@ -244,7 +244,7 @@ impl World {
             Purpose::Control | Purpose::Resume => work.heard.push_back(target::Heard::Lost(id, over)),
             Purpose::Data(_) => work.heard.push_back(target::Heard::Lost(id, over)),
             // That the source closed it is no news.
-            Purpose::Fault if over == Over::Cut => work.heard.push_back(target::Heard::Lost(id, over)),
+            Purpose::PlantedBug if over == Over::Cut => work.heard.push_back(target::Heard::Lost(id, over)),
             _ => {}
         }
     }
@@ -293,7 +293,7 @@ impl World {
     /// A claim reaches the record elsewhere, whether or not its sender still lives.
     fn record_decides(&mut self, i: usize) {
         let (from, claim, waited) = self.record.asked.remove(i);
-        let idempotent = !self.has(Fault::ClaimNotIdempotent);
+        let idempotent = !self.has(PlantedBug::ClaimNotIdempotent);
         let answer = if self.record.restored {
             // It says an epoch that is not the one that was seen before: then nobody may rely on it.
             Answer::Unknown

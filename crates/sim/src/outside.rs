@@ -8,7 +8,7 @@ use crate::{
     qemu::{Run, Theirs},
     source::{Departure, Heard},
     watchdog::Watchdog,
-    world::{Weather, World, say},
+    world::{Conditions, World, say},
 };
 use std::{fmt, str::FromStr};
 
@@ -96,7 +96,7 @@ impl FromStr for Outside {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let all = Self::all().find(|outside| outside.to_string() == text);
-        all.ok_or_else(|| format!("{text} is neither a blow nor what others do"))
+        all.ok_or_else(|| format!("{text} is neither a fault nor what others do"))
     }
 }
 
@@ -162,10 +162,10 @@ impl World {
         }
         say!(self, "!!! others: {outside}");
         self.idle = 0;
-        self.blows.0 += 1;
+        self.faults.0 += 1;
         if outside.what != Meddle::Stop {
             // A guest that somebody pauses migrates all the same.
-            self.ghost.weather = Weather::Storm;
+            self.ghost.conditions = Conditions::Storm;
         }
         let qemu = &mut self.qemus[outside.side.at()];
         if outside.what == Meddle::Signal {

@@ -1,15 +1,15 @@
 //! Larger VMs in storms that chance makes, each from one number.
 
 use crate::{
-    blow::{Again, Blow},
-    fault::Fault,
+    fault::{Again, Fault},
     guest::mix,
     link::Side,
     moves::{READER, TO_TARGET},
     outside::Outside,
+    planted::PlantedBug,
     schedule::ENDLESS,
     setup::{Keeper, Setup, Spooling, Way},
-    world::{Weather, World},
+    world::{Conditions, World},
 };
 
 /// Numbers from a seed (splitmix64).
@@ -58,7 +58,7 @@ fn setup(chance: &mut Chance, spooled: bool) -> Setup {
     }
 }
 
-/// When blows fall.
+/// When faults fall.
 #[derive(Clone, Copy)]
 enum When {
     Always,
@@ -89,51 +89,51 @@ pub(crate) const MEDDLED: u64 = 2 << 32;
 
 /// What befalls a spool, and whoever writes and reads it: hosts and links that are lost, a datastore that
 /// fails, damage.
-const AT_SPOOL: [&[Blow]; 3] = [
+const AT_SPOOL: [&[Fault]; 3] = [
     &[
-        Blow::Burn(Side::Source),
-        Blow::BurnTorn,
-        Blow::Reboot(Side::Source),
-        Blow::Crash { side: Side::Source, lucky: false, again: Again::Soon },
-        Blow::Crash { side: Side::Target, lucky: false, again: Again::Soon },
-        Blow::Crash { side: Side::Target, lucky: false, again: Again::Later },
-        Blow::CutAll,
-        Blow::LinkDown,
-        Blow::SpoolFails(Side::Target),
+        Fault::Burn(Side::Source),
+        Fault::BurnTorn,
+        Fault::Reboot(Side::Source),
+        Fault::Crash { side: Side::Source, lucky: false, again: Again::Soon },
+        Fault::Crash { side: Side::Target, lucky: false, again: Again::Soon },
+        Fault::Crash { side: Side::Target, lucky: false, again: Again::Later },
+        Fault::CutAll,
+        Fault::LinkDown,
+        Fault::SpoolFails(Side::Target),
     ],
     &[
-        Blow::SpoolFails(Side::Source),
-        Blow::SpoolFails(Side::Target),
-        Blow::SpoolDown,
-        Blow::SpoolSlow,
-        Blow::CutAll,
-        Blow::LinkDown,
-        Blow::Cancel,
+        Fault::SpoolFails(Side::Source),
+        Fault::SpoolFails(Side::Target),
+        Fault::SpoolDown,
+        Fault::SpoolSlow,
+        Fault::CutAll,
+        Fault::LinkDown,
+        Fault::Cancel,
     ],
     &[
-        Blow::SpoolRots,
-        Blow::Burn(Side::Source),
-        Blow::Crash { side: Side::Target, lucky: false, again: Again::Soon },
-        Blow::Crash { side: Side::Target, lucky: false, again: Again::Later },
+        Fault::SpoolRots,
+        Fault::Burn(Side::Source),
+        Fault::Crash { side: Side::Target, lucky: false, again: Again::Soon },
+        Fault::Crash { side: Side::Target, lucky: false, again: Again::Later },
     ],
 ];
 
 /// A run from this seed, to its end.
-pub fn run(seed: u64, fault: Option<Fault>, trace: bool) -> World {
+pub fn run(seed: u64, bug: Option<PlantedBug>, trace: bool) -> World {
     let mut chance = Chance(mix(seed));
     let at_spool = (SPOOLED..MEDDLED).contains(&seed);
     let others: Vec<Outside> = if seed >= MEDDLED { Outside::all().collect() } else { Vec::new() };
     let mut setup = setup(&mut chance, at_spool);
     setup.paused = !others.is_empty() && chance.below(8) == 0;
-    let mut world = World::new(setup, fault);
+    let mut world = World::new(setup, bug);
     if trace {
         world.trace.0 = Some(vec![format!("setup {setup}")]);
     }
-    let mut blows = chance.of(&[0, 1, 1, 2, 2, 2, 3, 4]);
-    // A storm is not spread evenly: blows come near the beginning, or all along, or about the end.
+    let mut faults = chance.of(&[0, 1, 1, 2, 2, 2, 3, 4]);
+    // A storm is not spread evenly: faults come near the beginning, or all along, or about the end.
     let rarely = chance.of(&[20, 80, 200]);
     let slow = chance.of(&[0, 0, 40, 200]);
-    let blows_at_spool = chance.of(&AT_SPOOL);
+    let faults_at_spool = chance.of(&AT_SPOOL);
     let times = [When::Always, When::Rounds, When::Stopped, When::Committed];
     let when = if at_spool { chance.of(&times) } else { When::Always };
     // Some are slow all along; who reads a spool, and the first connection to the target, more
@@ -147,20 +147,20 @@ pub fn run(seed: u64, fault: Option<Fault>, trace: bool) -> World {
         if world.breach.0.is_some() {
             return world;
         }
-        if blows > 0 && when.is_now(&world) && chance.below(rarely) == 0 {
+        if faults > 0 && when.is_now(&world) && chance.below(rarely) == 0 {
             if !others.is_empty() && chance.below(2) == 0 {
                 let outside = chance.of(&others);
                 if world.can_meddle(outside) {
-                    blows -= 1;
+                    faults -= 1;
                     world.meddle(outside);
                     continue;
                 }
             }
-            let any = Blow::of(chance.below(u32::from(Blow::COUNT)) as u8);
-            let blow = if at_spool { chance.of(blows_at_spool) } else { any };
-            if world.can_strike(blow) {
-                blows -= 1;
-                world.strike(blow);
+            let any = Fault::of(chance.below(u32::from(Fault::COUNT)) as u8);
+            let fault = if at_spool { chance.of(faults_at_spool) } else { any };
+            if world.can_strike(fault) {
+                faults -= 1;
+                world.strike(fault);
                 continue;
             }
         }
@@ -168,7 +168,7 @@ pub fn run(seed: u64, fault: Option<Fault>, trace: bool) -> World {
         let late = slow > 0 && !world.timers.is_empty() && chance.below(slow) == 0;
         if can == 0 || late {
             if can != 0 {
-                world.ghost.weather = Weather::Storm;
+                world.ghost.conditions = Conditions::Storm;
             }
             if !world.pass_time() && can == 0 {
                 world.verdict();

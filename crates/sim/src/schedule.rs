@@ -1,12 +1,12 @@
 //! A run that can be had again: what is simulated, and what happens when.
 
 use crate::{
-    blow::Blow,
     fault::Fault,
     outside::Outside,
+    planted::PlantedBug,
     random,
     setup::Setup,
-    world::{Weather, World},
+    world::{Conditions, World},
 };
 use std::{fmt, str::FromStr};
 
@@ -21,7 +21,7 @@ pub enum Turn {
     /// Time passes, although somebody could move: everybody is slow.
     Time,
     /// The storm strikes.
-    Blow(Blow),
+    Fault(Fault),
     /// Somebody else acts on the VM.
     Others(Outside),
 }
@@ -29,8 +29,8 @@ pub enum Turn {
 impl Turn {
     /// All of them, as long as nobody else acts on the VM.
     pub fn all() -> impl Iterator<Item = Self> {
-        let blows = (0..Blow::COUNT).map(|number| Self::Blow(Blow::of(number)));
-        [Self::Sleep, Self::Time].into_iter().chain(blows)
+        let faults = (0..Fault::COUNT).map(|number| Self::Fault(Fault::of(number)));
+        [Self::Sleep, Self::Time].into_iter().chain(faults)
     }
 
     /// All that others do.
@@ -43,7 +43,7 @@ impl Turn {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Schedule {
     /// What is done wrongly on purpose.
-    pub fault: Option<Fault>,
+    pub bug: Option<PlantedBug>,
     /// How it goes.
     pub course: Course,
 }
@@ -61,9 +61,9 @@ impl Schedule {
     /// Runs it, with a trace. The world at the end says whether a promise was broken.
     pub fn replay(&self) -> World {
         match &self.course {
-            Course::Random(seed) => random::run(*seed, self.fault, true),
+            Course::Random(seed) => random::run(*seed, self.bug, true),
             Course::Enumerated(setup, turns) => {
-                let mut world = World::new(*setup, self.fault);
+                let mut world = World::new(*setup, self.bug);
                 world.trace.0 = Some(Vec::new());
                 run_out(&mut world, 0, turns);
                 world
@@ -98,7 +98,7 @@ impl World {
         match turn {
             Turn::Sleep => (self.movers() & !self.asleep).count_ones() > 1,
             Turn::Time => !self.timers.is_empty() && self.movers() != 0,
-            Turn::Blow(blow) => self.can_strike(blow),
+            Turn::Fault(fault) => self.can_strike(fault),
             Turn::Others(outside) => self.can_meddle(outside),
         }
     }
@@ -113,11 +113,11 @@ impl World {
                 self.asleep |= next & next.wrapping_neg();
             }
             Turn::Time => {
-                self.ghost.weather = Weather::Storm;
+                self.ghost.conditions = Conditions::Storm;
                 self.pass_time();
                 self.check();
             }
-            Turn::Blow(blow) => self.strike(blow),
+            Turn::Fault(fault) => self.strike(fault),
             Turn::Others(outside) => self.meddle(outside),
         }
     }
@@ -128,7 +128,7 @@ impl fmt::Display for Turn {
         match self {
             Self::Sleep => f.write_str("sleep"),
             Self::Time => f.write_str("time"),
-            Self::Blow(blow) => blow.fmt(f),
+            Self::Fault(fault) => fault.fmt(f),
             Self::Others(outside) => outside.fmt(f),
         }
     }
@@ -140,8 +140,8 @@ impl fmt::Display for Schedule {
             Course::Enumerated(setup, _) => setup.fmt(f)?,
             Course::Random(seed) => write!(f, "random-{seed}")?,
         }
-        if let Some(fault) = self.fault {
-            write!(f, "+{}", fault.word())?;
+        if let Some(bug) = self.bug {
+            write!(f, "+{}", bug.word())?;
         }
         if let Course::Enumerated(_, turns) = &self.course {
             for (at, turn) in turns {
@@ -158,13 +158,13 @@ impl FromStr for Schedule {
     fn from_str(text: &str) -> Result<Self, String> {
         let mut parts = text.split('@');
         let head = parts.next().unwrap_or_default();
-        let (head, fault) = match head.split_once('+') {
-            Some((head, fault)) => (head, Some(fault.parse()?)),
+        let (head, bug) = match head.split_once('+') {
+            Some((head, bug)) => (head, Some(bug.parse()?)),
             None => (head, None),
         };
         if let Some(seed) = head.strip_prefix("random-") {
             let seed = seed.parse().map_err(|e| format!("{seed}: {e}"))?;
-            return Ok(Self { fault, course: Course::Random(seed) });
+            return Ok(Self { bug, course: Course::Random(seed) });
         }
         let turns = parts.map(|part| {
             let (at, turn) = part.split_once(':').ok_or_else(|| format!("{part} is not STEP:WHAT"))?;
@@ -173,14 +173,14 @@ impl FromStr for Schedule {
                 "sleep" => Turn::Sleep,
                 "time" => Turn::Time,
                 word => match word.parse() {
-                    Ok(blow) => Turn::Blow(blow),
+                    Ok(fault) => Turn::Fault(fault),
                     Err(_) => Turn::Others(word.parse()?),
                 },
             };
             Ok((at, turn))
         });
         let turns = turns.collect::<Result<Vec<_>, String>>()?;
-        Ok(Self { fault, course: Course::Enumerated(head.parse()?, turns) })
+        Ok(Self { bug, course: Course::Enumerated(head.parse()?, turns) })
     }
 }
 
@@ -192,10 +192,10 @@ mod tests {
     #[test]
     fn a_schedule_is_read_as_it_is_written() {
         let setup = Setup::small(Way::PostCopy, Keeper::File, Spooling::Relaxed);
-        let turns = vec![(3, Turn::Sleep), (9, Turn::Time), (9, Turn::Blow(Blow::of(3)))];
-        let fault = Some(Fault::NoBarrier);
+        let turns = vec![(3, Turn::Sleep), (9, Turn::Time), (9, Turn::Fault(Fault::of(3)))];
+        let bug = Some(PlantedBug::NoBarrier);
         for course in [Course::Enumerated(setup, turns), Course::Random(77)] {
-            let schedule = Schedule { fault, course };
+            let schedule = Schedule { bug, course };
             assert_eq!(schedule.to_string().parse(), Ok(schedule));
         }
         assert!("random-x".parse::<Schedule>().is_err());

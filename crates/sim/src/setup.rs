@@ -31,9 +31,9 @@ pub enum Keeper {
 pub enum Spooling {
     /// There is none.
     Off,
-    /// What is owed, as it gets on.
+    /// What is missing, as it gets on.
     Relaxed,
-    /// What is owed, durably before the promise.
+    /// What is missing, durably before the promise.
     Strict,
 }
 

@@ -1,19 +1,19 @@
-//! The source's agent and driver. Mirrors `engine/source.rs` with `engine/source/link.rs`, `engine/ship.rs`
-//! and `agent/store/source.rs`, cut at each point at which a crash matters.
+//! The source's agent and driver. Mirrors `engine/source.rs` with `engine/source/link.rs`,
+//! `engine/send_round.rs` and `agent/store/source.rs`, cut at each point at which a crash matters.
 
 use crate::{
     driver::Driver,
-    fault::Fault,
     link::{Purpose, Side, Word},
     pages::{MOST, Pages, Table},
+    planted::PlantedBug,
     printed::Printed,
     qemu::Was,
     setup::{Keeper, Setup},
-    watchdog::Word::{Back, Pausing, Promised},
-    world::{Timer, Weather, World, say},
+    watchdog::Word::{Back, Fenced, Pausing},
+    world::{Conditions, Timer, World, say},
 };
 use proto::{
-    LinkEvent, SourceAct, SourceEvent,
+    LinkEvent, SourceEffect, SourceEvent,
     control::{self, Kind},
 };
 
@@ -51,8 +51,8 @@ impl World {
             }
             Some(Do::Wait) => !self.is_set(Timer::Again(Side::Source)),
             // While it is being saved, QEMU cannot be asked.
-            Some(Do::Thaw | Do::Resume | Do::RunOn) => {
-                work.saving.is_none() || self.has(Fault::OldStateBelieved)
+            Some(Do::Thaw | Do::Resume | Do::AbortPause) => {
+                work.saving.is_none() || self.has(PlantedBug::OldStateBelieved)
             }
             Some(_) => true,
         }
@@ -73,9 +73,9 @@ impl World {
             say!(self, "source: {step:?}");
             return self.source_does(step);
         }
-        if let Some(act) = work.todo.pop_front() {
-            say!(self, "source: act {}", short(&act.0));
-            return self.source_act(act.0);
+        if let Some(effect) = work.todo.pop_front() {
+            say!(self, "source: act {}", short(&effect.0));
+            return self.source_act(effect.0);
         }
         // Nothing is heard of a control connection before it is known to be welcome; of a stream's, that is
         // known last.
@@ -91,28 +91,28 @@ impl World {
         answer.into_iter().for_each(|answer| self.link_hears(answer));
     }
 
-    /// Begins an act (`SourceDriver::act`).
-    fn source_act(&mut self, act: SourceAct) {
-        let early = self.has(Fault::PermitBeforePromise);
-        let look_first = self.has(Fault::LookBeforeTracking);
-        let pause_first = self.has(Fault::PauseBeforeJournal);
-        let read_early = self.has(Fault::ReadBeforeProtect);
-        let told_late = self.has(Fault::WatchdogToldLate);
-        let hash_early = self.has(Fault::HashedTooEarly);
-        if act == SourceAct::Rejoin {
+    /// Begins an act (`SourceDriver::effect`).
+    fn source_act(&mut self, effect: SourceEffect) {
+        let early = self.has(PlantedBug::AuthorizesBeforeFence);
+        let look_first = self.has(PlantedBug::LookBeforeTracking);
+        let pause_first = self.has(PlantedBug::PauseBeforeJournal);
+        let read_early = self.has(PlantedBug::ReadBeforeProtect);
+        let told_late = self.has(PlantedBug::WatchdogToldLate);
+        let hash_early = self.has(PlantedBug::HashedTooEarly);
+        if effect == SourceEffect::Rejoin {
             self.leave_spool();
         }
-        let frozen_late = self.has(Fault::FrozenAfterPermit);
+        let frozen_late = self.has(PlantedBug::FrozenAfterAuthorization);
         let asked_in_vain = self.is_set(Timer::Again(Side::Source));
-        if act == SourceAct::JournalPause {
+        if effect == SourceEffect::JournalPause {
             self.look_at_run_state();
         }
         let Some(work) = self.source.work.as_deref_mut() else { return };
         let (pausing, departure) = (Pausing(work.was), Departure::Pausing(work.was));
-        let promised = Departure::Promised(work.was);
-        let steps: &[Do] = match act {
-            SourceAct::Send(kind) => {
-                if frozen_late && matches!(kind, Kind::Permit(_)) {
+        let fence_is_durable = Departure::Fenced(work.was);
+        let steps: &[Do] = match effect {
+            SourceEffect::Send(kind) => {
+                if frozen_late && matches!(kind, Kind::Authorize(_)) {
                     work.steps.push_back(Do::Freeze);
                 }
                 let control = work.control;
@@ -121,35 +121,35 @@ impl World {
                 }
                 return;
             }
-            SourceAct::OpenStreams if look_first => {
+            SourceEffect::OpenStreams if look_first => {
                 &[Do::Look, Do::Track, Do::DialStreams, Do::AwaitStreams, Do::StreamsOpen]
             }
-            SourceAct::OpenStreams => {
+            SourceEffect::OpenStreams => {
                 &[Do::Track, Do::Look, Do::DialStreams, Do::AwaitStreams, Do::StreamsOpen]
             }
-            SourceAct::Ship(round) => {
+            SourceEffect::SendRound(round) => {
                 work.steps.extend(read_early.then_some(Do::ReadEarly));
                 work.steps.extend([Do::Collect, Do::Give(round)]);
                 return;
             }
-            SourceAct::Decide => &[Do::Collect, Do::Decide],
-            SourceAct::JournalPause if pause_first => return,
-            SourceAct::JournalPause if told_late => &[Do::Journal(departure), Do::Sync],
-            SourceAct::JournalPause => &[Do::Tell(pausing), Do::Journal(departure), Do::Sync],
-            SourceAct::StopGuest if pause_first => {
+            SourceEffect::Decide => &[Do::Collect, Do::Decide],
+            SourceEffect::JournalPause if pause_first => return,
+            SourceEffect::JournalPause if told_late => &[Do::Journal(departure), Do::Sync],
+            SourceEffect::JournalPause => &[Do::Tell(pausing), Do::Journal(departure), Do::Sync],
+            SourceEffect::StopGuest if pause_first => {
                 &[Do::Stop, Do::Tell(pausing), Do::Journal(departure), Do::Sync, Do::Stopped]
             }
-            SourceAct::StopGuest if told_late => &[Do::Stop, Do::Tell(pausing), Do::Stopped],
-            SourceAct::StopGuest => &[Do::Stop, Do::Stopped],
-            SourceAct::SendOwed => &[Do::Collect, Do::SayOwed],
-            SourceAct::Save => {
+            SourceEffect::StopGuest if told_late => &[Do::Stop, Do::Tell(pausing), Do::Stopped],
+            SourceEffect::StopGuest => &[Do::Stop, Do::Stopped],
+            SourceEffect::SendMissing => &[Do::Collect, Do::SayMissing],
+            SourceEffect::Save => {
                 work.saving = Some(Saving::Begun);
                 if hash_early {
                     work.hashes = hashes(&self.qemus[0].ram.pages, self.setup.pages);
                 }
                 return;
             }
-            SourceAct::SendState(after_round) => {
+            SourceEffect::SendState(after_round) => {
                 if self.setup.verify {
                     if !hash_early {
                         work.hashes = hashes(&self.qemus[0].ram.pages, self.setup.pages);
@@ -164,7 +164,7 @@ impl World {
                 self.announce_relaxed();
                 let Some(work) = self.source.work.as_deref_mut() else { return };
                 let was = u64::from(work.was == Was::Stood) << STOOD;
-                let stream = control::Packed { raw: u64::from(work.state) | was, lz4: vec![] };
+                let stream = control::Compressed { raw: u64::from(work.state) | was, lz4: vec![] };
                 let state = control::State { after_round, stream: Some(stream), ..Default::default() };
                 let control = work.control;
                 if let Some(conn) = control.and_then(|id| self.conn(id)) {
@@ -172,54 +172,54 @@ impl World {
                 }
                 return self.source_event(SourceEvent::StateSent);
             }
-            SourceAct::Promise if early && !std::mem::replace(&mut work.permitted_early, true) => {
-                work.event(SourceEvent::Promised);
-                work.todo.push_back(Printed(SourceAct::Promise));
+            SourceEffect::Fence if early && !std::mem::replace(&mut work.authorized_early, true) => {
+                work.event(SourceEvent::Fenced);
+                work.todo.push_back(Printed(SourceEffect::Fence));
                 return;
             }
-            SourceAct::HoldGuest => &[Do::Hold],
-            SourceAct::Promise => &[Do::Journal(promised), Do::Sync, Do::Tell(Promised), Do::Promised],
-            SourceAct::ResumeGuest => {
+            SourceEffect::HoldGuest => &[Do::Hold],
+            SourceEffect::Fence => &[Do::Journal(fence_is_durable), Do::Sync, Do::Tell(Fenced), Do::Fenced],
+            SourceEffect::ResumeGuest => {
                 if !work.stopped {
                     return;
                 }
                 &[Do::Thaw, Do::Resume, Do::Insist(Departure::None), Do::Sync, Do::Tell(Back)]
             }
-            SourceAct::RunOn => {
-                let owed = std::mem::take(&mut work.owed);
+            SourceEffect::AbortPause => {
+                let missing = std::mem::take(&mut work.missing);
                 work.undone = true;
-                if self.fault != Some(Fault::OwedLostByRunningOn) {
-                    work.dirty = work.dirty.or(owed);
+                if self.bug != Some(PlantedBug::MissingLostByRunningOn) {
+                    work.dirty = work.dirty.or(missing);
                 }
                 if !work.stopped {
                     return;
                 }
-                &[Do::Thaw, Do::RunOn, Do::Insist(Departure::None), Do::Sync, Do::Tell(Back)]
+                &[Do::Thaw, Do::AbortPause, Do::Insist(Departure::None), Do::Sync, Do::Tell(Back)]
             }
-            SourceAct::Claim => {
+            SourceEffect::Claim => {
                 work.asks_later = asked_in_vain;
                 let steps = &[Do::HangUp, Do::Ask, Do::AwaitAnswer];
                 if asked_in_vain { &steps[..1] } else { steps }
             }
-            SourceAct::Gone(_) => {
+            SourceEffect::Gone(_) => {
                 work.asks_later = false;
                 self.timers.retain(|(_, timer)| *timer != Timer::Again(Side::Source));
                 &[Do::Insist(Departure::Gone), Do::Sync]
             }
-            SourceAct::ServeOwed => {
-                work.owing = work.owed;
+            SourceEffect::ServeMissing => {
+                work.to_push = work.missing;
                 work.all_do(Job::Push);
-                return self.spool_owed();
+                return self.spool_missing();
             }
-            SourceAct::Reconnect => return self.source_link(LinkEvent::Reconnect),
-            SourceAct::Rejoin => {
-                if self.ghost.weather == Weather::OneCut {
-                    self.ghost.weather = Weather::OneCutWaitedFor;
+            SourceEffect::Reconnect => return self.source_link(LinkEvent::Reconnect),
+            SourceEffect::Rejoin => {
+                if self.ghost.conditions == Conditions::OneCut {
+                    self.ghost.conditions = Conditions::OneCutWaitedFor;
                 }
                 return self.source_link(LinkEvent::Rejoin);
             }
-            SourceAct::ShipRest(_) => &[Do::GiveRest],
-            SourceAct::Forget => {
+            SourceEffect::SendRest(_) => &[Do::GiveRest],
+            SourceEffect::Forget => {
                 // The journal forgets the VM in the same step, and its QEMU is ended thereafter.
                 &[
                     Do::HangUp,
@@ -230,7 +230,7 @@ impl World {
                     Do::Destroy,
                 ]
             }
-            SourceAct::End(end) => return self.source_ends(end),
+            SourceEffect::End(end) => return self.source_ends(end),
         };
         work.steps.extend(steps);
     }
@@ -246,12 +246,12 @@ pub(crate) const STOOD: u32 = 16;
 
 /// A page set as it travels. Not compressed: proto has its own tests for that.
 pub(crate) fn bitmap(pages: Pages) -> control::Bitmap {
-    control::Bitmap { pages: MOST as u64, packed: pages.0.to_le_bytes().to_vec() }
+    control::Bitmap { pages: MOST as u64, compressed: pages.0.to_le_bytes().to_vec() }
 }
 
 /// The page set that travelled.
 pub(crate) fn pages(bitmap: &control::Bitmap) -> Pages {
-    Pages(bitmap.packed.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes)))
+    Pages(bitmap.compressed.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes)))
 }
 
 /// Each page's hash: here its content.
@@ -268,6 +268,6 @@ pub(crate) fn short(what: &impl std::fmt::Debug) -> String {
 
 /// The link's purposes in the order in which the source dials them.
 pub(crate) fn purposes(setup: &Setup) -> impl Iterator<Item = Purpose> + use<> {
-    let fault = setup.post_copy().then_some(Purpose::Fault);
-    (0..setup.streams).map(Purpose::Data).chain(fault)
+    let bug = setup.post_copy().then_some(Purpose::PlantedBug);
+    (0..setup.streams).map(Purpose::Data).chain(bug)
 }

@@ -5,9 +5,9 @@
 //! of its writer's host only after an `fsync`. One that is damaged is told by its seal.
 
 use crate::{
-    fault::Fault,
     link::Side,
     pages::{Page, Pages},
+    planted::PlantedBug,
     source::Departure,
     world::{World, say},
 };
@@ -153,7 +153,7 @@ impl World {
         }
         match side {
             // A careless writer leaves it to the kernel, which takes its time.
-            Side::Source if self.has(Fault::SpoolNotSynced) => false,
+            Side::Source if self.has(PlantedBug::SpoolNotSynced) => false,
             Side::Source => {
                 let writes = |work: &crate::source::Work| {
                     work.spooling.spooler.as_ref().is_some_and(|spooler| !spooler.failed)
@@ -209,7 +209,7 @@ impl World {
         if !self.spool.up || !self.up[side.at()] {
             return;
         }
-        let blind = self.has(Fault::JanitorIgnoresJournals);
+        let blind = self.has(PlantedBug::JanitorIgnoresJournals);
         let gone = match side {
             Side::Source => {
                 let runs = self.source.work.as_deref().is_some_and(|work| work.spooling.at_work);
@@ -240,7 +240,7 @@ impl World {
         };
         let Some(file) = &self.spool.file else { return safe };
         for (extent, sequence) in file.extents[..usize::from(file.durable)].iter().zip(0..) {
-            let since = if record.lacking.has(extent.page) { record.end } else { record.floor };
+            let since = if record.outdated.has(extent.page) { record.end } else { record.floor };
             if sequence >= since {
                 if extent.whole {
                     safe.add(extent.page);

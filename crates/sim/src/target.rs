@@ -3,9 +3,9 @@
 
 use crate::{
     driver::Driver,
-    fault::Fault,
     link::{Over, Side, Word},
     pages::Pages,
+    planted::PlantedBug,
     printed::Printed,
     qemu::Was,
     record::Answer,
@@ -14,12 +14,12 @@ use crate::{
     world::{Timer, World, say},
 };
 use proto::{
-    TargetAct, TargetEnd, TargetEvent,
+    TargetEffect, TargetEnd, TargetEvent,
     control::{self, Kind},
 };
 
-mod landing; // pages into memory, and faults out of it
 mod link; // its connections
+mod receiving; // pages into memory, and faults out of it
 mod recovery; // after a restart
 mod spooling; // the file that pages come by, too
 mod steps; // its acts, step by step
@@ -27,7 +27,7 @@ mod store; // the threads that write its store
 mod work; // what it holds
 
 pub(crate) use spooling::{SpoolRecord, SpoolRecording, Unspool, Unspooled};
-pub(crate) use work::{Arrival, Do, Heard, Recording, Session, Stage, TargetAgent};
+pub(crate) use work::{Arrival, Do, Heard, Recording, Session, TargetAgent, WritePolicy};
 
 /// How the record is asked.
 const ASK_HERE: &[Do] = &[Do::Claim, Do::Sync, Do::Claimed];
@@ -40,7 +40,7 @@ impl World {
         match work.steps.front() {
             None => !work.todo.is_empty() || !work.heard.is_empty() || self.load_can(),
             Some(Do::AwaitRecorded) => work.recording == Recording::Done,
-            // The journal is one thread's at a time, and what is owed may still be being recorded.
+            // The journal is one thread's at a time, and what is missing may still be being recorded.
             Some(Do::AwaitSpoolRecorded) => work.recording_spool == SpoolRecording::Done,
             Some(Do::Settle | Do::Abandon) => {
                 work.recording == Recording::Done
@@ -61,9 +61,9 @@ impl World {
             say!(self, "target: {step:?}");
             return self.target_does(step);
         }
-        if let Some(act) = work.todo.pop_front() {
-            say!(self, "target: act {}", short(&act.0));
-            return self.target_act(act.0);
+        if let Some(effect) = work.todo.pop_front() {
+            say!(self, "target: act {}", short(&effect.0));
+            return self.target_act(effect.0);
         }
         match work.heard.pop_front() {
             Some(heard) => {
@@ -100,39 +100,41 @@ impl World {
         work.steps.extend([Do::AwaitRecorded, Do::AwaitSpoolRecorded, Do::Loaded]);
     }
 
-    /// Begins an act (`TargetDriver::act`).
-    fn target_act(&mut self, act: TargetAct) {
-        let early = self.has(Fault::ClaimAfterCont);
+    /// Begins an act (`TargetDriver::effect`).
+    fn target_act(&mut self, effect: TargetEffect) {
+        let early = self.has(PlantedBug::ClaimAfterCont);
         let held = self.setup.keeper == Keeper::Target;
         let asked_in_vain = self.is_set(Timer::Again(Side::Target));
         let Some(work) = self.target.work.as_deref_mut() else { return };
-        let steps: &[Do] = match act {
-            TargetAct::Send(mut kind) => {
+        let steps: &[Do] = match effect {
+            TargetEffect::Send(mut kind) => {
                 if let Kind::Ready(ready) = &mut kind {
                     ready.spool = work.spool.is_some();
                 }
                 return self.target_says(kind);
             }
-            TargetAct::Prepare(prepare) => {
+            TargetEffect::Prepare(prepare) => {
                 work.wants_spool = prepare.spool.is_some();
                 &[Do::Start, Do::Accept, Do::Sync, Do::OpenSpool, Do::Prepared]
             }
-            TargetAct::TakeOwed(bitmaps) => {
-                let owed = bitmaps.first().map_or(Pages::default(), pages);
-                work.steps.extend([Do::Punch(owed), Do::AwaitRecorded, Do::Record, Do::OwedTaken]);
+            TargetEffect::TakeMissing(bitmaps) => {
+                let missing = bitmaps.first().map_or(Pages::default(), pages);
+                work.steps.extend([Do::Punch(missing), Do::AwaitRecorded, Do::Record, Do::MissingRecorded]);
                 return;
             }
-            TargetAct::ForgetAnnounced => &[Do::AwaitRecorded, Do::AwaitSpoolRecorded, Do::ForgetAnnounced],
-            TargetAct::KeepHashes(hashes) => return work.hashes = hashes.hashes,
-            TargetAct::Compare => &[Do::Compare],
-            TargetAct::Load(state) => {
+            TargetEffect::ForgetAnnounced => {
+                &[Do::AwaitRecorded, Do::AwaitSpoolRecorded, Do::ForgetAnnounced]
+            }
+            TargetEffect::KeepHashes(hashes) => return work.hashes = hashes.hashes,
+            TargetEffect::Compare => &[Do::Compare],
+            TargetEffect::Load(state) => {
                 let raw = state.stream.map_or(0, |stream| stream.raw);
                 work.state = raw as u16;
                 work.was = if raw >> STOOD == 0 { Was::Ran } else { Was::Stood };
                 work.loading = true;
                 &[Do::Enter]
             }
-            TargetAct::Claim => {
+            TargetEffect::Claim => {
                 work.steps.extend(early.then_some(Do::Run));
                 // A driver that asked in vain asks a little later.
                 work.asks_later = asked_in_vain;
@@ -142,18 +144,19 @@ impl World {
                     (false, false) => ASK_ELSEWHERE,
                 }
             }
-            TargetAct::Resume => &[Do::Resume],
-            TargetAct::SendStillOwed => {
-                let still = control::StillOwed { blocks: vec![bitmap(work.owed)], ..Default::default() };
-                return self.target_says(Kind::StillOwed(still));
+            TargetEffect::Resume => &[Do::Resume],
+            TargetEffect::SendStillMissing => {
+                let still =
+                    control::StillMissing { blocks: vec![bitmap(work.missing)], ..Default::default() };
+                return self.target_says(Kind::StillMissing(still));
             }
-            TargetAct::SendLanded => {
-                let blocks = vec![bitmap(work.landed)];
-                let landed = control::Landed { round: work.round, blocks, ..Default::default() };
-                return self.target_says(Kind::Landed(landed));
+            TargetEffect::SendReceived => {
+                let blocks = vec![bitmap(work.received)];
+                let received = control::Received { round: work.round, blocks, ..Default::default() };
+                return self.target_says(Kind::Received(received));
             }
-            TargetAct::Settle => &[Do::Close, Do::Settle, Do::Sync, Do::EndSpool, Do::SaySettled],
-            TargetAct::Destroy => {
+            TargetEffect::Settle => &[Do::Close, Do::Settle, Do::Sync, Do::EndSpool, Do::SaySettled],
+            TargetEffect::Destroy => {
                 (work.watches, work.loading) = (false, false);
                 work.steps.extend([Do::Destroy, Do::Abandon, Do::Sync]);
                 if work.source_is_back {
@@ -161,7 +164,7 @@ impl World {
                 }
                 return;
             }
-            TargetAct::End(end) => return self.target_ends(&end),
+            TargetEffect::End(end) => return self.target_ends(&end),
         };
         work.steps.extend(steps);
     }
@@ -169,7 +172,7 @@ impl World {
     /// What was heard (`look_at`).
     fn target_hears(&mut self, heard: Heard) {
         let streams = self.setup.streams;
-        let regardless = self.has(Fault::GivesUpAfterPermit);
+        let regardless = self.has(PlantedBug::GivesUpAfterAuthorization);
         let Some(work) = self.target.work.as_deref_mut() else { return };
         match heard {
             Heard::Spooled(conn, spooled) => self.spooled(conn, &spooled.0),
@@ -181,11 +184,11 @@ impl World {
                 }
                 let Some(work) = self.target.work.as_deref_mut() else { return };
                 work.source_is_back |= matches!(kind.0, Kind::Failed(_));
-                work.permitted |= matches!(kind.0, Kind::Permit(_));
+                work.authorized |= matches!(kind.0, Kind::Authorize(_));
                 work.event(TargetEvent::Message(kind.0));
             }
             Heard::AllPlaced => {
-                if work.owed.none() {
+                if work.missing.none() {
                     work.event(TargetEvent::AllPlaced);
                 }
             }
@@ -198,8 +201,8 @@ impl World {
                 if work.ended.count_ones() == u32::from(streams) {
                     work.round = round;
                     work.ended = 0;
-                    work.landed = Pages::default();
-                    work.event(TargetEvent::Landed(round));
+                    work.received = Pages::default();
+                    work.event(TargetEvent::Received(round));
                 }
             }
             Heard::Lost(conn, over) => {
@@ -209,7 +212,7 @@ impl World {
                 let Some(work) = self.target.work.as_deref_mut() else { return };
                 if work.control == Some(conn) || work.conns.contains(&conn) {
                     self.target_hangs_up();
-                    if self.setup.rejoin && !self.has(Fault::NeverGivesUp) {
+                    if self.setup.rejoin && !self.has(PlantedBug::NeverGivesUp) {
                         // Soon enough the source has given up, too.
                         self.set(match over {
                             Over::Closed => Timer::Closed,
@@ -222,12 +225,12 @@ impl World {
                 }
             }
             Heard::GiveUp => {
-                let permitted = work.permitted;
+                let authorized = work.authorized;
                 work.event(TargetEvent::GiveUp("it was lost, and not back in time".into()));
-                if regardless && permitted && work.todo.is_empty() {
+                if regardless && authorized && work.todo.is_empty() {
                     let (what, why) = ("the connection".into(), "it is lost".into());
-                    let acts = [TargetAct::Destroy, TargetAct::End(TargetEnd::Failed { what, why })];
-                    work.todo.extend(acts.map(Printed));
+                    let effects = [TargetEffect::Destroy, TargetEffect::End(TargetEnd::Failed { what, why })];
+                    work.todo.extend(effects.map(Printed));
                 }
             }
             Heard::Wrong(conn) => {

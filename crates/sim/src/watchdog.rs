@@ -1,8 +1,8 @@
 //! The process that watches over the source's pause. Mirrors `host/watchdog.rs`.
 
 use crate::{
-    fault::Fault,
     link::Side,
+    planted::PlantedBug,
     qemu::Was,
     world::{World, say},
 };
@@ -13,7 +13,7 @@ pub enum Word {
     /// The pause is ours, and this is how the guest was before.
     Pausing(Was),
     /// Only the record decides.
-    Promised,
+    Fenced,
     /// The guest is back.
     Back,
 }
@@ -32,7 +32,7 @@ pub enum Watchdog {
 impl World {
     /// The source's driver tells it. Says whether it is there at all.
     pub fn tell_watchdog(&mut self, word: Word) -> bool {
-        let deaf = self.has(Fault::WatchdogAfterPromise) && word == Word::Promised;
+        let deaf = self.has(PlantedBug::WatchdogAfterFence) && word == Word::Fenced;
         let Watchdog::Watches(last) = &mut self.watchdog else { return false };
         if !deaf {
             *last = Some(word);
@@ -43,9 +43,9 @@ impl World {
     /// The only one who could tell it more is gone: the driver, or its agent.
     pub fn watchdog_is_alone(&mut self) {
         if let Watchdog::Watches(last) = self.watchdog {
-            let regardless = self.has(Fault::WatchdogForgetsRunState);
+            let regardless = self.has(PlantedBug::WatchdogForgetsRunState);
             self.watchdog = match last {
-                Some(Word::Pausing(was)) if !self.has(Fault::WatchdogIdle) => {
+                Some(Word::Pausing(was)) if !self.has(PlantedBug::WatchdogIdle) => {
                     Watchdog::Acts(if regardless { Was::Ran } else { was })
                 }
                 _ => Watchdog::Ended,
@@ -57,7 +57,7 @@ impl World {
     pub fn watchdog_moves(&mut self) {
         let ran = self.watchdog == Watchdog::Acts(Was::Ran);
         self.watchdog = Watchdog::Ended;
-        if !self.has(Fault::WatchdogLeavesFrozen) {
+        if !self.has(PlantedBug::WatchdogLeavesFrozen) {
             self.thaw(Side::Source);
         }
         let qemu = &self.qemus[0];

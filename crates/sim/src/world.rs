@@ -2,10 +2,10 @@
 //! nothing else does.
 
 use crate::{
-    fault::Fault,
     guest::Guest,
     link::{Conn, Purpose, Side},
     pages::Pages,
+    planted::PlantedBug,
     qemu::{Qemu, Run},
     record::Elsewhere,
     setup::{Setup, Spooling},
@@ -118,8 +118,8 @@ pub struct Ghost {
     pub rotten: bool,
     /// Pages that were damaged on the target after all that protects them on their way.
     pub damaged: Pages,
-    /// How the weather was.
-    pub weather: Weather,
+    /// Under which conditions it ran.
+    pub conditions: Conditions,
     /// The run state in which the guest would be without the migration; none where nobody can tell.
     pub wanted: Option<Run>,
     /// … when it was stopped for the switchover.
@@ -136,7 +136,7 @@ pub struct Ghost {
 
 /// How much happened that a migration has to bear: what it must come to depends on it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-pub enum Weather {
+pub enum Conditions {
     /// Nothing at all: it completes.
     #[default]
     Fair,
@@ -164,7 +164,7 @@ pub struct World {
     /// What is simulated.
     pub setup: Setup,
     /// What is done wrongly on purpose.
-    pub fault: Option<Fault>,
+    pub bug: Option<PlantedBug>,
     /// The guest as it sees itself.
     pub guest: Guest,
     /// As it was when it was stopped: what a person may bring back.
@@ -207,8 +207,8 @@ pub struct World {
     pub trace: Aside<Option<Vec<String>>>,
     /// How many moves there were.
     pub steps: Aside<u32>,
-    /// How many blows.
-    pub blows: Aside<u32>,
+    /// How many faults.
+    pub faults: Aside<u32>,
 }
 
 /// Writes a line of the trace, if there is one.
@@ -227,12 +227,12 @@ const BEFORE: u16 = 30;
 
 impl World {
     /// A guest that runs on the source, and a user who wants it elsewhere.
-    pub fn new(setup: Setup, fault: Option<Fault>) -> Self {
+    pub fn new(setup: Setup, bug: Option<PlantedBug>) -> Self {
         let (guest, ram) = Guest::new(setup.pages, BEFORE);
         let run = if setup.paused { Run::Paused } else { Run::Running };
         let mut world = Self {
             setup,
-            fault,
+            bug,
             guest,
             at_stop: None,
             qemus: [Qemu { run, ..Qemu::running(ram) }, Qemu::none()],
@@ -254,7 +254,7 @@ impl World {
             breach: Aside(None),
             trace: Aside(None),
             steps: Aside(0),
-            blows: Aside(0),
+            faults: Aside(0),
         };
         let control = world.dial(Purpose::Control);
         if let Some(work) = world.source.work.as_deref_mut() {
@@ -264,8 +264,8 @@ impl World {
     }
 
     /// Whether this is done wrongly.
-    pub fn has(&self, fault: Fault) -> bool {
-        self.fault == Some(fault)
+    pub fn has(&self, bug: PlantedBug) -> bool {
+        self.bug == Some(bug)
     }
 
     /// A promise is broken. The first one counts.

@@ -44,11 +44,11 @@ fn a_schedule_replays_the_same() {
         assert_eq!(one.trace.0, other.trace.0);
         assert!(one.trace.0.is_some_and(|trace| trace.len() > 50), "{text}");
     }
-    let turn = Turn::Blow("burn-target".parse().unwrap());
+    let turn = Turn::Fault("burn-target".parse().unwrap());
     assert_eq!(turn.to_string(), "burn-target");
 }
 
-/// From the commit on, with everything owed in the spool, the source may burn.
+/// From the commit on, with everything missing in the spool, the source may burn.
 #[test]
 fn strict_needs_no_source_after_the_commit() {
     let mut burnt_after = 0;
@@ -65,12 +65,12 @@ fn strict_needs_no_source_after_the_commit() {
     assert!(burnt_after > 10, "{burnt_after}");
 }
 
-/// Runs this setup with the blow before each of its steps; says how each run ended whose trace told of
+/// Runs this setup with the fault before each of its steps; says how each run ended whose trace told of
 /// `what`.
-fn at_each_step(setup: &str, blow: &str, what: &str) -> Vec<Option<End>> {
+fn at_each_step(setup: &str, fault: &str, what: &str) -> Vec<Option<End>> {
     let mut ends = Vec::new();
     for at in 0..400 {
-        let schedule = format!("{setup}@{at}:{blow}");
+        let schedule = format!("{setup}@{at}:{fault}");
         let mut world = schedule.parse::<Schedule>().unwrap().replay();
         let end = world.verdict();
         assert_eq!(world.breach.0, None, "{schedule}");
@@ -84,21 +84,21 @@ fn at_each_step(setup: &str, blow: &str, what: &str) -> Vec<Option<End>> {
 /// Whatever was on its way: what was lost is sent again, and the migration goes on where it was.
 #[test]
 fn a_link_lost_once_while_the_guest_runs_ends_no_migration() {
-    for (blow, what) in [
+    for (fault, what) in [
         ("cut-data", "goes on"),
         ("lose-data", "goes on"),
         ("cut-control", "act Rejoin"),
         ("cut-all", "act Rejoin"),
         ("link-down", "act Rejoin"),
     ] {
-        let ends = at_each_step("pre-held-bare-2-5-3-6-8-rejoin-verify", blow, what);
-        assert!(ends.len() > 50, "{blow}: {} times", ends.len());
-        assert!(ends.iter().all(|end| *end == Some(End::Runs(Side::Target))), "{blow}: {ends:?}");
+        let ends = at_each_step("pre-held-bare-2-5-3-6-8-rejoin-verify", fault, what);
+        assert!(ends.len() > 50, "{fault}: {} times", ends.len());
+        assert!(ends.iter().all(|end| *end == Some(End::Runs(Side::Target))), "{fault}: {ends:?}");
     }
 }
 
-/// Nor does one that is lost when what will be owed is announced, or while the guest stands still: it runs on
-/// meanwhile.
+/// Nor does one that is lost when what will be missing is announced, or while the guest stands still: it runs
+/// on meanwhile.
 #[test]
 fn a_link_that_is_lost_once_in_the_pause_ends_no_migration() {
     for setup in [
@@ -107,12 +107,12 @@ fn a_link_that_is_lost_once_in_the_pause_ends_no_migration() {
         "hybrid-etcd-strict-1-4-1-2-6-rejoin",
         "post-held-relaxed-1-4-1-1-6-rejoin",
     ] {
-        for blow in ["cut-control", "cut-all", "link-down"] {
-            let ends = at_each_step(setup, blow, "act RunOn");
-            assert!(ends.len() > 5, "{setup}, {blow}: {} times", ends.len());
+        for fault in ["cut-control", "cut-all", "link-down"] {
+            let ends = at_each_step(setup, fault, "act RunOn");
+            assert!(ends.len() > 5, "{setup}, {fault}: {} times", ends.len());
             assert!(
                 ends.iter().all(|end| *end == Some(End::Runs(Side::Target))),
-                "{setup}, {blow}: {ends:?}"
+                "{setup}, {fault}: {ends:?}"
             );
         }
     }
@@ -125,12 +125,12 @@ fn a_stream_that_is_lost_alone_ends_no_migration() {
     for setup in
         ["pre-held-bare-2-5-3-6-8-verify", "hybrid-held-bare-1-4-1-1-6", "post-etcd-strict-2-4-1-2-6"]
     {
-        for blow in ["cut-data", "lose-data"] {
-            let ends = at_each_step(setup, blow, "goes on");
-            assert!(ends.len() > 5, "{setup}, {blow}: {} times", ends.len());
+        for fault in ["cut-data", "lose-data"] {
+            let ends = at_each_step(setup, fault, "goes on");
+            assert!(ends.len() > 5, "{setup}, {fault}: {} times", ends.len());
             assert!(
                 ends.iter().all(|end| *end == Some(End::Runs(Side::Target))),
-                "{setup}, {blow}: {ends:?}"
+                "{setup}, {fault}: {ends:?}"
             );
         }
     }
@@ -151,7 +151,7 @@ fn i9_a_guest_that_somebody_pauses_arrives_paused() {
 }
 
 /// Whatever others do to the source's QEMU in the pause that a migration cannot carry over ends it before the
-/// permit.
+/// authorization.
 #[test]
 fn i9_what_cannot_be_carried_over_ends_a_migration() {
     for (what, least) in [("cont", 5), ("reset", 5), ("eject", 20), ("power-off", 10), ("panic", 10)] {

@@ -14,16 +14,16 @@ pub const MOST_ZEROS: u64 = 1 << 16;
 /// Not the whole of what tells an extent, but what a search can look for cheaply.
 const MAGIC: [u8; 8] = *b"extent\x01\n";
 
-/// Bytes of a header that its own seal is for.
-const SEALED: usize = 96;
+/// Bytes of a header that its own tag is for.
+const TAGGED: usize = 96;
 
 /// What an extent says of its pages.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Kind {
+pub enum ExtentKind {
     /// They are zeros.
     Zero,
     /// This is what they hold.
-    Plain,
+    Raw,
     /// The same, compressed.
     Lz4,
     /// They are in the target's memory. Only in the target's file.
@@ -51,7 +51,7 @@ pub struct Extent {
     /// The round that it was written in; for people.
     pub round: u32,
     /// What it says of its pages.
-    pub kind: Kind,
+    pub kind: ExtentKind,
     /// Their block.
     pub block: BlockId,
     /// Their places in it.
@@ -60,8 +60,8 @@ pub struct Extent {
     pub offset: u64,
     /// Bytes of content that follow the header.
     pub length: u32,
-    /// The seal of these bytes.
-    pub(crate) seal: [u8; 32],
+    /// The tag of these bytes.
+    pub(crate) tag: [u8; 32],
 }
 
 impl Extent {
@@ -82,16 +82,16 @@ impl Extent {
         put(&self.round.to_le_bytes());
         put(&self.block.0.to_le_bytes());
         put(&[match self.kind {
-            Kind::Zero => 0,
-            Kind::Plain => 1,
-            Kind::Lz4 => 2,
-            Kind::Here => 3,
-            Kind::Complete => 4,
+            ExtentKind::Zero => 0,
+            ExtentKind::Raw => 1,
+            ExtentKind::Lz4 => 2,
+            ExtentKind::Here => 3,
+            ExtentKind::Complete => 4,
         }]);
         put(&[0]);
-        put(&self.seal);
-        let seal = blake3::keyed_hash(&key.0, &bytes[..SEALED]);
-        bytes[SEALED..].copy_from_slice(seal.as_bytes());
+        put(&self.tag);
+        let tag = blake3::keyed_hash(&key.0, &bytes[..TAGGED]);
+        bytes[TAGGED..].copy_from_slice(tag.as_bytes());
         bytes
     }
 
@@ -101,17 +101,17 @@ impl Extent {
         if bytes[..8] != MAGIC {
             return None;
         }
-        if blake3::keyed_hash(&key.0, &bytes[..SEALED]) != bytes[SEALED..] {
+        if blake3::keyed_hash(&key.0, &bytes[..TAGGED]) != bytes[TAGGED..] {
             return None;
         }
         let long = |at: usize| u64::from_le_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|i| bytes[at + i]));
         let int = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|i| bytes[at + i]));
         let kind = match bytes[46] {
-            0 => Kind::Zero,
-            1 => Kind::Plain,
-            2 => Kind::Lz4,
-            3 => Kind::Here,
-            4 => Kind::Complete,
+            0 => ExtentKind::Zero,
+            1 => ExtentKind::Raw,
+            2 => ExtentKind::Lz4,
+            3 => ExtentKind::Here,
+            4 => ExtentKind::Complete,
             _ => return None,
         };
         let extent = Self {
@@ -122,7 +122,7 @@ impl Extent {
             round: int(40),
             block: BlockId(u16::from_le_bytes([bytes[44], bytes[45]])),
             kind,
-            seal: std::array::from_fn(|i| bytes[48 + i]),
+            tag: std::array::from_fn(|i| bytes[48 + i]),
         };
         // Sealed by the other agent, which may have been broken into: bounds all the same.
         (extent.offset == offset && extent.is_sound(shape)).then_some(extent)
@@ -133,10 +133,10 @@ impl Extent {
         let fits = pages.is_some_and(|pages| self.pages.fits(pages)) && !self.pages.is_empty();
         let (count, length) = (self.pages.count, u64::from(self.length));
         match self.kind {
-            Kind::Zero | Kind::Here => fits && count <= MOST_ZEROS && length == 0,
-            Kind::Plain => fits && count <= MOST_PAGES && length == self.pages.bytes().0,
-            Kind::Lz4 => fits && count <= MOST_PAGES && length > 0 && length < self.pages.bytes().0,
-            Kind::Complete => self.pages.is_empty() && length == 0,
+            ExtentKind::Zero | ExtentKind::Here => fits && count <= MOST_ZEROS && length == 0,
+            ExtentKind::Raw => fits && count <= MOST_PAGES && length == self.pages.bytes().0,
+            ExtentKind::Lz4 => fits && count <= MOST_PAGES && length > 0 && length < self.pages.bytes().0,
+            ExtentKind::Complete => self.pages.is_empty() && length == 0,
         }
     }
 
@@ -147,21 +147,23 @@ impl Extent {
 
     /// Makes pages of what follows the header, if that is what was written.
     pub(crate) fn open(&self, stored: &[u8], key: &Key) -> Option<Content> {
-        if matches!(self.kind, Kind::Zero | Kind::Here | Kind::Complete) {
+        if matches!(self.kind, ExtentKind::Zero | ExtentKind::Here | ExtentKind::Complete) {
             return Some(Content::Nothing);
         }
-        if blake3::keyed_hash(&key.0, stored) != self.seal {
+        if blake3::keyed_hash(&key.0, stored) != self.tag {
             return None;
         }
         let length = self.pages.bytes().0;
         match self.kind {
-            Kind::Lz4 => page::unpack(stored, length, MOST_PAGES * PAGE_SIZE as u64).ok().map(Content::Pages),
+            ExtentKind::Lz4 => {
+                page::decompress(stored, length, MOST_PAGES * PAGE_SIZE as u64).ok().map(Content::Pages)
+            }
             _ => Some(Content::Pages(stored.to_vec())),
         }
     }
 
-    /// The seal of stored content.
-    pub(crate) fn seal(stored: &[u8], key: &Key) -> [u8; 32] {
+    /// The tag of stored content.
+    pub(crate) fn tag(stored: &[u8], key: &Key) -> [u8; 32] {
         if stored.is_empty() { [0; 32] } else { *blake3::keyed_hash(&key.0, stored).as_bytes() }
     }
 }
@@ -175,8 +177,8 @@ mod tests {
 
     fn extent() -> Extent {
         let pages = PageRange::new(PageIndex(40), 2);
-        let (kind, block, length) = (Kind::Plain, BlockId(1), 2 * PAGE_SIZE as u32);
-        Extent { sequence: 5, round: 2, kind, block, pages, offset: 1280, length, seal: [3; 32] }
+        let (kind, block, length) = (ExtentKind::Raw, BlockId(1), 2 * PAGE_SIZE as u32);
+        Extent { sequence: 5, round: 2, kind, block, pages, offset: 1280, length, tag: [3; 32] }
     }
 
     #[test]

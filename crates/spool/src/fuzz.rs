@@ -1,11 +1,11 @@
 //! What another agent could write that has the key and has been broken into: for the crate `fuzz`, and for
 //! nothing else.
 
-use crate::{Extent, Header, Kind, Secret};
+use crate::{Extent, ExtentKind, Header, Secret};
 use units::{BlockId, PageIndex, PageRange};
 
 /// An extent, whatever it claims, as it would have to stand at `offset` of the file that begins with `begin`.
-pub fn sealed(begin: &[u8], secret: &Secret, claims: &Claims, stored: &[u8]) -> Vec<u8> {
+pub fn tagged(begin: &[u8], secret: &Secret, claims: &Claims, stored: &[u8]) -> Vec<u8> {
     let key = Header::key(begin, secret);
     let extent = Extent {
         sequence: claims.sequence,
@@ -15,7 +15,7 @@ pub fn sealed(begin: &[u8], secret: &Secret, claims: &Claims, stored: &[u8]) -> 
         pages: PageRange::new(PageIndex(claims.start), u64::from(claims.count)),
         offset: claims.offset,
         length: claims.length,
-        seal: Extent::seal(stored, &key),
+        tag: Extent::tag(stored, &key),
     };
     [&extent.to_bytes(&key), stored].concat()
 }
@@ -28,7 +28,7 @@ pub struct Claims {
     /// Where it is.
     pub offset: u64,
     /// What its pages are.
-    pub kind: Kind,
+    pub kind: ExtentKind,
     /// Their block.
     pub block: u16,
     /// The first of them.

@@ -35,7 +35,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What seals the extents of one file: made of the secret and all of the header, so that neither an extent of
+/// What tags the extents of one file: made of the secret and all of the header, so that neither an extent of
 /// another file nor one under a changed header is believed.
 #[derive(Clone)]
 pub struct Key(pub(crate) [u8; 32]);
@@ -167,7 +167,7 @@ impl Header {
         from.is_empty().then_some(Self { migration, side, host, vm, created, blocks })
     }
 
-    /// What seals the extents of a file that begins with these bytes.
+    /// What tags the extents of a file that begins with these bytes.
     pub(crate) fn key(bytes: &[u8], secret: &Secret) -> Key {
         let mut hasher = blake3::Hasher::new_derive_key("whimbrel spool extents 1");
         hasher.update(&secret.0);

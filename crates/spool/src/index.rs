@@ -104,14 +104,14 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Kind;
+    use crate::ExtentKind;
     use proptest::prelude::*;
     use units::PageRange;
 
     fn extent(sequence: u64, start: u64, count: u64) -> Extent {
         let pages = PageRange::new(PageIndex(start), count);
-        let (kind, block) = (Kind::Zero, BlockId(0));
-        Extent { sequence, round: 1, kind, block, pages, offset: sequence * 128, length: 0, seal: [0; 32] }
+        let (kind, block) = (ExtentKind::Zero, BlockId(0));
+        Extent { sequence, round: 1, kind, block, pages, offset: sequence * 128, length: 0, tag: [0; 32] }
     }
 
     proptest! {

@@ -2,8 +2,8 @@
 //! janitor.
 //!
 //! A file belongs to one side of one migration. It begins with a header that anybody can read; extents of
-//! pages follow, in the order in which they were written, each sealed under a key that only the two agents
-//! have. Nothing in it is believed before its seal was checked, and nothing is called durable before `fsync`
+//! pages follow, in the order in which they were written, each tagged under a key that only the two agents
+//! have. Nothing in it is believed before its tag was checked, and nothing is called durable before `fsync`
 //! has said so.
 
 /// Why a file is of no use, in words.
@@ -26,7 +26,7 @@ mod reader;
 mod writer;
 
 pub use error::SpoolError;
-pub use extent::{ALIGN, Content, Extent, Kind, MOST_PAGES, MOST_ZEROS};
+pub use extent::{ALIGN, Content, Extent, ExtentKind, MOST_PAGES, MOST_ZEROS};
 pub use header::{BlockShape, Header, Key, Secret, Side};
 pub use index::Index;
 pub use janitor::{Found, Verdict, sweep};

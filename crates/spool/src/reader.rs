@@ -42,7 +42,7 @@ impl Reader {
         Ok(Self { file, path: path.to_owned(), header, shape, begin: length as u64, key })
     }
 
-    /// What the file says of itself. Believable once an extent of it was verified: its seal covers this.
+    /// What the file says of itself. Believable once an extent of it was verified: its tag covers this.
     pub fn header(&self) -> &Header {
         &self.header
     }

@@ -1,5 +1,5 @@
 use crate::{
-    ALIGN, Content, Extent, FileName, Header, Key, Kind, MOST_PAGES, MOST_ZEROS, Secret, SpoolError,
+    ALIGN, Content, Extent, ExtentKind, FileName, Header, Key, MOST_PAGES, MOST_ZEROS, Secret, SpoolError,
 };
 use std::{
     collections::VecDeque,
@@ -62,12 +62,12 @@ pub enum Refused {
 /// kernel lets it. A file that nobody has kept ([`Writer::keep`]) goes with its writer.
 #[derive(Debug)]
 pub struct Writer {
-    shared: Arc<Shared>,
+    shared: Arc<WriterState>,
     path: PathBuf,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct WriterState {
     state: Mutex<State>,
     /// For the thread: something to do.
     work: Condvar,
@@ -97,14 +97,14 @@ struct State {
 struct Item {
     sequence: u64,
     round: u32,
-    kind: Kind,
+    kind: ExtentKind,
     block: BlockId,
     pages: PageRange,
     content: Vec<u8>,
-    pack: bool,
+    compress: bool,
 }
 
-impl Shared {
+impl WriterState {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.locked()
     }
@@ -123,7 +123,7 @@ impl Writer {
         let unusable = |why: &str| SpoolError::Unusable { path: path.clone(), why: why.to_owned() };
         let begin = header.to_bytes().ok_or_else(|| unusable("its header would be beyond all bounds"))?;
         let key = Header::key(&begin, secret);
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(WriterState::default());
         shared.lock().asked = Some(Instant::now());
         let writer = Self { shared: shared.clone(), path: path.clone() };
         let directory = directory.to_owned();
@@ -163,47 +163,47 @@ impl Writer {
         &self.path
     }
 
-    /// Takes pages; returns their sequence number without waiting for the store. `pack`: compress them, where
-    /// that makes them less.
+    /// Takes pages; returns their sequence number without waiting for the store. `compress`: compress them,
+    /// where that makes them less.
     pub fn append(
         &self,
         round: u32,
         block: BlockId,
         pages: PageRange,
         content: Content,
-        pack: bool,
+        compress: bool,
     ) -> Result<u64, Refused> {
         let (kind, content) = match content {
-            Content::Nothing => (Kind::Zero, vec![]),
-            Content::Pages(content) => (Kind::Plain, content),
+            Content::Nothing => (ExtentKind::Zero, vec![]),
+            Content::Pages(content) => (ExtentKind::Raw, content),
         };
-        let most = if kind == Kind::Zero { MOST_ZEROS } else { MOST_PAGES };
+        let most = if kind == ExtentKind::Zero { MOST_ZEROS } else { MOST_PAGES };
         assert!((1..=most).contains(&pages.count), "{pages} in one extent");
-        assert!(kind == Kind::Zero || content.len() as u64 == pages.bytes().0, "content of {pages}");
-        self.put(round, kind, block, pages, content, pack)
+        assert!(kind == ExtentKind::Zero || content.len() as u64 == pages.bytes().0, "content of {pages}");
+        self.put(round, kind, block, pages, content, compress)
     }
 
     /// Takes the word that these pages are in the target's memory.
     pub fn here(&self, block: BlockId, pages: PageRange) -> Result<(), Refused> {
         pages
             .pieces(MOST_ZEROS)
-            .try_for_each(|piece| self.put(0, Kind::Here, block, piece, vec![], false).map(drop))
+            .try_for_each(|piece| self.put(0, ExtentKind::Here, block, piece, vec![], false).map(drop))
     }
 
     /// Takes the word that the target has everything.
     pub fn complete(&self) -> Result<(), Refused> {
         let none = PageRange::new(units::PageIndex(0), 0);
-        self.put(0, Kind::Complete, BlockId(0), none, vec![], false).map(drop)
+        self.put(0, ExtentKind::Complete, BlockId(0), none, vec![], false).map(drop)
     }
 
     fn put(
         &self,
         round: u32,
-        kind: Kind,
+        kind: ExtentKind,
         block: BlockId,
         pages: PageRange,
         content: Vec<u8>,
-        pack: bool,
+        compress: bool,
     ) -> Result<u64, Refused> {
         let mut state = self.shared.lock();
         if let Some(failed) = &state.failed {
@@ -217,7 +217,7 @@ impl Writer {
         state.next += 1;
         state.waiting += cost;
         state.asked.get_or_insert_with(Instant::now);
-        state.queue.push_back(Item { sequence, round, kind, block, pages, content, pack });
+        state.queue.push_back(Item { sequence, round, kind, block, pages, content, compress });
         drop(state);
         self.shared.work.notify_one();
         Ok(sequence)
@@ -318,7 +318,7 @@ fn fail(state: &mut State, why: SpoolError) {
     state.asked = None;
 }
 
-fn work(shared: &Shared, directory: &Path, path: &Path, begin: &[u8], key: &Key) {
+fn work(shared: &WriterState, directory: &Path, path: &Path, begin: &[u8], key: &Key) {
     let mut made = false;
     let written = make(path, begin).and_then(|file| {
         made = true;
@@ -365,7 +365,7 @@ fn make(path: &Path, begin: &[u8]) -> Result<File, SpoolError> {
 }
 
 fn write_all(
-    shared: &Shared,
+    shared: &WriterState,
     directory: &Path,
     path: &Path,
     file: &File,
@@ -450,9 +450,9 @@ fn went_on<'a>(state: &mut State, items: impl Iterator<Item = &'a Item>) {
 
 /// Puts one extent behind the others in the buffer, which begins at byte `at` of the file.
 fn encode(item: &Item, at: u64, buffer: &mut Vec<u8>, key: &Key) {
-    let packed = (item.pack && item.kind == Kind::Plain).then(|| page::pack(&item.content));
-    let (kind, stored) = match &packed {
-        Some(packed) if packed.len() < item.content.len() => (Kind::Lz4, packed),
+    let compressed = (item.compress && item.kind == ExtentKind::Raw).then(|| page::compress(&item.content));
+    let (kind, stored) = match &compressed {
+        Some(compressed) if compressed.len() < item.content.len() => (ExtentKind::Lz4, compressed),
         _ => (item.kind, &item.content),
     };
     let extent = Extent {
@@ -463,7 +463,7 @@ fn encode(item: &Item, at: u64, buffer: &mut Vec<u8>, key: &Key) {
         pages: item.pages,
         offset: at + buffer.len() as u64,
         length: stored.len() as u32,
-        seal: Extent::seal(stored, key),
+        tag: Extent::tag(stored, key),
     };
     buffer.extend_from_slice(&extent.to_bytes(key));
     buffer.extend_from_slice(stored);

@@ -14,9 +14,9 @@ const SECTOR: usize = 512;
 
 fn run() -> impl Strategy<Value = Run> {
     (0u16..2, 0u64..60, prop_oneof![Just(1u64), 1u64..5, Just(128)], 0u8..4, any::<bool>()).prop_map(
-        |(block, start, count, seed, pack)| {
+        |(block, start, count, seed, compress)| {
             let count = if block == 1 { count.min(64 - start) } else { count };
-            Run { block, start, count, seed, pack }
+            Run { block, start, count, seed, compress }
         },
     )
 }
@@ -144,7 +144,7 @@ proptest! {
 }
 
 fn three() -> Vec<Run> {
-    let run = |start, seed| Run { block: 0, start, count: 4, seed, pack: false };
+    let run = |start, seed| Run { block: 0, start, count: 4, seed, compress: false };
     vec![run(0, 1), run(0, 2), run(100, 3)]
 }
 

@@ -39,7 +39,7 @@ impl Drop for Tmpfs {
 }
 
 fn pages(n: u64) -> Run {
-    Run { block: 0, start: n * 32 % 4000, count: 32, seed: (n % 200) as u8 + 1, pack: false }
+    Run { block: 0, start: n * 32 % 4000, count: 32, seed: (n % 200) as u8 + 1, compress: false }
 }
 
 /// Appends until it is refused for good; a busy store is waited for.
@@ -239,7 +239,7 @@ fn two_migrations_never_write_one_file() {
         .iter()
         .map(|e| e.kind)
         .collect();
-    assert_eq!(kinds, [spool::Kind::Here, spool::Kind::Complete]);
+    assert_eq!(kinds, [spool::ExtentKind::Here, spool::ExtentKind::Complete]);
 }
 
 #[test]

@@ -23,11 +23,11 @@ pub struct ProcessRam {
     memory: File,
     pagemap: Mutex<Pagemap>,
     addresses: Range<u64>,
-    kind: Kind,
+    kind: Backing,
 }
 
 #[derive(Debug)]
-enum Kind {
+enum Backing {
     Anonymous,
     /// A file lies under it, so that a page that is not there is not zeros.
     OfFile,
@@ -38,16 +38,16 @@ enum Kind {
 impl ProcessRam {
     /// What `process` holds at `addresses`, whole pages. `of_file`: it is a private mapping of a file.
     pub fn new(process: &Arc<PidFd>, addresses: Range<u64>, of_file: bool) -> io::Result<Self> {
-        Self::of(process, addresses, if of_file { Kind::OfFile } else { Kind::Anonymous })
+        Self::of(process, addresses, if of_file { Backing::OfFile } else { Backing::Anonymous })
     }
 
     /// Huge pages of `page` bytes, whose file holds nothing of its own.
     pub fn huge(process: &Arc<PidFd>, addresses: Range<u64>, page: u64) -> io::Result<Self> {
         let huge = HugePages::new(process, addresses.clone(), page)?;
-        Self::of(process, addresses, Kind::Huge(huge))
+        Self::of(process, addresses, Backing::Huge(huge))
     }
 
-    fn of(process: &Arc<PidFd>, addresses: Range<u64>, kind: Kind) -> io::Result<Self> {
+    fn of(process: &Arc<PidFd>, addresses: Range<u64>, kind: Backing) -> io::Result<Self> {
         let page = PAGE_SIZE as u64;
         if !addresses.start.is_multiple_of(page) || !addresses.end.is_multiple_of(page) {
             let text = format!("{addresses:#x?} are no whole pages");
@@ -60,7 +60,7 @@ impl ProcessRam {
 
     /// Whether a file lies under it.
     pub fn is_of_file(&self) -> bool {
-        matches!(self.kind, Kind::OfFile)
+        matches!(self.kind, Backing::OfFile)
     }
 
     /// Its size in pages.
@@ -72,12 +72,12 @@ impl ProcessRam {
     pub fn present(&self) -> io::Result<PageSet> {
         let mut present = PageSet::empty(self.pages());
         match &self.kind {
-            Kind::Anonymous => {}
-            Kind::OfFile => {
+            Backing::Anonymous => {}
+            Backing::OfFile => {
                 present.insert_range(PageRange::new(PageIndex(0), self.pages()));
                 return Ok(present);
             }
-            Kind::Huge(huge) => {
+            Backing::Huge(huge) => {
                 for run in huge.private()? {
                     present.insert_range(self.pages_at(run));
                 }
@@ -93,8 +93,8 @@ impl ProcessRam {
     pub fn read(&self, range: PageRange, into: &mut [u8]) -> io::Result<()> {
         let at = self.addresses.start + place(range, self.pages(), into.len())?;
         match &self.kind {
-            Kind::Huge(huge) => self.read_huge(huge, at, into),
-            Kind::Anonymous | Kind::OfFile => self.copy(at, into),
+            Backing::Huge(huge) => self.read_huge(huge, at, into),
+            Backing::Anonymous | Backing::OfFile => self.copy(at, into),
         }
     }
 

@@ -98,7 +98,7 @@ fn whoever_waits_outlives_us_and_is_served_by_our_successor() {
     guest.order("read 1");
     uffd.next(SOON).unwrap().unwrap();
     drop(uffd);
-    assert!(guest.is_silent(), "it must never read zeros for what it is owed");
+    assert!(guest.is_silent(), "it must never read zeros for what it misses");
     let uffd = Uffd::take(&guest.process, n).unwrap();
     assert_eq!(uffd.copy(guest.at(1), &[5; PAGE_SIZE]).unwrap(), Copied::All);
     assert_eq!(guest.answer(), "5");

@@ -9,7 +9,7 @@
 
 mod common;
 
-use attach::{GovernedTracker, Memory, RamBlock, Source, Tracking};
+use attach::{Memory, RamBlock, Source, ThrottlingTracker, Tracking};
 use common::{Guest, PROBED, Ran};
 use lab::{HandStart, Spec, story};
 use ports::{GuestMemory, Tracker};
@@ -41,7 +41,7 @@ enum Watched {
     /// Or by QEMU itself.
     Nothing,
     By(Box<dyn Tracker>),
-    Hearing(GovernedTracker),
+    Hearing(ThrottlingTracker),
 }
 
 impl Watched {
@@ -51,7 +51,7 @@ impl Watched {
         let mut watched = match way {
             Way::Untracked | Way::QemusOwn => Self::Nothing,
             Way::Asynchronous => Self::By(Box::new(source.tracker().unwrap())),
-            Way::Synchronous(group) => Self::Hearing(source.governed(&how(group)).unwrap()),
+            Way::Synchronous(group) => Self::Hearing(source.throttled(&how(group)).unwrap()),
         };
         if let Some(tracker) = watched.tracker() {
             tracker.begin().unwrap();

@@ -7,7 +7,7 @@ mod vms; // of the commands about the VMs of this host
 mod words; // what may be chosen by a word
 
 pub(crate) use agent::Agent;
-pub(crate) use migrate::{Cancel, How, Migrate, Plan, Status};
+pub(crate) use migrate::{Cancel, How, Migrate, PlanArgs, Status};
 pub(crate) use vms::{Adopt, List, Resolve, Run, Show, Stop};
 
 use crate::{doctor::Doctor, pki_command::Pki};
@@ -56,7 +56,7 @@ pub(crate) enum Command {
     /// Show one VM.
     Show(Show),
     Stop(Stop),
-    Plan(Plan),
+    Plan(PlanArgs),
     Migrate(Migrate),
     /// Show where a VM's migration stands, or how its last one ended.
     Status(Status),
@@ -79,7 +79,7 @@ impl Command {
             | Self::List(List { json })
             | Self::Show(Show { json, .. })
             | Self::Stop(Stop { json, .. })
-            | Self::Plan(Plan { json, .. })
+            | Self::Plan(PlanArgs { json, .. })
             | Self::Migrate(Migrate { json, .. })
             | Self::Status(Status { json, .. })
             | Self::Cancel(Cancel { json, .. })

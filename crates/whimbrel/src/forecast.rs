@@ -1,7 +1,7 @@
 //! What a migration is expected to take, for people.
 
 use crate::words::{count, millis, table};
-use engine::report::{Course, Forecast, Mode, Span, Way};
+use engine::report::{Estimate, Forecast, Mode, Span, Way};
 use units::{Bytes, PAGE_SIZE, Rate};
 
 fn name(way: Way) -> &'static str {
@@ -13,7 +13,7 @@ pub(crate) fn render(vm: &str, to: &str, forecast: &Forecast) -> String {
     let mut rows = vec![
         ["  mode", "time", "pause", "traffic", "writers wait", "lacks memory"].map(str::to_owned).to_vec(),
     ];
-    rows.extend(forecast.plan.courses.iter().map(|course| row(course, forecast.preflight_ms)));
+    rows.extend(forecast.plan.estimates.iter().map(|estimate| row(estimate, forecast.preflight_ms)));
     let mut words = format!("Moving {vm} to {to} would take:\n\n{}\n", table(&rows));
     words += &format!(
         "  {} of memory, {} written a second; it travels as {:.0} % of its size over {}.\n",
@@ -27,7 +27,7 @@ pub(crate) fn render(vm: &str, to: &str, forecast: &Forecast) -> String {
         words += "  When it was moved last it wrote much more than in the second before: that is expected \
                   again.\n";
     }
-    for promise in &forecast.plan.gives_way {
+    for promise in &forecast.plan.violated {
         words += &format!("  Cannot be kept: {promise}.\n");
     }
     words
@@ -36,38 +36,38 @@ pub(crate) fn render(vm: &str, to: &str, forecast: &Forecast) -> String {
 /// In one line, when a migration begins.
 pub(crate) fn line(forecast: &Forecast) -> String {
     let plan = &forecast.plan;
-    let Some((course, total)) = plan.expected().zip(forecast.total_ms()) else {
+    let Some((estimate, total)) = plan.expected().zip(forecast.total_ms()) else {
         return format!(
             "           forecast: no end in sight; the guest writes {} a second over {}",
             Bytes(forecast.written_per_s),
             Rate(forecast.link)
         );
     };
-    let slowed = if course.governed { ", with its writers slowed" } else { "" };
+    let slowed = if estimate.throttled { ", with its writers slowed" } else { "" };
     format!(
         "           forecast: {} in {}, pause {}, {} on the wire{slowed}; {} of memory, {} written a second, \
          {}",
-        name(course.way),
+        name(estimate.way),
         span(&total, millis),
-        millis(course.downtime_ms.likely),
-        Bytes(course.wire_bytes.likely as u64),
+        millis(estimate.downtime_ms.likely),
+        Bytes(estimate.wire_bytes.likely as u64),
         Bytes(forecast.memory_bytes),
         Bytes(forecast.written_per_s),
         Rate(forecast.link),
     )
 }
 
-fn row(course: &Course, preflight_ms: f64) -> Vec<String> {
-    let total = course.total_ms + preflight_ms;
+fn row(estimate: &Estimate, preflight_ms: f64) -> Vec<String> {
+    let total = estimate.total_ms + preflight_ms;
     let nothing = |span: &Span| if span.likely < 0.5 { "-".to_owned() } else { millis(span.likely) };
     let pages = |bytes: f64| Bytes((bytes as u64).next_multiple_of(PAGE_SIZE as u64)).to_string();
     vec![
-        format!("  {}", name(course.way)),
-        if course.ends { span(&total, millis) } else { "no end in sight".to_owned() },
-        if course.ends { millis(course.downtime_ms.likely) } else { "-".to_owned() },
-        span(&course.wire_bytes, pages),
-        nothing(&course.stalled_ms),
-        nothing(&course.lacking_ms),
+        format!("  {}", name(estimate.way)),
+        if estimate.ends { span(&total, millis) } else { "no end in sight".to_owned() },
+        if estimate.ends { millis(estimate.downtime_ms.likely) } else { "-".to_owned() },
+        span(&estimate.wire_bytes, pages),
+        nothing(&estimate.stalled_ms),
+        nothing(&estimate.missing_ms),
     ]
 }
 
@@ -94,14 +94,14 @@ mod tests {
 
     fn forecast(ends: bool) -> Forecast {
         let one = |likely: f64| Span { low: likely * 0.9, likely, high: likely * 1.2 };
-        let course = |way| Course {
+        let estimate = |way| Estimate {
             way,
             total_ms: one(2000.0),
             downtime_ms: one(12.0),
             wire_bytes: one(300e6),
             stalled_ms: Span::default(),
-            lacking_ms: if way == Way::PreCopy { Span::default() } else { one(800.0) },
-            governed: false,
+            missing_ms: if way == Way::PreCopy { Span::default() } else { one(800.0) },
+            throttled: false,
             ends: ends || way != Way::PreCopy,
         };
         Forecast {
@@ -113,14 +113,14 @@ mod tests {
             link: 118 << 20,
             preflight_ms: 150.0,
             plan: Plan {
-                courses: [Way::PreCopy, Way::Hybrid, Way::PostCopy].map(course).to_vec(),
+                estimates: [Way::PreCopy, Way::Hybrid, Way::PostCopy].map(estimate).to_vec(),
                 takes: Way::PreCopy,
                 because: "the guest writes less than the link carries".into(),
                 share: 0.45,
                 stall_ms: 5.0,
                 downtime_ms: 20.0,
                 stop_after_ms: None,
-                gives_way: vec!["--max-time 1 s: it will take about 2 s".into()],
+                violated: vec!["--max-time 1 s: it will take about 2 s".into()],
             },
         }
     }

@@ -1,7 +1,7 @@
 //! Migrations: start and watch, come back to, cancel.
 
 use crate::{
-    args::{Cancel, How, Migrate, Plan, Status},
+    args::{Cancel, How, Migrate, PlanArgs, Status},
     client::{Client, Lines, vm_path},
     forecast,
     progress::Display,
@@ -12,7 +12,7 @@ use crate::{
 use agent::api::{MigrateOptions, Started};
 use engine::{
     ports::RunState,
-    report::{Event, Fate, Forecast, Outcome, Promise, Report, Robust},
+    report::{Event, Fate, Forecast, Limit, Outcome, Report, Robust},
 };
 use hyper::Method;
 use serde_json::json;
@@ -38,7 +38,7 @@ fn options(how: &How, verify: bool) -> MigrateOptions {
         max_time_ms: ms(how.max_time),
         max_stall_ms: ms(how.max_stall),
         give_up_ms: ms(how.give_up),
-        keep: how.keep.iter().copied().map(Promise::from).collect(),
+        keep: how.keep.iter().copied().map(Limit::from).collect(),
         bandwidth: how.bandwidth.map(|rate| rate.0),
         streams: how.streams,
         verify,
@@ -49,7 +49,7 @@ fn options(how: &How, verify: bool) -> MigrateOptions {
     }
 }
 
-pub(crate) fn plan(client: &Client, args: &Plan) -> Result<ExitCode, Trouble> {
+pub(crate) fn plan(client: &Client, args: &PlanArgs) -> Result<ExitCode, Trouble> {
     let path = vm_path(&args.how.vm, "/plan")?;
     let asked = options(&args.how, false);
     let forecast: Forecast = Client::runtime()?.block_on(client.post(&path, &asked))?;

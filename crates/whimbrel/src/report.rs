@@ -136,16 +136,16 @@ fn figures(report: &Report) -> Vec<Vec<String>> {
     }
     if let Some(ms) = report.downtime_ms {
         rows.push(row("downtime", millis(ms)));
-        if report.look_ms > 0.0 {
-            let (pause, before) = (millis(report.look_ms), millis(report.reading_ms));
+        if report.check_ms > 0.0 {
+            let (pause, before) = (millis(report.check_ms), millis(report.reading_ms));
             rows.push(row(
                 "looked",
                 format!("{pause} of the downtime, {before} before, whether the VM is what it was"),
             ));
         }
     }
-    if report.paused_in_vain_ms > 0.0 {
-        let words = format!("{} in pauses that came to nothing", millis(report.paused_in_vain_ms));
+    if report.aborted_pauses_ms > 0.0 {
+        let words = format!("{} in pauses that came to nothing", millis(report.aborted_pauses_ms));
         rows.push(row("stood", words));
     }
     let sent = report.wire_bytes as f64 / report.guest_bytes.max(1) as f64 * 100.0;
@@ -164,10 +164,10 @@ fn figures(report: &Report) -> Vec<Vec<String>> {
         (pages.hole, "never written"),
         (pages.zero, "zero"),
         (pages.unchanged, "unchanged"),
-        (pages.known, "known there"),
+        (pages.duplicate, "duplicate"),
         (pages.delta, "as differences"),
-        (pages.packed, "compressed"),
-        (pages.plain, "as they are"),
+        (pages.compressed, "compressed"),
+        (pages.raw, "raw"),
     ];
     let kinds: Vec<String> =
         kinds.iter().filter(|(n, _)| *n > 0).map(|(n, word)| format!("{} {word}", count(*n))).collect();
@@ -209,7 +209,7 @@ fn spooled(spool: &Spooled) -> String {
         parts.push(format!("{} came that way", counted(spool.pages, "page", "pages")));
     }
     if let Some(ms) = spool.safe_ms {
-        parts.push(format!("all that was owed was safe after {}", millis(ms)));
+        parts.push(format!("all that was missing was safe after {}", millis(ms)));
     }
     if spool.trailed_bytes > 0 {
         parts.push(format!("{} were not when the VM changed hands", Bytes(spool.trailed_bytes)));

@@ -1,8 +1,8 @@
 use crate::input::Input;
 use proto::{
-    Brief, Shape, bitmaps,
+    Brief, Shape, bitmaps, compressed,
     control::{self, Kind},
-    decode, encode, packed, page_sets,
+    decode, encode, page_sets,
 };
 use units::{BlockId, MemorySet, PageIndex, PageRange};
 
@@ -31,23 +31,23 @@ fn message(kind: &Kind) -> bool {
     assert_eq!(decode(&again[4..]).as_ref(), Ok(kind));
     assert!(Brief(kind).to_string().len() < 64);
     match kind {
-        Kind::Owed(control::Owed { blocks })
-        | Kind::StillOwed(control::StillOwed { blocks, .. })
-        | Kind::Lacking(control::Lacking { blocks }) => {
+        Kind::Missing(control::Missing { blocks })
+        | Kind::StillMissing(control::StillMissing { blocks, .. })
+        | Kind::NowMissing(control::NowMissing { blocks }) => {
             let Ok(sets) = page_sets(blocks, &shape()) else { return false };
             assert_eq!(page_sets(&bitmaps(&sets), &shape()), Ok(sets));
             true
         }
-        Kind::State(state) => engine::fuzz::unpack(state).is_ok(),
+        Kind::State(state) => engine::fuzz::decompress(state).is_ok(),
         _ => true,
     }
 }
 
 pub(crate) fn kinds() -> Vec<Kind> {
-    let mut owed = MemorySet::empty(shape().0);
-    owed.block_mut(BlockId(0)).insert_range(PageRange::new(PageIndex(10), 500));
-    owed.block_mut(BlockId(2)).insert(PageIndex(0));
-    let private = control::PrivateBlock { name: "vga.vram".into(), content: Some(packed(&[0; 5000])) };
+    let mut missing = MemorySet::empty(shape().0);
+    missing.block_mut(BlockId(0)).insert_range(PageRange::new(PageIndex(10), 500));
+    missing.block_mut(BlockId(2)).insert(PageIndex(0));
+    let private = control::PrivateBlock { name: "vga.vram".into(), content: Some(compressed(&[0; 5000])) };
     let block = control::Block { name: "ram0".into(), pages: 1000 };
     vec![
         Kind::Hello(control::Hello { host: "hosta".into(), software: "whimbrel 0.1.0".into() }),
@@ -63,22 +63,22 @@ pub(crate) fn kinds() -> Vec<Kind> {
             verify: true,
             epoch: 4,
             give_up_ms: 60_000,
-            seal_key: vec![2; 32],
+            tag_key: vec![2; 32],
             spool: Some(control::Spool { directory: "/shared/spool".into(), secret: vec![4; 32] }),
             record: "0123456789abcdef".into(),
             private: vec![private.clone()],
         }),
-        Kind::Owed(control::Owed { blocks: bitmaps(&owed) }),
+        Kind::Missing(control::Missing { blocks: bitmaps(&missing) }),
         Kind::Hashes(control::Hashes { block: 0, start: 0, hashes: (0..20).collect(), holes: 0 }),
         Kind::Hashes(control::Hashes { block: 0, start: 0, hashes: vec![], holes: 1 << 20 }),
         Kind::State(control::State {
             after_round: 3,
-            stream: Some(packed(b"QEVM QEVM QEVM QEVM QEVM")),
+            stream: Some(compressed(b"QEVM QEVM QEVM QEVM QEVM")),
             private: vec![private],
             history: b"[]".to_vec(),
             paused: true,
         }),
-        Kind::Permit(control::Permit {}),
+        Kind::Authorize(control::Authorize {}),
         Kind::Claim(control::Claim { vm: "web1".into(), expected: 4, claimer: "hosta".into() }),
         Kind::Ready(control::Ready {
             token: vec![7; 32],
@@ -88,14 +88,14 @@ pub(crate) fn kinds() -> Vec<Kind> {
             private: true,
         }),
         Kind::Refused(control::Refused { reasons: vec!["no bridge br0".into(), "no disk".into()] }),
-        Kind::RoundLanded(control::RoundLanded { round: 3 }),
+        Kind::RoundReceived(control::RoundReceived { round: 3 }),
         Kind::Committed(control::Committed {
             epoch: 5,
             resumed_ns: 1 << 41,
             verified: true,
             paused_because: String::new(),
         }),
-        Kind::StillOwed(control::StillOwed { blocks: bitmaps(&owed), token: vec![7; 32] }),
+        Kind::StillMissing(control::StillMissing { blocks: bitmaps(&missing), token: vec![7; 32] }),
         Kind::Settled(control::Settled {
             faults: 3,
             p50_us: 100,
@@ -105,22 +105,27 @@ pub(crate) fn kinds() -> Vec<Kind> {
             qemu_ended: true,
         }),
         Kind::Claimed(control::Claimed { yours: false, owner: "hostb".into(), epoch: 5 }),
-        Kind::OwedTaken(control::OwedTaken {}),
-        Kind::Landed(control::Landed { round: 3, blocks: bitmaps(&owed), token: vec![7; 32] }),
+        Kind::MissingRecorded(control::MissingRecorded {}),
+        Kind::Received(control::Received { round: 3, blocks: bitmaps(&missing), token: vec![7; 32] }),
         Kind::Spooled(control::Spooled {
             extents: 40,
             bytes: 9000,
-            land: true,
-            land_from: 30,
-            manifest: Some(control::Manifest { floor: 7, lacking: bitmaps(&owed), end: 40 }),
+            receive: true,
+            receive_from: 30,
+            manifest: Some(control::Manifest { floor: 7, outdated: bitmaps(&missing), end: 40 }),
         }),
         Kind::SpoolStop(control::SpoolStop {}),
         Kind::SpoolTaken(control::SpoolTaken { extents: 40 }),
         Kind::SpoolStopped(control::SpoolStopped {}),
         Kind::SpoolFailed(control::SpoolFailed { why: "the datastore has not answered".into() }),
-        Kind::Lacking(control::Lacking { blocks: bitmaps(&owed) }),
+        Kind::NowMissing(control::NowMissing { blocks: bitmaps(&missing) }),
         Kind::StreamLost(control::StreamLost { stream: 1 }),
-        Kind::StreamBack(control::StreamBack { stream: 1, round: 3, blocks: bitmaps(&owed), owed: true }),
+        Kind::StreamReopened(control::StreamReopened {
+            stream: 1,
+            round: 3,
+            blocks: bitmaps(&missing),
+            missing: true,
+        }),
     ]
 }
 

@@ -8,8 +8,8 @@ pub(crate) fn run(data: &[u8]) -> bool {
         return qemu::fuzz::image(input.rest()).is_ok();
     }
     let size = usize::from(input.u16());
-    let packed = input.rest();
-    let Ok(carried) = qemu::fuzz::private(packed, size) else { return false };
+    let compressed = input.rest();
+    let Ok(carried) = qemu::fuzz::private(compressed, size) else { return false };
     assert_eq!(carried.len(), size.div_ceil(PAGE_SIZE));
     true
 }

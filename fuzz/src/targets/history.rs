@@ -1,5 +1,5 @@
 use crate::input::Input;
-use engine::report::{Mode, Outcome, Past, Report, Round};
+use engine::report::{Mode, Outcome, PastMigration, Report, Round};
 use std::time::Duration;
 use units::Rate;
 
@@ -7,9 +7,9 @@ use units::Rate;
 pub(crate) fn run(data: &[u8]) -> bool {
     let mut input = Input::new(data);
     let (link, present, written) = (input.u8(), input.u8(), input.u8());
-    let Ok(mut history) = serde_json::from_slice::<Vec<Past>>(input.rest()) else { return false };
+    let Ok(mut history) = serde_json::from_slice::<Vec<PastMigration>>(input.rest()) else { return false };
     // As a store keeps what comes along with a VM.
-    history.retain(Past::is_sound);
+    history.retain(PastMigration::is_sound);
     // From 100 kB/s, below which a link was not seen, to 3 TB/s; from a page to 16 TiB.
     let link = Rate(100_000 << (link % 25));
     let present = 1u64 << (present % 33);
@@ -18,26 +18,30 @@ pub(crate) fn run(data: &[u8]) -> bool {
     let forecast = engine::fuzz::foresee(&history, link, present, written, limit);
     let plan = &forecast.plan;
     assert!(plan.expected().is_some() && plan.share.is_finite() && plan.stall_ms.is_finite(), "{plan:?}");
-    for course in &plan.courses {
-        for span in
-            [course.total_ms, course.downtime_ms, course.wire_bytes, course.stalled_ms, course.lacking_ms]
-        {
+    for estimate in &plan.estimates {
+        for span in [
+            estimate.total_ms,
+            estimate.downtime_ms,
+            estimate.wire_bytes,
+            estimate.stalled_ms,
+            estimate.missing_ms,
+        ] {
             let ordered = 0.0 <= span.low && span.low <= span.likely && span.likely <= span.high;
-            assert!(ordered && span.high.is_finite(), "{course:?}");
+            assert!(ordered && span.high.is_finite(), "{estimate:?}");
         }
     }
     serde_json::to_vec(&forecast).expect("a forecast can be written");
     !history.is_empty()
 }
 
-fn past(outcome: Outcome, mode: Mode, ms: f64) -> Past {
+fn past(outcome: Outcome, mode: Mode, ms: f64) -> PastMigration {
     let mut report = Report::blank("web1", "hosta", "hostb", mode, outcome);
     let round = |n, pages, ms| Round { n, pages, wire_bytes: pages * 3000, ms, dirtied: pages / 3 };
     report.rounds = vec![round(1, 100_000, ms), round(2, 30_000, ms / 3.0), round(3, 100, 1.5)];
     report.streams = 2;
-    report.throttle.governed = true;
+    report.throttle.throttled = true;
     report.throttle.stalled_ms = 40.0;
-    Past::of(&report).expect("it moved something")
+    PastMigration::of(&report).expect("it moved something")
 }
 
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
@@ -46,7 +50,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         past(Outcome::Cancelled, Mode::PostCopy, 12.5),
         past(Outcome::Completed, Mode::PreCopy, 0.001),
     ];
-    let json = |history: &[Past]| serde_json::to_vec(history).expect("it can be written");
+    let json = |history: &[PastMigration]| serde_json::to_vec(history).expect("it can be written");
     [&all[..1], &all[1..], &all]
         .iter()
         .zip([[10, 18, 20], [0, 30, 255], [24, 0, 0]])

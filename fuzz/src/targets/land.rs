@@ -3,7 +3,7 @@ use engine::{
     fuzz::{Guest, land},
     ports::{Block, Fault, GuestMemory, MissingPages, Placed},
 };
-use page::{Batch, Codec, Encoder, References, Sealer, Sent};
+use page::{Batch, Codec, Encoder, References, Sent, Tagger};
 use proto::{Frame, write_batch};
 use std::{
     cell::RefCell,
@@ -21,7 +21,7 @@ const PAGES: [u64; 2] = [24, 3];
 const KEY: [u8; 32] = [2; 32];
 
 /// A guest's memory, which watches over I5: before the guest may run anything may be overwritten, afterwards
-/// only what is owed is put where holes are, and once.
+/// only what is missing is put where holes are, and once.
 struct Memory {
     blocks: Vec<Block>,
     content: Mutex<Vec<Vec<u8>>>,
@@ -33,7 +33,7 @@ struct Memory {
 impl Memory {
     fn new(guest: &Guest) -> Self {
         let lacks = match guest {
-            Guest::Lacks(owed) => Some(Mutex::new(owed.clone())),
+            Guest::Lacks(missing) => Some(Mutex::new(missing.clone())),
             Guest::Stands | Guest::Complete => None,
         };
         Self {
@@ -59,7 +59,7 @@ impl Memory {
         let Some(lacks) = &self.lacks else { panic!("pages are placed for a guest that stands") };
         let mut lacks = lacks.lock().unwrap();
         for page in range.pieces(1) {
-            assert!(lacks.block_mut(block).remove(page.start), "I5: page {} is not owed", page.start.0);
+            assert!(lacks.block_mut(block).remove(page.start), "I5: page {} is not missing", page.start.0);
         }
     }
 
@@ -119,30 +119,30 @@ impl MissingPages for Memory {
 /// A byte for the guest and what was agreed, one for what it lacks, then a data connection.
 pub(crate) fn run(data: &[u8]) -> bool {
     let mut input = Input::new(data);
-    let (mode, lacking) = (input.u8(), input.u8());
+    let (mode, outdated) = (input.u8(), input.u8());
     let guest = match mode & 3 {
         0 | 1 => Guest::Stands,
         2 => {
-            let mut owed = MemorySet::empty(PAGES);
+            let mut missing = MemorySet::empty(PAGES);
             for (block, pages) in PAGES.into_iter().enumerate() {
                 // All of them, each second, each third …
-                for page in (0..pages).step_by(1 + usize::from(lacking % 4)) {
-                    owed.block_mut(BlockId(block as u16)).insert(PageIndex(page));
+                for page in (0..pages).step_by(1 + usize::from(outdated % 4)) {
+                    missing.block_mut(BlockId(block as u16)).insert(PageIndex(page));
                 }
             }
-            Guest::Lacks(owed)
+            Guest::Lacks(missing)
         }
         _ => Guest::Complete,
     };
     let (key, post_copy) = ((mode & 4 == 0).then_some(KEY), mode & 8 == 0);
     let memory = Arc::new(Memory::new(&guest));
     let missing = post_copy.then(|| memory.clone() as Arc<dyn MissingPages>);
-    let (end, owed) = land(memory.clone(), missing, key, guest, input.rest());
+    let (end, missing) = land(memory.clone(), missing, key, guest, input.rest());
     if let Some(lacks) = &memory.lacks {
         assert_eq!(
             *lacks.lock().unwrap(),
-            owed,
-            "I2: a page that is not there is owed, one that is there is not"
+            missing,
+            "I2: a page that is not there is missing, one that is there is not"
         );
     }
     end.kind() == io::ErrorKind::UnexpectedEof
@@ -162,7 +162,7 @@ type Write = (usize, u64, u8, Option<usize>);
 /// The batches of some rounds, as a source sends them.
 fn sent(codec: Option<Codec>, refers: bool) -> Vec<u8> {
     let guest = RefCell::new(PAGES.map(|pages| vec![0; pages as usize * PAGE_SIZE]));
-    let sent = Sent::new(&PAGES, PAGES[0], &[1; 32], Sealer::new(KEY));
+    let sent = Sent::new(&PAGES, PAGES[0], &[1; 32], Tagger::new(KEY));
     let (mut batch, mut encoder, mut out) = (Batch::new(8 * PAGE_SIZE), Encoder::default(), vec![]);
     // Content; the same and other content elsewhere; a word of it changed, twice; zeros.
     let rounds: [&[Write]; 5] = [
@@ -197,9 +197,9 @@ fn sent(codec: Option<Codec>, refers: bool) -> Vec<u8> {
                 };
                 batch.add(id, range, refers.then_some(&references), read).expect("memory can be read");
             }
-            batch.seal(&sent);
+            batch.tag(&sent);
             if let Some(codec) = codec {
-                batch.pack(&mut encoder, codec, |_| true);
+                batch.compress(&mut encoder, codec, |_| true);
             }
             let (runs, codec, bytes) = batch.runs();
             if !runs.is_empty() {
@@ -214,7 +214,7 @@ fn sent(codec: Option<Codec>, refers: bool) -> Vec<u8> {
 }
 
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
-    let with = |mode: u8, lacking: u8, stream: &[u8]| [&[mode, lacking], stream].concat();
+    let with = |mode: u8, outdated: u8, stream: &[u8]| [&[mode, outdated], stream].concat();
     let mut seeds = vec![with(0, 0, &sent(None, true)), with(2, 2, &sent(None, false))];
     for codec in [Codec::Lz4, Codec::Zstd(1)] {
         seeds.push(with(0, 0, &sent(Some(codec), true)));

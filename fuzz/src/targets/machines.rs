@@ -4,7 +4,7 @@
 
 use crate::input::Input;
 use proto::{
-    Source, SourceAct, SourceEvent, Step, Target, TargetAct, TargetEvent,
+    NextStep, Source, SourceEffect, SourceEvent, Target, TargetEffect, TargetEvent,
     control::{self, Kind},
 };
 
@@ -12,8 +12,8 @@ use proto::{
 pub(crate) fn run(data: &[u8]) -> bool {
     let mut input = Input::new(data);
     match input.u8() % 6 {
-        0 => source(Source::new(hello(), prepare(&mut input), Step::Round), false, false, &mut input),
-        1 => source(Source::new(hello(), prepare(&mut input), Step::PostCopy), false, false, &mut input),
+        0 => source(Source::new(hello(), prepare(&mut input), NextStep::Round), false, false, &mut input),
+        1 => source(Source::new(hello(), prepare(&mut input), NextStep::PostCopy), false, false, &mut input),
         2 => source(asking(), true, false, &mut input),
         3 => source(Source::after_commit(), true, true, &mut input),
         4 => target(Target::new(hello()), false, &mut input),
@@ -21,26 +21,26 @@ pub(crate) fn run(data: &[u8]) -> bool {
     }
 }
 
-/// A source that has permitted and lost its link: only the record can tell.
-fn asking() -> (Source, Vec<SourceAct>) {
+/// A source that has authorized and lost its link: only the record can tell.
+fn asking() -> (Source, Vec<SourceEffect>) {
     use SourceEvent as E;
     let prepare = control::Prepare { post_copy: true, ..Default::default() };
-    let (mut source, mut acts) = Source::new(hello(), prepare, Step::PostCopy);
+    let (mut source, mut effects) = Source::new(hello(), prepare, NextStep::PostCopy);
     for event in [
         E::Message(Kind::Hello(hello())),
         E::Message(Kind::Ready(control::Ready::default())),
         E::StreamsOpen,
-        E::Message(Kind::OwedTaken(control::OwedTaken {})),
+        E::Message(Kind::MissingRecorded(control::MissingRecorded {})),
         E::Stopped,
         E::Saved { more: false },
         E::StateSent,
-        E::Promised,
+        E::Fenced,
         E::LinkLost("cut".into()),
     ] {
-        acts = source.handle(event);
+        effects = source.handle(event);
     }
-    assert_eq!(acts, [SourceAct::Claim]);
-    (source, acts)
+    assert_eq!(effects, [SourceEffect::Claim]);
+    (source, effects)
 }
 
 fn hello() -> control::Hello {
@@ -61,19 +61,19 @@ fn message(input: &mut Input<'_>) -> Kind {
         2 => Kind::Pong(control::Pong::default()),
         3 => Kind::Failed(control::Failed::default()),
         4 => Kind::Prepare(prepare(input)),
-        5 => Kind::Owed(control::Owed::default()),
+        5 => Kind::Missing(control::Missing::default()),
         6 => Kind::Hashes(control::Hashes::default()),
         7 => Kind::State(control::State { after_round: small(input), ..Default::default() }),
-        8 => Kind::Permit(control::Permit {}),
+        8 => Kind::Authorize(control::Authorize {}),
         9 => Kind::Claim(control::Claim::default()),
         10 => Kind::Ready(control::Ready::default()),
         11 => Kind::Refused(control::Refused::default()),
-        12 => Kind::RoundLanded(control::RoundLanded { round: small(input) }),
+        12 => Kind::RoundReceived(control::RoundReceived { round: small(input) }),
         13 => Kind::Committed(control::Committed { epoch: u64::from(input.u8()), ..Default::default() }),
-        14 => Kind::StillOwed(control::StillOwed::default()),
+        14 => Kind::StillMissing(control::StillMissing::default()),
         15 => Kind::Settled(control::Settled::default()),
         16 => Kind::Claimed(control::Claimed::default()),
-        _ => Kind::OwedTaken(control::OwedTaken {}),
+        _ => Kind::MissingRecorded(control::MissingRecorded {}),
     }
 }
 
@@ -84,11 +84,11 @@ fn source_event(input: &mut Input<'_>) -> SourceEvent {
         1 => E::Cancel,
         2 => E::Broke { what: "act".into(), why: "chance".into() },
         3 => E::StreamsOpen,
-        4 => E::Shipped(u32::from(input.u8() % 8)),
-        5 => E::Decided(input.one_of(&[Step::Round, Step::Switchover, Step::PostCopy])),
+        4 => E::Sent(u32::from(input.u8() % 8)),
+        5 => E::Decided(input.one_of(&[NextStep::Round, NextStep::Switchover, NextStep::PostCopy])),
         6 => E::Stopped,
         7 => E::Saved { more: input.u8().is_multiple_of(2) },
-        8 => E::Promised,
+        8 => E::Fenced,
         9 => E::ClaimWon,
         10 => E::ClaimLost(u64::from(input.u8())),
         11 => E::ClaimUnknown("down".into()),
@@ -101,67 +101,73 @@ fn source_event(input: &mut Input<'_>) -> SourceEvent {
 
 /// Says whether it came to a commit.
 fn source(
-    (mut machine, acts): (Source, Vec<SourceAct>),
-    mut permitted: bool,
+    (mut machine, effects): (Source, Vec<SourceEffect>),
+    mut authorized: bool,
     mut gone: bool,
     input: &mut Input<'_>,
 ) -> bool {
-    let (mut stopped, mut promised, mut ended) = (permitted, permitted, false);
-    let (mut journalled, mut held) = (permitted, permitted);
+    let (mut stopped, mut fence_is_durable, mut ended) = (authorized, authorized, false);
+    let (mut journalled, mut held) = (authorized, authorized);
     let mut event = None;
-    let mut acts = acts;
+    let mut effects = effects;
     for _ in 0..500 {
-        assert!(!ended || acts.is_empty(), "after the end: {acts:?}");
-        for act in acts {
-            match act {
-                SourceAct::JournalPause => journalled = true,
-                SourceAct::StopGuest => {
+        assert!(!ended || effects.is_empty(), "after the end: {effects:?}");
+        for effect in effects {
+            match effect {
+                SourceEffect::JournalPause => journalled = true,
+                SourceEffect::StopGuest => {
                     assert!(journalled, "I3: a pause that nobody would end");
                     stopped = true;
                 }
-                SourceAct::HoldGuest => held = stopped,
-                SourceAct::Promise => {
+                SourceEffect::HoldGuest => held = stopped,
+                SourceEffect::Fence => {
                     assert!(
                         held,
                         "I1: a promise about a guest that was not stopped, or that somebody may let run"
                     );
-                    promised = true;
+                    fence_is_durable = true;
                 }
-                SourceAct::Send(Kind::Permit(_)) => {
-                    assert!(promised && event == Some(SourceEvent::Promised), "I1: permitted, not promised");
-                    permitted = true;
+                SourceEffect::Send(Kind::Authorize(_)) => {
+                    assert!(
+                        fence_is_durable && event == Some(SourceEvent::Fenced),
+                        "I1: authorized, not promised"
+                    );
+                    authorized = true;
                 }
-                SourceAct::ResumeGuest => {
+                SourceEffect::ResumeGuest => {
                     let asked = matches!(event, Some(SourceEvent::ClaimWon | SourceEvent::Resolved));
-                    assert!(!permitted || asked, "I1: resumed after the permit upon {event:?}");
+                    assert!(!authorized || asked, "I1: resumed after the authorization upon {event:?}");
                     assert!(!gone, "I4: resumed although the target owns it, upon {event:?}");
                     (journalled, stopped, held) = (false, false, false);
                 }
-                SourceAct::RunOn => {
-                    assert!(!promised && !ended, "I1: it runs on after a promise, upon {event:?}");
+                SourceEffect::AbortPause => {
+                    assert!(!fence_is_durable && !ended, "I1: it runs on after a promise, upon {event:?}");
                     (journalled, stopped, held) = (false, false, false);
                 }
-                SourceAct::Gone(_) => {
+                SourceEffect::Gone(_) => {
                     let told = matches!(
                         event,
                         Some(SourceEvent::ClaimLost(_) | SourceEvent::Message(Kind::Committed(_)))
                     );
-                    assert!(permitted && told, "given away without a permit, upon {event:?}");
+                    assert!(authorized && told, "given away without an authorization, upon {event:?}");
                     gone = true;
                 }
-                SourceAct::Forget => {
+                SourceEffect::Forget => {
                     assert!(gone, "a copy is destroyed that may be the only one, upon {event:?}")
                 }
-                SourceAct::End(_) => ended = true,
+                SourceEffect::End(_) => ended = true,
                 _ => {}
             }
         }
         if input.is_empty() {
             break;
         }
-        assert!(!(permitted && machine.cancellable() && !ended), "it can be cancelled after the permit");
+        assert!(
+            !(authorized && machine.cancellable() && !ended),
+            "it can be cancelled after the authorization"
+        );
         event = Some(source_event(input));
-        acts = event.clone().map(|event| machine.handle(event)).unwrap_or_default();
+        effects = event.clone().map(|event| machine.handle(event)).unwrap_or_default();
     }
     gone
 }
@@ -173,8 +179,8 @@ fn target_event(input: &mut Input<'_>) -> TargetEvent {
         1 => E::Broke { what: "act".into(), why: "chance".into() },
         2 => E::Prepared(Ok(())),
         3 => E::Prepared(Err(vec!["no".into()])),
-        4 => E::Landed(u32::from(input.u8() % 8)),
-        5 => E::OwedTaken,
+        4 => E::Received(u32::from(input.u8() % 8)),
+        5 => E::MissingRecorded,
         6 => E::Compared(Ok(())),
         7 => E::Compared(Err("differs".into())),
         8 => E::Loaded,
@@ -192,46 +198,46 @@ fn target_event(input: &mut Input<'_>) -> TargetEvent {
 
 /// Says whether it came to a commit.
 fn target(mut machine: Target, mut owned: bool, input: &mut Input<'_>) -> bool {
-    let (mut permitted, mut loading, mut loaded, mut claiming) = (owned, owned, owned, owned);
+    let (mut authorized, mut loading, mut loaded, mut claiming) = (owned, owned, owned, owned);
     let (mut resumed, mut ended) = (owned, false);
-    // Owed pages that were announced, and those that were recorded.
+    // Missing pages that were announced, and those that were recorded.
     let (mut owes, mut recorded) = (0, 0);
     for _ in 0..500 {
         if input.is_empty() {
             break;
         }
         let event = target_event(input);
-        permitted |= event == TargetEvent::Message(Kind::Permit(control::Permit {}));
+        authorized |= event == TargetEvent::Message(Kind::Authorize(control::Authorize {}));
         loaded |= loading && event == TargetEvent::Loaded;
-        recorded += u32::from(event == TargetEvent::OwedTaken);
+        recorded += u32::from(event == TargetEvent::MissingRecorded);
         resumed |= owned
             && matches!(
                 event,
                 TargetEvent::Resumed { .. } | TargetEvent::ResumeFailed(_) | TargetEvent::Broke { .. }
             );
-        let acts = machine.handle(event.clone());
-        assert!(!ended || acts.is_empty(), "after the end: {acts:?}");
-        for act in acts {
-            match act {
-                TargetAct::TakeOwed(_) => owes += 1,
-                TargetAct::Load(_) => {
+        let effects = machine.handle(event.clone());
+        assert!(!ended || effects.is_empty(), "after the end: {effects:?}");
+        for effect in effects {
+            match effect {
+                TargetEffect::TakeMissing(_) => owes += 1,
+                TargetEffect::Load(_) => {
                     assert!(!loading, "a device state is loaded twice");
-                    assert!(recorded >= owes, "loaded before what is owed was recorded");
+                    assert!(recorded >= owes, "loaded before what is missing was recorded");
                     loading = true;
                 }
-                TargetAct::Claim => {
-                    assert!(permitted, "I1: claimed without a permit, upon {event:?}");
+                TargetEffect::Claim => {
+                    assert!(authorized, "I1: claimed without an authorization, upon {event:?}");
                     assert!(loaded, "claimed for a guest that cannot run, upon {event:?}");
                     claiming = true;
                 }
-                TargetAct::Resume => {
+                TargetEffect::Resume => {
                     let won = claiming && matches!(event, TargetEvent::ClaimWon(_));
                     assert!(won && !owned, "I1: resumed without having claimed, or twice, upon {event:?}");
                     owned = true;
                 }
-                TargetAct::Destroy => assert!(!owned, "the owner destroys the VM, upon {event:?}"),
-                TargetAct::Settle => assert!(resumed, "settled before it ran, upon {event:?}"),
-                TargetAct::End(_) => ended = true,
+                TargetEffect::Destroy => assert!(!owned, "the owner destroys the VM, upon {event:?}"),
+                TargetEffect::Settle => assert!(resumed, "settled before it ran, upon {event:?}"),
+                TargetEffect::End(_) => ended = true,
                 _ => {}
             }
         }
@@ -307,7 +313,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let at = |kind: u8| [19, kind];
     let arrival =
         [&[4][..], &at(0), &at(4), &[1], &[2], &[4, 1], &[4, 2], &at(7), &[2], &[8], &at(8), &[9, 5], &[12]];
-    let lacking = [
+    let outdated = [
         &[4][..],
         &at(0),
         &at(4),
@@ -353,7 +359,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         in_doubt.concat(),
         late.concat(),
         arrival.concat(),
-        lacking.concat(),
+        outdated.concat(),
         taken_back.concat(),
         restarted.concat(),
     ]

@@ -32,7 +32,7 @@ const MOST_PROPERTIES: usize = 6;
 const MACHINES: [&str; 3] = ["q35", "pc", "microvm"];
 
 /// A device or an object that QEMU knows.
-struct Kind {
+struct Model {
     option: &'static str,
     name: String,
 }
@@ -50,8 +50,8 @@ fn installed() -> Vec<PathBuf> {
 
 /// Every device and object of a QEMU that may be made at all. What is refused by its name is refused with any
 /// property.
-fn kinds() -> &'static [Kind] {
-    static KINDS: OnceLock<Vec<Kind>> = OnceLock::new();
+fn kinds() -> &'static [Model] {
+    static KINDS: OnceLock<Vec<Model>> = OnceLock::new();
     KINDS.get_or_init(|| {
         let Some(qemu) = installed().into_iter().next() else { return vec![] };
         let devices = said(&qemu, &["-device", "help"]);
@@ -62,12 +62,12 @@ fn kinds() -> &'static [Kind] {
         let known = all.filter(|(option, name)| {
             check_argument(&Argument::new(option, format!("{name},id=x")), &[]).is_ok()
         });
-        known.map(|(option, name)| Kind { option, name: name.to_owned() }).collect()
+        known.map(|(option, name)| Model { option, name: name.to_owned() }).collect()
     })
 }
 
 /// Its properties: asked of each QEMU once, when one is to be made.
-fn properties(qemu: &Path, kind: &Kind) -> Vec<String> {
+fn properties(qemu: &Path, kind: &Model) -> Vec<String> {
     type Known = BTreeMap<(PathBuf, String), Vec<String>>;
     static KNOWN: Mutex<Known> = Mutex::new(BTreeMap::new());
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);

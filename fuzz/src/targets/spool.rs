@@ -1,7 +1,7 @@
 use crate::input::Input;
 use spool::{
-    ALIGN, BlockShape, Content, Extent, FileName, Header, Index, Kind, Reader, Secret, Side, Writer,
-    fuzz::{Claims, sealed},
+    ALIGN, BlockShape, Content, Extent, ExtentKind, FileName, Header, Index, Reader, Secret, Side, Writer,
+    fuzz::{Claims, tagged},
 };
 use std::{fs, path::PathBuf, sync::LazyLock, time::Duration};
 use units::{BlockId, MigrationId, PAGE_SIZE, PageIndex, PageRange};
@@ -125,20 +125,26 @@ impl Made {
     }
 
     fn append(&mut self, input: &mut Input<'_>, lies: bool) {
-        let kind = input.one_of(&[Kind::Plain, Kind::Zero, Kind::Lz4, Kind::Here, Kind::Complete]);
+        let kind = input.one_of(&[
+            ExtentKind::Raw,
+            ExtentKind::Zero,
+            ExtentKind::Lz4,
+            ExtentKind::Here,
+            ExtentKind::Complete,
+        ]);
         let (block, start, seed) = (u16::from(input.u8()) % 3, u64::from(input.u16()), input.u8());
         let start = start % PAGES[usize::from(block)];
-        let most = if matches!(kind, Kind::Zero | Kind::Here) { 70_000 } else { 4 };
+        let most = if matches!(kind, ExtentKind::Zero | ExtentKind::Here) { 70_000 } else { 4 };
         let count = (u64::from(input.u16()) % most + 1).min(PAGES[usize::from(block)] - start);
         let raw = seed.wrapping_add(1);
         let raw = vec![raw; if most == 4 { count as usize * PAGE_SIZE } else { 0 }];
         let stored = match kind {
-            Kind::Plain => raw.clone(),
-            Kind::Lz4 => page::pack(&raw),
+            ExtentKind::Raw => raw.clone(),
+            ExtentKind::Lz4 => page::compress(&raw),
             _ => vec![],
         };
         let offset = self.file.len() as u64;
-        let count = if kind == Kind::Complete { 0 } else { count as u32 };
+        let count = if kind == ExtentKind::Complete { 0 } else { count as u32 };
         let sequence = self.next;
         let mut claims = Claims { sequence, offset, kind, block, start, count, length: stored.len() as u32 };
         let mut stored = stored;
@@ -159,10 +165,10 @@ impl Made {
             }
         }
         self.next = self.next.max(claims.sequence) + 1;
-        self.file.extend(sealed(&self.begin, &SECRET, &claims, &stored));
+        self.file.extend(tagged(&self.begin, &SECRET, &claims, &stored));
         self.file.resize(self.file.len().next_multiple_of(ALIGN as usize), 0);
         let content = match kind {
-            Kind::Plain | Kind::Lz4 => Content::Pages(raw),
+            ExtentKind::Raw | ExtentKind::Lz4 => Content::Pages(raw),
             _ => Content::Nothing,
         };
         self.written.push(Written { claims, content: (!lies).then_some(content) });
@@ -203,7 +209,7 @@ impl Made {
         // One that stands for no pages names no block.
         let fits = |pages: &u64| extent.pages.fits(*pages);
         let fits = PAGES.get(usize::from(extent.block.0)).is_some_and(fits);
-        assert!(extent.kind == Kind::Complete || fits, "{extent:?}");
+        assert!(extent.kind == ExtentKind::Complete || fits, "{extent:?}");
         let is_it = |written: &&Written| {
             let claims = &written.claims;
             let place = PageRange::new(PageIndex(claims.start), u64::from(claims.count));

@@ -1,8 +1,8 @@
 use crate::input::Input;
 use page::{Class, Codec};
 use proto::{
-    BATCH_PAGES, Frame, HEADER, Kind, MAX_PAYLOAD, MAX_RUNS, Preamble, REPLY, RUN, Reply, Run, Shape, Status,
-    Token, parse_runs, write_batch,
+    BATCH_PAGES, Frame, HEADER, MAX_PAYLOAD, MAX_RUNS, Preamble, Purpose, REPLY, RUN, Reply, Run, Shape,
+    Status, Token, parse_runs, write_batch,
 };
 use units::{BlockId, MigrationId, PageIndex, PageRange};
 
@@ -57,7 +57,9 @@ fn frame(bytes: &[u8]) -> Option<()> {
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     let mut add = |what: u8, bytes: &[u8]| seeds.push([&[what], bytes].concat());
-    for kind in [Kind::Control, Kind::Data(7), Kind::Fault, Kind::Resume, Kind::Record, Kind::Probe] {
+    for kind in
+        [Purpose::Control, Purpose::Data(7), Purpose::Fault, Purpose::Resume, Purpose::Record, Purpose::Probe]
+    {
         add(0, &Preamble::new(kind, MigrationId(0x1234_5678_9abc_def0)).to_bytes());
     }
     for status in
@@ -71,18 +73,18 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let run = |start, count, class| Run::new(PageRange::new(PageIndex(start), count), class);
     let own = [
         run(0, 3, Class::Zero),
-        run(5, 1, Class::Plain),
-        run(6, 20, Class::Known),
+        run(5, 1, Class::Raw),
+        run(6, 20, Class::Duplicate),
         run(990, 2, Class::Delta),
     ];
-    let shared = [run(0, 30, Class::Packed), run(40, 1, Class::Zero)];
-    for (runs, packed) in [
+    let shared = [run(0, 30, Class::Compressed), run(40, 1, Class::Zero)];
+    for (runs, compressed) in [
         (&own[..], None),
         (&shared[..], Some((Codec::Lz4, 4000))),
         (&shared[..], Some((Codec::Zstd(1), 300))),
     ] {
         let mut bytes = Vec::new();
-        write_batch(BlockId(0), runs, packed, &mut bytes);
+        write_batch(BlockId(0), runs, compressed, &mut bytes);
         add(3, &bytes);
     }
     seeds

@@ -112,7 +112,7 @@ fn travel(stage: &Stage, guest: &Guest, client: &TcpClient, hop: &Hop) -> Result
         format!("{:.1} ms", report.number("downtime_ms")?),
         report.0["rounds"].as_array().map_or(0, Vec::len).to_string(),
         format!("{} of {}", bytes(&report, "wire_bytes")?, bytes(&report, "guest_bytes")?),
-        ["pages.hole", "pages.zero", "pages.plain"]
+        ["pages.hole", "pages.zero", "pages.raw"]
             .iter()
             .map(|path| report.number(path).map(|n| n.to_string()))
             .collect::<Result<Vec<_>>>()?

@@ -2,7 +2,7 @@
 
 use lab::{
     Lab, Result, Tools,
-    storm::{Blow, Fate, Storm, rage},
+    storm::{Fate, Fault, Storm, rage},
 };
 use std::process::ExitCode;
 
@@ -14,12 +14,12 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let chosen: Result<Vec<Blow>> =
+    let chosen: Result<Vec<Fault>> =
         std::env::args().skip(1).filter(|word| word != "--only").map(|word| word.parse()).collect();
     let raged = chosen.and_then(|chosen| {
-        let blows = if chosen.is_empty() { Blow::all() } else { chosen };
+        let faults = if chosen.is_empty() { Fault::all() } else { chosen };
         let lab = Lab::new(&["a", "b"])?;
-        let raged = Storm::new(&lab, &tools).and_then(|mut storm| rage(&mut storm, &blows));
+        let raged = Storm::new(&lab, &tools).and_then(|mut storm| rage(&mut storm, &faults));
         if raged.is_err() {
             lab.print_logs(40);
         }

@@ -144,8 +144,8 @@ fn another_cluster_in_its_place_is_noticed() {
 
 #[test]
 fn i1_etcd_is_asked_by_tls_and_only_by_whom_it_knows() {
-    if let Some(lacking) = EtcdServer::lacking() {
-        return lab::skip(STORY, &lacking);
+    if let Some(missing) = EtcdServer::missing() {
+        return lab::skip(STORY, &missing);
     }
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);

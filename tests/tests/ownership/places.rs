@@ -122,8 +122,8 @@ impl Place {
     /// A real etcd, asked over a way that can be told to lose things; `None`, loudly, where there can be
     /// none.
     pub(crate) fn etcd(story: &str) -> Option<Self> {
-        if let Some(lacking) = EtcdServer::lacking() {
-            lab::skip(story, &lacking);
+        if let Some(missing) = EtcdServer::missing() {
+            lab::skip(story, &missing);
             return None;
         }
         let dir = tempfile::tempdir().unwrap();

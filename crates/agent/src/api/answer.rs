@@ -1,7 +1,7 @@
 //! Answers: JSON, and refusals with the HTTP status that fits.
 
 use super::Api;
-use crate::refusal::{Kind, Refusal};
+use crate::refusal::{Refusal, RefusalKind};
 use axum::{
     Json,
     body::Bytes,
@@ -16,23 +16,28 @@ pub(super) struct Refused(pub(super) Refusal);
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let status = match self.0.kind {
-            Kind::Bad => StatusCode::BAD_REQUEST,
-            Kind::Unknown => StatusCode::NOT_FOUND,
-            Kind::Conflict => StatusCode::CONFLICT,
-            Kind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+            RefusalKind::Bad => StatusCode::BAD_REQUEST,
+            RefusalKind::Unknown => StatusCode::NOT_FOUND,
+            RefusalKind::Conflict => StatusCode::CONFLICT,
+            RefusalKind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
         };
         (status, Json(self.0.failure)).into_response()
     }
 }
 
-pub(super) fn refuse(api: &Api, kind: Kind, what: impl Into<String>, why: impl Into<String>) -> Refused {
+pub(super) fn refuse(
+    api: &Api,
+    kind: RefusalKind,
+    what: impl Into<String>,
+    why: impl Into<String>,
+) -> Refused {
     Refused(Refusal::new(kind, what, api.registry.host(), why))
 }
 
 /// Reads a request's body.
 pub(super) fn read<T: DeserializeOwned>(api: &Api, what: &str, body: &Bytes) -> Result<T, Refused> {
     serde_json::from_slice(body).map_err(|error| {
-        refuse(api, Kind::Bad, format!("cannot {what}"), format!("the request is wrong: {error}"))
+        refuse(api, RefusalKind::Bad, format!("cannot {what}"), format!("the request is wrong: {error}"))
     })
 }
 
@@ -46,7 +51,7 @@ pub(super) async fn blocking<T: Send + 'static>(
         Ok(result) => result.map_err(Refused),
         Err(_) => Err(refuse(
             api,
-            Kind::Failed,
+            RefusalKind::Failed,
             "the request failed",
             "an error of Whimbrel itself; the agent's log has it",
         )),

@@ -4,7 +4,7 @@ use super::{
     Api, MigrateOptions, ResolveRequest, Started,
     answer::{Refused, blocking, read, refuse},
 };
-use crate::{migrate::Follower, refusal::Kind};
+use crate::{migrate::Follower, refusal::RefusalKind};
 use axum::{
     Json,
     body::{Body, Bytes},
@@ -55,7 +55,12 @@ pub(super) async fn watch(
         None | Some("" | "follow=false") => false,
         Some("follow=true") => true,
         Some(other) => {
-            return Err(refuse(&api, Kind::Bad, "cannot tell of the migration", format!("what is ?{other}")));
+            return Err(refuse(
+                &api,
+                RefusalKind::Bad,
+                "cannot tell of the migration",
+                format!("what is ?{other}"),
+            ));
         }
     };
     let body = match api.migrations.of(&name) {
@@ -74,7 +79,7 @@ pub(super) async fn watch(
                     let vm = name.clone();
                     blocking(&api, move |api| api.registry.find(&vm)).await?;
                     let why = "none was started since this agent knows it";
-                    return Err(refuse(&api, Kind::Unknown, format!("{name} has no migration"), why));
+                    return Err(refuse(&api, RefusalKind::Unknown, format!("{name} has no migration"), why));
                 }
             }
         }
@@ -87,13 +92,13 @@ pub(super) async fn cancel(State(api): State<Api>, Path(name): Path<String>) -> 
         let vm = name.clone();
         blocking(&api, move |api| api.registry.find(&vm)).await?;
         let what = format!("{name} is not being migrated");
-        return Err(refuse(&api, Kind::Conflict, what, "there is nothing to cancel"));
+        return Err(refuse(&api, RefusalKind::Conflict, what, "there is nothing to cancel"));
     };
     if migration.phase() == Some(Phase::PostCopy) {
         let what = format!("the migration of {name} cannot be cancelled any more");
         let why =
             "it is in post-copy: the guest runs on the target already, and the rest of its memory follows";
-        let mut refused = refuse(&api, Kind::Conflict, what, why);
+        let mut refused = refuse(&api, RefusalKind::Conflict, what, why);
         refused.0.failure.vm_runs_on = Some(migration.request.to.clone());
         return Err(refused);
     }

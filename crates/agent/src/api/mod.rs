@@ -73,7 +73,7 @@ async fn host(State(api): State<Api>) -> Json<HostInfo> {
 async fn unknown(State(api): State<Api>, method: Method, uri: Uri) -> answer::Refused {
     answer::refuse(
         &api,
-        crate::refusal::Kind::Unknown,
+        crate::refusal::RefusalKind::Unknown,
         format!("this agent has no {method} {}", uri.path()),
         "the command line and the agent may be of different versions",
     )

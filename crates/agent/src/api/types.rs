@@ -2,7 +2,7 @@
 //! `Failure`.
 
 use crate::store::Origin;
-use engine::report::{Compression, Mode, Phase, Promise, Robust};
+use engine::report::{Compression, Limit, Mode, Phase, Robust};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -149,7 +149,7 @@ pub struct MigrateOptions {
     pub max_time_ms: Option<f64>,
     /// Which of these promises is kept first, where not all can be; those that are left out come after.
     #[serde(default)]
-    pub keep: Vec<Promise>,
+    pub keep: Vec<Limit>,
     /// How long the guest's writers may be made to wait at a time so that pre-copy ends, in milliseconds.
     #[serde(default)]
     pub max_stall_ms: Option<f64>,

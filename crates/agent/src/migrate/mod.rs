@@ -16,7 +16,7 @@ use crate::{
 use engine::{
     SpoolOptions,
     ports::{Claim, Claimed},
-    report::{Compression, Event, Forecast, Mode, Outcome, Promise, Report},
+    report::{Compression, Event, Forecast, Limit, Mode, Outcome, Report},
 };
 use std::{
     io,
@@ -50,7 +50,7 @@ pub struct MigrateRequest {
     /// How long the guest's writers may be made to wait at a time so that pre-copy ends.
     pub max_stall: Duration,
     /// Which of these three is kept first, where not all can be.
-    pub keep: [Promise; 3],
+    pub keep: [Limit; 3],
     /// How long a link that was lost is waited for while the guest runs here.
     pub give_up: Duration,
     /// The most that may be put on the wire; `None`: as much as it takes.
@@ -93,7 +93,7 @@ pub trait Migrator: Send + Sync {
     /// An error: not known, ask again.
     fn ask(&self, departure: &DepartureRecord, claim: &Claim) -> io::Result<Claimed>;
 
-    /// Asks the record that decides a migration to here on behalf of this host, which was permitted to. An
+    /// Asks the record that decides a migration to here on behalf of this host, which was authorized to. An
     /// error: not known, ask again.
     fn ask_here(&self, claim: &Claim) -> io::Result<Claimed>;
 

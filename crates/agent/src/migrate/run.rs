@@ -6,13 +6,13 @@ use crate::{
     config::{Address, Config},
     name,
     recovery::Recovery,
-    refusal::{Kind, Refusal},
+    refusal::{Refusal, RefusalKind},
     registry::{Lease, Registry},
     store::{Standing, VmRecord},
 };
 use engine::{
     SpoolOptions,
-    report::{Event, Failure, Forecast, LONGEST_STALL, Outcome, Phase, Promise, Report},
+    report::{Event, Failure, Forecast, LONGEST_STALL, Limit, Outcome, Phase, Report},
 };
 use std::{
     collections::HashMap,
@@ -77,7 +77,7 @@ impl Migrations {
         {
             let mut known = self.known.locked();
             if known.closed {
-                return Err(self.refuse(Kind::Conflict, vm, "this agent is about to end"));
+                return Err(self.refuse(RefusalKind::Conflict, vm, "this agent is about to end"));
             }
             known.by_vm.insert(vm.to_owned(), handle.clone());
         }
@@ -91,7 +91,7 @@ impl Migrations {
         let started = thread::Builder::new().name(format!("migrate {vm}")).spawn(move || job.run());
         if let Err(error) = started {
             self.known.locked().by_vm.remove(vm);
-            return Err(self.refuse(Kind::Failed, vm, &format!("no thread for it: {error}")));
+            return Err(self.refuse(RefusalKind::Failed, vm, &format!("no thread for it: {error}")));
         }
         Ok(handle)
     }
@@ -102,8 +102,13 @@ impl Migrations {
         // Nobody else may track its writes meanwhile.
         let (_lease, request) = self.prepare(record, options)?;
         let refused = |why: &str| {
-            Refusal::new(Kind::Failed, format!("cannot plan a migration of {vm}"), self.registry.host(), why)
-                .vm_runs_on(self.registry.host())
+            Refusal::new(
+                RefusalKind::Failed,
+                format!("cannot plan a migration of {vm}"),
+                self.registry.host(),
+                why,
+            )
+            .vm_runs_on(self.registry.host())
         };
         let planned = catch_unwind(AssertUnwindSafe(|| self.migrator.plan(&request)));
         let forecast = planned
@@ -153,8 +158,8 @@ impl Migrations {
 
     fn prepare(&self, vm: VmRecord, options: &MigrateOptions) -> Result<(Lease, MigrateRequest), Refusal> {
         let here = self.registry.host();
-        let conflict = |why: &str| self.refuse(Kind::Conflict, &vm.name, why).vm_runs_on(here);
-        let bad = |why: &str| self.refuse(Kind::Bad, &vm.name, why).vm_runs_on(here);
+        let conflict = |why: &str| self.refuse(RefusalKind::Conflict, &vm.name, why).vm_runs_on(here);
+        let bad = |why: &str| self.refuse(RefusalKind::Bad, &vm.name, why).vm_runs_on(here);
         let address = self.address(&options.to).map_err(|why| bad(&why))?;
         if options.to == here {
             return Err(bad("it runs on that host already"));
@@ -209,28 +214,28 @@ impl Migrations {
         let vm = self.registry.find(&vm.name)?;
         if let Standing::Arriving { from, .. } = &vm.standing {
             return Err(self
-                .refuse(Kind::Conflict, &vm.name, "it is still on its way here")
+                .refuse(RefusalKind::Conflict, &vm.name, "it is still on its way here")
                 .vm_runs_on(from));
         }
         let store = self.registry.store();
         let failed = |e| Refusal::store(e, self.registry.host());
         if let Some(entry) = store.departure_of(&vm.name).map_err(failed)? {
             let why = format!("its migration to {} is not over; see `whimbrel show {}`", entry.to, vm.name);
-            return Err(self.refuse(Kind::Conflict, &vm.name, &why));
+            return Err(self.refuse(RefusalKind::Conflict, &vm.name, &why));
         }
-        if store.arrival(&vm.name).map_err(failed)?.is_some_and(|(_, entry)| entry.owing) {
+        if store.arrival(&vm.name).map_err(failed)?.is_some_and(|(_, entry)| entry.incomplete) {
             return Err(self
-                .refuse(Kind::Conflict, &vm.name, "not all its memory has arrived here yet")
+                .refuse(RefusalKind::Conflict, &vm.name, "not all its memory has arrived here yet")
                 .vm_runs_on(here));
         }
         if !vm.process.is_some_and(|process| process.is_alive()) {
-            return Err(self.refuse(Kind::Conflict, &vm.name, "its QEMU is gone"));
+            return Err(self.refuse(RefusalKind::Conflict, &vm.name, "its QEMU is gone"));
         }
         if let Some(Err(why)) = vm.process.map(|process| self.registry.charge(process)) {
-            return Err(self.refuse(Kind::Conflict, &vm.name, &why));
+            return Err(self.refuse(RefusalKind::Conflict, &vm.name, &why));
         }
         let id = random_id().map_err(|e| {
-            self.refuse(Kind::Failed, &vm.name, &format!("no random numbers: {e}")).vm_runs_on(here)
+            self.refuse(RefusalKind::Failed, &vm.name, &format!("no random numbers: {e}")).vm_runs_on(here)
         })?;
         let request = MigrateRequest {
             id,
@@ -272,7 +277,7 @@ impl Migrations {
         Err(format!("host {to} is not known, and is no address like 10.0.0.2:7471; {hint}"))
     }
 
-    fn refuse(&self, kind: Kind, vm: &str, why: &str) -> Refusal {
+    fn refuse(&self, kind: RefusalKind, vm: &str, why: &str) -> Refusal {
         Refusal::new(kind, format!("cannot migrate {vm}"), self.registry.host(), why)
     }
 }
@@ -344,9 +349,9 @@ impl Job {
 }
 
 /// What the user named first comes first.
-fn keep(named: &[Promise]) -> [Promise; 3] {
-    let mut kept = Promise::USUAL;
-    kept.sort_by_key(|promise| named.iter().position(|first| first == promise).unwrap_or(named.len()));
+fn keep(named: &[Limit]) -> [Limit; 3] {
+    let mut kept = Limit::USUAL;
+    kept.sort_by_key(|fence| named.iter().position(|first| first == fence).unwrap_or(named.len()));
     kept
 }
 

@@ -11,7 +11,7 @@ use crate::{
     api::VmInfo,
     hypervisor::{Condition, Examined, Hypervisor, Reasons},
     name,
-    refusal::{Kind, Refusal},
+    refusal::{Refusal, RefusalKind},
     store::{DepartureState, Origin, Process, Standing, Store, StoreError, VmRecord},
 };
 use engine::shared::SharedRecord;
@@ -28,7 +28,7 @@ pub struct Registry {
     store: Store,
     hypervisor: Arc<dyn Hypervisor>,
     leases: Arc<lease::Leases>,
-    shared: shared::Shared,
+    shared: shared::SharedRecords,
     charges: charge::Charges,
 }
 
@@ -36,7 +36,7 @@ impl Registry {
     /// The VMs that `store` knows, and the record that says which of them are this host's, where all hosts
     /// share one.
     pub fn new(store: Store, hypervisor: Arc<dyn Hypervisor>, record: Option<Arc<dyn SharedRecord>>) -> Self {
-        let shared = shared::Shared::new(record);
+        let shared = shared::SharedRecords::new(record);
         let registry =
             Self { store, hypervisor, leases: Arc::default(), shared, charges: Default::default() };
         let known = registry.store.vms().unwrap_or_default();
@@ -90,8 +90,8 @@ impl Registry {
     pub fn run(&self, text: &str, path: &Path, fenced: Option<&str>) -> Result<VmInfo, Refusal> {
         let cannot =
             |kind, name: &str, reasons: Reasons| self.refuse(kind, format!("cannot start {name}"), reasons);
-        let plan = self.hypervisor.plan(text, path).map_err(|why| cannot(Kind::Bad, "the VM", why))?;
-        name::check(&plan.name).map_err(|why| cannot(Kind::Bad, "the VM", why.into()))?;
+        let plan = self.hypervisor.plan(text, path).map_err(|why| cannot(RefusalKind::Bad, "the VM", why))?;
+        name::check(&plan.name).map_err(|why| cannot(RefusalKind::Bad, "the VM", why.into()))?;
         let _lease = self.hold(&plan.name, "start")?;
         let record = VmRecord {
             name: plan.name.clone(),
@@ -118,7 +118,7 @@ impl Registry {
                                                    told");
                 }
                 self.store.remove_vm(&plan.name).map_err(|e| self.store_failed(e))?;
-                return Err(cannot(Kind::Failed, &plan.name, reasons));
+                return Err(cannot(RefusalKind::Failed, &plan.name, reasons));
             }
         };
         let fill = |vm: &mut VmRecord| {
@@ -137,23 +137,26 @@ impl Registry {
     /// Takes charge of a VM that something else started.
     pub fn adopt(&self, name: &str, qmp: &Path) -> Result<VmInfo, Refusal> {
         let cannot = |kind, reasons: Reasons| self.refuse(kind, format!("cannot adopt {name}"), reasons);
-        name::check(name).map_err(|why| cannot(Kind::Bad, why.into()))?;
+        name::check(name).map_err(|why| cannot(RefusalKind::Bad, why.into()))?;
         let _lease = self.hold(name, "adopt")?;
         let (found, different) =
-            self.hypervisor.inspect(name, qmp).map_err(|why| cannot(Kind::Conflict, why))?;
+            self.hypervisor.inspect(name, qmp).map_err(|why| cannot(RefusalKind::Conflict, why))?;
         let process = Process::of(found.pid)
-            .map_err(|e| cannot(Kind::Failed, format!("process {} is gone: {e}", found.pid).into()))?;
+            .map_err(|e| cannot(RefusalKind::Failed, format!("process {} is gone: {e}", found.pid).into()))?;
         let others = self.store.vms().map_err(|e| self.store_failed(e))?;
         if let Some(other) = others.iter().find(|vm| vm.process == Some(process) && vm.name != name) {
-            return Err(cannot(Kind::Conflict, format!("its QEMU is the VM {} already", other.name).into()));
+            return Err(cannot(
+                RefusalKind::Conflict,
+                format!("its QEMU is the VM {} already", other.name).into(),
+            ));
         }
         match self.charge(process) {
             Ok(charge::Charge::Ours) => {
                 let why = "this agent is in charge of its QEMU already, under another name";
-                return Err(cannot(Kind::Conflict, why.into()));
+                return Err(cannot(RefusalKind::Conflict, why.into()));
             }
             Ok(_) => {}
-            Err(why) => return Err(cannot(Kind::Conflict, why.into())),
+            Err(why) => return Err(cannot(RefusalKind::Conflict, why.into())),
         }
         let record = VmRecord {
             name: name.to_owned(),
@@ -172,9 +175,9 @@ impl Registry {
 
     /// What would become of a VM that something else started; nothing is done with it.
     pub fn examine(&self, qmp: &Path) -> Result<Examined, Refusal> {
-        self.hypervisor
-            .examine(qmp)
-            .map_err(|why| self.refuse(Kind::Conflict, format!("cannot look at {}", qmp.display()), why))
+        self.hypervisor.examine(qmp).map_err(|why| {
+            self.refuse(RefusalKind::Conflict, format!("cannot look at {}", qmp.display()), why)
+        })
     }
 
     /// Ends a VM and forgets it. One whose QEMU has ended already is only forgotten.
@@ -182,7 +185,7 @@ impl Registry {
         let vm = self.find(name)?;
         let _lease = self.hold(name, "stop")?;
         let conflict =
-            |why: &str| Err(self.refuse(Kind::Conflict, format!("cannot stop {name}"), why.into()));
+            |why: &str| Err(self.refuse(RefusalKind::Conflict, format!("cannot stop {name}"), why.into()));
         if let Standing::Arriving { from, .. } = &vm.standing {
             return conflict(&format!("it is on its way here, and {from} owns it still"));
         }
@@ -190,7 +193,7 @@ impl Registry {
             let to = &entry.to;
             match entry.state {
                 DepartureState::Pausing => return conflict("its last migration is still being rolled back"),
-                DepartureState::Promised { .. } => {
+                DepartureState::Fenced { .. } => {
                     let why = format!(
                         "nobody can say yet whether it belongs to {to}: see `whimbrel resolve {name}`"
                     );
@@ -203,7 +206,7 @@ impl Registry {
                 }
             }
         }
-        let cannot = |why: Reasons| self.refuse(Kind::Failed, format!("cannot stop {name}"), why);
+        let cannot = |why: Reasons| self.refuse(RefusalKind::Failed, format!("cannot stop {name}"), why);
         self.hypervisor.stop(&vm).map_err(cannot)?;
         // Not before: another host may start it from then on.
         self.shared.end(&self.store, name).map_err(|error| {
@@ -228,7 +231,7 @@ impl Registry {
             && owner.owner != self.host()
         {
             let why = format!("it was migrated to {}", owner.owner);
-            return Err(Refusal::new(Kind::Unknown, what, self.host(), why).vm_runs_on(owner.owner));
+            return Err(Refusal::new(RefusalKind::Unknown, what, self.host(), why).vm_runs_on(owner.owner));
         }
         let all = self.store.vms().map_err(|e| self.store_failed(e))?;
         let near = name::similar(name, all.iter().map(|vm| vm.name.as_str()));
@@ -237,7 +240,7 @@ impl Registry {
             ([], _) => "`whimbrel list` shows those that are here".to_owned(),
             (near, _) => format!("did you mean {}?", near.join(" or ")),
         };
-        Err(Refusal::new(Kind::Unknown, what, self.host(), why))
+        Err(Refusal::new(RefusalKind::Unknown, what, self.host(), why))
     }
 
     /// Forgets, after a start of the agent, the VMs whose start was interrupted.
@@ -288,7 +291,7 @@ impl Registry {
     fn hold(&self, name: &str, what: &str) -> Result<Lease, Refusal> {
         self.lease(name).ok_or_else(|| {
             let why = "something else is being done with it: it is being started, stopped or migrated";
-            self.refuse(Kind::Conflict, format!("cannot {what} {name}"), why.into())
+            self.refuse(RefusalKind::Conflict, format!("cannot {what} {name}"), why.into())
         })
     }
 
@@ -297,7 +300,7 @@ impl Registry {
             return Ok(());
         }
         let why = format!("host {} has a VM named {} already", self.host(), record.name);
-        Err(self.refuse(Kind::Conflict, format!("cannot {what} {}", record.name), why.into()))
+        Err(self.refuse(RefusalKind::Conflict, format!("cannot {what} {}", record.name), why.into()))
     }
 
     /// The VM, which has just been recorded here, becomes this host's also by the shared record; or it is not
@@ -354,12 +357,12 @@ impl Registry {
         }
         self.shared.take(store, name, None).map_err(|(kind, why)| match kind {
             // Another host has just been faster: so it says the next time.
-            Kind::Conflict => io::ErrorKind::ResourceBusy.into(),
+            RefusalKind::Conflict => io::ErrorKind::ResourceBusy.into(),
             _ => io::Error::other(why),
         })
     }
 
-    fn refuse(&self, kind: Kind, what: String, reasons: Reasons) -> Refusal {
+    fn refuse(&self, kind: RefusalKind, what: String, reasons: Reasons) -> Refusal {
         Refusal::new(kind, what, self.host(), reasons.0.join("\n"))
     }
 

@@ -1,6 +1,6 @@
 //! The record that all hosts share, if they do: a VM that runs here must be this host's there, too.
 
-use crate::{refusal::Kind, store::Store};
+use crate::{refusal::RefusalKind, store::Store};
 use engine::{
     ports::{Claimed, OwnershipRecord},
     shared::{NOBODY, SharedRecord, not_behind},
@@ -14,13 +14,13 @@ use tracing::{error, info};
 use units::Locked;
 
 /// The record, and what it said of this host's VMs.
-pub(super) struct Shared {
+pub(super) struct SharedRecords {
     record: Option<Arc<dyn SharedRecord>>,
     /// VMs that are here and belong to another host.
     others: Mutex<HashMap<String, String>>,
 }
 
-impl Shared {
+impl SharedRecords {
     pub(super) fn new(record: Option<Arc<dyn SharedRecord>>) -> Self {
         Self { record, others: Mutex::default() }
     }
@@ -43,11 +43,16 @@ impl Shared {
     }
 
     /// The VM becomes this host's, before anything is started for it.
-    pub(super) fn take(&self, store: &Store, vm: &str, fenced: Option<&str>) -> Result<(), (Kind, String)> {
+    pub(super) fn take(
+        &self,
+        store: &Store,
+        vm: &str,
+        fenced: Option<&str>,
+    ) -> Result<(), (RefusalKind, String)> {
         let Some(record) = &self.record else { return Ok(()) };
         let unknown = |error: io::Error| {
             let why = format!("the ownership record cannot say whether it belongs to another host: {error}");
-            (Kind::Failed, why)
+            (RefusalKind::Failed, why)
         };
         let identity = record.identity().map_err(unknown)?;
         let known = store.seen_shared(&identity, vm).map_err(|e| unknown(e.into()))?;
@@ -64,7 +69,7 @@ impl Shared {
                      stop {vm}`). If {owner} is down for good, make sure that it stays off, then: whimbrel \
                      run FILE --i-have-fenced {owner}"
                 );
-                Err((Kind::Conflict, why))
+                Err((RefusalKind::Conflict, why))
             }
         }
     }

@@ -80,11 +80,11 @@ impl Registry {
         if let Some((_, entry)) = self.store.arrival(&vm.name)? {
             let note = format!("came from {}, which still has memory of it", entry.from);
             let state = if entry.goes_on == RunState::Running { VmState::Running } else { VmState::Paused };
-            return Ok(Some((state, Some(note).filter(|_| entry.owing))));
+            return Ok(Some((state, Some(note).filter(|_| entry.incomplete))));
         }
         Ok(self.store.departure_of(&vm.name)?.map(|entry| match entry.state {
             DepartureState::Pausing => (VmState::Busy, None),
-            DepartureState::Promised { .. } => {
+            DepartureState::Fenced { .. } => {
                 let note = match entry.record.as_str() {
                     "" => format!("{} has not said yet whether it owns it", entry.to),
                     shared => format!(

@@ -4,9 +4,10 @@
 //! tested would not be what is shipped.
 
 use super::{
-    ArrivalRecord, CACHE_BYTES, DepartureRecord, Known, Store, StoreError, VmRecord, decode, owed, ownership,
+    ArrivalRecord, CACHE_BYTES, DepartureRecord, Known, Store, StoreError, VmRecord, decode, missing,
+    ownership,
 };
-use engine::report::{Past, Report};
+use engine::report::{PastMigration, Report};
 use redb::{Builder, TableDefinition, backends::InMemoryBackend};
 use units::{MemorySet, MigrationId};
 
@@ -18,7 +19,7 @@ pub const MIGRATION: MigrationId = MigrationId(1);
 
 /// The tables, by their names.
 pub const TABLES: [&str; 9] =
-    ["vms", "owners", "offers", "departures", "arrivals", "owed", "reports", "history", "roads"];
+    ["vms", "owners", "offers", "departures", "arrivals", "missing", "reports", "history", "links"];
 
 /// A store in memory in which these tables have these rows, as they are.
 pub fn store(host: &str, rows: &[(&str, &[u8])]) -> Result<Store, StoreError> {
@@ -49,18 +50,18 @@ pub fn read_row(table: &str, row: &[u8]) -> bool {
         "departures" => decode::<DepartureRecord>(row).is_ok(),
         "arrivals" => decode::<ArrivalRecord>(row).is_ok(),
         "reports" => decode::<Report>(row).is_ok(),
-        "history" => decode::<Vec<Past>>(row).is_ok(),
-        "roads" => decode::<Known>(row).is_ok(),
+        "history" => decode::<Vec<PastMigration>>(row).is_ok(),
+        "links" => decode::<Known>(row).is_ok(),
         _ => false,
     }
 }
 
-/// An owed set from its row, if it is of no more pages.
-pub fn read_owed(row: &[u8], most_pages: u64) -> Option<MemorySet> {
-    owed::decode_within(row, most_pages)
+/// A missing set from its row, if it is of no more pages.
+pub fn read_missing(row: &[u8], most_pages: u64) -> Option<MemorySet> {
+    missing::decode_within(row, most_pages)
 }
 
-/// An owed set as a row.
-pub fn write_owed(set: &MemorySet) -> Vec<u8> {
-    owed::encode(set)
+/// A missing set as a row.
+pub fn write_missing(set: &MemorySet) -> Vec<u8> {
+    missing::encode(set)
 }

@@ -1,13 +1,13 @@
 //! What must survive a crash of the agent: the VMs of this host, who owns them, and where migrations stand.
 //!
 //! One database, `agent.redb`, in the state directory. Every change is one transaction that is on the disk
-//! (`fsync`) when the method returns, so that nothing here is ever half true: a claim, the owed set that goes
-//! with it and the VM's new standing become visible together or not at all.
+//! (`fsync`) when the method returns, so that nothing here is ever half true: a claim, the missing set that
+//! goes with it and the VM's new standing become visible together or not at all.
 
-mod experience;
 #[doc(hidden)]
 pub mod fuzz;
-mod owed;
+mod history;
+mod missing;
 mod ownership;
 mod records;
 mod reports;
@@ -20,7 +20,7 @@ mod vms;
 #[cfg(test)]
 mod tests;
 
-pub use experience::Known;
+pub use history::Known;
 pub use ownership::OfferError;
 pub use records::{ArrivalRecord, DepartureRecord, DepartureState, Origin, Process, Standing, VmRecord};
 pub use source::Departure;
@@ -124,7 +124,7 @@ impl Store {
             spools::prepare(change)?;
             reports::prepare(change)?;
             shared::prepare(change)?;
-            experience::prepare(change)
+            history::prepare(change)
         })?;
         Ok(store)
     }

@@ -121,7 +121,7 @@ impl Store {
         let Standing::Arriving { migration, from } = &vm.standing else {
             panic!("only an arriving VM is accepted");
         };
-        enum Seen {
+        enum Place {
             Free,
             Taken,
             Over,
@@ -129,11 +129,11 @@ impl Store {
         let seen = self.change(&format!("take in the VM {}", vm.name), |change| {
             let mut vms = change.open_table(vms::VMS)?;
             if vms.get(vm.name.as_str())?.is_some() {
-                return Ok(Seen::Taken);
+                return Ok(Place::Taken);
             }
             let mut offers = change.open_table(OFFERS)?;
             if offers.get(migration.0)?.is_some() {
-                return Ok(Seen::Over);
+                return Ok(Place::Over);
             }
             let (owner, record) = (Owner::from(of_source), record.to_owned());
             let offer = Offer { vm: vm.name.clone(), owner, open: true, record };
@@ -143,18 +143,18 @@ impl Store {
                 migration: *migration,
                 from: from.clone(),
                 claimed: false,
-                owing: false,
+                incomplete: false,
                 claiming: false,
                 goes_on: RunState::Running,
                 went_on: false,
             };
             target::put(change, &vm.name, &arrival)?;
-            Ok(Seen::Free)
+            Ok(Place::Free)
         })?;
         match seen {
-            Seen::Free => Ok(super::Arrival::new(self.clone(), vm.name.clone(), *migration)),
-            Seen::Taken => Err(OfferError::NameTaken { host: self.host().to_owned(), vm: vm.name.clone() }),
-            Seen::Over => Err(OfferError::Over(*migration)),
+            Place::Free => Ok(super::Arrival::new(self.clone(), vm.name.clone(), *migration)),
+            Place::Taken => Err(OfferError::NameTaken { host: self.host().to_owned(), vm: vm.name.clone() }),
+            Place::Over => Err(OfferError::Over(*migration)),
         }
     }
 

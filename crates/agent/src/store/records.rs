@@ -69,7 +69,7 @@ pub enum DepartureState {
     /// The pause is ours: the guest may be resumed.
     Pausing,
     /// Only the ownership record decides who runs the guest: it is claimed at this epoch.
-    Promised {
+    Fenced {
         /// The epoch before the migration.
         #[serde(with = "epoch")]
         expected: Epoch,
@@ -117,8 +117,8 @@ pub struct ArrivalRecord {
     pub from: String,
     /// Whether this host has claimed the VM: from then on it is never given back.
     pub claimed: bool,
-    /// Whether an owed set is kept with it.
-    pub owing: bool,
+    /// Whether a missing set is kept with it.
+    pub incomplete: bool,
     /// Whether a shared record may already say that this host owns it: only that record decides.
     #[serde(default)]
     pub claiming: bool,

@@ -7,11 +7,11 @@ use redb::{TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use units::Epoch;
 
-/// VM name → [`Seen`].
+/// VM name → [`LastSeen`].
 const SHARED: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("shared");
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Seen {
+struct LastSeen {
     /// In which record.
     identity: String,
     #[serde(with = "epoch")]
@@ -28,7 +28,7 @@ impl Store {
     pub fn note_shared(&self, identity: &str, vm: &str, record: &OwnershipRecord) -> Result<(), StoreError> {
         self.change(&format!("record who owns {vm}"), |change| {
             ownership::note(change, vm, record)?;
-            let seen = Seen { identity: identity.to_owned(), epoch: record.epoch };
+            let seen = LastSeen { identity: identity.to_owned(), epoch: record.epoch };
             change.open_table(SHARED)?.insert(vm, encode(&seen)?.as_slice())?;
             Ok(())
         })
@@ -37,7 +37,8 @@ impl Store {
     /// The newest epoch of the VM that was seen in the record of this identity.
     pub fn seen_shared(&self, identity: &str, vm: &str) -> Result<Option<Epoch>, StoreError> {
         self.look(&format!("look up the owner of {vm}"), |look| {
-            let row = look.open_table(SHARED)?.get(vm)?.map(|row| decode::<Seen>(row.value())).transpose()?;
+            let row =
+                look.open_table(SHARED)?.get(vm)?.map(|row| decode::<LastSeen>(row.value())).transpose()?;
             Ok(row.filter(|seen| seen.identity == identity).map(|seen| seen.epoch))
         })
     }

@@ -1,8 +1,8 @@
 //! The source's journal: what this host may do with the guest after a crash in the middle of a migration.
 
 use super::{
-    DepartureRecord, DepartureState, Store, StoreError, Trouble, decode, encode, entries, experience,
-    ownership, vms,
+    DepartureRecord, DepartureState, Store, StoreError, Trouble, decode, encode, entries, history, ownership,
+    vms,
 };
 use engine::ports::{OwnershipRecord, RunState, SourceJournal};
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
@@ -37,7 +37,7 @@ pub struct Departure {
 }
 
 /// What a step makes of the journal.
-enum Step {
+enum Transition {
     /// This is written.
     Write(DepartureState),
     /// It is as it should be already.
@@ -91,7 +91,7 @@ impl Departure {
     fn step(
         &self,
         what: &str,
-        next: impl FnOnce(Option<DepartureState>) -> Result<Step, String>,
+        next: impl FnOnce(Option<DepartureState>) -> Result<Transition, String>,
         also: impl FnOnce(&WriteTransaction, Option<DepartureState>) -> Result<(), Trouble>,
     ) -> io::Result<()> {
         let what = format!("record that {} {what}", self.vm);
@@ -106,11 +106,11 @@ impl Departure {
             let before = before.map(|entry| entry.state);
             match next(before) {
                 Err(why) => return Ok(Some(why)),
-                Ok(Step::Keep) => {}
-                Ok(Step::Erase) => {
+                Ok(Transition::Keep) => {}
+                Ok(Transition::Erase) => {
                     entries.remove(self.vm.as_str())?;
                 }
-                Ok(Step::Write(state)) => {
+                Ok(Transition::Write(state)) => {
                     let entry = DepartureRecord {
                         migration: self.migration,
                         to: self.to.clone(),
@@ -137,13 +137,13 @@ impl Departure {
         }
     }
 
-    /// The guest runs here again after a promise that became durable too late: nobody was permitted to claim,
-    /// so nobody has, and the VM belongs to this host as it did. Like [`SourceJournal::back`], whose promise
-    /// was given, but without a new epoch.
+    /// The guest runs here again after a promise that became durable too late: nobody was authorized to
+    /// claim, so nobody has, and the VM belongs to this host as it did. Like [`SourceJournal::back`], whose
+    /// promise was given, but without a new epoch.
     pub fn withdrawn(&mut self) -> io::Result<()> {
         let next = |before| match before {
             Some(DepartureState::Gone { .. }) => Err("it belongs to the target (I4)".to_owned()),
-            _ => Ok(Step::Erase),
+            _ => Ok(Transition::Erase),
         };
         self.step("runs here again", next, nothing)
     }
@@ -161,17 +161,17 @@ impl SourceJournal for Departure {
     fn pausing(&mut self, before: RunState) -> io::Result<()> {
         self.before = Some(before);
         let next = |before| match before {
-            None | Some(DepartureState::Pausing) => Ok(Step::Write(DepartureState::Pausing)),
+            None | Some(DepartureState::Pausing) => Ok(Transition::Write(DepartureState::Pausing)),
             Some(_) => Err("it has promised more already".to_owned()),
         };
         self.step("is being paused", next, nothing)
     }
 
-    fn promise(&mut self, expected: Epoch) -> io::Result<()> {
-        let promised = DepartureState::Promised { expected };
+    fn fence(&mut self, expected: Epoch) -> io::Result<()> {
+        let fence_is_durable = DepartureState::Fenced { expected };
         let next = |before| match before {
-            Some(DepartureState::Pausing) => Ok(Step::Write(promised)),
-            Some(state) if state == promised => Ok(Step::Keep),
+            Some(DepartureState::Pausing) => Ok(Transition::Write(fence_is_durable)),
+            Some(state) if state == fence_is_durable => Ok(Transition::Keep),
             _ => Err("it was not being paused".to_owned()),
         };
         self.step("is left to its ownership record", next, nothing)
@@ -180,12 +180,12 @@ impl SourceJournal for Departure {
     fn back(&mut self) -> io::Result<()> {
         let next = |before| match before {
             Some(DepartureState::Gone { .. }) => Err("it belongs to the target (I4)".to_owned()),
-            _ => Ok(Step::Erase),
+            _ => Ok(Transition::Erase),
         };
         let host = self.store.host().to_owned();
         self.step("runs here again", next, |change, before| match before {
             // After a promise only a claim of our own brings it back: the next epoch is ours.
-            Some(DepartureState::Promised { expected }) => {
+            Some(DepartureState::Fenced { expected }) => {
                 ownership::note(change, &self.vm, &self.record(&host, expected.next()))
             }
             _ => Ok(()),
@@ -194,8 +194,8 @@ impl SourceJournal for Departure {
 
     fn gone(&mut self, epoch: Epoch) -> io::Result<()> {
         let next = |before| match before {
-            Some(DepartureState::Promised { .. } | DepartureState::Gone { .. }) => {
-                Ok(Step::Write(DepartureState::Gone { epoch }))
+            Some(DepartureState::Fenced { .. } | DepartureState::Gone { .. }) => {
+                Ok(Transition::Write(DepartureState::Gone { epoch }))
             }
             _ => Err("nothing was promised".to_owned()),
         };
@@ -207,13 +207,13 @@ impl SourceJournal for Departure {
     /// The VM is forgotten here with the journal's entry.
     fn settled(&mut self) -> io::Result<()> {
         let next = |before| match before {
-            None | Some(DepartureState::Gone { .. }) => Ok(Step::Erase),
+            None | Some(DepartureState::Gone { .. }) => Ok(Transition::Erase),
             Some(_) => Err("it does not belong to the target".to_owned()),
         };
         self.step("is complete at the target", next, |change, before| {
             if before.is_some() {
                 change.open_table(vms::VMS)?.remove(self.vm.as_str())?;
-                experience::forget(change, &self.vm)?;
+                history::forget(change, &self.vm)?;
             }
             Ok(())
         })

@@ -1,7 +1,7 @@
 //! Files on datastores: what an arriving guest can live on if its source is lost, and where files of ours may
 //! have been left.
 
-use super::{Store, StoreError, Trouble, decode, encode, owed};
+use super::{Store, StoreError, Trouble, decode, encode, missing};
 use engine::ports::SpoolRecord;
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 /// VM name → [`Row`].
 const SPOOLS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("spools");
-/// VM name → owed pages of which only later extents count.
-const LACKING: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("spools_lacking");
+/// VM name → missing pages of which only later extents count.
+const OUTDATED: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("spools_outdated");
 /// Directories that files were made in.
 const DIRECTORIES: TableDefinition<'_, &str, ()> = TableDefinition::new("spool_directories");
 
@@ -27,22 +27,22 @@ struct Row {
 
 pub(super) fn prepare(change: &WriteTransaction) -> Result<(), Trouble> {
     change.open_table(SPOOLS)?;
-    change.open_table(LACKING)?;
+    change.open_table(OUTDATED)?;
     change.open_table(DIRECTORIES)?;
     Ok(())
 }
 
 pub(super) fn put(change: &WriteTransaction, vm: &str, record: &SpoolRecord) -> Result<(), Trouble> {
-    let SpoolRecord { directory, secret, floor, end, lacking } = record;
+    let SpoolRecord { directory, secret, floor, end, outdated } = record;
     let row = Row { directory: directory.clone(), secret: *secret, floor: *floor, end: *end };
     change.open_table(SPOOLS)?.insert(vm, encode(&row)?.as_slice())?;
-    change.open_table(LACKING)?.insert(vm, owed::encode(lacking).as_slice())?;
+    change.open_table(OUTDATED)?.insert(vm, missing::encode(outdated).as_slice())?;
     Ok(())
 }
 
 pub(super) fn forget(change: &WriteTransaction, vm: &str) -> Result<(), Trouble> {
     change.open_table(SPOOLS)?.remove(vm)?;
-    change.open_table(LACKING)?.remove(vm)?;
+    change.open_table(OUTDATED)?.remove(vm)?;
     Ok(())
 }
 
@@ -50,12 +50,12 @@ impl Store {
     /// Where a VM that lacks memory can find it if its source is lost.
     pub fn spool(&self, vm: &str) -> Result<Option<SpoolRecord>, StoreError> {
         self.look(&format!("read where the spool of {vm} is"), |look| {
-            let (spools, lacking) = (look.open_table(SPOOLS)?, look.open_table(LACKING)?);
-            let (Some(row), Some(lacking)) = (spools.get(vm)?, lacking.get(vm)?) else { return Ok(None) };
+            let (spools, outdated) = (look.open_table(SPOOLS)?, look.open_table(OUTDATED)?);
+            let (Some(row), Some(outdated)) = (spools.get(vm)?, outdated.get(vm)?) else { return Ok(None) };
             let Row { directory, secret, floor, end } = decode(row.value())?;
-            let lacking = owed::decode(lacking.value())
+            let outdated = missing::decode(outdated.value())
                 .ok_or_else(|| Trouble::Unreadable("a damaged set of pages".to_owned()))?;
-            Ok(Some(SpoolRecord { directory, secret, floor, end, lacking }))
+            Ok(Some(SpoolRecord { directory, secret, floor, end, outdated }))
         })
     }
 

@@ -1,7 +1,7 @@
 //! The target's journal: what this host must do with an arriving guest after a crash.
 
 use super::{
-    ArrivalRecord, Store, StoreError, Trouble, decode, encode, entries, owed, ownership, spools, vms,
+    ArrivalRecord, Store, StoreError, Trouble, decode, encode, entries, missing, ownership, spools, vms,
 };
 use engine::ports::{Claim, RunState, SpoolRecord, TargetJournal};
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
@@ -10,18 +10,18 @@ use units::{MemorySet, MigrationId};
 
 /// VM name → [`ArrivalRecord`].
 const ARRIVALS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("arrivals");
-/// VM name → the owed set.
-const OWED: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("owed");
+/// VM name → the missing set.
+const MISSING: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("missing");
 
 pub(super) fn prepare(change: &WriteTransaction) -> Result<(), Trouble> {
     change.open_table(ARRIVALS)?;
-    change.open_table(OWED)?;
+    change.open_table(MISSING)?;
     Ok(())
 }
 
 pub(super) fn forget(change: &WriteTransaction, vm: &str) -> Result<(), Trouble> {
     change.open_table(ARRIVALS)?.remove(vm)?;
-    change.open_table(OWED)?.remove(vm)?;
+    change.open_table(MISSING)?.remove(vm)?;
     spools::forget(change, vm)
 }
 
@@ -86,14 +86,14 @@ impl Store {
         Ok(entry.map(|entry| (Arrival::new(self.clone(), vm.to_owned(), entry.migration), entry)))
     }
 
-    /// The pages that a VM was owed when it started here.
-    pub fn owed(&self, vm: &str) -> Result<Option<MemorySet>, StoreError> {
-        self.look(&format!("read what {vm} is owed"), |look| {
-            let table = look.open_table(OWED)?;
+    /// The pages that a VM missed when it started here.
+    pub fn missing(&self, vm: &str) -> Result<Option<MemorySet>, StoreError> {
+        self.look(&format!("read what {vm} is missing"), |look| {
+            let table = look.open_table(MISSING)?;
             let Some(row) = table.get(vm)? else { return Ok(None) };
-            owed::decode(row.value())
+            missing::decode(row.value())
                 .map(Some)
-                .ok_or_else(|| Trouble::Unreadable("a damaged owed set".to_owned()))
+                .ok_or_else(|| Trouble::Unreadable("a damaged missing set".to_owned()))
         })
     }
 }
@@ -133,14 +133,14 @@ impl Arrival {
 }
 
 impl TargetJournal for Arrival {
-    fn owed(&mut self, pages: &MemorySet) -> io::Result<()> {
-        let bytes = owed::encode(pages);
-        let what = format!("record what {} is owed", self.vm);
+    fn missing(&mut self, pages: &MemorySet) -> io::Result<()> {
+        let bytes = missing::encode(pages);
+        let what = format!("record what {} is missing", self.vm);
         let there = self.store.change(&what, |change| {
             let Some(mut arrival) = get(change, &self.vm, self.migration)? else { return Ok(false) };
-            arrival.owing = true;
+            arrival.incomplete = true;
             put(change, &self.vm, &arrival)?;
-            change.open_table(OWED)?.insert(self.vm.as_str(), bytes.as_slice())?;
+            change.open_table(MISSING)?.insert(self.vm.as_str(), bytes.as_slice())?;
             if pages.is_empty() {
                 // Of an announcement that was taken back: the file's later parts are of a guest that ran on.
                 spools::forget(change, &self.vm)?;
@@ -187,15 +187,15 @@ impl TargetJournal for Arrival {
         Ok(())
     }
 
-    /// Once the VM is claimed and nothing is owed, its arrival is over and the journal's entry goes.
+    /// Once the VM is claimed and nothing is missing, its arrival is over and the journal's entry goes.
     fn settled(&mut self) -> io::Result<()> {
         self.store.change(&format!("record that {} is complete", self.vm), |change| {
             let Some(mut arrival) = get(change, &self.vm, self.migration)? else { return Ok(()) };
             if arrival.claimed {
                 return forget(change, &self.vm);
             }
-            arrival.owing = false;
-            change.open_table(OWED)?.remove(self.vm.as_str())?;
+            arrival.incomplete = false;
+            change.open_table(MISSING)?.remove(self.vm.as_str())?;
             put(change, &self.vm, &arrival)
         })?;
         Ok(())

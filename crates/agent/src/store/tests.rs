@@ -5,7 +5,7 @@ use engine::{
     ports::{
         Claim, Claimed, Ownership, OwnershipRecord, RunState, SourceJournal, SpoolRecord, TargetJournal,
     },
-    report::{Mode, Outcome, Past, Report},
+    report::{Mode, Outcome, PastMigration, Report},
 };
 use std::{env, process::Command, sync::Barrier, thread, time::Duration};
 use units::{BlockId, Epoch, MemorySet, MigrationId, PAGE_SIZE, PageIndex, Rate};
@@ -179,14 +179,14 @@ fn i5_a_spool_record_goes_with_the_revoked_missing_set() {
     let none = MemorySet::empty([1000, 50]);
     let mut pages = none.clone();
     pages.block_mut(BlockId(1)).insert(PageIndex(49));
-    let lacking = pages.clone();
-    let record = SpoolRecord { directory: "/shared".into(), secret: [7; 32], floor: 3, end: 9, lacking };
-    arrival.owed(&pages).unwrap();
+    let outdated = pages.clone();
+    let record = SpoolRecord { directory: "/shared".into(), secret: [7; 32], floor: 3, end: 9, outdated };
+    arrival.missing(&pages).unwrap();
     arrival.spool(&record).unwrap();
     assert_eq!(store.spool("web1").unwrap().map(|record| (record.floor, record.end)), Some((3, 9)));
-    arrival.owed(&none).unwrap();
+    arrival.missing(&none).unwrap();
     assert!(store.spool("web1").unwrap().is_none());
-    assert_eq!(store.owed("web1").unwrap(), Some(none));
+    assert_eq!(store.missing("web1").unwrap(), Some(none));
 }
 
 #[test]
@@ -194,16 +194,17 @@ fn what_is_owed_is_durable_before_the_claim() {
     let (dir, store, mut arrival) = offered();
     let mut pages = MemorySet::empty([1000, 50]);
     pages.block_mut(BlockId(1)).insert(PageIndex(49));
-    arrival.owed(&pages).unwrap();
+    arrival.missing(&pages).unwrap();
     store.claim(&claim("there", FIRST, 4)).unwrap();
-    let kept = |store: &Store| store.arrivals().unwrap().pop().map(|(_, entry)| (entry.claimed, entry.owing));
+    let kept =
+        |store: &Store| store.arrivals().unwrap().pop().map(|(_, entry)| (entry.claimed, entry.incomplete));
     assert_eq!(kept(&store), Some((true, true)));
-    assert_eq!(store.owed("web1").unwrap(), Some(pages));
+    assert_eq!(store.missing("web1").unwrap(), Some(pages));
     arrival.settled().unwrap();
     drop((arrival, store));
     let store = Store::open(dir.path(), "there").unwrap();
     assert_eq!(kept(&store), None);
-    assert_eq!(store.owed("web1").unwrap(), None);
+    assert_eq!(store.missing("web1").unwrap(), None);
     assert_eq!(store.owner("web1").unwrap().unwrap().owner, "there");
 }
 
@@ -213,7 +214,7 @@ fn the_source_journal_walks_only_forward() {
     store.add_vm(&vm("web1", Standing::Here)).unwrap();
     let state = || store.departure_of("web1").unwrap().map(|entry| entry.state);
     let mut journal = store.departure("web1", FIRST, "far", "10.0.0.2:7471");
-    assert!(journal.promise(Epoch(1)).is_err(), "a promise before the pause");
+    assert!(journal.fence(Epoch(1)).is_err(), "a promise before the pause");
     assert!(journal.gone(Epoch(2)).is_err(), "gone without a promise");
     journal.pausing(RunState::Running).unwrap();
     assert_eq!(state(), Some(DepartureState::Pausing));
@@ -222,7 +223,7 @@ fn the_source_journal_walks_only_forward() {
     assert_eq!(store.owner("web1").unwrap(), Some(record("there", 1)));
 
     journal.pausing(RunState::Running).unwrap();
-    journal.promise(Epoch(1)).unwrap();
+    journal.fence(Epoch(1)).unwrap();
     assert!(
         store.departure("web1", MigrationId(9), "far", "x:1").pausing(RunState::Running).is_err(),
         "two at once"
@@ -231,7 +232,7 @@ fn the_source_journal_walks_only_forward() {
     assert_eq!(store.owner("web1").unwrap().unwrap().epoch, Epoch(2), "it was claimed back");
 
     journal.pausing(RunState::Running).unwrap();
-    journal.promise(Epoch(2)).unwrap();
+    journal.fence(Epoch(2)).unwrap();
     journal.gone(Epoch(3)).unwrap();
     journal.gone(Epoch(3)).unwrap();
     assert!(journal.back().is_err(), "what is gone never comes back (I4)");
@@ -275,7 +276,7 @@ fn what_was_claimed_survives_a_kill() {
         let mut arrival = store.accept(&arriving("web1", FIRST), &record("here", 4)).unwrap();
         let mut pages = MemorySet::empty([100]);
         pages.block_mut(BlockId(0)).insert(PageIndex(3));
-        arrival.owed(&pages).unwrap();
+        arrival.missing(&pages).unwrap();
         store.claim(&claim("there", FIRST, 4)).unwrap();
         std::process::abort();
     }
@@ -289,7 +290,7 @@ fn what_was_claimed_survives_a_kill() {
     let store = Store::open(dir.path(), "there").unwrap();
     assert_eq!(store.claim(&claim("there", FIRST, 4)).unwrap(), Claimed::Yours(Epoch(5)));
     assert_eq!(store.claim(&claim("here", FIRST, 4)).unwrap(), lost_to("there", 5));
-    assert_eq!(store.owed("web1").unwrap().map(|set| set.len()), Some(1));
+    assert_eq!(store.missing("web1").unwrap().map(|set| set.len()), Some(1));
     assert_eq!(store.vm("web1").unwrap().unwrap().standing, Standing::Here);
 }
 
@@ -311,23 +312,23 @@ fn report(total_ms: f64, outcome: Outcome) -> Report {
 fn what_migrations_taught_survives_and_is_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), "here").unwrap();
-    assert_eq!((store.history("web1"), store.road("there")), (vec![], Known::default()));
+    assert_eq!((store.history("web1"), store.link_history("there")), (vec![], Known::default()));
     for n in 0..20 {
         store.learn(&report(f64::from(n), Outcome::Cancelled), false).unwrap();
     }
     drop(store);
     let store = Store::open(dir.path(), "here").unwrap();
     let history = store.history("web1");
-    assert_eq!(history.len(), Past::KEPT);
+    assert_eq!(history.len(), PastMigration::KEPT);
     assert_eq!(history.last().unwrap().moving_ms, 38.0, "the latest is last");
     // What was cut short says nothing of the way; what was limited by the user neither.
-    assert_eq!(store.road("there"), Known::default());
+    assert_eq!(store.link_history("there"), Known::default());
     store.learn(&report(5.0, Outcome::Completed), true).unwrap();
-    assert_eq!(store.road("there"), Known::default());
+    assert_eq!(store.link_history("there"), Known::default());
     store.learn(&report(5.0, Outcome::Completed), false).unwrap();
     store.keep_link("there", Rate(7)).unwrap();
-    assert_eq!(store.road("there").link(), Some(Rate(7)));
-    assert_eq!(store.road("there").switchover(), Some(Duration::from_millis(9)));
+    assert_eq!(store.link_history("there").link(), Some(Rate(7)));
+    assert_eq!(store.link_history("there").switchover(), Some(Duration::from_millis(9)));
     // A VM that is gone takes it along.
     store.remove_vm("web1").unwrap();
     assert_eq!(store.history("web1"), vec![]);
@@ -336,12 +337,12 @@ fn what_migrations_taught_survives_and_is_bounded() {
 #[test]
 fn a_history_from_a_peer_is_taken_with_care() {
     let (_dir, store) = store();
-    let all: Vec<Past> =
-        (0..30).filter_map(|n| Past::of(&report(f64::from(n), Outcome::Completed))).collect();
+    let all: Vec<PastMigration> =
+        (0..30).filter_map(|n| PastMigration::of(&report(f64::from(n), Outcome::Completed))).collect();
     store.keep_history("web1", &serde_json::to_vec(&all).unwrap()).unwrap();
-    assert_eq!(store.history("web1"), all[30 - Past::KEPT..]);
+    assert_eq!(store.history("web1"), all[30 - PastMigration::KEPT..]);
     store.keep_history("web1", b"").unwrap();
-    assert_eq!(store.history("web1").len(), Past::KEPT, "nothing came");
+    assert_eq!(store.history("web1").len(), PastMigration::KEPT, "nothing came");
     let mut absurd = all[0].clone();
     absurd.first.ms = 1e300;
     let mut negative = all[1].clone();
@@ -408,7 +409,7 @@ fn a_departure_says_which_record_decides_it() {
     for (identity, vm) in [("", "web1"), ("etcd 2", "web2")] {
         let mut journal = store.departure(vm, FIRST, "far", "10.0.0.2:7471").decided_by(identity);
         journal.pausing(RunState::Running).unwrap();
-        journal.promise(Epoch(4)).unwrap();
+        journal.fence(Epoch(4)).unwrap();
         assert_eq!(store.departure_of(vm).unwrap().unwrap().record, identity);
     }
 }

@@ -52,7 +52,7 @@ impl Store {
     pub fn remove_vm(&self, name: &str) -> Result<(), StoreError> {
         self.change(&format!("forget the VM {name}"), |change| {
             change.open_table(VMS)?.remove(name)?;
-            super::experience::forget(change, name)?;
+            super::history::forget(change, name)?;
             super::source::forget(change, name)?;
             super::target::forget(change, name)
         })

@@ -6,7 +6,7 @@
 use agent::{
     AgentError,
     config::{Config, Flags},
-    hypervisor::{Condition, Examined, Found, Hypervisor, Plan, Reasons},
+    hypervisor::{Condition, Examined, Found, Hypervisor, Reasons, StartPlan},
     migrate::{Events, MigrateRequest, Migrator, Wishes},
     peers::Pass,
     run_until,
@@ -82,12 +82,12 @@ impl Sleepers {
 }
 
 impl Hypervisor for Sleepers {
-    fn plan(&self, text: &str, path: &Path) -> Result<Plan, Reasons> {
+    fn plan(&self, text: &str, path: &Path) -> Result<StartPlan, Reasons> {
         let file: File = toml::from_str(text).map_err(|e| format!("{}: {e}", path.display()))?;
-        Ok(Plan { name: file.name, recipe: recipe() })
+        Ok(StartPlan { name: file.name, recipe: recipe() })
     }
 
-    fn start(&self, plan: &Plan) -> Result<Found, Reasons> {
+    fn start(&self, plan: &StartPlan) -> Result<Found, Reasons> {
         if plan.name == "broken" {
             return Err(Reasons(vec!["no bridge br0".into(), "no disk".into()]));
         }
@@ -223,7 +223,7 @@ impl Migrator for Script {
             }
             "doubt" => {
                 report.outcome = Outcome::InDoubt;
-                report.error = fail("the target was lost right after the permit", None);
+                report.error = fail("the target was lost right after the authorization", None);
                 return report;
             }
             _ => events(Event::Phase { phase: Phase::Switchover, at_ms: 2700 }),
@@ -235,7 +235,7 @@ impl Migrator for Script {
         report.rounds =
             vec![round, Round { n: 2, pages: 12_034, wire_bytes: 49_000_000, ms: 8.0, dirtied: 0 }];
         report.pages =
-            PageCounts { total: 262_144, hole: 180_000, zero: 2_144, plain: 80_000, ..PageCounts::default() };
+            PageCounts { total: 262_144, hole: 180_000, zero: 2_144, raw: 80_000, ..PageCounts::default() };
         report.guest_bytes = 1 << 30;
         report.wire_bytes = 330_000_000;
         report.streams = 2;

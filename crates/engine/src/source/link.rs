@@ -3,13 +3,13 @@
 use super::{Signal, SourceDriver};
 use crate::{
     Broken,
+    compression::BatchCompressor,
     conn::{Conn, LONG_SILENCE, PING, SILENCE, Speaker, listen, now_ns},
     gate::Gate,
-    packing::Packing,
-    queue::{Owing, Round},
-    ship::{Said, Shared, Streams, serve_faults},
+    queue::{PushQueue, RoundQueue},
+    send::{Said, StreamContext, Streams, serve_faults},
 };
-use proto::{Answer, Kind, LinkAct, LinkEvent, NoLink, Rest, SourceEvent, Token, control, outlives_link};
+use proto::{Answer, LinkAct, LinkEvent, NoLink, Purpose, Rest, SourceEvent, Token, control, outlives_link};
 use std::{
     collections::VecDeque,
     io::{self, Write},
@@ -30,13 +30,13 @@ const ROUND_TRIPS: u32 = 8;
 impl SourceDriver {
     /// Something has happened to the link: does what follows. Returns what the migration is told of it.
     pub(super) fn link(&mut self, event: LinkEvent) -> Option<SourceEvent> {
-        let mut acts = VecDeque::from(self.link.handle(event));
+        let mut effects = VecDeque::from(self.link.handle(event));
         let mut told = None;
-        while let Some(act) = acts.pop_front() {
-            tracing::debug!(?act, "link");
-            match self.link_act(act) {
+        while let Some(effect) = effects.pop_front() {
+            tracing::debug!(?effect, "link");
+            match self.link_act(effect) {
                 Continue(None) => {}
-                Continue(Some(event)) => acts.extend(self.link.handle(event)),
+                Continue(Some(event)) => effects.extend(self.link.handle(event)),
                 Break(event) => told = Some(event),
             }
         }
@@ -44,8 +44,8 @@ impl SourceDriver {
     }
 
     /// Does one act. `Break`: the migration is told this.
-    fn link_act(&mut self, act: LinkAct) -> ControlFlow<SourceEvent, Option<LinkEvent>> {
-        Continue(match act {
+    fn link_act(&mut self, effect: LinkAct) -> ControlFlow<SourceEvent, Option<LinkEvent>> {
+        Continue(match effect {
             LinkAct::HangUp => {
                 self.hang_up();
                 None
@@ -78,13 +78,13 @@ impl SourceDriver {
             LinkAct::Tell(event) => {
                 (self.link_timer, self.gives_up_at) = (None, None);
                 match &event {
-                    SourceEvent::Rejoined(landed) => {
-                        self.not_again(*landed);
+                    SourceEvent::Rejoined(received) => {
+                        self.not_again(*received);
                         self.story.link_is_back();
                         self.progress.link_is_back();
                         self.story.note(format!("connected to {} again", self.parts.to));
                     }
-                    SourceEvent::Message(control::Kind::StillOwed(_)) => {
+                    SourceEvent::Message(control::Kind::StillMissing(_)) => {
                         self.story.note(format!("connected to {} again", self.parts.to));
                     }
                     _ => {}
@@ -178,7 +178,7 @@ impl SourceDriver {
         let patience = self.heard.round_trip().map_or(ANSWERED, |time| time * ROUND_TRIPS).max(ANSWERED);
         let (dial, tell, generation) = (self.parts.dial.clone(), self.tell.clone(), self.generation);
         let call = move || {
-            let conn = dial.dial_soon(Kind::Resume, None, patience);
+            let conn = dial.dial_soon(Purpose::Resume, None, patience);
             let _ = tell.send(Signal::Dialled(generation, conn));
         };
         thread::Builder::new().name("dial".into()).spawn(call).map(drop)
@@ -209,23 +209,23 @@ impl SourceDriver {
         }
         let first = current && self.link.awaits_word();
         match &kind {
-            control::Kind::Landed(landed) if first => {
-                let event = match proto::page_sets(&landed.blocks, &self.shape) {
+            control::Kind::Received(received) if first => {
+                let event = match proto::page_sets(&received.blocks, &self.shape) {
                     Ok(pages) => {
                         // A target that was restarted has another one.
-                        self.token = Token::read(&landed.token);
-                        let event = LinkEvent::Landed(landed.round, pages.len());
-                        self.landed = pages;
+                        self.token = Token::read(&received.token);
+                        let event = LinkEvent::Received(received.round, pages.len());
+                        self.received = pages;
                         event
                     }
                     Err(e) => LinkEvent::Silent(e.to_string()),
                 };
                 self.link(event)
             }
-            control::Kind::StillOwed(still) if first => {
+            control::Kind::StillMissing(still) if first => {
                 self.token = Token::read(&still.token);
                 match self.look_at(SourceEvent::Message(kind)) {
-                    Some(SourceEvent::Message(_)) => self.link(LinkEvent::Lacking),
+                    Some(SourceEvent::Message(_)) => self.link(LinkEvent::NowMissing),
                     wrong => wrong,
                 }
             }
@@ -240,16 +240,16 @@ impl SourceDriver {
 
     /// The target has all rounds up to this one, and these pages of the next: what is left of the current one
     /// is sent again.
-    fn not_again(&mut self, landed: u32) {
+    fn not_again(&mut self, received: u32) {
         let nothing = self.nothing();
-        let has = std::mem::replace(&mut self.landed, nothing);
+        let has = std::mem::replace(&mut self.received, nothing);
         let Some(round) = self.current.clone() else { return };
-        match Rest::of(round.number, landed) {
+        match Rest::of(round.number, received) {
             Rest::OfFile => self.dirty.union(&round.leave_file()),
             Rest::Part => {
                 let mut left = round.set.clone();
                 left.subtract(&has);
-                self.current = Some(Arc::new(Round::new(round.number, left)));
+                self.current = Some(Arc::new(RoundQueue::new(round.number, left)));
             }
             Rest::Whole => {}
         }
@@ -270,7 +270,7 @@ impl SourceDriver {
         };
         let tell = move || {
             while Instant::now() < end {
-                match dial.dial_soon(Kind::Resume, None, ANSWERED) {
+                match dial.dial_soon(Purpose::Resume, None, ANSWERED) {
                     Ok(mut conn) => {
                         let said = conn.write_all(&proto::encode(control::Kind::Failed(failed.clone())));
                         // It hangs up once it has understood; until then this side does not, so that nothing
@@ -299,7 +299,7 @@ impl SourceDriver {
 
     /// Opens the first connection.
     pub(super) fn connect(&mut self) -> io::Result<()> {
-        let conn = self.parts.dial.dial(Kind::Control, None)?;
+        let conn = self.parts.dial.dial(Purpose::Control, None)?;
         self.listen_on(conn, LONG_SILENCE)
     }
 
@@ -333,31 +333,31 @@ impl SourceDriver {
             Arc::new(move |said| drop(tell.send(Signal::Said(generation, said))));
         // A queue of this generation's own: what a thread of a lost connection still takes from its queue is
         // lost.
-        self.owing = Arc::new(Owing::new(self.nothing()));
+        self.to_push = Arc::new(PushQueue::new(self.nothing()));
         if self.options.post_copy() {
             // First: a guest that waits does so for this one.
-            let conn = dial(Kind::Fault)?;
+            let conn = dial(Purpose::Fault)?;
             self.answering = Some(conn.another()?);
             let (memory, shape) = (self.parts.memory.clone(), self.shape.clone());
-            let (say, owing, pacer) = (say.clone(), self.owing.clone(), self.pacer.clone());
+            let (say, to_push, pacer) = (say.clone(), self.to_push.clone(), self.pacer.clone());
             thread::Builder::new().name("answer".into()).spawn(move || {
                 sys::urgent::become_urgent();
-                if let Err(e) = serve_faults(conn, memory, pacer, &shape, |fault| owing.asked(fault)) {
+                if let Err(e) = serve_faults(conn, memory, pacer, &shape, |fault| to_push.asked(fault)) {
                     say(Said::Lost(e));
                 }
             })?;
         }
         let conns = (0..*self.options.streams.end())
-            .map(|i| dial(Kind::Data(i as u16)))
+            .map(|i| dial(Purpose::Data(i as u16)))
             .collect::<io::Result<Vec<_>>>()?;
         // What was sent over these connections, and over no others.
         let blank = self.current.is_none();
         let sent = self.secrets.nothing_sent(&self.shape.0, self.dirty.len(), blank);
         let learnt = self.parts.history.iter().rev().find_map(|past| past.learnt.as_ref());
-        let packing = Packing::new(&self.options, (self.parts.cores)(), &self.shape.0, learnt);
+        let compression = BatchCompressor::new(&self.options, (self.parts.cores)(), &self.shape.0, learnt);
         let gate = Arc::new(Gate::new(self.options.streams.clone()));
         let (memory, pacer) = (self.parts.memory.clone(), self.pacer.clone());
-        let shared = Shared { memory, pacer, sent, packing, gate };
+        let shared = StreamContext { memory, pacer, sent, compression, gate };
         self.streams = Some(Streams::start(conns, shared, say)?);
         Ok(())
     }

@@ -1,20 +1,20 @@
 //! One of the connections that carry pages: opened again while the others go on.
 //!
-//! The target welcomes the new connection once nothing of the old one can land any more, and says what has
-//! landed.
+//! The target welcomes the new connection once nothing of the old one can arrive any more, and says what has
+//! arrived.
 
 use super::{Signal, SourceDriver};
 use crate::{
     conn::{Conn, SILENCE},
     report::Phase,
-    ship::Job,
+    send::Job,
 };
-use proto::{Kind, LinkEvent, Rest, SourceEvent, control};
+use proto::{LinkEvent, Purpose, Rest, SourceEvent, control};
 use std::{io, thread};
 
 /// What is there of a stream that is opened again, in any order: its connection, and what the target says
 /// that it has.
-pub(super) type Reopened = (Option<Conn>, Option<control::StreamBack>);
+pub(super) type Reopened = (Option<Conn>, Option<control::StreamReopened>);
 
 impl SourceDriver {
     /// A stream was lost, by this side's word or by the target's.
@@ -29,7 +29,7 @@ impl SourceDriver {
         let (dial, token, tell) = (self.parts.dial.clone(), self.token, self.tell.clone());
         let generation = self.generation;
         let open = move || {
-            let conn = dial.dial_soon(Kind::Data(stream as u16), token.as_ref(), SILENCE);
+            let conn = dial.dial_soon(Purpose::Data(stream as u16), token.as_ref(), SILENCE);
             let _ = tell.send(Signal::Opened(generation, stream, conn));
         };
         thread::Builder::new().name(format!("mend-{stream}")).spawn(open).map(drop)
@@ -48,10 +48,10 @@ impl SourceDriver {
     }
 
     /// The target says what it has.
-    pub(super) fn stream_is_back(&mut self, back: control::StreamBack) -> Option<SourceEvent> {
+    pub(super) fn stream_is_back(&mut self, back: control::StreamReopened) -> Option<SourceEvent> {
         let stream = back.stream;
         self.reopened.get_mut(&stream)?.1 = Some(back);
-        self.link(LinkEvent::StreamBack(stream))
+        self.link(LinkEvent::StreamReopened(stream))
     }
 
     /// Both sides are ready. What else this stream took of the round goes again (I2), before the stream's end
@@ -63,7 +63,7 @@ impl SourceDriver {
         let nothing = self.nothing();
         // The current round may have begun since the target said that: then this stream has sent none of it
         // yet.
-        let job = self.current.clone().filter(|_| !back.owed).and_then(|round| {
+        let job = self.current.clone().filter(|_| !back.missing).and_then(|round| {
             match Rest::of(round.number, back.round) {
                 Rest::OfFile => None,
                 Rest::Part => Some((round, &pages)),
@@ -73,12 +73,12 @@ impl SourceDriver {
         let Some(streams) = &mut self.streams else { return Ok(()) };
         streams.go_on(stream, conn, job).map_err(io::Error::other)?;
         if self.phase() == Phase::PostCopy {
-            if back.owed {
-                // What the others have on their way goes twice, and lands once.
-                self.owing.refill(&pages);
+            if back.missing {
+                // What the others have on their way goes twice, and arrives once.
+                self.to_push.refill(&pages);
             }
             if let Some(streams) = &self.streams {
-                streams.give(&Job::Push(self.owing.clone()));
+                streams.give(&Job::Push(self.to_push.clone()));
             }
         }
         let to = &self.parts.to;

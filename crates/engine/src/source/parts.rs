@@ -1,10 +1,10 @@
 //! What a migration is given at its source.
 
 use crate::{
-    beside::Beside,
     conn::Dial,
     ports::{GuestMemory, Machine, Ownership, SourceJournal, Stuns, Tracker},
-    report::{Compression, Mode, Past, Promise, Robust},
+    report::{Compression, Limit, Mode, PastMigration, Robust},
+    shared_port::SharedPort,
 };
 use std::{ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
 use units::{Epoch, MigrationId, Rate};
@@ -23,7 +23,7 @@ pub struct Options {
     /// How long the guest's writers may be made to wait at a time.
     pub max_stall: Duration,
     /// Which of these three is kept first, where not all can be.
-    pub keep: [Promise; 3],
+    pub keep: [Limit; 3],
     /// What all streams together may send.
     pub bandwidth: Option<Rate>,
     /// How many streams: as many of these as it pays to use.
@@ -62,7 +62,7 @@ impl Options {
 
 /// What is known of the way from this host to another.
 #[derive(Clone, Copy, Debug)]
-pub struct Road {
+pub struct LinkHistory {
     /// What the link carries; none: it has to be found out.
     pub link: Option<Rate>,
     /// What a switchover costs besides moving memory: stop, device state, claim, start.
@@ -104,16 +104,16 @@ pub struct SourceParts {
     /// How its vCPUs are stunned, where that can be done.
     pub stuns: Option<Box<dyn Stuns>>,
     /// The QEMU process.
-    pub machine: Beside<dyn Machine>,
+    pub machine: SharedPort<dyn Machine>,
     /// What this side promises.
     pub journal: Box<dyn SourceJournal>,
     /// How many cores may compress at a time, at most. Asked now and then: what the guest needs itself
     /// changes.
     pub cores: Box<dyn FnMut() -> u32 + Send>,
     /// How the VM's migrations went before, oldest first.
-    pub history: Vec<Past>,
+    pub history: Vec<PastMigration>,
     /// What is known of the way to this target.
-    pub road: Road,
+    pub link_history: LinkHistory,
     /// How many threads of the guest may write at a time.
     pub writers: u32,
     /// Who owns the VM.

@@ -2,7 +2,7 @@
 //! the same, however often it can be opened again.
 
 use super::SourceDriver;
-use crate::{Broken, conn::UNCONFIRMED, report::Phase, ship::Streams};
+use crate::{Broken, conn::UNCONFIRMED, report::Phase, send::Streams};
 use std::{
     io,
     time::{Duration, Instant},
@@ -24,7 +24,7 @@ pub(super) struct Progress {
     judge: Judge,
     confirmed: u64,
     /// All of this round has arrived.
-    landed: u32,
+    received: u32,
 }
 
 /// What decides, by times since the beginning.
@@ -38,7 +38,7 @@ struct Judge {
 }
 
 /// What is seen at a time.
-struct Seen {
+struct Observation {
     now: Duration,
     /// Whether anything is on its way.
     wanted: bool,
@@ -63,7 +63,7 @@ enum Stuck {
 
 impl Judge {
     /// Whether nothing has arrived for so long that it is given up.
-    fn look(&mut self, seen: &Seen, patience: Duration) -> Option<Stuck> {
+    fn look(&mut self, seen: &Observation, patience: Duration) -> Option<Stuck> {
         if !seen.wanted || seen.confirmed >= self.marked + ENOUGH {
             (self.since, self.marked) = (seen.now, seen.confirmed);
         }
@@ -83,12 +83,12 @@ impl Judge {
 
 impl Progress {
     pub(super) fn new() -> Self {
-        Self { begun: Instant::now(), judge: Judge::default(), confirmed: 0, landed: 0 }
+        Self { begun: Instant::now(), judge: Judge::default(), confirmed: 0, received: 0 }
     }
 
     /// All of a round has arrived.
-    pub(super) fn landed(&mut self, round: u32) {
-        self.landed = self.landed.max(round);
+    pub(super) fn received(&mut self, round: u32) {
+        self.received = self.received.max(round);
     }
 
     /// The link is open again.
@@ -127,9 +127,9 @@ impl SourceDriver {
         let by_file = self.options.spool.is_some();
         let moving = self.phase() == Phase::PreCopy && self.link.is_up() && !self.stopped && !by_file;
         let progress = &mut self.progress;
-        let seen = Seen {
+        let seen = Observation {
             now: progress.begun.elapsed(),
-            wanted: moving && self.current.as_ref().is_some_and(|round| round.number > progress.landed),
+            wanted: moving && self.current.as_ref().is_some_and(|round| round.number > progress.received),
             confirmed: progress.confirmed,
             answered: self.heard.last().map(|at| at.saturating_duration_since(progress.begun)),
             taken: self.streams.as_ref().is_none_or(Streams::is_on_the_way),
@@ -163,7 +163,7 @@ mod tests {
     fn judged(looks: &[(u64, u64, Option<u64>)], back: Option<u64>, idle: &[u64]) -> Option<Stuck> {
         let mut judge = Judge { back: back.map(Duration::from_secs), ..Judge::default() };
         let look = |judge: &mut Judge, (now, kib, answered): (u64, u64, Option<u64>)| {
-            let seen = Seen {
+            let seen = Observation {
                 now: Duration::from_secs(now),
                 wanted: !idle.contains(&now),
                 confirmed: kib << 10,

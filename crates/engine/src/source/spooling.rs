@@ -1,22 +1,22 @@
 //! The file on the datastore: what goes into it when, and what is done when it fails.
 //!
 //! While the guest runs, pages of large rounds go over both ways; a round is over when the target has all of
-//! both. Before a post-copy that must survive the source (`strict`) all that will be owed goes into the file
-//! ([`securing`]). After the commit the file is what the target lives on if this side is lost. A file that
-//! fails costs nothing but its help.
+//! both. Before a post-copy that must survive the source (`strict`) all that will be missing goes into the
+//! file ([`securing`]). After the commit the file is what the target lives on if this side is lost. A file
+//! that fails costs nothing but its help.
 
 mod securing; // before a post-copy that must survive this side
 
 use super::{Signal, SourceDriver};
 use crate::{
-    queue::Round,
+    queue::RoundQueue,
     report::{Mode, Robust},
     spooler::{STALL, SpoolJob, SpoolSaid, Spooler},
     unspool::Files,
 };
 use proto::{SourceEvent, control};
-use securing::{Securing, Stage};
-use spool::{BlockShape, Header, Kind, Mark, Reader, Secret, Side, Writer};
+use securing::{Securing, SecuringPhase};
+use spool::{BlockShape, ExtentKind, Header, Mark, Reader, Secret, Side, Writer};
 use std::{
     ops::ControlFlow,
     path::PathBuf,
@@ -45,9 +45,9 @@ pub(super) struct Spooling {
     round: Part,
     /// Before a strict post-copy.
     securing: Option<Securing>,
-    /// Whether pages are owed: it is a post-copy.
+    /// Whether pages are missing: it is a post-copy.
     owes: bool,
-    /// Whether what is owed in a relaxed one is on its way into the file.
+    /// Whether what is missing in a relaxed one is on its way into the file.
     follows: bool,
     /// The durable end of the file, and extents that the target has read.
     durable: Mark,
@@ -71,7 +71,7 @@ enum Part {
     Over,
     /// The thread takes shares.
     Busy,
-    /// It was given up: the target must say that nothing old will land any more.
+    /// It was given up: the target must say that nothing old will arrive any more.
     Stopping,
 }
 
@@ -101,7 +101,7 @@ impl SourceDriver {
         };
         let tell = self.tell.clone();
         let say = move |turn, said| drop(tell.send(Signal::Spool(turn, said)));
-        let pack = matches!(
+        let compress = matches!(
             self.options.compress,
             crate::report::Compression::Lz4 | crate::report::Compression::Zstd
         );
@@ -110,7 +110,7 @@ impl SourceDriver {
             .and_then(|writer| {
                 // So that the target can open it.
                 writer.sync(STALL).map_err(|e| e.to_string())?;
-                Spooler::start(writer, self.parts.memory.clone(), pack, say).map_err(|e| e.to_string())
+                Spooler::start(writer, self.parts.memory.clone(), compress, say).map_err(|e| e.to_string())
             });
         match made {
             Ok(spooler) => self.spooling.spooler = Some(spooler),
@@ -153,17 +153,17 @@ impl SourceDriver {
             control::Kind::SpoolStopped(_) => {
                 if self.spooling.round == Part::Stopping {
                     self.spooling.round = Part::Over;
-                    return ControlFlow::Break(self.shipped());
+                    return ControlFlow::Break(self.sent());
                 }
                 ControlFlow::Break(None)
             }
             control::Kind::SpoolFailed(failed) => {
                 ControlFlow::Break(self.spool_failed(&format!("{}: {}", self.parts.to, failed.why)))
             }
-            control::Kind::Lacking(lacking) => {
+            control::Kind::NowMissing(missing) => {
                 // What this says can only spare work: a target that lies lacks pages.
-                if let Ok(lacking) = proto::page_sets(&lacking.blocks, &self.shape) {
-                    self.owing.keep_only(&lacking);
+                if let Ok(missing) = proto::page_sets(&missing.blocks, &self.shape) {
+                    self.to_push.keep_only(&missing);
                 }
                 ControlFlow::Break(None)
             }
@@ -173,14 +173,14 @@ impl SourceDriver {
 
     /// The round is over once all streams have sent their shares and the file's part is in the target's
     /// memory.
-    pub(super) fn shipped(&self) -> Option<SourceEvent> {
+    pub(super) fn sent(&self) -> Option<SourceEvent> {
         let all = self.streams.as_ref().is_some_and(|s| self.round_parts.len() as u32 == s.count());
         let round = self.current.as_ref()?.number;
-        (all && self.spooling.round == Part::Over).then_some(SourceEvent::Shipped(round))
+        (all && self.spooling.round == Part::Over).then_some(SourceEvent::Sent(round))
     }
 
     /// A round begins: the file takes part, if that is worth it.
-    pub(super) fn spool_round(&mut self, round: &Arc<Round>) {
+    pub(super) fn spool_round(&mut self, round: &Arc<RoundQueue>) {
         let worth = !self.stopped && round.set.bytes().0 >= LEAST_ROUND;
         let (Some(spooler), Some(streams)) = (&self.spooling.spooler, &self.streams) else { return };
         if worth && self.spooling.theirs.is_some() {
@@ -190,9 +190,9 @@ impl SourceDriver {
     }
 
     /// The link was lost while the guest runs here. Nobody can say what of the file's part of the current
-    /// round has landed, and nothing of it ever will from now on: the target's fence was closed when the link
-    /// was lost there, and what is said from now on begins behind it. So all of it is sent again, and what
-    /// was made safe for a post-copy is made so anew.
+    /// round has arrived, and nothing of it ever will from now on: the target's fence was closed when the
+    /// link was lost there, and what is said from now on begins behind it. So all of it is sent again, and
+    /// what was made safe for a post-copy is made so anew.
     pub(super) fn leave_spool(&mut self) {
         if let Some(round) = &self.current {
             round.leave_file();
@@ -216,30 +216,30 @@ impl SourceDriver {
             return None;
         }
         match said {
-            SpoolSaid::Durable(mark, land_from) => {
+            SpoolSaid::Durable(mark, receive_from) => {
                 if self.spooling.theirs.is_some() {
                     self.say(control::Kind::Spooled(control::Spooled {
-                        land: land_from.is_some(),
-                        land_from: land_from.unwrap_or_default(),
+                        receive: receive_from.is_some(),
+                        receive_from: receive_from.unwrap_or_default(),
                         ..so_far(mark)
                     }));
                 }
                 None
             }
             SpoolSaid::RoundOver { returned, counts, failed } => {
-                let moved = counts.zero + counts.plain + counts.unchanged;
+                let moved = counts.zero + counts.raw + counts.unchanged;
                 self.story.spooled(counts, moved.saturating_sub(returned.len()));
-                // Owed still (I2): nobody knows which of them the target has.
+                // Still unacknowledged (I2): nobody knows which of them the target has.
                 self.dirty.union(&returned);
                 match failed {
                     None => {
                         self.spooling.round = Part::Over;
                         // Nobody reads again what is in the target's memory.
                         self.release_spool();
-                        self.shipped()
+                        self.sent()
                     }
                     Some(why) => {
-                        // Before anything newer is sent, nothing old may land any more (I5).
+                        // Before anything newer is sent, nothing old may arrive any more (I5).
                         self.spooling.round = Part::Stopping;
                         self.lose_spool(&why);
                         None
@@ -269,7 +269,7 @@ impl SourceDriver {
             self.story.spool(|s| s.trouble = Some(why.to_owned()));
             return None;
         }
-        let safe = matches!(&self.spooling.securing, Some(Securing { stage: Stage::Safe, .. }));
+        let safe = matches!(&self.spooling.securing, Some(Securing { stage: SecuringPhase::Safe, .. }));
         if safe || (self.spooling.owes && self.spooling.securing.is_none()) {
             // What is in the file may be all that the target has one day: it stays.
             self.story.spool(|s| s.trouble = Some(why.to_owned()));
@@ -281,17 +281,18 @@ impl SourceDriver {
             self.lose_spool(why);
         }
         match securing?.stage {
-            Stage::Passes => Some(SourceEvent::Decided(self.decide_without())),
-            Stage::Pausing | Stage::Saved { .. } => {
+            SecuringPhase::Passes => Some(SourceEvent::Decided(self.decide_without())),
+            SecuringPhase::Pausing | SecuringPhase::Saved { .. } => {
                 let what = "put what the target would lack into the spool".to_owned();
                 let why = format!("{why}; --robust strict does not hand the VM over without it");
                 Some(SourceEvent::Broke { what, why })
             }
-            Stage::Safe => None,
+            SecuringPhase::Safe => None,
         }
     }
 
-    /// Without the file from now on. Only before anything is owed: then nobody will ever need what is in it.
+    /// Without the file from now on. Only before anything is missing: then nobody will ever need what is in
+    /// it.
     fn lose_spool(&mut self, why: &str) {
         self.spooling.spooler.take().into_iter().for_each(|spooler| end(spooler, Duration::ZERO));
         self.story.spool(|s| {
@@ -320,7 +321,7 @@ impl SourceDriver {
         self.story.forbid_post_copy();
     }
 
-    /// In a relaxed post-copy nothing that is owed is in the file when the VM changes hands.
+    /// In a relaxed post-copy nothing that is missing is in the file when the VM changes hands.
     pub(super) fn announce_relaxed(&mut self) {
         let Some(spooler) = self.spooling.spooler.as_ref().filter(|_| self.spooling.owes) else { return };
         if self.spooling.securing.is_some() {
@@ -328,18 +329,18 @@ impl SourceDriver {
         }
         // Not what is durable: more of a round that was interrupted may become so.
         let end = spooler.appended();
-        let manifest = Some(control::Manifest { floor: end, lacking: proto::bitmaps(&self.owed), end });
+        let manifest = Some(control::Manifest { floor: end, outdated: proto::bitmaps(&self.missing), end });
         let spooled = control::Spooled { manifest, ..so_far(self.spooling.durable) };
         self.say(control::Kind::Spooled(spooled));
-        let trailed = self.owed.bytes();
+        let trailed = self.missing.bytes();
         self.story.spool(|s| s.trailed_bytes = trailed.0);
     }
 
     /// The target runs the guest: in a relaxed post-copy what it lacks goes into the file now.
-    pub(super) fn spool_owed(&mut self) {
+    pub(super) fn secure_missing(&mut self) {
         let Some(spooler) = &self.spooling.spooler else { return };
         if !self.is_strict() && !std::mem::replace(&mut self.spooling.follows, true) {
-            spooler.give(SpoolJob::Secure(self.owed.clone()));
+            spooler.give(SpoolJob::Secure(self.missing.clone()));
         }
         // A target that was reconnected to may have missed it.
         self.say(control::Kind::Spooled(so_far(self.spooling.durable)));
@@ -367,7 +368,7 @@ impl SourceDriver {
         let look = move || {
             let index = Reader::open(&path, &secret).and_then(|reader| reader.scan());
             let complete =
-                index.is_ok_and(|i| i.extents().iter().any(|extent| extent.kind == Kind::Complete));
+                index.is_ok_and(|i| i.extents().iter().any(|extent| extent.kind == ExtentKind::Complete));
             let _ = tell.send(complete);
         };
         self.spooling.look = Some(told);

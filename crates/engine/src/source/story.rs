@@ -5,7 +5,8 @@ use crate::{
     conn::Traffic,
     ports::{MachineError, RunState, Stalls},
     report::{
-        Event, Failure, Fate, FaultCounts, Forecast, Mode, Outcome, Past, Phase, Report, Round, Spooled,
+        Event, Failure, Fate, FaultCounts, Forecast, Mode, Outcome, PastMigration, Phase, Report, Round,
+        Spooled,
     },
 };
 use page::Counts;
@@ -38,7 +39,7 @@ pub(super) struct Story {
     of: u64,
     /// For how much of the time writers waited lately, in percent; none where nobody is slowed.
     slowed: Option<f64>,
-    owed: bool,
+    missing: bool,
     paused_because: Option<String>,
     /// Pages with content that went by way of the file.
     otherwise: u64,
@@ -77,7 +78,7 @@ impl Story {
             last_tick: (now, 0),
             of: 0,
             slowed: None,
-            owed: false,
+            missing: false,
             paused_because: None,
             otherwise: 0,
             moving_since: None,
@@ -107,7 +108,7 @@ impl Story {
 
     /// So long it was looked in the pause whether the VM is what it was.
     pub(super) fn looked(&mut self, time: Duration) {
-        self.report.look_ms = ms(time);
+        self.report.check_ms = ms(time);
     }
 
     /// Memory begins to move; `present` is what has ever been written.
@@ -131,12 +132,12 @@ impl Story {
     }
 
     /// How this VM's migrations went, this one included; for the target, as JSON.
-    pub(super) fn history(&self, before: &[Past], learnt: Option<Learnt>) -> Vec<u8> {
+    pub(super) fn history(&self, before: &[PastMigration], learnt: Option<Learnt>) -> Vec<u8> {
         let mut history = before.to_vec();
         let mut report = Report { outcome: Outcome::Completed, ..self.report.clone() };
         report.mode = self.ends_in_mode();
-        if let Some(past) = Past::of(&report) {
-            Past::add(&mut history, Past { learnt, ..past });
+        if let Some(past) = PastMigration::of(&report) {
+            PastMigration::add(&mut history, PastMigration { learnt, ..past });
         }
         // Plain data: it can be written. If not, the next migration does without.
         serde_json::to_vec(&history).unwrap_or_default()
@@ -161,27 +162,27 @@ impl Story {
     fn moved_pages(&self) -> u64 {
         let pages = &self.report.pages;
         // What went by way of the file says nothing of the network, over which the last round goes alone.
-        (pages.known + pages.delta + pages.packed + pages.plain).saturating_sub(self.otherwise)
+        (pages.duplicate + pages.delta + pages.compressed + pages.raw).saturating_sub(self.otherwise)
     }
 
     pub(super) fn streams(&mut self, widest: u32) {
         self.report.streams = self.report.streams.max(widest);
     }
 
-    pub(super) fn shipped(&mut self, shipped: Counts) {
+    pub(super) fn sent(&mut self, sent: Counts) {
         let pages = &mut self.report.pages;
-        pages.zero += shipped.zero;
-        pages.unchanged += shipped.unchanged;
-        pages.known += shipped.known;
-        pages.delta += shipped.delta;
-        pages.packed += shipped.packed;
-        pages.plain += shipped.plain;
+        pages.zero += sent.zero;
+        pages.unchanged += sent.unchanged;
+        pages.duplicate += sent.duplicate;
+        pages.delta += sent.delta;
+        pages.compressed += sent.compressed;
+        pages.raw += sent.raw;
     }
 
     /// This went by way of the file; so many pages of it arrived.
     pub(super) fn spooled(&mut self, counts: Counts, arrived: u64) {
-        self.otherwise += counts.plain;
-        self.shipped(counts);
+        self.otherwise += counts.raw;
+        self.sent(counts);
         self.spool(|spool| spool.pages += arrived);
     }
 
@@ -190,7 +191,7 @@ impl Story {
         change(self.report.spool.get_or_insert_default());
     }
 
-    /// All that is owed is in the file, or on the target.
+    /// All that is missing is in the file, or on the target.
     pub(super) fn safe(&mut self) {
         let since = self.moving_since;
         self.spool(|spool| {
@@ -246,8 +247,8 @@ impl Story {
     }
 
     /// The guest's writes are slowed from now on.
-    pub(super) fn governed(&mut self) {
-        self.report.throttle.governed = true;
+    pub(super) fn throttled(&mut self) {
+        self.report.throttle.throttled = true;
         self.note(
             "the guest writes faster than the link carries: its writers are slowed, so that this ends".into(),
         );
@@ -261,7 +262,7 @@ impl Story {
         if passed >= MEASURABLE {
             let percent = lately.as_secs_f64() / passed.as_secs_f64() * 100.0;
             throttle.max_percent = throttle.max_percent.max(percent.round());
-            self.slowed = throttle.governed.then_some(percent.round());
+            self.slowed = throttle.throttled.then_some(percent.round());
         }
     }
 
@@ -278,7 +279,7 @@ impl Story {
     pub(super) fn runs_again(&mut self, at_ns: u64) -> Duration {
         let stood = self.stop_ns.take().map_or(0, |stopped| at_ns.saturating_sub(stopped));
         let stood = Duration::from_nanos(stood);
-        self.report.paused_in_vain_ms += ms(stood);
+        self.report.aborted_pauses_ms += ms(stood);
         stood
     }
 
@@ -308,9 +309,9 @@ impl Story {
         }
     }
 
-    pub(super) fn owing(&mut self, owed: &MemorySet) {
-        self.owed = true;
-        self.of = self.of.max(owed.bytes().0);
+    pub(super) fn post_copy(&mut self, missing: &MemorySet) {
+        self.missing = true;
+        self.of = self.of.max(missing.bytes().0);
     }
 
     pub(super) fn settled(&mut self, settled: &control::Settled) {
@@ -373,7 +374,7 @@ impl Story {
         self.report.fate = Some(Fate::Unknown);
         self.report.error = Some(Failure {
             what: "the switchover".into(),
-            place: format!("{}, after the permit", self.report.from),
+            place: format!("{}, after the authorization", self.report.from),
             why: format!(
                 "{silent}. If {to} is down for \
                  good, make sure that it stays off, then: whimbrel resolve {} --here --i-have-fenced {to}",
@@ -456,7 +457,7 @@ impl Story {
     }
 
     fn ends_in_mode(&self) -> Mode {
-        match (self.mode, self.owed) {
+        match (self.mode, self.missing) {
             (Mode::PostCopy, _) => Mode::PostCopy,
             (_, true) => Mode::Hybrid,
             (_, false) => Mode::PreCopy,

@@ -3,7 +3,7 @@
 
 use super::{Signal, SourceDriver};
 use crate::{
-    ports::{MachineError, Seen},
+    ports::{MachineError, VmCheck},
     report::Phase,
 };
 use proto::SourceEvent;
@@ -40,7 +40,7 @@ impl SourceDriver {
         self.watching.over.store(false, SeqCst);
         let (tell, over) = (self.tell.clone(), self.watching.over.clone());
         let look = self.parts.machine.later("watch", move |machine| {
-            let seen = if over.load(SeqCst) { Ok(Seen::default()) } else { machine.watch() };
+            let seen = if over.load(SeqCst) { Ok(VmCheck::default()) } else { machine.watch() };
             let _ = tell.send(Signal::Watched(seen));
         });
         self.watching.busy = look.is_ok();
@@ -52,7 +52,7 @@ impl SourceDriver {
     }
 
     /// What a look has found.
-    pub(super) fn watched(&mut self, seen: Result<Seen, MachineError>) -> Option<SourceEvent> {
+    pub(super) fn watched(&mut self, seen: Result<VmCheck, MachineError>) -> Option<SourceEvent> {
         self.watching.busy = false;
         let seen = match seen {
             // Once the guest stands still, the looks in the pause tell.

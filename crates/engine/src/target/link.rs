@@ -3,9 +3,9 @@
 use super::{Signal, TargetDriver};
 use crate::{
     conn::{Conn, Heard, SILENCE, Speaker, listen},
-    land::receive,
+    receive::receive,
 };
-use proto::{Kind, Reply, Status, TargetEvent, control};
+use proto::{Purpose, Reply, Status, TargetEvent, control};
 use std::{
     io::{self, Write},
     sync::mpsc::Sender,
@@ -17,7 +17,7 @@ use std::{
 /// and gives up by itself what it cannot open.
 const MISSED: Duration = Duration::from_secs(5);
 
-/// One of the connections that pages travel on, and the thread that lands them.
+/// One of the connections that pages travel on, and the thread that receives them.
 pub(super) struct Stream {
     conn: Conn,
     lands: JoinHandle<()>,
@@ -33,7 +33,7 @@ impl Stream {
     fn end(self) {
         self.conn.shut();
         if self.lands.join().is_err() {
-            tracing::error!("a thread that lands pages ended in a panic");
+            tracing::error!("a thread that receives pages ended in a panic");
         }
     }
 }
@@ -42,23 +42,23 @@ impl TargetDriver {
     /// A further connection of this migration. The source is welcomed only here: what it says once all its
     /// connections are welcome finds them in use, so that the faults of a device state that is being loaded
     /// are answered.
-    pub(super) fn attach(&mut self, kind: Kind, mut conn: Conn) -> Option<TargetEvent> {
-        if kind == Kind::Resume {
+    pub(super) fn attach(&mut self, kind: Purpose, mut conn: Conn) -> Option<TargetEvent> {
+        if kind == Purpose::Resume {
             self.hang_up();
             self.gives_up = None;
         }
         let replaced = match kind {
-            Kind::Data(stream) => self.streams.remove(&stream).map(Stream::end).is_some(),
+            Purpose::Data(stream) => self.streams.remove(&stream).map(Stream::end).is_some(),
             _ => false,
         };
         let attached = conn.write_all(&Reply::new(Status::Welcome).to_bytes()).and_then(|()| match kind {
-            Kind::Data(stream) => self.take_stream(stream, conn, replaced),
-            Kind::Fault => self.take_faults(conn),
-            Kind::Resume => self.hear(conn, SILENCE),
-            Kind::Control | Kind::Record | Kind::Probe => Ok(()),
+            Purpose::Data(stream) => self.take_stream(stream, conn, replaced),
+            Purpose::Fault => self.take_faults(conn),
+            Purpose::Resume => self.hear(conn, SILENCE),
+            Purpose::Control | Purpose::Record | Purpose::Probe => Ok(()),
         });
         match attached {
-            Ok(()) => (kind == Kind::Resume).then_some(TargetEvent::Reconnected),
+            Ok(()) => (kind == Purpose::Resume).then_some(TargetEvent::Reconnected),
             Err(e) => {
                 // Short of descriptors or threads, perhaps: the source, which takes itself for welcome,
                 // learns why, and that nobody listens.
@@ -81,23 +81,23 @@ impl TargetDriver {
             control.silence(Some(SILENCE))?;
         }
         let another = conn.another()?;
-        let (landing, tell, generation) = (taken.landing.clone(), self.tell.clone(), self.generation);
+        let (receiver, tell, generation) = (taken.receiver.clone(), self.tell.clone(), self.generation);
         if replaced {
-            let owed = landing.lacking();
-            let pages = if owed { landing.owed().clone() } else { landing.landed().clone() };
+            let missing = receiver.post_copy();
+            let pages = if missing { receiver.missing().clone() } else { receiver.received().clone() };
             let blocks = proto::bitmaps(&pages);
-            self.say(control::Kind::StreamBack(control::StreamBack {
+            self.say(control::Kind::StreamReopened(control::StreamReopened {
                 stream: stream.into(),
                 round: self.round,
                 blocks,
-                owed,
+                missing,
             }));
         }
         self.streams_taken += 1;
         let number = self.streams_taken;
-        let lands = thread::Builder::new().name(format!("land-{stream}")).spawn(move || {
+        let lands = thread::Builder::new().name(format!("receive-{stream}")).spawn(move || {
             let round_end = |round| drop(tell.send(Signal::RoundEnd { generation, stream, round }));
-            let end = receive(conn, &landing, round_end);
+            let end = receive(conn, &receiver, round_end);
             let _ = tell.send(Signal::StreamLost(generation, stream, number, end));
         })?;
         self.streams.insert(stream, Stream { conn: another, lands, number, lost: None });
@@ -133,10 +133,10 @@ impl TargetDriver {
         let Some(faults) = &taken.faults else { return Ok(()) };
         self.answering = Some(conn.another()?);
         faults.ask_on(conn.another()?);
-        let (landing, tell, generation) = (taken.landing.clone(), self.tell.clone(), self.generation);
-        thread::Builder::new().name("land-faults".into()).spawn(move || {
+        let (receiver, tell, generation) = (taken.receiver.clone(), self.tell.clone(), self.generation);
+        thread::Builder::new().name("receive-faults".into()).spawn(move || {
             sys::urgent::become_urgent();
-            let end = receive(conn, &landing, |_| {});
+            let end = receive(conn, &receiver, |_| {});
             report_loss(&tell, generation, end);
         })?;
         Ok(())
@@ -170,7 +170,7 @@ impl TargetDriver {
         Ok(())
     }
 
-    /// Ends all connections; whatever they still say is of an older generation, and nothing more lands that
+    /// Ends all connections; whatever they still say is of an older generation, and nothing more arrives that
     /// came over them.
     pub(super) fn hang_up(&mut self) {
         self.generation += 1;

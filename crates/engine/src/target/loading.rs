@@ -30,8 +30,8 @@ impl TargetDriver {
         Some(done.map_or_else(TargetEvent::from, |()| TargetEvent::Loaded))
     }
 
-    /// Before anybody can claim, all that a restarted agent must know is on the disk. Where the permit is
-    /// here already, the claim follows at once: so QEMU is looked at before and after that.
+    /// Before anybody can claim, all that a restarted agent must know is on the disk. Where the authorization
+    /// is here already, the claim follows at once: so QEMU is looked at before and after that.
     fn make_durable(&mut self) -> Result<(), Broken> {
         self.alive()?;
         if self.goes_on != RunState::Running {
@@ -40,7 +40,7 @@ impl TargetDriver {
             noted.map_err(why("record that the guest stays as it was"))?;
         }
         let taken = self.taken()?;
-        taken.owed_is_recorded().map_err(why("record the owed pages"))?;
+        taken.missing_is_recorded().map_err(why("record the missing pages"))?;
         taken.spool_is_recorded().map_err(why("record where the spool is"))?;
         self.alive()
     }

@@ -2,8 +2,8 @@
 
 use super::{Signal, Spool, Taken, TargetDriver};
 use crate::{
-    land::Landing,
     ports::SpoolRecord,
+    receive::PageReceiver,
     spooler::STALL,
     unspool::{Files, Unspool, Unspooled},
 };
@@ -69,7 +69,7 @@ impl TargetDriver {
         let (reader, files, own, directory) = told
             .recv_timeout(STALL)
             .map_err(|_| format!("the datastore has not answered for {} ms", STALL.as_millis()))??;
-        let thread = Unspool::start(reader, files, own, taken.landing.clone(), self.say_unspooled())
+        let thread = Unspool::start(reader, files, own, taken.receiver.clone(), self.say_unspooled())
             .map_err(|e| e.to_string())?;
         Ok(Spool { thread, directory, secret, record: None, recorded: None })
     }
@@ -84,11 +84,11 @@ impl TargetDriver {
         &self,
         migration: MigrationId,
         record: SpoolRecord,
-        landing: &Arc<Landing>,
+        receiver: &Arc<PageReceiver>,
     ) -> Option<Spool> {
         let files = Files::of(&record.directory, migration);
         let (directory, secret) = (record.directory.clone(), record.secret);
-        let thread = Unspool::resume(files, record, landing.clone(), self.say_unspooled());
+        let thread = Unspool::resume(files, record, receiver.clone(), self.say_unspooled());
         let thread = thread.inspect_err(|e| tracing::error!(%e, "the spool cannot be read")).ok()?;
         Some(Spool { thread, directory, secret, record: None, recorded: None })
     }
@@ -102,17 +102,17 @@ impl TargetDriver {
         }
         let taken = self.taken.as_mut()?;
         let spool = taken.spool.as_mut()?;
-        let lacking = match &spooled.manifest {
+        let outdated = match &spooled.manifest {
             None => None,
             Some(manifest) => {
-                let lacking = if manifest.lacking.is_empty() {
-                    let blocks = taken.landing.shape.0.iter().copied();
+                let outdated = if manifest.outdated.is_empty() {
+                    let blocks = taken.receiver.shape.0.iter().copied();
                     Ok(units::MemorySet::empty(blocks))
                 } else {
-                    proto::page_sets(&manifest.lacking, &taken.landing.shape)
+                    proto::page_sets(&manifest.outdated, &taken.receiver.shape)
                 };
-                match lacking {
-                    Ok(lacking) => Some((manifest.floor, manifest.end, lacking)),
+                match outdated {
+                    Ok(outdated) => Some((manifest.floor, manifest.end, outdated)),
                     Err(e) => {
                         let what = "understand what the spool is good for".to_owned();
                         return Some(TargetEvent::Broke { what, why: e.to_string() });
@@ -120,10 +120,10 @@ impl TargetDriver {
                 }
             }
         };
-        spool.thread.spooled(spooled, lacking.as_ref().map(|(.., lacking)| lacking.clone()));
-        let (floor, end, lacking) = lacking?;
+        spool.thread.spooled(spooled, outdated.as_ref().map(|(.., outdated)| outdated.clone()));
+        let (floor, end, outdated) = outdated?;
         let record =
-            SpoolRecord { directory: spool.directory.clone(), secret: spool.secret, floor, end, lacking };
+            SpoolRecord { directory: spool.directory.clone(), secret: spool.secret, floor, end, outdated };
         spool.record = Some(record.clone());
         let (tell, told) = channel();
         let recording =
@@ -146,8 +146,8 @@ impl TargetDriver {
             }
             Unspooled::Placed => {
                 let Some(taken) = &self.taken else { return };
-                let blocks = proto::bitmaps(&taken.landing.owed());
-                self.say(control::Kind::Lacking(control::Lacking { blocks }));
+                let blocks = proto::bitmaps(&taken.receiver.missing());
+                self.say(control::Kind::NowMissing(control::NowMissing { blocks }));
             }
         }
     }

@@ -3,19 +3,19 @@
 
 use super::*;
 use engine::{Conn, Traffic};
-use proto::{Kind, Token};
+use proto::{Purpose, Token};
 use std::{io, sync::atomic::AtomicU64};
 
 /// Counts how often a source says that it is back.
 struct Counting(TcpDial, Arc<AtomicU64>);
 
 impl Dial for Counting {
-    fn dial(&self, kind: Kind, token: Option<&Token>) -> io::Result<Conn> {
-        self.1.fetch_add(u64::from(kind == Kind::Resume), SeqCst);
+    fn dial(&self, kind: Purpose, token: Option<&Token>) -> io::Result<Conn> {
+        self.1.fetch_add(u64::from(kind == Purpose::Resume), SeqCst);
         self.0.dial(kind, token)
     }
 
-    fn dial_soon(&self, kind: Kind, token: Option<&Token>, _: Duration) -> io::Result<Conn> {
+    fn dial_soon(&self, kind: Purpose, token: Option<&Token>, _: Duration) -> io::Result<Conn> {
         self.dial(kind, token)
     }
 
@@ -28,11 +28,11 @@ impl Dial for Counting {
     }
 }
 
-/// Lost in the moment between the promise and the permit.
+/// Lost in the moment between the promise and the authorization.
 fn lost_for_good() -> (Source, Arc<Inn>, Cable) {
     let (mut source, inn) = (Source::new(), Inn::new(&PAGES));
     let cable = Cable::to(listen(&inn));
-    source.journal.cut_at_promise = Some(cable.clone());
+    source.journal.cut_at_fence = Some(cable.clone());
     (source, inn, cable)
 }
 
@@ -47,7 +47,7 @@ fn i1_a_target_lost_for_good_leaves_the_vm_stopped_in_doubt() {
     assert!(error.why.contains("whimbrel resolve vm --here --i-have-fenced target"), "{}", error.why);
     assert_eq!(*source.journal.events.lock().unwrap(), ["pausing", "promise"], "the promise stands");
     assert!(!source.cpu.running.load(SeqCst) && !source.cpu.destroyed.load(SeqCst));
-    assert!(!inn.cpu.running.load(SeqCst), "the permit never came");
+    assert!(!inn.cpu.running.load(SeqCst), "the authorization never came");
     assert!(cable.refused.load(SeqCst) > 0, "it was asked");
     assert!(matches!(events.last(), Some(Event::Done(report)) if report.outcome == Outcome::InDoubt));
 }

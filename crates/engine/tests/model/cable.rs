@@ -1,6 +1,6 @@
 //! What connects the two sides, and what can happen to it.
 
-use proto::{Kind, Preamble};
+use proto::{Preamble, Purpose};
 use socket2::SockRef;
 use std::{
     io::{Read, Write},
@@ -86,8 +86,8 @@ impl Cable {
                 // A preamble is written at once.
                 let preamble = buffer[..n].first_chunk().filter(|_| forth && before == 0);
                 if let Some(preamble) = preamble.and_then(|bytes| Preamble::parse(bytes).ok()) {
-                    lie = lie.filter(|_| matches!(preamble.kind, Kind::Data(_)));
-                    if let Kind::Data(stream) = preamble.kind {
+                    lie = lie.filter(|_| matches!(preamble.kind, Purpose::Data(_)));
+                    if let Purpose::Data(stream) = preamble.kind {
                         this.streams.lock().unwrap().push((stream, from.try_clone().unwrap()));
                         while this.held.load(SeqCst) {
                             thread::sleep(Duration::from_millis(1));

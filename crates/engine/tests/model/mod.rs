@@ -3,7 +3,7 @@
 pub(crate) mod cable;
 
 use engine::ports::*;
-use policy::{Governor, Writer};
+use policy::{Throttle, Writer};
 use std::{
     collections::{HashMap, VecDeque},
     io,
@@ -28,7 +28,7 @@ pub(crate) struct Ram {
     /// What happens just before the guest, which runs already, has this many pages.
     pub(crate) on_the_way: Mutex<Option<(usize, OnTheWay)>>,
     /// Who decides when a page that was collected may be written again, where somebody does.
-    pub(crate) governor: Mutex<Option<Governor>>,
+    pub(crate) throttle: Mutex<Option<Throttle>>,
     /// What the tracker was told of each round: what need not have been in it.
     pub(crate) learnt: Mutex<Vec<MemorySet>>,
     /// Cannot be read any more once the device state is saved, if the first is set; the second says that it
@@ -36,7 +36,7 @@ pub(crate) struct Ram {
     pub(crate) lost_by_saving: AtomicBool,
     lost: AtomicBool,
     /// What happens when a page is to become a hole that was none, or it is looked which pages are there: so
-    /// a target begins to take what it will be owed.
+    /// a target begins to take what it will miss.
     pub(crate) on_hole: Mutex<Option<OnTheWay>>,
     /// The tracker was told that the guest is about to be stopped, and not that it runs on.
     pub(crate) hurried: AtomicBool,
@@ -72,7 +72,7 @@ impl Ram {
             inner: Mutex::new(inner),
             changed: Condvar::new(),
             on_the_way: Mutex::default(),
-            governor: Mutex::default(),
+            throttle: Mutex::default(),
             learnt: Mutex::default(),
             lost_by_saving: AtomicBool::new(false),
             lost: AtomicBool::new(false),
@@ -86,9 +86,9 @@ impl Ram {
     pub(crate) fn guest_writes(&self, block: u16, page: u64, seed: u64) {
         self.guest_reads(block, page);
         if !self.inner.lock().unwrap().dirty.block(BlockId(block)).contains(PageIndex(page)) {
-            let mut governor = self.governor.lock().unwrap();
-            let grant = governor.as_mut().map(|governor| governor.ask(self.start.elapsed(), Writer(1), 1));
-            drop(governor);
+            let mut throttle = self.throttle.lock().unwrap();
+            let grant = throttle.as_mut().map(|throttle| throttle.ask(self.start.elapsed(), Writer(1), 1));
+            drop(throttle);
             thread::sleep(grant.map_or(Duration::ZERO, |grant| grant.wait));
         }
         let mut content = vec![0; PAGE_SIZE];
@@ -148,7 +148,7 @@ impl Ram {
         self.inner.lock().unwrap().runs = runs;
     }
 
-    fn takes_what_it_is_owed(&self) {
+    fn takes_what_it_misses(&self) {
         let happens = self.on_hole.lock().unwrap().take();
         happens.into_iter().for_each(|happens| happens());
     }
@@ -176,7 +176,7 @@ impl GuestMemory for Ram {
     }
 
     fn present(&self, block: BlockId) -> io::Result<PageSet> {
-        self.takes_what_it_is_owed();
+        self.takes_what_it_misses();
         let mut set = PageSet::empty(self.blocks[usize::from(block.0)].pages);
         for page in self.inner.lock().unwrap().content[usize::from(block.0)].keys() {
             set.insert(PageIndex(*page));
@@ -218,7 +218,7 @@ impl GuestMemory for Ram {
         }
         drop(inner);
         if new {
-            self.takes_what_it_is_owed();
+            self.takes_what_it_misses();
         }
         Ok(())
     }
@@ -265,9 +265,9 @@ impl MissingPages for Ram {
 }
 
 /// Sees every write.
-pub(crate) struct Seen(pub(crate) Arc<Ram>);
+pub(crate) struct ModelTracker(pub(crate) Arc<Ram>);
 
-impl Tracker for Seen {
+impl Tracker for ModelTracker {
     fn begin(&mut self) -> io::Result<()> {
         self.0.inner.lock().unwrap().dirty.clear();
         Ok(())
@@ -280,28 +280,28 @@ impl Tracker for Seen {
         Ok(())
     }
 
-    fn can_govern(&self) -> bool {
+    fn can_throttle(&self) -> bool {
         true
     }
 
     fn agree(&mut self, _: f64, _: Duration) {}
 
-    fn govern(&mut self, sent_per_s: f64) -> io::Result<()> {
-        let mut governor = self.0.governor.lock().unwrap();
-        governor
+    fn throttle(&mut self, sent_per_s: f64) -> io::Result<()> {
+        let mut throttle = self.0.throttle.lock().unwrap();
+        throttle
             .as_mut()
-            .map(|governor| {
-                governor.follow(sent_per_s);
+            .map(|throttle| {
+                throttle.follow(sent_per_s);
             })
             .ok_or(io::ErrorKind::Unsupported.into())
     }
 
-    fn hurry(&mut self) -> io::Result<()> {
+    fn suspend_throttling(&mut self) -> io::Result<()> {
         self.0.hurried.store(true, SeqCst);
         Ok(())
     }
 
-    fn take_time(&mut self) {
+    fn resume_throttling(&mut self) {
         self.0.hurried.store(false, SeqCst);
     }
 
@@ -460,9 +460,9 @@ impl Machine for Cpu {
         Ok(())
     }
 
-    fn watch(&mut self) -> Result<engine::ports::Seen, MachineError> {
+    fn watch(&mut self) -> Result<engine::ports::VmCheck, MachineError> {
         let changes = self.differs.lock().unwrap().clone();
-        Ok(engine::ports::Seen { changes, state: self.run_state().ok() })
+        Ok(engine::ports::VmCheck { changes, state: self.run_state().ok() })
     }
 
     fn run_state(&mut self) -> Result<RunState, MachineError> {
@@ -566,10 +566,10 @@ impl Machine for Cpu {
 pub(crate) struct Journal {
     pub(crate) events: Arc<Mutex<Vec<String>>>,
     /// What was recorded last.
-    pub(crate) owed: Arc<Mutex<Option<MemorySet>>>,
+    pub(crate) missing: Arc<Mutex<Option<MemorySet>>>,
     pub(crate) spool: Arc<Mutex<Option<SpoolRecord>>>,
-    /// Is cut as soon as the source has promised: the permit never arrives.
-    pub(crate) cut_at_promise: Option<cable::Cable>,
+    /// Is cut as soon as the source has promised: the authorization never arrives.
+    pub(crate) cut_at_fence: Option<cable::Cable>,
 }
 
 impl Journal {
@@ -583,9 +583,9 @@ impl SourceJournal for Journal {
     fn pausing(&mut self, before: RunState) -> io::Result<()> {
         self.note(if before == RunState::Running { "pausing" } else { "pausing a paused one" })
     }
-    fn promise(&mut self, _: Epoch) -> io::Result<()> {
+    fn fence(&mut self, _: Epoch) -> io::Result<()> {
         self.note("promise")?;
-        self.cut_at_promise.iter().for_each(cable::Cable::cut);
+        self.cut_at_fence.iter().for_each(cable::Cable::cut);
         Ok(())
     }
     fn back(&mut self) -> io::Result<()> {
@@ -600,9 +600,9 @@ impl SourceJournal for Journal {
 }
 
 impl TargetJournal for Journal {
-    fn owed(&mut self, pages: &MemorySet) -> io::Result<()> {
-        *self.owed.lock().unwrap() = Some(pages.clone());
-        self.note(format!("owed {}", pages.len()))
+    fn missing(&mut self, pages: &MemorySet) -> io::Result<()> {
+        *self.missing.lock().unwrap() = Some(pages.clone());
+        self.note(format!("missing {}", pages.len()))
     }
     fn settled(&mut self) -> io::Result<()> {
         self.note("settled")

@@ -89,17 +89,20 @@ fn i2_i3_i5_a_link_lost_in_the_pause_ends_no_migration() {
         assert_eq!(said(&events, "connected to target again"), 1, "{story}");
         let pauses = if at == At::Announcing { 1 } else { 2 };
         assert_eq!(said(&events, "it ran on here after"), pauses - 1, "{story}");
-        assert_eq!(report.paused_in_vain_ms > 0.0, pauses == 2, "{story}");
+        assert_eq!(report.aborted_pauses_ms > 0.0, pauses == 2, "{story}");
         assert_eq!(phases(&events).iter().filter(|phase| **phase == Phase::Switchover).count(), pauses);
         assert_eq!(saves as usize, pauses, "{story}");
         let journal = source.journal.events.lock().unwrap().join(",");
         let before = if pauses == 2 { "pausing,back," } else { "" };
         assert_eq!(journal, format!("{before}pausing,promise,gone 4,settled"), "{story}");
         if mode != Mode::PreCopy {
-            // What it had been owed is not, before it is owed anew: also in its journal.
-            let owed: Vec<String> = inn.journal.events.lock().unwrap().clone();
-            let none = owed.iter().position(|event| event == "owed 0").expect("it was forgotten");
-            assert!(none > 0 && owed[none + 1..].iter().any(|event| event.starts_with("owed ")), "{owed:?}");
+            // What it missed is not, before it misses anew: also in its journal.
+            let missing: Vec<String> = inn.journal.events.lock().unwrap().clone();
+            let none = missing.iter().position(|event| event == "missing 0").expect("it was forgotten");
+            assert!(
+                none > 0 && missing[none + 1..].iter().any(|event| event.starts_with("missing ")),
+                "{missing:?}"
+            );
         }
     }
 }
@@ -160,14 +163,14 @@ fn i3_a_link_that_breaks_in_every_pause_ends_no_guest() {
 fn i1_i3_after_the_device_state_a_lost_link_is_for_the_record() {
     let (mut source, inn) = (Source::new(), Inn::new(&PAGES));
     let cable = Cable::to(listen(&inn));
-    source.journal.cut_at_promise = Some(cable.clone());
+    source.journal.cut_at_fence = Some(cable.clone());
     let mender = cable.clone();
     let (report, events) = source.migrate(cable.address, options(Mode::PreCopy), move |_| {
         wait_until("an attempt", || mender.refused.load(SeqCst) > 0);
         mender.mend();
     });
     assert_eq!(report.outcome, Outcome::Failed, "{report:?}");
-    assert!(report.paused_in_vain_ms > 0.0 && report.downtime_ms.is_none(), "{report:?}");
+    assert!(report.aborted_pauses_ms > 0.0 && report.downtime_ms.is_none(), "{report:?}");
     assert_eq!(said(&events, "it ran on here after"), 0, "{events:?}");
     assert!(source.cpu.running.load(SeqCst) && !inn.cpu.running.load(SeqCst), "I1");
     assert_eq!(*source.journal.events.lock().unwrap(), ["pausing", "promise", "back"]);

@@ -6,13 +6,13 @@ use engine::ports::{Claim, Claimed, Offer};
 use std::io;
 
 /// Both sides' record, in memory. What becomes of an offer is the story's business.
-struct Shared {
+struct OneRecord {
     claims: Arc<Record>,
     journal: Journal,
     offer: fn() -> io::Result<()>,
 }
 
-impl Ownership for Shared {
+impl Ownership for OneRecord {
     fn identity(&self) -> io::Result<String> {
         Ok("model 1".to_owned())
     }
@@ -32,7 +32,7 @@ impl Ownership for Shared {
 fn with(offer: fn() -> io::Result<()>) -> (Source, Arc<Inn>) {
     let (mut source, inn) = (Source::new(), Inn::new(&PAGES));
     let (claims, journal) = (inn.record.clone(), source.journal.clone());
-    source.record = Some(Arc::new(Shared { claims, journal, offer }));
+    source.record = Some(Arc::new(OneRecord { claims, journal, offer }));
     (source, inn)
 }
 

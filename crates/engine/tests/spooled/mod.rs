@@ -153,8 +153,8 @@ fn strict_a_target_without_source_retries_what_it_cannot_read() {
     };
     let (report, events) = source.migrate(cable.address, wish, |_| {
         wait_until("the target's guest", || inn.cpu.running.load(SeqCst));
-        let owed = inn.journal.owed.lock().unwrap().as_ref().map_or(0, MemorySet::len);
-        assert!(owed > 0, "a part of it is only in the file");
+        let missing = inn.journal.missing.lock().unwrap().as_ref().map_or(0, MemorySet::len);
+        assert!(missing > 0, "a part of it is only in the file");
         wait_until("reading in vain", || store.failed_reads() > 0);
         assert!(!has(&inn.journal, "settled"));
         store.fail_reads(None);
@@ -537,7 +537,7 @@ impl Restarted {
     }
 
     /// Goes on; nobody waits for its end.
-    fn go_on(&self, owed: &[u64], floor: u64, end: u64, lacking: &[u64]) {
+    fn go_on(&self, missing: &[u64], floor: u64, end: u64, outdated: &[u64]) {
         let acceptor = Acceptor::new(self.inn.clone(), Security::Plaintext);
         let request = Request {
             migration: MIGRATION,
@@ -567,10 +567,10 @@ impl Restarted {
             secret: SECRET,
             floor,
             end,
-            lacking: Self::set(lacking),
+            outdated: Self::set(outdated),
         };
-        let owed = Self::set(owed);
-        thread::spawn(move || acceptor.go_on(request, waiting, owed, Some(record)));
+        let missing = Self::set(missing);
+        thread::spawn(move || acceptor.go_on(request, waiting, missing, Some(record)));
     }
 
     fn there(&self, page: u64) -> Option<Vec<u8>> {
@@ -639,7 +639,7 @@ fn i5_what_is_stale_or_may_be_is_not_taken_from_the_file() {
     assert!(!has(&host.inn.journal, "settled"));
 }
 
-/// What the file held before a pause that came to nothing is none of what is owed after the next one.
+/// What the file held before a pause that came to nothing is none of what is missing after the next one.
 #[test]
 fn strict_a_link_lost_in_a_pause_keeps_the_next_pause_safe() {
     let directory = in_memory();
@@ -668,8 +668,8 @@ fn strict_a_link_lost_in_a_pause_keeps_the_next_pause_safe() {
     assert_eq!(inn.ram.content(), source.ram.content(), "{story}");
     assert_eq!(report.outcome, Outcome::Completed, "{story}");
     assert_eq!(inn.cpu.loaded.load(SeqCst), 2, "{story}");
-    let owed = inn.journal.owed.lock().unwrap().as_ref().map(MemorySet::len);
-    assert!(owed.is_some_and(|pages| pages > 0), "{story}");
+    let missing = inn.journal.missing.lock().unwrap().as_ref().map(MemorySet::len);
+    assert!(missing.is_some_and(|pages| pages > 0), "{story}");
     assert!(report.spool.unwrap().safe_ms.is_some(), "{story}");
     assert!(notes(&events).contains("it ran on here after"), "{story}");
 }

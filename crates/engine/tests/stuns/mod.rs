@@ -7,7 +7,7 @@ fn unruly() -> (Source, Stunned) {
     let stuns = Stunned::default();
     let source = Source { stuns: Some(stuns.clone()), ..Source::new() };
     // It may not wait long enough at a time.
-    *source.ram.governor.lock().unwrap() = Some(policy::Governor::new(Duration::from_nanos(1), 1));
+    *source.ram.throttle.lock().unwrap() = Some(policy::Throttle::new(Duration::from_nanos(1), 1));
     source.guest(400);
     (source, stuns)
 }
@@ -35,7 +35,7 @@ fn governed_rounds_that_do_not_shrink_lead_to_stuns_and_it_ends() {
 #[test]
 fn nobody_is_stunned_where_it_suffices_that_writes_wait() {
     let (source, stuns) = unruly();
-    *source.ram.governor.lock().unwrap() = Some(policy::Governor::new(Duration::from_millis(5), 1));
+    *source.ram.throttle.lock().unwrap() = Some(policy::Throttle::new(Duration::from_millis(5), 1));
     let (report, events) = source.migrate(listen(&Inn::new(&PAGES)), slowly(), |_| {});
     assert_eq!(report.outcome, Outcome::Completed, "{:?}", report.error);
     assert!(!events.iter().any(|e| matches!(e, Event::Note { text } if text.contains("stand still"))));

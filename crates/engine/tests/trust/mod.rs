@@ -3,7 +3,7 @@
 use super::*;
 use engine::Traffic;
 use pki::{Authority, Files, Identity, Instant as Second, Pair, Validity};
-use proto::{Kind, Token};
+use proto::{Purpose, Token};
 use std::{
     fs, io,
     net::TcpStream,
@@ -46,7 +46,7 @@ fn meet(caller: Security, host: &str, called: Security) -> (Result<(), String>, 
         acceptor.serve(stream).map_err(|e| e.to_string())
     });
     let dial = TcpDial::new(vec![address], host, MIGRATION, caller);
-    let met = dial.dial(Kind::Record, None).map(drop).map_err(|e| e.to_string());
+    let met = dial.dial(Purpose::Record, None).map(drop).map_err(|e| e.to_string());
     let mut served = serving.join().unwrap();
     // Let in, and then it asked nothing.
     if served.as_ref().is_err_and(|why| why.contains("closed the connection")) {
@@ -164,7 +164,7 @@ fn a_peer_without_certificate_or_protocol_is_turned_away() {
         let mut session = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
         let mut stream = TcpStream::connect(address).unwrap();
         let mut tls = rustls::Stream::new(&mut session, &mut stream);
-        let _ = tls.write_all(&proto::Preamble::new(Kind::Control, MIGRATION).to_bytes());
+        let _ = tls.write_all(&proto::Preamble::new(Purpose::Control, MIGRATION).to_bytes());
         assert!(io::Read::read(&mut tls, &mut [0; 1]).is_err(), "it learns nothing");
         let error = serving.join().unwrap().unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
@@ -244,7 +244,7 @@ struct Strange {
 }
 
 impl Dial for Strange {
-    fn dial(&self, kind: Kind, token: Option<&Token>) -> io::Result<engine::Conn> {
+    fn dial(&self, kind: Purpose, token: Option<&Token>) -> io::Result<engine::Conn> {
         if kind.needs_token() {
             let mut near = *token.unwrap();
             near.0[31] ^= 1;
@@ -259,12 +259,12 @@ impl Dial for Strange {
                 self.tried.fetch_add(1, SeqCst);
             }
             // Says nothing where the token is due, and goes away.
-            self.right.dial(Kind::Record, None).map(drop)?;
+            self.right.dial(Purpose::Record, None).map(drop)?;
         }
         self.right.dial(kind, token)
     }
 
-    fn dial_soon(&self, kind: Kind, token: Option<&Token>, _: Duration) -> io::Result<engine::Conn> {
+    fn dial_soon(&self, kind: Purpose, token: Option<&Token>, _: Duration) -> io::Result<engine::Conn> {
         self.dial(kind, token)
     }
 

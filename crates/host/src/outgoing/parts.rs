@@ -10,9 +10,9 @@ use agent::{
     migrate::{Events, MigrateRequest},
 };
 use engine::{
-    Beside, Dial, Options, Reading, RemoteRecord, Road, SourceParts, TcpDial,
+    Dial, LinkHistory, Options, Reading, RemoteRecord, SharedPort, SourceParts, TcpDial,
     ports::{Ownership, SourceJournal, Tracker},
-    report::{Event, Past, Phase},
+    report::{Event, PastMigration, Phase},
     shared::not_behind,
 };
 use pki::Security;
@@ -65,7 +65,7 @@ struct Read {
 
 impl Mover {
     /// What a migration as it is wished for would be.
-    pub(super) fn options(request: &MigrateRequest, history: &[Past]) -> Options {
+    pub(super) fn options(request: &MigrateRequest, history: &[PastMigration]) -> Options {
         // What the last one found out about streams need not be found out again.
         let before = history.last().map_or(0, |past| past.streams);
         let usual = || streams().start().max(&before.min(*streams().end())).to_owned()..=*streams().end();
@@ -86,13 +86,13 @@ impl Mover {
     }
 
     /// What is known of the way to a host, for a VM that is executed like this one.
-    pub(super) fn road(&self, to: &str, accel: Accel) -> Road {
-        let known = self.store.road(to);
+    pub(super) fn link_history(&self, to: &str, accel: Accel) -> LinkHistory {
+        let known = self.store.link_history(to);
         let usual = if accel == Accel::Kvm { SWITCHOVER } else { EMULATED_SWITCHOVER };
         // A quick one may have been luck; one that was disturbed must not lengthen those that follow, nor
         // make them impossible.
         let switchover = known.switchover().map_or(usual, |seen| seen.clamp(usual / 2, usual));
-        Road { link: known.link(), switchover }
+        LinkHistory { link: known.link(), switchover }
     }
 
     /// The VM as it is now, and its files, which are shown to the target if it is `for_real`; or why it
@@ -140,7 +140,7 @@ impl Mover {
         })?;
         tracing::debug!(vm = vm.name, ?took, "read again");
         let cores = cores(request.cores, SpareCores::beside(open.process()));
-        let road = self.road(&request.to, open.recipe().accel);
+        let link_history = self.link_history(&request.to, open.recipe().accel);
         let recipe = shown.as_ref().map_or(open.recipe(), |shown| &shown.recipe);
         let kvm = if open.recipe().accel == Accel::Kvm { self.qemu.host().kvm } else { None };
         let kvm_speed = kvm.map(|kvm| kvm.speed);
@@ -200,11 +200,11 @@ impl Mover {
             memory: source.memory(),
             tracker: Some(tracker),
             stuns: Some(Box::new(stuns)),
-            machine: Beside::new(Box::new(open)),
+            machine: SharedPort::new(Box::new(open)),
             journal,
             cores,
             history: self.store.history(&vm.name),
-            road,
+            link_history,
             writers,
             record,
             dial,

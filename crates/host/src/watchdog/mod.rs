@@ -10,12 +10,12 @@
 //! |---|---|---|
 //! | pausing | before the journal says so, and before `stop` | lets QEMU go on, and the guest run |
 //! | pausing a guest that somebody had stopped | the same | gives it its disks back, and leaves it so |
-//! | promised | when the promise is durable, before the permit is sent | nothing: the record decides (I1) |
+//! | promised | when the fence is durable, before the authorization | nothing: the record decides (I1) |
 //! | back | when the journal says so | does nothing |
 //!
 //! Killed between the durable promise and its word, it lets the guest run although the promise is durable.
-//! That harms nobody: the permit was not sent and never will be, so the target cannot claim; a restarted
-//! agent claims first, and finds it running.
+//! That harms nobody: the authorization was not sent and never will be, so the target cannot claim; a
+//! restarted agent claims first, and finds it running.
 //!
 //! A frozen agent (`SIGSTOP`, the cgroup freezer, a debugger, a core dump) keeps its pipe open, its write
 //! protections and its pause. So while writers may have to wait, and in a pause, the watchdog expects a beat
@@ -32,14 +32,14 @@
 //! has taken away. So it ends by itself after `LIMIT`, whatever it waits for, and a VM has one at a time: a
 //! second one cannot be started.
 
-mod dog; // its process
-mod heart; // beats, as long as all get on for whom the guest waits
+mod heartbeat; // beats, as long as all get on for whom the guest waits
+mod process; // its process
 mod verdict; // whether an agent is frozen
 mod watched; // what of a migration it hears
 mod words; // what it is told
 
-pub use dog::watch;
-pub(crate) use heart::Watchdog;
+pub(crate) use heartbeat::Watchdog;
+pub use process::watch;
 pub(crate) use watched::{Watched, WatchedTracker};
 
 /// How the command is called that becomes the watchdog.

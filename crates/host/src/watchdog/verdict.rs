@@ -19,7 +19,7 @@ pub(super) const FROZEN: Duration = Duration::from_millis(200);
 pub(super) const STUCK: Duration = Duration::from_secs(3);
 
 /// The threads that show that the agent gets on: the heart, and those that answer the guest's writers.
-const TELLING: [&str; 2] = ["heart", "govern"];
+const TELLING: [&str; 2] = ["heart", "throttle"];
 
 /// For how long nothing was heard of the agent.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -40,7 +40,7 @@ impl Silence {
 
 /// What one look at the agent's threads shows.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Seen {
+pub(super) enum AgentState {
     /// It cannot go on by itself: why.
     Frozen(String),
     /// It wants to go on and is not given a processor.
@@ -50,10 +50,10 @@ pub(super) enum Seen {
 }
 
 /// Why the agent must end, if it must.
-pub(super) fn verdict(silence: Silence, seen: Seen) -> Option<String> {
+pub(super) fn verdict(silence: Silence, seen: AgentState) -> Option<String> {
     match seen {
-        Seen::Frozen(why) if silence.0 >= FROZEN => Some(why),
-        Seen::Unclear if silence.0 >= STUCK => {
+        AgentState::Frozen(why) if silence.0 >= FROZEN => Some(why),
+        AgentState::Unclear if silence.0 >= STUCK => {
             Some(format!("nothing is heard of it for {} ms", silence.0.as_millis()))
         }
         _ => None,
@@ -61,10 +61,10 @@ pub(super) fn verdict(silence: Silence, seen: Seen) -> Option<String> {
 }
 
 /// Looks at a process. One that cannot be looked at has ended.
-pub(super) fn look(pid: i32) -> io::Result<Seen> {
+pub(super) fn look(pid: i32) -> io::Result<AgentState> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     if proc::value(&status, "CoreDumping") == Some("1") {
-        return Ok(Seen::Frozen("it dumps its core".to_owned()));
+        return Ok(AgentState::Frozen("it dumps its core".to_owned()));
     }
     let mut starved = false;
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -77,8 +77,8 @@ pub(super) fn look(pid: i32) -> io::Result<Seen> {
         };
         let name = name.as_str();
         match state {
-            'T' => return Ok(Seen::Frozen(format!("its thread {name} is stopped"))),
-            't' => return Ok(Seen::Frozen(format!("its thread {name} is stopped by a debugger"))),
+            'T' => return Ok(AgentState::Frozen(format!("its thread {name} is stopped"))),
+            't' => return Ok(AgentState::Frozen(format!("its thread {name} is stopped by a debugger"))),
             'R' => starved |= TELLING.contains(&name),
             _ => {}
         }
@@ -86,10 +86,10 @@ pub(super) fn look(pid: i32) -> io::Result<Seen> {
         if TELLING.contains(&name)
             && let Some(why) = cgroup::frozen(&thread).unwrap_or(None)
         {
-            return Ok(Seen::Frozen(why));
+            return Ok(AgentState::Frozen(why));
         }
     }
-    Ok(if starved { Seen::Starved } else { Seen::Unclear })
+    Ok(if starved { AgentState::Starved } else { AgentState::Unclear })
 }
 
 #[cfg(test)]
@@ -102,8 +102,8 @@ mod tests {
         Duration::from_millis(ms)
     }
 
-    fn frozen() -> Seen {
-        Seen::Frozen("why".to_owned())
+    fn frozen() -> AgentState {
+        AgentState::Frozen("why".to_owned())
     }
 
     #[test]
@@ -111,9 +111,9 @@ mod tests {
         let table = [
             (199, frozen(), false),
             (200, frozen(), true),
-            (2999, Seen::Unclear, false),
-            (3000, Seen::Unclear, true),
-            (60_000, Seen::Starved, false),
+            (2999, AgentState::Unclear, false),
+            (3000, AgentState::Unclear, true),
+            (60_000, AgentState::Starved, false),
         ];
         for (silence, seen, ends) in table {
             assert_eq!(verdict(Silence(ms(silence)), seen.clone()).is_some(), ends, "{silence} ms, {seen:?}");
@@ -132,15 +132,15 @@ mod tests {
     fn a_stopped_process_is_frozen_and_a_sleeping_one_is_not() {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let pid = child.id().cast_signed();
-        assert_eq!(look(pid).unwrap(), Seen::Unclear);
+        assert_eq!(look(pid).unwrap(), AgentState::Unclear);
         let stopped = Command::new("kill").args(["-STOP", &pid.to_string()]).status().unwrap();
         assert!(stopped.success());
         // The signal is on its way.
         let end = std::time::Instant::now() + Duration::from_secs(10);
-        while look(pid).unwrap() == Seen::Unclear && std::time::Instant::now() < end {
+        while look(pid).unwrap() == AgentState::Unclear && std::time::Instant::now() < end {
             std::thread::yield_now();
         }
-        assert_eq!(look(pid).unwrap(), Seen::Frozen("its thread sleep is stopped".to_owned()));
+        assert_eq!(look(pid).unwrap(), AgentState::Frozen("its thread sleep is stopped".to_owned()));
         PidFd::open(pid).unwrap().kill().unwrap();
         child.wait().unwrap();
         assert!(look(pid).is_err());

@@ -1,6 +1,6 @@
 //! What of a migration its watchdog hears: when writers may have to wait, and where a pause has got to.
 
-use super::{heart::Watchdog, words::Word};
+use super::{heartbeat::Watchdog, words::Word};
 use agent::store::Departure;
 use engine::ports::{RunState, SourceJournal, Stalls, Tracker};
 use std::{
@@ -12,7 +12,7 @@ use std::{
 use units::{Epoch, Locked, MemorySet};
 
 /// So long the guest is kept waiting for the state directory, in a pause or on the way there. As long as the
-/// promise is not known to be durable, it may always go on here: no permit was sent.
+/// fence is not known to be durable, it may always go on here: no authorization was sent.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The source's journal, of whose pauses a watchdog hears.
@@ -79,9 +79,9 @@ impl SourceJournal for Watched {
         noted
     }
 
-    fn promise(&mut self, expected: Epoch) -> io::Result<()> {
-        self.within_patience(move |journal| journal.promise(expected))?;
-        self.tell(Word::Promised);
+    fn fence(&mut self, expected: Epoch) -> io::Result<()> {
+        self.within_patience(move |journal| journal.fence(expected))?;
+        self.tell(Word::Fenced);
         Ok(())
     }
 
@@ -144,18 +144,18 @@ impl Tracker for WatchedTracker {
     }
 
     fn collect(&mut self, dirty: &mut MemorySet) -> io::Result<()> {
-        // What was written is owed, whatever else is wrong (I2).
+        // What was written is missing, whatever else is wrong (I2).
         self.tracker()?.collect(dirty)?;
         self.now()
     }
 
-    fn can_govern(&self) -> bool {
-        self.tracker.as_ref().is_some_and(|tracker| tracker.can_govern())
+    fn can_throttle(&self) -> bool {
+        self.tracker.as_ref().is_some_and(|tracker| tracker.can_throttle())
     }
 
-    fn govern(&mut self, sent_per_s: f64) -> io::Result<()> {
+    fn throttle(&mut self, sent_per_s: f64) -> io::Result<()> {
         self.say(true)?;
-        self.tracker()?.govern(sent_per_s)?;
+        self.tracker()?.throttle(sent_per_s)?;
         self.now()
     }
 
@@ -165,13 +165,13 @@ impl Tracker for WatchedTracker {
         }
     }
 
-    fn hurry(&mut self) -> io::Result<()> {
-        self.tracker()?.hurry()
+    fn suspend_throttling(&mut self) -> io::Result<()> {
+        self.tracker()?.suspend_throttling()
     }
 
-    fn take_time(&mut self) {
+    fn resume_throttling(&mut self) {
         if let Some(tracker) = &mut self.tracker {
-            tracker.take_time();
+            tracker.resume_throttling();
         }
     }
 

@@ -15,8 +15,8 @@ pub(super) enum Word {
     Pausing,
     /// The same, of a guest that somebody had stopped before: it stays so.
     PausingStopped,
-    /// When the promise is durable, before the permit is sent.
-    Promised,
+    /// When the promise is durable, before the authorization is sent.
+    Fenced,
     /// When the journal says that the guest is back.
     Back,
 }
@@ -27,7 +27,7 @@ const ALL: [(Word, u8); 7] = [
     (Word::Free, b'f'),
     (Word::Pausing, b'p'),
     (Word::PausingStopped, b's'),
-    (Word::Promised, b'x'),
+    (Word::Fenced, b'x'),
     (Word::Back, b'b'),
 ];
 
@@ -63,7 +63,7 @@ impl Told {
             Word::Beat => {}
             Word::Waits => self.waits = true,
             Word::Free => self.waits = false,
-            Word::Pausing | Word::PausingStopped | Word::Promised | Word::Back => {
+            Word::Pausing | Word::PausingStopped | Word::Fenced | Word::Back => {
                 self.pause = Some(word);
             }
         }
@@ -74,7 +74,7 @@ impl Told {
     /// the record decides (I1).
     pub(super) fn needs_the_agent(&self) -> bool {
         match self.pause {
-            Some(Word::Promised) => false,
+            Some(Word::Fenced) => false,
             Some(Word::Pausing | Word::PausingStopped) => true,
             _ => self.waits,
         }
@@ -91,8 +91,8 @@ impl Told {
     }
 
     /// Whether only the record decides.
-    pub(super) fn is_promised(&self) -> bool {
-        self.pause == Some(Word::Promised)
+    pub(super) fn is_fenced(&self) -> bool {
+        self.pause == Some(Word::Fenced)
     }
 
     /// What another watchdog has to be told.

@@ -62,13 +62,13 @@ mod tests {
                 Codec::Lz4 => (0.66, cost * 0.84),
                 Codec::Zstd(level) => (0.5, cost * if level < 0 { 0.8 } else { 1.0 }),
             };
-            let packed = (RAW as f64 * ratio) as u64;
-            let (encode, write) = (RAW as f64 * cost / 1e9, packed as f64 / link);
+            let compressed = (RAW as f64 * ratio) as u64;
+            let (encode, write) = (RAW as f64 * cost / 1e9, compressed as f64 / link);
             let seconds = Duration::from_secs_f64;
             let spent = Spent {
                 raw: RAW,
-                packed,
-                carried: packed,
+                compressed,
+                carried: compressed,
                 busy: seconds(write),
                 refine: Duration::from_micros(50),
                 encode: seconds(encode),

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 /// What a thing is. Things of a kind have a name; what is said of one is its value.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Kind {
+pub(crate) enum Setting {
     /// QEMU's own migration: `status`.
     Migration,
     /// What QEMU itself objects to a migration: each reason.
@@ -51,7 +51,7 @@ struct Words(&'static str, &'static str, &'static str, &'static str);
 
 const AGAIN: &str = "migrate again when that is done";
 
-impl Kind {
+impl Setting {
     fn words(self) -> Words {
         match self {
             Self::Migration => Words("QEMU's own migration", "was begun", "was forgotten", AGAIN),
@@ -85,7 +85,7 @@ impl Kind {
 pub(crate) struct Snapshot {
     /// QEMU's word for what it does, such as `running`.
     pub(crate) run_state: String,
-    pub(crate) kinds: BTreeMap<Kind, BTreeMap<String, String>>,
+    pub(crate) kinds: BTreeMap<Setting, BTreeMap<String, String>>,
 }
 
 impl Snapshot {
@@ -94,7 +94,7 @@ impl Snapshot {
     pub(crate) fn differences(&self, now: &Self) -> Vec<String> {
         let mut told: Vec<String> = now.taken_elsewhere().into_iter().collect();
         for (kind, before) in &self.kinds {
-            if matches!(kind, Kind::Node | Kind::Edge) && !told.is_empty() {
+            if matches!(kind, Setting::Node | Setting::Edge) && !told.is_empty() {
                 break;
             }
             let Some(after) = now.kinds.get(kind) else { continue };
@@ -125,12 +125,12 @@ impl Snapshot {
             ));
         }
         let of = |kind| self.kinds.get(&kind).into_iter().flatten();
-        for (job, what) in of(Kind::Job) {
+        for (job, what) in of(Setting::Job) {
             reasons.push(format!(
                 "job {job} ({what}) runs and would be lost; wait for its end, or cancel it (job-cancel {job})"
             ));
         }
-        for (export, what) in of(Kind::Export) {
+        for (export, what) in of(Setting::Export) {
             reasons.push(format!(
                 "export {export} ({what}) would end; let its users finish, and remove it (block-export-del \
                  {export})"
@@ -141,7 +141,7 @@ impl Snapshot {
 
     /// QEMU's word for its own migration.
     pub(crate) fn migration(&self) -> &str {
-        let kind = self.kinds.get(&Kind::Migration);
+        let kind = self.kinds.get(&Setting::Migration);
         kind.and_then(|kind| kind.get("status")).map_or("none", String::as_str)
     }
 

@@ -1,6 +1,6 @@
 //! The questions of a snapshot, asked in one go, and what their answers come to.
 
-use super::{Kind, Snapshot};
+use super::{Setting, Snapshot};
 use crate::{
     adopt::nets::hub_port,
     qmp::{Qmp, QmpError},
@@ -33,13 +33,13 @@ type Parse = fn(&Value) -> Things;
 struct Question {
     command: &'static str,
     arguments: fn() -> Value,
-    kind: Kind,
+    kind: Setting,
     parse: Parse,
     /// From this depth on it is asked.
     from: Depth,
 }
 
-const fn plain(command: &'static str, kind: Kind, parse: Parse) -> Question {
+const fn plain(command: &'static str, kind: Setting, parse: Parse) -> Question {
     Question { command, arguments: || json!({}), kind, parse, from: Depth::Whole }
 }
 
@@ -47,38 +47,38 @@ const fn from(depth: Depth, question: Question) -> Question {
     Question { from: depth, ..question }
 }
 
-const fn tree(arguments: fn() -> Value, kind: Kind, parse: Parse) -> Question {
+const fn tree(arguments: fn() -> Value, kind: Setting, parse: Parse) -> Question {
     Question { command: "qom-list", arguments, kind, parse, from: Depth::Whole }
 }
 
 const QUESTIONS: [Question; 15] = [
-    from(Depth::Short, plain("query-migrate", Kind::Migration, migration)),
-    from(Depth::Short, plain("query-migrate", Kind::Blocker, blockers)),
-    from(Depth::Short, plain("x-debug-query-block-graph", Kind::Edge, edges)),
-    from(Depth::Short, tree(|| json!({ "path": "/machine/peripheral" }), Kind::Device, devices)),
-    from(Depth::Short, tree(|| json!({ "path": "/machine/peripheral-anon" }), Kind::Device, devices)),
+    from(Depth::Short, plain("query-migrate", Setting::Migration, migration)),
+    from(Depth::Short, plain("query-migrate", Setting::Blocker, blockers)),
+    from(Depth::Short, plain("x-debug-query-block-graph", Setting::Edge, edges)),
+    from(Depth::Short, tree(|| json!({ "path": "/machine/peripheral" }), Setting::Device, devices)),
+    from(Depth::Short, tree(|| json!({ "path": "/machine/peripheral-anon" }), Setting::Device, devices)),
     // None of these two has an event: `object-add`, `block_set_io_throttle`.
-    from(Depth::Short, tree(|| json!({ "path": "/objects" }), Kind::Object, objects)),
-    plain("query-memdev", Kind::Memory, memory),
-    plain("query-memory-devices", Kind::MemoryDevice, memory_devices),
-    plain("query-cpus-fast", Kind::Cpu, cpus),
+    from(Depth::Short, tree(|| json!({ "path": "/objects" }), Setting::Object, objects)),
+    plain("query-memdev", Setting::Memory, memory),
+    plain("query-memory-devices", Setting::MemoryDevice, memory_devices),
+    plain("query-cpus-fast", Setting::Cpu, cpus),
     // Nor have `chardev-add`, `chardev-change` and `netdev_add`. (Where one leads to changes with who is
     // connected.)
-    from(Depth::Short, tree(|| json!({ "path": "/chardevs" }), Kind::Chardev, devices)),
-    from(Depth::Short, plain("query-block", Kind::Drive, drives)),
+    from(Depth::Short, tree(|| json!({ "path": "/chardevs" }), Setting::Chardev, devices)),
+    from(Depth::Short, plain("query-block", Setting::Drive, drives)),
     Question {
         command: "query-named-block-nodes",
         arguments: || json!({ "flat": true }),
-        kind: Kind::Node,
+        kind: Setting::Node,
         parse: nodes,
         from: Depth::Whole,
     },
-    plain("query-jobs", Kind::Job, jobs),
-    plain("query-block-exports", Kind::Export, exports),
+    plain("query-jobs", Setting::Job, jobs),
+    plain("query-block-exports", Setting::Export, exports),
     Question {
         command: "human-monitor-command",
         arguments: || json!({ "command-line": "info network" }),
-        kind: Kind::Network,
+        kind: Setting::Network,
         parse: networks,
         from: Depth::Short,
     },
@@ -130,7 +130,7 @@ impl Snapshot {
     }
 
     /// What several questions find of one kind is one list.
-    fn add(&mut self, kind: Kind, things: Things) {
+    fn add(&mut self, kind: Setting, things: Things) {
         self.kinds.entry(kind).or_default().extend(things.into_iter().take(MOST));
     }
 }

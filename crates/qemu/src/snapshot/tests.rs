@@ -1,9 +1,9 @@
 //! Tables: what counts as a change of a VM, and what does not.
 
 use super::*;
-use Kind::*;
+use Setting::*;
 
-fn of(run_state: &str, things: &[(Kind, &str, &str)]) -> Snapshot {
+fn of(run_state: &str, things: &[(Setting, &str, &str)]) -> Snapshot {
     let mut taken = Snapshot { run_state: run_state.to_owned(), ..Snapshot::default() };
     for kind in [Migration, Blocker, Device, Drive, Node, Job, Export, Cpu] {
         taken.kinds.insert(kind, BTreeMap::new());
@@ -16,7 +16,7 @@ fn of(run_state: &str, things: &[(Kind, &str, &str)]) -> Snapshot {
 
 #[test]
 fn what_was_changed_is_told_with_what_to_do_about_it() {
-    type Things = &'static [(Kind, &'static str, &'static str)];
+    type Things = &'static [(Setting, &'static str, &'static str)];
     let table: [(Things, Things, &[&str]); 10] = [
         (&[(Device, "a", "ide-cd")], &[(Device, "a", "ide-cd")], &[]),
         (

@@ -2,14 +2,14 @@
 
 use super::{
     Vm,
-    phase::{Phase, Step},
+    phase::{Phase, Transition},
 };
 use crate::{
     launch,
     state::{self, StateError},
     tap, vhost,
 };
-use ports::{DeviceState, Ender, HasEnded, Machine, MachineError, RunState, Saved, Seen, Unheard};
+use ports::{DeviceState, Ender, HasEnded, Machine, MachineError, RunState, Saved, Unheard, VmCheck};
 use serde_json::json;
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
@@ -75,8 +75,8 @@ impl Machine for Vm {
         state::widen_heap(&mut self.qmp).map_err(|error| self.error("get ready to load", error))
     }
 
-    fn watch(&mut self) -> Result<Seen, MachineError> {
-        let Some(known) = &mut self.known else { return Ok(Seen::default()) };
+    fn watch(&mut self) -> Result<VmCheck, MachineError> {
+        let Some(known) = &mut self.known else { return Ok(VmCheck::default()) };
         known.watch(&mut self.qmp).map_err(|error| self.error("look again at", error))
     }
 
@@ -102,7 +102,7 @@ impl Machine for Vm {
 
     fn load(&mut self, state: &DeviceState) -> Result<(), MachineError> {
         let what = "load the device state of";
-        self.phase.allows(Step::Load).map_err(|why| self.error(what, why))?;
+        self.phase.allows(Transition::Load).map_err(|why| self.error(what, why))?;
         let Some(door) = self.door.take() else {
             return Err(self.error(what, "its QEMU does not wait for one"));
         };

@@ -7,7 +7,7 @@
 
 use super::{
     Vm,
-    phase::{Phase, Step},
+    phase::{Phase, Transition},
 };
 use crate::{
     flush, halt,
@@ -49,7 +49,7 @@ impl Vm {
     /// See [`ports::Machine::prepare_stop`].
     pub(super) fn get_ready_to_stop(&mut self) -> Result<RunState, MachineError> {
         let what = "get ready to stop";
-        self.phase.allows(Step::Prepare).map_err(|why| self.error(what, why))?;
+        self.phase.allows(Transition::Prepare).map_err(|why| self.error(what, why))?;
         // What is not to be found now is asked again when it is needed.
         if let Err(error) = self.private.locate(&mut self.qmp, &self.process) {
             tracing::debug!(vm = self.name(), %error, "not yet known");
@@ -72,7 +72,7 @@ impl Vm {
         if matches!(self.phase, Phase::Free) {
             self.get_ready_to_stop()?;
         }
-        self.phase.allows(Step::Stop).map_err(|why| self.error(what, why))?;
+        self.phase.allows(Transition::Stop).map_err(|why| self.error(what, why))?;
         self.stopped_at = None;
         let told = self.say_stop().map_err(|error| self.error(what, error))?;
         let ((before, heard), answered, after) = told;
@@ -104,7 +104,7 @@ impl Vm {
     /// See [`ports::Machine::save`].
     pub(super) fn save_and_freeze(&mut self) -> Result<Saved, MachineError> {
         let what = "save the device state of";
-        self.phase.allows(Step::Save).map_err(|why| self.error(what, why))?;
+        self.phase.allows(Transition::Save).map_err(|why| self.error(what, why))?;
         let Some(mut exit) = self.exit.take() else {
             return Err(self.error(what, "the guest runs; stop it first"));
         };
@@ -184,7 +184,7 @@ impl Vm {
     /// See [`ports::Machine::hold`].
     pub(super) fn hold_still(&mut self) -> Result<(), MachineError> {
         let what = "keep still";
-        self.phase.allows(Step::Hold).map_err(|why| self.error(what, why))?;
+        self.phase.allows(Transition::Hold).map_err(|why| self.error(what, why))?;
         let failed = match &mut self.phase {
             Phase::Frozen { turns, hold, .. } => {
                 let still = || match self.process.stood_still_since(turns) {

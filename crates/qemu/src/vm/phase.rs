@@ -33,7 +33,7 @@ pub(super) enum Phase {
 
 /// What is done to it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Step {
+pub(super) enum Transition {
     /// `prepare_stop`.
     Prepare,
     /// `stop`.
@@ -48,24 +48,25 @@ pub(super) enum Step {
 
 impl Phase {
     /// Whether that may be done now. Giving the guest back is allowed at any time.
-    pub(super) fn allows(&self, step: Step) -> Result<(), &'static str> {
+    pub(super) fn allows(&self, step: Transition) -> Result<(), &'static str> {
         match (step, self) {
-            (Step::Prepare, Self::Free | Self::Ready)
-            | (Step::Stop, Self::Ready)
-            | (Step::Save, Self::Stopped { paused: true, .. })
-            | (Step::Hold, Self::Frozen { .. })
-            | (Step::Load, Self::Free) => Ok(()),
-            (Step::Save | Step::Hold, Self::Free | Self::Ready | Self::Stopped { paused: false, .. }) => {
-                Err("the guest runs; stop it first")
-            }
-            (Step::Hold, Self::Stopped { .. }) => Err("its device state is not saved"),
-            (Step::Save, Self::Frozen { .. }) => Err("its device state is saved already"),
-            (Step::Load, Self::Ready | Self::Stopped { .. } | Self::Frozen { .. }) => {
+            (Transition::Prepare, Self::Free | Self::Ready)
+            | (Transition::Stop, Self::Ready)
+            | (Transition::Save, Self::Stopped { paused: true, .. })
+            | (Transition::Hold, Self::Frozen { .. })
+            | (Transition::Load, Self::Free) => Ok(()),
+            (
+                Transition::Save | Transition::Hold,
+                Self::Free | Self::Ready | Self::Stopped { paused: false, .. },
+            ) => Err("the guest runs; stop it first"),
+            (Transition::Hold, Self::Stopped { .. }) => Err("its device state is not saved"),
+            (Transition::Save, Self::Frozen { .. }) => Err("its device state is saved already"),
+            (Transition::Load, Self::Ready | Self::Stopped { .. } | Self::Frozen { .. }) => {
                 Err("it has a guest of its own")
             }
-            (Step::Stop, Self::Free) => Err("it is not ready for that"),
+            (Transition::Stop, Self::Free) => Err("it is not ready for that"),
             (_, Self::Loaded) => Err("a device state is loaded, and its guest has not gone on"),
-            (Step::Prepare | Step::Stop, Self::Stopped { .. } | Self::Frozen { .. }) => {
+            (Transition::Prepare | Transition::Stop, Self::Stopped { .. } | Self::Frozen { .. }) => {
                 Err("it is stopped already")
             }
         }
@@ -92,14 +93,16 @@ mod tests {
     fn each_step_has_its_time() {
         let at = |paused| Phase::Stopped { paused, since: 7 };
         let table = [
-            (Phase::Free, vec![Step::Prepare, Step::Load], None),
-            (Phase::Ready, vec![Step::Prepare, Step::Stop], None),
+            (Phase::Free, vec![Transition::Prepare, Transition::Load], None),
+            (Phase::Ready, vec![Transition::Prepare, Transition::Stop], None),
             (at(false), vec![], Some(7)),
-            (at(true), vec![Step::Save], Some(7)),
+            (at(true), vec![Transition::Save], Some(7)),
             (Phase::Loaded, vec![], None),
         ];
         for (phase, allowed, since) in table {
-            for step in [Step::Prepare, Step::Stop, Step::Save, Step::Hold, Step::Load] {
+            for step in
+                [Transition::Prepare, Transition::Stop, Transition::Save, Transition::Hold, Transition::Load]
+            {
                 assert_eq!(phase.allows(step).is_ok(), allowed.contains(&step), "{step:?} in {phase:?}");
             }
             assert_eq!(phase.since(), since);

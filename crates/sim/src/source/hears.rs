@@ -4,14 +4,14 @@
 use super::{Departure, Do, Heard, Saving, pages, short};
 use crate::{
     driver::Driver,
-    fault::Fault,
     link::Side,
     pages::Pages,
+    planted::PlantedBug,
     record::Answer,
     world::{Timer, World, say},
 };
 use proto::{
-    LinkEvent, SourceAct, SourceEnd, SourceEvent,
+    LinkEvent, SourceEffect, SourceEnd, SourceEvent,
     control::{self, Kind},
     outlives_link,
 };
@@ -19,15 +19,15 @@ use proto::{
 impl World {
     /// What was heard (`SourceDriver::look_at`, `hear`, `saved`).
     pub(super) fn source_hears(&mut self, heard: Heard) {
-        let no_barrier = self.has(Fault::NoBarrier);
-        let forgetful = self.has(Fault::WritesOfSaveForgotten);
-        let hasty = self.has(Fault::ForgetBeforeSettled);
-        let late = self.has(Fault::CommitHeardTooLate);
-        let believed = self.has(Fault::OldStateBelieved);
+        let no_barrier = self.has(PlantedBug::NoBarrier);
+        let forgetful = self.has(PlantedBug::WritesOfSaveForgotten);
+        let hasty = self.has(PlantedBug::ForgetBeforeSettled);
+        let late = self.has(PlantedBug::CommitHeardTooLate);
+        let believed = self.has(PlantedBug::OldStateBelieved);
         let Some(work) = self.source.work.as_deref_mut() else { return };
         match heard {
             // Taken for granted when the round was sent.
-            Heard::Said(_, kind) if no_barrier && matches!(kind.0, Kind::RoundLanded(_)) => {}
+            Heard::Said(_, kind) if no_barrier && matches!(kind.0, Kind::RoundReceived(_)) => {}
             Heard::Said(conn, mut kind) => {
                 let current = work.control == Some(conn);
                 if !current && !outlives_link(&kind.0) {
@@ -38,8 +38,10 @@ impl World {
                 }
                 let Some(work) = self.source.work.as_deref_mut() else { return };
                 match &kind.0 {
-                    Kind::StillOwed(still) => work.owed = still.blocks.first().map_or(work.owed, pages),
-                    Kind::RoundLanded(landed) if landed.round == work.round => {
+                    Kind::StillMissing(still) => {
+                        work.missing = still.blocks.first().map_or(work.missing, pages)
+                    }
+                    Kind::RoundReceived(received) if received.round == work.round => {
                         work.unacknowledged = Pages::default();
                     }
                     _ => {}
@@ -47,8 +49,8 @@ impl World {
                 let committed = matches!(kind.0, Kind::Committed(_));
                 work.event(SourceEvent::Message(kind.0));
                 if late && committed && work.control.is_none() {
-                    for act in work.todo.iter_mut().filter(|act| act.0 == SourceAct::Reconnect) {
-                        act.0 = SourceAct::ServeOwed;
+                    for effect in work.todo.iter_mut().filter(|effect| effect.0 == SourceEffect::Reconnect) {
+                        effect.0 = SourceEffect::ServeMissing;
                     }
                 }
                 if hasty && committed {
@@ -72,12 +74,12 @@ impl World {
                     let before = work.parts;
                     work.parts |= 1 << stream;
                     if work.parts != before {
-                        self.round_is_shipped();
+                        self.round_is_sent();
                     }
                 }
             }
             // Of a pause that came to nothing.
-            Heard::Saved(pause, _) if pause != work.pauses_in_vain && !believed => {}
+            Heard::Saved(pause, _) if pause != work.aborted_pauses && !believed => {}
             Heard::Saved(_, true) => match &mut self.qemus[0].tracked {
                 Some(written) => {
                     let written = std::mem::take(written);
@@ -114,13 +116,13 @@ impl World {
 
     /// The thread that saves the device state (`Machine::save`): devices may still write to guest memory.
     pub fn source_saves(&mut self) {
-        let disks_stay = self.has(Fault::DisksStayActive);
+        let disks_stay = self.has(PlantedBug::DisksStayActive);
         let changed = self.has_changed();
         let Some(work) = self.source.work.as_deref_mut() else { return };
         let qemu = &mut self.qemus[0];
         if !qemu.alive || (changed && work.saving == Some(Saving::Begun)) || std::mem::take(&mut work.fails) {
             work.saving = None;
-            return work.heard.push_back(Heard::Saved(work.pauses_in_vain, false));
+            return work.heard.push_back(Heard::Saved(work.aborted_pauses, false));
         }
         if work.saving == Some(Saving::Begun) {
             work.saving = Some(Saving::Wrote);
@@ -144,7 +146,7 @@ impl World {
         qemu.has_disk &= disks_stay || qemu.runs();
         let unchanged = self.freezes() && !changed;
         let Some(work) = self.source.work.as_deref_mut() else { return };
-        work.heard.push_back(Heard::Saved(work.pauses_in_vain, unchanged));
+        work.heard.push_back(Heard::Saved(work.aborted_pauses, unchanged));
         say!(self, "source: device state saved");
     }
 
@@ -170,18 +172,18 @@ impl World {
     pub(super) fn source_runs_on(&mut self) {
         /// A guest that was stopped so often in vain is not stopped once more.
         const IN_VAIN: u8 = 3;
-        let forgetful = self.has(Fault::WritesLostByRunningOn);
+        let forgetful = self.has(PlantedBug::WritesLostByRunningOn);
         let qemu = &mut self.qemus[0];
         let Some(work) = self.source.work.as_deref_mut() else { return };
         if !qemu.alive || std::mem::take(&mut work.refuses) {
             return work.broke("let the guest run on");
         }
         (work.stopped, work.saved) = (false, false);
-        work.pauses_in_vain += 1;
+        work.aborted_pauses += 1;
         if forgetful {
             qemu.tracked = Some(Pages::default());
         }
-        let too_often = work.pauses_in_vain > IN_VAIN;
+        let too_often = work.aborted_pauses > IN_VAIN;
         self.as_it_was();
         if too_often && let Some(work) = self.source.work.as_deref_mut() {
             // Once that is in the journal.
@@ -196,7 +198,8 @@ impl World {
         }
         let Some(work) = self.source.work.as_deref() else { return };
         let lost = work.begun && work.control.is_none() && end != SourceEnd::Completed;
-        let calls = lost && self.setup.rejoin && (!work.stopped || self.has(Fault::CallsOffWithoutGuest));
+        let calls =
+            lost && self.setup.rejoin && (!work.stopped || self.has(PlantedBug::CallsOffWithoutGuest));
         self.source_hangs_up();
         self.end_spool();
         self.source.work = None;

@@ -4,9 +4,9 @@
 use super::{Do, Heard, Job, Reopened, Stream, bitmap, pages, purposes};
 use crate::{
     driver::Driver,
-    fault::Fault,
     link::{Conn, Purpose, Side, Word},
     pages::{MOST, Pages, UNKNOWN},
+    planted::PlantedBug,
     printed::Printed,
     record::{Answer, Asked},
     world::{Timer, World, say},
@@ -20,16 +20,16 @@ impl World {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             let Some(work) = self.source.work.as_deref_mut() else { return };
-            for act in work.link.handle(event) {
-                say!(self, "source: link {act:?}");
-                events.extend(self.link_act(act));
+            for effect in work.link.handle(event) {
+                say!(self, "source: link {effect:?}");
+                events.extend(self.link_act(effect));
             }
         }
     }
 
-    fn link_act(&mut self, act: LinkAct) -> Option<LinkEvent> {
+    fn link_act(&mut self, effect: LinkAct) -> Option<LinkEvent> {
         let unreached = || LinkEvent::Unreached(proto::Answer::None, "nobody answers".into());
-        match act {
+        match effect {
             LinkAct::HangUp => {
                 self.call_off(Timer::Patience(Side::Source));
                 self.source_hangs_up();
@@ -54,8 +54,8 @@ impl World {
             }
             LinkAct::Tell(event) => {
                 self.nothing_is_awaited();
-                if let SourceEvent::Rejoined(landed) = event {
-                    self.not_again(landed);
+                if let SourceEvent::Rejoined(received) = event {
+                    self.not_again(received);
                 }
                 self.source_event(event);
             }
@@ -133,33 +133,33 @@ impl World {
 
     /// A word of the target that only the link is interested in. Says whether it was one.
     pub(super) fn link_word(&mut self, kind: &mut Kind) -> bool {
-        let dropped = self.has(Fault::OwedDroppedOnReconnect);
+        let dropped = self.has(PlantedBug::MissingDroppedOnReconnect);
         let Some(work) = self.source.work.as_deref_mut() else { return true };
         let first = work.link.awaits_word();
         let event = match kind {
-            Kind::Landed(landed) if first => {
-                work.landed = landed.blocks.first().map_or(Pages::default(), pages);
-                LinkEvent::Landed(landed.round, work.landed.iter().count() as u64)
+            Kind::Received(received) if first => {
+                work.received = received.blocks.first().map_or(Pages::default(), pages);
+                LinkEvent::Received(received.round, work.received.iter().count() as u64)
             }
-            Kind::StillOwed(still) if first => {
+            Kind::StillMissing(still) if first => {
                 if dropped {
-                    still.blocks = vec![bitmap(work.owing)];
+                    still.blocks = vec![bitmap(work.to_push)];
                 }
-                work.owed = still.blocks.first().map_or(work.owed, pages);
-                LinkEvent::Lacking
+                work.missing = still.blocks.first().map_or(work.missing, pages);
+                LinkEvent::NowMissing
             }
             Kind::Settled(_) if first => LinkEvent::Settled,
             Kind::StreamLost(lost) if (lost.stream as usize) < work.streams.len() => {
                 LinkEvent::StreamLost(lost.stream, "the target has lost it".into())
             }
-            Kind::StreamBack(back) => {
+            Kind::StreamReopened(back) => {
                 let stream = back.stream;
                 let mut reopened = work.reopened.iter_mut();
                 let Some(reopened) = reopened.find(|reopened| u32::from(reopened.stream) == stream) else {
                     return true;
                 };
                 reopened.back = Some(Printed(std::mem::take(back)));
-                LinkEvent::StreamBack(stream)
+                LinkEvent::StreamReopened(stream)
             }
             _ => return false,
         };
@@ -189,7 +189,7 @@ impl World {
         for purpose in purposes(&self.setup) {
             let Some(id) = self.dial(purpose) else { return self.streams_failed() };
             match purpose {
-                Purpose::Fault => answering = Some(id),
+                Purpose::PlantedBug => answering = Some(id),
                 _ => {
                     streams.push(Stream { conn: id, job: Job::Rest, mine: Pages::default(), ended: false });
                 }
@@ -214,11 +214,11 @@ impl World {
         }
         // Over these connections nothing was sent yet. A target to which nothing ever was is blank; of what
         // else it has, nothing is known.
-        let blank = work.round == 0 || self.fault == Some(Fault::SentTakenForBlank);
-        if self.fault != Some(Fault::SentKept) || blank {
+        let blank = work.round == 0 || self.bug == Some(PlantedBug::SentTakenForBlank);
+        if self.bug != Some(PlantedBug::SentKept) || blank {
             work.sent = [if blank { 0 } else { UNKNOWN }; MOST];
         }
-        work.owing = Pages::default();
+        work.to_push = Pages::default();
         self.source_link(LinkEvent::Opened);
     }
 
@@ -238,20 +238,20 @@ impl World {
     }
 
     /// The link is back, and so are the streams (`not_again`).
-    fn not_again(&mut self, landed: u32) {
-        let nothing = self.has(Fault::RestNotSent);
-        let believed = self.has(Fault::UnsureCountsAsLanded);
+    fn not_again(&mut self, received: u32) {
+        let nothing = self.has(PlantedBug::RestNotSent);
+        let believed = self.has(PlantedBug::UnsureCountsAsReceived);
         let Some(work) = self.source.work.as_deref_mut() else { return };
-        let has = std::mem::take(&mut work.landed);
+        let has = std::mem::take(&mut work.received);
         let unsure = std::mem::take(&mut work.spooling.unsure);
-        match Rest::of(work.round, landed) {
+        match Rest::of(work.round, received) {
             Rest::OfFile if believed => {}
             Rest::OfFile => work.dirty = work.dirty.or(unsure),
             Rest::Part if nothing => work.set = Pages::default(),
             Rest::Part => work.set = work.set.less(has),
             Rest::Whole => {}
         }
-        work.unacknowledged = if landed < work.round { work.set } else { Pages::default() };
+        work.unacknowledged = if received < work.round { work.set } else { Pages::default() };
     }
 
     /// Asks the record: over a connection of its own, or elsewhere.
@@ -288,7 +288,7 @@ impl World {
     /// The record has answered, or will not.
     pub fn source_is_answered(&mut self) {
         self.call_off(Timer::Patience(Side::Source));
-        let impatient = self.has(Fault::TimeoutDecides);
+        let impatient = self.has(PlantedBug::TimeoutDecides);
         let Some(work) = self.source.work.as_deref_mut() else { return };
         let mut answer = work.answer.take().unwrap_or(Answer::Unknown);
         let asking = work.asking.take();

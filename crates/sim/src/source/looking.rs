@@ -4,9 +4,9 @@
 use super::{Departure, Do};
 use crate::{
     driver::Driver,
-    fault::Fault,
     link::Side,
     outside::News,
+    planted::PlantedBug,
     qemu::{Run, Theirs, Was},
     watchdog::Word::Pausing,
     world::{World, say},
@@ -16,7 +16,7 @@ impl World {
     /// How the guest is before it is stopped, for the journal. It can be another way by then.
     pub(super) fn look_at_run_state(&mut self) {
         let run = self.qemus[0].run;
-        let assumed = self.has(Fault::RunStateAssumed);
+        let assumed = self.has(PlantedBug::RunStateAssumed);
         if let Some(work) = self.source.work.as_deref_mut() {
             work.was = if run.stands_still() && !assumed { Was::Stood } else { Was::Ran };
         }
@@ -24,9 +24,9 @@ impl World {
 
     /// `stop`, which tells how the guest was.
     pub(super) fn source_stops(&mut self) {
-        let assumed = self.has(Fault::RunStateAssumed);
-        let zombie = self.has(Fault::EndedGuestCarried);
-        let early = self.has(Fault::RunStateReadEarly);
+        let assumed = self.has(PlantedBug::RunStateAssumed);
+        let zombie = self.has(PlantedBug::EndedGuestCarried);
+        let early = self.has(PlantedBug::RunStateReadEarly);
         let qemu = &mut self.qemus[0];
         let Some(work) = self.source.work.as_deref_mut() else { return };
         if !qemu.alive {
@@ -63,8 +63,8 @@ impl World {
     /// device state is saved and after it.
     pub(super) fn has_changed(&mut self) -> bool {
         let qemu = &self.qemus[0];
-        let changed = qemu.config != 0 && !self.has(Fault::ConfigNotLookedAt);
-        let theirs = qemu.theirs != Theirs::None && !self.has(Fault::TheirMigrationIgnored);
+        let changed = qemu.config != 0 && !self.has(PlantedBug::ConfigNotLookedAt);
+        let theirs = qemu.theirs != Theirs::None && !self.has(PlantedBug::TheirMigrationIgnored);
         if changed || theirs {
             say!(self, "source: the VM has changed");
         }
@@ -75,9 +75,9 @@ impl World {
     /// nothing has happened to it since our `stop`, by all that its events have told: nothing happens any
     /// more.
     pub(super) fn freezes(&mut self) -> bool {
-        let ignored = self.has(Fault::TheirMigrationIgnored);
-        let late = self.has(Fault::FrozenAfterPermit) || self.has(Fault::NotFrozen);
-        let looks_away = self.has(Fault::EventsNotLookedAt);
+        let ignored = self.has(PlantedBug::TheirMigrationIgnored);
+        let late = self.has(PlantedBug::FrozenAfterAuthorization) || self.has(PlantedBug::NotFrozen);
+        let looks_away = self.has(PlantedBug::EventsNotLookedAt);
         let qemu = &mut self.qemus[0];
         (qemu.frozen, qemu.woken) = (!late, false);
         let told = qemu.told.any_of(&[News::RESUMED, News::RESET, News::CHANGED, News::LEFT])
@@ -87,8 +87,8 @@ impl World {
 
     /// Before the promise (`Machine::hold`).
     pub(super) fn hold_frozen(&mut self) {
-        let late = self.has(Fault::FrozenAfterPermit) || self.has(Fault::NotFrozen);
-        let (blind, free) = (self.has(Fault::SignalNotSeen), self.has(Fault::NotHeld));
+        let late = self.has(PlantedBug::FrozenAfterAuthorization) || self.has(PlantedBug::NotFrozen);
+        let (blind, free) = (self.has(PlantedBug::SignalNotSeen), self.has(PlantedBug::NotHeld));
         let qemu = &mut self.qemus[0];
         let gone = !qemu.alive;
         let still = late || blind || (qemu.frozen && !qemu.woken);
@@ -102,9 +102,9 @@ impl World {
     /// An event of QEMU's.
     pub(super) fn hear_qemu(&mut self, news: News) {
         let left = news.any_of(&[News::LEFT]) && self.qemus[0].alive;
-        let ignored = news.any_of(&[News::MIGRATES]) && self.has(Fault::TheirMigrationIgnored)
-            || left && self.has(Fault::EndedGuestCarried);
-        let deaf = self.has(Fault::EventsNotLookedAt);
+        let ignored = news.any_of(&[News::MIGRATES]) && self.has(PlantedBug::TheirMigrationIgnored)
+            || left && self.has(PlantedBug::EndedGuestCarried);
+        let deaf = self.has(PlantedBug::EventsNotLookedAt);
         let Some(work) = self.source.work.as_deref_mut() else { return };
         let ignored = ignored || (deaf && work.stopped);
         let before = work.machine.as_ref().is_some_and(|machine| machine.cancellable());
@@ -117,8 +117,8 @@ impl World {
     /// The guest is on this side again, and runs if it ran before our `stop`; unless it does already, or
     /// others have done with it what they wanted.
     pub(super) fn as_it_was(&mut self) {
-        let regardless = self.has(Fault::PausedSetRunning);
-        let there_too = self.has(Fault::PostmigrateResumed);
+        let regardless = self.has(PlantedBug::PausedSetRunning);
+        let there_too = self.has(PlantedBug::PostmigrateResumed);
         let qemu = &self.qemus[0];
         let Some(work) = self.source.work.as_deref() else { return };
         let ran = work.was == Was::Ran || regardless;

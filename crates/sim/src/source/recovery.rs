@@ -3,8 +3,8 @@
 
 use super::{Departure, Do, Heard, Work};
 use crate::{
-    fault::Fault,
     link::Side,
+    planted::PlantedBug,
     printed::Printed,
     record::Answer,
     world::{Timer, World, say},
@@ -27,20 +27,20 @@ impl World {
         say!(self, "source: recovery finds {state:?}");
         self.state_is_not_recorded();
         let mut work = Work::new(None);
-        if let Departure::Pausing(was) | Departure::Promised(was) = state
-            && !self.has(Fault::RecoveryForgetsRunState)
+        if let Departure::Pausing(was) | Departure::Fenced(was) = state
+            && !self.has(PlantedBug::RecoveryForgetsRunState)
         {
             work.was = was;
         }
         // Whoever finds it frozen keeps it so, whatever signals come.
         let qemu = &mut self.qemus[0];
-        qemu.held = qemu.frozen && matches!(state, Departure::Promised(_) | Departure::Gone);
+        qemu.held = qemu.frozen && matches!(state, Departure::Fenced(_) | Departure::Gone);
         match state {
             Departure::None | Departure::Settled => return self.source.work = None,
-            Departure::Promised(_) if !self.has(Fault::ResumeWithoutAsking) => {
+            Departure::Fenced(_) if !self.has(PlantedBug::ResumeWithoutAsking) => {
                 work.steps.extend([Do::Ask, Do::AwaitAnswer]);
             }
-            Departure::Pausing(_) | Departure::Promised(_) => {
+            Departure::Pausing(_) | Departure::Fenced(_) => {
                 work.steps.extend([Do::Thaw, Do::Resume, Do::Insist(Departure::None), Do::Sync]);
             }
             Departure::Gone => {
@@ -48,10 +48,10 @@ impl World {
                     // The memory that was kept here is gone.
                     return self.source.work = None;
                 }
-                let (machine, acts) = Source::after_commit();
+                let (machine, effects) = Source::after_commit();
                 work = Work::new(Some(machine));
                 work.stopped = true;
-                work.todo = acts.into_iter().map(Printed).collect();
+                work.todo = effects.into_iter().map(Printed).collect();
             }
         }
         self.source.work = Some(Box::new(work));
@@ -63,8 +63,8 @@ impl World {
         let Some(work) = self.source.work.as_deref() else { return };
         let asks = work.steps.iter().any(|step| matches!(step, Do::Ask | Do::AwaitAnswer));
         let asking = work.asks_later || asks;
-        let promised = matches!(self.source.journal.read(), Departure::Promised(_));
-        if work.machine.is_some() && asking && promised {
+        let fence_is_durable = matches!(self.source.journal.read(), Departure::Fenced(_));
+        if work.machine.is_some() && asking && fence_is_durable {
             self.source_hangs_up();
             self.call_off(Timer::Patience(Side::Source));
             self.call_off(Timer::Stall);
@@ -86,14 +86,14 @@ impl World {
             return;
         }
         let state = *self.source.journal.durable();
-        let promised = matches!(state, Departure::Promised(_));
-        if !self.up[0] || (!promised && self.source.work.is_some()) {
+        let fence_is_durable = matches!(state, Departure::Fenced(_));
+        if !self.up[0] || (!fence_is_durable && self.source.work.is_some()) {
             if state != Departure::Gone {
                 self.set(Timer::Person);
             }
             return;
         }
-        if !promised {
+        if !fence_is_durable {
             return;
         }
         let Some(work) = self.source.work.as_deref_mut() else { return };

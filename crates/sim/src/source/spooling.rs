@@ -6,9 +6,9 @@ mod spooler; // the thread that writes it
 use super::{bitmap, pages};
 use crate::{
     driver::Driver,
-    fault::Fault,
     link::{Side, Word},
     pages::Pages,
+    planted::PlantedBug,
     printed::Printed,
     setup::{Setup, Spooling as Wanted, Way},
     spool::Own,
@@ -18,7 +18,7 @@ use proto::{
     SourceEvent,
     control::{self, Kind},
 };
-use securing::{Securing, Stage};
+use securing::{Securing, SecuringPhase};
 pub(crate) use spooler::Said;
 use spooler::{Spooler, Task};
 
@@ -42,9 +42,9 @@ pub struct Spooling {
     pub left: bool,
     /// Before a strict post-copy.
     pub securing: Option<Securing>,
-    /// Pages are owed: it is a post-copy.
+    /// Pages are missing: it is a post-copy.
     pub owes: bool,
-    /// What is owed in a relaxed one is on its way into it.
+    /// What is missing in a relaxed one is on its way into it.
     pub follows: bool,
     /// Its durable end.
     pub durable: u16,
@@ -66,7 +66,7 @@ pub enum Part {
     Over,
     /// The thread takes pages.
     Busy,
-    /// It was given up: the target must say that nothing old will land any more.
+    /// It was given up: the target must say that nothing old will arrive any more.
     Stopping,
 }
 
@@ -121,7 +121,7 @@ impl World {
     /// The target's words about the file are not the machine's business (`spool_word`). Says whether it was
     /// one.
     pub(super) fn spool_word(&mut self, kind: &Kind) -> bool {
-        let hasty = self.has(Fault::StopNotAwaited);
+        let hasty = self.has(PlantedBug::StopNotAwaited);
         let Some(work) = self.source.work.as_deref_mut() else { return false };
         match kind {
             Kind::Ready(ready) => {
@@ -143,13 +143,13 @@ impl World {
             Kind::SpoolStopped(_) => {
                 if work.spooling.round == Part::Stopping && !hasty {
                     work.spooling.round = Part::Over;
-                    self.round_is_shipped();
+                    self.round_is_sent();
                 }
             }
             Kind::SpoolFailed(_) => self.spool_failed(),
-            Kind::Lacking(lacking) => {
-                let lacking = lacking.blocks.first().map_or(Pages::default(), pages);
-                work.owing = Pages(work.owing.0 & lacking.0);
+            Kind::NowMissing(missing) => {
+                let missing = missing.blocks.first().map_or(Pages::default(), pages);
+                work.to_push = Pages(work.to_push.0 & missing.0);
             }
             _ => return false,
         }
@@ -168,7 +168,7 @@ impl World {
     pub fn spool_stalls(&mut self) {
         let Some(work) = self.source.work.as_deref_mut() else { return };
         let waits = work.spooling.securing.as_ref().is_some_and(|securing| {
-            securing.unread.is_some() || matches!(securing.stage, Stage::Saved { .. })
+            securing.unread.is_some() || matches!(securing.stage, SecuringPhase::Saved { .. })
         });
         if let Some(spooler) = &mut work.spooling.spooler {
             spooler.late = spooler.now.is_some() || !spooler.jobs.is_empty();
@@ -179,18 +179,18 @@ impl World {
     }
 
     /// The round is over once all streams have sent their shares and the file's part is in the target's
-    /// memory (`shipped`).
-    pub(super) fn round_is_shipped(&mut self) {
-        let no_barrier = self.has(Fault::NoBarrier);
+    /// memory (`sent`).
+    pub(super) fn round_is_sent(&mut self) {
+        let no_barrier = self.has(PlantedBug::NoBarrier);
         let Some(work) = self.source.work.as_deref_mut() else { return };
         let all = work.parts.count_ones() as usize == work.streams.len() && !work.streams.is_empty();
         if !all || work.spooling.round != Part::Over {
             return;
         }
         let round = work.round;
-        work.event(SourceEvent::Shipped(round));
+        work.event(SourceEvent::Sent(round));
         if no_barrier {
-            work.event(SourceEvent::Message(Kind::RoundLanded(control::RoundLanded { round })));
+            work.event(SourceEvent::Message(Kind::RoundReceived(control::RoundReceived { round })));
         }
     }
 
@@ -221,8 +221,8 @@ impl World {
 
     /// The thread has something to say (`hear_spool`).
     pub(super) fn hear_spool(&mut self, turn: u8, said: Said) {
-        let forgets = self.has(Fault::ReturnedForgotten);
-        let hasty = self.has(Fault::StopNotAwaited);
+        let forgets = self.has(PlantedBug::ReturnedForgotten);
+        let hasty = self.has(PlantedBug::StopNotAwaited);
         let Some(work) = self.source.work.as_deref_mut() else { return };
         let spooling = &mut work.spooling;
         if let Said::Durable(mark, _) = said {
@@ -232,29 +232,29 @@ impl World {
             return;
         }
         match said {
-            Said::Durable(mark, land_from) => {
+            Said::Durable(mark, receive_from) => {
                 if spooling.agreed {
-                    let (land, land_from) = (land_from.is_some(), land_from.unwrap_or(0).into());
-                    let spooled = control::Spooled { land, land_from, ..so_far(mark) };
+                    let (receive, receive_from) = (receive_from.is_some(), receive_from.unwrap_or(0).into());
+                    let spooled = control::Spooled { receive, receive_from, ..so_far(mark) };
                     self.source_says(Kind::Spooled(spooled));
                 }
             }
             Said::RoundOver(returned, failed) => {
-                // Owed still (I2): nobody knows which of them the target has.
+                // Still unacknowledged (I2): nobody knows which of them the target has.
                 if !forgets {
                     work.dirty = work.dirty.or(returned);
                 }
                 spooling.unsure = Pages::default();
                 if failed {
-                    // Before anything newer is sent, nothing old may land any more (I5).
+                    // Before anything newer is sent, nothing old may arrive any more (I5).
                     spooling.round = if hasty { Part::Over } else { Part::Stopping };
                     self.lose_spool();
                     if hasty {
-                        self.round_is_shipped();
+                        self.round_is_sent();
                     }
                 } else {
                     spooling.round = Part::Over;
-                    self.round_is_shipped();
+                    self.round_is_sent();
                 }
             }
             Said::Secured => self.secured(),
@@ -273,7 +273,7 @@ impl World {
             }
             return;
         }
-        let safe = spooling.securing.as_ref().is_some_and(|securing| securing.stage == Stage::Safe);
+        let safe = spooling.securing.as_ref().is_some_and(|securing| securing.stage == SecuringPhase::Safe);
         if safe || (spooling.owes && spooling.securing.is_none()) {
             // What is in the file may be all that the target has one day: it stays.
             return;
@@ -284,11 +284,11 @@ impl World {
         }
         let Some(work) = self.source.work.as_deref_mut() else { return };
         match securing.map(|securing| securing.stage) {
-            Some(Stage::Passes) => self.decide_without(),
-            Some(Stage::Pausing | Stage::Saved { .. }) => {
+            Some(SecuringPhase::Passes) => self.decide_without(),
+            Some(SecuringPhase::Pausing | SecuringPhase::Saved { .. }) => {
                 work.broke("put what the target would lack into the spool")
             }
-            Some(Stage::Safe) | None => {}
+            Some(SecuringPhase::Safe) | None => {}
         }
     }
 
@@ -307,7 +307,7 @@ impl World {
         }
     }
 
-    /// In a relaxed post-copy nothing that is owed is in the file when the VM changes hands.
+    /// In a relaxed post-copy nothing that is missing is in the file when the VM changes hands.
     pub(super) fn announce_relaxed(&mut self) {
         let end = self.spool.appended();
         let Some(work) = self.source.work.as_deref() else { return };
@@ -316,15 +316,15 @@ impl World {
             return;
         }
         // Not what is durable: more of a round that was interrupted may become so.
-        let manifest = Some(manifest(end, work.owed, end));
+        let manifest = Some(manifest(end, work.missing, end));
         let spooled = control::Spooled { manifest, ..so_far(spooling.durable) };
         self.source_says(Kind::Spooled(spooled));
     }
 
     /// The target runs the guest: in a relaxed post-copy what it lacks goes into the file now.
-    pub(super) fn spool_owed(&mut self) {
+    pub(super) fn spool_missing(&mut self) {
         let strict = self.is_strict();
-        if self.has(Fault::SpoolEndsWithCommit) {
+        if self.has(PlantedBug::SpoolEndsWithCommit) {
             self.spool.doomed[0] = true;
         }
         let Some(work) = self.source.work.as_deref_mut() else { return };
@@ -333,7 +333,7 @@ impl World {
             return;
         }
         if !strict && !std::mem::replace(&mut work.spooling.follows, true) {
-            work.spooling.give(Task::Secure(work.owed), &mut self.timers);
+            work.spooling.give(Task::Secure(work.missing), &mut self.timers);
         }
         // A target that was reconnected to may have missed it.
         self.source_says(Kind::Spooled(so_far(durable)));
@@ -364,13 +364,13 @@ impl World {
 
     /// The target has everything, and this side knows it: what it left there for us goes.
     pub(super) fn end_targets_file(&mut self) {
-        let leaves = self.has(Fault::TargetsFileLeft);
+        let leaves = self.has(PlantedBug::TargetsFileLeft);
         let agreed = self.source.work.as_deref().is_some_and(|work| work.spooling.agreed);
         self.spool.own_doomed[0] |= agreed && !leaves && self.spool.own.is_some();
     }
 }
 
-fn manifest(floor: u16, lacking: Pages, end: u16) -> control::Manifest {
-    let lacking = if lacking.none() { vec![] } else { vec![bitmap(lacking)] };
-    control::Manifest { floor: floor.into(), lacking, end: end.into() }
+fn manifest(floor: u16, outdated: Pages, end: u16) -> control::Manifest {
+    let outdated = if outdated.none() { vec![] } else { vec![bitmap(outdated)] };
+    control::Manifest { floor: floor.into(), outdated, end: end.into() }
 }

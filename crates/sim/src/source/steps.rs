@@ -1,12 +1,12 @@
 //! The source's acts, step by step: between any two of them everything can happen. Mirrors
-//! `SourceDriver::act`.
+//! `SourceDriver::effect`.
 
 use super::{Departure, Do, bitmap};
 use crate::{
     driver::Driver,
-    fault::Fault,
     link::{Side, Word},
     pages::Pages,
+    planted::PlantedBug,
     printed::Printed,
     qemu::Was,
     watchdog::Word::{Back, Pausing},
@@ -44,14 +44,14 @@ impl World {
         match step {
             Do::Journal(state) | Do::Insist(state) => self.source.journal.write(|entry| *entry = state),
             Do::Sync => {
-                if self.fault == Some(Fault::PromiseNotSynced)
-                    && matches!(self.source.journal.read(), Departure::Promised(_))
+                if self.bug == Some(PlantedBug::FenceNotSynced)
+                    && matches!(self.source.journal.read(), Departure::Fenced(_))
                 {
                     return self.set(Timer::Lazy(Side::Source));
                 }
                 self.source.journal.sync();
                 let ran = Departure::Pausing(Was::Ran) == *self.source.journal.durable()
-                    || Departure::Promised(Was::Ran) == *self.source.journal.durable();
+                    || Departure::Fenced(Was::Ran) == *self.source.journal.durable();
                 self.ghost.unrecorded &= ran;
                 if *self.source.journal.durable() == Departure::None && work.machine.is_none() {
                     // The recovery has brought it back.
@@ -103,7 +103,7 @@ impl World {
             Do::Freeze => qemu.frozen = qemu.alive,
             Do::Hold => self.hold_frozen(),
             Do::Thaw => {
-                if self.fault != Some(Fault::NotThawed) {
+                if self.bug != Some(PlantedBug::NotThawed) {
                     self.thaw(Side::Source);
                 }
             }
@@ -113,17 +113,17 @@ impl World {
                 self.guest.wake(self.setup.busy);
                 work.event(SourceEvent::StreamsOpen);
             }
-            Do::Promised => work.event(SourceEvent::Promised),
-            Do::SayOwed => {
-                self.secure_owed();
+            Do::Fenced => work.event(SourceEvent::Fenced),
+            Do::SayMissing => {
+                self.secure_missing();
                 let Some(work) = self.source.work.as_deref_mut() else { return };
-                let owed = std::mem::take(&mut work.dirty);
-                work.owed = work.owed.or(owed);
+                let missing = std::mem::take(&mut work.dirty);
+                work.missing = work.missing.or(missing);
                 self.guest.wake(self.setup.busy);
                 let control = work.control;
-                let owed = control::Owed { blocks: vec![bitmap(owed)] };
+                let missing = control::Missing { blocks: vec![bitmap(missing)] };
                 if let Some(conn) = control.and_then(|id| self.conn(id)) {
-                    conn.say(Side::Source, Word::Say(Printed(Kind::Owed(owed))));
+                    conn.say(Side::Source, Word::Say(Printed(Kind::Missing(missing))));
                 }
             }
             Do::EndSpool => {
@@ -131,7 +131,7 @@ impl World {
                 self.end_targets_file();
             }
             Do::Resume => self.source_resumes(),
-            Do::RunOn => self.source_runs_on(),
+            Do::AbortPause => self.source_runs_on(),
             Do::TooOften => work.broke("the connection to the target"),
             Do::HangUp => self.source_hangs_up(),
             Do::Wait => {}

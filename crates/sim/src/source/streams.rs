@@ -1,12 +1,12 @@
-//! The threads that send pages. Mirrors `engine/ship.rs` and `page/refine.rs`, a page a batch.
+//! The threads that send pages. Mirrors `engine/send_round.rs` and `page/refine.rs`, a page a batch.
 
 use super::{Heard, Job, Reopened, Stream, Work, pages};
 use crate::{
-    fault::Fault,
     link::{As, Side, Word},
     pages::{Page, Pages, UNKNOWN},
+    planted::PlantedBug,
     printed::Printed,
-    world::{Weather, World, say},
+    world::{Conditions, World, say},
 };
 use proto::{Phase, Rest};
 
@@ -43,9 +43,9 @@ impl World {
                     Word::RoundEnd(work.round)
                 }
             },
-            Job::Push => match work.owing.from(work.focus) {
+            Job::Push => match work.to_push.from(work.focus) {
                 Some(page) => {
-                    work.owing.drop(page);
+                    work.to_push.drop(page);
                     work.focus = page;
                     say!(self, "stream {i}: pushes page {page}");
                     Word::Page(page, self.qemus[0].ram.at(page), plain(self.qemus[0].ram.at(page)))
@@ -63,10 +63,10 @@ impl World {
 
     /// A stream goes on over another connection (`go_on` of `engine/source/mending.rs`).
     pub(super) fn stream_goes_on(&mut self, i: u8) {
-        let forgets = self.has(Fault::StreamRestNotSent);
-        let keeps = self.has(Fault::StreamSentKept);
-        let misses = self.has(Fault::StreamMissesRound);
-        let replaces = self.has(Fault::StreamOwedReplaced);
+        let forgets = self.has(PlantedBug::StreamRestNotSent);
+        let keeps = self.has(PlantedBug::StreamSentKept);
+        let misses = self.has(PlantedBug::StreamMissesRound);
+        let replaces = self.has(PlantedBug::StreamOwedReplaced);
         let Some(work) = self.source.work.as_deref_mut() else { return };
         let Some(at) = work.reopened.iter().position(|reopened| reopened.stream == i) else { return };
         let Reopened { conn: (conn, _), back, .. } = work.reopened.remove(at);
@@ -74,7 +74,7 @@ impl World {
         let has = back.blocks.first().map_or(Pages::default(), pages);
         let mine = work.streams[usize::from(i)].mine;
         let again = match Rest::of(work.round, back.round) {
-            _ if back.owed => None,
+            _ if back.missing => None,
             Rest::OfFile => None,
             Rest::Part => Some(mine.less(has)),
             // The round has begun since the target said that.
@@ -92,13 +92,13 @@ impl World {
         work.left = work.left.or(again);
         again.iter().filter(|_| !keeps).for_each(|page| work.sent[usize::from(page)] = UNKNOWN);
         if work.machine.as_ref().is_some_and(|machine| machine.phase() == Phase::PostCopy) {
-            if back.owed {
-                work.owing = if replaces { has } else { work.owing.or(has) };
+            if back.missing {
+                work.to_push = if replaces { has } else { work.to_push.or(has) };
             }
             work.all_do(Job::Push);
         }
-        if self.ghost.weather == Weather::OneCut {
-            self.ghost.weather = Weather::OneCutWaitedFor;
+        if self.ghost.conditions == Conditions::OneCut {
+            self.ghost.conditions = Conditions::OneCutWaitedFor;
         }
     }
 
@@ -110,14 +110,14 @@ impl World {
             conn.say(Side::Source, Word::Page(page, now, plain(now)));
         }
         if let Some(work) = self.source.work.as_deref_mut() {
-            work.owing.drop(page);
+            work.to_push.drop(page);
             work.focus = page;
         }
     }
 }
 
 fn plain(page: Page) -> As {
-    if page.content == 0 { As::Zero } else { As::Plain }
+    if page.content == 0 { As::Zero } else { As::Raw }
 }
 
 /// What a page is sent as; none: the target has just that, and nothing travels.
@@ -131,11 +131,11 @@ fn refine(work: &Work, stream: usize, page: u8, now: Page, pages: u8, eager: boo
         return Some(As::Zero);
     }
     if let Some(other) = (0..pages).find(|o| *o != page && sent(*o) == now.content && may_refer(*o)) {
-        return Some(As::Known(other));
+        return Some(As::Duplicate(other));
     }
     // Every other version is similar enough to the one before it.
     if ![0, UNKNOWN].contains(&sent(page)) && now.content % 2 == 1 {
         return Some(As::Delta(sent(page)));
     }
-    Some(As::Plain)
+    Some(As::Raw)
 }

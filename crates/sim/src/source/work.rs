@@ -13,7 +13,7 @@ use crate::{
     watchdog::Word,
 };
 use proto::{
-    Link, Source, SourceAct, Step,
+    Link, NextStep, Source, SourceEffect,
     control::{self, Kind},
 };
 use std::collections::VecDeque;
@@ -27,7 +27,7 @@ pub enum Departure {
     /// The pause is ours, and this is how the guest was before.
     Pausing(Was),
     /// Only the record decides.
-    Promised(Was),
+    Fenced(Was),
     /// It is the target's.
     Gone,
     /// … and the target has all of it: the VM is forgotten here.
@@ -51,16 +51,16 @@ pub struct Work {
     /// The protocol.
     pub machine: Option<Printed<Source>>,
     /// Acts still to be done.
-    pub todo: VecDeque<Printed<SourceAct>>,
+    pub todo: VecDeque<Printed<SourceEffect>>,
     /// What is left of the act that is being done.
     pub steps: VecDeque<Do>,
     /// Signals that were not looked at yet.
     pub heard: VecDeque<Heard>,
     /// Written and not yet given to a stream.
     pub dirty: Pages,
-    /// Owed to the target.
-    pub owed: Pages,
-    /// Given to streams in rounds whose landing was not acknowledged.
+    /// Missing to the target.
+    pub missing: Pages,
+    /// Given to streams in rounds whose arriving was not acknowledged.
     pub unacknowledged: Pages,
     /// The round that is being sent.
     pub round: u32,
@@ -82,8 +82,8 @@ pub struct Work {
     pub answering: Option<u16>,
     /// What the target has in each page as far as these connections tell (`page::Sent`).
     pub sent: [u16; MOST],
-    /// What is owed and not yet taken by a stream.
-    pub owing: Pages,
+    /// What is missing and not yet taken by a stream.
+    pub to_push: Pages,
     /// Where streams go on.
     pub focus: u8,
     /// Pages are on their way.
@@ -95,7 +95,7 @@ pub struct Work {
     /// A switchover was undone: the next step may be another one.
     pub undone: bool,
     /// How many pauses came to nothing, after which the migration went on.
-    pub pauses_in_vain: u8,
+    pub aborted_pauses: u8,
     /// The thread that saves the device state: how far it is.
     pub saving: Option<Saving>,
     /// The device state.
@@ -112,14 +112,14 @@ pub struct Work {
     pub fails: bool,
     /// QEMU will refuse to let the guest run.
     pub refuses: bool,
-    /// The permit went ahead of the promise (planted fault only).
-    pub permitted_early: bool,
+    /// the authorization went ahead of the promise (planted fault only).
+    pub authorized_early: bool,
     /// What decides about its connections.
     pub link: Link,
     /// The target knows of no such migration: its answer to the source that is back.
     pub refused: bool,
-    /// What the target has of the round after those that have landed.
-    pub landed: Pages,
+    /// What the target has of the round after those that have arrived.
+    pub received: Pages,
     /// Streams that are opened again.
     pub reopened: Vec<Reopened>,
     /// The record is asked again after a while.
@@ -151,7 +151,7 @@ pub struct Reopened {
     /// Its new connection, and whether it was welcome.
     pub conn: (u16, bool),
     /// What the target says that it has.
-    pub back: Option<Printed<control::StreamBack>>,
+    pub back: Option<Printed<control::StreamReopened>>,
 }
 
 /// What a stream's thread does.
@@ -161,7 +161,7 @@ pub enum Job {
     Rest,
     /// Its share of the round.
     Round,
-    /// What is owed.
+    /// What is missing.
     Push,
 }
 
@@ -240,14 +240,14 @@ pub enum Do {
     Hold,
     /// Lets it go on.
     Thaw,
-    /// Says what is owed.
-    SayOwed,
-    /// `Promised`.
-    Promised,
+    /// Says what is missing.
+    SayMissing,
+    /// `Fenced`.
+    Fenced,
     /// Lets the guest run, and takes its pause out of the journal.
     Resume,
     /// Lets the guest run while the migration goes on.
-    RunOn,
+    AbortPause,
     /// It was stopped in vain too often.
     TooOften,
     /// Ends all connections.
@@ -280,12 +280,12 @@ impl SourceAgent {
             spool: (setup.spooling != setup::Spooling::Off).then(control::Spool::default),
             ..Default::default()
         };
-        // What is owed must be safe before the guest is stopped, and is so soonest if both ways carry it.
+        // What is missing must be safe before the guest is stopped, and is so soonest if both ways carry it.
         let strict = setup.spooling == setup::Spooling::Strict;
-        let first = if setup.way == Way::PostCopy && !strict { Step::PostCopy } else { Step::Round };
-        let (machine, acts) = Source::new(control::Hello::default(), prepare, first);
+        let first = if setup.way == Way::PostCopy && !strict { NextStep::PostCopy } else { NextStep::Round };
+        let (machine, effects) = Source::new(control::Hello::default(), prepare, first);
         let mut work = Work::new(Some(machine));
-        work.todo = acts.into_iter().map(Printed).collect();
+        work.todo = effects.into_iter().map(Printed).collect();
         work.spooling = Spooling::begin(setup);
         Self { journal: Durable::default(), work: Some(Box::new(work)), call: None }
     }
@@ -300,7 +300,7 @@ impl Work {
             steps: VecDeque::new(),
             heard: VecDeque::new(),
             dirty: Pages::default(),
-            owed: Pages::default(),
+            missing: Pages::default(),
             unacknowledged: Pages::default(),
             round: 0,
             left: Pages::default(),
@@ -312,13 +312,13 @@ impl Work {
             control: None,
             answering: None,
             sent: [0; MOST],
-            owing: Pages::default(),
+            to_push: Pages::default(),
             focus: 0,
             begun: false,
             stopped: false,
             was: Was::Ran,
             undone: false,
-            pauses_in_vain: 0,
+            aborted_pauses: 0,
             saving: None,
             state: 0,
             saved: false,
@@ -327,10 +327,10 @@ impl Work {
             answer: None,
             fails: false,
             refuses: false,
-            permitted_early: false,
+            authorized_early: false,
             link: Link::default(),
             refused: false,
-            landed: Pages::default(),
+            received: Pages::default(),
             reopened: Vec::new(),
             asks_later: false,
             hashes: Vec::new(),
@@ -340,7 +340,7 @@ impl Work {
 
     /// It was looked what the guest does, and it is not stopped yet.
     pub(crate) fn is_noting(&self) -> bool {
-        let stops_next = |act: &Printed<SourceAct>| act.0 == SourceAct::StopGuest;
+        let stops_next = |effect: &Printed<SourceEffect>| effect.0 == SourceEffect::StopGuest;
         self.steps.contains(&Do::Stop) || self.todo.front().is_some_and(stops_next)
     }
 
@@ -361,7 +361,7 @@ impl Work {
 impl Driver for Work {
     type Machine = Source;
 
-    fn machine(&mut self) -> (Option<&mut Source>, &mut VecDeque<Printed<SourceAct>>) {
+    fn machine(&mut self) -> (Option<&mut Source>, &mut VecDeque<Printed<SourceEffect>>) {
         (self.machine.as_deref_mut(), &mut self.todo)
     }
 

@@ -1,10 +1,10 @@
 //! The target's door and its connections. Mirrors `engine/accept.rs` and `engine/target/link.rs`.
 
-use super::{Heard, Session, Stage};
+use super::{Heard, Session, WritePolicy};
 use crate::{
     driver::Driver,
-    fault::Fault,
     link::{Over, Purpose, Side, Word},
+    planted::PlantedBug,
     printed::Printed,
     source::bitmap,
     world::{Timer, World, say},
@@ -28,7 +28,7 @@ impl World {
             }
             Purpose::Control => false,
             Purpose::Record => true,
-            Purpose::Data(_) | Purpose::Fault | Purpose::Resume if session => {
+            Purpose::Data(_) | Purpose::PlantedBug | Purpose::Resume if session => {
                 // Welcome only when it is in use.
                 if let Some(work) = self.target.work.as_deref_mut() {
                     work.heard.push_back(Heard::Attach(id));
@@ -36,7 +36,7 @@ impl World {
                 return;
             }
             Purpose::Resume => arrived,
-            Purpose::Data(_) | Purpose::Fault => false,
+            Purpose::Data(_) | Purpose::PlantedBug => false,
         };
         say!(self, "target: {purpose:?} is {}", if welcome { "welcome" } else { "refused" });
         let Some(conn) = self.conn(id) else { return };
@@ -62,7 +62,7 @@ impl World {
         let Some(work) = self.target.work.as_deref_mut() else { return };
         match purpose {
             Purpose::Data(stream) => self.take_stream(stream, id),
-            Purpose::Fault => {
+            Purpose::PlantedBug => {
                 work.conns.push(id);
                 work.asking_on = Some(id);
                 // First for everything that somebody waits for already.
@@ -83,7 +83,7 @@ impl World {
 
     /// Pages come over this connection from now on (`take_stream`).
     fn take_stream(&mut self, stream: u8, id: u16) {
-        let lands_on = self.has(Fault::OldStreamLandsOn);
+        let lands_on = self.has(PlantedBug::OldStreamLandsOn);
         let Some(work) = self.target.work.as_deref_mut() else { return };
         let old = work.streams.iter().position(|(known, _)| *known == stream);
         let old = old.map(|at| work.streams.swap_remove(at).1);
@@ -91,8 +91,8 @@ impl World {
         work.streams.sort_unstable();
         work.conns.retain(|conn| Some(*conn) != old || lands_on);
         work.conns.push(id);
-        let (lacks, round) = (work.stage == Stage::Lacking, work.round);
-        let pages = if lacks { work.owed } else { work.landed };
+        let (lacks, round) = (work.stage == WritePolicy::PostCopy, work.round);
+        let pages = if lacks { work.missing } else { work.received };
         if work.streams.iter().all(|(_, conn)| work.conns.contains(conn)) {
             self.call_off(Timer::Missed);
         }
@@ -101,8 +101,8 @@ impl World {
             conn.shut(Side::Target);
         }
         let blocks = vec![bitmap(pages)];
-        let back = control::StreamBack { stream: stream.into(), round, blocks, owed: lacks };
-        self.target_says(Kind::StreamBack(back));
+        let back = control::StreamReopened { stream: stream.into(), round, blocks, missing: lacks };
+        self.target_says(Kind::StreamReopened(back));
     }
 
     /// One connection that pages travel on has ended (`stream_lost`). Says whether it was one.
@@ -131,9 +131,9 @@ impl World {
 
     /// Ends all connections (`hang_up`).
     pub(super) fn target_hangs_up(&mut self) {
-        let too_early = self.has(Fault::ReceivedCountsAsLanded);
-        let land_on = self.has(Fault::OldStreamsLandOn);
-        let fence_open = self.has(Fault::FenceOpen);
+        let too_early = self.has(PlantedBug::ArrivedCountsAsReceived);
+        let land_on = self.has(PlantedBug::OldStreamsReceiveOn);
+        let fence_open = self.has(PlantedBug::FenceOpen);
         let Some(work) = self.target.work.as_deref_mut() else { return };
         work.ended = 0;
         work.asking_on = None;
@@ -142,17 +142,17 @@ impl World {
         if let Some(spool) = work.spool.as_mut().filter(|_| !fence_open) {
             spool.stop();
         }
-        if too_early && work.stage == Stage::Before {
+        if too_early && work.stage == WritePolicy::Before {
             for conn in self.conns.iter().filter(|conn| work.conns.contains(&conn.id)) {
                 let pages = conn.to[Side::Target.at()].iter();
                 pages.for_each(|word| {
                     if let Word::Page(page, ..) = word {
-                        work.landed.add(*page)
+                        work.received.add(*page)
                     }
                 });
             }
         }
-        if land_on && work.stage == Stage::Before {
+        if land_on && work.stage == WritePolicy::Before {
             if let Some(conn) = work.control.take().and_then(|id| self.conn(id)) {
                 conn.shut(Side::Target);
             }

@@ -4,9 +4,9 @@
 //! Where the record is held elsewhere, a claim may still be on its way to it when its sender has died: so a
 //! target that intended to claim asks until it knows.
 
-use super::{Do, Session, Stage, Unspool};
+use super::{Do, Session, Unspool, WritePolicy};
 use crate::{
-    fault::Fault,
+    planted::PlantedBug,
     qemu::Was,
     record::Answer,
     world::{World, say},
@@ -24,24 +24,25 @@ impl World {
         say!(self, "target: recovery finds {arrival:?}");
         let qemu = &self.qemus[1];
         let mut work = Session::new(None);
-        match (arrival.claimed, arrival.owing) {
+        match (arrival.claimed, arrival.missing) {
             (true, _) if !qemu.alive => return self.target.work = None,
             // What is present has been received: a page leaves its hole in one step.
-            (true, Some(owing)) if !owing.less(qemu.ram.present).none() => {
+            (true, Some(missing)) if !missing.less(qemu.ram.present).none() => {
                 work = Session::new(Some(Target::after_claim(control::Hello::default())));
-                work.stage = Stage::Lacking;
-                work.owed = owing.less(qemu.ram.present);
+                work.stage = WritePolicy::PostCopy;
+                work.missing = missing.less(qemu.ram.present);
                 work.watches = true;
                 work.arrived = true;
-                work.spool = arrival.spool.filter(|_| !self.has(Fault::SpoolForgotten)).map(Unspool::resume);
+                work.spool =
+                    arrival.spool.filter(|_| !self.has(PlantedBug::SpoolForgotten)).map(Unspool::resume);
                 work.steps.push_back(Do::Run);
             }
-            // Nothing is owed: whoever waits at a hole goes on, and finds zeros.
+            // Nothing is missing: whoever waits at a hole goes on, and finds zeros.
             (true, _) => {
-                work.steps.extend((!self.has(Fault::WatchLeft)).then_some(Do::Close));
+                work.steps.extend((!self.has(PlantedBug::WatchLeft)).then_some(Do::Close));
                 work.steps.extend([Do::Run, Do::Settle, Do::Sync, Do::Over]);
             }
-            (false, _) if arrival.claiming && qemu.alive && !self.has(Fault::IntentForgotten) => {
+            (false, _) if arrival.claiming && qemu.alive && !self.has(PlantedBug::IntentForgotten) => {
                 work.steps.extend([Do::Ask, Do::AwaitAnswer]);
             }
             // Whoever the record names, it cannot run here any more.

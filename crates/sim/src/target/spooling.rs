@@ -1,10 +1,10 @@
 //! The file that pages come by, too: opened, followed, recorded, lived on. Mirrors
 //! `engine/target/spooling.rs` and `engine/unspool.rs`.
 
-use super::{Heard, Stage};
+use super::{Heard, WritePolicy};
 use crate::{
-    fault::Fault,
     pages::{Page, Pages},
+    planted::PlantedBug,
     printed::Printed,
     source::{bitmap, pages},
     spool::{Extent, Own},
@@ -24,8 +24,8 @@ pub struct SpoolRecord {
     pub floor: u16,
     /// Extents that there were when the VM changed hands.
     pub end: u16,
-    /// Owed pages of which only later extents count.
-    pub lacking: Pages,
+    /// Missing pages of which only later extents count.
+    pub outdated: Pages,
 }
 
 /// How far the recording of it is.
@@ -45,7 +45,7 @@ pub enum SpoolRecording {
 pub struct Unspool {
     /// What it is told.
     words: VecDeque<Word>,
-    /// What it follows: up to where, from which extent on that lands, since which turn of the fence.
+    /// What it follows: up to where, from which extent on that arrives, since which turn of the fence.
     follows: Option<(u16, Option<u16>, u8)>,
     /// The file is open.
     reader: bool,
@@ -100,7 +100,7 @@ impl Unspool {
         Self { manifest: Some(record), opens: true, known: true, ..Self::default() }
     }
 
-    /// Nothing of which the source has spoken until now will land any more.
+    /// Nothing of which the source has spoken until now will arrive any more.
     pub fn stop(&mut self) {
         self.fence += 1;
     }
@@ -123,16 +123,16 @@ impl Unspool {
     }
 
     /// Where the version of a page is that the guest had when it was stopped.
-    fn current(&self, page: u8, fault: Option<Fault>) -> Option<u16> {
+    fn current(&self, page: u8, bug: Option<PlantedBug>) -> Option<u16> {
         let manifest = self.manifest?;
-        let since = match fault {
-            Some(Fault::FloorIgnored) => 0,
-            Some(Fault::GapBelieved) if !manifest.lacking.has(page) => manifest.floor,
-            _ if manifest.lacking.has(page) => manifest.end,
+        let since = match bug {
+            Some(PlantedBug::FloorIgnored) => 0,
+            Some(PlantedBug::GapBelieved) if !manifest.outdated.has(page) => manifest.floor,
+            _ if manifest.outdated.has(page) => manifest.end,
             _ => self.from,
         };
         let readable = |sequence: &u16| !self.unreadable.contains(sequence);
-        let falls_back = fault == Some(Fault::OlderVersionTaken);
+        let falls_back = bug == Some(PlantedBug::OlderVersionTaken);
         let mut versions =
             self.index.iter().rev().filter(|(_, of)| *of == page).map(|(sequence, _)| *sequence);
         let newest = if falls_back { versions.find(readable) } else { versions.next() };
@@ -140,9 +140,9 @@ impl Unspool {
     }
 
     /// Of these pages, those that the file has for certain.
-    fn has(&self, owed: Pages, fault: Option<Fault>) -> Pages {
+    fn has(&self, missing: Pages, bug: Option<PlantedBug>) -> Pages {
         let mut has = Pages::default();
-        owed.iter().filter(|page| self.current(*page, fault).is_some()).for_each(|page| has.add(page));
+        missing.iter().filter(|page| self.current(*page, bug).is_some()).for_each(|page| has.add(page));
         has
     }
 }
@@ -162,19 +162,19 @@ impl World {
 
     /// The source says how far its file is (`spooled`).
     pub(super) fn spooled(&mut self, conn: u16, spooled: &control::Spooled) {
-        let open = self.has(Fault::FenceOpen);
-        let late = self.has(Fault::SpoolNotRecorded);
+        let open = self.has(PlantedBug::FenceOpen);
+        let late = self.has(PlantedBug::SpoolNotRecorded);
         let Some(work) = self.target.work.as_deref_mut() else { return };
         if work.control != Some(conn) && !open {
             // Of a connection that is lost: what it tells of is sent anew, and may be newer there (I5).
             return;
         }
         let Some(spool) = &mut work.spool else { return };
-        let land_from = spooled.land.then_some(spooled.land_from as u16);
-        spool.words.push_back(Word::Durable(spooled.extents as u16, land_from, spool.fence));
+        let receive_from = spooled.receive.then_some(spooled.receive_from as u16);
+        spool.words.push_back(Word::Durable(spooled.extents as u16, receive_from, spool.fence));
         let Some(manifest) = &spooled.manifest else { return };
-        let lacking = manifest.lacking.first().map_or(Pages::default(), pages);
-        let record = SpoolRecord { floor: manifest.floor as u16, end: manifest.end as u16, lacking };
+        let outdated = manifest.outdated.first().map_or(Pages::default(), pages);
+        let record = SpoolRecord { floor: manifest.floor as u16, end: manifest.end as u16, outdated };
         spool.words.push_back(Word::Manifest(record));
         spool.known = true;
         let asked = SpoolRecording::Asked(record);
@@ -188,11 +188,11 @@ impl World {
     /// The thread has something to say (`hear_spool`).
     pub(super) fn hear_unspooled(&mut self, said: Unspooled) {
         let Some(work) = self.target.work.as_deref_mut() else { return };
-        let owed = work.owed;
+        let missing = work.missing;
         let kind = match said {
             Unspooled::Taken(extents) => Kind::SpoolTaken(control::SpoolTaken { extents: extents.into() }),
             Unspooled::Failed => Kind::SpoolFailed(control::SpoolFailed::default()),
-            Unspooled::Placed => Kind::Lacking(control::Lacking { blocks: vec![bitmap(owed)] }),
+            Unspooled::Placed => Kind::NowMissing(control::NowMissing { blocks: vec![bitmap(missing)] }),
         };
         self.target_says(kind);
     }
@@ -230,32 +230,32 @@ impl World {
             || (spool.placing
                 && spool.manifest.is_some()
                 && (spool.untold > 0
-                    || !spool.has(work.owed, self.fault).none()
-                    || (spool.reader && !work.owed.none() && self.explored(spool).is_some())))
+                    || !spool.has(work.missing, self.bug).none()
+                    || (spool.reader && !work.missing.none() && self.explored(spool).is_some())))
     }
 
     /// What is in the file beyond what the source has told of.
     fn explored(&self, spool: &Unspool) -> Option<Extent> {
-        let believed = self.has(Fault::TornForWhole);
+        let believed = self.has(PlantedBug::TornForWhole);
         let there = |next| self.spool.extent(next).filter(|extent| extent.whole || believed);
         there(spool.next).or_else(|| (spool.next..spool.durable).find_map(there))
     }
 
     /// It does one thing.
     pub fn reader_moves(&mut self) {
-        let (fault, believed) = (self.fault, self.has(Fault::TornForWhole));
+        let (bug, believed) = (self.bug, self.has(PlantedBug::TornForWhole));
         let Some(work) = self.target.work.as_deref_mut() else { return };
-        let owed = work.owed;
+        let missing = work.missing;
         let Some(spool) = &mut work.spool else { return };
         if spool.opens {
             return self.reopen();
         }
-        if let Some((extents, land_from, turn)) = spool.follows {
-            return self.follow(extents, land_from, turn);
+        if let Some((extents, receive_from, turn)) = spool.follows {
+            return self.follow(extents, receive_from, turn);
         }
         match spool.words.pop_front() {
-            Some(Word::Durable(extents, land_from, turn)) => {
-                spool.follows = Some((extents, land_from, turn));
+            Some(Word::Durable(extents, receive_from, turn)) => {
+                spool.follows = Some((extents, receive_from, turn));
                 spool.durable = spool.durable.max(extents);
                 // It is opened anew.
                 self.spool.unlinked = None;
@@ -277,10 +277,10 @@ impl World {
             return work.heard.push_back(Heard::Unspooled(Unspooled::Placed));
         }
         // First what somebody waits for, then from the end downwards.
-        let has = spool.has(owed, fault);
+        let has = spool.has(missing, bug);
         let waits = self.qemus[1].waits_for.filter(|page| has.has(*page));
         if let Some(page) = waits.or(has.highest()) {
-            let Some(sequence) = spool.current(page, fault) else { return };
+            let Some(sequence) = spool.current(page, bug) else { return };
             if std::mem::take(&mut self.spool.fails[1]) {
                 // It is tried again.
                 say!(self, "target: the spool cannot be read");
@@ -319,7 +319,7 @@ impl World {
 
     /// Opens the file that was recorded, and looks through it.
     fn reopen(&mut self) {
-        let believed = self.has(Fault::TornForWhole);
+        let believed = self.has(PlantedBug::TornForWhole);
         let fails = std::mem::take(&mut self.spool.fails[1]);
         let Some(spool) = self.target.work.as_deref_mut().and_then(|work| work.spool.as_mut()) else {
             return;
@@ -346,11 +346,11 @@ impl World {
     }
 
     /// Reads one more of what the source has written.
-    fn follow(&mut self, extents: u16, land_from: Option<u16>, turn: u8) {
-        let open = self.has(Fault::FenceOpen) || self.has(Fault::SpoolStopIgnored);
-        let all = self.has(Fault::LandsFromAnywhere);
-        let believed = self.has(Fault::TornForWhole);
-        let indexed = self.has(Fault::FloorIgnored);
+    fn follow(&mut self, extents: u16, receive_from: Option<u16>, turn: u8) {
+        let open = self.has(PlantedBug::FenceOpen) || self.has(PlantedBug::SpoolStopIgnored);
+        let all = self.has(PlantedBug::LandsFromAnywhere);
+        let believed = self.has(PlantedBug::TornForWhole);
+        let indexed = self.has(PlantedBug::FloorIgnored);
         let Some(work) = self.target.work.as_deref_mut() else { return };
         let Some(spool) = &mut work.spool else { return };
         if spool.next >= extents {
@@ -368,20 +368,20 @@ impl World {
         };
         let sequence = spool.next;
         spool.next += 1;
-        if land_from.is_none() || indexed {
+        if receive_from.is_none() || indexed {
             spool.index.push((sequence, extent.page));
         }
         let lands = |from: u16| (sequence >= from || all) && (spool.fence == turn || open);
-        if land_from.is_some_and(lands) {
-            self.land_spooled(extent);
+        if receive_from.is_some_and(lands) {
+            self.receive_spooled(extent);
         }
     }
 
-    /// A page of a round, before anything runs here (`Landing::land_spooled`).
-    fn land_spooled(&mut self, extent: Extent) {
+    /// A page of a round, before anything runs here (`PageReceiver::receive_spooled`).
+    fn receive_spooled(&mut self, extent: Extent) {
         let Some(work) = self.target.work.as_deref_mut() else { return };
         let (page, now) = (extent.page, extent.unsealed());
-        if work.stage != Stage::Before {
+        if work.stage != WritePolicy::Before {
             if let Some(spool) = &mut work.spool {
                 spool.follows = None;
             }
@@ -408,17 +408,17 @@ impl World {
         }
     }
 
-    /// A page that is owed (`Landing::place_spooled`).
+    /// A page that is missing (`PageReceiver::place_spooled`).
     fn place_spooled(&mut self, page: u8, now: Page) {
         let Some(work) = self.target.work.as_deref_mut() else { return };
-        if work.stage != Stage::Lacking || !work.owed.has(page) {
+        if work.stage != WritePolicy::PostCopy || !work.missing.has(page) {
             return;
         }
         say!(self, "target: page {page} of the spool is placed");
         self.qemus[1].place(page, now);
         work.asked.drop(page);
-        work.owed.drop(page);
-        if work.owed.none() {
+        work.missing.drop(page);
+        if work.missing.none() {
             work.heard.push_back(Heard::AllPlaced);
         }
     }

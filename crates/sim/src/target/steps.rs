@@ -1,12 +1,12 @@
 //! The target's acts, step by step: between any two of them everything can happen. Mirrors
-//! `TargetDriver::act`.
+//! `TargetDriver::effect`.
 
-use super::{Arrival, Do, Heard, Recording, Stage};
+use super::{Arrival, Do, Heard, Recording, WritePolicy};
 use crate::{
     driver::Driver,
-    fault::Fault,
     link::Side,
     pages::Pages,
+    planted::PlantedBug,
     qemu::{Qemu, Run, Was},
     record::{Answer, Asked, Owner},
     setup::Keeper,
@@ -21,15 +21,15 @@ use proto::{
 impl World {
     /// One step of an act.
     pub(super) fn target_does(&mut self, step: Do) {
-        let holes_stay = self.has(Fault::HolesNotMade);
-        let idempotent = !self.has(Fault::ClaimNotIdempotent);
-        let forgetful = self.has(Fault::AbandonForgetsRecord);
-        let late = self.has(Fault::OwedNotRecorded);
-        let skipped = self.has(Fault::VerifySkipped);
-        let kept = self.has(Fault::OwedKeptByTarget);
-        let written = self.has(Fault::OwedKeptInJournal);
-        let complete = self.has(Fault::CompleteTooEarly);
-        let regardless = self.has(Fault::TargetForgetsRunState);
+        let holes_stay = self.has(PlantedBug::HolesNotMade);
+        let idempotent = !self.has(PlantedBug::ClaimNotIdempotent);
+        let forgetful = self.has(PlantedBug::AbandonForgetsRecord);
+        let late = self.has(PlantedBug::MissingNotRecorded);
+        let skipped = self.has(PlantedBug::VerifySkipped);
+        let kept = self.has(PlantedBug::MissingKeptByTarget);
+        let written = self.has(PlantedBug::MissingKeptInJournal);
+        let complete = self.has(PlantedBug::CompleteTooEarly);
+        let regardless = self.has(PlantedBug::TargetForgetsRunState);
         let qemu = &mut self.qemus[1];
         let Some(work) = self.target.work.as_deref_mut() else { return };
         let stood = work.was == Was::Stood;
@@ -59,28 +59,28 @@ impl World {
             Do::Sync => self.target_syncs(),
             Do::OpenSpool => self.open_spool(),
             Do::Prepared => work.event(TargetEvent::Prepared(Ok(()))),
-            Do::Punch(owed) => {
-                work.stage = Stage::Lacking;
-                for page in owed.iter().filter(|_| !holes_stay) {
+            Do::Punch(missing) => {
+                work.stage = WritePolicy::PostCopy;
+                for page in missing.iter().filter(|_| !holes_stay) {
                     qemu.ram.punch(page);
                     self.ghost.damaged.drop(page);
                 }
-                work.owed = work.owed.or(owed);
+                work.missing = work.missing.or(missing);
             }
             Do::AwaitRecorded | Do::AwaitSpoolRecorded => {}
             Do::Record => {
                 if !late {
-                    work.recording = Recording::Asked(work.owed);
+                    work.recording = Recording::Asked(work.missing);
                 }
-                if work.owed.none() {
+                if work.missing.none() {
                     work.heard.push_back(Heard::AllPlaced);
                 }
             }
             Do::ForgetAnnounced => {
                 work.hashes.clear();
-                if work.stage == Stage::Lacking && !kept {
-                    work.stage = Stage::Before;
-                    work.owed = Pages::default();
+                if work.stage == WritePolicy::PostCopy && !kept {
+                    work.stage = WritePolicy::Before;
+                    work.missing = Pages::default();
                     if let Some(spool) = &mut work.spool {
                         spool.known = false;
                     }
@@ -89,12 +89,12 @@ impl World {
                     }
                 }
             }
-            Do::OwedTaken => work.event(TargetEvent::OwedTaken),
+            Do::MissingRecorded => work.event(TargetEvent::MissingRecorded),
             Do::Compare => {
                 let differs = |page: &u8| {
                     work.hashes.get(usize::from(*page)) != Some(&u64::from(qemu.ram.at(*page).content))
                 };
-                let all = Pages::first(self.setup.pages).less(work.owed);
+                let all = Pages::first(self.setup.pages).less(work.missing);
                 let same = match all.iter().find(differs).filter(|_| !skipped) {
                     Some(page) => Err(format!("page {page} differs")),
                     None => Ok(()),
@@ -103,8 +103,8 @@ impl World {
                 work.event(TargetEvent::Compared(same));
             }
             Do::Enter => {
-                if work.owed.none() {
-                    work.stage = Stage::Closed;
+                if work.missing.none() {
+                    work.stage = WritePolicy::Closed;
                 }
                 if let Some(spool) = work.spool.as_mut().filter(|spool| spool.known) {
                     spool.place();
@@ -162,7 +162,7 @@ impl World {
                     self.spool.own = Some(Own::Asked);
                 }
                 if late {
-                    work.recording = Recording::Asked(work.owed);
+                    work.recording = Recording::Asked(work.missing);
                 }
                 if qemu.alive {
                     work.event(TargetEvent::Resumed { at_ns: 1 });
@@ -191,7 +191,7 @@ impl World {
                 }
             }
             Do::Close => {
-                work.stage = Stage::Closed;
+                work.stage = WritePolicy::Closed;
                 work.watches = false;
                 // Whoever waits goes on: what was not sent is zeros.
                 qemu.watched = false;

@@ -3,8 +3,8 @@
 
 use super::{Recording, SpoolRecording};
 use crate::{
-    fault::Fault,
     link::{Side, Word},
+    planted::PlantedBug,
     record::Answer,
     world::{Timer, World, say},
 };
@@ -12,13 +12,13 @@ use crate::{
 impl World {
     /// Whether a transaction of the store can begin: there is one at a time.
     pub(super) fn store_is_free(&self) -> bool {
-        !self.target.store.is_unsynced() || self.has(Fault::ClaimNotSynced)
+        !self.target.store.is_unsynced() || self.has(PlantedBug::ClaimNotSynced)
     }
 
     /// An `fsync` of the store.
     pub(super) fn target_syncs(&mut self) {
         let claimed = self.target.store.read().arrival.as_ref().is_some_and(|arrival| arrival.claimed);
-        if self.has(Fault::ClaimNotSynced) && claimed {
+        if self.has(PlantedBug::ClaimNotSynced) && claimed {
             return self.set(Timer::Lazy(Side::Target));
         }
         self.target_synced();
@@ -31,7 +31,7 @@ impl World {
         self.ghost.committed |= owner.is_some_and(|offer| offer.decided && offer.owner == Side::Target);
     }
 
-    /// Whether the thread that records what is owed can go on.
+    /// Whether the thread that records what is missing can go on.
     pub fn recorder_can(&self) -> bool {
         let Some(work) = self.target.work.as_deref().filter(|_| self.up[1]) else { return false };
         match work.recording {
@@ -61,18 +61,18 @@ impl World {
             }
             return;
         }
-        if let Recording::Asked(owed) = work.recording {
-            say!(self, "target: records what it is owed");
+        if let Recording::Asked(missing) = work.recording {
+            say!(self, "target: records what it is missing");
             work.recording = Recording::Written;
             self.target.store.write(|store| {
                 if let Some(arrival) = &mut store.arrival {
-                    arrival.owing = Some(owed);
+                    arrival.missing = Some(missing);
                     // Nor is anything to be had from a file, then.
-                    arrival.spool = arrival.spool.filter(|_| !owed.none());
+                    arrival.spool = arrival.spool.filter(|_| !missing.none());
                 }
             });
         } else {
-            say!(self, "target: what it is owed is durable");
+            say!(self, "target: what it is missing is durable");
             work.recording = Recording::Done;
             self.target_synced();
         }
@@ -86,7 +86,7 @@ impl World {
 
     /// It is written, then durable and answered.
     pub fn server_moves(&mut self) {
-        let idempotent = !self.has(Fault::ClaimNotIdempotent);
+        let idempotent = !self.has(PlantedBug::ClaimNotIdempotent);
         let Some((conn, claim, answer)) = self.target.serving.pop_front() else { return };
         match answer {
             None => {

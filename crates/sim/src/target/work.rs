@@ -11,7 +11,7 @@ use crate::{
     record::{Answer, Asked, Owner},
 };
 use proto::{
-    Target, TargetAct,
+    Target, TargetEffect,
     control::{self, Kind},
 };
 use std::collections::VecDeque;
@@ -38,8 +38,8 @@ pub struct Arrival {
     pub claimed: bool,
     /// The guest stood still before the migration stopped it.
     pub stood: bool,
-    /// What it was owed when it was claimed.
-    pub owing: Option<Pages>,
+    /// What it misses when it was claimed.
+    pub missing: Option<Pages>,
     /// Where it can be found if the source is lost.
     pub spool: Option<SpoolRecord>,
 }
@@ -57,16 +57,16 @@ pub struct TargetAgent {
 
 /// How pages may be put into memory.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Stage {
+pub enum WritePolicy {
     /// Nothing runs here.
     Before,
-    /// Only owed pages, only where holes are.
-    Lacking,
+    /// Only missing pages, only where holes are.
+    PostCopy,
     /// Nothing is written any more.
     Closed,
 }
 
-/// How far the recording of what is owed is.
+/// How far the recording of what is missing is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Recording {
     /// Nothing is to be recorded, or all of it is.
@@ -83,7 +83,7 @@ pub struct Session {
     /// The protocol.
     pub machine: Option<Printed<Target>>,
     /// Acts still to be done.
-    pub todo: VecDeque<Printed<TargetAct>>,
+    pub todo: VecDeque<Printed<TargetEffect>>,
     /// What is left of the act that is being done.
     pub steps: VecDeque<Do>,
     /// Signals that were not looked at yet.
@@ -96,19 +96,19 @@ pub struct Session {
     pub streams: Vec<(u8, u16)>,
     /// The one on which missing pages are asked for.
     pub asking_on: Option<u16>,
-    /// The last round that has landed.
+    /// The last round that has arrived.
     pub round: u32,
     /// Streams that have ended the next one.
     pub ended: u8,
     /// How pages may be put into memory.
-    pub stage: Stage,
+    pub stage: WritePolicy,
     /// What the source still has to send.
-    pub owed: Pages,
+    pub missing: Pages,
     /// What somebody waits for.
     pub asked: Pages,
     /// Missing pages are heard of.
     pub watches: bool,
-    /// How far the recording of what is owed is.
+    /// How far the recording of what is missing is.
     pub recording: Recording,
     /// The device state.
     pub state: u16,
@@ -126,13 +126,13 @@ pub struct Session {
     pub asks_later: bool,
     /// The next act that can fail does.
     pub fails: bool,
-    /// What has landed of the next round.
-    pub landed: Pages,
+    /// What has arrived of the next round.
+    pub received: Pages,
     /// What the source announced of its memory.
     pub hashes: Vec<u64>,
-    /// The permit is here.
-    pub permitted: bool,
-    /// The next page that lands is damaged.
+    /// the authorization is here.
+    pub authorized: bool,
+    /// The next page that arrives is damaged.
     pub damages: bool,
     /// The source has a file on the datastore.
     pub wants_spool: bool,
@@ -161,7 +161,7 @@ pub enum Heard {
     GiveUp,
     /// Something on a connection was wrong.
     Wrong(u16),
-    /// Every owed page is in memory.
+    /// Every missing page is in memory.
     AllPlaced,
     /// The source has said this of its file, on this connection.
     Spooled(u16, Printed<control::Spooled>),
@@ -184,19 +184,19 @@ pub enum Do {
     Prepared,
     /// Makes holes.
     Punch(Pages),
-    /// Waits until what is owed is recorded.
+    /// Waits until what is missing is recorded.
     AwaitRecorded,
     /// Waits until it is recorded what the file is good for.
     AwaitSpoolRecorded,
-    /// Begins to record what is owed.
+    /// Begins to record what is missing.
     Record,
-    /// `OwedTaken`.
-    OwedTaken,
-    /// Nothing is owed after all.
+    /// `MissingRecorded`.
+    MissingRecorded,
+    /// Nothing is missing after all.
     ForgetAnnounced,
     /// Compares memory with what the source announced.
     Compare,
-    /// The memory is complete, if nothing is owed.
+    /// The memory is complete, if nothing is missing.
     Enter,
     /// `Loaded`.
     Loaded,
@@ -222,7 +222,7 @@ pub enum Do {
     Run,
     /// The memory is complete.
     Close,
-    /// Writes that nothing is owed.
+    /// Writes that nothing is missing.
     Settle,
     /// The file is not read any more, and this side's says so.
     EndSpool,
@@ -254,8 +254,8 @@ impl Session {
             asking_on: None,
             round: 0,
             ended: 0,
-            stage: Stage::Before,
-            owed: Pages::default(),
+            stage: WritePolicy::Before,
+            missing: Pages::default(),
             asked: Pages::default(),
             watches: false,
             recording: Recording::Done,
@@ -267,9 +267,9 @@ impl Session {
             answer: None,
             asks_later: false,
             fails: false,
-            landed: Pages::default(),
+            received: Pages::default(),
             hashes: Vec::new(),
-            permitted: false,
+            authorized: false,
             damages: false,
             wants_spool: false,
             spool: None,
@@ -283,7 +283,7 @@ impl Session {
 impl Driver for Session {
     type Machine = Target;
 
-    fn machine(&mut self) -> (Option<&mut Target>, &mut VecDeque<Printed<TargetAct>>) {
+    fn machine(&mut self) -> (Option<&mut Target>, &mut VecDeque<Printed<TargetEffect>>) {
         (self.machine.as_deref_mut(), &mut self.todo)
     }
 

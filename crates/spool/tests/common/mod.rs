@@ -39,7 +39,7 @@ pub(crate) struct Run {
     pub(crate) start: u64,
     pub(crate) count: u64,
     pub(crate) seed: u8,
-    pub(crate) pack: bool,
+    pub(crate) compress: bool,
 }
 
 impl Run {
@@ -61,7 +61,7 @@ impl Run {
             0 => Content::Nothing,
             _ => Content::Pages((self.start..self.start + self.count).flat_map(|p| self.page(p)).collect()),
         };
-        writer.append(1, BlockId(self.block), self.range(), content, self.pack).unwrap();
+        writer.append(1, BlockId(self.block), self.range(), content, self.compress).unwrap();
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     values::{duration, patience, rate},
-    words::{CompressArg, ModeArg, PromiseArg, RobustArg},
+    words::{CompressArg, LimitArg, ModeArg, RobustArg},
 };
 use std::{path::PathBuf, time::Duration};
 use units::Rate;
@@ -44,7 +44,7 @@ pub(crate) struct How {
         value_delimiter = ',',
         default_value = "downtime,time,stall"
     )]
-    pub(crate) keep: Vec<PromiseArg>,
+    pub(crate) keep: Vec<LimitArg>,
     /// A directory on a datastore that both hosts reach: memory goes into a file there, too, while it goes
     /// over the network, so that the target can finish from it if this host is lost. With it, `auto` may end
     /// in post-copy [default: the agent's, if it has one].
@@ -84,7 +84,7 @@ Examples:
   whimbrel plan web1 --to hostb
   whimbrel plan web1 --to hostb --allow-post-copy --max-time 30s
   whimbrel plan web1 --to hostb --json | jq .takes")]
-pub(crate) struct Plan {
+pub(crate) struct PlanArgs {
     #[command(flatten)]
     pub(crate) how: How,
     /// Print one JSON object.

@@ -1,7 +1,7 @@
 //! What may be chosen by a word: the engine's own choices, with a line of help each.
 
 use clap::ValueEnum;
-use engine::report::{Compression, Mode, Promise, Robust};
+use engine::report::{Compression, Limit, Mode, Robust};
 
 /// How memory travels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -70,7 +70,7 @@ impl From<RobustArg> for Robust {
 
 /// What the user is promised.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum PromiseArg {
+pub(crate) enum LimitArg {
     /// The pause.
     Downtime,
     /// The end.
@@ -79,12 +79,12 @@ pub(crate) enum PromiseArg {
     Stall,
 }
 
-impl From<PromiseArg> for Promise {
-    fn from(promise: PromiseArg) -> Self {
+impl From<LimitArg> for Limit {
+    fn from(promise: LimitArg) -> Self {
         match promise {
-            PromiseArg::Downtime => Self::Downtime,
-            PromiseArg::Time => Self::Time,
-            PromiseArg::Stall => Self::Stall,
+            LimitArg::Downtime => Self::Downtime,
+            LimitArg::Time => Self::Time,
+            LimitArg::Stall => Self::Stall,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Before a post-copy that must survive its source: all that will be owed goes into the file.
+//! Before a post-copy that must survive its source: all that will be missing goes into the file.
 //!
 //! It goes in passes while the guest runs, the last of it while it stands still; the machine hears that the
 //! device state is saved only when all of that is durable. The target reads along. It must have read the
@@ -12,12 +12,12 @@ use crate::{
     why,
 };
 use policy::{Pass, Secure};
-use proto::{SourceEvent, Step, control};
+use proto::{NextStep, SourceEvent, control};
 use std::time::{Duration, Instant};
 use units::MemorySet;
 
-/// The guest stands still while the last of what is owed becomes durable. If that takes longer than this, it
-/// does not change hands.
+/// The guest stands still while the last of what is missing becomes durable. If that takes longer than this,
+/// it does not change hands.
 const PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) struct Securing {
@@ -29,7 +29,7 @@ pub(super) struct Securing {
     jobs: u32,
     /// The first pass, durable, while the target has not read it yet.
     unread: Option<Unread>,
-    pub(super) stage: Stage,
+    pub(super) stage: SecuringPhase,
 }
 
 struct Unread {
@@ -41,12 +41,12 @@ struct Unread {
     taken: (u64, Instant),
 }
 
-pub(super) enum Stage {
+pub(super) enum SecuringPhase {
     /// The guest runs.
     Passes,
     /// It is about to be stopped, or stands still.
     Pausing,
-    /// The device state is saved: that is told once what is owed is safe.
+    /// The device state is saved: that is told once what is missing is safe.
     Saved {
         /// Whether pages were written meanwhile.
         more: bool,
@@ -57,8 +57,8 @@ pub(super) enum Stage {
 
 impl SourceDriver {
     /// A strict post-copy is begun by making what it would owe safe: then nothing is decided yet.
-    pub(in crate::source) fn secure_before(&mut self, step: Step) -> Option<Step> {
-        if step != Step::PostCopy || !self.is_strict() {
+    pub(in crate::source) fn secure_before(&mut self, step: NextStep) -> Option<NextStep> {
+        if step != NextStep::PostCopy || !self.is_strict() {
             return Some(step);
         }
         let Some(spooler) = &self.spooling.spooler else { return Some(step) };
@@ -70,17 +70,17 @@ impl SourceDriver {
             insecure: self.nothing(),
             jobs: 1,
             unread: None,
-            stage: Stage::Passes,
+            stage: SecuringPhase::Passes,
         });
         None
     }
 
     /// What else is done where a post-copy cannot be made safe.
-    pub(super) fn decide_without(&mut self) -> Step {
+    pub(super) fn decide_without(&mut self) -> NextStep {
         self.forbid_post_copy();
         let decision = self.rounds.choose(self.story.lasted(), self.dirty.bytes());
         let step = self.heed(decision);
-        if step == Step::Round
+        if step == NextStep::Round
             && let Err(Broken { what, why }) = self.judge()
         {
             self.story.note(format!("the guest could not be slowed: {what}: {why}"));
@@ -98,7 +98,7 @@ impl SourceDriver {
             return None;
         };
         securing.jobs -= 1;
-        if !matches!(securing.stage, Stage::Passes) {
+        if !matches!(securing.stage, SecuringPhase::Passes) {
             return self.safe_now();
         }
         if !securing.passes.is_empty() {
@@ -147,8 +147,8 @@ impl SourceDriver {
         match policy::secure(&securing.passes, self.options.max_downtime) {
             Secure::Stop => {
                 securing.insecure = written;
-                securing.stage = Stage::Pausing;
-                Some(SourceEvent::Decided(Step::PostCopy))
+                securing.stage = SecuringPhase::Pausing;
+                Some(SourceEvent::Decided(NextStep::PostCopy))
             }
             Secure::Again => {
                 securing.jobs += 1;
@@ -170,8 +170,8 @@ impl SourceDriver {
         }
     }
 
-    /// Collects what will be owed; what of it is not safe yet is made so once the guest stands still.
-    pub(in crate::source) fn collect_owed(&mut self) -> Result<(), Broken> {
+    /// Collects what will be missing; what of it is not safe yet is made so once the guest stands still.
+    pub(in crate::source) fn collect_missing(&mut self) -> Result<(), Broken> {
         self.spooling.owes = true;
         let mut written = self.nothing();
         if let Some(tracker) = &mut self.parts.tracker {
@@ -189,7 +189,7 @@ impl SourceDriver {
         Ok(())
     }
 
-    /// The device state is saved. Before a strict post-copy that is told only when what is owed is safe.
+    /// The device state is saved. Before a strict post-copy that is told only when what is missing is safe.
     pub(in crate::source) fn hold(&mut self, event: SourceEvent) -> Option<SourceEvent> {
         let (Some(securing), Some(spooler)) = (&mut self.spooling.securing, &self.spooling.spooler) else {
             return Some(event);
@@ -200,22 +200,22 @@ impl SourceDriver {
             securing.jobs += 1;
             spooler.give(SpoolJob::Secure(self.dirty.clone()));
         }
-        securing.stage = Stage::Saved { more, since: Instant::now() };
+        securing.stage = SecuringPhase::Saved { more, since: Instant::now() };
         self.safe_now()
     }
 
-    /// Whether all that is owed is durable; says what was held back until then, and tells the target what it
-    /// can live on.
+    /// Whether all that is missing is durable; says what was held back until then, and tells the target what
+    /// it can live on.
     fn safe_now(&mut self) -> Option<SourceEvent> {
         let durable = self.spooling.durable;
         let securing = self.spooling.securing.as_mut()?;
-        let Stage::Saved { more, .. } = securing.stage else { return None };
+        let SecuringPhase::Saved { more, .. } = securing.stage else { return None };
         if securing.jobs > 0 {
             return None;
         }
-        securing.stage = Stage::Safe;
+        securing.stage = SecuringPhase::Safe;
         let (floor, end) = (securing.floor, durable.extents);
-        let manifest = Some(control::Manifest { floor, lacking: vec![], end });
+        let manifest = Some(control::Manifest { floor, outdated: vec![], end });
         self.say(control::Kind::Spooled(control::Spooled { manifest, ..so_far(durable) }));
         self.story.safe();
         Some(SourceEvent::Saved { more })
@@ -230,7 +230,7 @@ impl SourceDriver {
             let waited = unread.taken.1.elapsed().as_millis();
             return self.spool_failed(&format!("the target has read nothing of it for {waited} ms"));
         }
-        let Stage::Saved { since, .. } = &securing.stage else { return None };
+        let SecuringPhase::Saved { since, .. } = &securing.stage else { return None };
         if since.elapsed() < PAUSE {
             return None;
         }

@@ -1,24 +1,24 @@
-//! Before a strict post-copy: what will be owed goes into the file. Mirrors
+//! Before a strict post-copy: what will be missing goes into the file. Mirrors
 //! `engine/source/spooling/securing.rs`.
 
 use super::{Task, manifest, so_far};
 use crate::{
     driver::Driver,
-    fault::Fault,
     pages::Pages,
+    planted::PlantedBug,
     setup::Way,
     source::Work,
     world::{Timer, World, say},
 };
 use policy::Budget;
 use proto::{
-    Moved, Rounds, SourceEvent, Step,
+    Moved, NextStep, Rounds, SourceEvent,
     control::{self, Kind},
 };
 use std::time::Duration;
 use units::Bytes;
 
-/// What will be owed is made safe.
+/// What will be missing is made safe.
 #[derive(Clone, Hash, Debug)]
 pub struct Securing {
     floor: u16,
@@ -27,11 +27,11 @@ pub struct Securing {
     jobs: u8,
     /// The end of a pass that the target has not read yet.
     pub(super) unread: Option<u16>,
-    pub(super) stage: Stage,
+    pub(super) stage: SecuringPhase,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(super) enum Stage {
+pub(super) enum SecuringPhase {
     Passes,
     Pausing,
     Saved { more: bool },
@@ -46,7 +46,7 @@ impl World {
         let undone = std::mem::take(&mut work.undone);
         let step = self.next_step(undone);
         let Some(work) = self.source.work.as_deref_mut() else { return };
-        if step != Step::PostCopy || !strict || work.spooling.spooler.is_none() {
+        if step != NextStep::PostCopy || !strict || work.spooling.spooler.is_none() {
             return work.event(SourceEvent::Decided(step));
         }
         // A strict post-copy is begun by making what it would owe safe: then nothing is decided yet.
@@ -57,17 +57,17 @@ impl World {
             insecure: Pages::default(),
             jobs: 1,
             unread: None,
-            stage: Stage::Passes,
+            stage: SecuringPhase::Passes,
         });
     }
 
     /// By the product's rule, for a guest that is never quiet, and a link that is measured to be as fast as
     /// the setup wants it: after its rounds everything fits into the pause, and nothing before.
-    fn next_step(&self, undone: bool) -> Step {
+    fn next_step(&self, undone: bool) -> NextStep {
         let rounds = self.source.work.as_deref().map_or(0, |work| work.rounds);
         let (mode, fits) = match self.way() {
-            // What was to be owed goes in a round, or before the guest runs there: with another wish, a spool
-            // that was lost.
+            // What was to be missing goes in a round, or before the guest runs there: with another wish, a
+            // spool that was lost.
             Way::Hybrid if undone => (None, self.setup.guest.is_multiple_of(2)),
             Way::PreCopy => (Some(policy::Way::PreCopy), rounds >= self.setup.rounds),
             Way::Hybrid => (Some(policy::Way::Hybrid), false),
@@ -99,7 +99,7 @@ impl World {
         let durable = work.spooling.durable;
         let Some(securing) = &mut work.spooling.securing else { return };
         securing.jobs -= 1;
-        if securing.stage != Stage::Passes {
+        if securing.stage != SecuringPhase::Passes {
             return self.safe_now();
         }
         securing.unread = Some(if waits_for_reader { durable } else { 0 });
@@ -130,8 +130,8 @@ impl World {
         say!(self, "source: pass {} left {written:?}", securing.passes);
         if written.none() || securing.passes >= most && guest % 5 != 3 {
             securing.insecure = written;
-            securing.stage = Stage::Pausing;
-            work.event(SourceEvent::Decided(Step::PostCopy));
+            securing.stage = SecuringPhase::Pausing;
+            work.event(SourceEvent::Decided(NextStep::PostCopy));
         } else if securing.passes < most.max(2) {
             securing.jobs += 1;
             work.spooling.give(Task::Secure(written), &mut self.timers);
@@ -142,10 +142,10 @@ impl World {
         }
     }
 
-    /// Collects what will be owed; what of it is not safe yet is made so once the guest stands still
-    /// (`collect_owed`).
-    pub(in crate::source) fn secure_owed(&mut self) {
-        let forgets = self.has(Fault::InsecureForgotten);
+    /// Collects what will be missing; what of it is not safe yet is made so once the guest stands still
+    /// (`collect_missing`).
+    pub(in crate::source) fn secure_missing(&mut self) {
+        let forgets = self.has(PlantedBug::InsecureForgotten);
         let Some(work) = self.source.work.as_deref_mut() else { return };
         work.spooling.owes = true;
         let stopped = work.stopped;
@@ -164,11 +164,11 @@ impl World {
         }
     }
 
-    /// The device state is saved. Before a strict post-copy that is told only when what is owed is safe
+    /// The device state is saved. Before a strict post-copy that is told only when what is missing is safe
     /// (`hold`).
     pub(in crate::source) fn source_has_saved(&mut self, more: bool) {
-        let forgets = self.has(Fault::SavedNotSecured);
-        let hasty = self.has(Fault::PromiseBeforeSafe);
+        let forgets = self.has(PlantedBug::SavedNotSecured);
+        let hasty = self.has(PlantedBug::FenceBeforeSafe);
         let appended = self.spool.appended();
         let Some(work) = self.source.work.as_deref_mut() else { return };
         let dirty = work.dirty;
@@ -177,14 +177,14 @@ impl World {
         };
         if hasty {
             let manifest = Some(manifest(securing.floor, Pages::default(), appended));
-            (securing.jobs, securing.stage) = (0, Stage::Safe);
+            (securing.jobs, securing.stage) = (0, SecuringPhase::Safe);
             work.event(SourceEvent::Saved { more });
             return self.source_says(Kind::Spooled(control::Spooled { manifest, ..so_far(appended) }));
         }
         // What was written while it was saved.
         let add = !dirty.none() && !forgets;
         securing.jobs += u8::from(add);
-        securing.stage = Stage::Saved { more };
+        securing.stage = SecuringPhase::Saved { more };
         if add {
             work.spooling.give(Task::Secure(dirty), &mut self.timers);
         }
@@ -192,19 +192,19 @@ impl World {
         self.safe_now();
     }
 
-    /// Whether all that is owed is durable; says what was held back until then, and tells the target what it
-    /// can live on.
+    /// Whether all that is missing is durable; says what was held back until then, and tells the target what
+    /// it can live on.
     pub(super) fn safe_now(&mut self) {
         let Some(work) = self.source.work.as_deref_mut() else { return };
         let durable = work.spooling.durable;
         let Some(securing) = &mut work.spooling.securing else { return };
-        let Stage::Saved { more } = securing.stage else { return };
+        let SecuringPhase::Saved { more } = securing.stage else { return };
         if securing.jobs > 0 {
             return;
         }
-        say!(self, "source: what is owed is safe");
+        say!(self, "source: what is missing is safe");
         let manifest = Some(manifest(securing.floor, Pages::default(), durable));
-        securing.stage = Stage::Safe;
+        securing.stage = SecuringPhase::Safe;
         work.event(SourceEvent::Saved { more });
         self.source_says(Kind::Spooled(control::Spooled { manifest, ..so_far(durable) }));
         self.call_off(Timer::Stall);
@@ -214,7 +214,7 @@ impl World {
     pub(super) fn waits_in_vain(&mut self) {
         let Some(work) = self.source.work.as_deref() else { return };
         let waits = work.spooling.securing.as_ref().is_some_and(|securing| {
-            securing.unread.is_some() || matches!(securing.stage, Stage::Saved { .. })
+            securing.unread.is_some() || matches!(securing.stage, SecuringPhase::Saved { .. })
         });
         if waits {
             self.spool_failed();

@@ -1,9 +1,9 @@
 //! The thread that writes the file. Mirrors `engine/spooler.rs`.
 
-use super::securing::Stage;
+use super::securing::SecuringPhase;
 use crate::{
-    fault::Fault,
     pages::{Pages, UNKNOWN},
+    planted::PlantedBug,
     source::Work,
     world::{Timer, World, say},
 };
@@ -47,7 +47,7 @@ pub enum Doing {
 /// What the thread says.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Said {
-    /// So much is durable; and from where on it lands now.
+    /// So much is durable; and from where on it arrives now.
     Durable(u16, Option<u16>),
     /// Its part of the round is in the target's memory, but for these; and whether it failed.
     RoundOver(Pages, bool),
@@ -72,10 +72,10 @@ impl World {
         }
         match doing {
             Doing::Round(_, flights) => {
-                let landed = flights.front().is_some_and(|(seq, _)| *seq < work.spooling.taken);
+                let received = flights.front().is_some_and(|(seq, _)| *seq < work.spooling.taken);
                 let takes = self.takes_more(work, flights.len());
                 let ended = flights.is_empty() && (work.left.none() || work.spooling.left);
-                landed || spooler.over || takes || ended
+                received || spooler.over || takes || ended
             }
             Doing::Secure(left, end) => {
                 spooler.over
@@ -93,7 +93,7 @@ impl World {
 
     /// What the writer calls durable.
     fn durable(&self) -> u16 {
-        if self.has(Fault::SpoolNotSynced) {
+        if self.has(PlantedBug::SpoolNotSynced) {
             return self.spool.appended();
         }
         self.spool.file.as_ref().map_or(0, |file| file.durable)
@@ -103,7 +103,7 @@ impl World {
     pub fn spooler_moves(&mut self) {
         let durable = self.durable();
         let appended = self.spool.appended();
-        let keeps = self.has(Fault::SpooledIsKnown);
+        let keeps = self.has(PlantedBug::SpooledIsKnown);
         let more = self.source.work.as_deref().is_some_and(|work| {
             let now = work.spooling.spooler.as_ref().and_then(|spooler| spooler.now.as_ref());
             matches!(now, Some((_, Doing::Round(_, flights))) if self.takes_more(work, flights.len()))
@@ -184,7 +184,7 @@ impl World {
                     work.heard.push_back(tell(if done { Said::Secured } else { Said::Failed }));
                     self.call_off(Timer::Stall);
                     let waits = self.source.work.as_deref().is_some_and(|work| {
-                        work.spooling.securing.as_ref().is_some_and(|s| s.stage != Stage::Safe)
+                        work.spooling.securing.as_ref().is_some_and(|s| s.stage != SecuringPhase::Safe)
                     });
                     if waits {
                         self.set(Timer::Stall);

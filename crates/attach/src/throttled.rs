@@ -10,7 +10,7 @@ use crate::{
     region::{Ram, Region},
     tracker::{SLICE, slices, take_userfaultfd},
 };
-use policy::{Governor, Grant, Groups, Writer};
+use policy::{Grant, Groups, Throttle, Writer};
 use ports::{Stalls, Tracker};
 use std::{
     collections::HashSet,
@@ -37,26 +37,26 @@ use units::{BlockId, Locked, MemorySet, PAGE_SIZE, PageIndex, PageRange, PageSet
 /// How long the thread waits for a fault before it looks whether it is still wanted.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// The synchronous tracker (Linux 5.19), whose writers can be governed.
+/// The synchronous tracker (Linux 5.19), whose writers can be throttled.
 #[derive(Debug)]
-pub struct GovernedTracker {
-    shared: Arc<Shared>,
+pub struct ThrottlingTracker {
+    shared: Arc<ThrottleState>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct ThrottleState {
     // We alone hold it: whatever ends us lifts every protection and wakes who waits.
     uffd: Uffd,
     process: Arc<PidFd>,
     memory: Arc<Memory>,
     /// Pages that may be written. A page leaves it only in the moment in which it is protected again, and is
-    /// owed from then on.
+    /// missing from then on.
     open: Mutex<MemorySet>,
     /// Where pages can lose their protection without a word: what is private, once it is thrown away.
     pagemap: Option<Mutex<Pagemap>>,
     groups: Mutex<Groups>,
-    governor: Mutex<Governor>,
+    throttle: Mutex<Throttle>,
     start: Instant,
     /// What is opened after a while.
     later: Mutex<Vec<Later>>,
@@ -79,7 +79,7 @@ struct Later {
     since: Vec<Duration>,
 }
 
-impl GovernedTracker {
+impl ThrottlingTracker {
     pub(crate) fn attach(
         process: &Arc<PidFd>,
         memory: &Arc<Memory>,
@@ -100,14 +100,14 @@ impl GovernedTracker {
         let pagemap = private.then(pagemap).transpose();
         let pagemap = pagemap.map_err(Error::step("open the page tables", pid))?;
         let blocks = || memory.regions().iter().map(|region| region.block.pages);
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ThrottleState {
             uffd,
             process: Arc::clone(process),
             memory: Arc::clone(memory),
             open: Mutex::new(MemorySet::empty(blocks())),
             pagemap,
             groups: Mutex::new(Groups::new(blocks(), how.group)),
-            governor: Mutex::new(Governor::new(how.max_stall, how.writers)),
+            throttle: Mutex::new(Throttle::new(how.max_stall, how.writers)),
             start: Instant::now(),
             later: Mutex::default(),
             stalls: Mutex::default(),
@@ -118,7 +118,8 @@ impl GovernedTracker {
         });
         let (serving, pulse) = (Arc::clone(&shared), pulse.clone());
         // One is enough: it never waits for anything but faults and the time.
-        let thread = thread::Builder::new().name("govern".into()).spawn(move || serving.serve(&pulse.part()));
+        let thread =
+            thread::Builder::new().name("throttle".into()).spawn(move || serving.serve(&pulse.part()));
         let thread = thread.map_err(Error::step("start a thread for the writes", pid))?;
         Ok(Self { shared, thread: Some(thread) })
     }
@@ -144,7 +145,7 @@ impl GovernedTracker {
     }
 }
 
-impl Tracker for GovernedTracker {
+impl Tracker for ThrottlingTracker {
     fn begin(&mut self) -> io::Result<()> {
         slices(self.shared.memory.regions()).try_for_each(|slice| self.take_over(slice))
     }
@@ -153,29 +154,29 @@ impl Tracker for GovernedTracker {
         self.shared.collect(dirty)
     }
 
-    fn can_govern(&self) -> bool {
+    fn can_throttle(&self) -> bool {
         true
     }
 
-    fn govern(&mut self, sent_per_s: f64) -> io::Result<()> {
+    fn throttle(&mut self, sent_per_s: f64) -> io::Result<()> {
         // First the groups, as everywhere.
         let mut groups = self.shared.groups.locked();
-        groups.govern(self.shared.governor.locked().follow(sent_per_s));
+        groups.throttle(self.shared.throttle.locked().follow(sent_per_s));
         Ok(())
     }
 
     fn agree(&mut self, share: f64, max_stall: Duration) {
-        self.shared.governor.locked().agree(share, max_stall);
+        self.shared.throttle.locked().agree(share, max_stall);
     }
 
-    fn hurry(&mut self) -> io::Result<()> {
+    fn suspend_throttling(&mut self) -> io::Result<()> {
         // In this order: whoever is not in the list yet is not made to wait any more.
-        self.shared.governor.locked().hurry();
+        self.shared.throttle.locked().suspend();
         self.shared.open_due(Duration::MAX)
     }
 
-    fn take_time(&mut self) {
-        self.shared.governor.locked().take_time();
+    fn resume_throttling(&mut self) {
+        self.shared.throttle.locked().resume();
     }
 
     fn learn(&mut self, unchanged: &MemorySet) {
@@ -198,7 +199,7 @@ impl Tracker for GovernedTracker {
     }
 }
 
-impl Shared {
+impl ThrottleState {
     /// Since it was attached.
     fn now(&self) -> Duration {
         self.start.elapsed()
@@ -256,13 +257,13 @@ impl Shared {
         let mut later = self.later.locked();
         if let Some(group) = later.iter_mut().find(holds) {
             // Somebody else has paid for it, and may have to wait for longer.
-            group.due = group.due.min(now + self.governor.locked().join(now, writer));
+            group.due = group.due.min(now + self.throttle.locked().join(now, writer));
             group.since.push(now);
             return Ok(());
         }
         let mut groups = self.groups.locked();
         let wish = groups.wish(block, page);
-        let Grant { pages, wait } = self.governor.locked().ask(now, writer, wish);
+        let Grant { pages, wait } = self.throttle.locked().ask(now, writer, wish);
         let pages = groups.open(block, page, pages);
         drop(groups);
         if wait.is_zero() {
@@ -322,7 +323,7 @@ impl Shared {
                 self.find_unprotected(region, slice, open.block_mut(id))?;
                 let runs: Vec<PageRange> = open.block(id).runs_within(slice).collect();
                 for run in runs {
-                    // Owed before it is protected: should that fail, it may have been written.
+                    // Unacknowledged before it is protected: should that fail, it may have been written.
                     dirty.block_mut(id).insert_range(run);
                     self.uffd.protect(region.addresses_of(run))?;
                     open.block_mut(id).remove_range(run);
@@ -352,7 +353,7 @@ impl Shared {
 }
 
 /// Nobody waits for a thread that ended in a panic.
-struct LetsGo<'a>(&'a Shared);
+struct LetsGo<'a>(&'a ThrottleState);
 
 impl Drop for LetsGo<'_> {
     fn drop(&mut self) {
@@ -364,7 +365,7 @@ impl Drop for LetsGo<'_> {
     }
 }
 
-impl Drop for GovernedTracker {
+impl Drop for ThrottlingTracker {
     fn drop(&mut self) {
         self.shared.over.store(true, SeqCst);
         self.shared.release();

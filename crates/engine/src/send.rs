@@ -1,11 +1,11 @@
 //! From guest memory to the streams: each stream has a thread that takes its share, refines it and writes it.
 
 use crate::{
+    compression::{BatchCompressor, LinkSample},
     conn::Conn,
     gate::Gate,
-    packing::{Packing, Seen},
     ports::{Fault, GuestMemory},
-    queue::{Owing, Round, SHARE, shares},
+    queue::{PushQueue, RoundQueue, SHARE, shares},
 };
 use page::{Batch, Counts, Encoder, References, Sent};
 use policy::{Learnt, Pace};
@@ -28,9 +28,9 @@ use units::{BlockId, Locked, MemorySet, PageIndex, PageRange, Rate};
 pub(crate) enum Job {
     /// Ship these pages, which were on a connection that is lost, and a share of this round; then say that
     /// the round is over.
-    Round(Arc<Round>, Arc<MemorySet>),
-    /// Ship what is owed to a running guest until nothing is left.
-    Push(Arc<Owing>),
+    Round(Arc<RoundQueue>, Arc<MemorySet>),
+    /// Send what is missing to a running guest until nothing is left.
+    Push(Arc<PushQueue>),
 }
 
 /// What a stream's thread has to say.
@@ -38,7 +38,7 @@ pub(crate) enum Job {
 pub(crate) enum Said {
     /// This stream's share of this round is written.
     RoundDone(u32, u32, Counts),
-    /// What it took of the owed pages is written, and no more is left to take.
+    /// What it took of the missing pages is written, and no more is left to take.
     PushDone(Counts),
     /// The connection of this stream failed.
     StreamLost(u32, io::Error),
@@ -96,11 +96,11 @@ impl Pacer {
 
 /// What the streams of a migration share.
 #[derive(Clone)]
-pub(crate) struct Shared {
+pub(crate) struct StreamContext {
     pub(crate) memory: Arc<dyn GuestMemory>,
     pub(crate) pacer: Arc<Pacer>,
     pub(crate) sent: Arc<Sent>,
-    pub(crate) packing: Arc<Packing>,
+    pub(crate) compression: Arc<BatchCompressor>,
     pub(crate) gate: Arc<Gate>,
 }
 
@@ -118,7 +118,7 @@ struct Stream {
 /// The streams of one migration. Dropping them ends their threads and connections.
 pub(crate) struct Streams {
     streams: Vec<Stream>,
-    shared: Shared,
+    shared: StreamContext,
     say: Arc<dyn Fn(Said) + Send + Sync>,
 }
 
@@ -126,7 +126,7 @@ impl Streams {
     /// Starts a thread for each connection; `say` is called from these threads.
     pub(crate) fn start(
         conns: Vec<Conn>,
-        shared: Shared,
+        shared: StreamContext,
         say: Arc<dyn Fn(Said) + Send + Sync>,
     ) -> io::Result<Self> {
         let mut streams = Self { streams: Vec::new(), shared, say };
@@ -143,10 +143,10 @@ impl Streams {
         let (shared, say) = (self.shared.clone(), self.say.clone());
         let ended = Arc::<AtomicBool>::default();
         let over = ended.clone();
-        let thread = thread::Builder::new().name(format!("ship-{stream}")).spawn(move || {
-            let bulk = Some((shared.packing.clone(), shared.gate.clone()));
-            let mut shipper = Shipper::new(conn, shared.memory.clone(), shared.pacer.clone(), bulk);
-            if let Err(e) = work(stream, &todo, &mut shipper, &shared, &over, &*say)
+        let thread = thread::Builder::new().name(format!("send-{stream}")).spawn(move || {
+            let bulk = Some((shared.compression.clone(), shared.gate.clone()));
+            let mut sender = PageSender::new(conn, shared.memory.clone(), shared.pacer.clone(), bulk);
+            if let Err(e) = work(stream, &todo, &mut sender, &shared, &over, &*say)
                 && !over.load(SeqCst)
             {
                 say(Said::StreamLost(stream, e));
@@ -167,12 +167,12 @@ impl Streams {
     }
 
     /// The stream goes on over another connection, with those pages that it took of a round and that are not
-    /// among these, which have landed.
+    /// among these, which have arrived.
     pub(crate) fn go_on(
         &mut self,
         stream: u32,
         conn: Conn,
-        job: Option<(Arc<Round>, &MemorySet)>,
+        job: Option<(Arc<RoundQueue>, &MemorySet)>,
     ) -> io::Result<()> {
         self.end(stream);
         let new = self.begin(stream, conn)?;
@@ -183,9 +183,9 @@ impl Streams {
         if thread.join().is_err() {
             return Err(io::Error::other("the thread of a stream ended in a panic"));
         }
-        if let Some((round, landed)) = job {
+        if let Some((round, received)) = job {
             let mut again = round.taken_by(stream);
-            again.subtract(landed);
+            again.subtract(received);
             let pages = again.blocks().flat_map(|(block, set)| set.runs().map(move |run| (block, run)));
             for (block, run) in pages {
                 run.pieces(1).for_each(|page| self.shared.sent.forget(block, page.start));
@@ -223,12 +223,12 @@ impl Streams {
 
     /// So many cores may compress from now on.
     pub(crate) fn allow(&self, cores: u32) {
-        self.shared.packing.allow(cores);
+        self.shared.compression.allow(cores);
     }
 
     /// What compressing taught so far.
     pub(crate) fn learnt(&self) -> Option<Learnt> {
-        self.shared.packing.learnt()
+        self.shared.compression.learnt()
     }
 
     /// The most that were in use at a time.
@@ -240,7 +240,7 @@ impl Streams {
         if let Job::Round(round, _) = job {
             // No stream sends anything now: the barrier of the round before was acknowledged.
             self.shared.sent.turn(round.number);
-            self.shared.packing.turn(round.number);
+            self.shared.compression.turn(round.number);
         }
         self.shared.gate.begin();
         for stream in &self.streams {
@@ -260,8 +260,8 @@ impl Drop for Streams {
 fn work(
     stream: u32,
     todo: &Receiver<Job>,
-    shipper: &mut Shipper,
-    Shared { sent, gate, .. }: &Shared,
+    sender: &mut PageSender,
+    StreamContext { sent, gate, .. }: &StreamContext,
     ended: &AtomicBool,
     say: &dyn Fn(Said),
 ) -> io::Result<()> {
@@ -274,7 +274,7 @@ fn work(
                 let mut send = |(block, share), pages: &MemorySet, whole| {
                     mine.begin(block, share, whole);
                     let mut runs = pages.block(block).runs_within(share);
-                    runs.try_for_each(|run| shipper.add(block, run, Some((sent, &mut mine))))
+                    runs.try_for_each(|run| sender.add(block, run, Some((sent, &mut mine))))
                 };
                 // The file may have taken the end of any of these.
                 shares(&again).try_for_each(|share| send(share, &again, false))?;
@@ -289,27 +289,27 @@ fn work(
                     return Err(lost());
                 }
                 gate.all_taken();
-                shipper.flush(Some((sent, &round)))?;
-                shipper.conn.write_all(&Frame::RoundEnd(round.number).header())?;
-                say(Said::RoundDone(stream, round.number, shipper.batch.take_counts()));
+                sender.flush(Some((sent, &round)))?;
+                sender.conn.write_all(&Frame::RoundEnd(round.number).header())?;
+                say(Said::RoundDone(stream, round.number, sender.batch.take_counts()));
             }
-            Job::Push(owing) => {
+            Job::Push(to_push) => {
                 let take = || {
-                    gate.wait(stream, || owing.left() == 0 || ended());
-                    if ended() { None } else { owing.take(BATCH_PAGES) }
+                    gate.wait(stream, || to_push.left() == 0 || ended());
+                    if ended() { None } else { to_push.take(BATCH_PAGES) }
                 };
                 while let Some((block, runs)) = take() {
                     for run in runs {
-                        shipper.add(block, run, None)?;
+                        sender.add(block, run, None)?;
                     }
                     // What waits in a buffer, a guest waits for.
-                    shipper.flush(None)?;
+                    sender.flush(None)?;
                 }
                 if ended() {
                     return Err(lost());
                 }
                 gate.all_taken();
-                say(Said::PushDone(shipper.batch.take_counts()));
+                say(Said::PushDone(sender.batch.take_counts()));
             }
         }
     }
@@ -322,7 +322,7 @@ fn work(
 /// an earlier round, or earlier by the same stream. What another stream sends in this round may arrive later
 /// than the reference.
 struct Mine<'a> {
-    round: &'a Round,
+    round: &'a RoundQueue,
     done: HashSet<(BlockId, u64)>,
     current: Option<(BlockId, u64)>,
     /// Whether the current share ends where shares do. If not, its end goes another way, and nothing is known
@@ -333,7 +333,7 @@ struct Mine<'a> {
 }
 
 impl<'a> Mine<'a> {
-    fn new(round: &'a Round) -> Self {
+    fn new(round: &'a RoundQueue) -> Self {
         Self { round, done: HashSet::new(), current: None, whole: false, until: PageIndex(0) }
     }
 
@@ -353,12 +353,12 @@ impl<'a> Mine<'a> {
 }
 
 /// Fills batches and writes them.
-struct Shipper {
+struct PageSender {
     conn: Conn,
     memory: Arc<dyn GuestMemory>,
     pacer: Arc<Pacer>,
     /// None where a guest waits for each page.
-    bulk: Option<(Arc<Packing>, Arc<Gate>)>,
+    bulk: Option<(Arc<BatchCompressor>, Arc<Gate>)>,
     encoder: Encoder,
     block: BlockId,
     batch: Batch,
@@ -370,12 +370,12 @@ struct Shipper {
     queued: u64,
 }
 
-impl Shipper {
+impl PageSender {
     fn new(
         conn: Conn,
         memory: Arc<dyn GuestMemory>,
         pacer: Arc<Pacer>,
-        bulk: Option<(Arc<Packing>, Arc<Gate>)>,
+        bulk: Option<(Arc<BatchCompressor>, Arc<Gate>)>,
     ) -> Self {
         Self {
             conn,
@@ -435,14 +435,14 @@ impl Shipper {
         Ok(())
     }
 
-    fn flush(&mut self, known: Option<(&Sent, &Round)>) -> io::Result<()> {
+    fn flush(&mut self, known: Option<(&Sent, &RoundQueue)>) -> io::Result<()> {
         let begin = Instant::now();
         if let Some((sent, round)) = known {
-            self.batch.seal(sent);
+            self.batch.tag(sent);
             round.had_not_changed(self.block, self.batch.unchanged());
         }
         let refining = std::mem::take(&mut self.refining) + begin.elapsed();
-        let packed =
+        let compressed =
             self.bulk.as_ref().map(|(p, _)| (p, p.pack(self.block, &mut self.batch, &mut self.encoder)));
         let (runs, codec, bytes) = self.batch.runs();
         if !runs.is_empty() {
@@ -451,20 +451,20 @@ impl Shipper {
             let mut parts = vec![IoSlice::new(&self.head)];
             parts.extend(self.batch.parts().map(IoSlice::new));
             let wire: usize = parts.iter().map(|p| p.len()).sum();
-            match packed {
-                Some((packing, packed)) => {
+            match compressed {
+                Some((compression, compressed)) => {
                     let before = self.conn.queue()?;
                     let begin = Instant::now();
                     let waited = self.pacer.write(&mut self.conn, &mut parts)?;
                     let write = begin.elapsed();
                     let after = self.conn.queue()?;
-                    let link = Seen {
+                    let link = LinkSample {
                         carried: (self.queued + wire as u64).saturating_sub(after.unconfirmed),
                         waited_before: before.unsent > 0,
                         // A limit that the user set is as good as a slower link.
                         waits_now: after.unsent > 0 || waited,
                     };
-                    packing.observe(&packed.written(refining, write, link));
+                    compression.observe(&compressed.written(refining, write, link));
                 }
                 None => {
                     self.pacer.charge(wire);
@@ -473,10 +473,10 @@ impl Shipper {
             }
         }
         let read = std::mem::take(&mut self.read);
-        if let Some((packing, gate)) = &self.bulk
+        if let Some((compression, gate)) = &self.bulk
             && let Some(streams) = gate.moved(read)
         {
-            packing.spread(streams);
+            compression.spread(streams);
         }
         self.batch.clear();
         Ok(())
@@ -494,14 +494,14 @@ pub(crate) fn serve_faults(
 ) -> io::Result<()> {
     // Neither compressed nor as a reference nor later: the guest waits, and it writes to what could be
     // referred to.
-    let mut shipper = Shipper::new(conn.another()?, memory, pacer, None);
+    let mut sender = PageSender::new(conn.another()?, memory, pacer, None);
     loop {
         let mut header = [0; HEADER];
         conn.read_exact(&mut header)?;
         match Frame::parse(&header, shape).map_err(|e| crate::conn::invalid(e.to_string()))? {
             Frame::Want { block, page } => {
-                shipper.add(block, PageRange::new(page, 1), None)?;
-                shipper.flush(None)?;
+                sender.add(block, PageRange::new(page, 1), None)?;
+                sender.flush(None)?;
                 answered(Fault { block, page });
             }
             other => return Err(crate::conn::invalid(format!("{other:?} where only requests are expected"))),

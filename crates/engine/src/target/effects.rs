@@ -3,14 +3,14 @@
 use super::{AGAIN, MAX_STREAMS, Signal, Taken, TargetDriver};
 use crate::{
     Broken,
-    beside::Beside,
     conn::now_ns,
     faults::Faults,
-    land::{Landing, Stage},
     ports::{Block, Claim, Claimed, DeviceState, Request, RunState},
+    receive::{PageReceiver, WritePolicy},
+    shared_port::SharedPort,
     why,
 };
-use proto::{TargetAct, TargetEvent, control};
+use proto::{TargetEffect, TargetEvent, control};
 use std::{
     sync::Arc,
     thread,
@@ -43,9 +43,9 @@ const LISTEN: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 impl TargetDriver {
-    pub(super) fn act(&mut self, act: TargetAct) -> Result<Option<TargetEvent>, Broken> {
-        match act {
-            TargetAct::Send(mut kind) => {
+    pub(super) fn effect(&mut self, effect: TargetEffect) -> Result<Option<TargetEvent>, Broken> {
+        match effect {
+            TargetEffect::Send(mut kind) => {
                 if let control::Kind::Ready(ready) = &mut kind {
                     ready.token = self.token.0.to_vec();
                     ready.spool = self.taken.as_ref().is_some_and(|taken| taken.spool.is_some());
@@ -58,55 +58,55 @@ impl TargetDriver {
                 self.say(kind);
                 Ok(None)
             }
-            TargetAct::Prepare(prepare) => match self.prepare(prepare) {
+            TargetEffect::Prepare(prepare) => match self.prepare(prepare) {
                 Ok(()) => Ok(self.once_heard()?),
                 refused => Ok(Some(TargetEvent::Prepared(refused))),
             },
-            TargetAct::TakeOwed(bitmaps) => {
+            TargetEffect::TakeMissing(bitmaps) => {
                 let taken = self.taken()?;
-                let pages = proto::page_sets(&bitmaps, &taken.landing.shape)
-                    .map_err(|e| Broken::new("read the owed pages", e.to_string()))?;
-                taken.landing.owe(&pages).map_err(why("make holes for the owed pages"))?;
-                let owed = taken.landing.owed().clone();
-                let nothing = owed.is_empty();
-                taken.record_owed(owed).map_err(why("record the owed pages"))?;
+                let pages = proto::page_sets(&bitmaps, &taken.receiver.shape)
+                    .map_err(|e| Broken::new("read the missing pages", e.to_string()))?;
+                taken.receiver.owe(&pages).map_err(why("make holes for the missing pages"))?;
+                let missing = taken.receiver.missing().clone();
+                let nothing = missing.is_empty();
+                taken.record_missing(missing).map_err(why("record the missing pages"))?;
                 // The guest is stopped upon our answer: whoever gets ready for the load must be done.
                 drop(taken.machine.lock());
                 if nothing {
                     let _ = self.tell.send(Signal::Event(TargetEvent::AllPlaced));
                 }
-                Ok(Some(TargetEvent::OwedTaken))
+                Ok(Some(TargetEvent::MissingRecorded))
             }
-            TargetAct::ForgetAnnounced => {
-                self.taken()?.forget_announced().map_err(why("record that nothing is owed"))?;
+            TargetEffect::ForgetAnnounced => {
+                self.taken()?.forget_announced().map_err(why("record that nothing is missing"))?;
                 Ok(None)
             }
-            TargetAct::KeepHashes(hashes) => {
-                let landing = &self.taken()?.landing;
-                let mut announced = landing.announced.locked();
+            TargetEffect::KeepHashes(hashes) => {
+                let receiver = &self.taken()?.receiver;
+                let mut announced = receiver.announced.locked();
                 if let Some(announced) = announced.as_mut() {
-                    announced.keep(&hashes, &*landing.memory).map_err(why("read the hashes"))?;
+                    announced.keep(&hashes, &*receiver.memory).map_err(why("read the hashes"))?;
                 }
                 Ok(None)
             }
-            TargetAct::Compare => Ok(Some(TargetEvent::Compared(self.compare()?))),
-            TargetAct::Load(mut state) => {
+            TargetEffect::Compare => Ok(Some(TargetEvent::Compared(self.compare()?))),
+            TargetEffect::Load(mut state) => {
                 self.taken()?.request.history = std::mem::take(&mut state.history);
                 self.goes_on = if state.paused { RunState::Paused } else { RunState::Running };
-                let state = unpack(&state).map_err(|e| Broken::new("unpack the device state", e))?;
+                let state = decompress(&state).map_err(|e| Broken::new("decompress the device state", e))?;
                 let taken = self.taken()?;
-                if taken.landing.owed().is_empty() {
-                    taken.landing.enter(Stage::Closed);
+                if taken.receiver.missing().is_empty() {
+                    taken.receiver.enter(WritePolicy::Closed);
                 }
                 self.load(state)?;
                 Ok(None)
             }
-            TargetAct::Claim if self.asked_in_vain => {
+            TargetEffect::Claim if self.asked_in_vain => {
                 self.asks_at = Some(Instant::now() + AGAIN);
                 Ok(None)
             }
-            TargetAct::Claim => self.claim().map(Some),
-            TargetAct::Resume => {
+            TargetEffect::Claim => self.claim().map(Some),
+            TargetEffect::Resume => {
                 self.arrived = true;
                 let goes_on = self.goes_on;
                 let mut machine = self.taken()?.machine.lock();
@@ -118,7 +118,7 @@ impl TargetDriver {
                         }
                         drop(machine);
                         self.taken()?.note_that_it_went_on();
-                        // Not before: looking through what is owed for what the file has takes a processor
+                        // Not before: looking through what is missing for what the file has takes a processor
                         // from the pause.
                         self.taken()?.place_spooled();
                         Ok(Some(TargetEvent::Resumed { at_ns }))
@@ -126,33 +126,33 @@ impl TargetDriver {
                     Err(e) => Ok(Some(TargetEvent::ResumeFailed(e.to_string()))),
                 }
             }
-            TargetAct::SendLanded => {
+            TargetEffect::SendReceived => {
                 let taken = self.taken()?;
-                let blocks = proto::bitmaps(&taken.landing.landed());
-                self.say(control::Kind::Landed(control::Landed {
+                let blocks = proto::bitmaps(&taken.receiver.received());
+                self.say(control::Kind::Received(control::Received {
                     round: self.round,
                     blocks,
                     token: self.token.0.to_vec(),
                 }));
                 Ok(None)
             }
-            TargetAct::SendStillOwed => {
-                let blocks = proto::bitmaps(&self.taken()?.landing.owed());
-                self.say(control::Kind::StillOwed(control::StillOwed {
+            TargetEffect::SendStillMissing => {
+                let blocks = proto::bitmaps(&self.taken()?.receiver.missing());
+                self.say(control::Kind::StillMissing(control::StillMissing {
                     blocks,
                     token: self.token.0.to_vec(),
                 }));
                 Ok(None)
             }
-            TargetAct::Settle => {
+            TargetEffect::Settle => {
                 self.settle()?;
                 Ok(None)
             }
-            TargetAct::Destroy => {
+            TargetEffect::Destroy => {
                 self.destroy();
                 Ok(None)
             }
-            TargetAct::End(_) => unreachable!("the loop ends before"),
+            TargetEffect::End(_) => unreachable!("the loop ends before"),
         }
     }
 
@@ -172,14 +172,14 @@ impl TargetDriver {
                 Epoch::MOST
             )]);
         }
-        let sealer = match *prepare.seal_key {
+        let tagger = match *prepare.tag_key {
             [] => None,
             ref key => match <[u8; 32]>::try_from(key) {
-                Ok(key) => Some(page::Sealer::new(key)),
-                Err(_) => return Err(vec!["the key of the seals has another length than agreed".into()]),
+                Ok(key) => Some(page::Tagger::new(key)),
+                Err(_) => return Err(vec!["the key of the tags has another length than agreed".into()]),
             },
         };
-        let private = unpack_private(&prepare.private, &mut { MAX_STATE }).map_err(|why| vec![why])?;
+        let private = decompress_private(&prepare.private, &mut { MAX_STATE }).map_err(|why| vec![why])?;
         let mut request = Request {
             migration: self.migration,
             vm: prepare.vm,
@@ -199,16 +199,16 @@ impl TargetDriver {
         let spool = prepare.spool;
         let tell = self.tell.clone();
         let all_placed = move || drop(tell.send(Signal::Event(TargetEvent::AllPlaced)));
-        let landing = Landing::new(waiting.memory, waiting.missing, prepare.verify, sealer, all_placed);
+        let receiver = PageReceiver::new(waiting.memory, waiting.missing, prepare.verify, tagger, all_placed);
         let mut taken = Taken {
             request,
             has_ended: waiting.machine.has_ended(),
             ender: waiting.machine.ender(),
-            machine: Beside::new(waiting.machine),
-            journal: Beside::new(waiting.journal),
+            machine: SharedPort::new(waiting.machine),
+            journal: SharedPort::new(waiting.journal),
             recorded: None,
             loading: false,
-            landing: Arc::new(landing),
+            receiver: Arc::new(receiver),
             faults: None,
             spool: None,
             streams: prepare.streams,
@@ -227,7 +227,7 @@ impl TargetDriver {
         }
         // Loading a device state reads guest RAM: whoever faults then must be answered.
         let faults =
-            taken.landing.missing.is_some().then(|| Faults::start(taken.landing.clone())).transpose();
+            taken.receiver.missing_mode.is_some().then(|| Faults::start(taken.receiver.clone())).transpose();
         let result = match faults {
             Ok(faults) => {
                 taken.faults = faults;
@@ -279,15 +279,15 @@ impl TargetDriver {
     }
 
     fn compare(&mut self) -> Result<Result<(), String>, Broken> {
-        let landing = &self.taken()?.landing;
-        let owed = landing.owed().clone();
-        let announced = landing.announced.locked();
+        let receiver = &self.taken()?.receiver;
+        let missing = receiver.missing().clone();
+        let announced = receiver.announced.locked();
         let Some(announced) = announced.as_ref() else { return Ok(Ok(())) };
-        let differing = announced.differing(&*landing.memory, &owed).map_err(why("hash the memory"))?;
+        let differing = announced.differing(&*receiver.memory, &missing).map_err(why("hash the memory"))?;
         Ok(match differing {
             None => Ok(()),
             Some((block, page)) => {
-                let name = &landing.memory.blocks()[usize::from(block.0)].name;
+                let name = &receiver.memory.blocks()[usize::from(block.0)].name;
                 let at = page.0 * PAGE_SIZE as u64;
                 Err(format!(
                     "page {} of RAM block {name} (offset {at:#x}) differs between the two sides",
@@ -316,13 +316,13 @@ impl TargetDriver {
         })
     }
 
-    /// Nothing is owed: the guest's memory is like any other's again.
+    /// Nothing is missing: the guest's memory is like any other's again.
     fn settle(&mut self) -> Result<(), Broken> {
         let taken = self.taken()?;
-        taken.landing.enter(Stage::Closed);
-        if let Some(missing) = &taken.landing.missing {
+        taken.receiver.enter(WritePolicy::Closed);
+        if let Some(missing_mode) = &taken.receiver.missing_mode {
             // Only a QEMU that is gone refuses, and then nobody misses a page.
-            if let Err(e) = missing.finish() {
+            if let Err(e) = missing_mode.finish() {
                 tracing::error!(%e, "the watch for missing pages would not end");
             }
         }
@@ -333,7 +333,7 @@ impl TargetDriver {
             tracing::error!(%e, "cannot record that everything is here; trying again");
             thread::sleep(AGAIN);
         }
-        let summary = taken.landing.summary();
+        let summary = taken.receiver.summary();
         if let Some(spool) = taken.spool.take() {
             spool.thread.settled();
             // A source that cannot hear us finds our word in our file.
@@ -372,30 +372,30 @@ impl TargetDriver {
     }
 }
 
-pub(crate) fn unpack(state: &control::State) -> Result<DeviceState, String> {
-    unpack_within(state, MAX_STATE)
+pub(crate) fn decompress(state: &control::State) -> Result<DeviceState, String> {
+    decompress_within(state, MAX_STATE)
 }
 
 /// All parts together may be so large.
-fn unpack_within(state: &control::State, mut room: u64) -> Result<DeviceState, String> {
-    let private = unpack_private(&state.private, &mut room)?;
-    let stream = state.stream.as_ref().map_or(Ok(vec![]), |stream| unpack_part(stream, &mut room))?;
+fn decompress_within(state: &control::State, mut room: u64) -> Result<DeviceState, String> {
+    let private = decompress_private(&state.private, &mut room)?;
+    let stream = state.stream.as_ref().map_or(Ok(vec![]), |stream| decompress_part(stream, &mut room))?;
     Ok(DeviceState { stream, private })
 }
 
-fn unpack_private(
+fn decompress_private(
     blocks: &[control::PrivateBlock],
     room: &mut u64,
 ) -> Result<Vec<(String, Vec<u8>)>, String> {
-    let mut unpack = |block: &control::PrivateBlock| {
-        let content = block.content.as_ref().map_or(Ok(vec![]), |content| unpack_part(content, room))?;
+    let mut decompress = |block: &control::PrivateBlock| {
+        let content = block.content.as_ref().map_or(Ok(vec![]), |content| decompress_part(content, room))?;
         Ok((block.name.clone(), content))
     };
-    blocks.iter().map(&mut unpack).collect()
+    blocks.iter().map(&mut decompress).collect()
 }
 
-fn unpack_part(packed: &control::Packed, room: &mut u64) -> Result<Vec<u8>, String> {
-    let raw = proto::unpacked(packed, *room).map_err(|e| e.to_string())?;
+fn decompress_part(compressed: &control::Compressed, room: &mut u64) -> Result<Vec<u8>, String> {
+    let raw = proto::decompressed(compressed, *room).map_err(|e| e.to_string())?;
     *room -= raw.len() as u64;
     Ok(raw)
 }
@@ -406,16 +406,16 @@ mod tests {
 
     #[test]
     fn a_device_state_is_bounded_as_a_whole_too() {
-        let part = || Some(proto::packed(&[0; 600]));
+        let part = || Some(proto::compressed(&[0; 600]));
         let private = control::PrivateBlock { name: "vga.vram".into(), content: part() };
         let state = |parts: usize| control::State {
             stream: part(),
             private: vec![private.clone(); parts],
             ..Default::default()
         };
-        let unpacked = unpack_within(&state(2), 1800).unwrap();
-        assert_eq!((unpacked.stream.len(), unpacked.private.len()), (600, 2));
-        assert!(unpack_within(&state(3), 1800).unwrap_err().contains("at most 0 are acceptable"));
-        assert!(unpack_within(&state(2), 1799).is_err());
+        let decompressed = decompress_within(&state(2), 1800).unwrap();
+        assert_eq!((decompressed.stream.len(), decompressed.private.len()), (600, 2));
+        assert!(decompress_within(&state(3), 1800).unwrap_err().contains("at most 0 are acceptable"));
+        assert!(decompress_within(&state(2), 1799).is_err());
     }
 }

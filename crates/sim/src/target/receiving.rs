@@ -1,11 +1,11 @@
-//! From the streams to guest memory, and faults the other way. Mirrors `engine/land.rs`, `engine/faults.rs`
-//! and `page/restore.rs`.
+//! From the streams to guest memory, and faults the other way. Mirrors `engine/arrive.rs`,
+//! `engine/page_faults.rs` and `page/restore.rs`.
 
-use super::{Heard, Stage};
+use super::{Heard, WritePolicy};
 use crate::{
-    fault::Fault,
     link::{As, Side, Word},
     pages::Page,
+    planted::PlantedBug,
     world::{World, say},
 };
 
@@ -13,18 +13,20 @@ use crate::{
 const DAMAGE: u16 = 0x4000;
 
 impl World {
-    /// A page has come over a connection (`Landing::land`).
+    /// A page has come over a connection (`PageReceiver::arrive`).
     pub fn land(&mut self, id: u16, page: u8, meant: Page, how: As) {
-        let unverified = self.has(Fault::KnownNotVerified);
-        let overwrites = self.has(Fault::PlaceOverwrites);
+        let unverified = self.has(PlantedBug::KnownNotVerified);
+        let overwrites = self.has(PlantedBug::PlaceOverwrites);
         let Some(work) = self.target.work.as_deref_mut().filter(|work| work.conns.contains(&id)) else {
             return;
         };
         let qemu = &mut self.qemus[1];
-        let refers = matches!(how, As::Known(_) | As::Delta(_));
+        let refers = matches!(how, As::Duplicate(_) | As::Delta(_));
         match work.stage {
-            Stage::Closed if overwrites => qemu.ram.put(page, meant),
-            Stage::Before if !refers || unverified || restored(qemu, page, meant, how) == meant.content => {
+            WritePolicy::Closed if overwrites => qemu.ram.put(page, meant),
+            WritePolicy::Before
+                if !refers || unverified || restored(qemu, page, meant, how) == meant.content =>
+            {
                 let mut content = restored(qemu, page, meant, how);
                 let damaged = std::mem::take(&mut work.damages);
                 self.ghost.damaged.drop(page);
@@ -32,7 +34,7 @@ impl World {
                     content ^= DAMAGE;
                     self.ghost.damaged.add(page);
                 }
-                work.landed.add(page);
+                work.received.add(page);
                 let before = qemu.ram.at(page);
                 let runs = qemu.runs();
                 let now = Page { content, ..meant };
@@ -58,8 +60,8 @@ impl World {
                     self.breach(|| format!("I5: page {page} was written under a running guest"));
                 }
             }
-            Stage::Lacking if !refers => {
-                if !work.owed.has(page) && !overwrites {
+            WritePolicy::PostCopy if !refers => {
+                if !work.missing.has(page) && !overwrites {
                     return;
                 }
                 let placed = qemu.place(page, meant);
@@ -67,8 +69,8 @@ impl World {
                     qemu.ram.put(page, meant);
                 }
                 work.asked.drop(page);
-                work.owed.drop(page);
-                if work.owed.none() {
+                work.missing.drop(page);
+                if work.missing.none() {
                     work.heard.push_back(Heard::AllPlaced);
                 }
                 say!(self, "target: page {page} is placed{}", if placed { "" } else { ", and was there" });
@@ -88,15 +90,15 @@ impl World {
         };
         let qemu = &self.qemus[1];
         let waits = qemu.waits_for.filter(|_| qemu.alive && qemu.watched);
-        waits.is_some_and(|page| !work.owed.has(page) || !work.asked.has(page))
+        waits.is_some_and(|page| !work.missing.has(page) || !work.asked.has(page))
     }
 
     /// It is asked for, or answered with zeros if nobody owes it.
     pub fn faults_move(&mut self) {
-        let early = self.has(Fault::StruckOffEarly);
+        let early = self.has(PlantedBug::StruckOffEarly);
         let Some(work) = self.target.work.as_deref_mut() else { return };
         let Some(page) = self.qemus[1].waits_for else { return };
-        if !work.owed.has(page) {
+        if !work.missing.has(page) {
             say!(self, "target: page {page} is missing, and zeros");
             self.qemus[1].place(page, Page::default());
             return;
@@ -104,7 +106,7 @@ impl World {
         say!(self, "target: page {page} is missing, and wanted");
         work.asked.add(page);
         if early {
-            work.owed.drop(page);
+            work.missing.drop(page);
         }
         let on = work.asking_on;
         if let Some(conn) = on.and_then(|id| self.conn(id)) {
@@ -113,12 +115,12 @@ impl World {
     }
 }
 
-/// What comes out of a message (`Restorer::restore`, before it is verified).
+/// What comes out of a message (`PageDecoder::decode`, before it is verified).
 fn restored(qemu: &crate::qemu::Qemu, page: u8, meant: Page, how: As) -> u16 {
     match how {
-        As::Plain => meant.content,
+        As::Raw => meant.content,
         As::Zero => 0,
-        As::Known(other) => qemu.ram.at(other).content,
+        As::Duplicate(other) => qemu.ram.at(other).content,
         As::Delta(base) if qemu.ram.at(page).content == base => meant.content,
         As::Delta(_) => meant.content ^ 0x8000,
     }

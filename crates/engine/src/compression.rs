@@ -20,7 +20,7 @@ pub(crate) fn allowed(compress: Compression, codec: policy::Codec) -> bool {
 }
 
 /// What the streams of a migration share of compressing.
-pub(crate) struct Packing {
+pub(crate) struct BatchCompressor {
     state: Mutex<State>,
     cores: Mutex<Cores>,
     freed: Condvar,
@@ -37,7 +37,7 @@ struct State {
     regions: Regions,
 }
 
-impl Packing {
+impl BatchCompressor {
     /// For a guest with so many pages in its blocks, of which an earlier migration may have taught something.
     pub(crate) fn new(options: &Options, cores: u32, pages: &[u64], learnt: Option<&Learnt>) -> Arc<Self> {
         let cores = cores.max(1);
@@ -85,47 +85,49 @@ impl Packing {
     }
 
     /// Compresses what is best compressed of a batch.
-    pub(crate) fn pack(&self, block: BlockId, batch: &mut Batch, encoder: &mut Encoder) -> Packed {
-        let plain: Vec<PageRange> = batch.plain().collect();
-        let raw = plain.iter().map(|range| range.bytes().0).sum();
-        let mut packed =
-            Packed { codec: policy::Codec::None, spent: Spent { raw, packed: raw, ..Spent::default() } };
+    pub(crate) fn pack(&self, block: BlockId, batch: &mut Batch, encoder: &mut Encoder) -> Compressed {
+        let ranges: Vec<PageRange> = batch.raw_ranges().collect();
+        let raw = ranges.iter().map(|range| range.bytes().0).sum();
+        let mut compressed = Compressed {
+            codec: policy::Codec::None,
+            spent: Spent { raw, compressed: raw, ..Spent::default() },
+        };
         if raw == 0 {
-            return packed;
+            return compressed;
         }
         let mut state = self.state();
-        packed.codec = state.compressor.choose();
-        let codec = match packed.codec {
-            policy::Codec::None => return packed,
+        compressed.codec = state.compressor.choose();
+        let codec = match compressed.codec {
+            policy::Codec::None => return compressed,
             policy::Codec::Lz4 => Codec::Lz4,
             policy::Codec::Zstd(level) => Codec::Zstd(level),
         };
         let worth: Vec<PageRange> =
-            plain.into_iter().filter(|range| state.regions.worth(block, range.start)).collect();
+            ranges.into_iter().filter(|range| state.regions.worth(block, range.start)).collect();
         drop(state);
         if worth.is_empty() {
-            return packed;
+            return compressed;
         }
         let begin = Instant::now();
         let core = self.core();
-        packed.spent.queue = begin.elapsed();
+        compressed.spent.queue = begin.elapsed();
         let begin = Instant::now();
-        let packing =
-            batch.pack(encoder, codec, |range| worth.binary_search_by_key(&range.start, |w| w.start).is_ok());
+        let compression = batch
+            .compress(encoder, codec, |range| worth.binary_search_by_key(&range.start, |w| w.start).is_ok());
         drop(core);
-        packed.spent.encode = begin.elapsed();
-        if let Some(packing) = packing {
-            if packing.used {
-                packed.spent.packed -= (packing.raw - packing.wire) as u64;
+        compressed.spent.encode = begin.elapsed();
+        if let Some(compression) = compression {
+            if compression.used {
+                compressed.spent.compressed -= (compression.raw - compression.wire) as u64;
             }
-            self.state().regions.tried(block, &worth, packing.raw as u64, packing.wire as u64);
+            self.state().regions.tried(block, &worth, compression.raw as u64, compression.wire as u64);
         }
-        packed
+        compressed
     }
 
     /// What became of a batch that `pack` was asked about.
-    pub(crate) fn observe(&self, packed: &Packed) {
-        self.state().compressor.observe(packed.codec, &packed.spent);
+    pub(crate) fn observe(&self, compressed: &Compressed) {
+        self.state().compressor.observe(compressed.codec, &compressed.spent);
     }
 
     /// One of the cores that may compress, for as long as it is held.
@@ -138,7 +140,7 @@ impl Packing {
     }
 }
 
-struct Core<'a>(&'a Packing);
+struct Core<'a>(&'a BatchCompressor);
 
 impl Drop for Core<'_> {
     fn drop(&mut self) {
@@ -149,7 +151,7 @@ impl Drop for Core<'_> {
 
 /// What was seen of the link while a batch was made and written.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Seen {
+pub(crate) struct LinkSample {
     /// Bytes that the target confirmed.
     pub(crate) carried: u64,
     /// Whether something still waited to be sent before it was written, so all the while before.
@@ -159,14 +161,14 @@ pub(crate) struct Seen {
 }
 
 /// A batch ready to be written.
-pub(crate) struct Packed {
+pub(crate) struct Compressed {
     codec: policy::Codec,
     spent: Spent,
 }
 
-impl Packed {
+impl Compressed {
     /// It was written.
-    pub(crate) fn written(mut self, refine: Duration, write: Duration, link: Seen) -> Self {
+    pub(crate) fn written(mut self, refine: Duration, write: Duration, link: LinkSample) -> Self {
         self.spent.refine = refine;
         self.spent.write = write;
         self.spent.carried = link.carried;

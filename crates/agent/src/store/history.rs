@@ -4,17 +4,17 @@
 //! for its reader.
 
 use super::{Store, StoreError, Trouble, decode, encode};
-use engine::report::{Outcome, Past, Report};
+use engine::report::{Outcome, PastMigration, Report};
 use redb::{TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use units::Rate;
 
-/// VM name → [`Past`]s, oldest first.
+/// VM name → [`PastMigration`]s, oldest first.
 const HISTORY: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("history");
 
 /// Host name → [`Known`].
-const ROADS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("roads");
+const LINKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("links");
 
 /// What may come from a peer for one VM, in bytes: twenty times what is usual.
 const MOST: usize = 64 << 10;
@@ -67,7 +67,7 @@ fn now() -> u64 {
 
 pub(super) fn prepare(change: &WriteTransaction) -> Result<(), Trouble> {
     change.open_table(HISTORY)?;
-    change.open_table(ROADS)?;
+    change.open_table(LINKS)?;
     Ok(())
 }
 
@@ -78,7 +78,7 @@ pub(super) fn forget(change: &WriteTransaction, vm: &str) -> Result<(), Trouble>
 
 impl Store {
     /// How this VM's migrations went, oldest first.
-    pub fn history(&self, vm: &str) -> Vec<Past> {
+    pub fn history(&self, vm: &str) -> Vec<PastMigration> {
         self.advice(HISTORY, vm)
     }
 
@@ -87,34 +87,34 @@ impl Store {
         if json.is_empty() {
             return Ok(());
         }
-        let mut all: Vec<Past> =
+        let mut all: Vec<PastMigration> =
             if json.len() > MOST { vec![] } else { serde_json::from_slice(json).unwrap_or_default() };
-        all.retain(Past::is_sound);
-        let latest = &all[all.len().saturating_sub(Past::KEPT)..];
+        all.retain(PastMigration::is_sound);
+        let latest = &all[all.len().saturating_sub(PastMigration::KEPT)..];
         self.put(HISTORY, vm, &latest)
     }
 
     /// What is known of the way to a host.
-    pub fn road(&self, to: &str) -> Known {
-        self.advice(ROADS, to)
+    pub fn link_history(&self, to: &str) -> Known {
+        self.advice(LINKS, to)
     }
 
     /// Its link carries so much.
     pub fn keep_link(&self, to: &str, rate: Rate) -> Result<(), StoreError> {
-        self.put(ROADS, to, &Known { probed: Some((rate.0, now())), ..self.road(to) })
+        self.put(LINKS, to, &Known { probed: Some((rate.0, now())), ..self.link_history(to) })
     }
 
     /// Learns from a migration that is over. Of a VM that moved on, the history went with it.
     pub fn learn(&self, report: &Report, limited: bool) -> Result<(), StoreError> {
         if report.outcome == Outcome::Completed && !limited {
-            let mut known = self.road(&report.to);
+            let mut known = self.link_history(&report.to);
             known.learn(report);
-            return self.put(ROADS, &report.to, &known);
+            return self.put(LINKS, &report.to, &known);
         }
-        match Past::of(report) {
+        match PastMigration::of(report) {
             Some(past) if report.outcome != Outcome::Completed => {
                 let mut history = self.history(&report.vm);
-                Past::add(&mut history, past);
+                PastMigration::add(&mut history, past);
                 self.put(HISTORY, &report.vm, &history)
             }
             _ => Ok(()),

@@ -5,24 +5,24 @@ use crate::{
     Broken,
     conn::{LONG_SILENCE, SILENCE, now_ns},
     ports::{MachineError, RunState, Saved},
-    queue::Round,
-    ship::{Job, Streams},
+    queue::RoundQueue,
+    send::{Job, Streams},
     survey, verify, why,
 };
-use proto::{Decision, SourceAct, SourceEvent, Step, control};
+use proto::{Decision, NextStep, SourceEffect, SourceEvent, control};
 use std::{io, sync::Arc, thread};
 use units::{Epoch, MemorySet};
 
 impl SourceDriver {
     /// Does one act. Errors say what was tried and why it failed.
-    pub(super) fn act(&mut self, act: SourceAct) -> Result<Option<SourceEvent>, Broken> {
-        match act {
-            SourceAct::Send(kind) => {
+    pub(super) fn effect(&mut self, effect: SourceEffect) -> Result<Option<SourceEvent>, Broken> {
+        match effect {
+            SourceEffect::Send(kind) => {
                 self.asked |= matches!(kind, control::Kind::Prepare(_));
                 self.say(kind);
                 Ok(None)
             }
-            SourceAct::OpenStreams => {
+            SourceEffect::OpenStreams => {
                 self.before = self.parts.machine.lock().run_state()?;
                 self.look_at_writes()?;
                 self.dirty =
@@ -33,16 +33,16 @@ impl SourceDriver {
                 self.bear_silence(SILENCE);
                 Ok(Some(SourceEvent::StreamsOpen))
             }
-            SourceAct::Ship(round) => self.ship(round),
-            SourceAct::ShipRest(_) => {
+            SourceEffect::SendRound(round) => self.send_round(round),
+            SourceEffect::SendRest(_) => {
                 if let Some(round) = self.current.clone() {
                     self.give(round);
                 }
                 Ok(None)
             }
-            SourceAct::RunOn => self.run_on().map(|()| None),
-            SourceAct::Rejoin => Ok(self.rejoin()),
-            SourceAct::Decide => {
+            SourceEffect::AbortPause => self.run_on().map(|()| None),
+            SourceEffect::Rejoin => Ok(self.rejoin()),
+            SourceEffect::Decide => {
                 if let (Some(tracker), Some(round)) = (&mut self.parts.tracker, &self.current) {
                     tracker.learn(&round.unchanged());
                 }
@@ -51,12 +51,12 @@ impl SourceDriver {
                 let decision = self.rounds.decide(self.story.lasted(), self.dirty.bytes());
                 let step = self.heed(decision);
                 let Some(step) = self.secure_before(step) else { return Ok(None) };
-                if step == Step::Round {
+                if step == NextStep::Round {
                     self.judge()?;
                 }
                 Ok(Some(SourceEvent::Decided(step)))
             }
-            SourceAct::JournalPause => {
+            SourceEffect::JournalPause => {
                 self.end_watch();
                 let before = self.parts.machine.lock().prepare_stop()?;
                 self.before = before;
@@ -65,10 +65,10 @@ impl SourceDriver {
                 self.parts.journal.pausing(before).map_err(why("journal the pause"))?;
                 Ok(None)
             }
-            SourceAct::StopGuest => {
+            SourceEffect::StopGuest => {
                 self.calm();
                 if let Some(tracker) = &mut self.parts.tracker {
-                    tracker.hurry().map_err(why("let the guest's writers go on"))?;
+                    tracker.suspend_throttling().map_err(why("let the guest's writers go on"))?;
                 }
                 self.count_stalls();
                 self.story.stopping(now_ns());
@@ -82,62 +82,63 @@ impl SourceDriver {
                 }
                 Ok(Some(SourceEvent::Stopped))
             }
-            SourceAct::SendOwed => {
-                self.collect_owed()?;
-                let owed = control::Owed { blocks: proto::bitmaps(&self.dirty) };
-                self.owed.union(&self.dirty);
+            SourceEffect::SendMissing => {
+                self.collect_missing()?;
+                let missing = control::Missing { blocks: proto::bitmaps(&self.dirty) };
+                self.missing.union(&self.dirty);
                 self.dirty.clear();
-                self.say(control::Kind::Owed(owed));
+                self.say(control::Kind::Missing(missing));
                 Ok(None)
             }
-            SourceAct::Save => {
-                let (tell, pause) = (self.tell.clone(), self.pauses_in_vain);
+            SourceEffect::Save => {
+                let (tell, pause) = (self.tell.clone(), self.aborted_pauses);
                 let save = self.parts.machine.spawn("save", move |machine| {
                     let _ = tell.send(Signal::Saved(pause, machine.save()));
                 });
                 save.map_err(why("start a thread"))?;
                 Ok(None)
             }
-            SourceAct::SendState(after_round) => self.send_state(after_round).map(Some),
-            SourceAct::HoldGuest => {
+            SourceEffect::SendState(after_round) => self.send_state(after_round).map(Some),
+            SourceEffect::HoldGuest => {
                 self.offered().map_err(why("offer the VM to the target"))?;
                 // From here on a target that is only slow costs the whole migration.
                 self.bear_silence(LONG_SILENCE);
-                // From the permit on the target may run it, and nobody here.
+                // From the authorization on the target may run it, and nobody here.
                 self.parts.machine.lock().hold()?;
                 Ok(None)
             }
-            SourceAct::Promise => {
-                self.parts.journal.promise(self.parts.epoch).map_err(why("journal the promise"))?;
-                Ok(Some(SourceEvent::Promised))
+            SourceEffect::Fence => {
+                self.parts.journal.fence(self.parts.epoch).map_err(why("journal the promise"))?;
+                Ok(Some(SourceEvent::Fenced))
             }
-            SourceAct::ResumeGuest => {
+            SourceEffect::ResumeGuest => {
                 self.bring_back();
                 Ok(None)
             }
-            SourceAct::Claim => {
+            SourceEffect::Claim => {
                 self.claim();
                 Ok(None)
             }
-            SourceAct::Gone(epoch) => {
+            SourceEffect::Gone(epoch) => {
                 (self.doubt_since, self.asks_at) = (None, None);
                 self.bear_silence(SILENCE);
                 self.insist("journal that the VM is gone", |d| d.parts.journal.gone(Epoch(epoch)));
                 Ok(None)
             }
-            SourceAct::ServeOwed => {
-                self.serve_owed();
+            SourceEffect::ServeMissing => {
+                self.serve_missing();
                 Ok(None)
             }
-            SourceAct::Reconnect => Ok(self.reconnect()),
-            SourceAct::Forget => {
+            SourceEffect::Reconnect => Ok(self.reconnect()),
+            SourceEffect::Forget => {
                 self.hang_up();
                 self.insist("journal that everything is there", |d| d.parts.journal.settled());
                 self.end_spool();
                 self.end_targets_file();
                 // What QEMU still writes on its way out is let through. Protections that end with it cost
                 // nothing; taking them back costs 60 ms a GiB.
-                if let Some(Err(e)) = self.parts.tracker.as_mut().map(|tracker| tracker.hurry()) {
+                if let Some(Err(e)) = self.parts.tracker.as_mut().map(|tracker| tracker.suspend_throttling())
+                {
                     tracing::debug!(%e, "writers may have to wait for QEMU's end");
                 }
                 if let Err(e) = self.parts.machine.lock().destroy() {
@@ -146,7 +147,7 @@ impl SourceDriver {
                 self.parts.tracker = None;
                 Ok(None)
             }
-            SourceAct::End(_) => unreachable!("the loop ends before"),
+            SourceEffect::End(_) => unreachable!("the loop ends before"),
         }
     }
 
@@ -158,13 +159,13 @@ impl SourceDriver {
         }
     }
 
-    fn ship(&mut self, number: u32) -> Result<Option<SourceEvent>, Broken> {
+    fn send_round(&mut self, number: u32) -> Result<Option<SourceEvent>, Broken> {
         self.collect()?;
         let empty = self.nothing();
         let set = std::mem::replace(&mut self.dirty, empty);
         self.end_round(0);
         self.story.round(number, &set);
-        self.give(Arc::new(Round::new(number, set)));
+        self.give(Arc::new(RoundQueue::new(number, set)));
         Ok(None)
     }
 
@@ -176,7 +177,7 @@ impl SourceDriver {
     }
 
     /// Tells the user what is to be known of the next step.
-    pub(super) fn heed(&self, Decision { step, warning }: Decision) -> Step {
+    pub(super) fn heed(&self, Decision { step, warning }: Decision) -> NextStep {
         if let Some(warning) = warning {
             self.story.warn(warning);
         }
@@ -184,7 +185,7 @@ impl SourceDriver {
     }
 
     /// To the streams.
-    pub(super) fn give(&mut self, round: Arc<Round>) {
+    pub(super) fn give(&mut self, round: Arc<RoundQueue>) {
         self.round_parts.clear();
         self.current = Some(round.clone());
         if let Some(streams) = &self.streams {
@@ -228,7 +229,7 @@ impl SourceDriver {
         let state = self.state.take().unwrap_or_default();
         self.say(control::Kind::State(control::State {
             after_round,
-            stream: Some(proto::packed(&state.stream)),
+            stream: Some(proto::compressed(&state.stream)),
             private: private_blocks(&state.private),
             history: self.story.history(&self.parts.history, self.streams.as_ref().and_then(Streams::learnt)),
             paused: self.before == RunState::Paused,
@@ -256,14 +257,14 @@ impl SourceDriver {
         }
     }
 
-    fn serve_owed(&mut self) {
+    fn serve_missing(&mut self) {
         self.end_round(0);
-        self.story.owing(&self.owed);
-        self.owing.refill(&self.owed);
+        self.story.post_copy(&self.missing);
+        self.to_push.refill(&self.missing);
         if let Some(streams) = &self.streams {
-            streams.give(&Job::Push(self.owing.clone()));
+            streams.give(&Job::Push(self.to_push.clone()));
         }
-        self.spool_owed();
+        self.secure_missing();
     }
 
     /// A promise must reach the disk, or what follows from it must wait.
@@ -280,9 +281,9 @@ impl SourceDriver {
 
 /// As they travel.
 pub(super) fn private_blocks(blocks: &[(String, Vec<u8>)]) -> Vec<control::PrivateBlock> {
-    let packed = |(name, content): &(String, Vec<u8>)| control::PrivateBlock {
+    let compressed = |(name, content): &(String, Vec<u8>)| control::PrivateBlock {
         name: name.clone(),
-        content: Some(proto::packed(content)),
+        content: Some(proto::compressed(content)),
     };
-    blocks.iter().map(packed).collect()
+    blocks.iter().map(compressed).collect()
 }

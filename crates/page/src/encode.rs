@@ -4,21 +4,21 @@ use crate::{
     Sent,
     compress::{Codec, Encoder},
     delta,
-    print::{Print, SEAL, is_zero},
+    fingerprint::{Fingerprint, TAG, is_zero},
     repeats::Repeats,
     run::{Class, Run},
 };
 use std::ops::Range;
 use units::{BlockId, PAGE_SIZE, PageIndex, PageRange};
 
-/// Bytes that travel for a run of known pages: where they are, and their seal.
-pub const PAYLOAD_OF_KNOWN: usize = REFERENCE + SEAL;
+/// Bytes that travel for a run of known pages: where they are, and their tag.
+pub const PAYLOAD_OF_DUPLICATE: usize = REFERENCE + TAG;
 
 /// Bytes of a reference: a block and its first page.
 pub(crate) const REFERENCE: usize = 2 + 8;
 
-/// Packing that saves less than one part in so many is undone: unpacking would cost the target more than it
-/// saves the link.
+/// Compression that saves less than one part in so many is undone: decompressing would cost the target more
+/// than it saves the link.
 const WORTH: usize = 16;
 
 /// How many pages travelled as what.
@@ -29,13 +29,13 @@ pub struct Counts {
     /// The same as what was sent of them before: nothing travelled.
     pub unchanged: u64,
     /// As a reference to other pages.
-    pub known: u64,
+    pub duplicate: u64,
     /// As a difference.
     pub delta: u64,
     /// Compressed.
-    pub packed: u64,
+    pub compressed: u64,
     /// As they are.
-    pub plain: u64,
+    pub raw: u64,
 }
 
 /// What may be referred to. Nothing may while the guest runs on the target: it writes there.
@@ -49,9 +49,9 @@ pub struct References<'a, F> {
     pub may_refer: F,
 }
 
-/// What packing a batch came to.
+/// What compressing a batch came to.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Packing {
+pub struct Compressed {
     /// Bytes of content that were tried.
     pub raw: usize,
     /// What they shrank to.
@@ -60,7 +60,7 @@ pub struct Packing {
     pub used: bool,
 }
 
-/// Pages on their way to the wire: read, refined, packed, and handed out to whoever owns the socket.
+/// Pages on their way to the wire: read, encoded, compressed, and handed out to whoever owns the socket.
 pub struct Batch {
     /// The pages as they were read, those that do not travel included.
     pages: Vec<u8>,
@@ -69,14 +69,14 @@ pub struct Batch {
     runs: Vec<Run>,
     /// References and differences.
     side: Vec<u8>,
-    packed: Vec<u8>,
+    compressed: Vec<u8>,
     codec: Option<Codec>,
     counts: Counts,
     /// What need not travel, because it has not changed.
     unchanged: Vec<PageRange>,
     /// Where the run of known pages goes on if the next page is known too.
     next: Option<(BlockId, PageIndex)>,
-    /// Of what is sealed, batch after batch.
+    /// Of what is tagged, batch after batch.
     repeats: Repeats,
 }
 
@@ -86,7 +86,7 @@ struct Piece {
     /// Where its content begins in `pages`.
     at: usize,
     side: Range<usize>,
-    /// For known pages: from their prints, to find their content again.
+    /// For known pages: from their fingerprints, to find their content again.
     key: u128,
 }
 
@@ -99,7 +99,7 @@ impl Batch {
             pieces: Vec::new(),
             runs: Vec::new(),
             side: Vec::new(),
-            packed: Vec::new(),
+            compressed: Vec::new(),
             codec: None,
             counts: Counts::default(),
             unchanged: Vec::new(),
@@ -146,8 +146,8 @@ impl Batch {
                 self.counts.zero += 1;
                 self.push(PageIndex(index), Class::Zero, at);
             } else {
-                self.counts.plain += 1;
-                self.push(PageIndex(index), Class::Plain, at);
+                self.counts.raw += 1;
+                self.push(PageIndex(index), Class::Raw, at);
             }
         }
     }
@@ -166,11 +166,11 @@ impl Batch {
             let (index, page) = (PageIndex(index), &pages[at..at + PAGE_SIZE]);
             let number = sent.number(block, index);
             let last = sent.last(block, index);
-            let print = if is_zero(page) { Print::ZERO } else { sent.print(page) };
+            let fingerprint = if is_zero(page) { Fingerprint::ZERO } else { sent.fingerprint(page) };
             let expected = self.next.take();
-            if print == last {
-                match print {
-                    Print::ZERO => self.counts.zero += 1,
+            if fingerprint == last {
+                match fingerprint {
+                    Fingerprint::ZERO => self.counts.zero += 1,
                     _ => self.counts.unchanged += 1,
                 }
                 match self.unchanged.last_mut() {
@@ -179,10 +179,10 @@ impl Batch {
                 }
                 continue;
             }
-            if print == Print::ZERO {
+            if fingerprint == Fingerprint::ZERO {
                 self.counts.zero += 1;
                 sent.versions.forget(number);
-                sent.set(block, index, print);
+                sent.set(block, index, fingerprint);
                 self.push(index, Class::Zero, at);
                 continue;
             }
@@ -192,34 +192,34 @@ impl Batch {
                 false => may_refer(b, p),
             };
             let goes_on = expected.filter(|(b, p)| {
-                self.goes_on(block, index, at, *b, *p) && sent.has(*b, *p, print) && may_refer(*b, *p)
+                self.goes_on(block, index, at, *b, *p) && sent.has(*b, *p, fingerprint) && may_refer(*b, *p)
             });
-            let known = goes_on.or_else(|| sent.find(print, may_refer));
+            let duplicate = goes_on.or_else(|| sent.find(fingerprint, may_refer));
             let mut used = false;
-            if let Some((from, first)) = known {
-                self.counts.known += 1;
+            if let Some((from, first)) = duplicate {
+                self.counts.duplicate += 1;
                 if goes_on.is_none() {
                     let begin = self.side.len();
                     self.side.extend_from_slice(&from.0.to_le_bytes());
                     self.side.extend_from_slice(&first.0.to_le_bytes());
-                    self.side.extend_from_slice(&[0; SEAL]);
-                    self.begin(index, Class::Known, at, begin..self.side.len());
+                    self.side.extend_from_slice(&[0; TAG]);
+                    self.begin(index, Class::Duplicate, at, begin..self.side.len());
                 } else {
-                    self.push(index, Class::Known, at);
+                    self.push(index, Class::Duplicate, at);
                 }
                 if let Some(piece) = self.pieces.last_mut() {
-                    piece.key = piece.key.rotate_left(1) ^ print.0;
+                    piece.key = piece.key.rotate_left(1) ^ fingerprint.0;
                 }
                 self.next = Some((from, PageIndex(first.0 + 1)));
             } else {
                 used = *round > 1 && self.differ(index, at, |side| sent.versions.delta(number, page, side));
                 if !used {
-                    self.counts.plain += 1;
-                    self.push(index, Class::Plain, at);
+                    self.counts.raw += 1;
+                    self.push(index, Class::Raw, at);
                 }
-                sent.offer(number, print);
+                sent.offer(number, fingerprint);
             }
-            sent.set(block, index, print);
+            sent.set(block, index, fingerprint);
             // Most of what was sent once is never written again; what was written between two rounds may well
             // be.
             if *round > 1 {
@@ -233,7 +233,7 @@ impl Batch {
     /// of it is written.
     fn goes_on(&self, block: BlockId, index: PageIndex, at: usize, b: BlockId, p: PageIndex) -> bool {
         let Some(Piece { run, .. }) = self.pieces.last() else { return false };
-        self.grows(index, Class::Known, at) && (b != block || p < run.range.start || p > index)
+        self.grows(index, Class::Duplicate, at) && (b != block || p < run.range.start || p > index)
     }
 
     /// Sends a page as a difference, if `encode` finds one that is short enough.
@@ -241,7 +241,7 @@ impl Batch {
         let begin = self.side.len();
         let grows = self.grows(index, Class::Delta, at);
         if !grows {
-            self.side.extend_from_slice(&[0; SEAL]);
+            self.side.extend_from_slice(&[0; TAG]);
         }
         let length = self.side.len();
         self.side.extend_from_slice(&[0; delta::LENGTH]);
@@ -286,58 +286,59 @@ impl Batch {
     }
 
     /// Seals what refers to the target's own memory; nothing can be added after that.
-    pub fn seal(&mut self, sent: &Sent) {
+    pub fn tag(&mut self, sent: &Sent) {
         for Piece { run, at, side, key } in &self.pieces {
             let content = &self.pages[*at..*at + run.raw()];
-            let (place, seal) = match run.class {
-                Class::Known => {
-                    // Compared byte by byte: prints alone do not make two contents the same (I7).
+            let (place, tag) = match run.class {
+                Class::Duplicate => {
+                    // Compared byte by byte: fingerprints alone do not make two contents the same (I7).
                     let sealed = self.repeats.get(*key).filter(|(same, _)| *same == content);
-                    let seal = sealed.map(|(_, seal)| *seal).unwrap_or_else(|| {
-                        let seal = sent.sealer.seal(content);
-                        self.repeats.came(*key, content, &seal);
-                        seal
+                    let tag = sealed.map(|(_, tag)| *tag).unwrap_or_else(|| {
+                        let tag = sent.tagger.tag(content);
+                        self.repeats.came(*key, content, &tag);
+                        tag
                     });
-                    (side.start + REFERENCE..side.end, seal)
+                    (side.start + REFERENCE..side.end, tag)
                 }
-                Class::Delta => (side.start..side.start + SEAL, sent.sealer.seal(content)),
-                Class::Zero | Class::Packed | Class::Plain => continue,
+                Class::Delta => (side.start..side.start + TAG, sent.tagger.tag(content)),
+                Class::Zero | Class::Compressed | Class::Raw => continue,
             };
-            self.side[place].copy_from_slice(&seal);
+            self.side[place].copy_from_slice(&tag);
         }
     }
 
     /// Packs what would travel as it is and is `worth` it, all together. `None` when there is nothing.
-    pub fn pack(
+    pub fn compress(
         &mut self,
         encoder: &mut Encoder,
         codec: Codec,
         worth: impl Fn(PageRange) -> bool,
-    ) -> Option<Packing> {
+    ) -> Option<Compressed> {
         let chosen: Vec<bool> =
-            self.pieces.iter().map(|p| p.run.class == Class::Plain && worth(p.run.range)).collect();
+            self.pieces.iter().map(|p| p.run.class == Class::Raw && worth(p.run.range)).collect();
         let pieces = self.pieces.iter().zip(&chosen).filter(|(_, chosen)| **chosen).map(|(piece, _)| piece);
         let parts: Vec<&[u8]> = pieces.map(|p| &self.pages[p.at..p.at + p.run.raw()]).collect();
         let raw: usize = parts.iter().map(|part| part.len()).sum();
         if raw == 0 {
             return None;
         }
-        encoder.encode(codec, &parts, &mut self.packed);
-        let packing = Packing { raw, wire: self.packed.len(), used: self.packed.len() + raw / WORTH <= raw };
-        if !packing.used {
-            self.packed.clear();
-            return Some(packing);
+        encoder.encode(codec, &parts, &mut self.compressed);
+        let compressed =
+            Compressed { raw, wire: self.compressed.len(), used: self.compressed.len() + raw / WORTH <= raw };
+        if !compressed.used {
+            self.compressed.clear();
+            return Some(compressed);
         }
         self.codec = Some(codec);
         for (piece, _) in self.pieces.iter_mut().zip(&chosen).filter(|(_, chosen)| **chosen) {
-            piece.run.class = Class::Packed;
-            self.counts.plain -= piece.run.range.count;
-            self.counts.packed += piece.run.range.count;
+            piece.run.class = Class::Compressed;
+            self.counts.raw -= piece.run.range.count;
+            self.counts.compressed += piece.run.range.count;
         }
-        Some(packing)
+        Some(compressed)
     }
 
-    /// The runs as they travel, and how their packed content is compressed; none when nothing travels.
+    /// The runs as they travel, and how their compressed content is compressed; none when nothing travels.
     pub fn runs(&mut self) -> (&[Run], Option<Codec>, usize) {
         self.runs.clear();
         for Piece { run: Run { range, class, .. }, side, .. } in &self.pieces {
@@ -347,22 +348,22 @@ impl Batch {
             }
             self.runs.push(run);
         }
-        (&self.runs, self.codec, self.packed.len())
+        (&self.runs, self.codec, self.compressed.len())
     }
 
     /// What travels behind the table of runs, in order.
     pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
         let own = self.pieces.iter().filter_map(|Piece { run, at, side, .. }| match run.class {
-            Class::Zero | Class::Packed => None,
-            Class::Known | Class::Delta => Some(&self.side[side.clone()]),
-            Class::Plain => Some(&self.pages[*at..*at + run.raw()]),
+            Class::Zero | Class::Compressed => None,
+            Class::Duplicate | Class::Delta => Some(&self.side[side.clone()]),
+            Class::Raw => Some(&self.pages[*at..*at + run.raw()]),
         });
-        own.chain((!self.packed.is_empty()).then_some(&*self.packed))
+        own.chain((!self.compressed.is_empty()).then_some(&*self.compressed))
     }
 
-    /// The pages that would travel as they are, if they are not packed.
-    pub fn plain(&self) -> impl Iterator<Item = PageRange> {
-        self.pieces.iter().map(|p| p.run).filter(|run| run.class == Class::Plain).map(|run| run.range)
+    /// The pages that would travel as they are, if they are not compressed.
+    pub fn raw_ranges(&self) -> impl Iterator<Item = PageRange> {
+        self.pieces.iter().map(|p| p.run).filter(|run| run.class == Class::Raw).map(|run| run.range)
     }
 
     /// Empties it, for the next pages.
@@ -370,7 +371,7 @@ impl Batch {
         self.filled = 0;
         self.pieces.clear();
         self.side.clear();
-        self.packed.clear();
+        self.compressed.clear();
         self.codec = None;
         self.next = None;
         self.unchanged.clear();

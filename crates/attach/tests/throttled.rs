@@ -29,7 +29,7 @@ fn writes_are_seen_and_open_a_group_each() {
     let source = Source::open(qemu.pid(), &[block]).unwrap();
     qemu.poke(1000, 1);
     let memory = source.memory();
-    let mut tracker = source.governed(&HOW).unwrap();
+    let mut tracker = source.throttled(&HOW).unwrap();
     tracker.begin().unwrap();
     assert!(collect(&mut tracker, &memory).is_empty());
     for round in 0..20 {
@@ -66,9 +66,9 @@ fn writers_get_their_share_and_wait_no_longer_than_allowed() {
     let block = qemu.block("mem", 256 * MIB, 0);
     let source = Source::open(qemu.pid(), &[block]).unwrap();
     let memory = source.memory();
-    let mut tracker = source.governed(&HOW).unwrap();
+    let mut tracker = source.throttled(&HOW).unwrap();
     tracker.begin().unwrap();
-    tracker.govern(PACE).unwrap();
+    tracker.throttle(PACE).unwrap();
     qemu.qmp("cont", json!({}));
     let began = Instant::now();
     let mut opened = 0;
@@ -110,15 +110,15 @@ fn changes_under_a_running_guest(mut qemu: Qemu) {
     let mut tracker = source.switching(HOW).unwrap();
     qemu.qmp("cont", json!({}));
     thread::sleep(Duration::from_millis(300));
-    let mut governed = false;
+    let mut throttled = false;
     mirror(&mut qemu, &memory, &mut tracker, Duration::from_secs(3), |passed, tracker| {
-        if !governed && passed > Duration::from_secs(1) {
+        if !throttled && passed > Duration::from_secs(1) {
             // Fast enough for a guest that boots: what is tried here is the change.
-            tracker.govern(1e6).unwrap();
-            governed = true;
+            tracker.throttle(1e6).unwrap();
+            throttled = true;
         }
     });
-    assert!(governed);
+    assert!(throttled);
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn changes_before_a_collection(object: &str) {
     qemu.poke(1000, 1);
     assert_eq!(collect(&mut tracker, &memory).len(), 1);
     qemu.poke(2000, 1);
-    tracker.govern(1e6).unwrap();
+    tracker.throttle(1e6).unwrap();
     qemu.poke(3000, 1);
     let all = collect(&mut tracker, &memory);
     assert!([1000, 2000, 3000].iter().all(|page| all.block(RAM).contains(PageIndex(*page))), "{all:?}");

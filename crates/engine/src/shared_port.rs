@@ -9,9 +9,9 @@ use std::{
 use units::Locked;
 
 /// A port that the driver and its threads use in turns.
-pub struct Beside<T: ?Sized>(Arc<Mutex<Box<T>>>);
+pub struct SharedPort<T: ?Sized>(Arc<Mutex<Box<T>>>);
 
-impl<T: ?Sized + Send + 'static> Beside<T> {
+impl<T: ?Sized + Send + 'static> SharedPort<T> {
     /// Nobody uses it yet.
     pub fn new(port: Box<T>) -> Self {
         Self(Arc::new(Mutex::new(port)))
@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn whoever_locks_after_a_spawn_comes_after_it() {
-        let list: Beside<Vec<u8>> = Beside::new(Box::default());
+        let list: SharedPort<Vec<u8>> = SharedPort::new(Box::default());
         let (go, wait) = channel::<()>();
         list.spawn("first", move |list| {
             let _ = wait.recv();

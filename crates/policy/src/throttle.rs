@@ -59,7 +59,7 @@ const OTHERS: Writer = Writer(0);
 /// as keep the pace when all of them come back at once. (Below `writers` pages each `max_stall` no pace can
 /// be kept that way; that is 1.6 MB/s for two writers and 5 ms.)
 #[derive(Clone, Debug)]
-pub struct Governor {
+pub struct Throttle {
     max_stall: Duration,
     /// Nobody is to wait for the time being.
     hurried: bool,
@@ -85,7 +85,7 @@ pub struct Grant {
     pub wait: Duration,
 }
 
-impl Governor {
+impl Throttle {
     /// Lets everybody write as they like, until there is a pace.
     pub fn new(max_stall: Duration, writers: u32) -> Self {
         Self {
@@ -108,12 +108,12 @@ impl Governor {
 
     /// Nobody waits any more, and each is given a page at a time: the guest is about to be stopped, for which
     /// nobody may be waiting.
-    pub fn hurry(&mut self) {
+    pub fn suspend(&mut self) {
         self.hurried = true;
     }
 
     /// The guest goes on after all: they wait again as before.
-    pub fn take_time(&mut self) {
+    pub fn resume(&mut self) {
         self.hurried = false;
     }
 
@@ -139,7 +139,7 @@ impl Governor {
         let debtors = self.debts.len() as f64;
         let turn = pace * self.longest().as_secs_f64() / debtors.max(f64::from(self.writers));
         let pages = (turn as u64).clamp(1, wish.max(1));
-        // Where the pace cannot be kept, what is owed does not grow for ever.
+        // Where the pace cannot be kept, what is missing does not grow for ever.
         self.debts
             .insert(writer, (begin + pages as f64).min(self.paid + (2.0 * turn).max(1.0) + pages as f64));
         let start = self.free_at.max(now.saturating_sub(CREDIT));
@@ -156,7 +156,7 @@ impl Governor {
         self.wait(now, writer, pace)
     }
 
-    /// Until the writer's turn, or until nothing is owed by anybody.
+    /// Until the writer's turn, or until nothing is due from anybody.
     fn wait(&self, now: Duration, writer: Writer, pace: f64) -> Duration {
         let before = self.debts.get(&writer).map_or(0.0, |until| until - self.paid);
         let turn = before * self.debts.len() as f64 / pace;
@@ -204,7 +204,7 @@ mod tests {
     /// A guest whose writers ask for pages from `from` to `to`. Says how many pages each opened, and the
     /// longest wait of each.
     struct Guest {
-        governor: Governor,
+        throttle: Throttle,
         habits: Vec<Habit>,
         /// When each comes back.
         back: Vec<Duration>,
@@ -214,11 +214,11 @@ mod tests {
 
     impl Guest {
         fn new(sent_per_s: f64, habits: Vec<Habit>) -> Self {
-            let mut governor = Governor::new(STALL, habits.len() as u32);
-            governor.follow(sent_per_s);
+            let mut throttle = Throttle::new(STALL, habits.len() as u32);
+            throttle.follow(sent_per_s);
             let n = habits.len();
             Self {
-                governor,
+                throttle,
                 habits,
                 back: vec![Duration::ZERO; n],
                 opened: vec![0; n],
@@ -235,7 +235,7 @@ mod tests {
                     return all;
                 }
                 let habit = self.habits[writer];
-                let grant = self.governor.ask(at, Writer(100 + writer as u32), habit.wish);
+                let grant = self.throttle.ask(at, Writer(100 + writer as u32), habit.wish);
                 self.longest[writer] = self.longest[writer].max(grant.wait);
                 self.opened[writer] += grant.pages;
                 all += grant.pages;
@@ -349,44 +349,44 @@ mod tests {
 
     #[test]
     fn who_writes_little_never_waits() {
-        let mut governor = Governor::new(STALL, 2);
-        assert_eq!(governor.ask(Duration::ZERO, Writer(7), 64), Grant { pages: 64, wait: Duration::ZERO });
-        governor.follow(30_000.0);
+        let mut throttle = Throttle::new(STALL, 2);
+        assert_eq!(throttle.ask(Duration::ZERO, Writer(7), 64), Grant { pages: 64, wait: Duration::ZERO });
+        throttle.follow(30_000.0);
         for n in 0..100u32 {
             // A third of its share.
-            let grant = governor.ask(Duration::from_millis(2) * n, Writer(7), 9);
+            let grant = throttle.ask(Duration::from_millis(2) * n, Writer(7), 9);
             assert_eq!(grant.wait, Duration::ZERO);
-            assert_eq!(governor.join(Duration::from_millis(2) * n, Writer(8)), Duration::ZERO);
+            assert_eq!(throttle.join(Duration::from_millis(2) * n, Writer(8)), Duration::ZERO);
         }
     }
 
     #[test]
     fn the_table_of_writers_is_bounded_and_forgets_who_has_paid() {
-        let mut governor = Governor::new(STALL, 2);
-        governor.follow(1e6);
+        let mut throttle = Throttle::new(STALL, 2);
+        throttle.follow(1e6);
         for n in 0..100_000 {
-            governor.ask(Duration::from_nanos(n), Writer(n as u32 + 1), 8);
+            throttle.ask(Duration::from_nanos(n), Writer(n as u32 + 1), 8);
         }
-        assert!(governor.debts.len() <= WRITERS + 1, "{}", governor.debts.len());
-        governor.join(Duration::from_secs(10), Writer(1));
-        assert!(governor.debts.is_empty());
+        assert!(throttle.debts.len() <= WRITERS + 1, "{}", throttle.debts.len());
+        throttle.join(Duration::from_secs(10), Writer(1));
+        assert!(throttle.debts.is_empty());
     }
 
     #[test]
     fn a_guest_about_to_be_stopped_waits_for_nothing() {
-        let mut governor = Governor::new(STALL, 1);
-        governor.follow(1000.0);
-        let longest = |governor: &mut Governor, from: u64| {
-            let asks = (from..from + 50).map(|ms| governor.ask(Duration::from_millis(ms), Writer(1), 64));
+        let mut throttle = Throttle::new(STALL, 1);
+        throttle.follow(1000.0);
+        let longest = |throttle: &mut Throttle, from: u64| {
+            let asks = (from..from + 50).map(|ms| throttle.ask(Duration::from_millis(ms), Writer(1), 64));
             asks.map(|grant| grant.wait).max().unwrap()
         };
-        assert!(longest(&mut governor, 0) > Duration::ZERO);
-        governor.hurry();
+        assert!(longest(&mut throttle, 0) > Duration::ZERO);
+        throttle.suspend();
         // A new pace changes nothing about that.
-        governor.agree(0.5, STALL);
-        assert_eq!(longest(&mut governor, 50), Duration::ZERO);
-        governor.take_time();
-        let waited = longest(&mut governor, 100);
+        throttle.agree(0.5, STALL);
+        assert_eq!(longest(&mut throttle, 50), Duration::ZERO);
+        throttle.resume();
+        let waited = longest(&mut throttle, 100);
         assert!(waited > Duration::ZERO && waited <= STALL, "{waited:?}");
     }
 }

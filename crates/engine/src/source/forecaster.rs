@@ -2,15 +2,14 @@
 
 use super::{Options, SourceDriver, SourceParts};
 use crate::{
-    Broken,
+    Broken, compression,
     conn::Dial,
-    packing,
     ports::GuestMemory,
-    report::{Forecast, Mode, Outcome, Past, Phase, Round, Way},
+    report::{Forecast, Mode, Outcome, PastMigration, Phase, Round, Way},
     survey::{self, Sample},
     why,
 };
-use policy::{Compressor, HARD, Measured, Plan, Standing, Terms, WorkingSet};
+use policy::{Compressor, HARD, Limits, Measured, Plan, Standing, WorkingSet};
 use std::{
     io,
     sync::mpsc::{Receiver, channel},
@@ -66,7 +65,7 @@ const TELLING: f64 = 0.05;
 
 /// What the source knows of what is to come.
 #[derive(Default)]
-pub(super) struct Foresight {
+pub(super) struct Forecaster {
     begun: Option<Instant>,
     written: WorkingSet,
     watched: Duration,
@@ -88,34 +87,34 @@ impl SourceDriver {
         tracker.begin().map_err(why("begin tracking"))?;
         // What the guest uses from here to the forecast is what it leaves.
         (self.parts.cores)();
-        let foresight = &mut self.foresight;
-        foresight.begun = Some(Instant::now());
-        foresight.written = WorkingSet::of(self.shape.0.iter().sum());
+        let forecaster = &mut self.forecaster;
+        forecaster.begun = Some(Instant::now());
+        forecaster.written = WorkingSet::of(self.shape.0.iter().sum());
         let (tell, told) = channel();
         let (memory, dial) = (self.parts.memory.clone(), self.parts.dial.clone());
         // A limit is kept by probes too: there is none then.
-        let known = self.options.bandwidth.or(self.parts.road.link);
+        let known = self.options.bandwidth.or(self.parts.link_history.link);
         let survey = move || {
             // A receiver that is gone no longer wants to know.
             let _ = tell.send(look(&*memory, &*dial, known, PROBE));
         };
         thread::Builder::new().name("survey".into()).spawn(survey).map_err(why("start a thread"))?;
-        foresight.surveyed = Some(told);
+        forecaster.surveyed = Some(told);
         Ok(())
     }
 
     /// What the guest wrote since.
     pub(super) fn look_at_writes(&mut self) -> Result<(), Broken> {
         self.collect()?;
-        let Some(begun) = self.foresight.begun else { return Ok(()) };
-        self.foresight.watched = begun.elapsed();
-        self.foresight.written.see(self.foresight.watched, self.dirty.len());
+        let Some(begun) = self.forecaster.begun else { return Ok(()) };
+        self.forecaster.watched = begun.elapsed();
+        self.forecaster.written.see(self.forecaster.watched, self.dirty.len());
         Ok(())
     }
 
     /// Says what is to be expected. `self.dirty` is all that the guest ever wrote.
     pub(super) fn foresee(&mut self) -> Result<(), Broken> {
-        let Some(surveyed) = self.foresight.surveyed.take() else { return Ok(()) };
+        let Some(surveyed) = self.forecaster.surveyed.take() else { return Ok(()) };
         let Ok(Surveyed { sample, link }) = surveyed.recv() else { return Ok(()) };
         let sample = sample.map_err(why("look at the guest's memory"))?;
         let link = match link {
@@ -125,17 +124,17 @@ impl SourceDriver {
                 return Ok(());
             }
         };
-        let seen = Seen { present: self.dirty.len(), written: &self.foresight.written, sample, link };
-        let governable = self.parts.tracker.as_ref().is_none_or(|tracker| tracker.can_govern());
-        let measured = ungovernable(seen.measured(&mut self.parts, &self.options), !governable);
-        let plan = policy::plan(&measured, &terms(&self.options, self.story.lasted()));
+        let seen = Findings { present: self.dirty.len(), written: &self.forecaster.written, sample, link };
+        let throttleable = self.parts.tracker.as_ref().is_none_or(|tracker| tracker.can_throttle());
+        let measured = unthrottleable(seen.measured(&mut self.parts, &self.options), !throttleable);
+        let plan = policy::plan(&measured, &limits(&self.options, self.story.lasted()));
         tracing::debug!(?measured, ?plan, "foreseen");
-        for promise in &plan.gives_way {
+        for fence in &plan.violated {
             self.story.note(format!(
-                "not all promises can be kept; what gives way: {promise} (--keep says which goes first)"
+                "not all promises can be kept; what gives way: {fence} (--keep says which goes first)"
             ));
         }
-        let forecast = seen.forecast(&measured, plan.clone(), self.foresight.watched, self.story.lasted());
+        let forecast = seen.forecast(&measured, plan.clone(), self.forecaster.watched, self.story.lasted());
         if forecast.remembered {
             self.story.note(
                 "when it was moved last it wrote much more than it does now: that is expected again".into(),
@@ -145,26 +144,26 @@ impl SourceDriver {
         let end = plan.stop_after_ms.map(after);
         self.rounds.planned(plan.takes, Duration::from_secs_f64(plan.downtime_ms / 1e3), end);
         self.story.foreseen(forecast);
-        let governs = plan.takes == Way::PreCopy && measured.hard;
+        let throttles = plan.takes == Way::PreCopy && measured.hard;
         let pace = measured.pace / PAGE_SIZE as f64 / measured.again.max(0.1);
-        (self.foresight.measured, self.foresight.plan) = (Some(measured), Some(plan));
+        (self.forecaster.measured, self.forecaster.plan) = (Some(measured), Some(plan));
         self.agree(self.usual_share(), None);
-        if governs {
+        if throttles {
             // Before anything was sent: the change of trackers costs nothing yet.
-            self.govern_by_guess(pace)?;
+            self.throttle_by_guess(pace)?;
         }
         Ok(())
     }
 
     /// At which part of the pace of sending the guest may open pages.
     pub(super) fn usual_share(&self) -> f64 {
-        self.foresight.plan.as_ref().map_or(policy::SHARE, |plan| plan.share)
+        self.forecaster.plan.as_ref().map_or(policy::SHARE, |plan| plan.share)
     }
 
     /// The share from now on, where so many pages are sent in a second. How long a writer may wait gives way
     /// as it was planned, and no further than it has to.
     pub(super) fn agree(&mut self, share: f64, sent_per_s: Option<f64>) {
-        let planned = self.foresight.plan.as_ref().map_or(0.0, |plan| plan.stall_ms / 1e3);
+        let planned = self.forecaster.plan.as_ref().map_or(0.0, |plan| plan.stall_ms / 1e3);
         // A page for each writer and stall, whatever had been expected of the pace.
         let needed =
             sent_per_s.map_or(0.0, |pages| f64::from(self.parts.writers) / (share * pages).max(1e-3));
@@ -176,19 +175,19 @@ impl SourceDriver {
 
     /// How many pages may have travelled in this round, by the bytes that were sent for it.
     pub(super) fn moved_so_far(&self) -> f64 {
-        let wire = self.foresight.measured.as_ref().map_or(1.0, |measured| measured.wire);
+        let wire = self.forecaster.measured.as_ref().map_or(1.0, |measured| measured.wire);
         self.story.sent_in_round() as f64 / (PAGE_SIZE as f64 * wire.max(0.01))
     }
 
-    /// Whether the forecast says that governing the guest is kinder than post-copy.
-    pub(super) fn governing_is_kinder(&self) -> bool {
-        let expected = self.foresight.plan.as_ref().and_then(Plan::expected);
-        expected.is_some_and(|course| course.way == Way::PreCopy && course.governed)
+    /// Whether the forecast says that throttling the guest is kinder than post-copy.
+    pub(super) fn throttling_is_kinder(&self) -> bool {
+        let expected = self.forecaster.plan.as_ref().and_then(Plan::expected);
+        expected.is_some_and(|estimate| estimate.way == Way::PreCopy && estimate.throttled)
     }
 
     /// How much longer all of it will take, by what is known by now.
     pub(super) fn ends_in(&self, left: u64) -> Option<Duration> {
-        let (plan, measured) = (self.foresight.plan.as_ref()?, self.foresight.measured.as_ref()?);
+        let (plan, measured) = (self.forecaster.plan.as_ref()?, self.forecaster.measured.as_ref()?);
         if self.phase() != Phase::PreCopy {
             return None;
         }
@@ -200,7 +199,7 @@ impl SourceDriver {
             let per_s = sent * PAGE_SIZE as f64 / lasted.as_secs_f64();
             measured.pace = per_s * measured.travels;
         }
-        let standing = Standing { left, lasted, first, governed: self.is_governed() };
+        let standing = Standing { left, lasted, first, throttled: self.is_throttled() };
         measured.remaining(plan.takes, &standing, plan).map(Duration::from_secs_f64)
     }
 }
@@ -211,7 +210,7 @@ pub fn plan(mut parts: SourceParts, options: &Options) -> Result<Forecast, Strin
     let begin = Instant::now();
     let mut tracker = parts.tracker.take().ok_or("its writes cannot be followed")?;
     tracker.begin().map_err(|e| text("follow its writes", e))?;
-    let governable = tracker.can_govern();
+    let throttleable = tracker.can_throttle();
     (parts.cores)();
     let begun = Instant::now();
     let pages: Vec<u64> = parts.memory.blocks().iter().map(|block| block.pages).collect();
@@ -233,10 +232,10 @@ pub fn plan(mut parts: SourceParts, options: &Options) -> Result<Forecast, Strin
     let link = link.map_err(|e| format!("cannot reach {}: {e}", parts.to))?;
     let sample = sample.map_err(|e| text("look at its memory", e))?;
     let present = survey::present(&*parts.memory).map_err(|e| text("look for its pages", e))?.len();
-    let seen = Seen { present, written: &written, sample, link };
-    let measured = ungovernable(seen.measured(&mut parts, options), !governable);
+    let seen = Findings { present, written: &written, sample, link };
+    let measured = unthrottleable(seen.measured(&mut parts, options), !throttleable);
     tracing::debug!(?measured, took = ?begin.elapsed(), "a plan");
-    let plan = policy::plan(&measured, &terms(options, PREFLIGHT));
+    let plan = policy::plan(&measured, &limits(options, PREFLIGHT));
     Ok(seen.forecast(&measured, plan, watched, PREFLIGHT))
 }
 
@@ -251,8 +250,8 @@ fn look(memory: &dyn GuestMemory, dial: &dyn Dial, known: Option<Rate>, time: Du
     Surveyed { sample: survey::present(memory).and_then(|present| survey::sample(memory, &present)), link }
 }
 
-fn terms(options: &Options, passed: Duration) -> Terms {
-    Terms {
+fn limits(options: &Options, passed: Duration) -> Limits {
+    Limits {
         downtime: options.max_downtime,
         time: options.max_time,
         passed,
@@ -263,20 +262,20 @@ fn terms(options: &Options, passed: Duration) -> Terms {
     }
 }
 
-/// Of a guest that cannot be governed, whatever it writes.
-fn ungovernable(measured: Measured, ungovernable: bool) -> Measured {
-    Measured { hard: measured.hard && !ungovernable, ungovernable, ..measured }
+/// Of a guest that cannot be throttled, whatever it writes.
+fn unthrottleable(measured: Measured, unthrottleable: bool) -> Measured {
+    Measured { hard: measured.hard && !unthrottleable, unthrottleable, ..measured }
 }
 
 /// What was found out about this migration.
-struct Seen<'a> {
+struct Findings<'a> {
     present: u64,
     written: &'a WorkingSet,
     sample: Sample,
     link: Rate,
 }
 
-impl Seen<'_> {
+impl Findings<'_> {
     fn forecast(&self, measured: &Measured, plan: Plan, watched: Duration, preflight: Duration) -> Forecast {
         let bytes = |pages: f64| (pages * PAGE_SIZE as f64) as u64;
         Forecast {
@@ -297,9 +296,9 @@ impl Seen<'_> {
         let link = options.bandwidth.map_or(self.link, |limit| limit.min(self.link));
         let streams = *options.streams.start();
         let compressor =
-            Compressor::new(streams, (parts.cores)(), |codec| packing::allowed(options.compress, codec));
+            Compressor::new(streams, (parts.cores)(), |codec| compression::allowed(options.compress, codec));
         let (pace, wire) = compressor.foresee(link.0 as f64, shrinks_to, cost * BESIDE);
-        let fixed = parts.road.switchover.as_secs_f64();
+        let fixed = parts.link_history.switchover.as_secs_f64();
         self.taught(&parts.history, (pace, wire), (streams, parts.writers), fixed)
     }
 
@@ -307,7 +306,7 @@ impl Seen<'_> {
     /// hosts.
     fn taught(
         &self,
-        history: &[Past],
+        history: &[PastMigration],
         (pace, wire): (f64, f64),
         (streams, writers): (u32, u32),
         fixed: f64,
@@ -317,7 +316,7 @@ impl Seen<'_> {
         let past =
             history.iter().rfind(|past| past.outcome == Outcome::Completed && past.mode == Mode::PreCopy);
         let as_before =
-            past.is_some_and(|past| past.governed && per_s >= AS_HARD * past.written_per_s as f64);
+            past.is_some_and(|past| past.throttled && per_s >= AS_HARD * past.written_per_s as f64);
         let mut written = self.written.clone();
         for (lasted, dirtied) in rounds_of_one_that_began_like_this(history, per_s, self.link) {
             written.see(lasted, dirtied);
@@ -335,7 +334,7 @@ impl Seen<'_> {
             look,
             fixed,
             writers,
-            ungovernable: false,
+            unthrottleable: false,
         }
     }
 }
@@ -343,11 +342,15 @@ impl Seen<'_> {
 /// How much the guest wrote within the rounds of its last migration, the shorter ones first, if it was as
 /// quiet before that as it is now: what is seen in an instant says little of a guest that writes now and
 /// then. One that was watched writing and is quiet now does something else by now.
-fn rounds_of_one_that_began_like_this(history: &[Past], per_s: f64, link: Rate) -> Vec<(Duration, u64)> {
+fn rounds_of_one_that_began_like_this(
+    history: &[PastMigration],
+    per_s: f64,
+    link: Rate,
+) -> Vec<(Duration, u64)> {
     let Some(past) = history.iter().rfind(|past| past.outcome == Outcome::Completed) else { return vec![] };
     let (then, little) = (past.written_per_s as f64, link.0 as f64 * LITTLE);
     let alike = per_s <= then * ALIKE + little && then <= per_s * ALIKE + little;
-    if !alike || past.governed {
+    if !alike || past.throttled {
         // A change of trackers counts everything as written.
         return vec![];
     }
@@ -362,10 +365,10 @@ fn rounds_of_one_that_began_like_this(history: &[Past], per_s: f64, link: Rate) 
 }
 
 /// Which part of what is written again travels: what was sent for it, of what it would have been.
-fn again(past: &Past, wire: f64) -> f64 {
+fn again(past: &PastMigration, wire: f64) -> f64 {
     let full = past.later.pages as f64 * PAGE_SIZE as f64 * wire;
-    // Of a guest that was governed, all memory was looked at once more.
-    if past.governed || past.later.pages < 1000 {
+    // Of a guest that was throttled, all memory was looked at once more.
+    if past.throttled || past.later.pages < 1000 {
         1.0
     } else {
         (past.later.wire_bytes as f64 / full).clamp(0.05, 1.0)
@@ -374,7 +377,7 @@ fn again(past: &Past, wire: f64) -> f64 {
 
 /// How fast content of which this part travels moves, by the first round of the last migration on the same
 /// way.
-fn believed(past: &Past, link: Rate, travels: f64, look: f64, expected: f64) -> f64 {
+fn believed(past: &PastMigration, link: Rate, travels: f64, look: f64, expected: f64) -> f64 {
     let Round { pages, ms, .. } = past.first;
     let alike = (link.0 as f64) < ALIKE * past.link as f64 && (past.link as f64) < ALIKE * link.0 as f64;
     if !alike || pages < TELLING_PAGES || ms <= 0.0 {
@@ -389,27 +392,27 @@ fn believed(past: &Past, link: Rate, travels: f64, look: f64, expected: f64) -> 
 
 /// See [`crate::fuzz::foresee`].
 pub(crate) fn foresee(
-    history: &[Past],
+    history: &[PastMigration],
     link: Rate,
     present: u64,
     written: &WorkingSet,
     limit: Duration,
 ) -> Forecast {
     let sample = Sample { travels: 0.9, shrinks_to: 0.5, cost: 1.0 };
-    let seen = Seen { present, written, sample, link };
+    let seen = Findings { present, written, sample, link };
     let measured = seen.taught(history, (link.0 as f64, 1.0), (2, 2), 0.01);
-    let terms = Terms {
+    let limits = Limits {
         downtime: Duration::from_millis(300),
         time: (!limit.is_zero()).then_some(limit),
         passed: PREFLIGHT,
         stall: Duration::from_millis(5),
-        keep: policy::Promise::USUAL,
+        keep: policy::Limit::USUAL,
         way: None,
         post_copy: true,
     };
-    let plan = policy::plan(&measured, &terms);
+    let plan = policy::plan(&measured, &limits);
     for way in [Way::PreCopy, Way::Hybrid, Way::PostCopy] {
-        let standing = Standing { left: present, lasted: PREFLIGHT, first: true, governed: measured.hard };
+        let standing = Standing { left: present, lasted: PREFLIGHT, first: true, throttled: measured.hard };
         let _ = measured.remaining(way, &standing, &plan).map(Duration::from_secs_f64);
     }
     seen.forecast(&measured, plan, Duration::from_secs(1), PREFLIGHT)
@@ -419,17 +422,17 @@ pub(crate) fn foresee(
 mod tests {
     use super::*;
 
-    fn past(written_per_s: u64, governed: bool, first: Round, later: Round) -> Past {
+    fn past(written_per_s: u64, throttled: bool, first: Round, later: Round) -> PastMigration {
         let (to, outcome, mode) = ("b".to_owned(), Outcome::Completed, Mode::Hybrid);
         let (moving_ms, link, stalled_ms, streams) = (0.0, 0, 0.0, 2);
-        Past {
+        PastMigration {
             to,
             outcome,
             mode,
             moving_ms,
             written_per_s,
             link,
-            governed,
+            throttled,
             stalled_ms,
             streams,
             first,
@@ -458,8 +461,8 @@ mod tests {
             rounds_of_one_that_began_like_this(&busy, 1e6, link).is_empty(),
             "it does something else by now"
         );
-        let governed = [past(1 << 20, true, round(1, 4000.0, 20_000), Round::default())];
-        assert!(rounds_of_one_that_began_like_this(&governed, 1e6, link).is_empty());
+        let throttled = [past(1 << 20, true, round(1, 4000.0, 20_000), Round::default())];
+        assert!(rounds_of_one_that_began_like_this(&throttled, 1e6, link).is_empty());
     }
 
     #[test]

@@ -35,8 +35,8 @@ impl SourceDriver {
     pub(super) fn run_on(&mut self) -> Result<(), Broken> {
         self.calm();
         // The target forgets what it was told that it would lack: it is to be sent as any other page (I2).
-        let owed = self.nothing();
-        self.dirty.union(&std::mem::replace(&mut self.owed, owed));
+        let missing = self.nothing();
+        self.dirty.union(&std::mem::replace(&mut self.missing, missing));
         if !self.stopped {
             return Ok(());
         }
@@ -44,14 +44,14 @@ impl SourceDriver {
         self.story.ran_on(stood);
         // A device state of this pause is none of the next one.
         self.state = None;
-        self.pauses_in_vain += 1;
+        self.aborted_pauses += 1;
         if let Some(tracker) = &mut self.parts.tracker {
-            tracker.take_time();
+            tracker.resume_throttling();
         }
         self.tell_of_resumption();
-        if self.pauses_in_vain > IN_VAIN {
+        if self.aborted_pauses > IN_VAIN {
             let why =
-                format!("it was lost in {} pauses; the guest is not stopped again", self.pauses_in_vain);
+                format!("it was lost in {} pauses; the guest is not stopped again", self.aborted_pauses);
             return Err(Broken::new("the connection to the target", why));
         }
         Ok(())

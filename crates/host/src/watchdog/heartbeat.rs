@@ -2,7 +2,7 @@
 
 use super::{
     COMMAND,
-    dog::WATCHES,
+    process::WATCHES,
     verdict::LOOK,
     words::{Told, Word},
 };
@@ -35,20 +35,20 @@ const WITHOUT: Duration = Duration::from_secs(3);
 
 /// A watchdog, and the thread that beats for it. Dropped in the middle of a pause, it lets the guest run.
 pub(crate) struct Watchdog {
-    shared: Arc<Shared>,
-    heart: Option<(Sender<()>, JoinHandle<()>)>,
+    shared: Arc<HeartbeatState>,
+    beats: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
-struct Shared {
+struct HeartbeatState {
     /// What each is told at first.
     vm: Vec<u8>,
     pulse: Pulse,
-    dog: Mutex<Kept>,
+    watchdog: Mutex<Kept>,
 }
 
 struct Kept {
     /// None: the last one is gone, and no other could be started, for this reason.
-    dog: Result<Dog, String>,
+    watchdog: Result<WatchdogProcess, String>,
     told: Told,
     /// How long it has not answered.
     silent: Duration,
@@ -58,7 +58,7 @@ struct Kept {
 }
 
 /// One process.
-struct Dog {
+struct WatchdogProcess {
     child: Child,
     /// Taken when it is to act.
     words: Option<ChildStdin>,
@@ -72,13 +72,13 @@ impl Watchdog {
         let mut line = serde_json::to_vec(vm)?;
         line.push(b'\n');
         let kept = Kept {
-            dog: Ok(Dog::start(&line)?),
+            watchdog: Ok(WatchdogProcess::start(&line)?),
             told: Told::default(),
             silent: Duration::ZERO,
             tried: Instant::now(),
             gone: None,
         };
-        let shared = Arc::new(Shared { vm: line, pulse: pulse.clone(), dog: Mutex::new(kept) });
+        let shared = Arc::new(HeartbeatState { vm: line, pulse: pulse.clone(), watchdog: Mutex::new(kept) });
         let (end, ended) = channel::<()>();
         let of = shared.clone();
         let beat = move || {
@@ -90,8 +90,8 @@ impl Watchdog {
                 of.beat(passed);
             }
         };
-        let heart = thread::Builder::new().name("heart".into()).spawn(beat)?;
-        Ok(Self { shared, heart: Some((end, heart)) })
+        let beats = thread::Builder::new().name("heartbeat".into()).spawn(beat)?;
+        Ok(Self { shared, beats: Some((end, beats)) })
     }
 
     /// Says a word, which it hears whatever becomes of us from now on. An error: nobody watches.
@@ -110,23 +110,29 @@ impl Watchdog {
     /// Whether somebody watches, or will again soon.
     pub(super) fn watches(&self) -> io::Result<()> {
         let mut kept = self.shared.locked();
-        if kept.gone.is_none_or(|since| since.elapsed() < WITHOUT) { Ok(()) } else { kept.dog().map(drop) }
+        if kept.gone.is_none_or(|since| since.elapsed() < WITHOUT) {
+            Ok(())
+        } else {
+            kept.watchdog().map(drop)
+        }
     }
 }
 
 impl Kept {
-    fn dog(&mut self) -> io::Result<&mut Dog> {
-        self.dog.as_mut().map_err(|why| io::Error::other(format!("the migration's watchdog is gone: {why}")))
+    fn watchdog(&mut self) -> io::Result<&mut WatchdogProcess> {
+        self.watchdog
+            .as_mut()
+            .map_err(|why| io::Error::other(format!("the migration's watchdog is gone: {why}")))
     }
 
     fn write(&mut self, word: Word) -> io::Result<()> {
-        self.dog()?.write(&[word.byte()])
+        self.watchdog()?.write(&[word.byte()])
     }
 }
 
-impl Shared {
+impl HeartbeatState {
     fn locked(&self) -> MutexGuard<'_, Kept> {
-        self.dog.locked()
+        self.watchdog.locked()
     }
 
     /// One beat, if all get on; and another watchdog, if this one does not.
@@ -134,29 +140,29 @@ impl Shared {
         // A heart that beats while somebody is stuck would be a lie.
         let goes_on = self.pulse.goes_on();
         let mut kept = self.locked();
-        let answered = kept.dog.as_mut().is_ok_and(|dog| dog.has_answered().unwrap_or(false));
+        let answered = kept.watchdog.as_mut().is_ok_and(|watchdog| watchdog.has_answered().unwrap_or(false));
         // As in `verdict::Silence`.
         kept.silent = if answered || !goes_on { Duration::ZERO } else { kept.silent + passed.min(LOOK * 2) };
         let there = if goes_on { kept.write(Word::Beat) } else { Ok(()) };
-        if kept.told.is_promised() || (there.is_ok() && kept.silent < ANSWERS) {
+        if kept.told.is_fenced() || (there.is_ok() && kept.silent < ANSWERS) {
             return;
         }
-        if kept.dog.is_err() && kept.tried.elapsed() < AGAIN {
+        if kept.watchdog.is_err() && kept.tried.elapsed() < AGAIN {
             return;
         }
-        kept.dog = Err("it does not answer".to_owned());
+        kept.watchdog = Err("it does not answer".to_owned());
         (kept.tried, kept.silent) = (Instant::now(), Duration::ZERO);
-        let started = Dog::start(&self.vm).and_then(|mut dog| {
-            dog.write(&kept.told.again())?;
-            Ok(dog)
+        let started = WatchdogProcess::start(&self.vm).and_then(|mut watchdog| {
+            watchdog.write(&kept.told.again())?;
+            Ok(watchdog)
         });
         tracing::warn!(started = started.is_ok(), "the migration's watchdog was gone, or silent");
         kept.gone = if started.is_ok() { None } else { kept.gone.or(Some(Instant::now())) };
-        kept.dog = started.map_err(|e| e.to_string());
+        kept.watchdog = started.map_err(|e| e.to_string());
     }
 }
 
-impl Dog {
+impl WatchdogProcess {
     fn start(vm: &[u8]) -> io::Result<Self> {
         // The program that runs, also where another version has taken its place by now.
         let mut child = Command::new("/proc/self/exe")
@@ -169,16 +175,16 @@ impl Dog {
         let (Some(words), Some(says)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(io::ErrorKind::BrokenPipe.into());
         };
-        let mut dog = Self { child, words: Some(words), says };
-        dog.write(vm)?;
+        let mut watchdog = Self { child, words: Some(words), says };
+        watchdog.write(vm)?;
         let (end, mut said) = (Instant::now() + STARTS, vec![]);
         while said.len() < WATCHES.len() {
             let left = end.saturating_duration_since(Instant::now());
-            if !readable_within(dog.says.as_fd(), left)? {
+            if !readable_within(watchdog.says.as_fd(), left)? {
                 return Err(io::Error::other(format!("it did not start within {STARTS:?}")));
             }
             let mut part = vec![0; WATCHES.len() - said.len()];
-            match dog.says.read(&mut part)? {
+            match watchdog.says.read(&mut part)? {
                 0 => break,
                 n => said.extend_from_slice(&part[..n]),
             }
@@ -188,7 +194,7 @@ impl Dog {
                        guest run; try again later";
             return Err(io::Error::other(why));
         }
-        Ok(dog)
+        Ok(watchdog)
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -204,7 +210,7 @@ impl Dog {
     }
 }
 
-impl Drop for Dog {
+impl Drop for WatchdogProcess {
     fn drop(&mut self) {
         if self.words.is_some() {
             // It acts only when its pipe ends while it lives: killed first, it does nothing.
@@ -216,18 +222,18 @@ impl Drop for Dog {
 
 impl Drop for Watchdog {
     fn drop(&mut self) {
-        if let Some((end, heart)) = self.heart.take() {
+        if let Some((end, beats)) = self.beats.take() {
             drop(end);
             // Its panic was printed.
-            let _ = heart.join();
+            let _ = beats.join();
         }
         let mut kept = self.shared.locked();
         if kept.told.restores().is_none() {
             return;
         }
-        if let Ok(dog) = &mut kept.dog {
+        if let Ok(watchdog) = &mut kept.watchdog {
             // Then it has the guest run, or gives up.
-            drop(dog.words.take());
+            drop(watchdog.words.take());
         }
     }
 }

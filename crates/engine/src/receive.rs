@@ -5,7 +5,7 @@ use crate::{
     ports::{Fault, GuestMemory, MissingPages},
     verify::{Announced, hash},
 };
-use page::{Class, Codec, Landed, Restorer, Sealer};
+use page::{Class, Codec, PageDecoder, Tagger, TargetMemory};
 use proto::{Frame, HEADER, MAX_PAYLOAD, RUN, Shape, Table, control, parse_runs};
 use spool::Extent;
 use std::{
@@ -19,35 +19,35 @@ use std::{
 };
 use units::{BlockId, Locked, MemorySet, PAGE_SIZE, PageRange};
 
-/// Up to so many owed pages, each run of them is made a hole without looking whether it is one: looking takes
-/// up to 20 ms a GiB, making a hole 5 µs. Measured by the figures of `attach/tests/figures.rs`.
+/// Up to so many missing pages, each run of them is made a hole without looking whether it is one: looking
+/// takes up to 20 ms a GiB, making a hole 5 µs. Measured by the figures of `attach/tests/figures.rs`.
 const FEW: u64 = 2048;
 
 /// How pages may be put into memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Stage {
+pub(crate) enum WritePolicy {
     /// Nothing runs here: whatever comes is newer than what is there.
     Before,
-    /// The guest runs or is about to: only owed pages, and only where holes are (I5).
-    Lacking,
+    /// The guest runs or is about to: only missing pages, and only where holes are (I5).
+    PostCopy,
     /// The guest has all its memory: nothing is written any more (I5).
     Closed,
 }
 
-/// The memory in which a migration's pages land.
-pub(crate) struct Landing {
+/// The memory in which a migration's pages arrive.
+pub(crate) struct PageReceiver {
     pub(crate) memory: Arc<dyn GuestMemory>,
-    pub(crate) missing: Option<Arc<dyn MissingPages>>,
+    pub(crate) missing_mode: Option<Arc<dyn MissingPages>>,
     pub(crate) shape: Shape,
     /// Verifies what refers to this memory (I7).
-    sealer: Option<Sealer>,
-    stage: RwLock<Stage>,
+    tagger: Option<Tagger>,
+    stage: RwLock<WritePolicy>,
     /// Pages that the source still has to send to a guest that may run. A page leaves it only once it is in
     /// memory.
-    owed: Mutex<MemorySet>,
-    /// What has landed of the current round, while nothing runs here: it need not be sent again if the link
+    missing: Mutex<MemorySet>,
+    /// What has arrived of the current round, while nothing runs here: it need not be sent again if the link
     /// is lost.
-    landed: Mutex<MemorySet>,
+    received: Mutex<MemorySet>,
     pub(crate) announced: Mutex<Option<Announced>>,
     differing: AtomicU64,
     /// Since when somebody waits for a page.
@@ -56,59 +56,59 @@ pub(crate) struct Landing {
     all_placed: Box<dyn Fn() + Send + Sync>,
 }
 
-impl Landing {
+impl PageReceiver {
     pub(crate) fn new(
         memory: Arc<dyn GuestMemory>,
-        missing: Option<Arc<dyn MissingPages>>,
+        missing_mode: Option<Arc<dyn MissingPages>>,
         verify: bool,
-        sealer: Option<Sealer>,
+        tagger: Option<Tagger>,
         all_placed: impl Fn() + Send + Sync + 'static,
     ) -> Self {
         let shape = Shape(memory.blocks().iter().map(|b| b.pages).collect());
         Self {
-            stage: RwLock::new(Stage::Before),
-            owed: Mutex::new(MemorySet::empty(shape.0.iter().copied())),
-            landed: Mutex::new(MemorySet::empty(shape.0.iter().copied())),
+            stage: RwLock::new(WritePolicy::Before),
+            missing: Mutex::new(MemorySet::empty(shape.0.iter().copied())),
+            received: Mutex::new(MemorySet::empty(shape.0.iter().copied())),
             announced: Mutex::new(verify.then(|| Announced::new(&*memory))),
             differing: AtomicU64::new(0),
             asked: Mutex::default(),
             waits_us: Mutex::default(),
             all_placed: Box::new(all_placed),
             memory,
-            missing,
+            missing_mode,
             shape,
-            sealer,
+            tagger,
         }
     }
 
-    /// Takes effect when every batch that is just landing has landed.
-    pub(crate) fn enter(&self, stage: Stage) {
-        *self.stage.write().expect("no one panics while landing") = stage;
+    /// Takes effect when every batch that is just arriving has arrived.
+    pub(crate) fn enter(&self, stage: WritePolicy) {
+        *self.stage.write().expect("no one panics while arriving") = stage;
     }
 
-    pub(crate) fn owed(&self) -> MutexGuard<'_, MemorySet> {
-        self.owed.locked()
+    pub(crate) fn missing(&self) -> MutexGuard<'_, MemorySet> {
+        self.missing.locked()
     }
 
-    /// Whether only owed pages land.
-    pub(crate) fn lacking(&self) -> bool {
-        *self.stage.read().expect("no one panics while landing") == Stage::Lacking
+    /// Whether only missing pages arrive.
+    pub(crate) fn post_copy(&self) -> bool {
+        *self.stage.read().expect("no one panics while arriving") == WritePolicy::PostCopy
     }
 
-    pub(crate) fn landed(&self) -> MutexGuard<'_, MemorySet> {
-        self.landed.locked()
+    pub(crate) fn received(&self) -> MutexGuard<'_, MemorySet> {
+        self.received.locked()
     }
 
     fn asked(&self) -> MutexGuard<'_, HashMap<Fault, Instant>> {
         self.asked.locked()
     }
 
-    /// Makes holes of pages that are owed from now on.
+    /// Makes holes of pages that are missing from now on.
     pub(crate) fn owe(&self, pages: &MemorySet) -> io::Result<()> {
-        if self.missing.is_none() {
-            return Err(invalid("pages are owed, but post-copy was not agreed"));
+        if self.missing_mode.is_none() {
+            return Err(invalid("pages are missing, but post-copy was not agreed"));
         }
-        self.enter(Stage::Lacking);
+        self.enter(WritePolicy::PostCopy);
         for (block, set) in pages.blocks() {
             let mut holes = set.clone();
             if holes.len() > FEW {
@@ -118,15 +118,15 @@ impl Landing {
                 self.memory.discard(block, run)?;
             }
         }
-        self.owed().union(pages);
+        self.missing().union(pages);
         Ok(())
     }
 
-    /// Nothing is owed: the guest runs on at the source, and pages come as they did before. Where holes were
-    /// made, pages land like anywhere else, or holes stay and are zeros.
+    /// Nothing is missing: the guest runs on at the source, and pages come as they did before. Where holes
+    /// were made, pages arrive like anywhere else, or holes stay and are zeros.
     pub(crate) fn disown(&self) {
-        self.owed().clear();
-        self.enter(Stage::Before);
+        self.missing().clear();
+        self.enter(WritePolicy::Before);
     }
 
     /// What was announced of the source's memory is of a pause that came to nothing.
@@ -137,72 +137,72 @@ impl Landing {
         }
     }
 
-    /// These pages are owed since before this agent was started.
-    pub(crate) fn go_on(&self, owed: MemorySet) {
-        self.enter(Stage::Lacking);
-        *self.owed() = owed;
+    /// These pages are missing since before this agent was started.
+    pub(crate) fn go_on(&self, missing: MemorySet) {
+        self.enter(WritePolicy::PostCopy);
+        *self.missing() = missing;
     }
 
-    /// Lands a batch, run after run: a run may refer to what those before it have brought.
-    fn land(
+    /// Writes a batch, run after run: a run may refer to what those before it have brought.
+    fn write(
         &self,
         block: BlockId,
         table: &Table,
         codec: Option<Codec>,
         payload: &[u8],
-        restorer: &mut Restorer,
+        page_decoder: &mut PageDecoder,
     ) -> io::Result<()> {
-        let stage = self.stage.read().expect("no one panics while landing");
-        let (mut rest, packed) = payload.split_at(table.own);
-        restorer.begin(codec, packed, table.raw).map_err(wrong)?;
+        let stage = self.stage.read().expect("no one panics while arriving");
+        let (mut rest, compressed) = payload.split_at(table.own);
+        page_decoder.begin(codec, compressed, table.raw).map_err(wrong)?;
         for run in &table.runs {
             let (own, after) = rest.split_at(run.payload());
             rest = after;
-            let refers = matches!(run.class, Class::Known | Class::Delta);
-            if refers && *stage != Stage::Before {
+            let refers = matches!(run.class, Class::Duplicate | Class::Delta);
+            if refers && *stage != WritePolicy::Before {
                 return Err(invalid("a reference to memory of a guest that may run"));
             }
-            let content = restorer.restore(block, run, own, self).map_err(wrong)?;
+            let content = page_decoder.decode(block, run, own, self).map_err(wrong)?;
             match (*stage, content) {
-                (Stage::Before, Some(content)) => self.memory.write(block, run.range, content)?,
-                (Stage::Before, None) => self.memory.discard(block, run.range)?,
-                (Stage::Lacking, content) => self.place(block, run.range, content)?,
-                (Stage::Closed, _) => return Err(invalid("pages for a guest that has all its memory")),
+                (WritePolicy::Before, Some(content)) => self.memory.write(block, run.range, content)?,
+                (WritePolicy::Before, None) => self.memory.discard(block, run.range)?,
+                (WritePolicy::PostCopy, content) => self.place(block, run.range, content)?,
+                (WritePolicy::Closed, _) => return Err(invalid("pages for a guest that has all its memory")),
             }
         }
-        if *stage == Stage::Before {
-            let mut landed = self.landed();
-            table.runs.iter().for_each(|run| landed.block_mut(block).insert_range(run.range));
+        if *stage == WritePolicy::Before {
+            let mut received = self.received();
+            table.runs.iter().for_each(|run| received.block_mut(block).insert_range(run.range));
         }
         Ok(())
     }
 
-    /// Puts what is owed of a run into memory of a guest that may run, then strikes it off: in this order,
-    /// because a fault on a page that is not owed is answered with zeros.
+    /// Puts what is missing of a run into memory of a guest that may run, then strikes it off: in this order,
+    /// because a fault on a page that is not missing is answered with zeros.
     fn place(&self, block: BlockId, range: PageRange, content: Option<&[u8]>) -> io::Result<()> {
-        let missing = self.missing.as_ref().ok_or_else(|| invalid("post-copy was not agreed"))?;
-        let owed: Vec<PageRange> = self.owed().block(block).runs_within(range).collect();
-        for part in owed {
+        let missing_mode = self.missing_mode.as_ref().ok_or_else(|| invalid("post-copy was not agreed"))?;
+        let missing: Vec<PageRange> = self.missing().block(block).runs_within(range).collect();
+        for part in missing {
             let at = (part.start.0 - range.start.0) as usize * PAGE_SIZE;
             let length = part.count as usize * PAGE_SIZE;
             match content {
                 Some(content) => {
                     let content = &content[at..at + length];
                     self.compare(block, part, content);
-                    missing.place(block, part, content)?;
+                    missing_mode.place(block, part, content)?;
                 }
                 None => {
                     self.compare(block, part, &[]);
                     for page in part.pieces(1) {
-                        missing.place_zero(Fault { block, page: page.start })?;
+                        missing_mode.place_zero(Fault { block, page: page.start })?;
                     }
                 }
             }
             self.arrived(block, part);
-            let mut owed = self.owed();
-            owed.block_mut(block).remove_range(part);
-            let all = owed.is_empty();
-            drop(owed);
+            let mut missing = self.missing();
+            missing.block_mut(block).remove_range(part);
+            let all = missing.is_empty();
+            drop(missing);
             if all {
                 (self.all_placed)();
             }
@@ -212,31 +212,33 @@ impl Landing {
 
     /// Puts pages of the file into memory of a guest that does not run here yet, as a batch of its round
     /// would be.
-    pub(crate) fn land_spooled(&self, extent: &Extent, content: &spool::Content) -> io::Result<()> {
-        let stage = self.stage.read().expect("no one panics while landing");
+    pub(crate) fn receive_spooled(&self, extent: &Extent, content: &spool::Content) -> io::Result<()> {
+        let stage = self.stage.read().expect("no one panics while arriving");
         match (*stage, extent.kind, content) {
-            (Stage::Before, spool::Kind::Zero, _) => self.memory.discard(extent.block, extent.pages),
-            (Stage::Before, _, spool::Content::Pages(content)) => {
+            (WritePolicy::Before, spool::ExtentKind::Zero, _) => {
+                self.memory.discard(extent.block, extent.pages)
+            }
+            (WritePolicy::Before, _, spool::Content::Pages(content)) => {
                 self.memory.write(extent.block, extent.pages, content)
             }
             _ => Err(invalid("pages of a round after the rounds")),
         }
     }
 
-    /// Puts what is owed of these pages of an extent into memory of a guest that may run.
+    /// Puts what is missing of these pages of an extent into memory of a guest that may run.
     pub(crate) fn place_spooled(
         &self,
         extent: &Extent,
         content: &spool::Content,
         pages: PageRange,
     ) -> io::Result<()> {
-        let stage = self.stage.read().expect("no one panics while landing");
-        if *stage != Stage::Lacking {
+        let stage = self.stage.read().expect("no one panics while arriving");
+        if *stage != WritePolicy::PostCopy {
             return Ok(());
         }
         let at = (pages.start.0 - extent.pages.start.0) as usize * PAGE_SIZE;
         let content = match (extent.kind, content) {
-            (spool::Kind::Zero, _) => None,
+            (spool::ExtentKind::Zero, _) => None,
             (_, spool::Content::Pages(content)) => Some(&content[at..at + pages.bytes().0 as usize]),
             _ => return Err(invalid("an extent without content")),
         };
@@ -260,7 +262,7 @@ impl Landing {
         }
     }
 
-    /// Somebody waits for a page that is owed; says whether it must be asked for.
+    /// Somebody waits for a page that is missing; says whether it must be asked for.
     pub(crate) fn wants(&self, fault: Fault) -> bool {
         self.asked().insert(fault, Instant::now()).is_none()
     }
@@ -299,14 +301,18 @@ impl Landing {
     }
 }
 
-/// Reads frames and lands them until the connection ends. Returns why it ended.
-pub(crate) fn receive(mut conn: impl Read, landing: &Landing, mut round_end: impl FnMut(u32)) -> io::Error {
+/// Reads frames and writes them until the connection ends. Returns why it ended.
+pub(crate) fn receive(
+    mut conn: impl Read,
+    receiver: &PageReceiver,
+    mut round_end: impl FnMut(u32),
+) -> io::Error {
     let mut table = Vec::new();
     let mut content = vec![0; MAX_PAYLOAD];
-    let mut restorer = Restorer::new(landing.sealer.clone(), MAX_PAYLOAD);
+    let mut page_decoder = PageDecoder::new(receiver.tagger.clone(), MAX_PAYLOAD);
     loop {
         let received =
-            receive_one(&mut conn, landing, &mut table, &mut content, &mut restorer, &mut round_end);
+            receive_one(&mut conn, receiver, &mut table, &mut content, &mut page_decoder, &mut round_end);
         if let Err(e) = received {
             return e;
         }
@@ -315,24 +321,24 @@ pub(crate) fn receive(mut conn: impl Read, landing: &Landing, mut round_end: imp
 
 fn receive_one(
     conn: &mut impl Read,
-    landing: &Landing,
+    receiver: &PageReceiver,
     table: &mut Vec<u8>,
     content: &mut [u8],
-    restorer: &mut Restorer,
+    page_decoder: &mut PageDecoder,
     round_end: &mut impl FnMut(u32),
 ) -> io::Result<()> {
     let mut header = [0; HEADER];
     // A connection that ends between two frames was closed; one that ends within a frame was lost.
     conn.read_exact(&mut header[..1])?;
     conn.read_exact(&mut header[1..]).map_err(in_a_frame)?;
-    match Frame::parse(&header, &landing.shape).map_err(wrong)? {
+    match Frame::parse(&header, &receiver.shape).map_err(wrong)? {
         Frame::Batch { block, runs, payload, codec } => {
             table.resize(runs * RUN, 0);
             conn.read_exact(table).map_err(in_a_frame)?;
-            let runs = parse_runs(table, block, payload, codec, &landing.shape).map_err(wrong)?;
+            let runs = parse_runs(table, block, payload, codec, &receiver.shape).map_err(wrong)?;
             let content = &mut content[..payload];
             conn.read_exact(content).map_err(in_a_frame)?;
-            landing.land(block, &runs, codec, content, restorer)
+            receiver.write(block, &runs, codec, content, page_decoder)
         }
         Frame::RoundEnd(round) => {
             round_end(round);
@@ -342,7 +348,7 @@ fn receive_one(
     }
 }
 
-impl Landed for Landing {
+impl TargetMemory for PageReceiver {
     type Error = io::Error;
 
     fn pages(&self, block: BlockId) -> Option<u64> {

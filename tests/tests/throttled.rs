@@ -32,7 +32,7 @@ fn outruns(pattern: &str, number: u8) {
     // They measure, so they take turns.
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    story("governed", &["a", "b"], |lab, tools| {
+    story("throttled", &["a", "b"], |lab, tools| {
         let stage = Stage::new(lab, tools)?;
         let work = format!(
             "tsc=reliable whimbrel.dirty=48M,content=random,pattern={pattern},rate={WRITES},cpu=0 \

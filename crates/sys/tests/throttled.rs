@@ -2,7 +2,7 @@
 
 mod common;
 
-use attach::{GovernedTracker, RamBlock, Source, Tracking};
+use attach::{RamBlock, Source, ThrottlingTracker, Tracking};
 use common::{Guest, PROBED};
 use lab::{
     ensure,
@@ -31,7 +31,7 @@ fn role() {
     let numbers: Vec<u64> = watched.split(' ').map(|word| word.parse().unwrap()).collect();
     let (_, mut tracker) = attach(numbers[0] as i32, numbers[1], numbers[2]);
     tracker.begin().unwrap();
-    tracker.govern(10.0).unwrap();
+    tracker.throttle(10.0).unwrap();
     println!("\n@tracking");
     std::thread::sleep(common::SOON);
 }
@@ -45,7 +45,7 @@ fn the_tracker_says_which_threads_write() {
         let ram = RamBlock { name: "ram".into(), bytes: 64 * PAGE_SIZE as u64, hva: guest.base };
         let source = Source::open(guest.process.pid(), &[ram]).unwrap();
         // Nobody opens a page for anybody else.
-        let mut tracker = source.governed(&Tracking { group: Some(1), ..HOW }).unwrap();
+        let mut tracker = source.throttled(&Tracking { group: Some(1), ..HOW }).unwrap();
         tracker.begin().unwrap();
         assert_eq!(tracker.writers(), Some(vec![]), "{inside}");
         let before: Vec<u64> = (0..3).map(|page| guest.counted(page)).collect();
@@ -64,14 +64,14 @@ fn the_tracker_says_which_threads_write() {
     }
 }
 
-fn attach(pid: i32, base: u64, pages: u64) -> (Source, GovernedTracker) {
+fn attach(pid: i32, base: u64, pages: u64) -> (Source, ThrottlingTracker) {
     let block = RamBlock { name: "ram".into(), bytes: pages * PAGE_SIZE as u64, hva: base };
     let source = Source::open(pid, &[block]).unwrap();
-    let tracker = source.governed(&HOW).unwrap();
+    let tracker = source.throttled(&HOW).unwrap();
     (source, tracker)
 }
 
-fn track(guest: &Guest) -> (Source, GovernedTracker) {
+fn track(guest: &Guest) -> (Source, ThrottlingTracker) {
     attach(guest.process.pid(), guest.base, guest.pages)
 }
 
@@ -95,15 +95,15 @@ fn i2_no_write_of_several_threads_is_lost() {
         }
     };
     copy(&MemorySet::from_blocks(vec![memory.present(RAM).unwrap()]));
-    let (began, mut rounds, mut governed) = (Instant::now(), 0, false);
+    let (began, mut rounds, mut throttled) = (Instant::now(), 0, false);
     while rounds < 30 || began.elapsed() < Duration::from_secs(2) {
         let mut dirty = none(&guest);
         tracker.collect(&mut dirty).unwrap();
         copy(&dirty);
-        if began.elapsed() > Duration::from_secs(1) && !governed {
+        if began.elapsed() > Duration::from_secs(1) && !throttled {
             // What is waited for then must not be lost either.
-            tracker.govern(1_000.0).unwrap();
-            governed = true;
+            tracker.throttle(1_000.0).unwrap();
+            throttled = true;
         }
         rounds += 1;
     }
@@ -159,7 +159,7 @@ fn who_writes_little_does_not_wait_for_who_writes_all_it_can() {
     guest.ask("fill");
     let (_, mut tracker) = track(&guest);
     tracker.begin().unwrap();
-    tracker.govern(PACE).unwrap();
+    tracker.throttle(PACE).unwrap();
     // 1,000 pages a second beside somebody who would take 2,000,000; each might have 2,250.
     let began = Instant::now();
     let answer = guest.ask("race sequential 2000");

@@ -1,38 +1,38 @@
-//! The simulation bites: each planted error is found by what the tests run, and by the error alone.
+//! Each planted error is found by what the tests run, and by the error alone.
 
-use sim::{Fault, hunt};
+use sim::{PlantedBug, hunt};
 
-fn is_found(fault: Fault) {
-    let (found, runs) = hunt(fault);
-    let Some(finding) = found else { panic!("{} is not found in {runs} runs", fault.word()) };
+fn is_found(bug: PlantedBug) {
+    let (found, runs) = hunt(bug);
+    let Some(finding) = found else { panic!("{} is not found in {runs} runs", bug.word()) };
     // It can be had again …
     let mut schedule = finding.schedule;
     assert_eq!(schedule.replay().breach.0, Some(finding.what.clone()), "{schedule}");
     assert_eq!(schedule.to_string().parse(), Ok(schedule.clone()));
     // … and without the error the same storm does no harm.
-    schedule.fault = None;
+    schedule.bug = None;
     assert_eq!(schedule.replay().breach.0, None, "{schedule}");
 }
 
-macro_rules! bites {
-    ($($test:ident: $fault:ident,)+) => {
+macro_rules! found {
+    ($($test:ident: $bug:ident,)+) => {
         $(#[test]
         fn $test() {
-            is_found(Fault::$fault);
+            is_found(PlantedBug::$bug);
         })+
 
         #[test]
         fn every_planted_error_has_its_test() {
-            assert_eq!(Fault::ALL, [$(Fault::$fault),+]);
+            assert_eq!(PlantedBug::ALL, [$(PlantedBug::$bug),+]);
         }
     };
 }
 
-bites! {
-    a_permit_before_the_promise_is_found: PermitBeforePromise,
-    a_promise_without_fsync_is_found: PromiseNotSynced,
+found! {
+    a_permit_before_the_promise_is_found: AuthorizesBeforeFence,
+    a_promise_without_fsync_is_found: FenceNotSynced,
     a_claim_without_fsync_is_found: ClaimNotSynced,
-    an_owed_set_that_is_not_recorded_is_found: OwedNotRecorded,
+    an_owed_set_that_is_not_recorded_is_found: MissingNotRecorded,
     reading_before_protecting_is_found: ReadBeforeProtect,
     looking_before_tracking_is_found: LookBeforeTracking,
     forgotten_writes_of_the_save_are_found: WritesOfSaveForgotten,
@@ -45,12 +45,12 @@ bites! {
     a_pause_before_its_journal_is_found: PauseBeforeJournal,
     an_unverified_reference_is_found: KnownNotVerified,
     a_spool_without_fsync_is_found: SpoolNotSynced,
-    a_promise_before_the_spool_is_safe_is_found: PromiseBeforeSafe,
+    a_promise_before_the_spool_is_safe_is_found: FenceBeforeSafe,
     writes_after_the_last_pass_that_are_not_safe_are_found: InsecureForgotten,
     writes_of_the_save_that_are_not_safe_are_found: SavedNotSecured,
     pages_that_the_spool_gave_back_in_vain_are_found: ReturnedForgotten,
     pages_of_a_failed_spool_that_count_as_known_are_found: SpooledIsKnown,
-    pages_in_the_spool_that_count_as_landed_are_found: UnsureCountsAsLanded,
+    pages_in_the_spool_that_count_as_landed_are_found: UnsureCountsAsReceived,
     a_failed_spool_whose_end_is_not_awaited_is_found: StopNotAwaited,
     a_failed_spool_that_lands_on_is_found: SpoolStopIgnored,
     a_spool_that_lands_after_a_lost_link_is_found: FenceOpen,
@@ -66,7 +66,7 @@ bites! {
     a_janitor_that_ignores_journals_is_found: JanitorIgnoresJournals,
     a_complete_that_is_said_too_early_is_found: CompleteTooEarly,
     a_claim_that_is_not_idempotent_is_found: ClaimNotIdempotent,
-    pages_dropped_with_their_connection_are_found: OwedDroppedOnReconnect,
+    pages_dropped_with_their_connection_are_found: MissingDroppedOnReconnect,
     a_late_page_that_overwrites_is_found: PlaceOverwrites,
     a_guest_that_is_left_waiting_at_its_holes_is_found: WatchLeft,
     owed_pages_that_are_no_holes_are_found: HolesNotMade,
@@ -78,12 +78,12 @@ bites! {
     a_target_that_is_taken_for_blank_is_found: SentTakenForBlank,
     knowledge_of_a_lost_connection_is_found: SentKept,
     a_rest_that_is_not_sent_is_found: RestNotSent,
-    pages_that_count_before_they_land_are_found: ReceivedCountsAsLanded,
-    old_streams_that_land_on_are_found: OldStreamsLandOn,
-    giving_up_what_may_be_owned_is_found: GivesUpAfterPermit,
+    pages_that_count_before_they_land_are_found: ArrivedCountsAsReceived,
+    old_streams_that_land_on_are_found: OldStreamsReceiveOn,
+    giving_up_what_may_be_owned_is_found: GivesUpAfterAuthorization,
     a_call_off_without_a_guest_is_found: CallsOffWithoutGuest,
     a_target_that_never_gives_up_is_found: NeverGivesUp,
-    a_watchdog_that_acts_after_the_promise_is_found: WatchdogAfterPromise,
+    a_watchdog_that_acts_after_the_promise_is_found: WatchdogAfterFence,
     a_watchdog_that_is_told_late_is_found: WatchdogToldLate,
     a_watchdog_that_does_not_act_is_found: WatchdogIdle,
     a_watchdog_that_starts_a_paused_guest_is_found: WatchdogForgetsRunState,
@@ -97,7 +97,7 @@ bites! {
     a_migration_of_qemus_that_is_ignored_is_found: TheirMigrationIgnored,
     a_guest_resumed_after_qemus_migration_is_found: PostmigrateResumed,
     events_that_are_not_looked_at_are_found: EventsNotLookedAt,
-    a_qemu_that_is_frozen_after_the_permit_is_found: FrozenAfterPermit,
+    a_qemu_that_is_frozen_after_the_permit_is_found: FrozenAfterAuthorization,
     a_qemu_that_is_not_frozen_is_found: NotFrozen,
     a_signal_that_nobody_sees_is_found: SignalNotSeen,
     a_qemu_that_a_signal_lets_go_is_found: NotHeld,
@@ -106,10 +106,10 @@ bites! {
     a_verification_that_is_skipped_is_found: VerifySkipped,
     hashes_of_a_device_that_still_writes_are_found: HashedTooEarly,
     writes_that_running_on_forgets_are_found: WritesLostByRunningOn,
-    owed_pages_that_running_on_forgets_are_found: OwedLostByRunningOn,
+    owed_pages_that_running_on_forgets_are_found: MissingLostByRunningOn,
     a_device_state_of_an_earlier_pause_is_found: OldStateBelieved,
-    owed_pages_that_the_target_keeps_are_found: OwedKeptByTarget,
-    owed_pages_that_its_journal_keeps_are_found: OwedKeptInJournal,
+    owed_pages_that_the_target_keeps_are_found: MissingKeptByTarget,
+    owed_pages_that_its_journal_keeps_are_found: MissingKeptInJournal,
     a_stream_whose_rest_is_not_sent_is_found: StreamRestNotSent,
     a_lost_stream_that_counts_as_known_is_found: StreamSentKept,
     an_old_stream_that_lands_on_is_found: OldStreamLandsOn,

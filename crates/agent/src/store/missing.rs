@@ -1,6 +1,6 @@
-//! An owed set as bytes: for each RAM block its size and its runs, as gaps and lengths.
+//! A missing set as bytes: for each RAM block its size and its runs, as gaps and lengths.
 //!
-//! Most owed sets are a few long runs; the worst, every other page, takes two bytes a run.
+//! Most missing sets are a few long runs; the worst, every other page, takes two bytes a run.
 
 use units::{MemorySet, PageIndex, PageRange, PageSet};
 
