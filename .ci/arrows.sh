@@ -17,20 +17,21 @@ may_use='
     policy     units
     proto      units page policy
     ports      units
+    api        units policy ports
     attach     units sys policy ports
     spool      units sys page
     sim        units page policy proto
-    engine     units sys page policy proto ports spool pki
+    engine     units sys page policy proto ports api spool pki
     ownership  units pki ports
     qemu       units sys ports attach
-    agent      units sys pki engine
+    agent      units sys pki ports api
     doctor     units sys qemu
-    host       units sys attach spool pki engine ownership qemu agent
-    whimbrel   units sys pki engine doctor agent host
-    fuzz       units page proto ports sim spool engine qemu agent
+    host       units sys ports api attach spool pki engine ownership qemu agent
+    whimbrel   units sys pki ports api doctor agent host
+    fuzz       units page proto ports api sim spool engine qemu agent
     guest      units
-    lab        units sys page policy proto ports attach spool pki engine ownership qemu agent doctor host whimbrel
-    bench      units sys page policy proto ports attach spool pki engine ownership qemu agent doctor host whimbrel lab
+    lab        units sys page policy proto ports api attach spool pki engine ownership qemu agent doctor host whimbrel
+    bench      units sys page policy proto ports api attach spool pki engine ownership qemu agent doctor host whimbrel lab
 '
 
 # --- the document says the same ----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ pub use ownership::{EtcdPlace, OwnershipPlace};
 pub use tracking::{Group, Tracker};
 
 use crate::name;
-use engine::report::Robust;
+use api::Robust;
 use mistake::mistake;
 use pki::Files;
 use serde::{Deserialize, Deserializer, de::Error as _};

@@ -12,7 +12,7 @@ use crate::{
     registry::Registry,
     store::{Store, StoreError},
 };
-use engine::shared::SharedRecord;
+use ports::shared::SharedRecord;
 use std::{fs, future::IntoFuture, io, net::SocketAddr, sync::Arc, thread, time::Duration};
 use tokio::{
     signal::unix::{SignalKind, signal},

@@ -1,7 +1,7 @@
 //! What the agent asks of the program that runs the VMs. Kept by QEMU; tests keep it with a model.
 
 use crate::store::VmRecord;
-use engine::ports::RunState;
+use ports::RunState;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::{Path, PathBuf};

@@ -8,10 +8,8 @@ use crate::{
     registry::Registry,
     store::{Arrival, ArrivalRecord, DepartureRecord, DepartureState, StoreError, VmRecord},
 };
-use engine::{
-    ports::{Claim, Claimed, SourceJournal},
-    report::{Failure, Fate, Mode, Outcome, Report},
-};
+use api::{Failure, Fate, Mode, Outcome, Report};
+use ports::{Claim, Claimed, SourceJournal};
 use std::{
     collections::{HashMap, HashSet},
     io,

@@ -1,7 +1,7 @@
 //! What the agent says when it does not do what it was asked for.
 
 use crate::store::StoreError;
-use engine::report::Failure;
+use api::Failure;
 
 /// Whose turn it is after a refusal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

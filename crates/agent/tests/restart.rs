@@ -3,8 +3,8 @@
 mod fake;
 
 use agent::store::{Origin, Process, Standing, Store, VmRecord};
-use engine::ports::{Claimed, OwnershipRecord, RunState, SourceJournal};
 use fake::{Host, until};
+use ports::{Claimed, OwnershipRecord, RunState, SourceJournal};
 use serde_json::{Value, json};
 use std::sync::atomic::Ordering::SeqCst;
 use units::{Epoch, MigrationId};

@@ -3,11 +3,9 @@
 mod fake;
 
 use agent::store::{Origin, Process, Standing, Store, VmRecord};
-use engine::{
-    ports::{Claim, Claimed, Offer, Ownership, OwnershipRecord},
-    shared::{NOBODY, SharedRecord},
-};
 use fake::{Host, until};
+use ports::shared::{NOBODY, SharedRecord};
+use ports::{Claim, Claimed, Offer, Ownership, OwnershipRecord};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,

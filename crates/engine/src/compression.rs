@@ -1,6 +1,6 @@
 //! Source: what compresses the next batch, and who may.
 
-use crate::{report::Compression, source::Options};
+use api::Compression;
 use page::{Batch, Codec, Encoder};
 use policy::{Compressor, Learnt, Regions, Spent};
 use std::{
@@ -39,10 +39,15 @@ struct State {
 
 impl BatchCompressor {
     /// For a guest with so many pages in its blocks, of which an earlier migration may have taught something.
-    pub(crate) fn new(options: &Options, cores: u32, pages: &[u64], learnt: Option<&Learnt>) -> Arc<Self> {
+    pub(crate) fn new(
+        compress: Compression,
+        streams: u32,
+        cores: u32,
+        pages: &[u64],
+        learnt: Option<&Learnt>,
+    ) -> Arc<Self> {
         let cores = cores.max(1);
-        let mut compressor =
-            Compressor::new(*options.streams.start(), cores, |codec| allowed(options.compress, codec));
+        let mut compressor = Compressor::new(streams, cores, |codec| allowed(compress, codec));
         if let Some(learnt) = learnt {
             compressor.recall(learnt);
         }

@@ -8,9 +8,9 @@ use crate::{
     conn,
     ports::{DeviceState, GuestMemory, MissingPages},
     receive::{PageReceiver, WritePolicy, receive},
-    report::{Forecast, PastMigration},
     source, target,
 };
+use api::{Forecast, PastMigration};
 use proto::control;
 use std::{
     io::{self, Read},

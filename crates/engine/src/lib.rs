@@ -10,13 +10,9 @@ mod broken;
 mod channel;
 /// Connections: handshake, counting, control messages.
 mod conn;
-/// What became of a VM.
-mod fate;
 /// What takes bytes from strangers, for those who try to break it.
 #[doc(hidden)]
 pub mod fuzz;
-/// What a migration says of itself.
-pub mod report;
 /// Ports that a thread uses while the driver goes on.
 mod shared_port;
 /// What is done now and then, and takes its time.
@@ -58,6 +54,6 @@ pub use ports::{self, shared};
 pub use accept::{Acceptor, RemoteRecord};
 pub use conn::{Conn, Dial, TcpDial, Traffic};
 pub use shared_port::SharedPort;
-pub use source::{Handle, LinkHistory, Options, Reading, SourceDriver, SourceParts, SpoolOptions, plan};
+pub use source::{Handle, LinkHistory, Reading, SourceDriver, SourceParts, plan};
 
 use broken::{Broken, why};

@@ -5,12 +5,12 @@ use crate::{
     conn::{Conn, Heard, Speaker, now_ns},
     ports::{DeviceState, HasEnded, MachineError, RunState, Saved, VmCheck},
     queue::{PushQueue, RoundQueue},
-    report::{Event, Fate, Mode, Report, Robust},
     secrets::Secrets,
     send::{Pacer, Said, Streams},
     spaced::Spaced,
     spooler::SpoolSaid,
 };
+use api::{Event, Fate, MigrateOptions, Mode, Report, Robust};
 use policy::Budget;
 use proto::{
     Brief, Link, LinkEvent, NextStep, Phase, Rounds, Shape, Source, SourceEffect, SourceEnd, SourceEvent,
@@ -44,7 +44,7 @@ use forecaster::Forecaster;
 pub(crate) use forecaster::foresee;
 pub use forecaster::plan;
 use mending::Reopened;
-pub use parts::{LinkHistory, Options, Reading, SourceParts, SpoolOptions};
+pub use parts::{LinkHistory, Reading, SourceParts};
 use progress::Progress;
 use spooling::Spooling;
 use story::Story;
@@ -111,7 +111,7 @@ enum Signal {
 /// One migration, at its source.
 pub struct SourceDriver {
     parts: SourceParts,
-    options: Options,
+    options: MigrateOptions,
     /// What decides, once the target can be reached.
     core: Option<Source>,
     rounds: Rounds,
@@ -180,11 +180,11 @@ impl SourceDriver {
     /// Prepares a migration; `events` hears how it goes.
     pub fn new(
         parts: SourceParts,
-        mut options: Options,
+        mut options: MigrateOptions,
         events: Arc<dyn Fn(Event) + Send + Sync>,
     ) -> (Self, Handle) {
         // What is missing must be safe before the guest is stopped, and is so soonest if both ways carry it.
-        let strict = options.spool.as_ref().is_some_and(|spool| spool.robust == Robust::Strict);
+        let strict = options.spooled().is_some_and(|(_, robust)| robust == Robust::Strict);
         let round_first = strict && options.mode == Mode::PostCopy;
         if round_first {
             options.mode = Mode::Hybrid;
@@ -306,7 +306,7 @@ impl SourceDriver {
             vm: self.parts.vm.clone(),
             recipe: self.parts.recipe.clone(),
             blocks: self.parts.memory.blocks().iter().map(block).collect(),
-            streams: *self.options.streams.end(),
+            streams: *self.parts.streams.end(),
             post_copy: self.options.post_copy(),
             verify: self.options.verify,
             epoch: self.parts.epoch.0,

@@ -11,14 +11,14 @@ mod streams;
 mod stuns;
 mod trust;
 
+use api::{Compression, Event, MigrateOptions, Mode, Outcome, PastMigration, Phase, Report};
 use engine::{
-    Acceptor, Conn, Dial, Handle, LinkHistory, Options, RemoteRecord, SharedPort, SourceDriver, SourceParts,
-    TcpDial, Traffic,
-    ports::{GuestMemory, Host, Ownership, Request},
-    report::{Compression, Event, Limit, Mode, Outcome, PastMigration, Phase, Report},
+    Acceptor, Conn, Dial, Handle, LinkHistory, RemoteRecord, SharedPort, SourceDriver, SourceParts, TcpDial,
+    Traffic,
 };
 use model::{cable::*, *};
 use pki::Security;
+use ports::{GuestMemory, Host, Ownership, Request};
 use std::{
     io::Write,
     net::{SocketAddr, TcpListener},
@@ -116,7 +116,7 @@ impl Source {
     fn migrate(
         &self,
         address: SocketAddr,
-        options: Options,
+        options: MigrateOptions,
         run: impl FnOnce(Handle),
     ) -> (Report, Vec<Event>) {
         let dial = TcpDial::new(vec![address], "here", MIGRATION, Security::Plaintext);
@@ -126,7 +126,7 @@ impl Source {
     fn migrate_by(
         &self,
         dial: Arc<dyn Dial>,
-        options: Options,
+        options: MigrateOptions,
         run: impl FnOnce(Handle),
     ) -> (Report, Vec<Event>) {
         let migration = MIGRATION;
@@ -147,6 +147,7 @@ impl Source {
             cores: Box::new(|| 1),
             history: self.history.clone(),
             link_history: LinkHistory { link: self.link, switchover: Duration::from_millis(8) },
+            streams: options.streams.map_or(2..=2, |most| 1..=most.into()),
             writers: 1,
             record: self.record.clone().unwrap_or_else(|| Arc::new(RemoteRecord(dial.clone()))),
             dial,
@@ -168,21 +169,8 @@ impl Source {
     }
 }
 
-fn options(mode: Mode) -> Options {
-    Options {
-        mode,
-        allow_post_copy: false,
-        max_downtime: Duration::from_millis(20),
-        max_time: None,
-        max_stall: Duration::from_millis(5),
-        keep: Limit::USUAL,
-        bandwidth: None,
-        streams: 2..=2,
-        verify: true,
-        compress: Compression::Auto,
-        spool: None,
-        give_up: Duration::from_secs(20),
-    }
+fn options(mode: Mode) -> MigrateOptions {
+    MigrateOptions { mode, verify: true, give_up: Duration::from_secs(20), ..MigrateOptions::to("target") }
 }
 
 fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
@@ -352,8 +340,11 @@ fn cut_in_the_first_round(
     let (first, second) = (Cable::to(target), Cable::to(target));
     let dial =
         TcpDial::new(addresses(&inn, first.address, second.address), "here", MIGRATION, Security::Plaintext);
-    let wish =
-        Options { compress: Compression::None, bandwidth: Some(Rate(20 << 20)), ..options(Mode::PreCopy) };
+    let wish = MigrateOptions {
+        compress: Compression::None,
+        bandwidth: Some(Rate(20 << 20)),
+        ..options(Mode::PreCopy)
+    };
     first.cut_after.store(CUT, SeqCst);
     let (mender, ram) = (first.clone(), source.ram.clone());
     let (report, events) = source.migrate_by(Arc::new(dial), wish, move |_| {
@@ -451,7 +442,7 @@ fn i3_a_link_that_stays_away_ends_the_migration_in_time() {
     let (source, inn) = (Source::new(), Inn::new(&PAGES));
     let cable = Cable::to(listen(&inn));
     cable.cut_after.store(2 << 20, SeqCst);
-    let wish = Options {
+    let wish = MigrateOptions {
         give_up: Duration::from_millis(700),
         bandwidth: Some(Rate(20 << 20)),
         ..options(Mode::PreCopy)
@@ -492,7 +483,7 @@ fn a_migration_that_waits_for_its_link_can_be_cancelled() {
     let (source, inn) = (Source::new(), Inn::new(&PAGES));
     let cable = Cable::to(listen(&inn));
     cable.cut_after.store(2 << 20, SeqCst);
-    let wish = Options { bandwidth: Some(Rate(20 << 20)), ..options(Mode::PreCopy) };
+    let wish = MigrateOptions { bandwidth: Some(Rate(20 << 20)), ..options(Mode::PreCopy) };
     let (report, _) = source.migrate(cable.address, wish, |handle| {
         wait_until("two attempts", || cable.refused.load(SeqCst) >= 2);
         handle.cancel();
@@ -551,7 +542,7 @@ fn i3_a_target_whose_qemu_has_ended_does_not_claim() {
 
 #[test]
 fn a_qemu_that_ends_is_named_on_either_side() {
-    let slowly = || Options { bandwidth: Some(Rate(4 << 20)), ..options(Mode::PreCopy) };
+    let slowly = || MigrateOptions { bandwidth: Some(Rate(4 << 20)), ..options(Mode::PreCopy) };
     let (source, inn) = (Source::new(), Inn::new(&PAGES));
     let dies = source.cpu.clone();
     let (report, _) = source.migrate(listen(&inn), slowly(), |_| {
@@ -577,7 +568,7 @@ fn a_qemu_that_ends_is_named_on_either_side() {
     // In post-copy: nobody can bring that guest back, and nobody waits for it.
     let (source, inn) = (Source::new(), Inn::new(&PAGES));
     let dies = inn.cpu.clone();
-    let wish = Options { bandwidth: Some(Rate(1 << 20)), ..options(Mode::PostCopy) };
+    let wish = MigrateOptions { bandwidth: Some(Rate(1 << 20)), ..options(Mode::PostCopy) };
     let (report, _) = source.migrate(listen(&inn), wish, |_| {
         wait_until("the guest on the target", || inn.cpu.running.load(SeqCst));
         dies.dies();
@@ -645,7 +636,7 @@ fn a_source_whose_frames_are_wrong_is_told_so() {
         let (source, inn) = (Source::new(), Inn::new(&PAGES));
         let cable = Cable::to(listen(&inn));
         cable.lie(lie);
-        let options = Options { streams: 1..=1, ..options(Mode::PreCopy) };
+        let options = MigrateOptions { streams: Some(1), ..options(Mode::PreCopy) };
         let (report, _) = source.migrate(cable.address, options, |_| {});
         let error = report.error.unwrap();
         assert!(error.why.contains(words), "{error:?}");
@@ -775,7 +766,7 @@ fn more_streams_are_used_where_they_move_more() {
     let (source, inn) = (Source::with(&pages), Inn::new(&pages));
     let cable = Cable::to(listen(&inn));
     cable.each.store(8 << 20, SeqCst);
-    let wish = Options { streams: 1..=4, compress: Compression::None, ..options(Mode::PreCopy) };
+    let wish = MigrateOptions { streams: Some(4), compress: Compression::None, ..options(Mode::PreCopy) };
     let (report, _) = source.migrate(cable.address, wish, |_| {});
     assert_eq!((report.outcome, report.verified), (Outcome::Completed, Some(true)), "{:?}", report.error);
     assert_eq!(inn.ram.content(), source.ram.content());

@@ -6,7 +6,7 @@ use agent::{
     store::VmRecord,
 };
 use attach::RamBlock;
-use engine::ports::{Machine, RunState};
+use ports::{Machine, RunState};
 use qemu::{
     Handle, Host, Kvm, Limits, OpenError, Recipe, Vm, VmFile, frozen,
     launch::{self, Belongings},

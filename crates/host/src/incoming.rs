@@ -10,10 +10,8 @@ use agent::{
     name,
     store::{Arrival, Origin, Process, Standing, Store, VmRecord},
 };
-use engine::{
-    ports::{Block, Host, Machine, MissingPages, Ownership, OwnershipRecord, Request, Waiting},
-    shared::SharedRecord,
-};
+use ports::shared::SharedRecord;
+use ports::{Block, Host, Machine, MissingPages, Ownership, OwnershipRecord, Request, Waiting};
 use qemu::{MemoryError, Recipe, Vm, preflight, recipe::files::Opened};
 use std::{
     path::{Path, PathBuf},

@@ -15,14 +15,12 @@ use agent::{
     peers::Pass,
     store::{Arrival, ArrivalRecord, DepartureRecord, Store, VmRecord},
 };
+use api::{Failure, Forecast, MigrateOptions, Mode, Outcome, Report};
 use attach::RamBlock;
-use engine::{
-    Acceptor, Options, RemoteRecord, SharedPort, SourceDriver, SourceParts,
-    ports::{Claim, Claimed, GuestMemory, Machine, Ownership, Request, TargetJournal, Waiting},
-    report::{Compression, Failure, Forecast, Limit, Mode, Outcome, Report},
-    shared::SharedRecord,
-};
+use engine::{Acceptor, RemoteRecord, SharedPort, SourceDriver, SourceParts};
 use pki::Security;
+use ports::shared::SharedRecord;
+use ports::{Claim, Claimed, GuestMemory, Machine, Ownership, Request, TargetJournal, Waiting};
 use qemu::{SpareCores, Vm, frozen};
 use std::{
     io,
@@ -179,8 +177,8 @@ impl Mover {
                 return report;
             }
         };
-        let options = Self::options(request, &parts.history);
-        let _at_work = options.spool.as_ref().map(|spool| self.janitor.at_work(request.id, &spool.directory));
+        let options = request.options.clone();
+        let _at_work = options.spool.as_ref().map(|spool| self.janitor.at_work(request.id, spool));
         let (driver, handle) = SourceDriver::new(parts, options, until_asked(shown, events));
         let (canceller, resolver) = (handle.clone(), handle);
         wishes.cancel.then(move || canceller.cancel());
@@ -225,7 +223,7 @@ impl Migrator for Mover {
     fn plan(&self, request: &MigrateRequest) -> Result<Forecast, String> {
         let (parts, _) =
             self.parts(request, false, &Pulse::default()).map_err(|reasons| reasons.join("\n"))?;
-        let options = Self::options(request, &parts.history);
+        let options = request.options.clone();
         engine::plan(parts, &options)
     }
 
@@ -293,23 +291,16 @@ impl Migrator for Mover {
                 cores,
                 history: vec![],
                 link_history,
+                streams: streams(),
                 writers: 0,
                 record: Arc::new(RemoteRecord(dial.clone())),
                 dial,
             };
-            let options = Options {
+            let options = MigrateOptions {
                 mode: Mode::PostCopy,
                 allow_post_copy: true,
-                max_downtime: Duration::ZERO,
-                max_time: None,
-                max_stall: Duration::ZERO,
-                keep: Limit::USUAL,
-                bandwidth: None,
-                streams: streams(),
-                verify: false,
-                compress: Compression::Auto,
-                spool: None,
                 give_up: Duration::ZERO,
+                ..MigrateOptions::to(&departure.to)
             };
             let (driver, _handle) = SourceDriver::new(parts, options, Arc::new(|_| {}));
             Ok(driver.run_after_commit())

@@ -4,11 +4,9 @@ use agent::{
     config::{Config, EtcdPlace, OwnershipPlace},
     store::Store,
 };
-use engine::{
-    ports::{Claim, Claimed, Offer, Ownership},
-    shared::SharedRecord,
-};
 use ownership::{Etcd, Memory, Patient, SharedDir};
+use ports::shared::SharedRecord;
+use ports::{Claim, Claimed, Offer, Ownership};
 use std::{fs, io, sync::Arc};
 
 /// What the configuration says; `None`: the target of each migration keeps the record. Nothing is asked yet:

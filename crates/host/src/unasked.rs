@@ -2,7 +2,7 @@
 
 use crate::hypervisor::{handle_of, open};
 use agent::store::VmRecord;
-use engine::ports::{DeviceState, Ender, HasEnded, Machine, MachineError, RunState, Saved, Unheard, VmCheck};
+use ports::{DeviceState, Ender, HasEnded, Machine, MachineError, RunState, Saved, Unheard, VmCheck};
 use qemu::{Vm, frozen};
 use std::time::Duration;
 use sys::hold::Hold;

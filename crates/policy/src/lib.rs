@@ -11,6 +11,8 @@ mod groups;
 mod link;
 /// How fast to send.
 mod pace;
+/// Where a migration stands.
+mod phase;
 /// Which way to go, and what can be promised.
 mod plan;
 /// Where compressing is of no use.
@@ -32,6 +34,7 @@ pub use compress::{Codec, Compressor, Learnt, Spent};
 pub use forecast::{Estimate, HARD, Measured, Span, Standing, Way};
 pub use groups::Groups;
 pub use pace::Pace;
+pub use phase::Phase;
 pub use plan::{LONGEST_STALL, Limit, Limits, Plan, plan};
 pub use regions::Regions;
 pub use rounds::{Budget, Next, RoundsSoFar, must_stop, next, predicted_downtime};

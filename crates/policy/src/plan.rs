@@ -21,6 +21,7 @@ pub const LONGEST_STALL: Duration = Duration::from_secs(1);
 
 /// What the user was promised.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum Limit {
     /// The longest pause.

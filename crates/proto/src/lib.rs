@@ -8,7 +8,6 @@ mod brief;
 mod codec;
 mod frame;
 mod link;
-mod phase;
 mod preamble;
 mod rounds;
 mod source;
@@ -22,7 +21,7 @@ pub use frame::{
 };
 pub use link::{Answer, Link, LinkAct, LinkEvent, NoLink, Rest, outlives_link};
 pub use page::Run;
-pub use phase::Phase;
+pub use policy::Phase;
 pub use preamble::{MAGIC, Preamble, PreambleError, Purpose, REPLY, Reply, Status, Token, VERSION};
 pub use rounds::{Decision, Moved, Rounds, Warning};
 pub use source::{NextStep, Source, SourceEffect, SourceEnd, SourceEvent};

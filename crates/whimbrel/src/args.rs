@@ -2,12 +2,10 @@
 
 mod agent; // of `whimbrel agent`
 mod migrate; // of `migrate`, `plan`, `status` and `cancel`
-mod values; // with units
 mod vms; // of the commands about the VMs of this host
-mod words; // what may be chosen by a word
 
 pub(crate) use agent::Agent;
-pub(crate) use migrate::{Cancel, How, Migrate, PlanArgs, Status};
+pub(crate) use migrate::{Cancel, Migrate, PlanArgs, Status};
 pub(crate) use vms::{Adopt, List, Resolve, Run, Show, Stop};
 
 use crate::{doctor::Doctor, pki_command::Pki};

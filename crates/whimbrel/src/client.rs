@@ -1,7 +1,7 @@
 //! Talking to the agent: HTTP on its unix socket, one connection for each request.
 
 use crate::trouble::{FAILED, IN_DOUBT, Trouble, WRONG_USE};
-use engine::report::Failure;
+use api::Failure;
 use http_body_util::{BodyExt, Full};
 use hyper::{
     Method, Request, Response, StatusCode,

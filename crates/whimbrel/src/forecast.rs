@@ -1,7 +1,7 @@
 //! What a migration is expected to take, for people.
 
 use crate::words::{count, millis, table};
-use engine::report::{Estimate, Forecast, Mode, Span, Way};
+use api::{Estimate, Forecast, Mode, Span, Way};
 use units::{Bytes, PAGE_SIZE, Rate};
 
 fn name(way: Way) -> &'static str {
@@ -90,7 +90,7 @@ pub(crate) fn off(forecast: &Forecast, percent: f64) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use engine::report::Plan;
+    use api::Plan;
 
     fn forecast(ends: bool) -> Forecast {
         let one = |likely: f64| Span { low: likely * 0.9, likely, high: likely * 1.2 };

@@ -1,7 +1,7 @@
 //! Migrations: start and watch, come back to, cancel.
 
 use crate::{
-    args::{Cancel, How, Migrate, PlanArgs, Status},
+    args::{Cancel, Migrate, PlanArgs, Status},
     client::{Client, Lines, vm_path},
     forecast,
     progress::Display,
@@ -9,61 +9,34 @@ use crate::{
     trouble::{CANCELLED, DONE, FAILED, IN_DOUBT, Trouble, status_of},
     words,
 };
-use agent::api::{MigrateOptions, Started};
-use engine::{
-    ports::RunState,
-    report::{Event, Fate, Forecast, Limit, Outcome, Report, Robust},
-};
+use agent::api::Started;
+use api::{Event, Fate, Forecast, MigrateOptions, Outcome, Report};
 use hyper::Method;
+use ports::RunState;
 use serde_json::json;
 use std::{
     io::{self, Write},
     process::ExitCode,
-    time::Duration,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Where all that happens in a migration is told, from its beginning to its end.
 const FOLLOW: &str = "/migration?follow=true";
 
-/// What is asked of the agent.
-fn options(how: &How, verify: bool) -> MigrateOptions {
-    let ms = |time: Option<Duration>| time.map(|time| time.as_secs_f64() * 1e3);
-    MigrateOptions {
-        to: how.to.clone(),
-        mode: how.mode.into(),
-        allow_post_copy: how.allow_post_copy,
-        allow_older_qemu: how.allow_older_qemu,
-        max_downtime_ms: ms(how.max_downtime),
-        max_time_ms: ms(how.max_time),
-        max_stall_ms: ms(how.max_stall),
-        give_up_ms: ms(how.give_up),
-        keep: how.keep.iter().copied().map(Limit::from).collect(),
-        bandwidth: how.bandwidth.map(|rate| rate.0),
-        streams: how.streams,
-        verify,
-        compress: how.compress.into(),
-        spool: how.spool.clone(),
-        robust: how.robust.map(Robust::from),
-        cpu: how.cpu,
-    }
-}
-
 pub(crate) fn plan(client: &Client, args: &PlanArgs) -> Result<ExitCode, Trouble> {
     let path = vm_path(&args.how.vm, "/plan")?;
-    let asked = options(&args.how, false);
-    let forecast: Forecast = Client::runtime()?.block_on(client.post(&path, &asked))?;
+    let forecast: Forecast = Client::runtime()?.block_on(client.post(&path, &args.how.options))?;
     let words = if args.json {
         words::json(&forecast)
     } else {
-        forecast::render(&args.how.vm, &args.how.to, &forecast)
+        forecast::render(&args.how.vm, &args.how.options.to, &forecast)
     };
     writeln!(io::stdout(), "{}", words.trim_end())?;
     Ok(ExitCode::SUCCESS)
 }
 
 pub(crate) fn migrate(client: &Client, args: &Migrate) -> Result<ExitCode, Trouble> {
-    let options = options(&args.how, args.verify);
+    let options = MigrateOptions { verify: args.verify, ..args.how.options.clone() };
     let vm = &args.how.vm;
     Client::runtime()?.block_on(async {
         // Before anything begins: an interrupt from here on is a cancel.

@@ -6,7 +6,7 @@ use crate::{
     report::{When, next_step, render},
     words::{count, counted, json, left, millis},
 };
-use engine::report::{Event, Phase, Report};
+use api::{Event, Phase, Report};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
     io::{self, IsTerminal, Write},
@@ -197,7 +197,7 @@ pub(crate) fn now(event: &Event) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use engine::report::Round;
+    use api::Round;
 
     #[test]
     fn what_is_over_is_one_line() {

@@ -4,10 +4,8 @@ use crate::{
     forecast,
     words::{count, counted, micros, millis, table},
 };
-use engine::{
-    ports::RunState,
-    report::{Fate, Outcome, Report, Spooled},
-};
+use api::{Fate, Outcome, Report, Spooled};
+use ports::RunState;
 use units::Bytes;
 
 /// How long ago it was.
@@ -229,7 +227,7 @@ fn indented(rows: &[Vec<String>]) -> String {
 mod tests {
     use super::*;
     use crate::trouble::{CANCELLED, DONE, FAILED, IN_DOUBT, status_of};
-    use engine::report::{Failure, Mode};
+    use api::{Failure, Mode};
 
     /// Every outcome: the headline, what is said of the VM, the exit status and the JSON all come from one
     /// value.

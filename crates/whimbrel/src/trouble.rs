@@ -1,7 +1,7 @@
 //! What went wrong, in words or as JSON, and the exit status for it.
 
 use crate::words::json;
-use engine::report::{Failure, Fate, Outcome, Report};
+use api::{Failure, Fate, Outcome, Report};
 use std::{collections::BTreeMap, io, process::ExitCode};
 
 /// Nothing more to wish for.

@@ -1,5 +1,5 @@
 use crate::input::Input;
-use engine::report::{Mode, Outcome, PastMigration, Report, Round};
+use api::{Mode, Outcome, PastMigration, Report, Round};
 use std::time::Duration;
 use units::Rate;
 

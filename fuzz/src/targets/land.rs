@@ -1,9 +1,7 @@
 use crate::input::Input;
-use engine::{
-    fuzz::{Guest, land},
-    ports::{Block, Fault, GuestMemory, MissingPages, Placed},
-};
+use engine::fuzz::{Guest, land};
 use page::{Batch, Codec, Encoder, References, Sent, Tagger};
+use ports::{Block, Fault, GuestMemory, MissingPages, Placed};
 use proto::{Frame, write_batch};
 use std::{
     cell::RefCell,

@@ -118,7 +118,7 @@ pub fn seen(recipe: &Recipe, qemu: &Path, canary: &Path) -> Result<(), String> {
     // One that does not start with this has perhaps opened something all the same.
     let Ok(mut vm) = Vm::incoming(recipe, &host) else { return Ok(()) };
     let seen = vm.opens_no_more().map_err(|reasons| reasons.join("; "));
-    let ended = engine::ports::Machine::destroy(&mut vm).map_err(|error| error.to_string());
+    let ended = ports::Machine::destroy(&mut vm).map_err(|error| error.to_string());
     let canary = canary.display();
     seen.and(ended).map_err(|why| format!("{why}; the canary is {canary}"))
 }

@@ -3,7 +3,7 @@ use agent::{
     fuzz::{MIGRATION, NAME, TABLES, read_missing, read_row, store, write_missing},
     store::{DepartureState, Store},
 };
-use engine::ports::{Claim, Claimed, Ownership, RunState, SourceJournal, TargetJournal};
+use ports::{Claim, Claimed, Ownership, RunState, SourceJournal, TargetJournal};
 use std::collections::BTreeSet;
 use units::{BlockId, Epoch, MemorySet, PageIndex, PageRange};
 

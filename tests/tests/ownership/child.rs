@@ -1,7 +1,7 @@
 //! A claimer that is a process of its own, so that it can be killed.
 
 use crate::places::{Where, known};
-use engine::ports::{Claim, Claimed};
+use ports::{Claim, Claimed};
 use std::{
     env,
     io::{BufRead, BufReader, Read, Write},

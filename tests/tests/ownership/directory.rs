@@ -4,8 +4,8 @@ use crate::{
     child::{Claimer, Pid, words},
     places::{Place, Where, claim, known},
 };
-use engine::ports::Claimed;
 use lab::{Call, FaultyDir, Trouble, copy_dir};
+use ports::Claimed;
 use std::{
     fs,
     sync::{
@@ -223,7 +223,7 @@ fn a_directory_that_was_set_back_is_noticed() {
             let error = record.claim(&claim(&offer, host)).unwrap_err().to_string();
             assert!(error.contains("old backup") && error.contains("shared"), "{error}");
         }
-        let again = engine::ports::Offer { migration: MigrationId(2), ..offer.clone() };
+        let again = ports::Offer { migration: MigrationId(2), ..offer.clone() };
         let error = a.offer(&again).unwrap_err().to_string();
         assert!(error.contains("old backup"), "{error}");
         let error = a.start("vm", "a", None, Some(offer.expected)).unwrap_err().to_string();

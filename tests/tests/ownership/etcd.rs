@@ -4,10 +4,11 @@ use crate::{
     child::{Claimer, Pid, words},
     places::{Place, Where, claim, known},
 };
-use engine::{ports::Claimed, shared::SharedRecord};
 use lab::{EtcdServer, OnTheWay, copy_dir};
 use ownership::{Etcd, Memory};
 use pki::ClientFiles;
+use ports::Claimed;
+use ports::shared::SharedRecord;
 use std::{
     fs, net::SocketAddr, os::unix::fs::PermissionsExt, sync::atomic::Ordering::SeqCst, time::Duration,
 };

@@ -7,9 +7,9 @@ mod etcd;
 mod places;
 mod suite;
 
-use engine::ports::Claimed;
 use lab::copy_dir;
 use places::{Place, claim};
+use ports::Claimed;
 
 /// The suite over one back end.
 macro_rules! every_promise {

@@ -1,12 +1,10 @@
 //! The back ends, each as several hosts see it.
 
 use agent::store::{Origin, Process, Standing, Store, VmRecord};
-use engine::{
-    ports::{Claim, Claimed, Offer, Ownership, OwnershipRecord},
-    shared::SharedRecord,
-};
 use lab::{EtcdServer, FaultyDir, Way};
 use ownership::{Etcd, Memory, SharedDir};
+use ports::shared::SharedRecord;
+use ports::{Claim, Claimed, Offer, Ownership, OwnershipRecord};
 use std::{
     io,
     net::SocketAddr,

@@ -4,11 +4,9 @@ use crate::{
     child::{Claimer, Pid, words},
     places::{Place, claim, known},
 };
-use engine::{
-    ports::{Claimed, Ownership, OwnershipRecord},
-    shared::{NOBODY, SharedRecord},
-};
 use ownership::Patient;
+use ports::shared::{NOBODY, SharedRecord};
+use ports::{Claimed, Ownership, OwnershipRecord};
 use std::{
     collections::BTreeSet,
     io,
@@ -137,13 +135,13 @@ pub(crate) fn a_stale_epoch_and_a_claim_that_nobody_offered_win_nothing(place: &
     let (a, b) = (place.record("a"), place.record("b"));
     let wins = |record: &Arc<dyn Ownership>, claim| matches!(record.claim(&claim), Ok(Claimed::Yours(_)));
     for epoch in [offer.expected.0 - 1, offer.expected.0 + 1, offer.expected.0 + 7] {
-        let stale = engine::ports::Offer { expected: Epoch(epoch), ..offer.clone() };
+        let stale = ports::Offer { expected: Epoch(epoch), ..offer.clone() };
         assert!(!wins(&b, claim(&stale, "b")) && !wins(&a, claim(&stale, "a")), "epoch {epoch}");
     }
-    let other = engine::ports::Offer { migration: MigrationId(99), ..offer.clone() };
+    let other = ports::Offer { migration: MigrationId(99), ..offer.clone() };
     assert!(!wins(&b, claim(&other, "b")), "a migration that nobody offered");
     assert!(!wins(&b, claim(&offer, "c")), "a host that it was not offered to");
-    let elsewhere = engine::ports::Offer { vm: "other".into(), ..offer.clone() };
+    let elsewhere = ports::Offer { vm: "other".into(), ..offer.clone() };
     assert!(!wins(&b, claim(&elsewhere, "b")), "another VM");
     // All that has changed nothing.
     assert_eq!(known(|| b.claim(&claim(&offer, "b"))), Claimed::Yours(offer.expected.next()));
@@ -245,7 +243,7 @@ pub(crate) fn a_vm_that_goes_from_host_to_host_has_one_owner_at_each_epoch(place
         );
         asked.push((claim(&offer, &loser), winner.clone()));
         let other = if winner == "a" { "b" } else { "a" };
-        offer = engine::ports::Offer {
+        offer = ports::Offer {
             vm: "vm".into(),
             migration: MigrationId(u128::from(n) + 1),
             expected: offer.expected.next(),
@@ -314,10 +312,10 @@ impl Ownership for Stuck {
     fn identity(&self) -> io::Result<String> {
         Ok("stuck".into())
     }
-    fn offer(&self, _: &engine::ports::Offer) -> io::Result<()> {
+    fn offer(&self, _: &ports::Offer) -> io::Result<()> {
         Err(io::Error::other("not asked here"))
     }
-    fn claim(&self, claim: &engine::ports::Claim) -> io::Result<Claimed> {
+    fn claim(&self, claim: &ports::Claim) -> io::Result<Claimed> {
         let open = self.open.lock().unwrap();
         drop(self.opened.wait_while(open, |open| !*open).unwrap());
         Ok(Claimed::Yours(claim.expected.next()))
@@ -344,7 +342,7 @@ fn a_silent_record_is_an_error_in_time_and_holds_up_nobody() {
     let stuck = Arc::new(Stuck { open: Mutex::default(), opened: Condvar::new() });
     let patient = Patient::new(stuck.clone()).waiting(Duration::from_millis(50));
     let ask = |vm: &str| {
-        let claim = engine::ports::Claim {
+        let claim = ports::Claim {
             vm: vm.into(),
             migration: MigrationId(1),
             expected: Epoch(1),

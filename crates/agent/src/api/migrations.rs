@@ -1,10 +1,11 @@
 //! Migrations: start, watch, cancel, resolve.
 
 use super::{
-    Api, MigrateOptions, ResolveRequest, Started,
+    Api, ResolveRequest, Started,
     answer::{Refused, blocking, read, refuse},
 };
 use crate::{migrate::Follower, refusal::RefusalKind};
+use api::{Event, Forecast, MigrateOptions, Phase};
 use axum::{
     Json,
     body::{Body, Bytes},
@@ -12,7 +13,6 @@ use axum::{
     http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
-use engine::report::{Event, Forecast, Phase};
 use futures_core::Stream;
 use std::{
     convert::Infallible,
@@ -99,7 +99,7 @@ pub(super) async fn cancel(State(api): State<Api>, Path(name): Path<String>) -> 
         let why =
             "it is in post-copy: the guest runs on the target already, and the rest of its memory follows";
         let mut refused = refuse(&api, RefusalKind::Conflict, what, why);
-        refused.0.failure.vm_runs_on = Some(migration.request.to.clone());
+        refused.0.failure.vm_runs_on = Some(migration.request.options.to.clone());
         return Err(refused);
     }
     migration.wishes.cancel.express();

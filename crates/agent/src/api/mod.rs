@@ -8,8 +8,7 @@ mod vms;
 
 pub use socket::{SocketError, bind};
 pub use types::{
-    AdoptRequest, HostInfo, MigrateOptions, MigrationBrief, PeerInfo, ResolveRequest, RunRequest, Started,
-    VmInfo, VmState,
+    AdoptRequest, HostInfo, MigrationBrief, PeerInfo, ResolveRequest, RunRequest, Started, VmInfo, VmState,
 };
 
 use crate::{config::Config, migrate::Migrations, recovery::Recovery, registry::Registry};

@@ -1,8 +1,8 @@
-//! What goes over the API. Events and reports of migrations are those of `engine::report`, refusals its
+//! What goes over the API. Events and reports of migrations are those of `api`, refusals its
 //! `Failure`.
 
 use crate::store::Origin;
-use engine::report::{Compression, Limit, Mode, Phase, Robust};
+use api::Phase;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -124,68 +124,6 @@ pub struct RunRequest {
 pub struct AdoptRequest {
     /// Its QMP socket.
     pub qmp: PathBuf,
-}
-
-/// `POST /v1/vms/NAME/migrate`.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MigrateOptions {
-    /// The target: a peer's name, or `host:port`.
-    pub to: String,
-    /// How memory is to travel.
-    #[serde(default)]
-    pub mode: Mode,
-    /// Whether `auto` may end in post-copy.
-    #[serde(default)]
-    pub allow_post_copy: bool,
-    /// Whether a host may take it whose QEMU is older than the one that runs it.
-    #[serde(default)]
-    pub allow_older_qemu: bool,
-    /// The pause that is acceptable, in milliseconds.
-    #[serde(default)]
-    pub max_downtime_ms: Option<f64>,
-    /// How long all of it may take, in milliseconds.
-    #[serde(default)]
-    pub max_time_ms: Option<f64>,
-    /// Which of these promises is kept first, where not all can be; those that are left out come after.
-    #[serde(default)]
-    pub keep: Vec<Limit>,
-    /// How long the guest's writers may be made to wait at a time so that pre-copy ends, in milliseconds.
-    #[serde(default)]
-    pub max_stall_ms: Option<f64>,
-    /// How long a link that was lost is waited for while the guest runs on the source, in milliseconds; 0:
-    /// not at all.
-    #[serde(default)]
-    pub give_up_ms: Option<f64>,
-    /// The most that may be put on the wire, in bytes per second.
-    #[serde(default)]
-    pub bandwidth: Option<u64>,
-    /// How many data connections.
-    #[serde(default)]
-    pub streams: Option<u16>,
-    /// Whether both sides' memory is to be compared.
-    #[serde(default)]
-    pub verify: bool,
-    /// What pages may be compressed with.
-    #[serde(default)]
-    pub compress: Compression,
-    /// A directory on a datastore that both hosts reach, by which memory is to travel too; if left out, the
-    /// agent's.
-    #[serde(default)]
-    pub spool: Option<PathBuf>,
-    /// What must be in the file there when the VM changes hands; if left out, as the agent has it.
-    #[serde(default)]
-    pub robust: Option<Robust>,
-    /// How many cores may compress at a time, at most; if left out, as many as the VM leaves idle, but one at
-    /// least.
-    #[serde(default)]
-    pub cpu: Option<u32>,
-}
-
-impl MigrateOptions {
-    /// The most streams that can be asked for. Each has a thread on both sides; beyond the number of cores
-    /// they only take turns.
-    pub const MOST_STREAMS: u16 = 64;
 }
 
 /// The answer to a migration that was started.

@@ -1,6 +1,6 @@
 //! `[spool]`: the file on a datastore that memory goes by, too.
 
-use engine::report::Robust;
+use api::Robust;
 use serde::Deserialize;
 use std::path::PathBuf;
 

@@ -1,7 +1,7 @@
 //! A migration as the API sees it: everything that happened so far, and whatever happens next.
 
 use super::{MigrateRequest, Wishes};
-use engine::report::{Event, Phase, Report};
+use api::{Event, Phase, Report};
 use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
 use units::Locked;

@@ -13,18 +13,14 @@ use crate::{
     peers::Pass,
     store::{Arrival, ArrivalRecord, DepartureRecord, VmRecord},
 };
-use engine::{
-    SpoolOptions,
-    ports::{Claim, Claimed},
-    report::{Compression, Event, Forecast, Limit, Mode, Outcome, Report},
-};
+use api::{Event, Forecast, MigrateOptions, Outcome, Report};
+use ports::{Claim, Claimed};
 use std::{
     io,
     net::{SocketAddr, TcpStream},
     sync::Arc,
-    time::Duration,
 };
-use units::{MigrationId, Rate};
+use units::MigrationId;
 
 /// A migration as it was asked for.
 #[derive(Clone, Debug)]
@@ -33,44 +29,16 @@ pub struct MigrateRequest {
     pub id: MigrationId,
     /// The VM, which belongs here.
     pub vm: VmRecord,
-    /// The target's name.
-    pub to: String,
     /// Where the target's agent listens.
     pub address: Address,
-    /// How memory is to travel.
-    pub mode: Mode,
-    /// Whether `Mode::Auto` may end in post-copy.
-    pub allow_post_copy: bool,
-    /// Whether a host may take it whose QEMU is older than the one that runs it.
-    pub allow_older_qemu: bool,
-    /// The pause that is acceptable.
-    pub max_downtime: Duration,
-    /// How long all of it may take, if that matters.
-    pub max_time: Option<Duration>,
-    /// How long the guest's writers may be made to wait at a time so that pre-copy ends.
-    pub max_stall: Duration,
-    /// Which of these three is kept first, where not all can be.
-    pub keep: [Limit; 3],
-    /// How long a link that was lost is waited for while the guest runs here.
-    pub give_up: Duration,
-    /// The most that may be put on the wire; `None`: as much as it takes.
-    pub bandwidth: Option<Rate>,
-    /// How many data connections; `None`: as many as it pays to use.
-    pub streams: Option<u16>,
-    /// Whether both sides' memory is to be compared.
-    pub verify: bool,
-    /// What pages may be compressed with.
-    pub compress: Compression,
-    /// How many cores may compress; `None`: those that the guest leaves.
-    pub cores: Option<u32>,
-    /// A file on a datastore that pages go into, too.
-    pub spool: Option<SpoolOptions>,
+    /// What is asked of it, with what the agent's configuration adds.
+    pub options: MigrateOptions,
 }
 
 impl MigrateRequest {
     /// A report on this migration in which nothing has happened yet.
     pub fn blank_report(&self, from: &str, outcome: Outcome) -> Report {
-        Report::blank(&self.vm.name, from, &self.to, self.mode, outcome)
+        Report::blank(&self.vm.name, from, &self.options.to, self.options.mode, outcome)
     }
 }
 

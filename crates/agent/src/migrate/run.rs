@@ -2,7 +2,7 @@
 
 use super::{Events, MigrateRequest, MigrationHandle, Migrator};
 use crate::{
-    api::{MigrateOptions, MigrationBrief},
+    api::MigrationBrief,
     config::{Address, Config},
     name,
     recovery::Recovery,
@@ -10,10 +10,7 @@ use crate::{
     registry::{Lease, Registry},
     store::{Standing, VmRecord},
 };
-use engine::{
-    SpoolOptions,
-    report::{Event, Failure, Forecast, LONGEST_STALL, Limit, Outcome, Phase, Report},
-};
+use api::{Event, Failure, Forecast, LONGEST_STALL, MigrateOptions, Outcome, Phase, Report};
 use std::{
     collections::HashMap,
     io,
@@ -24,20 +21,6 @@ use std::{
 };
 use tracing::{error, info};
 use units::{Locked, MigrationId, Rate};
-
-/// Seconds. The longest that a migration, or its pause, is taken to be allowed.
-const A_YEAR: f64 = 365.0 * 86400.0;
-
-/// The pause that is acceptable unless the user says otherwise: what a TCP peer takes for a slow packet.
-const MAX_DOWNTIME: Duration = Duration::from_millis(20);
-
-/// How long a guest's writer may be made to wait unless the user says otherwise: less than a disk takes now
-/// and then.
-const MAX_STALL: Duration = Duration::from_millis(5);
-
-/// How long a link that was lost is waited for unless the user says otherwise: a switch that restarts takes
-/// less.
-const GIVE_UP: Duration = Duration::from_secs(60);
 
 /// Longer and nobody remembers.
 const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
@@ -115,7 +98,7 @@ impl Migrations {
             .unwrap_or_else(|_| Err("an error of Whimbrel itself; the agent's log has the details".into()));
         let forecast = forecast.map_err(|why| refused(&why))?;
         if options.bandwidth.is_none() {
-            let kept = self.registry.store().keep_link(&request.to, Rate(forecast.link));
+            let kept = self.registry.store().keep_link(&request.options.to, Rate(forecast.link));
             kept.map_err(|error| Refusal::store(error, self.registry.host()))?;
         }
         Ok(forecast)
@@ -129,7 +112,7 @@ impl Migrations {
     /// A person has fenced the target of a migration that is in doubt. Says whether one runs that can be
     /// told.
     pub fn resolve_here(&self, vm: &str, fenced: &str) -> bool {
-        let running = self.of(vm).filter(|m| m.report().is_none() && m.request.to == fenced);
+        let running = self.of(vm).filter(|m| m.report().is_none() && m.request.options.to == fenced);
         let doubtful = running.filter(|m| m.phase() == Some(Phase::Switchover));
         doubtful.inspect(|migration| migration.wishes.resolve_here.express()).is_some()
     }
@@ -139,7 +122,7 @@ impl Migrations {
         let handle = self.of(vm).filter(|handle| handle.report().is_none())?;
         Some(MigrationBrief {
             id: handle.request.id.to_string(),
-            to: handle.request.to.clone(),
+            to: handle.request.options.to.clone(),
             phase: handle.phase(),
         })
     }
@@ -170,43 +153,30 @@ impl Migrations {
         if options.cpu == Some(0) {
             return Err(bad("compression takes at least 1 core; to do without it, compress with none"));
         }
-        if options.bandwidth == Some(0) {
+        if options.bandwidth == Some(Rate(0)) {
             return Err(bad("nothing moves with a bandwidth of 0"));
         }
-        // Whoever allows more allows anything; an instant so far away could not be told.
-        let time = |ms: f64| {
-            Duration::try_from_secs_f64(ms.min(A_YEAR * 1000.0) / 1000.0).ok().filter(|time| !time.is_zero())
-        };
-        let max_downtime = match options.max_downtime_ms {
-            None => MAX_DOWNTIME,
-            Some(ms) => time(ms).ok_or_else(|| bad("the acceptable downtime must be more than nothing"))?,
-        };
-        let max_time = match options.max_time_ms {
-            None => None,
-            Some(ms) => Some(time(ms).ok_or_else(|| bad("a migration takes more than no time"))?),
-        };
-        let max_stall = match options.max_stall_ms {
-            None => MAX_STALL,
-            Some(ms) => time(ms).filter(|stall| *stall <= LONGEST_STALL).ok_or_else(|| {
-                bad("writers may be made to wait for more than nothing and at most 1 s at a time")
-            })?,
-        };
-        let directory = options.spool.as_ref().or(self.config.spool.as_ref());
-        if directory.is_some_and(|directory| !directory.is_absolute()) {
+        if options.max_downtime.is_zero() {
+            return Err(bad("the acceptable downtime must be more than nothing"));
+        }
+        if options.max_time.is_some_and(|time| time.is_zero()) {
+            return Err(bad("a migration takes more than no time"));
+        }
+        if options.max_stall.is_zero() || options.max_stall > LONGEST_STALL {
+            return Err(bad("writers may be made to wait for more than nothing and at most 1 s at a time"));
+        }
+        if options.give_up > LONGEST_WAIT {
+            return Err(bad("a lost link is waited for at most a day"));
+        }
+        let spool = options.spool.as_ref().or(self.config.spool.as_ref());
+        if spool.is_some_and(|directory| !directory.is_absolute()) {
             return Err(bad("a spool's directory is an absolute path: both hosts must mean the same one"));
         }
-        if options.robust.is_some() && directory.is_none() {
+        if options.robust.is_some() && spool.is_none() {
             return Err(bad("how robust it is to be is a matter of its spool; name one with --spool"));
         }
-        let robust = options.robust.unwrap_or(self.config.robust);
-        let spool = directory.map(|directory| SpoolOptions { directory: directory.clone(), robust });
-        let give_up = match options.give_up_ms {
-            None => GIVE_UP,
-            Some(ms) => Duration::try_from_secs_f64(ms / 1000.0)
-                .ok()
-                .filter(|time| *time <= LONGEST_WAIT)
-                .ok_or_else(|| bad("a lost link is waited for at most a day"))?,
-        };
+        let robust = options.robust.or(Some(self.config.robust));
+        let options = MigrateOptions { spool: spool.cloned(), robust, ..options.clone() };
         let Some(lease) = self.registry.lease(&vm.name) else {
             return Err(conflict("it is being migrated, started or stopped already"));
         };
@@ -237,26 +207,7 @@ impl Migrations {
         let id = random_id().map_err(|e| {
             self.refuse(RefusalKind::Failed, &vm.name, &format!("no random numbers: {e}")).vm_runs_on(here)
         })?;
-        let request = MigrateRequest {
-            id,
-            vm,
-            to: options.to.clone(),
-            address,
-            mode: options.mode,
-            allow_post_copy: options.allow_post_copy,
-            allow_older_qemu: options.allow_older_qemu,
-            max_downtime,
-            max_time,
-            max_stall,
-            keep: keep(&options.keep),
-            give_up,
-            bandwidth: options.bandwidth.map(Rate),
-            streams: options.streams,
-            verify: options.verify,
-            compress: options.compress,
-            cores: options.cpu,
-            spool,
-        };
+        let request = MigrateRequest { id, vm, address, options };
         Ok((lease, request))
     }
 
@@ -294,7 +245,7 @@ struct Job {
 impl Job {
     fn run(self) {
         let request = &self.handle.request;
-        let (vm, to) = (&request.vm.name, &request.to);
+        let (vm, to) = (&request.vm.name, &request.options.to);
         info!(vm, to, migration = %request.id, "migration begins");
         let began = Instant::now();
         // What is to be said if this agent dies before the switchover; replaced by whatever happens.
@@ -311,7 +262,7 @@ impl Job {
             self.lost(began.elapsed(), "an error of Whimbrel itself; the agent's log has the details")
         });
         self.keep(&report);
-        if let Err(error) = self.registry.store().learn(&report, request.bandwidth.is_some()) {
+        if let Err(error) = self.registry.store().learn(&report, request.options.bandwidth.is_some()) {
             error!(vm, %error, "the next migration will not know how this one went");
         }
         let why = report.error.as_ref().map(|failure| failure.why.as_str());
@@ -346,13 +297,6 @@ impl Job {
         });
         report
     }
-}
-
-/// What the user named first comes first.
-fn keep(named: &[Limit]) -> [Limit; 3] {
-    let mut kept = Limit::USUAL;
-    kept.sort_by_key(|fence| named.iter().position(|first| first == fence).unwrap_or(named.len()));
-    kept
 }
 
 /// Not to be guessed: whoever knows the id may join the migration's connections.

@@ -14,7 +14,7 @@ use crate::{
     refusal::{Refusal, RefusalKind},
     store::{DepartureState, Origin, Process, Standing, Store, StoreError, VmRecord},
 };
-use engine::shared::SharedRecord;
+use ports::shared::SharedRecord;
 use serde_json::Value;
 use std::{
     io,

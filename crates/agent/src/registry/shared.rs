@@ -1,10 +1,8 @@
 //! The record that all hosts share, if they do: a VM that runs here must be this host's there, too.
 
 use crate::{refusal::RefusalKind, store::Store};
-use engine::{
-    ports::{Claimed, OwnershipRecord},
-    shared::{NOBODY, SharedRecord, not_behind},
-};
+use ports::shared::{NOBODY, SharedRecord, not_behind};
+use ports::{Claimed, OwnershipRecord};
 use std::{
     collections::HashMap,
     io,

@@ -7,7 +7,7 @@ use crate::{
     refusal::Refusal,
     store::{DepartureState, Standing, StoreError, VmRecord},
 };
-use engine::ports::RunState;
+use ports::RunState;
 
 impl Registry {
     /// All VMs of this host, by name.

@@ -7,7 +7,7 @@ use super::{
     ArrivalRecord, CACHE_BYTES, DepartureRecord, Known, Store, StoreError, VmRecord, decode, missing,
     ownership,
 };
-use engine::report::{PastMigration, Report};
+use api::{PastMigration, Report};
 use redb::{Builder, TableDefinition, backends::InMemoryBackend};
 use units::{MemorySet, MigrationId};
 

@@ -4,7 +4,7 @@
 //! for its reader.
 
 use super::{Store, StoreError, Trouble, decode, encode};
-use engine::report::{Outcome, PastMigration, Report};
+use api::{Outcome, PastMigration, Report};
 use redb::{TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -11,7 +11,7 @@ use super::{
     ArrivalRecord, Standing, Store, StoreError, Trouble, VmRecord, decode, encode, records::Owner, target,
     vms,
 };
-use engine::ports::{Claim, Claimed, Ownership, OwnershipRecord, RunState};
+use ports::{Claim, Claimed, Ownership, OwnershipRecord, RunState};
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -271,7 +271,7 @@ impl Ownership for Store {
         Ok(String::new())
     }
 
-    fn offer(&self, _: &engine::ports::Offer) -> io::Result<()> {
+    fn offer(&self, _: &ports::Offer) -> io::Result<()> {
         // A migration to here was written down when it was prepared.
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! What is recorded, as it is written: JSON, so that a person can read it and a later version can add to it.
 
-use engine::ports::{OwnershipRecord, RunState};
+use ports::{OwnershipRecord, RunState};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use units::{Epoch, MigrationId};

@@ -1,7 +1,7 @@
 //! The last word on each VM's last migration, so that it can be asked for after the agent was started again.
 
 use super::{Store, StoreError, Trouble, decode, encode};
-use engine::report::Report;
+use api::Report;
 use redb::{TableDefinition, WriteTransaction};
 
 /// VM name → [`Report`].

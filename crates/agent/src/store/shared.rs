@@ -2,7 +2,7 @@
 //! so that a record from an old backup is noticed.
 
 use super::{Store, StoreError, Trouble, decode, encode, ownership, records::epoch};
-use engine::ports::OwnershipRecord;
+use ports::OwnershipRecord;
 use redb::{TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use units::Epoch;

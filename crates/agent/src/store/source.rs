@@ -4,7 +4,7 @@ use super::{
     DepartureRecord, DepartureState, Store, StoreError, Trouble, decode, encode, entries, history, ownership,
     vms,
 };
-use engine::ports::{OwnershipRecord, RunState, SourceJournal};
+use ports::{OwnershipRecord, RunState, SourceJournal};
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde_json::Value;
 use std::io;

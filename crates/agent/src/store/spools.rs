@@ -2,7 +2,7 @@
 //! have been left.
 
 use super::{Store, StoreError, Trouble, decode, encode, missing};
-use engine::ports::SpoolRecord;
+use ports::SpoolRecord;
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};

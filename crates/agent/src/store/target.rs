@@ -3,7 +3,7 @@
 use super::{
     ArrivalRecord, Store, StoreError, Trouble, decode, encode, entries, missing, ownership, spools, vms,
 };
-use engine::ports::{Claim, RunState, SpoolRecord, TargetJournal};
+use ports::{Claim, RunState, SpoolRecord, TargetJournal};
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 use std::io;
 use units::{MemorySet, MigrationId};

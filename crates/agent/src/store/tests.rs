@@ -1,11 +1,9 @@
 //! The promises of the store: what `Ownership` owes to every migration, and what a crash leaves.
 
 use super::*;
-use engine::{
-    ports::{
-        Claim, Claimed, Ownership, OwnershipRecord, RunState, SourceJournal, SpoolRecord, TargetJournal,
-    },
-    report::{Mode, Outcome, PastMigration, Report},
+use api::{Mode, Outcome, PastMigration, Report};
+use ports::{
+    Claim, Claimed, Ownership, OwnershipRecord, RunState, SourceJournal, SpoolRecord, TargetJournal,
 };
 use std::{env, process::Command, sync::Barrier, thread, time::Duration};
 use units::{BlockId, Epoch, MemorySet, MigrationId, PAGE_SIZE, PageIndex, Rate};
@@ -296,7 +294,7 @@ fn what_was_claimed_survives_a_kill() {
 
 fn report(total_ms: f64, outcome: Outcome) -> Report {
     let mut report = Report::blank("web1", "here", "there", Mode::PreCopy, outcome);
-    let round = |n, pages| engine::report::Round {
+    let round = |n, pages| api::Round {
         n,
         pages,
         wire_bytes: pages * PAGE_SIZE as u64,

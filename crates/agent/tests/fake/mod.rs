@@ -12,11 +12,9 @@ use agent::{
     run_until,
     store::{Arrival, ArrivalRecord, DepartureRecord, Store, VmRecord},
 };
-use engine::{
-    ports::{Claim, Claimed, RunState},
-    report::{Event, Failure, Forecast, Mode, Outcome, PageCounts, Phase, Report, Round},
-    shared::SharedRecord,
-};
+use api::{Event, Failure, Forecast, Mode, Outcome, PageCounts, Phase, Report, Round};
+use ports::shared::SharedRecord;
+use ports::{Claim, Claimed, RunState};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
@@ -187,14 +185,14 @@ impl Migrator for Script {
         report.protected = true;
         let fail = |why: &str, runs: Option<&str>| {
             Some(Failure {
-                what: format!("migrate {} to {}", request.vm.name, request.to),
+                what: format!("migrate {} to {}", request.vm.name, request.options.to),
                 place: "preflight, target".to_owned(),
                 why: why.to_owned(),
                 vm_runs_on: runs.map(str::to_owned),
             })
         };
         events(Event::Phase { phase: Phase::Preflight, at_ms: 0 });
-        if request.to == "bad" {
+        if request.options.to == "bad" {
             report.outcome = Outcome::Failed;
             report.error = fail("there is no bridge br0 on bad\nits QEMU is too old", Some(&here));
             return report;
@@ -206,7 +204,7 @@ impl Migrator for Script {
         let round = Round { n: 1, pages: 262_144, wire_bytes: 1 << 30, ms: 2310.0, dirtied: 12_034 };
         events(Event::Round(round.clone()));
         events(tick(Phase::PreCopy, 12_034 * 4096));
-        match request.to.as_str() {
+        match request.options.to.as_str() {
             "slow" => {
                 if wishes.cancel.wait(PATIENCE) {
                     report.outcome = Outcome::Cancelled;
@@ -239,7 +237,7 @@ impl Migrator for Script {
         report.guest_bytes = 1 << 30;
         report.wire_bytes = 330_000_000;
         report.streams = 2;
-        report.verified = request.verify.then_some(true);
+        report.verified = request.options.verify.then_some(true);
         report
     }
 

@@ -1,14 +1,14 @@
 //! What is expected of a migration: before anything moves, and while it does.
 
-use super::{Options, SourceDriver, SourceParts};
+use super::{SourceDriver, SourceParts};
 use crate::{
     Broken, compression,
     conn::Dial,
     ports::GuestMemory,
-    report::{Forecast, Mode, Outcome, PastMigration, Phase, Round, Way},
     survey::{self, Sample},
     why,
 };
+use api::{Forecast, MigrateOptions, Mode, Outcome, PastMigration, Phase, Round, Way};
 use policy::{Compressor, HARD, Limits, Measured, Plan, Standing, WorkingSet};
 use std::{
     io,
@@ -205,7 +205,7 @@ impl SourceDriver {
 }
 
 /// A plan for a migration that is not begun: watches the guest for a second, and the link for less.
-pub fn plan(mut parts: SourceParts, options: &Options) -> Result<Forecast, String> {
+pub fn plan(mut parts: SourceParts, options: &MigrateOptions) -> Result<Forecast, String> {
     let text = |what: &str, e: io::Error| format!("cannot {what}: {e}");
     let begin = Instant::now();
     let mut tracker = parts.tracker.take().ok_or("its writes cannot be followed")?;
@@ -250,13 +250,13 @@ fn look(memory: &dyn GuestMemory, dial: &dyn Dial, known: Option<Rate>, time: Du
     Surveyed { sample: survey::present(memory).and_then(|present| survey::sample(memory, &present)), link }
 }
 
-fn limits(options: &Options, passed: Duration) -> Limits {
+fn limits(options: &MigrateOptions, passed: Duration) -> Limits {
     Limits {
         downtime: options.max_downtime,
         time: options.max_time,
         passed,
         stall: options.max_stall,
-        keep: options.keep,
+        keep: options.kept(),
         way: options.mode.demanded(),
         post_copy: options.post_copy(),
     }
@@ -291,10 +291,10 @@ impl Findings<'_> {
     }
 
     /// Together with what earlier migrations of this VM taught.
-    fn measured(&self, parts: &mut SourceParts, options: &Options) -> Measured {
+    fn measured(&self, parts: &mut SourceParts, options: &MigrateOptions) -> Measured {
         let Sample { shrinks_to, cost, .. } = self.sample;
         let link = options.bandwidth.map_or(self.link, |limit| limit.min(self.link));
-        let streams = *options.streams.start();
+        let streams = *parts.streams.start();
         let compressor =
             Compressor::new(streams, (parts.cores)(), |codec| compression::allowed(options.compress, codec));
         let (pace, wire) = compressor.foresee(link.0 as f64, shrinks_to, cost * BESIDE);

@@ -347,15 +347,21 @@ impl SourceDriver {
                 }
             })?;
         }
-        let conns = (0..*self.options.streams.end())
+        let conns = (0..*self.parts.streams.end())
             .map(|i| dial(Purpose::Data(i as u16)))
             .collect::<io::Result<Vec<_>>>()?;
         // What was sent over these connections, and over no others.
         let blank = self.current.is_none();
         let sent = self.secrets.nothing_sent(&self.shape.0, self.dirty.len(), blank);
         let learnt = self.parts.history.iter().rev().find_map(|past| past.learnt.as_ref());
-        let compression = BatchCompressor::new(&self.options, (self.parts.cores)(), &self.shape.0, learnt);
-        let gate = Arc::new(Gate::new(self.options.streams.clone()));
+        let compression = BatchCompressor::new(
+            self.options.compress,
+            *self.parts.streams.start(),
+            (self.parts.cores)(),
+            &self.shape.0,
+            learnt,
+        );
+        let gate = Arc::new(Gate::new(self.parts.streams.clone()));
         let (memory, pacer) = (self.parts.memory.clone(), self.pacer.clone());
         let shared = StreamContext { memory, pacer, sent, compression, gate };
         self.streams = Some(Streams::start(conns, shared, say)?);

@@ -6,9 +6,9 @@
 use super::{Signal, SourceDriver};
 use crate::{
     conn::{Conn, SILENCE},
-    report::Phase,
     send::Job,
 };
+use api::Phase;
 use proto::{LinkEvent, Purpose, Rest, SourceEvent, control};
 use std::{io, thread};
 

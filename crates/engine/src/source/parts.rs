@@ -3,62 +3,11 @@
 use crate::{
     conn::Dial,
     ports::{GuestMemory, Machine, Ownership, SourceJournal, Stuns, Tracker},
-    report::{Compression, Limit, Mode, PastMigration, Robust},
     shared_port::SharedPort,
 };
-use std::{ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
+use api::PastMigration;
+use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 use units::{Epoch, MigrationId, Rate};
-
-/// What the user wants.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// How memory travels.
-    pub mode: Mode,
-    /// Whether `auto` may end in post-copy.
-    pub allow_post_copy: bool,
-    /// The longest acceptable downtime.
-    pub max_downtime: Duration,
-    /// The longest acceptable migration, if that matters.
-    pub max_time: Option<Duration>,
-    /// How long the guest's writers may be made to wait at a time.
-    pub max_stall: Duration,
-    /// Which of these three is kept first, where not all can be.
-    pub keep: [Limit; 3],
-    /// What all streams together may send.
-    pub bandwidth: Option<Rate>,
-    /// How many streams: as many of these as it pays to use.
-    pub streams: RangeInclusive<u32>,
-    /// Whether both sides' memory is compared.
-    pub verify: bool,
-    /// What pages may be compressed with.
-    pub compress: Compression,
-    /// How long a link that was lost is waited for while the guest runs here. Once the target may own the VM
-    /// nobody gives up.
-    pub give_up: Duration,
-    /// A file on a datastore that pages go into, too.
-    pub spool: Option<SpoolOptions>,
-}
-
-/// A file that both hosts reach.
-#[derive(Clone, Debug)]
-pub struct SpoolOptions {
-    /// The directory that it is made in.
-    pub directory: PathBuf,
-    /// What must be in it when the VM changes hands.
-    pub robust: Robust,
-}
-
-impl Options {
-    /// Whether a guest may run before all its memory is there. With a file it is safe, so it need not be
-    /// allowed.
-    pub(super) fn post_copy(&self) -> bool {
-        match self.mode {
-            Mode::Auto => self.allow_post_copy || self.spool.is_some(),
-            Mode::PreCopy => false,
-            Mode::PostCopy | Mode::Hybrid => true,
-        }
-    }
-}
 
 /// What is known of the way from this host to another.
 #[derive(Clone, Copy, Debug)]
@@ -114,6 +63,8 @@ pub struct SourceParts {
     pub history: Vec<PastMigration>,
     /// What is known of the way to this target.
     pub link_history: LinkHistory,
+    /// How many streams: as many of these as it pays to use.
+    pub streams: RangeInclusive<u32>,
     /// How many threads of the guest may write at a time.
     pub writers: u32,
     /// Who owns the VM.

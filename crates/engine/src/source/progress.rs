@@ -2,7 +2,8 @@
 //! the same, however often it can be opened again.
 
 use super::SourceDriver;
-use crate::{Broken, conn::UNCONFIRMED, report::Phase, send::Streams};
+use crate::{Broken, conn::UNCONFIRMED, send::Streams};
+use api::Phase;
 use std::{
     io,
     time::{Duration, Instant},

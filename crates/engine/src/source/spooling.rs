@@ -10,10 +10,10 @@ mod securing; // before a post-copy that must survive this side
 use super::{Signal, SourceDriver};
 use crate::{
     queue::RoundQueue,
-    report::{Mode, Robust},
     spooler::{STALL, SpoolJob, SpoolSaid, Spooler},
     unspool::Files,
 };
+use api::{Mode, Robust};
 use proto::{SourceEvent, control};
 use securing::{Securing, SecuringPhase};
 use spool::{BlockShape, ExtentKind, Header, Mark, Reader, Secret, Side, Writer};
@@ -78,10 +78,11 @@ enum Part {
 impl SourceDriver {
     /// Makes the file, if one is wanted.
     pub(super) fn begin_spool(&mut self) {
-        let Some(wanted) = self.options.spool.clone() else { return };
+        let Some((directory, robust)) = self.options.spooled() else { return };
+        let directory = directory.to_owned();
         self.story.spool(|s| {
-            s.directory = wanted.directory.display().to_string();
-            s.robust = wanted.robust;
+            s.directory = directory.display().to_string();
+            s.robust = robust;
         });
         if self.spooling.round_first {
             self.story.note(
@@ -101,11 +102,8 @@ impl SourceDriver {
         };
         let tell = self.tell.clone();
         let say = move |turn, said| drop(tell.send(Signal::Spool(turn, said)));
-        let compress = matches!(
-            self.options.compress,
-            crate::report::Compression::Lz4 | crate::report::Compression::Zstd
-        );
-        let made = Writer::create(&wanted.directory, &header, &Secret(self.secrets.spool), STALL)
+        let compress = matches!(self.options.compress, api::Compression::Lz4 | api::Compression::Zstd);
+        let made = Writer::create(&directory, &header, &Secret(self.secrets.spool), STALL)
             .map_err(|e| e.to_string())
             .and_then(|writer| {
                 // So that the target can open it.
@@ -121,12 +119,12 @@ impl SourceDriver {
     /// What the target is asked to open.
     pub(super) fn spool_offer(&self) -> Option<control::Spool> {
         self.spooling.spooler.as_ref()?;
-        let directory = self.options.spool.as_ref()?.directory.display().to_string();
+        let directory = self.options.spool.as_ref()?.display().to_string();
         Some(control::Spool { directory, secret: self.secrets.spool.to_vec() })
     }
 
     fn is_strict(&self) -> bool {
-        self.options.spool.as_ref().is_some_and(|spool| spool.robust == Robust::Strict)
+        self.options.spooled().is_some_and(|(_, robust)| robust == Robust::Strict)
     }
 
     /// The target's words about the file are not the machine's business.
@@ -134,8 +132,8 @@ impl SourceDriver {
         let SourceEvent::Message(kind) = &event else { return ControlFlow::Continue(event) };
         match kind {
             control::Kind::Ready(ready) => {
-                if let Some(wanted) = self.options.spool.as_ref().filter(|_| ready.spool) {
-                    let files = Files::of(&wanted.directory, self.parts.migration);
+                if let Some(directory) = self.options.spool.as_ref().filter(|_| ready.spool) {
+                    let files = Files::of(directory, self.parts.migration);
                     self.spooling.theirs = Some(files.target);
                 }
                 if self.spooling.spooler.is_some() && !ready.spool {

@@ -1,13 +1,13 @@
 //! What the source tells of a migration: events on the way, and the report.
 
-use super::{Options, SourceParts};
+use super::SourceParts;
 use crate::{
     conn::Traffic,
     ports::{MachineError, RunState, Stalls},
-    report::{
-        Event, Failure, Fate, FaultCounts, Forecast, Mode, Outcome, PastMigration, Phase, Report, Round,
-        Spooled,
-    },
+};
+use api::{
+    Event, Failure, Fate, FaultCounts, Forecast, MigrateOptions, Mode, Outcome, PastMigration, Phase, Report,
+    Round, Spooled,
 };
 use page::Counts;
 use policy::Learnt;
@@ -54,7 +54,7 @@ pub(super) struct Story {
 impl Story {
     pub(super) fn new(
         parts: &SourceParts,
-        options: &Options,
+        options: &MigrateOptions,
         events: Arc<dyn Fn(Event) + Send + Sync>,
     ) -> Self {
         let total: u64 = parts.memory.blocks().iter().map(|b| b.pages).sum();

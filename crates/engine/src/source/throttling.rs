@@ -2,7 +2,8 @@
 //! not suffice.
 
 use super::SourceDriver;
-use crate::{Broken, ports::Stalls, report::Phase, why};
+use crate::{Broken, ports::Stalls, why};
+use api::Phase;
 use policy::{Duty, OUTRUN};
 use std::time::{Duration, Instant};
 

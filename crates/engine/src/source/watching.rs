@@ -2,10 +2,8 @@
 //! QEMU at any moment.
 
 use super::{Signal, SourceDriver};
-use crate::{
-    ports::{MachineError, VmCheck},
-    report::Phase,
-};
+use crate::ports::{MachineError, VmCheck};
+use api::Phase;
 use proto::SourceEvent;
 use std::{
     sync::{

@@ -2,8 +2,8 @@
 
 pub(crate) mod cable;
 
-use engine::ports::*;
 use policy::{Throttle, Writer};
+use ports::*;
 use std::{
     collections::{HashMap, VecDeque},
     io,
@@ -460,9 +460,9 @@ impl Machine for Cpu {
         Ok(())
     }
 
-    fn watch(&mut self) -> Result<engine::ports::VmCheck, MachineError> {
+    fn watch(&mut self) -> Result<ports::VmCheck, MachineError> {
         let changes = self.differs.lock().unwrap().clone();
-        Ok(engine::ports::VmCheck { changes, state: self.run_state().ok() })
+        Ok(ports::VmCheck { changes, state: self.run_state().ok() })
     }
 
     fn run_state(&mut self) -> Result<RunState, MachineError> {

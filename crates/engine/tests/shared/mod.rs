@@ -2,7 +2,7 @@
 //! for long.
 
 use super::*;
-use engine::ports::{Claim, Claimed, Offer};
+use ports::{Claim, Claimed, Offer};
 use std::io;
 
 /// Both sides' record, in memory. What becomes of an offer is the story's business.

@@ -7,12 +7,9 @@ mod datastore;
 
 use super::*;
 use ::spool::{BlockShape, Content, FileName, Header, Secret, Side, Writer};
+use api::Robust;
 use datastore::Datastore;
-use engine::{
-    SpoolOptions,
-    ports::{Block, GuestMemory, MissingPages, Request, SpoolRecord, Waiting},
-    report::Robust,
-};
+use ports::{Block, GuestMemory, MissingPages, Request, SpoolRecord, Waiting};
 use std::{fs, path::Path};
 use units::{MemorySet, PAGE_SIZE, PageRange};
 
@@ -27,9 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A disk's error.
 const EIO: i32 = 5;
 
-fn spooling(mode: Mode, robust: Robust, directory: &Path) -> Options {
-    let spool = Some(SpoolOptions { directory: directory.to_owned(), robust });
-    Options { spool, compress: Compression::None, ..options(mode) }
+fn spooling(mode: Mode, robust: Robust, directory: &Path) -> MigrateOptions {
+    let (spool, robust) = (Some(directory.to_owned()), Some(robust));
+    MigrateOptions { spool, robust, compress: Compression::None, ..options(mode) }
 }
 
 /// A directory whose store is as quick as it gets: what else this machine writes to its disk does not stall
@@ -147,7 +144,7 @@ fn strict_a_target_without_source_retries_what_it_cannot_read() {
         away.fail_reads(Some(EIO));
         cut.cut();
     }));
-    let wish = Options {
+    let wish = MigrateOptions {
         max_downtime: Duration::from_millis(500),
         ..spooling(Mode::Hybrid, Robust::Strict, store.path())
     };
@@ -230,7 +227,8 @@ fn relaxed_missing_pages_reach_the_file_after_the_commit() {
     cable.each.store(SLOW, SeqCst);
     let cut = cable.clone();
     let there = inn.clone();
-    let wish = Options { verify: false, ..spooling(Mode::PostCopy, Robust::Relaxed, directory.path()) };
+    let wish =
+        MigrateOptions { verify: false, ..spooling(Mode::PostCopy, Robust::Relaxed, directory.path()) };
     let (report, events) = source.migrate(cable.address, wish, |_| {
         wait_until("all memory on the target", || {
             // All of it is in the file before the slow link has carried a quarter.
@@ -291,7 +289,7 @@ fn i2_i5_a_datastore_that_stalls_gives_its_share_back() {
         source.guest(1);
         let cable = Cable::to(listen(&inn));
         cable.each.store(SLOW, SeqCst);
-        let wish = Options {
+        let wish = MigrateOptions {
             max_downtime: Duration::from_millis(500),
             ..spooling(mode, Robust::Strict, store.path())
         };
@@ -324,7 +322,7 @@ fn a_datastore_that_lies_about_fsync_is_not_relied_on() {
     source.guest(1);
     let cable = Cable::to(listen(&inn));
     cable.each.store(SLOW, SeqCst);
-    let wish = Options {
+    let wish = MigrateOptions {
         max_downtime: Duration::from_millis(500),
         ..spooling(Mode::Hybrid, Robust::Strict, store.path())
     };
@@ -651,7 +649,7 @@ fn strict_a_link_lost_in_a_pause_keeps_the_next_pause_safe() {
     let at_the_commit = cable.clone();
     *inn.record.on_claim.lock().unwrap() = Some(Box::new(move || at_the_commit.cut()));
     // On a busy machine, too, the last pass is small enough for such a pause.
-    let wish = Options {
+    let wish = MigrateOptions {
         max_downtime: Duration::from_millis(500),
         ..spooling(Mode::Hybrid, Robust::Strict, directory.path())
     };

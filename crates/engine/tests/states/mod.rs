@@ -1,7 +1,8 @@
 //! What the guest does is what it did before, wherever it is; and nobody but us has it run on.
 
 use super::*;
-use engine::{ports::RunState, report::Fate};
+use api::Fate;
+use ports::RunState;
 
 fn on(host: &str, state: RunState) -> Fate {
     Fate::On { host: host.to_owned(), state }
@@ -60,7 +61,7 @@ fn i3_a_guest_that_ends_while_its_memory_moves_ends_the_move() {
     for state in [RunState::Shutdown, RunState::Suspended, RunState::GuestPanicked, RunState::IoError] {
         let (source, inn) = (Source::new(), Inn::new(&PAGES));
         // Slow enough for a look to come first.
-        let slow = Options { bandwidth: Some(Rate(4 << 20)), ..options(Mode::PreCopy) };
+        let slow = MigrateOptions { bandwidth: Some(Rate(4 << 20)), ..options(Mode::PreCopy) };
         let mut since = Instant::now();
         let (report, _) = source.migrate(listen(&inn), slow, |_| {
             wait_until("memory moves", || inn.ram.content()[0].len() > 10);

@@ -4,8 +4,8 @@ use super::*;
 use std::sync::atomic::AtomicBool;
 
 /// Slowly enough that most of the memory is still to come when a stream is cut.
-fn wish(mode: Mode) -> Options {
-    Options { compress: Compression::None, bandwidth: Some(Rate(20 << 20)), ..options(mode) }
+fn wish(mode: Mode) -> MigrateOptions {
+    MigrateOptions { compress: Compression::None, bandwidth: Some(Rate(20 << 20)), ..options(mode) }
 }
 
 fn pages(ram: &Ram) -> usize {
@@ -63,7 +63,7 @@ fn i1_i2_i3_streams_that_end_at_any_point_cost_no_page() {
             let cutter = cable.clone();
             let over = Arc::new(AtomicBool::new(false));
             let ended = over.clone();
-            let wish = Options { bandwidth: Some(Rate(100 << 20)), ..wish(mode) };
+            let wish = MigrateOptions { bandwidth: Some(Rate(100 << 20)), ..wish(mode) };
             let (report, events) = source.migrate(cable.address, wish, move |_| {
                 thread::spawn(move || {
                     let mut at = (1 << 20) + (part << 18);

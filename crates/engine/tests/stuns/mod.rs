@@ -12,7 +12,7 @@ fn unruly() -> (Source, Stunned) {
     (source, stuns)
 }
 
-fn slowly() -> Options {
+fn slowly() -> MigrateOptions {
     let mut wish = options(Mode::PreCopy);
     wish.bandwidth = Some(units::Rate(20 << 20));
     wish.compress = Compression::None;

@@ -307,13 +307,9 @@ fn a_host_that_takes_another_hosts_name_is_not_believed() {
     assert!(error.why.contains("calls itself source, but its certificate is for hostile"), "{error:?}");
     assert!(inn.ended.lock().unwrap().is_none(), "nothing was even prepared");
     // Nor may it claim in another's name.
-    let claim = engine::ports::Claim {
-        vm: "vm".into(),
-        migration: MIGRATION,
-        expected: Epoch(3),
-        claimer: "source".into(),
-    };
-    let refused = engine::ports::Ownership::claim(&RemoteRecord(dial), &claim);
+    let claim =
+        ports::Claim { vm: "vm".into(), migration: MIGRATION, expected: Epoch(3), claimer: "source".into() };
+    let refused = ports::Ownership::claim(&RemoteRecord(dial), &claim);
     assert!(refused.is_err(), "{refused:?}");
     // The target says that it is `target`, and is not.
     let (source, inn) = (Source::new(), Inn::new(&PAGES));
@@ -343,7 +339,7 @@ fn migrations_over_tls_are_exact_and_survive_a_cut_link() {
     let (source, inn) = (Source::new(), Inn::new(&PAGES));
     let (dial, cable) = tls(&inn);
     cable.cut_after.store(8 << 20, SeqCst);
-    let options = Options { compress: Compression::None, ..options(Mode::PostCopy) };
+    let options = MigrateOptions { compress: Compression::None, ..options(Mode::PostCopy) };
     let (report, events) = source.migrate_by(Arc::new(dial), options, |_| {
         wait_until("the cut", || cable.cut.load(SeqCst));
         cable.mend();

@@ -9,13 +9,11 @@ use agent::{
     config::{Address, Tracker as Kind},
     migrate::{Events, MigrateRequest},
 };
-use engine::{
-    Dial, LinkHistory, Options, Reading, RemoteRecord, SharedPort, SourceParts, TcpDial,
-    ports::{Ownership, SourceJournal, Tracker},
-    report::{Event, PastMigration, Phase},
-    shared::not_behind,
-};
+use api::{Event, Phase};
+use engine::{Dial, LinkHistory, Reading, RemoteRecord, SharedPort, SourceParts, TcpDial};
 use pki::Security;
+use ports::shared::not_behind;
+use ports::{Ownership, SourceJournal, Tracker};
 use qemu::{Accel, Begun, MemoryError, SpareCores, Vm, sharing::Shown};
 use std::{
     io,
@@ -64,25 +62,14 @@ struct Read {
 }
 
 impl Mover {
-    /// What a migration as it is wished for would be.
-    pub(super) fn options(request: &MigrateRequest, history: &[PastMigration]) -> Options {
-        // What the last one found out about streams need not be found out again.
-        let before = history.last().map_or(0, |past| past.streams);
-        let usual = || streams().start().max(&before.min(*streams().end())).to_owned()..=*streams().end();
-        Options {
-            mode: request.mode,
-            allow_post_copy: request.allow_post_copy,
-            max_downtime: request.max_downtime,
-            max_time: request.max_time,
-            max_stall: request.max_stall,
-            keep: request.keep,
-            bandwidth: request.bandwidth,
-            streams: request.streams.map_or_else(usual, |n| u32::from(n)..=u32::from(n)),
-            verify: request.verify,
-            compress: request.compress,
-            spool: request.spool.clone(),
-            give_up: request.give_up,
+    /// How many streams a migration may use: what the last one found out need not be found out again.
+    fn streams_of(&self, request: &MigrateRequest) -> RangeInclusive<u32> {
+        if let Some(n) = request.options.streams {
+            return n.into()..=n.into();
         }
+        let (least, most) = streams().into_inner();
+        let before = self.store.history(&request.vm.name).last().map_or(0, |past| past.streams);
+        least.max(before.min(most))..=most
     }
 
     /// What is known of the way to a host, for a VM that is executed like this one.
@@ -139,15 +126,15 @@ impl Mover {
             self.read(request, for_real)
         })?;
         tracing::debug!(vm = vm.name, ?took, "read again");
-        let cores = cores(request.cores, SpareCores::beside(open.process()));
-        let link_history = self.link_history(&request.to, open.recipe().accel);
+        let cores = cores(request.options.cpu, SpareCores::beside(open.process()));
+        let link_history = self.link_history(&request.options.to, open.recipe().accel);
         let recipe = shown.as_ref().map_or(open.recipe(), |shown| &shown.recipe);
         let kvm = if open.recipe().accel == Accel::Kvm { self.qemu.host().kvm } else { None };
         let kvm_speed = kvm.map(|kvm| kvm.speed);
         let recipe = qemu::Recipe {
             nets: open.networks()?,
             kvm_speed,
-            allow_older_qemu: request.allow_older_qemu,
+            allow_older_qemu: request.options.allow_older_qemu,
             ..recipe.clone()
         };
         let virtio = open.accepted_of_virtio().map_err(|e| one(&e))?;
@@ -156,7 +143,7 @@ impl Mover {
         let private = open.copy_ahead().map_err(|e| one(&e))?;
         let mut left_behind = notes;
         left_behind.extend(open.warnings().map_err(|e| one(&e))?);
-        if request.allow_older_qemu {
+        if request.options.allow_older_qemu {
             left_behind.push(OLDER.to_owned());
         }
         let reading = Reading { left_behind, took };
@@ -166,7 +153,7 @@ impl Mover {
         let writers = open.recipe().vcpus();
         let how = attach::Tracking {
             writers,
-            max_stall: request.max_stall,
+            max_stall: request.options.max_stall,
             synchronous: self.config.tracker == Kind::Synchronous,
             group: self.config.group.0,
         };
@@ -177,21 +164,22 @@ impl Mover {
         let tracker = source.switching(how).map_err(|e| one(&MemoryError(e)))?;
         let tracker: Box<dyn Tracker> = Box::new(WatchedTracker::new(Box::new(tracker), watchdog.clone()));
         let vcpus = open.vcpu_threads().map_err(|e| one(&e))?;
-        let stuns = source.stuns(vcpus, request.max_stall).map_err(|e| one(&MemoryError(e)))?;
+        let stuns = source.stuns(vcpus, request.options.max_stall).map_err(|e| one(&MemoryError(e)))?;
         let address = request.address.to_string();
-        let dial = self.dial(&request.to, &address, request.id).map_err(|e| one(&e))?;
+        let dial = self.dial(&request.options.to, &address, request.id).map_err(|e| one(&e))?;
         let (epoch, identity) = self.owned(&vm.name).map_err(|e| one(&e))?;
         let record: Arc<dyn Ownership> = match &self.shared {
             Some(shared) => shared.clone(),
             None => Arc::new(RemoteRecord(dial.clone())),
         };
-        let journal = self.store.departure(&vm.name, request.id, &request.to, &address).decided_by(&identity);
+        let journal =
+            self.store.departure(&vm.name, request.id, &request.options.to, &address).decided_by(&identity);
         let journal = journal.with_memory(serde_json::to_value(open.ram_blocks()).map_err(|e| one(&e))?);
         let journal: Box<dyn SourceJournal> = Box::new(Watched::new(journal, watchdog));
         let parts = SourceParts {
             vm: vm.name.clone(),
             from: self.store.host().to_owned(),
-            to: request.to.clone(),
+            to: request.options.to.clone(),
             migration: request.id,
             epoch,
             recipe,
@@ -205,6 +193,7 @@ impl Mover {
             cores,
             history: self.store.history(&vm.name),
             link_history,
+            streams: self.streams_of(request),
             writers,
             record,
             dial,

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::hypervisor::give_back;
 use agent::store::{Process, VmRecord};
-use engine::ports::RunState;
+use ports::RunState;
 use rustix::process::getppid;
 use std::{
     fs::{self, File},

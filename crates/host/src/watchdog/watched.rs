@@ -2,7 +2,7 @@
 
 use super::{heartbeat::Watchdog, words::Word};
 use agent::store::Departure;
-use engine::ports::{RunState, SourceJournal, Stalls, Tracker};
+use ports::{RunState, SourceJournal, Stalls, Tracker};
 use std::{
     io,
     sync::{Arc, Mutex, MutexGuard, mpsc::sync_channel},

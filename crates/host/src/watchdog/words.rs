@@ -1,6 +1,6 @@
 //! What an agent says to its watchdog, a byte a word.
 
-use engine::ports::RunState;
+use ports::RunState;
 
 /// A word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

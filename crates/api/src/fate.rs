@@ -1,9 +1,7 @@
 //! What became of a VM: the one value that headline, exit status and JSON of a report come from.
 
-use crate::{
-    ports::RunState,
-    report::{Outcome, Report},
-};
+use crate::{Outcome, Report};
+use ports::RunState;
 use serde::{Deserialize, Serialize};
 
 /// Where a VM is once a migration is over, and what it does there.

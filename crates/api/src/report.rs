@@ -1,96 +1,11 @@
 //! What a migration says of itself: while it runs, and when it is over. People and programs read the same
 //! structs.
 
+use crate::{Fate, Mode, Robust};
+use policy::Learnt;
 use serde::{Deserialize, Serialize};
 
-pub use crate::fate::Fate;
-use policy::Learnt;
-pub use policy::{Estimate, LONGEST_STALL, Limit, Plan, Span, Way};
-pub use proto::Phase;
-
-/// How memory travels relative to the switchover.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Mode {
-    /// Pre-copy until the predicted downtime fits; post-copy after that only if the user allowed it.
-    #[default]
-    Auto,
-    /// All memory before the switchover.
-    PreCopy,
-    /// All memory after the switchover.
-    PostCopy,
-    /// One round before the switchover, the rest after it.
-    Hybrid,
-}
-
-impl Mode {
-    /// As `--mode` has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::PreCopy => "pre-copy",
-            Self::PostCopy => "post-copy",
-            Self::Hybrid => "hybrid",
-        }
-    }
-
-    /// What the user demands; none of `auto`.
-    pub fn demanded(self) -> Option<Way> {
-        match self {
-            Self::Auto => None,
-            Self::PreCopy => Some(Way::PreCopy),
-            Self::Hybrid => Some(Way::Hybrid),
-            Self::PostCopy => Some(Way::PostCopy),
-        }
-    }
-}
-
-impl From<Way> for Mode {
-    fn from(way: Way) -> Self {
-        match way {
-            Way::PreCopy => Self::PreCopy,
-            Way::Hybrid => Self::Hybrid,
-            Way::PostCopy => Self::PostCopy,
-        }
-    }
-}
-
-/// What pages may be compressed with.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Compression {
-    /// What moves most guest memory a second over this link, by what is measured on the way.
-    #[default]
-    Auto,
-    /// Nothing.
-    None,
-    /// LZ4 always.
-    Lz4,
-    /// Zstandard always, at the level that suits the link.
-    Zstd,
-}
-
-/// What must be in the spool file when the VM changes hands before all its memory is there.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Robust {
-    /// Everything that the target lacks, durably: from then on the source may be lost.
-    #[default]
-    Strict,
-    /// Nothing yet: the file is written afterwards, and how much is missing is said.
-    Relaxed,
-}
-
-impl Robust {
-    /// As `--robust` has it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Strict => "strict",
-            Self::Relaxed => "relaxed",
-        }
-    }
-}
-
+pub use policy::{Estimate, LONGEST_STALL, Limit, Phase, Plan, Span, Way};
 /// What went by way of the file on the datastore.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Spooled {
