@@ -73,7 +73,7 @@ fn private_memory_moves_as_fast_as_a_memfd() {
                 pauses[kind].0.push(report.number("downtime_ms")?);
                 totals[kind].0.push(report.number("total_ms")?);
                 println!(
-                    "{name}: total {:.0} ms, before memory moved {:.0}, first round {:.0} of {} pages, wire {} MiB",
+                    "{name}: {:.0} ms, {:.0} before memory moved, first round {:.0} of {} pages, wire {} MiB",
                     report.number("total_ms")?,
                     report.number("preflight_ms")?,
                     report.0["rounds"][0]["ms"].as_f64().unwrap_or_default(),
