@@ -1,4 +1,4 @@
-//! The source's connections: opened, lost, opened again as the core's [`Link`] decides.
+//! The source's connections: opened, lost, opened again as the core's [`proto::Link`] decides.
 
 use super::{Signal, SourceDriver};
 use crate::{
