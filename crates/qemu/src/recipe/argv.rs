@@ -38,7 +38,7 @@ pub struct Paths {
     pub memory: BTreeMap<String, PathBuf>,
     /// The TAP of each network card, by the netdev's id.
     pub taps: BTreeMap<String, String>,
-    /// Whether its networks get workers of the kernel's where they want them ([`crate::vhost`]).
+    /// Whether its networks get workers of the kernel's where they want them (`qemu::vhost`).
     pub vhost: bool,
     /// What its images lie on.
     pub(crate) chains: Chains,

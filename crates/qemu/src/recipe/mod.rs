@@ -215,7 +215,7 @@ pub struct NetOptions {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sndbuf: Option<u64>,
     /// Whether a worker of the kernel's carries its packets, on hosts that have proven that to be safe
-    /// ([`crate::vhost`]).
+    /// (`qemu::vhost`).
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub vhost: bool,
 }
