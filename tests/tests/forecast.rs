@@ -169,8 +169,8 @@ fn promises_that_cannot_be_kept_are_named_before_anything_moves() {
             migration.interrupt()?;
             migration.ended("cancelled", 130).map(drop)
         };
-        cancelled(&["--max-time", "1s"], "what gives way: --max-time 1")?;
-        cancelled(&["--max-downtime", "1ms"], "what gives way: --max-downtime 1")?;
+        cancelled(&["--max-time", "1s"], "violated: --max-time 1")?;
+        cancelled(&["--max-downtime", "1ms"], "violated: --max-downtime 1")?;
         stage.runs_only_on("web", "a")?;
 
         // A pause that was allowed to give way: it ends in time, and pauses as long as was foretold.

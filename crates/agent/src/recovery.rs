@@ -35,7 +35,7 @@ pub struct Recovery {
     migrator: Arc<dyn Migrator>,
     /// VMs that a thread is busy with.
     busy: Mutex<HashSet<String>>,
-    /// Held while a promise is settled: by an answer of the record, or by a person.
+    /// Held while a fence is settled: by an answer of the record, or by a person.
     settling: Mutex<()>,
     /// QEMUs that no signal lets go as long as it is in doubt who runs their guests.
     held: Mutex<HashMap<String, Box<dyn Send>>>,
@@ -215,7 +215,7 @@ impl Recovery {
         drop(self.held.locked().remove(name));
     }
 
-    /// Before the promise: the guest goes on here, whatever else happened (I3). Says whether that is settled.
+    /// Before the fence: the guest goes on here, whatever else happened (I3). Says whether that is settled.
     fn unpause(&self, vm: &VmRecord, entry: &DepartureRecord) -> bool {
         match self.come_back(vm, entry, "the agent of the source ended in the middle of it") {
             Ok(()) => true,
@@ -226,7 +226,7 @@ impl Recovery {
         }
     }
 
-    /// After the promise: only the record says who runs it. `Ok(true)` when all is settled.
+    /// After the fence: only the record says who runs it. `Ok(true)` when all is settled.
     fn ask(&self, vm: &VmRecord, entry: &DepartureRecord, expected: Epoch) -> io::Result<bool> {
         let claim = Claim {
             vm: vm.name.clone(),

@@ -34,7 +34,7 @@ fn open(host: &Host) -> Store {
     Store::open(&host.config().state_dir, "hosta").unwrap()
 }
 
-fn fence_is_durable(journal: &mut dyn SourceJournal) {
+fn fenced(journal: &mut dyn SourceJournal) {
     journal.pausing(RunState::Running).unwrap();
     journal.fence(Epoch(1)).unwrap();
 }
@@ -137,7 +137,7 @@ fn i9_a_guest_that_was_paused_stays_paused_after_a_crash() {
 
 #[test]
 fn after_the_promise_only_the_record_brings_the_guest_back() {
-    let (mut host, pid) = died(fence_is_durable);
+    let (mut host, pid) = died(fenced);
     host.start().unwrap();
     until("asked", || *host.script.asked.lock().unwrap() >= 2);
     assert!(host.vms.paused.lock().unwrap().contains(&pid), "no answer is not an answer (I1)");
@@ -154,7 +154,7 @@ fn after_the_promise_only_the_record_brings_the_guest_back() {
 
 #[test]
 fn a_guest_that_the_target_claimed_never_runs_here_again() {
-    let (mut host, pid) = died(fence_is_durable);
+    let (mut host, pid) = died(fenced);
     let record = OwnershipRecord { owner: "far".into(), epoch: Epoch(2), migration: Some(MIGRATION) };
     *host.script.answer.lock().unwrap() = Some(Claimed::Lost(record));
     host.start().unwrap();
@@ -178,7 +178,7 @@ fn a_guest_that_the_target_claimed_never_runs_here_again() {
 
 #[test]
 fn a_person_who_fenced_the_target_brings_the_guest_back() {
-    let (mut host, pid) = died(fence_is_durable);
+    let (mut host, pid) = died(fenced);
     host.start().unwrap();
     let resolve = |host: &Host, fenced: &str| {
         host.json("POST", "/v1/vms/web1/resolve", json!({ "here_fenced": fenced }))

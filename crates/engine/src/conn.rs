@@ -21,7 +21,7 @@ use units::{Locked, MigrationId};
 /// guest that waits for pages of a source that is connected again waits for nothing.
 pub(crate) const SILENCE: Duration = Duration::from_millis(1500);
 
-/// The same in preflight, while the target starts a QEMU on a host that may be busy, and between promise and
+/// The same in preflight, while the target starts a QEMU on a host that may be busy, and between fence and
 /// commit: what is taken for lost there costs the whole migration.
 pub(crate) const LONG_SILENCE: Duration = Duration::from_secs(5);
 

@@ -1,7 +1,7 @@
 //! Drives one migration: the machines of `proto` say what to do, the ports do it.
 //!
-//! The way of a page: a [`ports::Tracker`] captures it, `send_round` refines it and writes it to a stream,
-//! `arrive` puts it into the target's memory; after a post-copy switchover `faults` fetches it ahead of all
+//! The way of a page: a [`ports::Tracker`] captures it, `send` encodes it and writes it to a stream,
+//! `receive` puts it into the target's memory; after a post-copy switchover `faults` fetches it ahead of all
 //! others.
 
 /// Steps that came to nothing.

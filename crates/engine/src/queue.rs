@@ -116,7 +116,7 @@ impl RoundQueue {
         self.by_file().unsure.clone()
     }
 
-    /// From now on the file has no part in this round. Returns what nobody must take for arrived that went
+    /// From now on the file has no part in this round. Returns what nobody must count as arrived that went
     /// only there.
     pub(crate) fn leave_file(&self) -> MemorySet {
         let mut by_file = self.by_file();

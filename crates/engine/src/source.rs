@@ -352,7 +352,7 @@ impl SourceDriver {
                     Ok(Some(event)) => todo.extend(self.decide(event)),
                     Ok(None) => {}
                     Err(failed) => {
-                        // What was to follow it, a promise perhaps, is no longer wanted.
+                        // What was to follow it, a fence perhaps, is no longer wanted.
                         todo.clear();
                         let event = self.broke(failed);
                         todo.extend(self.decide(event));

@@ -107,7 +107,7 @@ pub enum SourceEffect {
     SendState(u32),
     /// See to it that nobody lets the guest run here from now on.
     HoldGuest,
-    /// Make the promise durable: from now on only the record says that the guest may run here. *async*
+    /// Make the fence durable: from now on only the record says that the guest may run here. *async*
     Fence,
     /// The guest runs here again, as if nothing had happened (I3). Harmless when it was never stopped.
     ResumeGuest,

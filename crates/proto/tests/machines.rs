@@ -142,7 +142,7 @@ fn i3_an_aborted_pause_lets_guest_and_migration_go_on() {
         // The next pause is one from its beginning.
         assert_eq!(source.handle(pre.clone()), [SourceEffect::JournalPause, SourceEffect::StopGuest]);
         assert_eq!(source.handle(SourceEvent::Stopped), [SourceEffect::Save, SourceEffect::SendRound(3)]);
-        // It had arrived all of it.
+        // It had received all of it.
         assert_eq!(other.handle(SourceEvent::Rejoined(2)), [SourceEffect::Decide]);
     }
     // Before a post-copy, at each of its steps.

@@ -1,6 +1,6 @@
 //! What must always be true (I1 to I7), and what must be true in the end.
 //!
-//! I5 and I7 are looked at where a page arrives (`target/receiver.rs`), I6 where a guest is let run
+//! I5 and I7 are looked at where a page arrives (`target/receiving.rs`), I6 where a guest is let run
 //! (`moves.rs`), I3 in the end.
 
 use crate::{
@@ -203,8 +203,8 @@ impl World {
             return Ok(End::Killed);
         }
         let journal = self.source.journal.durable();
-        let fence_is_durable = matches!(journal, Departure::Fenced(_));
-        if self.ghost.for_good && (fence_is_durable || self.ghost.unwatched) {
+        let is_fenced = matches!(journal, Departure::Fenced(_));
+        if self.ghost.for_good && (is_fenced || self.ghost.unwatched) {
             return Ok(End::Unattended);
         }
         Err(format!("I1: nobody runs it, though the {owner:?} could; the source's journal says {journal:?}"))

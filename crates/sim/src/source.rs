@@ -109,7 +109,7 @@ impl World {
         }
         let Some(work) = self.source.work.as_deref_mut() else { return };
         let (pausing, departure) = (Pausing(work.was), Departure::Pausing(work.was));
-        let fence_is_durable = Departure::Fenced(work.was);
+        let fenced = Departure::Fenced(work.was);
         let steps: &[Do] = match effect {
             SourceEffect::Send(kind) => {
                 if frozen_late && matches!(kind, Kind::Authorize(_)) {
@@ -178,7 +178,7 @@ impl World {
                 return;
             }
             SourceEffect::HoldGuest => &[Do::Hold],
-            SourceEffect::Fence => &[Do::Journal(fence_is_durable), Do::Sync, Do::Tell(Fenced), Do::Fenced],
+            SourceEffect::Fence => &[Do::Journal(fenced), Do::Sync, Do::Tell(Fenced), Do::Fenced],
             SourceEffect::ResumeGuest => {
                 if !work.stopped {
                     return;

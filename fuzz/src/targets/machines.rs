@@ -106,7 +106,7 @@ fn source(
     mut gone: bool,
     input: &mut Input<'_>,
 ) -> bool {
-    let (mut stopped, mut fence_is_durable, mut ended) = (authorized, authorized, false);
+    let (mut stopped, mut is_fenced, mut ended) = (authorized, authorized, false);
     let (mut journalled, mut held) = (authorized, authorized);
     let mut event = None;
     let mut effects = effects;
@@ -125,13 +125,10 @@ fn source(
                         held,
                         "I1: a promise about a guest that was not stopped, or that somebody may let run"
                     );
-                    fence_is_durable = true;
+                    is_fenced = true;
                 }
                 SourceEffect::Send(Kind::Authorize(_)) => {
-                    assert!(
-                        fence_is_durable && event == Some(SourceEvent::Fenced),
-                        "I1: authorized, not promised"
-                    );
+                    assert!(is_fenced && event == Some(SourceEvent::Fenced), "I1: authorized, not promised");
                     authorized = true;
                 }
                 SourceEffect::ResumeGuest => {
@@ -141,7 +138,7 @@ fn source(
                     (journalled, stopped, held) = (false, false, false);
                 }
                 SourceEffect::AbortPause => {
-                    assert!(!fence_is_durable && !ended, "I1: it runs on after a promise, upon {event:?}");
+                    assert!(!is_fenced && !ended, "I1: it runs on after it fenced itself, upon {event:?}");
                     (journalled, stopped, held) = (false, false, false);
                 }
                 SourceEffect::Gone(_) => {

@@ -86,9 +86,8 @@ fn walk(store: &Store, step: u8, owners: &mut BTreeSet<&'static str>) {
         1 => assert!(journal.fence(expected).is_err() || !gone, "I4: promised again"),
         2 => assert!(journal.back().is_err() || !gone, "I4: back although it is gone"),
         3 => {
-            let fence_is_durable =
-                matches!(ours, Some(DepartureState::Fenced { .. } | DepartureState::Gone { .. }));
-            assert!(journal.gone(expected.next()).is_err() || fence_is_durable, "gone without a promise");
+            let is_fenced = matches!(ours, Some(DepartureState::Fenced { .. } | DepartureState::Gone { .. }));
+            assert!(journal.gone(expected.next()).is_err() || is_fenced, "gone without a fence");
         }
         4 => assert!(journal.settled().is_err() || gone || ours.is_none() || before.is_none()),
         5 => claim(store, "here", step, owners),
@@ -180,14 +179,12 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         seeds.push(seed);
     };
     let pausing = departure("\"state\":\"pausing\"");
-    let fence_is_durable = departure("\"state\":\"promised\",\"expected\":4");
+    let is_fenced = departure("\"state\":\"fenced\",\"expected\":4");
     let gone = departure("\"state\":\"gone\",\"epoch\":5");
     let (vms, owners) = (("vms", here.as_bytes()), ("owners", owner.as_bytes()));
-    for (steps, departure) in [
-        (&[0, 1, 2, 0, 1, 3, 2, 4][..], &pausing),
-        (&[0, 2, 4, 3, 2], &fence_is_durable),
-        (&[2, 1, 0, 3, 4], &gone),
-    ] {
+    for (steps, departure) in
+        [(&[0, 1, 2, 0, 1, 3, 2, 4][..], &pausing), (&[0, 2, 4, 3, 2], &is_fenced), (&[2, 1, 0, 3, 4], &gone)]
+    {
         add(steps, &[vms, owners, ("departures", departure.as_bytes())]);
     }
     let history = super::history::seeds().remove(2).split_off(3);

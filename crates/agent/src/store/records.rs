@@ -98,7 +98,7 @@ pub struct DepartureRecord {
     /// What the guest did before it was stopped: what it does again if it goes on here.
     #[serde(default)]
     pub before: RunState,
-    /// Where its memory lies, in the hypervisor's words: from the promise on its process stands still, and
+    /// Where its memory lies, in the hypervisor's words: from the fence on its process stands still, and
     /// cannot be asked.
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     pub memory: serde_json::Value,

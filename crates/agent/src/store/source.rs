@@ -137,9 +137,9 @@ impl Departure {
         }
     }
 
-    /// The guest runs here again after a promise that became durable too late: nobody was authorized to
+    /// The guest runs here again after a fence that became durable too late: nobody was authorized to
     /// claim, so nobody has, and the VM belongs to this host as it did. Like [`SourceJournal::back`], whose
-    /// promise was given, but without a new epoch.
+    /// fence was in time, but without a new epoch.
     pub fn withdrawn(&mut self) -> io::Result<()> {
         let next = |before| match before {
             Some(DepartureState::Gone { .. }) => Err("it belongs to the target (I4)".to_owned()),
@@ -162,16 +162,16 @@ impl SourceJournal for Departure {
         self.before = Some(before);
         let next = |before| match before {
             None | Some(DepartureState::Pausing) => Ok(Transition::Write(DepartureState::Pausing)),
-            Some(_) => Err("it has promised more already".to_owned()),
+            Some(_) => Err("it has fenced itself already".to_owned()),
         };
         self.step("is being paused", next, nothing)
     }
 
     fn fence(&mut self, expected: Epoch) -> io::Result<()> {
-        let fence_is_durable = DepartureState::Fenced { expected };
+        let fenced = DepartureState::Fenced { expected };
         let next = |before| match before {
-            Some(DepartureState::Pausing) => Ok(Transition::Write(fence_is_durable)),
-            Some(state) if state == fence_is_durable => Ok(Transition::Keep),
+            Some(DepartureState::Pausing) => Ok(Transition::Write(fenced)),
+            Some(state) if state == fenced => Ok(Transition::Keep),
             _ => Err("it was not being paused".to_owned()),
         };
         self.step("is left to its ownership record", next, nothing)
@@ -184,7 +184,7 @@ impl SourceJournal for Departure {
         };
         let host = self.store.host().to_owned();
         self.step("runs here again", next, |change, before| match before {
-            // After a promise only a claim of our own brings it back: the next epoch is ours.
+            // After a fence only a claim of our own brings it back: the next epoch is ours.
             Some(DepartureState::Fenced { expected }) => {
                 ownership::note(change, &self.vm, &self.record(&host, expected.next()))
             }
@@ -197,7 +197,7 @@ impl SourceJournal for Departure {
             Some(DepartureState::Fenced { .. } | DepartureState::Gone { .. }) => {
                 Ok(Transition::Write(DepartureState::Gone { epoch }))
             }
-            _ => Err("nothing was promised".to_owned()),
+            _ => Err("it has not fenced itself".to_owned()),
         };
         self.step("belongs to the target", next, |change, _| {
             ownership::note(change, &self.vm, &self.record(&self.to, epoch))

@@ -212,8 +212,8 @@ fn the_source_journal_walks_only_forward() {
     store.add_vm(&vm("web1", Standing::Here)).unwrap();
     let state = || store.departure_of("web1").unwrap().map(|entry| entry.state);
     let mut journal = store.departure("web1", FIRST, "far", "10.0.0.2:7471");
-    assert!(journal.fence(Epoch(1)).is_err(), "a promise before the pause");
-    assert!(journal.gone(Epoch(2)).is_err(), "gone without a promise");
+    assert!(journal.fence(Epoch(1)).is_err(), "a fence before the pause");
+    assert!(journal.gone(Epoch(2)).is_err(), "gone without a fence");
     journal.pausing(RunState::Running).unwrap();
     assert_eq!(state(), Some(DepartureState::Pausing));
     journal.back().unwrap();

@@ -108,7 +108,7 @@ impl SourceDriver {
                 Ok(None)
             }
             SourceEffect::Fence => {
-                self.parts.journal.fence(self.parts.epoch).map_err(why("journal the promise"))?;
+                self.parts.journal.fence(self.parts.epoch).map_err(why("journal the fence"))?;
                 Ok(Some(SourceEvent::Fenced))
             }
             SourceEffect::ResumeGuest => {
@@ -267,7 +267,7 @@ impl SourceDriver {
         self.secure_missing();
     }
 
-    /// A promise must reach the disk, or what follows from it must wait.
+    /// A fence must reach the disk, or what follows from it must wait.
     pub(super) fn insist(&mut self, what: &str, attempt: impl Fn(&mut Self) -> io::Result<()>) {
         let mut told = false;
         while let Err(e) = attempt(self) {

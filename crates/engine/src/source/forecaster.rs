@@ -129,9 +129,9 @@ impl SourceDriver {
         let measured = unthrottleable(seen.measured(&mut self.parts, &self.options), !throttleable);
         let plan = policy::plan(&measured, &limits(&self.options, self.story.lasted()));
         tracing::debug!(?measured, ?plan, "foreseen");
-        for fence in &plan.violated {
+        for limit in &plan.violated {
             self.story.note(format!(
-                "not all promises can be kept; what gives way: {fence} (--keep says which goes first)"
+                "not all limits can hold; violated: {limit} (--keep says which is kept first)"
             ));
         }
         let forecast = seen.forecast(&measured, plan.clone(), self.forecaster.watched, self.story.lasted());

@@ -11,12 +11,12 @@ use std::{
 };
 
 /// After so long without an answer the guest, which stands still meanwhile, goes on at the source: before the
-/// promise it always may.
+/// fence it always may.
 const OFFER: Duration = Duration::from_secs(2);
 
 impl SourceDriver {
     /// Begins to tell the record that the target may claim. It takes as long as a disk or a network does, and
-    /// must be over by the time of the promise: as long as it is not, nobody can claim.
+    /// must be over by the time of the fence: as long as it is not, nobody can claim.
     pub(super) fn offer(&mut self) -> io::Result<()> {
         let offer = Offer {
             vm: self.parts.vm.clone(),

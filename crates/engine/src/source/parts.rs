@@ -54,7 +54,7 @@ pub struct SourceParts {
     pub stuns: Option<Box<dyn Stuns>>,
     /// The QEMU process.
     pub machine: SharedPort<dyn Machine>,
-    /// What this side promises.
+    /// What this side records durably.
     pub journal: Box<dyn SourceJournal>,
     /// How many cores may compress at a time, at most. Asked now and then: what the guest needs itself
     /// changes.

@@ -31,7 +31,7 @@ impl SourceDriver {
 
     /// The link was lost in a pause. The guest does not stand still for it: it runs on here at once, and its
     /// writes are followed as before (I2), so that the migration goes on from where it was once the link is
-    /// back. Nothing was promised.
+    /// back. It has not fenced itself.
     pub(super) fn run_on(&mut self) -> Result<(), Broken> {
         self.calm();
         // The target forgets what it was told that it would lack: it is to be sent as any other page (I2).

@@ -1,4 +1,4 @@
-//! A process of its own that watches over a migration at its source: killed between `stop` and the promise,
+//! A process of its own that watches over a migration at its source: killed between `stop` and the fence,
 //! or frozen while the guest's writers wait for it, the agent leaves a guest that stands still, and nobody
 //! else would let it run again. The watchdog does so at once.
 //!
@@ -10,10 +10,10 @@
 //! |---|---|---|
 //! | pausing | before the journal says so, and before `stop` | lets QEMU go on, and the guest run |
 //! | pausing a guest that somebody had stopped | the same | gives it its disks back, and leaves it so |
-//! | promised | when the fence is durable, before the authorization | nothing: the record decides (I1) |
+//! | fenced | when the fence is durable, before the authorization | nothing: the record decides (I1) |
 //! | back | when the journal says so | does nothing |
 //!
-//! Killed between the durable promise and its word, it lets the guest run although the promise is durable.
+//! Killed between the durable fence and its word, it lets the guest run although the fence is durable.
 //! That harms nobody: the authorization was not sent and never will be, so the target cannot claim; a
 //! restarted agent claims first, and finds it running.
 //!
@@ -22,7 +22,7 @@
 //! each 50 ms. The thread that beats does so only if the threads have got on that answer the guest's writers,
 //! and nobody has stopped the migration's own. Where beats are missed and the agent is seen to be frozen, or
 //! they are missed for long (`verdict`), it is killed, which is the one thing that a frozen process does; the
-//! kernel closes its descriptors, which lets every writer go, and the rest is as above. After the promise
+//! kernel closes its descriptors, which lets every writer go, and the rest is as above. After the fence
 //! nobody is killed.
 //!
 //! The agent hears an answer to each beat: a watchdog that is frozen or dead itself is replaced; where that

@@ -15,7 +15,7 @@ pub(super) enum Word {
     Pausing,
     /// The same, of a guest that somebody had stopped before: it stays so.
     PausingStopped,
-    /// When the promise is durable, before the authorization is sent.
+    /// When the fence is durable, before the authorization is sent.
     Fenced,
     /// When the journal says that the guest is back.
     Back,
@@ -70,7 +70,7 @@ impl Told {
         Some(word)
     }
 
-    /// Whether the guest stands still if the agent does, and may run on without it. After the promise only
+    /// Whether the guest stands still if the agent does, and may run on without it. After the fence only
     /// the record decides (I1).
     pub(super) fn needs_the_agent(&self) -> bool {
         match self.pause {

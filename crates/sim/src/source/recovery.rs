@@ -63,8 +63,8 @@ impl World {
         let Some(work) = self.source.work.as_deref() else { return };
         let asks = work.steps.iter().any(|step| matches!(step, Do::Ask | Do::AwaitAnswer));
         let asking = work.asks_later || asks;
-        let fence_is_durable = matches!(self.source.journal.read(), Departure::Fenced(_));
-        if work.machine.is_some() && asking && fence_is_durable {
+        let is_fenced = matches!(self.source.journal.read(), Departure::Fenced(_));
+        if work.machine.is_some() && asking && is_fenced {
             self.source_hangs_up();
             self.call_off(Timer::Patience(Side::Source));
             self.call_off(Timer::Stall);
@@ -86,14 +86,14 @@ impl World {
             return;
         }
         let state = *self.source.journal.durable();
-        let fence_is_durable = matches!(state, Departure::Fenced(_));
-        if !self.up[0] || (!fence_is_durable && self.source.work.is_some()) {
+        let is_fenced = matches!(state, Departure::Fenced(_));
+        if !self.up[0] || (!is_fenced && self.source.work.is_some()) {
             if state != Departure::Gone {
                 self.set(Timer::Person);
             }
             return;
         }
-        if !fence_is_durable {
+        if !is_fenced {
             return;
         }
         let Some(work) = self.source.work.as_deref_mut() else { return };

@@ -1,4 +1,4 @@
-//! From the streams to guest memory, and faults the other way. Mirrors `engine/arrive.rs`,
+//! From the streams to guest memory, and faults the other way. Mirrors `engine/receive.rs`,
 //! `engine/page_faults.rs` and `page/restore.rs`.
 
 use super::{Heard, WritePolicy};
