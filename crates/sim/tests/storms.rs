@@ -108,7 +108,7 @@ fn a_link_that_is_lost_once_in_the_pause_ends_no_migration() {
         "post-held-relaxed-1-4-1-1-6-rejoin",
     ] {
         for fault in ["cut-control", "cut-all", "link-down"] {
-            let ends = at_each_step(setup, fault, "act RunOn");
+            let ends = at_each_step(setup, fault, "act AbortPause");
             assert!(ends.len() > 5, "{setup}, {fault}: {} times", ends.len());
             assert!(
                 ends.iter().all(|end| *end == Some(End::Runs(Side::Target))),
