@@ -21,7 +21,7 @@ long=$(awk '
 retired='owed|owing|Owed|StillOwed|Lacking|lacking|Restorer|restorer|Sealer|sealer|seal_key|Packed|packing|Packing|Shipped|shipper'
 retired="$retired|Landed|landing|RoundLanded|governor|Governor|governed|Governed|foresight|Foresight|gives_way"
 retired="$retired|hurry_guest|take_time|Permit|permitted_early|Permitted|pauses_in_vain|paused_in_vain_ms|lacking_ms|look_ms"
-retired="$retired|SourceAct|TargetAct|Blow|Weather"
+retired="$retired|SourceAct|TargetAct|LinkAct|Blow|Weather"
 said=$(git grep -nwE "$retired" -- '*.rs' '*.proto' | cut -d: -f1,2 || true)
 for line in $said; do echo "sources: $line says a retired word (docs/glossary.md)" >&2; done
 

@@ -22,7 +22,7 @@ fn batch_size(bencher: Bencher, kib: usize) {
     move_all(bencher, kib * KIB, Way::Buffer);
 }
 
-/// Read into a buffer and written from there, as `engine/ship.rs` does it, which may look at pages while no
+/// Read into a buffer and written from there, as `engine/send.rs` does it, which may look at pages while no
 /// guest changes them; and by the kernel alone, which would have to be asked to send pages that change
 /// meanwhile.
 #[divan::bench(args = [Way::Copied, Way::Sendfile], sample_count = 20, sample_size = 1)]

@@ -19,7 +19,7 @@ pub use frame::{
     BATCH_PAGES, Frame, FrameError, HEADER, Header, MAX_PAYLOAD, MAX_RUNS, RUN, Shape, Table, parse_runs,
     write_batch,
 };
-pub use link::{Answer, Link, LinkAct, LinkEvent, NoLink, Rest, outlives_link};
+pub use link::{Answer, Link, LinkEffect, LinkEvent, NoLink, Rest, outlives_link};
 pub use page::Run;
 pub use policy::Phase;
 pub use preamble::{MAGIC, Preamble, PreambleError, Purpose, REPLY, Reply, Status, Token, VERSION};

@@ -81,7 +81,7 @@ pub enum LinkEvent {
 
 /// What is to be done about it, in order.
 #[derive(Clone, PartialEq, Debug)]
-pub enum LinkAct {
+pub enum LinkEffect {
     /// Ends all connections; whatever they still report does not matter any more.
     HangUp,
     /// Calls the target: `Unreached` or `Reached`.
@@ -230,8 +230,8 @@ impl Link {
     }
 
     /// What must be done about an event.
-    pub fn handle(&mut self, event: LinkEvent) -> Vec<LinkAct> {
-        use LinkAct as A;
+    pub fn handle(&mut self, event: LinkEvent) -> Vec<LinkEffect> {
+        use LinkEffect as A;
         use LinkEvent as E;
         match (self.state, event) {
             (_, E::Rejoin) => self.begin(Wanted::ToRejoin),
@@ -291,56 +291,56 @@ impl Link {
         }
     }
 
-    fn begin(&mut self, wanted: Wanted) -> Vec<LinkAct> {
+    fn begin(&mut self, wanted: Wanted) -> Vec<LinkEffect> {
         let anew = self.is_up();
         self.state = State::Dialling(wanted);
-        let mut effects = vec![LinkAct::HangUp];
+        let mut effects = vec![LinkEffect::HangUp];
         if anew {
             (self.calls, self.gave_up) = (0, false);
-            effects.extend((wanted == Wanted::ToRejoin).then_some(LinkAct::AwaitGiveUp));
+            effects.extend((wanted == Wanted::ToRejoin).then_some(LinkEffect::AwaitGiveUp));
         }
-        effects.push(LinkAct::Dial);
+        effects.push(LinkEffect::Dial);
         effects
     }
 
     /// An attempt came to nothing.
-    fn failed(&mut self, wanted: Wanted, answer: Answer, why: String) -> Vec<LinkAct> {
+    fn failed(&mut self, wanted: Wanted, answer: Answer, why: String) -> Vec<LinkEffect> {
         if self.gave_up {
             return self.give_up(NoLink::Late(why));
         }
         (self.calls, self.why) = (self.calls.saturating_add(1), why);
         self.state = State::Waiting(wanted);
-        let mut effects = vec![LinkAct::HangUp, LinkAct::Wait(pause(self.calls, answer))];
-        effects.extend((wanted == Wanted::ToServe).then_some(LinkAct::LookAtFile));
+        let mut effects = vec![LinkEffect::HangUp, LinkEffect::Wait(pause(self.calls, answer))];
+        effects.extend((wanted == Wanted::ToServe).then_some(LinkEffect::LookAtFile));
         effects
     }
 
-    fn opened(&mut self, has: Option<(u32, u64)>) -> Vec<LinkAct> {
+    fn opened(&mut self, has: Option<(u32, u64)>) -> Vec<LinkEffect> {
         self.rest();
         let Some((round, pages)) = has else {
             let still = control::StillMissing::default();
-            return vec![LinkAct::Tell(SourceEvent::Message(Kind::StillMissing(still)))];
+            return vec![LinkEffect::Tell(SourceEvent::Message(Kind::StillMissing(still)))];
         };
         self.stuck = if self.lost_at.replace((round, pages)) == has { self.stuck + 1 } else { 0 };
         if self.stuck >= STUCK {
             return self.give_up(NoLink::Stuck);
         }
-        vec![LinkAct::Tell(SourceEvent::Rejoined(round))]
+        vec![LinkEffect::Tell(SourceEvent::Rejoined(round))]
     }
 
-    fn settled(&mut self) -> Vec<LinkAct> {
+    fn settled(&mut self) -> Vec<LinkEffect> {
         self.rest();
-        vec![LinkAct::Tell(SourceEvent::Message(Kind::Settled(control::Settled::default())))]
+        vec![LinkEffect::Tell(SourceEvent::Message(Kind::Settled(control::Settled::default())))]
     }
 
-    fn give_up(&mut self, why: NoLink) -> Vec<LinkAct> {
+    fn give_up(&mut self, why: NoLink) -> Vec<LinkEffect> {
         self.rest();
-        vec![LinkAct::HangUp, LinkAct::GiveUp(why)]
+        vec![LinkEffect::HangUp, LinkEffect::GiveUp(why)]
     }
 
-    fn lose(&mut self, why: String) -> Vec<LinkAct> {
+    fn lose(&mut self, why: String) -> Vec<LinkEffect> {
         self.rest();
-        vec![LinkAct::HangUp, LinkAct::Tell(SourceEvent::LinkLost(why))]
+        vec![LinkEffect::HangUp, LinkEffect::Tell(SourceEvent::LinkLost(why))]
     }
 
     fn rest(&mut self) {
@@ -348,7 +348,7 @@ impl Link {
         self.why.clear();
     }
 
-    fn stream_lost(&mut self, stream: u32, why: &str) -> Vec<LinkAct> {
+    fn stream_lost(&mut self, stream: u32, why: &str) -> Vec<LinkEffect> {
         if self.streams.contains_key(&stream) {
             return vec![];
         }
@@ -357,17 +357,17 @@ impl Link {
             return self.lose(format!("its connections end again and again: {why}"));
         }
         self.streams.insert(stream, Pieces::default());
-        vec![LinkAct::EndStream(stream), LinkAct::OpenStream(stream)]
+        vec![LinkEffect::EndStream(stream), LinkEffect::OpenStream(stream)]
     }
 
-    fn piece(&mut self, stream: u32, is_there: impl Fn(&mut Pieces)) -> Vec<LinkAct> {
+    fn piece(&mut self, stream: u32, is_there: impl Fn(&mut Pieces)) -> Vec<LinkEffect> {
         let Some(pieces) = self.streams.get_mut(&stream) else { return vec![] };
         is_there(pieces);
         if *pieces != (Pieces { open: true, back: true }) {
             return vec![];
         }
         self.streams.remove(&stream);
-        vec![LinkAct::GoOn(stream)]
+        vec![LinkEffect::GoOn(stream)]
     }
 }
 
@@ -382,19 +382,19 @@ fn pause(calls: u32, answer: Answer) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use LinkAct as A;
+    use LinkEffect as A;
     use LinkEvent as E;
 
     fn silent() -> LinkEvent {
         E::Silent("cut".into())
     }
 
-    fn told(effects: &[LinkAct]) -> Option<&SourceEvent> {
+    fn told(effects: &[LinkEffect]) -> Option<&SourceEvent> {
         effects.iter().find_map(|effect| if let A::Tell(event) = effect { Some(event) } else { None })
     }
 
     /// A link that was opened again, so far.
-    fn after(events: &[LinkEvent]) -> (Link, Vec<LinkAct>) {
+    fn after(events: &[LinkEvent]) -> (Link, Vec<LinkEffect>) {
         let mut link = Link::default();
         let mut effects = vec![];
         for event in events {

@@ -1,5 +1,5 @@
 //! The source's agent and driver. Mirrors `engine/source.rs` with `engine/source/link.rs`,
-//! `engine/send_round.rs` and `agent/store/source.rs`, cut at each point at which a crash matters.
+//! `engine/send.rs` and `agent/store/source.rs`, cut at each point at which a crash matters.
 
 use crate::{
     driver::Driver,

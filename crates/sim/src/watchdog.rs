@@ -1,4 +1,4 @@
-//! The process that watches over the source's pause. Mirrors `host/watchdog.rs`.
+//! The process that watches over the source's pause. Mirrors `host/watchdog`.
 
 use crate::{
     link::Side,

@@ -9,7 +9,9 @@ use crate::{
     queue::{PushQueue, RoundQueue},
     send::{Said, StreamContext, Streams, serve_faults},
 };
-use proto::{Answer, LinkAct, LinkEvent, NoLink, Purpose, Rest, SourceEvent, Token, control, outlives_link};
+use proto::{
+    Answer, LinkEffect, LinkEvent, NoLink, Purpose, Rest, SourceEvent, Token, control, outlives_link,
+};
 use std::{
     collections::VecDeque,
     io::{self, Write},
@@ -34,7 +36,7 @@ impl SourceDriver {
         let mut told = None;
         while let Some(effect) = effects.pop_front() {
             tracing::debug!(?effect, "link");
-            match self.link_act(effect) {
+            match self.link_effect(effect) {
                 Continue(None) => {}
                 Continue(Some(event)) => effects.extend(self.link.handle(event)),
                 Break(event) => told = Some(event),
@@ -44,38 +46,38 @@ impl SourceDriver {
     }
 
     /// Does one act. `Break`: the migration is told this.
-    fn link_act(&mut self, effect: LinkAct) -> ControlFlow<SourceEvent, Option<LinkEvent>> {
+    fn link_effect(&mut self, effect: LinkEffect) -> ControlFlow<SourceEvent, Option<LinkEvent>> {
         Continue(match effect {
-            LinkAct::HangUp => {
+            LinkEffect::HangUp => {
                 self.hang_up();
                 None
             }
-            LinkAct::Dial => {
+            LinkEffect::Dial => {
                 self.dial_again().err().map(|e| LinkEvent::Unreached(Answer::None, e.to_string()))
             }
-            LinkAct::AwaitWord => {
+            LinkEffect::AwaitWord => {
                 let silent = LinkEvent::Silent("the target does not say what it lacks".into());
                 self.link_timer = Some((Instant::now() + SILENCE, silent));
                 None
             }
-            LinkAct::AwaitGiveUp => {
+            LinkEffect::AwaitGiveUp => {
                 self.gives_up_at = Some(Instant::now() + self.options.give_up);
                 None
             }
-            LinkAct::Wait(time) => {
+            LinkEffect::Wait(time) => {
                 self.link_timer = Some((Instant::now() + time, LinkEvent::Again));
                 None
             }
-            LinkAct::LookAtFile => self.target_is_complete().then(|| {
+            LinkEffect::LookAtFile => self.target_is_complete().then(|| {
                 self.story.note("the datastore says that the target has everything".into());
                 self.story.settled(&control::Settled::default());
                 LinkEvent::Complete
             }),
-            LinkAct::Open => Some(match self.open_streams() {
+            LinkEffect::Open => Some(match self.open_streams() {
                 Ok(()) => LinkEvent::Opened,
                 Err(e) => LinkEvent::NotOpened(e.to_string()),
             }),
-            LinkAct::Tell(event) => {
+            LinkEffect::Tell(event) => {
                 (self.link_timer, self.gives_up_at) = (None, None);
                 match &event {
                     SourceEvent::Rejoined(received) => {
@@ -91,21 +93,21 @@ impl SourceDriver {
                 }
                 return Break(event);
             }
-            LinkAct::GiveUp(why) => {
+            LinkEffect::GiveUp(why) => {
                 (self.link_timer, self.gives_up_at) = (None, None);
                 return Break(self.broke(self.given_up(why)));
             }
-            LinkAct::EndStream(stream) => {
+            LinkEffect::EndStream(stream) => {
                 if let Some(streams) = &self.streams {
                     streams.end(stream);
                 }
                 None
             }
-            LinkAct::OpenStream(stream) => {
+            LinkEffect::OpenStream(stream) => {
                 let opens = self.open_stream(stream);
                 opens.err().map(|e| LinkEvent::StreamNotOpened(stream, e.to_string()))
             }
-            LinkAct::GoOn(stream) => match self.go_on(stream) {
+            LinkEffect::GoOn(stream) => match self.go_on(stream) {
                 Ok(()) => None,
                 Err(e) if e.kind() == io::ErrorKind::InvalidData => {
                     return Break(self.broke(Broken::new("go on with a stream", e.to_string())));

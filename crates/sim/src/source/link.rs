@@ -1,5 +1,5 @@
 //! The source's connections: what the core's link wants done with them; and how the source asks the record.
-//! Mirrors the executor in `engine/source/link.rs` and `engine/source/owning.rs`.
+//! Mirrors the executor in `engine/source/link.rs` and `engine/source/ownership.rs`.
 
 use super::{Do, Heard, Job, Reopened, Stream, bitmap, pages, purposes};
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
     record::{Answer, Asked},
     world::{Timer, World, say},
 };
-use proto::{LinkAct, LinkEvent, Rest, SourceEvent, control::Kind};
+use proto::{LinkEffect, LinkEvent, Rest, SourceEvent, control::Kind};
 use std::collections::VecDeque;
 
 impl World {
@@ -22,61 +22,61 @@ impl World {
             let Some(work) = self.source.work.as_deref_mut() else { return };
             for effect in work.link.handle(event) {
                 say!(self, "source: link {effect:?}");
-                events.extend(self.link_act(effect));
+                events.extend(self.link_effect(effect));
             }
         }
     }
 
-    fn link_act(&mut self, effect: LinkAct) -> Option<LinkEvent> {
+    fn link_effect(&mut self, effect: LinkEffect) -> Option<LinkEvent> {
         let unreached = || LinkEvent::Unreached(proto::Answer::None, "nobody answers".into());
         match effect {
-            LinkAct::HangUp => {
+            LinkEffect::HangUp => {
                 self.call_off(Timer::Patience(Side::Source));
                 self.source_hangs_up();
             }
-            LinkAct::Dial => {
+            LinkEffect::Dial => {
                 let Some(id) = self.dial(Purpose::Resume) else { return Some(unreached()) };
                 self.set(Timer::Patience(Side::Source));
                 let work = self.source.work.as_deref_mut()?;
                 (work.control, work.refused) = (Some(id), false);
             }
-            LinkAct::AwaitWord => {}
-            LinkAct::AwaitGiveUp => {
+            LinkEffect::AwaitWord => {}
+            LinkEffect::AwaitGiveUp => {
                 self.call_off(Timer::GiveUp(Side::Source));
                 self.set(Timer::GiveUp(Side::Source));
             }
-            LinkAct::Wait(_) => self.set(Timer::Again(Side::Source)),
-            LinkAct::LookAtFile => return self.target_is_complete().then_some(LinkEvent::Complete),
-            LinkAct::Open => {
+            LinkEffect::Wait(_) => self.set(Timer::Again(Side::Source)),
+            LinkEffect::LookAtFile => return self.target_is_complete().then_some(LinkEvent::Complete),
+            LinkEffect::Open => {
                 self.call_off(Timer::Patience(Side::Source));
                 let work = self.source.work.as_deref_mut()?;
                 work.steps.extend([Do::DialStreams, Do::AwaitStreams]);
             }
-            LinkAct::Tell(event) => {
+            LinkEffect::Tell(event) => {
                 self.nothing_is_awaited();
                 if let SourceEvent::Rejoined(received) = event {
                     self.not_again(received);
                 }
                 self.source_event(event);
             }
-            LinkAct::GiveUp(_) => {
+            LinkEffect::GiveUp(_) => {
                 self.nothing_is_awaited();
                 self.source.work.as_deref_mut()?.broke("reconnect");
             }
-            LinkAct::EndStream(stream) => {
+            LinkEffect::EndStream(stream) => {
                 let stream = self.source.work.as_deref_mut()?.streams.get_mut(stream as usize)?;
                 (stream.ended, stream.job) = (true, Job::Rest);
                 let id = stream.conn;
                 self.conn(id)?.shut(Side::Source);
             }
-            LinkAct::OpenStream(stream) => {
+            LinkEffect::OpenStream(stream) => {
                 let Some(id) = self.dial(Purpose::Data(stream as u8)) else {
                     return Some(LinkEvent::StreamNotOpened(stream, "nobody answers".into()));
                 };
                 let reopened = Reopened { stream: stream as u8, conn: (id, false), back: None };
                 self.source.work.as_deref_mut()?.reopened.push(reopened);
             }
-            LinkAct::GoOn(stream) => self.stream_goes_on(stream as u8),
+            LinkEffect::GoOn(stream) => self.stream_goes_on(stream as u8),
         }
         None
     }

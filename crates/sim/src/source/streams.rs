@@ -1,4 +1,4 @@
-//! The threads that send pages. Mirrors `engine/send_round.rs` and `page/refine.rs`, a page a batch.
+//! The threads that send pages. Mirrors `engine/send.rs` and `page/encode.rs`, a page a batch.
 
 use super::{Heard, Job, Reopened, Stream, Work, pages};
 use crate::{

@@ -1,5 +1,5 @@
 //! From the streams to guest memory, and faults the other way. Mirrors `engine/receive.rs`,
-//! `engine/page_faults.rs` and `page/restore.rs`.
+//! `engine/faults.rs` and `page/decode.rs`.
 
 use super::{Heard, WritePolicy};
 use crate::{
