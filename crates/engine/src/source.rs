@@ -35,9 +35,9 @@ mod mending; // one connection of several: opened again
 mod ownership; // who owns the VM: offered, asked
 mod parts; // what it is given
 mod progress; // whether memory still arrives
+mod reporter; // what the user is told
 mod rollback; // the guest runs on here: the migration is over, or goes on
 mod spooling; // the file that pages go into, too
-mod story; // what the user is told
 mod throttling; // when the guest is slowed
 mod watching; // whether the VM is what it was
 use forecaster::Forecaster;
@@ -46,8 +46,8 @@ pub use forecaster::plan;
 use mending::Reopened;
 pub use parts::{LinkHistory, Reading, SourceParts};
 use progress::Progress;
+use reporter::Reporter;
 use spooling::Spooling;
-use story::Story;
 use throttling::Throttling;
 use watching::Watching;
 
@@ -173,7 +173,7 @@ pub struct SourceDriver {
     forecaster: Forecaster,
     spooling: Spooling,
     watching: Watching,
-    story: Story,
+    reporter: Reporter,
 }
 
 impl SourceDriver {
@@ -195,7 +195,7 @@ impl SourceDriver {
         let shape = Shape(blocks.iter().map(|b| b.pages).collect());
         let limits = Budget { downtime: options.max_downtime, post_copy: options.post_copy() };
         let rounds = Rounds::new(options.mode.demanded(), limits, parts.link_history.switchover);
-        let story = Story::new(&parts, &options, events);
+        let reporter = Reporter::new(&parts, &options, events);
         let driver = Self {
             core: None,
             rounds,
@@ -238,7 +238,7 @@ impl SourceDriver {
             forecaster: Forecaster::default(),
             spooling: Spooling::new(round_first),
             watching: Watching::default(),
-            story,
+            reporter,
             tell: tell.clone(),
             signals,
             parts,
@@ -255,12 +255,12 @@ impl SourceDriver {
 
     /// Migrates. Every way out leaves the VM running on exactly one side, or says that nobody can know yet.
     pub fn run(mut self) -> Report {
-        self.story.phase(Phase::Preflight);
+        self.reporter.phase(Phase::Preflight);
         if self.parts.dial.is_plaintext() {
-            self.story.note(NOT_PROTECTED.to_owned());
+            self.reporter.note(NOT_PROTECTED.to_owned());
         }
         for left in std::mem::take(&mut self.parts.reading.left_behind) {
-            self.story.leaves_behind(left);
+            self.reporter.leaves_behind(left);
         }
         match Secrets::draw() {
             Ok(secrets) => self.secrets = secrets,
@@ -330,7 +330,7 @@ impl SourceDriver {
     fn show_phase(&mut self) {
         let phase = self.phase();
         if phase != Phase::Done {
-            self.story.phase(phase);
+            self.reporter.phase(phase);
         }
     }
 
@@ -405,7 +405,7 @@ impl SourceDriver {
                 todo.extend(self.decide(event));
             }
             if self.in_doubt_for_long() {
-                return self.story.in_doubt(&self.record);
+                return self.reporter.in_doubt(&self.record);
             }
         }
     }
@@ -461,13 +461,13 @@ impl SourceDriver {
             SourceEvent::Message(control::Kind::Note(note)) => {
                 self.notes_heard += 1;
                 if self.notes_heard <= MOST_NOTES {
-                    self.story.note(note.text.clone());
+                    self.reporter.note(note.text.clone());
                 }
                 return None;
             }
             SourceEvent::Message(control::Kind::Committed(committed)) => {
                 let resumed = self.heard.to_here(committed.resumed_ns);
-                self.story.committed(committed, resumed);
+                self.reporter.committed(committed, resumed);
             }
             SourceEvent::Message(control::Kind::StreamLost(lost)) => {
                 return self.stream_lost(lost.stream, "the target has lost it");
@@ -475,7 +475,7 @@ impl SourceDriver {
             SourceEvent::Message(control::Kind::StreamReopened(back)) => {
                 return self.stream_is_back(back.clone());
             }
-            SourceEvent::Message(control::Kind::Settled(settled)) => self.story.settled(settled),
+            SourceEvent::Message(control::Kind::Settled(settled)) => self.reporter.settled(settled),
             SourceEvent::Message(control::Kind::StillMissing(still)) => {
                 match proto::page_sets(&still.blocks, &self.shape) {
                     Ok(missing) => self.missing = missing,
@@ -485,7 +485,7 @@ impl SourceDriver {
                 }
             }
             SourceEvent::Cancel if !self.core.as_ref().is_some_and(Source::cancellable) => {
-                self.story.note("too late to cancel: the target may own the VM already".into());
+                self.reporter.note("too late to cancel: the target may own the VM already".into());
             }
             _ => {}
         }
@@ -494,17 +494,17 @@ impl SourceDriver {
 
     fn hear(&mut self, said: Said) -> Option<SourceEvent> {
         if let Some(streams) = &self.streams {
-            self.story.streams(streams.widest());
+            self.reporter.streams(streams.widest());
         }
         match said {
             Said::RoundDone(stream, round, sent) => {
-                self.story.sent(sent);
+                self.reporter.sent(sent);
                 // A stream that was lost says so once more.
                 let new = self.round_parts.insert(stream);
                 self.sent().filter(|sent| new && *sent == SourceEvent::Sent(round))
             }
             Said::PushDone(sent) => {
-                self.story.sent(sent);
+                self.reporter.sent(sent);
                 None
             }
             Said::StreamLost(stream, e) => self.stream_lost(stream, &e.to_string()),
@@ -521,7 +521,7 @@ impl SourceDriver {
             _ => self.current.as_ref().map_or(0, |round| round.left()),
         };
         let ends_in = self.ends_in(left);
-        self.story.tick(left, &self.dirty, &self.rounds, ends_in, self.spool_state());
+        self.reporter.tick(left, &self.dirty, &self.rounds, ends_in, self.spool_state());
     }
 
     fn finish(&mut self, end: SourceEnd) -> Report {
@@ -539,6 +539,6 @@ impl SourceDriver {
             (true, false) => Fate::Stuck { host },
             (false, false) => Fate::On { host, state: self.before },
         };
-        self.story.finish(end, here, self.before)
+        self.reporter.finish(end, here, self.before)
     }
 }

@@ -7,19 +7,19 @@ use tokio::sync::watch;
 use units::Locked;
 
 /// One migration, running or over. Its events are kept from the beginning, except that of the ticks between
-/// two other events only the latest is: who joins late sees the whole story, and an endless migration stays
+/// two other events only the latest is: who joins late sees all that happened, and an endless migration stays
 /// small.
 pub struct MigrationHandle {
     /// What was asked for.
     pub request: MigrateRequest,
     /// What people wish of it.
     pub wishes: Wishes,
-    story: Mutex<Story>,
+    progress: Mutex<Progress>,
     told: watch::Sender<u64>,
 }
 
 #[derive(Default)]
-struct Story {
+struct Progress {
     /// Each with its serial number, from 1 on; ascending, with gaps where ticks were replaced.
     events: Vec<(u64, Event)>,
     last: u64,
@@ -30,43 +30,43 @@ struct Story {
 impl MigrationHandle {
     /// A migration of which nothing has happened yet.
     pub fn new(request: MigrateRequest) -> Arc<Self> {
-        let story = Mutex::new(Story::default());
-        Arc::new(Self { request, wishes: Wishes::default(), story, told: watch::Sender::new(0) })
+        let progress = Mutex::new(Progress::default());
+        Arc::new(Self { request, wishes: Wishes::default(), progress, told: watch::Sender::new(0) })
     }
 
     /// Adds what has happened. Nothing follows `Event::Done`.
     pub fn tell(&self, event: Event) {
-        let mut story = self.story.locked();
-        if story.report.is_some() {
+        let mut progress = self.progress.locked();
+        if progress.report.is_some() {
             return;
         }
         match &event {
-            Event::Phase { phase, .. } | Event::Tick { phase, .. } => story.phase = Some(*phase),
+            Event::Phase { phase, .. } | Event::Tick { phase, .. } => progress.phase = Some(*phase),
             Event::Done(report) => {
-                story.phase = Some(Phase::Done);
-                story.report = Some((**report).clone());
+                progress.phase = Some(Phase::Done);
+                progress.report = Some((**report).clone());
             }
             Event::Forecast(_) | Event::Round(_) | Event::Note { .. } => {}
         }
         let is_tick = |event: &Event| matches!(event, Event::Tick { .. });
-        if is_tick(&event) && story.events.last().is_some_and(|(_, last)| is_tick(last)) {
-            story.events.pop();
+        if is_tick(&event) && progress.events.last().is_some_and(|(_, last)| is_tick(last)) {
+            progress.events.pop();
         }
-        story.last += 1;
-        let serial = story.last;
-        story.events.push((serial, event));
-        drop(story);
+        progress.last += 1;
+        let serial = progress.last;
+        progress.events.push((serial, event));
+        drop(progress);
         self.told.send_replace(serial);
     }
 
     /// Where it stands.
     pub fn phase(&self) -> Option<Phase> {
-        self.story.locked().phase
+        self.progress.locked().phase
     }
 
     /// Its report, once it is over.
     pub fn report(&self) -> Option<Report> {
-        self.story.locked().report.clone()
+        self.progress.locked().report.clone()
     }
 
     /// Whether a cancel can still be heeded, as far as is known: the guest has not started on the target.
@@ -90,9 +90,9 @@ impl MigrationHandle {
     }
 
     fn after(&self, seen: u64) -> Vec<(u64, Event)> {
-        let story = self.story.locked();
-        let from = story.events.partition_point(|(serial, _)| *serial <= seen);
-        story.events[from..].to_vec()
+        let progress = self.progress.locked();
+        let from = progress.events.partition_point(|(serial, _)| *serial <= seen);
+        progress.events[from..].to_vec()
     }
 }
 

@@ -27,7 +27,7 @@ impl SourceDriver {
                 self.look_at_writes()?;
                 self.dirty =
                     survey::present(&*self.parts.memory).map_err(why("look for the guest's pages"))?;
-                self.story.begun(&self.dirty);
+                self.reporter.begun(&self.dirty);
                 self.foresee()?;
                 self.open_streams().map_err(why("open the streams"))?;
                 self.bear_silence(SILENCE);
@@ -48,7 +48,7 @@ impl SourceDriver {
                 }
                 self.collect()?;
                 self.end_round(self.dirty.len());
-                let decision = self.rounds.decide(self.story.lasted(), self.dirty.bytes());
+                let decision = self.rounds.decide(self.reporter.lasted(), self.dirty.bytes());
                 let step = self.heed(decision);
                 let Some(step) = self.secure_before(step) else { return Ok(None) };
                 if step == NextStep::Round {
@@ -71,7 +71,7 @@ impl SourceDriver {
                     tracker.suspend_throttling().map_err(why("let the guest's writers go on"))?;
                 }
                 self.count_stalls();
-                self.story.stopping(now_ns());
+                self.reporter.stopping(now_ns());
                 self.stopped = true;
                 let found = self.parts.machine.lock().stop()?;
                 if found != self.before {
@@ -142,7 +142,7 @@ impl SourceDriver {
                     tracing::debug!(%e, "writers may have to wait for QEMU's end");
                 }
                 if let Err(e) = self.parts.machine.lock().destroy() {
-                    self.story.note(format!("the empty QEMU on the source would not end: {e}"));
+                    self.reporter.note(format!("the empty QEMU on the source would not end: {e}"));
                 }
                 self.parts.tracker = None;
                 Ok(None)
@@ -164,14 +164,14 @@ impl SourceDriver {
         let empty = self.nothing();
         let set = std::mem::replace(&mut self.dirty, empty);
         self.end_round(0);
-        self.story.round(number, &set);
+        self.reporter.round(number, &set);
         self.give(Arc::new(RoundQueue::new(number, set)));
         Ok(None)
     }
 
     /// The current round, if there is one, has carried all that it was to carry.
     pub(super) fn end_round(&mut self, dirtied: u64) {
-        if let Some(moved) = self.story.end_round(dirtied) {
+        if let Some(moved) = self.reporter.end_round(dirtied) {
             self.rounds.moved(moved);
         }
     }
@@ -179,7 +179,7 @@ impl SourceDriver {
     /// Tells the user what is to be known of the next step.
     pub(super) fn heed(&self, Decision { step, warning }: Decision) -> NextStep {
         if let Some(warning) = warning {
-            self.story.warn(warning);
+            self.reporter.warn(warning);
         }
         step
     }
@@ -206,8 +206,8 @@ impl SourceDriver {
     /// The device state is there; what was written to guest memory meanwhile must go along.
     pub(super) fn saved(&mut self, saved: Result<Saved, MachineError>) -> SourceEvent {
         let saved = saved.map_err(Broken::from).and_then(|saved| {
-            self.story.looked(saved.looked);
-            self.story.frozen(saved.frozen_in);
+            self.reporter.looked(saved.looked);
+            self.reporter.frozen(saved.frozen_in);
             self.state = Some(saved.state);
             self.collect()
         });
@@ -231,7 +231,9 @@ impl SourceDriver {
             after_round,
             stream: Some(proto::compressed(&state.stream)),
             private: private_blocks(&state.private),
-            history: self.story.history(&self.parts.history, self.streams.as_ref().and_then(Streams::learnt)),
+            history: self
+                .reporter
+                .history(&self.parts.history, self.streams.as_ref().and_then(Streams::learnt)),
             paused: self.before == RunState::Paused,
         }));
         Ok(SourceEvent::StateSent)
@@ -259,7 +261,7 @@ impl SourceDriver {
 
     fn serve_missing(&mut self) {
         self.end_round(0);
-        self.story.post_copy(&self.missing);
+        self.reporter.post_copy(&self.missing);
         self.to_push.refill(&self.missing);
         if let Some(streams) = &self.streams {
             streams.give(&Job::Push(self.to_push.clone()));
@@ -272,7 +274,7 @@ impl SourceDriver {
         let mut told = false;
         while let Err(e) = attempt(self) {
             if !std::mem::replace(&mut told, true) {
-                self.story.note(format!("cannot {what}: {e}; trying again"));
+                self.reporter.note(format!("cannot {what}: {e}; trying again"));
             }
             thread::sleep(AGAIN);
         }

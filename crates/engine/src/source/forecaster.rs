@@ -127,23 +127,24 @@ impl SourceDriver {
         let seen = Findings { present: self.dirty.len(), written: &self.forecaster.written, sample, link };
         let throttleable = self.parts.tracker.as_ref().is_none_or(|tracker| tracker.can_throttle());
         let measured = unthrottleable(seen.measured(&mut self.parts, &self.options), !throttleable);
-        let plan = policy::plan(&measured, &limits(&self.options, self.story.lasted()));
+        let plan = policy::plan(&measured, &limits(&self.options, self.reporter.lasted()));
         tracing::debug!(?measured, ?plan, "foreseen");
         for limit in &plan.violated {
-            self.story.note(format!(
+            self.reporter.note(format!(
                 "not all limits can hold; violated: {limit} (--keep says which is kept first)"
             ));
         }
-        let forecast = seen.forecast(&measured, plan.clone(), self.forecaster.watched, self.story.lasted());
+        let forecast =
+            seen.forecast(&measured, plan.clone(), self.forecaster.watched, self.reporter.lasted());
         if forecast.remembered {
-            self.story.note(
+            self.reporter.note(
                 "when it was moved last it wrote much more than it does now: that is expected again".into(),
             );
         }
-        let after = |ms| self.story.lasted() + Duration::from_secs_f64(ms / 1e3);
+        let after = |ms| self.reporter.lasted() + Duration::from_secs_f64(ms / 1e3);
         let end = plan.stop_after_ms.map(after);
         self.rounds.planned(plan.takes, Duration::from_secs_f64(plan.downtime_ms / 1e3), end);
-        self.story.foreseen(forecast);
+        self.reporter.foreseen(forecast);
         let throttles = plan.takes == Way::PreCopy && measured.hard;
         let pace = measured.pace / PAGE_SIZE as f64 / measured.again.max(0.1);
         (self.forecaster.measured, self.forecaster.plan) = (Some(measured), Some(plan));
@@ -176,7 +177,7 @@ impl SourceDriver {
     /// How many pages may have travelled in this round, by the bytes that were sent for it.
     pub(super) fn moved_so_far(&self) -> f64 {
         let wire = self.forecaster.measured.as_ref().map_or(1.0, |measured| measured.wire);
-        self.story.sent_in_round() as f64 / (PAGE_SIZE as f64 * wire.max(0.01))
+        self.reporter.sent_in_round() as f64 / (PAGE_SIZE as f64 * wire.max(0.01))
     }
 
     /// Whether the forecast says that throttling the guest is kinder than post-copy.
@@ -191,7 +192,7 @@ impl SourceDriver {
         if self.phase() != Phase::PreCopy {
             return None;
         }
-        let (round, lasted) = (self.current.as_ref()?, self.story.round_lasts()?);
+        let (round, lasted) = (self.current.as_ref()?, self.reporter.round_lasts()?);
         let mut measured = measured.clone();
         let (all, first) = (round.set.len(), round.number == 1);
         let sent = all.saturating_sub(left) as f64;

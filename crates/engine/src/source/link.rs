@@ -69,8 +69,8 @@ impl SourceDriver {
                 None
             }
             LinkEffect::LookAtFile => self.target_is_complete().then(|| {
-                self.story.note("the datastore says that the target has everything".into());
-                self.story.settled(&control::Settled::default());
+                self.reporter.note("the datastore says that the target has everything".into());
+                self.reporter.settled(&control::Settled::default());
                 LinkEvent::Complete
             }),
             LinkEffect::Open => Some(match self.open_streams() {
@@ -82,12 +82,12 @@ impl SourceDriver {
                 match &event {
                     SourceEvent::Rejoined(received) => {
                         self.not_again(*received);
-                        self.story.link_is_back();
+                        self.reporter.link_is_back();
                         self.progress.link_is_back();
-                        self.story.note(format!("connected to {} again", self.parts.to));
+                        self.reporter.note(format!("connected to {} again", self.parts.to));
                     }
                     SourceEvent::Message(control::Kind::StillMissing(_)) => {
-                        self.story.note(format!("connected to {} again", self.parts.to));
+                        self.reporter.note(format!("connected to {} again", self.parts.to));
                     }
                     _ => {}
                 }
@@ -155,7 +155,7 @@ impl SourceDriver {
 
     /// The link is wanted again: the target's guest waits for its pages, and nobody else has them.
     pub(super) fn reconnect(&mut self) -> Option<SourceEvent> {
-        self.story.note(format!(
+        self.reporter.note(format!(
             "the connection to {} was lost; its guest waits for pages, reconnecting",
             self.parts.to
         ));
@@ -167,7 +167,7 @@ impl SourceDriver {
     pub(super) fn rejoin(&mut self) -> Option<SourceEvent> {
         self.hang_up();
         self.leave_spool();
-        self.story.note(format!(
+        self.reporter.note(format!(
             "the connection to {} was lost; the VM runs on here, reconnecting for up to {} s (--give-up)",
             self.parts.to,
             self.options.give_up.as_secs_f64()
@@ -232,8 +232,8 @@ impl SourceDriver {
                 }
             }
             control::Kind::Settled(settled) if first => {
-                self.story.note(format!("connected to {} again", self.parts.to));
-                self.story.settled(settled);
+                self.reporter.note(format!("connected to {} again", self.parts.to));
+                self.reporter.settled(settled);
                 self.link(LinkEvent::Settled)
             }
             _ => self.look_at(SourceEvent::Message(kind)),

@@ -82,7 +82,7 @@ impl SourceDriver {
             }
         }
         let to = &self.parts.to;
-        self.story.note(format!("a connection to {to} was lost and opened again; the others went on"));
+        self.reporter.note(format!("a connection to {to} was lost and opened again; the others went on"));
         Ok(())
     }
 }

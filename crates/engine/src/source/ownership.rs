@@ -73,7 +73,7 @@ impl SourceDriver {
                 SourceEvent::ClaimLost(record.epoch.0)
             }
             Err(e) => {
-                self.story.note(format!("cannot learn who owns the VM: {e}; asking again"));
+                self.reporter.note(format!("cannot learn who owns the VM: {e}; asking again"));
                 SourceEvent::ClaimUnknown(e.to_string())
             }
         }

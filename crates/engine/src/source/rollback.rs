@@ -25,7 +25,7 @@ impl SourceDriver {
                 self.parts.tracker = None;
                 self.tell_of_resumption();
             }
-            Err(e) => self.story.not_back(&e),
+            Err(e) => self.reporter.not_back(&e),
         }
     }
 
@@ -41,7 +41,7 @@ impl SourceDriver {
             return Ok(());
         }
         let stood = self.resume_guest()?;
-        self.story.ran_on(stood);
+        self.reporter.ran_on(stood);
         // A device state of this pause is none of the next one.
         self.state = None;
         self.aborted_pauses += 1;
@@ -66,7 +66,7 @@ impl SourceDriver {
         self.before = machine.run_state().unwrap_or(self.before);
         drop(machine);
         self.stopped = false;
-        Ok(self.story.runs_again(now_ns()))
+        Ok(self.reporter.runs_again(now_ns()))
     }
 
     /// The journal, and the pause's watchdog with it; and the network.
@@ -77,7 +77,7 @@ impl SourceDriver {
         }
         let announced = self.parts.machine.lock().announce();
         if let Err(e) = announced {
-            self.story.note(format!("the guest is back, but could not be announced to the network: {e}"));
+            self.reporter.note(format!("the guest is back, but could not be announced to the network: {e}"));
         }
     }
 }

@@ -80,12 +80,12 @@ impl SourceDriver {
     pub(super) fn begin_spool(&mut self) {
         let Some((directory, robust)) = self.options.spooled() else { return };
         let directory = directory.to_owned();
-        self.story.spool(|s| {
+        self.reporter.spool(|s| {
             s.directory = directory.display().to_string();
             s.robust = robust;
         });
         if self.spooling.round_first {
-            self.story.note(
+            self.reporter.note(
                 "--robust strict: before the guest is stopped, what it would lack goes over the network and \
                  into the spool"
                     .into(),
@@ -208,7 +208,7 @@ impl SourceDriver {
     pub(super) fn hear_spool(&mut self, turn: u32, said: SpoolSaid) -> Option<SourceEvent> {
         if let SpoolSaid::Durable(mark, _) = &said {
             self.spooling.durable = *mark;
-            self.story.spool(|s| s.bytes = mark.bytes);
+            self.reporter.spool(|s| s.bytes = mark.bytes);
         }
         if turn != self.spooling.turn {
             return None;
@@ -226,7 +226,7 @@ impl SourceDriver {
             }
             SpoolSaid::RoundOver { returned, counts, failed } => {
                 let moved = counts.zero + counts.raw + counts.unchanged;
-                self.story.spooled(counts, moved.saturating_sub(returned.len()));
+                self.reporter.spooled(counts, moved.saturating_sub(returned.len()));
                 // Still unacknowledged (I2): nobody knows which of them the target has.
                 self.dirty.union(&returned);
                 match failed {
@@ -264,14 +264,14 @@ impl SourceDriver {
             if let Some(spooler) = &self.spooling.spooler {
                 spooler.fail();
             }
-            self.story.spool(|s| s.trouble = Some(why.to_owned()));
+            self.reporter.spool(|s| s.trouble = Some(why.to_owned()));
             return None;
         }
         let safe = matches!(&self.spooling.securing, Some(Securing { stage: SecuringPhase::Safe, .. }));
         if safe || (self.spooling.owes && self.spooling.securing.is_none()) {
             // What is in the file may be all that the target has one day: it stays.
-            self.story.spool(|s| s.trouble = Some(why.to_owned()));
-            self.story.note(format!("the spool cannot be used any more: {why}"));
+            self.reporter.spool(|s| s.trouble = Some(why.to_owned()));
+            self.reporter.note(format!("the spool cannot be used any more: {why}"));
             return None;
         }
         let securing = self.spooling.securing.take();
@@ -293,10 +293,10 @@ impl SourceDriver {
     /// it.
     fn lose_spool(&mut self, why: &str) {
         self.spooling.spooler.take().into_iter().for_each(|spooler| end(spooler, Duration::ZERO));
-        self.story.spool(|s| {
+        self.reporter.spool(|s| {
             s.trouble.get_or_insert_with(|| why.to_owned());
         });
-        self.story.note(format!("the spool is of no use: {why}; pages go over the network alone"));
+        self.reporter.note(format!("the spool is of no use: {why}; pages go over the network alone"));
         if self.spooling.theirs.is_some() {
             self.say(control::Kind::SpoolStop(control::SpoolStop {}));
         }
@@ -306,7 +306,8 @@ impl SourceDriver {
             return;
         }
         if matches!(self.options.mode, Mode::Hybrid | Mode::PostCopy) {
-            self.story.note("--robust strict: no post-copy without it, so this goes on as pre-copy".into());
+            self.reporter
+                .note("--robust strict: no post-copy without it, so this goes on as pre-copy".into());
         }
         self.forbid_post_copy();
     }
@@ -316,7 +317,7 @@ impl SourceDriver {
     fn forbid_post_copy(&mut self) {
         self.options.mode = Mode::PreCopy;
         self.rounds.forbid_post_copy();
-        self.story.forbid_post_copy();
+        self.reporter.forbid_post_copy();
     }
 
     /// In a relaxed post-copy nothing that is missing is in the file when the VM changes hands.
@@ -331,7 +332,7 @@ impl SourceDriver {
         let spooled = control::Spooled { manifest, ..so_far(self.spooling.durable) };
         self.say(control::Kind::Spooled(spooled));
         let trailed = self.missing.bytes();
-        self.story.spool(|s| s.trailed_bytes = trailed.0);
+        self.reporter.spool(|s| s.trailed_bytes = trailed.0);
     }
 
     /// The target runs the guest: in a relaxed post-copy what it lacks goes into the file now.

@@ -40,7 +40,7 @@ impl SourceDriver {
         if !self.may_throttle() || self.phase() != Phase::PreCopy || !self.link.is_up() {
             return Ok(());
         }
-        let (Some(round), Some(lasted)) = (self.current.clone(), self.story.round_lasts()) else {
+        let (Some(round), Some(lasted)) = (self.current.clone(), self.reporter.round_lasts()) else {
             return Ok(());
         };
         self.count_stalls();
@@ -113,7 +113,7 @@ impl SourceDriver {
             Err(e) => format!("that does not suffice, but its vCPUs cannot be made to stand still: {e}"),
         };
         if !std::mem::replace(&mut self.throttling.told, true) {
-            self.story.note(told);
+            self.reporter.note(told);
         }
     }
 
@@ -147,7 +147,7 @@ impl SourceDriver {
             Ok(()) => {
                 if self.throttling.pace.replace(sent_per_s).is_none() {
                     self.throttling.since = Some(self.current.as_ref().map_or(0, |round| round.number));
-                    self.story.throttled();
+                    self.reporter.throttled();
                 }
                 Ok(())
             }
@@ -165,7 +165,7 @@ impl SourceDriver {
         let stood = self.parts.stuns.as_ref().map(|stuns| stuns.stalls()).unwrap_or_default();
         let (now, stalls) = (Instant::now(), tracker.stalls().and(stood));
         if let Some((then, before)) = self.throttling.looked.replace((now, stalls)) {
-            self.story.stalled(&stalls, stalls.total.saturating_sub(before.total), now - then);
+            self.reporter.stalled(&stalls, stalls.total.saturating_sub(before.total), now - then);
         }
     }
 }

@@ -78,12 +78,12 @@ impl SourceDriver {
     /// What else is done where a post-copy cannot be made safe.
     pub(super) fn decide_without(&mut self) -> NextStep {
         self.forbid_post_copy();
-        let decision = self.rounds.choose(self.story.lasted(), self.dirty.bytes());
+        let decision = self.rounds.choose(self.reporter.lasted(), self.dirty.bytes());
         let step = self.heed(decision);
         if step == NextStep::Round
             && let Err(Broken { what, why }) = self.judge()
         {
-            self.story.note(format!("the guest could not be slowed: {what}: {why}"));
+            self.reporter.note(format!("the guest could not be slowed: {what}: {why}"));
         }
         step
     }
@@ -91,8 +91,8 @@ impl SourceDriver {
     pub(super) fn secured(&mut self, pages: u64, took: Duration) -> Option<SourceEvent> {
         let Some(securing) = &mut self.spooling.securing else {
             if self.spooling.owes {
-                self.story.safe();
-                self.story
+                self.reporter.safe();
+                self.reporter
                     .note("all that the target lacks is in the spool: it no longer needs this host".into());
             }
             return None;
@@ -143,7 +143,7 @@ impl SourceDriver {
         let securing = self.spooling.securing.as_mut()?;
         securing.passes.push(Pass { pages, took, dirtied: written.len() });
         let passes = securing.passes.len() as u32;
-        self.story.spool(|s| s.passes = passes);
+        self.reporter.spool(|s| s.passes = passes);
         match policy::secure(&securing.passes, self.options.max_downtime) {
             Secure::Stop => {
                 securing.insecure = written;
@@ -159,7 +159,7 @@ impl SourceDriver {
             }
             Secure::Hopeless => {
                 self.spooling.securing = None;
-                self.story.note(
+                self.reporter.note(
                     "the guest writes faster than the datastore takes it, so a post-copy would not be safe \
                      (--robust strict): this goes on as pre-copy"
                         .into(),
@@ -217,7 +217,7 @@ impl SourceDriver {
         let (floor, end) = (securing.floor, durable.extents);
         let manifest = Some(control::Manifest { floor, outdated: vec![], end });
         self.say(control::Kind::Spooled(control::Spooled { manifest, ..so_far(durable) }));
-        self.story.safe();
+        self.reporter.safe();
         Some(SourceEvent::Saved { more })
     }
 

@@ -21,7 +21,7 @@ use units::{Bytes, MemorySet, PAGE_SIZE};
 /// A rate over less than this says nothing: the last known one holds.
 const MEASURABLE: Duration = Duration::from_millis(20);
 
-pub(super) struct Story {
+pub(super) struct Reporter {
     events: Arc<dyn Fn(Event) + Send + Sync>,
     traffic: Arc<Traffic>,
     report: Report,
@@ -51,7 +51,7 @@ pub(super) struct Story {
     verify: bool,
 }
 
-impl Story {
+impl Reporter {
     pub(super) fn new(
         parts: &SourceParts,
         options: &MigrateOptions,
