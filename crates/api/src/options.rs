@@ -293,9 +293,9 @@ mod time {
         Duration::from_secs(60)
     }
 
-    /// What is less than nothing is nothing, which is refused where a time is needed.
-    fn of_ms(ms: f64) -> Duration {
-        Duration::try_from_secs_f64(ms.min(A_YEAR_MS) / 1000.0).unwrap_or_default()
+    fn of_ms<E: serde::de::Error>(ms: f64) -> Result<Duration, E> {
+        Duration::try_from_secs_f64(ms.min(A_YEAR_MS) / 1000.0)
+            .map_err(|_| E::custom(format!("a time of {ms} ms is not more than nothing")))
     }
 
     pub(super) mod ms {
@@ -309,7 +309,7 @@ mod time {
         pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
             from: D,
         ) -> Result<Duration, D::Error> {
-            f64::deserialize(from).map(super::of_ms)
+            super::of_ms(f64::deserialize(from)?)
         }
     }
 
@@ -327,7 +327,7 @@ mod time {
         pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
             from: D,
         ) -> Result<Option<Duration>, D::Error> {
-            Ok(Option::<f64>::deserialize(from)?.map(super::of_ms))
+            Option::<f64>::deserialize(from)?.map(super::of_ms).transpose()
         }
     }
 
@@ -388,7 +388,8 @@ mod tests {
         let wire = serde_json::to_value(&asked).unwrap();
         assert_eq!((&wire["max_downtime_ms"], &wire["bandwidth"]), (&1.5.into(), &5.into()));
         assert_eq!(parse(&wire.to_string()).unwrap(), asked);
-        assert_eq!(parse("{\"to\":\"b\",\"give_up_ms\":-1}").unwrap().give_up, Duration::ZERO);
+        assert_eq!(parse("{\"to\":\"b\",\"give_up_ms\":0}").unwrap().give_up, Duration::ZERO);
+        assert!(parse("{\"to\":\"b\",\"give_up_ms\":-1}").is_err());
     }
 
     #[test]
