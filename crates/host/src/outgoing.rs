@@ -206,7 +206,7 @@ fn memory_of(vm: &VmRecord, departure: &DepartureRecord) -> Result<Vec<RamBlock>
     Ok(open(vm).map_err(|e| e.to_string())?.ram_blocks().to_vec())
 }
 
-/// Nothing is missing_pages to this guest: it waits at no hole of its memory any more.
+/// This guest misses nothing: it waits at no hole of its memory any more.
 fn end_watch(vm: &VmRecord) -> Result<(), String> {
     let Some(waits) = kept(vm)?.waits else { return Ok(()) };
     let target = attach::Target::reopen(handle_of(vm)?.pid, &waits.blocks).map_err(|e| e.to_string())?;

@@ -9,7 +9,7 @@ use agent::{
     config::{Address, Tracker as Kind},
     migrate::{Events, MigrateRequest},
 };
-use api::{Event, Phase};
+use api::{Event, PastMigration, Phase};
 use engine::{Dial, LinkHistory, Reading, RemoteRecord, SharedPort, SourceParts, TcpDial};
 use pki::Security;
 use ports::shared::not_behind;
@@ -63,12 +63,12 @@ struct Read {
 
 impl Mover {
     /// How many streams a migration may use: what the last one found out need not be found out again.
-    fn streams_of(&self, request: &MigrateRequest) -> RangeInclusive<u32> {
+    fn streams_of(request: &MigrateRequest, history: &[PastMigration]) -> RangeInclusive<u32> {
         if let Some(n) = request.options.streams {
             return n.into()..=n.into();
         }
         let (least, most) = streams().into_inner();
-        let before = self.store.history(&request.vm.name).last().map_or(0, |past| past.streams);
+        let before = history.last().map_or(0, |past| past.streams);
         least.max(before.min(most))..=most
     }
 
@@ -176,6 +176,7 @@ impl Mover {
             self.store.departure(&vm.name, request.id, &request.options.to, &address).decided_by(&identity);
         let journal = journal.with_memory(serde_json::to_value(open.ram_blocks()).map_err(|e| one(&e))?);
         let journal: Box<dyn SourceJournal> = Box::new(Watched::new(journal, watchdog));
+        let history = self.store.history(&vm.name);
         let parts = SourceParts {
             vm: vm.name.clone(),
             from: self.store.host().to_owned(),
@@ -191,9 +192,9 @@ impl Mover {
             machine: SharedPort::new(Box::new(open)),
             journal,
             cores,
-            history: self.store.history(&vm.name),
+            streams: Self::streams_of(request, &history),
+            history,
             link_history,
-            streams: self.streams_of(request),
             writers,
             record,
             dial,
