@@ -8,16 +8,16 @@ use crate::{
     secrets::Secrets,
     send::{Pacer, Said, Streams},
     spaced::Spaced,
-    spooler::SpoolSaid,
 };
 use api::{Event, Fate, MigrateOptions, Mode, Report, Robust};
+use page::Counts;
 use policy::Budget;
 use proto::{
     Brief, Link, LinkEvent, NextStep, Phase, Rounds, Shape, Source, SourceEffect, SourceEnd, SourceEvent,
-    Token, control,
+    SpoolEvent, SpoolSaid, Token, control,
 };
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     io,
     ops::ControlFlow,
     sync::{
@@ -97,7 +97,7 @@ enum Signal {
     /// From the streams of this connection's generation: those of an older one no longer matter.
     Said(u32, Said),
     /// From the thread that writes the file.
-    Spool(u32, SpoolSaid),
+    Spool(u32, SpoolSaid<MemorySet>, Counts),
     /// The target's word, on the control connection of this generation.
     Heard(u32, control::Kind),
     /// The target was called for a control connection of this generation.
@@ -135,8 +135,6 @@ pub struct SourceDriver {
     notes_heard: u32,
     /// The target's own name, which is what it claims by.
     target: String,
-    /// The streams that have sent their share of the round.
-    round_parts: HashSet<u32>,
     state: Option<DeviceState>,
     speaker: Option<Speaker>,
     streams: Option<Streams>,
@@ -196,6 +194,7 @@ impl SourceDriver {
         let limits = Budget { downtime: options.max_downtime, post_copy: options.post_copy() };
         let rounds = Rounds::new(options.mode.demanded(), limits, parts.link_history.switchover);
         let reporter = Reporter::new(&parts, &options, events);
+        let spooling = Spooling::new(&options, round_first);
         let driver = Self {
             core: None,
             rounds,
@@ -208,7 +207,6 @@ impl SourceDriver {
             offering: None,
             notes_heard: 0,
             target: String::new(),
-            round_parts: HashSet::new(),
             link: Link::default(),
             link_timer: None,
             gives_up_at: None,
@@ -236,7 +234,7 @@ impl SourceDriver {
             doubt_after: DOUBT,
             throttling: Throttling::default(),
             forecaster: Forecaster::default(),
-            spooling: Spooling::new(round_first),
+            spooling,
             watching: Watching::default(),
             reporter,
             tell: tell.clone(),
@@ -368,12 +366,9 @@ impl SourceDriver {
             };
             let event = match signal {
                 Ok(Signal::Event(event)) => self.look_at(event),
-                Ok(Signal::Saved(pause, saved)) if pause == self.aborted_pauses => {
-                    let event = self.saved(saved);
-                    self.hold(event)
-                }
+                Ok(Signal::Saved(pause, saved)) if pause == self.aborted_pauses => self.saved(saved),
                 Ok(Signal::Watched(seen)) => self.watched(seen),
-                Ok(Signal::Spool(turn, said)) => self.hear_spool(turn, said),
+                Ok(Signal::Spool(turn, said, counts)) => self.hear_spool(turn, said, counts),
                 Ok(Signal::Said(generation, said)) if generation == self.generation => self.hear(said),
                 Ok(Signal::Opened(generation, stream, conn)) if generation == self.generation => {
                     self.opened(stream, conn)
@@ -401,7 +396,7 @@ impl SourceDriver {
                     watched.err().map(|failed| self.broke(failed))
                 }
             };
-            if let Some(event) = event.or_else(|| self.waits_in_vain()) {
+            if let Some(event) = event {
                 todo.extend(self.decide(event));
             }
             if self.in_doubt_for_long() {
@@ -499,9 +494,7 @@ impl SourceDriver {
         match said {
             Said::RoundDone(stream, round, sent) => {
                 self.reporter.sent(sent);
-                // A stream that was lost says so once more.
-                let new = self.round_parts.insert(stream);
-                self.sent().filter(|sent| new && *sent == SourceEvent::Sent(round))
+                self.spool(SpoolEvent::StreamSent(stream, round))
             }
             Said::PushDone(sent) => {
                 self.reporter.sent(sent);

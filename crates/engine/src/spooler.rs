@@ -2,6 +2,7 @@
 
 use crate::{ports::GuestMemory, queue::RoundQueue};
 use page::{Counts, Sent};
+use proto::{SpoolMark, SpoolSaid};
 use spool::{Content, MOST_PAGES, Mark, Refused, Writer};
 use std::{
     collections::VecDeque,
@@ -43,32 +44,9 @@ pub(crate) enum SpoolJob {
     Secure(MemorySet),
 }
 
-/// What it has to say. It is said along with the turn that the job was given in.
-#[derive(Debug)]
-pub(crate) enum SpoolSaid {
-    /// Up to here, everything is durable; and from which extent on it is to go into the target's memory now,
-    /// if at all.
-    Durable(Mark, Option<u64>),
-    /// All that it took of the round is in the target's memory, but for these pages, which nobody must rely
-    /// on.
-    RoundOver {
-        /// These are dirty again.
-        returned: MemorySet,
-        /// What went otherwise.
-        counts: Counts,
-        /// Why some came back.
-        failed: Option<String>,
-    },
-    /// The pages of the oldest job of that kind are durable.
-    Secured {
-        /// How many.
-        pages: u64,
-        /// Since it was begun.
-        took: Duration,
-    },
-    /// They never will be.
-    Failed(String),
-}
+/// Hears the thread: the turn that the job was given in, what there is to say of it, and what went by way of
+/// the file.
+type Say = dyn Fn(u32, SpoolSaid<MemorySet>, Counts) + Send;
 
 /// The thread, and what it is told. Dropping it ends the thread as soon as the store lets it.
 pub(crate) struct Spooler {
@@ -101,7 +79,7 @@ impl Spooler {
         writer: Writer,
         memory: Arc<dyn GuestMemory>,
         compress: bool,
-        say: impl Fn(u32, SpoolSaid) + Send + 'static,
+        say: impl Fn(u32, SpoolSaid<MemorySet>, Counts) + Send + 'static,
     ) -> io::Result<Self> {
         let (jobs, todo) = channel();
         let (writer, shared) = (Arc::new(writer), Arc::<SpoolerState>::default());
@@ -129,12 +107,9 @@ impl Spooler {
         let _ = self.jobs.send((turn, job));
     }
 
-    /// All jobs so far are left as they are: nothing more of them goes into the file, and nothing that is
-    /// said of them matters. Returns the turn from now on.
-    pub(crate) fn leave(&self) -> u32 {
-        let mut turn = self.shared.turn();
-        *turn += 1;
-        *turn
+    /// All jobs so far are left as they are: nothing more of them goes into the file. The turn from now on.
+    pub(crate) fn leave(&self, turn: u32) {
+        *self.shared.turn() = turn;
     }
 
     /// Extents that were appended so far.
@@ -170,7 +145,7 @@ struct Worker {
     shared: Arc<SpoolerState>,
     memory: Arc<dyn GuestMemory>,
     compress: bool,
-    say: Box<dyn Fn(u32, SpoolSaid) + Send>,
+    say: Box<Say>,
     /// Of the current job.
     turn: u32,
     told: Mark,
@@ -195,18 +170,18 @@ impl Worker {
                 SpoolJob::Secure(pages) => {
                     let begun = Instant::now();
                     let said = match self.secure(&pages) {
-                        Ok(()) => SpoolSaid::Secured { pages: pages.len(), took: begun.elapsed() },
+                        Ok(()) => SpoolSaid::Secured(pages.len(), begun.elapsed()),
                         Err(why) => SpoolSaid::Failed(why),
                     };
                     self.shared.trails.fetch_sub(pages.len(), SeqCst);
-                    self.say(said);
+                    self.say(said, Counts::default());
                 }
             }
         }
     }
 
-    fn say(&self, said: SpoolSaid) {
-        (self.say)(self.turn, said);
+    fn say(&self, said: SpoolSaid<MemorySet>, counts: Counts) {
+        (self.say)(self.turn, said, counts);
     }
 
     fn is_left(&self) -> bool {
@@ -237,7 +212,9 @@ impl Worker {
         let durable = self.writer.progress().durable;
         if durable > self.told {
             self.told = durable;
-            self.say(SpoolSaid::Durable(durable, receive_from));
+            let Mark { extents, bytes } = durable;
+            let durable = SpoolMark { extents, bytes };
+            self.say(SpoolSaid::Durable(durable, receive_from), Counts::default());
         }
     }
 
@@ -290,7 +267,7 @@ impl Worker {
         for (block, pages) in returned.blocks() {
             pages.runs().flat_map(|run| run.pieces(1)).for_each(|page| sent.forget(block, page.start));
         }
-        self.say(SpoolSaid::RoundOver { returned, counts, failed });
+        self.say(SpoolSaid::RoundOver(returned, failed), counts);
     }
 
     /// How much may be under way.

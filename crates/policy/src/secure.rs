@@ -15,7 +15,7 @@ const MOST_PASSES: u32 = 12;
 const SHRINKS: f64 = 0.8;
 
 /// What one pass over what was written showed.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Pass {
     /// Pages that it put into the file.
     pub pages: u64,

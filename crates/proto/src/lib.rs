@@ -11,6 +11,7 @@ mod link;
 mod preamble;
 mod rounds;
 mod source;
+mod spool;
 mod target;
 
 pub use brief::Brief;
@@ -25,6 +26,10 @@ pub use policy::Phase;
 pub use preamble::{MAGIC, Preamble, PreambleError, Purpose, REPLY, Reply, Status, Token, VERSION};
 pub use rounds::{Decision, Moved, Rounds, Warning};
 pub use source::{NextStep, Source, SourceEffect, SourceEnd, SourceEvent};
+pub use spool::{
+    Manifest, PageSet, SourceSpool, SpoolEffect, SpoolEvent, SpoolMark, SpoolNote, SpoolSaid, SpoolTerms,
+    ToSecure,
+};
 pub use target::{Target, TargetEffect, TargetEnd, TargetEvent};
 
 /// The control messages, generated from `proto/control.proto`.

@@ -13,7 +13,7 @@ use crate::{
     world::{Conditions, Timer, World, say},
 };
 use proto::{
-    LinkEvent, SourceEffect, SourceEvent,
+    LinkEvent, SourceEffect, SourceEvent, SpoolEvent,
     control::{self, Kind},
 };
 
@@ -28,7 +28,7 @@ mod streams; // how it sends pages
 mod work; // what it holds
 
 pub(crate) use call_off::Call;
-pub(crate) use spooling::{Said, Spooling};
+pub(crate) use spooling::Spooling;
 pub(crate) use work::{Departure, Do, Heard, Job, Reopened, Saving, SourceAgent, Stream, Work};
 
 impl World {
@@ -100,7 +100,7 @@ impl World {
         let told_late = self.has(PlantedBug::WatchdogToldLate);
         let hash_early = self.has(PlantedBug::HashedTooEarly);
         if effect == SourceEffect::Rejoin {
-            self.leave_spool();
+            self.source_spool(SpoolEvent::Left);
         }
         let frozen_late = self.has(PlantedBug::FrozenAfterAuthorization);
         let asked_in_vain = self.is_set(Timer::Again(Side::Source));
@@ -161,7 +161,7 @@ impl World {
                         conn.say(Side::Source, Word::Say(Printed(Kind::Hashes(hashes))));
                     }
                 }
-                self.announce_relaxed();
+                self.source_spool(SpoolEvent::Sending(self.spool.appended().into()));
                 let Some(work) = self.source.work.as_deref_mut() else { return };
                 let was = u64::from(work.was == Was::Stood) << STOOD;
                 let stream = control::Compressed { raw: u64::from(work.state) | was, lz4: vec![] };

@@ -9,7 +9,7 @@ use crate::{
     send::{Job, Streams},
     survey, verify, why,
 };
-use proto::{Decision, NextStep, SourceEffect, SourceEvent, control};
+use proto::{Decision, NextStep, SourceEffect, SourceEvent, SpoolEvent, control};
 use std::{io, sync::Arc, thread};
 use units::{Epoch, MemorySet};
 
@@ -50,11 +50,10 @@ impl SourceDriver {
                 self.end_round(self.dirty.len());
                 let decision = self.rounds.decide(self.reporter.lasted(), self.dirty.bytes());
                 let step = self.heed(decision);
-                let Some(step) = self.secure_before(step) else { return Ok(None) };
                 if step == NextStep::Round {
                     self.judge()?;
                 }
-                Ok(Some(SourceEvent::Decided(step)))
+                Ok(self.spool(SpoolEvent::Decided(step, self.spooled_so_far())))
             }
             SourceEffect::JournalPause => {
                 self.end_watch();
@@ -83,7 +82,9 @@ impl SourceDriver {
                 Ok(Some(SourceEvent::Stopped))
             }
             SourceEffect::SendMissing => {
-                self.collect_missing()?;
+                let written = self.collect_written()?;
+                self.spool(SpoolEvent::Written(written));
+                self.spool(SpoolEvent::Missing(self.stopped));
                 let missing = control::Missing { blocks: proto::bitmaps(&self.dirty) };
                 self.missing.union(&self.dirty);
                 self.dirty.clear();
@@ -186,12 +187,16 @@ impl SourceDriver {
 
     /// To the streams.
     pub(super) fn give(&mut self, round: Arc<RoundQueue>) {
-        self.round_parts.clear();
         self.current = Some(round.clone());
         if let Some(streams) = &self.streams {
             streams.give(&Job::Round(round.clone(), Arc::new(MemorySet::empty([]))));
         }
-        self.spool_round(&round);
+        self.spool(SpoolEvent::Round {
+            number: round.number,
+            pages: round.set.len(),
+            streams: self.streams.as_ref().map_or(0, Streams::count),
+            stopped: self.stopped,
+        });
     }
 
     pub(super) fn nothing(&self) -> MemorySet {
@@ -203,8 +208,18 @@ impl SourceDriver {
         tracker.collect(&mut self.dirty).map_err(why("collect the pages that the guest wrote"))
     }
 
+    /// What the guest wrote since that was asked last, which is dirty now.
+    pub(super) fn collect_written(&mut self) -> Result<MemorySet, Broken> {
+        let mut written = self.nothing();
+        if let Some(tracker) = &mut self.parts.tracker {
+            tracker.collect(&mut written).map_err(why("collect the pages that the guest wrote"))?;
+        }
+        self.dirty.union(&written);
+        Ok(written)
+    }
+
     /// The device state is there; what was written to guest memory meanwhile must go along.
-    pub(super) fn saved(&mut self, saved: Result<Saved, MachineError>) -> SourceEvent {
+    pub(super) fn saved(&mut self, saved: Result<Saved, MachineError>) -> Option<SourceEvent> {
         let saved = saved.map_err(Broken::from).and_then(|saved| {
             self.reporter.looked(saved.looked);
             self.reporter.frozen(saved.frozen_in);
@@ -212,8 +227,8 @@ impl SourceDriver {
             self.collect()
         });
         match saved {
-            Ok(()) => SourceEvent::Saved { more: !self.dirty.is_empty() },
-            Err(Broken { what, why }) => SourceEvent::Broke { what, why },
+            Ok(()) => self.spool(SpoolEvent::Saved(!self.dirty.is_empty())),
+            Err(Broken { what, why }) => Some(SourceEvent::Broke { what, why }),
         }
     }
 
@@ -225,7 +240,7 @@ impl SourceDriver {
             self.hang_up();
             return Ok(SourceEvent::LinkLost(lost.to_string()));
         }
-        self.announce_relaxed();
+        self.spool(SpoolEvent::Sending(self.spooled_so_far()));
         let state = self.state.take().unwrap_or_default();
         self.say(control::Kind::State(control::State {
             after_round,
@@ -266,7 +281,7 @@ impl SourceDriver {
         if let Some(streams) = &self.streams {
             streams.give(&Job::Push(self.to_push.clone()));
         }
-        self.secure_missing();
+        self.spool(SpoolEvent::Serving);
     }
 
     /// A fence must reach the disk, or what follows from it must wait.

@@ -10,7 +10,8 @@ use crate::{
     send::{Said, StreamContext, Streams, serve_faults},
 };
 use proto::{
-    Answer, LinkEffect, LinkEvent, NoLink, Purpose, Rest, SourceEvent, Token, control, outlives_link,
+    Answer, LinkEffect, LinkEvent, NoLink, Purpose, Rest, SourceEvent, SpoolEvent, Token, control,
+    outlives_link,
 };
 use std::{
     collections::VecDeque,
@@ -120,7 +121,7 @@ impl SourceDriver {
     /// How long until the link or the record wants something.
     pub(super) fn due_in(&self) -> Duration {
         let link = self.link_timer.as_ref().map(|(at, _)| *at);
-        let first = [link, self.gives_up_at, self.asks_at].into_iter().flatten().min();
+        let first = [link, self.gives_up_at, self.asks_at, self.spooling.late_at].into_iter().flatten().min();
         first.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()))
     }
 
@@ -131,6 +132,9 @@ impl SourceDriver {
         }
         if self.gives_up_at.take_if(|at| *at <= now).is_some() {
             return self.link(LinkEvent::GaveUp);
+        }
+        if self.spooling.late_at.take_if(|at| *at <= now).is_some() {
+            return self.spool(SpoolEvent::Late);
         }
         if self.asks_at.take_if(|at| *at <= now).is_some() {
             self.ask_record();
@@ -166,7 +170,7 @@ impl SourceDriver {
     /// way is sent again (I2).
     pub(super) fn rejoin(&mut self) -> Option<SourceEvent> {
         self.hang_up();
-        self.leave_spool();
+        self.spool(SpoolEvent::Left);
         self.reporter.note(format!(
             "the connection to {} was lost; the VM runs on here, reconnecting for up to {} s (--give-up)",
             self.parts.to,
@@ -384,6 +388,7 @@ impl SourceDriver {
         self.streams = None;
         self.reopened.clear();
         self.link.hung_up();
+        self.spooling.core.hung_up();
         if let Some(conn) = self.answering.take() {
             conn.shut();
         }

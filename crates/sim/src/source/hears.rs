@@ -11,7 +11,7 @@ use crate::{
     world::{Timer, World, say},
 };
 use proto::{
-    LinkEvent, SourceEffect, SourceEnd, SourceEvent,
+    LinkEvent, SourceEffect, SourceEnd, SourceEvent, SpoolEvent,
     control::{self, Kind},
     outlives_link,
 };
@@ -69,13 +69,9 @@ impl World {
                 }
             }
             Heard::Silent(_) => {}
-            Heard::Shared(conn, _) => {
+            Heard::Shared(conn, round) => {
                 if let Some(stream) = work.streams.iter().position(|s| s.conn == conn) {
-                    let before = work.parts;
-                    work.parts |= 1 << stream;
-                    if work.parts != before {
-                        self.round_is_sent();
-                    }
+                    self.source_spool(SpoolEvent::StreamSent(stream as u32, round));
                 }
             }
             // Of a pause that came to nothing.
@@ -88,7 +84,7 @@ impl World {
                     }
                     work.saved = true;
                     let more = !work.dirty.none();
-                    self.source_has_saved(more);
+                    self.source_spool(SpoolEvent::Saved(more));
                 }
                 None => work.broke("collect"),
             },
@@ -102,6 +98,7 @@ impl World {
                 work.event(event);
             }
             Heard::Spool(turn, said) => self.hear_spool(turn, said),
+            Heard::SpoolLate => self.source_spool(SpoolEvent::Late),
             Heard::Qemu(news) => self.hear_qemu(news),
             Heard::Cancel => work.event(SourceEvent::Cancel),
             Heard::Resolved => work.event(SourceEvent::Resolved),

@@ -171,6 +171,7 @@ impl World {
     pub fn source_hangs_up(&mut self) {
         let Some(work) = self.source.work.as_deref_mut() else { return };
         work.link.hung_up();
+        work.spooling.core.hung_up();
         let streams = std::mem::take(&mut work.streams);
         let reopened = std::mem::take(&mut work.reopened);
         let ids = streams.iter().map(|s| s.conn).chain(work.answering.take()).chain(work.control.take());

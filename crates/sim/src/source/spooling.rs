@@ -1,9 +1,9 @@
-//! What goes into the file when, and what is done when it fails. Mirrors `engine/source/spooling.rs`.
+//! The file on the datastore: what the core's [`SourceSpool`] wants done with it. Mirrors the executor in
+//! `engine/source/spooling.rs`.
 
-mod securing; // before a post-copy that must survive this side
 mod spooler; // the thread that writes it
 
-use super::{bitmap, pages};
+use super::{Heard, bitmap, pages};
 use crate::{
     driver::Driver,
     link::{Side, Word},
@@ -14,42 +14,30 @@ use crate::{
     spool::Own,
     world::{Timer, World, say},
 };
+use policy::Budget;
 use proto::{
-    SourceEvent,
+    Moved, NextStep, PageSet, Rounds, SourceEvent, SourceSpool, SpoolEffect, SpoolEvent, SpoolMark,
+    SpoolNote, SpoolSaid, SpoolTerms, ToSecure,
     control::{self, Kind},
 };
-use securing::{Securing, SecuringPhase};
-pub(crate) use spooler::Said;
 use spooler::{Spooler, Task};
+use std::{collections::VecDeque, time::Duration};
+use units::Bytes;
 
 /// Rounds of fewer pages go over the network alone.
-const LEAST_ROUND: usize = 2;
+const LEAST_ROUND: u64 = 2;
 
 /// The file, as the driver sees it.
-#[derive(Clone, Hash, Default, Debug)]
+#[derive(Clone, Hash, Debug)]
 pub struct Spooling {
+    /// What decides.
+    pub core: SourceSpool<Pages>,
     /// The thread that writes it; none: there is no file, or it is of no use any more.
     pub spooler: Option<Spooler>,
-    /// Whether the target has said that it reads it.
-    pub agreed: bool,
-    /// What the thread says of jobs of other turns does not matter any more.
-    pub turn: u8,
-    /// Its part in the current round.
-    pub round: Part,
     /// Pages of the round that were taken for it, and are not known to be in the target's memory.
     pub unsure: Pages,
     /// Nothing of the round is taken for it any more.
     pub left: bool,
-    /// Before a strict post-copy.
-    pub securing: Option<Securing>,
-    /// Pages are missing: it is a post-copy.
-    pub owes: bool,
-    /// What is missing in a relaxed one is on its way into it.
-    pub follows: bool,
-    /// Its durable end.
-    pub durable: u16,
-    /// Extents that the target has read.
-    pub taken: u16,
     /// What the target's file said when it was looked at last.
     pub look: Option<bool>,
     /// No post-copy any more.
@@ -58,39 +46,166 @@ pub struct Spooling {
     pub at_work: bool,
 }
 
-/// The file's part in the current round.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
-pub enum Part {
-    /// None, or it is done.
-    #[default]
-    Over,
-    /// The thread takes pages.
-    Busy,
-    /// It was given up: the target must say that nothing old will arrive any more.
-    Stopping,
+impl PageSet for Pages {
+    fn count(&self) -> u64 {
+        self.0.count_ones().into()
+    }
+
+    fn unite(&mut self, others: &Self) {
+        *self = self.or(*others);
+    }
 }
 
-fn so_far(extents: u16) -> control::Spooled {
-    control::Spooled { extents: extents.into(), bytes: extents.into(), ..Default::default() }
+impl Default for Spooling {
+    fn default() -> Self {
+        Self::with(SpoolTerms::default())
+    }
 }
 
 impl Spooling {
+    fn with(terms: SpoolTerms) -> Self {
+        Self {
+            core: SourceSpool::new(terms),
+            spooler: None,
+            unsure: Pages::default(),
+            left: false,
+            look: None,
+            forbids_post_copy: false,
+            at_work: false,
+        }
+    }
+
     /// What a migration begins with.
     pub fn begin(setup: &Setup) -> Self {
-        let wanted = setup.spooling != Wanted::Off;
-        Self { spooler: wanted.then(Spooler::default), at_work: wanted, ..Self::default() }
+        if setup.spooling == Wanted::Off {
+            return Self::default();
+        }
+        let strict = setup.spooling == Wanted::Strict;
+        let terms = SpoolTerms { strict, post_copy_without: true, least_round: LEAST_ROUND };
+        let mut begun = Self { spooler: Some(Spooler::default()), at_work: true, ..Self::with(terms) };
+        begun.core.handle(Duration::ZERO, SpoolEvent::Made);
+        begun
     }
 
     /// To the thread.
     fn give(&mut self, task: Task, timers: &mut Vec<(u32, Timer)>) {
         if let Some(spooler) = &mut self.spooler {
-            spooler.jobs.push_back((self.turn, task));
+            spooler.jobs.push_back((self.core.turn(), task));
             Timer::Stall.set_in(timers);
         }
     }
 }
 
 impl World {
+    /// Something has happened to the file: does what follows.
+    pub(super) fn source_spool(&mut self, event: SpoolEvent<Pages>) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let Some(work) = self.source.work.as_deref_mut() else { return };
+            for effect in work.spooling.core.handle(Duration::ZERO, event) {
+                events.extend(self.spool_effect(effect));
+            }
+        }
+    }
+
+    fn spool_effect(&mut self, effect: SpoolEffect<Pages>) -> Vec<SpoolEvent<Pages>> {
+        let forgets = self.has(PlantedBug::ReturnedForgotten);
+        let no_barrier = self.has(PlantedBug::NoBarrier);
+        let (most, guest) = (self.setup.rounds, self.setup.guest);
+        let Some(work) = self.source.work.as_deref_mut() else { return vec![] };
+        match effect {
+            SpoolEffect::TakeShares => work.spooling.give(Task::Round, &mut self.timers),
+            SpoolEffect::Secure(pages) => return self.secure(pages),
+            SpoolEffect::EndShares(_) => {
+                if let Some(spooler) = &mut work.spooling.spooler {
+                    spooler.over = true;
+                }
+            }
+            SpoolEffect::Leave(_) => work.spooling.left = true,
+            SpoolEffect::Lose(why) => {
+                say!(self, "source: the spool is of no use: {why}");
+                self.end_spool();
+            }
+            SpoolEffect::ForbidPostCopy => work.spooling.forbids_post_copy = true,
+            SpoolEffect::Dirty(_) if forgets => {}
+            SpoolEffect::Dirty(pages) => work.dirty = work.dirty.or(pages),
+            SpoolEffect::Collect => {
+                let passes = work.spooling.core.passes() + 1;
+                let Some(tracked) = &mut self.qemus[0].tracked else {
+                    work.broke("collect");
+                    return vec![];
+                };
+                let written = std::mem::take(tracked);
+                work.dirty = work.dirty.or(written);
+                say!(self, "source: pass {passes} left {written:?}");
+                let outruns = guest % 5 == 3;
+                if outruns {
+                    self.guest.wake(self.setup.busy);
+                }
+                let fits = passes >= u32::from(most) && !outruns;
+                let downtime = if fits { Duration::from_secs(3600) } else { Duration::ZERO };
+                return vec![SpoolEvent::Written(written), SpoolEvent::Collected(downtime)];
+            }
+            SpoolEffect::Decide => {
+                let step = self.next_step(false);
+                self.source_event(SourceEvent::Decided(step));
+            }
+            SpoolEffect::Say(kind) => self.source_says(kind),
+            SpoolEffect::Announce(manifest, durable) => {
+                let proto::Manifest { floor, end, outdated } = manifest;
+                let missing = work.missing;
+                let outdated = if outdated && !missing.none() { vec![bitmap(missing)] } else { vec![] };
+                let manifest = Some(control::Manifest { floor, outdated, end });
+                self.source_says(Kind::Spooled(control::Spooled { manifest, ..durable.so_far() }));
+            }
+            SpoolEffect::Await(_) => {
+                self.call_off(Timer::Stall);
+                self.set(Timer::Stall);
+            }
+            SpoolEffect::Tell(event) => {
+                let received = match event {
+                    SourceEvent::Sent(round) if no_barrier => Some(control::RoundReceived { round }),
+                    _ => None,
+                };
+                work.event(event);
+                if let Some(received) = received {
+                    work.event(SourceEvent::Message(Kind::RoundReceived(received)));
+                }
+            }
+            SpoolEffect::Note(SpoolNote::Safe) => {
+                say!(self, "source: what is missing is safe");
+                self.call_off(Timer::Stall);
+            }
+            SpoolEffect::HasRead(_) | SpoolEffect::Release | SpoolEffect::Keep(_) | SpoolEffect::Note(_) => {}
+        }
+        vec![]
+    }
+
+    /// To the thread, until they are durable.
+    fn secure(&mut self, pages: ToSecure<Pages>) -> Vec<SpoolEvent<Pages>> {
+        let (hasty, appended) = (self.has(PlantedBug::FenceBeforeSafe), self.spool.appended());
+        let written_forgotten = self.has(PlantedBug::InsecureForgotten);
+        let saved_forgotten = self.has(PlantedBug::SavedNotSecured);
+        let Some(work) = self.source.work.as_deref_mut() else { return vec![] };
+        let (in_pause, forgotten) = match &pages {
+            ToSecure::Dirty => (work.saved, work.saved && saved_forgotten),
+            ToSecure::Missing => (false, false),
+            ToSecure::These(_) => (work.stopped, work.stopped && written_forgotten),
+        };
+        let pages = match pages {
+            ToSecure::Dirty => work.dirty,
+            ToSecure::Missing => work.missing,
+            ToSecure::These(pages) => pages,
+        };
+        if !forgotten {
+            work.spooling.give(Task::Secure(pages), &mut self.timers);
+        }
+        let turn = work.spooling.core.turn();
+        let durable = (hasty && in_pause).then_some(SpoolSaid::Durable(mark(appended), None));
+        let secured = (forgotten || durable.is_some()).then_some(secured());
+        durable.into_iter().chain(secured).map(|said| SpoolEvent::Said(turn, said)).collect()
+    }
+
     /// Says something about the file.
     fn source_says(&mut self, kind: Kind) {
         let control = self.source.work.as_deref().and_then(|work| work.control);
@@ -101,59 +216,62 @@ impl World {
 
     /// Whether the file has a part in the current round.
     pub fn spool_is_busy(&self) -> bool {
-        self.source.work.as_deref().is_some_and(|work| work.spooling.round != Part::Over)
-    }
-
-    fn is_strict(&self) -> bool {
-        self.setup.spooling == Wanted::Strict
+        self.source.work.as_deref().is_some_and(|work| work.spooling.core.is_busy())
     }
 
     /// How memory travels from now on.
-    pub(super) fn way(&self) -> Way {
+    fn way(&self) -> Way {
         let forbidden = self.source.work.as_deref().is_some_and(|work| work.spooling.forbids_post_copy);
         match self.setup.way {
             _ if forbidden => Way::PreCopy,
-            Way::PostCopy if self.is_strict() => Way::Hybrid,
+            Way::PostCopy if self.setup.spooling == Wanted::Strict => Way::Hybrid,
             way => way,
         }
     }
 
-    /// The target's words about the file are not the machine's business (`spool_word`). Says whether it was
-    /// one.
+    /// What comes after a round.
+    pub(super) fn source_decides(&mut self) {
+        let appended = self.spool.appended();
+        let Some(work) = self.source.work.as_deref_mut() else { return };
+        let undone = std::mem::take(&mut work.undone);
+        let step = self.next_step(undone);
+        self.source_spool(SpoolEvent::Decided(step, appended.into()));
+    }
+
+    /// By the product's rule, for a guest that is never quiet, and a link that is measured to be as fast as
+    /// the setup wants it: after its rounds everything fits into the pause, and nothing before.
+    fn next_step(&self, undone: bool) -> NextStep {
+        let rounds = self.source.work.as_deref().map_or(0, |work| work.rounds);
+        let (mode, fits) = match self.way() {
+            // What was to be missing goes in a round, or before the guest runs there: with another wish, a
+            // spool that was lost.
+            Way::Hybrid if undone => (None, self.setup.guest.is_multiple_of(2)),
+            Way::PreCopy => (Some(policy::Way::PreCopy), rounds >= self.setup.rounds),
+            Way::Hybrid => (Some(policy::Way::Hybrid), false),
+            Way::PostCopy => (Some(policy::Way::PostCopy), false),
+        };
+        let (downtime, second) = (Duration::from_millis(300), Duration::from_secs(1));
+        let limits = Budget { downtime, post_copy: self.way() != Way::PreCopy };
+        let mut product = Rounds::new(mode, limits, Duration::ZERO);
+        let (dirty, wire) = (Bytes(1 << 20), Bytes(if fits { 1 << 40 } else { 1 }));
+        product.moved(Moved { round: 1, pages: 1, told: 1, wire, took: second });
+        product.decide(Duration::ZERO, dirty).step
+    }
+
+    /// The target's words about the file are not the machine's business. Says whether it was one.
     pub(super) fn spool_word(&mut self, kind: &Kind) -> bool {
-        let hasty = self.has(PlantedBug::StopNotAwaited);
         let Some(work) = self.source.work.as_deref_mut() else { return false };
-        match kind {
-            Kind::Ready(ready) => {
-                work.spooling.agreed = ready.spool;
-                if work.spooling.spooler.is_some() && !ready.spool {
-                    self.lose_spool();
-                }
-                return false;
-            }
-            Kind::SpoolTaken(taken) => {
-                let taken = taken.extents as u16;
-                if taken > work.spooling.taken {
-                    work.spooling.taken = taken;
-                    self.spool_moved_on();
-                }
-                self.pass_is_read();
-                self.safe_now();
-            }
-            Kind::SpoolStopped(_) => {
-                if work.spooling.round == Part::Stopping && !hasty {
-                    work.spooling.round = Part::Over;
-                    self.round_is_sent();
-                }
-            }
-            Kind::SpoolFailed(_) => self.spool_failed(),
-            Kind::NowMissing(missing) => {
-                let missing = missing.blocks.first().map_or(Pages::default(), pages);
-                work.to_push = Pages(work.to_push.0 & missing.0);
-            }
-            _ => return false,
+        if let Kind::NowMissing(missing) = kind {
+            let missing = missing.blocks.first().map_or(Pages::default(), pages);
+            work.to_push = Pages(work.to_push.0 & missing.0);
+            return true;
         }
-        true
+        let Some(said) = SpoolEvent::of(kind, "the target") else { return false };
+        if matches!(&said, SpoolEvent::Read(extents) if *extents > work.spooling.core.taken()) {
+            self.spool_moved_on();
+        }
+        self.source_spool(said);
+        !matches!(kind, Kind::Ready(_))
     }
 
     /// Something has moved: whoever waits has waited for nothing yet.
@@ -164,179 +282,47 @@ impl World {
         }
     }
 
-    /// Somebody has waited for too long (`Worker::trouble`, `waits_in_vain`).
+    /// Somebody has waited for too long (`Worker::trouble`, `Await`).
     pub fn spool_stalls(&mut self) {
         let Some(work) = self.source.work.as_deref_mut() else { return };
-        let waits = work.spooling.securing.as_ref().is_some_and(|securing| {
-            securing.unread.is_some() || matches!(securing.stage, SecuringPhase::Saved { .. })
-        });
         if let Some(spooler) = &mut work.spooling.spooler {
             spooler.late = spooler.now.is_some() || !spooler.jobs.is_empty();
-            if waits {
-                work.heard.push_back(super::Heard::Spool(work.spooling.turn, Said::Late));
+            if work.spooling.core.secures() {
+                work.heard.push_back(Heard::SpoolLate);
             }
         }
     }
 
-    /// The round is over once all streams have sent their shares and the file's part is in the target's
-    /// memory (`sent`).
-    pub(super) fn round_is_sent(&mut self) {
-        let no_barrier = self.has(PlantedBug::NoBarrier);
-        let Some(work) = self.source.work.as_deref_mut() else { return };
-        let all = work.parts.count_ones() as usize == work.streams.len() && !work.streams.is_empty();
-        if !all || work.spooling.round != Part::Over {
-            return;
-        }
-        let round = work.round;
-        work.event(SourceEvent::Sent(round));
-        if no_barrier {
-            work.event(SourceEvent::Message(Kind::RoundReceived(control::RoundReceived { round })));
-        }
-    }
-
-    /// A round begins: the file takes part, if that is worth it (`spool_round`).
+    /// A round begins.
     pub(super) fn spool_round(&mut self) {
         let Some(work) = self.source.work.as_deref_mut() else { return };
-        let (spooling, worth) = (&mut work.spooling, !work.stopped && work.set.iter().count() >= LEAST_ROUND);
-        (spooling.unsure, spooling.left) = (Pages::default(), false);
-        if worth && spooling.agreed && spooling.spooler.is_some() && !work.streams.is_empty() {
-            spooling.round = Part::Busy;
-            spooling.give(Task::Round, &mut self.timers);
-        }
-    }
-
-    /// The link was lost while the guest runs here (`leave_spool`).
-    pub(super) fn leave_spool(&mut self) {
-        let Some(work) = self.source.work.as_deref_mut() else { return };
-        let spooling = &mut work.spooling;
-        spooling.left = true;
-        if spooling.spooler.is_some() {
-            spooling.turn += 1;
-        }
-        spooling.round = Part::Over;
-        spooling.securing = None;
-        // Nothing is: the guest runs here.
-        spooling.owes = false;
+        (work.spooling.unsure, work.spooling.left) = (Pages::default(), false);
+        let (number, streams, stopped) = (work.round, work.streams.len() as u32, work.stopped);
+        let pages = work.set.count();
+        self.source_spool(SpoolEvent::Round { number, pages, streams, stopped });
     }
 
     /// The thread has something to say (`hear_spool`).
-    pub(super) fn hear_spool(&mut self, turn: u8, said: Said) {
-        let forgets = self.has(PlantedBug::ReturnedForgotten);
+    pub(super) fn hear_spool(&mut self, turn: u32, said: SpoolSaid<Pages>) {
         let hasty = self.has(PlantedBug::StopNotAwaited);
         let Some(work) = self.source.work.as_deref_mut() else { return };
-        let spooling = &mut work.spooling;
-        if let Said::Durable(mark, _) = said {
-            spooling.durable = mark;
+        let over = turn == work.spooling.core.turn() && matches!(said, SpoolSaid::RoundOver(..));
+        let failed = matches!(said, SpoolSaid::RoundOver(_, Some(_)));
+        if over {
+            work.spooling.unsure = Pages::default();
         }
-        if turn != spooling.turn {
-            return;
-        }
-        match said {
-            Said::Durable(mark, receive_from) => {
-                if spooling.agreed {
-                    let (receive, receive_from) = (receive_from.is_some(), receive_from.unwrap_or(0).into());
-                    let spooled = control::Spooled { receive, receive_from, ..so_far(mark) };
-                    self.source_says(Kind::Spooled(spooled));
-                }
-            }
-            Said::RoundOver(returned, failed) => {
-                // Still unacknowledged (I2): nobody knows which of them the target has.
-                if !forgets {
-                    work.dirty = work.dirty.or(returned);
-                }
-                spooling.unsure = Pages::default();
-                if failed {
-                    // Before anything newer is sent, nothing old may arrive any more (I5).
-                    spooling.round = if hasty { Part::Over } else { Part::Stopping };
-                    self.lose_spool();
-                    if hasty {
-                        self.round_is_sent();
-                    }
-                } else {
-                    spooling.round = Part::Over;
-                    self.round_is_sent();
-                }
-            }
-            Said::Secured => self.secured(),
-            Said::Failed => self.spool_failed(),
-            Said::Late => self.waits_in_vain(),
+        self.source_spool(SpoolEvent::Said(turn, said));
+        if over && failed && hasty {
+            self.source_spool(SpoolEvent::Stopped);
         }
     }
 
-    fn spool_failed(&mut self) {
-        let Some(work) = self.source.work.as_deref_mut() else { return };
-        let spooling = &mut work.spooling;
-        if spooling.round == Part::Busy {
-            // Its thread gives back what is under way, and then the round goes on.
-            if let Some(spooler) = &mut spooling.spooler {
-                spooler.over = true;
-            }
-            return;
-        }
-        let safe = spooling.securing.as_ref().is_some_and(|securing| securing.stage == SecuringPhase::Safe);
-        if safe || (spooling.owes && spooling.securing.is_none()) {
-            // What is in the file may be all that the target has one day: it stays.
-            return;
-        }
-        let securing = spooling.securing.take();
-        if spooling.spooler.is_some() {
-            self.lose_spool();
-        }
-        let Some(work) = self.source.work.as_deref_mut() else { return };
-        match securing.map(|securing| securing.stage) {
-            Some(SecuringPhase::Passes) => self.decide_without(),
-            Some(SecuringPhase::Pausing | SecuringPhase::Saved { .. }) => {
-                work.broke("put what the target would lack into the spool")
-            }
-            Some(SecuringPhase::Safe) | None => {}
-        }
-    }
-
-    /// Without the file from now on.
-    fn lose_spool(&mut self) {
-        say!(self, "source: the spool is of no use");
-        let strict = self.is_strict();
-        self.call_off(Timer::Stall);
-        let Some(work) = self.source.work.as_deref_mut() else { return };
-        if work.spooling.spooler.take().is_some() {
-            self.spool.doomed[0] = true;
-        }
-        work.spooling.forbids_post_copy |= strict;
-        if work.spooling.agreed {
-            self.source_says(Kind::SpoolStop(control::SpoolStop {}));
-        }
-    }
-
-    /// In a relaxed post-copy nothing that is missing is in the file when the VM changes hands.
-    pub(super) fn announce_relaxed(&mut self) {
-        let end = self.spool.appended();
-        let Some(work) = self.source.work.as_deref() else { return };
-        let spooling = &work.spooling;
-        if spooling.spooler.is_none() || !spooling.owes || spooling.securing.is_some() {
-            return;
-        }
-        // Not what is durable: more of a round that was interrupted may become so.
-        let manifest = Some(manifest(end, work.missing, end));
-        let spooled = control::Spooled { manifest, ..so_far(spooling.durable) };
-        self.source_says(Kind::Spooled(spooled));
-    }
-
-    /// The target runs the guest: in a relaxed post-copy what it lacks goes into the file now.
+    /// The target runs the guest.
     pub(super) fn spool_missing(&mut self) {
-        let strict = self.is_strict();
         if self.has(PlantedBug::SpoolEndsWithCommit) {
             self.spool.doomed[0] = true;
         }
-        let Some(work) = self.source.work.as_deref_mut() else { return };
-        let durable = work.spooling.durable;
-        if work.spooling.spooler.is_none() {
-            return;
-        }
-        if !strict && !std::mem::replace(&mut work.spooling.follows, true) {
-            work.spooling.give(Task::Secure(work.missing), &mut self.timers);
-        }
-        // A target that was reconnected to may have missed it.
-        self.source_says(Kind::Spooled(so_far(durable)));
+        self.source_spool(SpoolEvent::Serving);
     }
 
     /// Whether the target, which cannot be reached, has said in its own file that it has everything. Never
@@ -347,7 +333,7 @@ impl World {
         if work.spooling.look == Some(true) {
             return true;
         }
-        if work.spooling.agreed {
+        if work.spooling.core.is_read() {
             work.spooling.look = Some(says);
         }
         false
@@ -365,12 +351,17 @@ impl World {
     /// The target has everything, and this side knows it: what it left there for us goes.
     pub(super) fn end_targets_file(&mut self) {
         let leaves = self.has(PlantedBug::TargetsFileLeft);
-        let agreed = self.source.work.as_deref().is_some_and(|work| work.spooling.agreed);
-        self.spool.own_doomed[0] |= agreed && !leaves && self.spool.own.is_some();
+        let read = self.source.work.as_deref().is_some_and(|work| work.spooling.core.is_read());
+        self.spool.own_doomed[0] |= read && !leaves && self.spool.own.is_some();
     }
 }
 
-fn manifest(floor: u16, outdated: Pages, end: u16) -> control::Manifest {
-    let outdated = if outdated.none() { vec![] } else { vec![bitmap(outdated)] };
-    control::Manifest { floor: floor.into(), outdated, end: end.into() }
+/// An extent is one page, and as long as one byte.
+fn mark(extents: u16) -> SpoolMark {
+    SpoolMark { extents: extents.into(), bytes: extents.into() }
+}
+
+/// A page a second: only what is told of the pause says whether it fits.
+fn secured() -> SpoolSaid<Pages> {
+    SpoolSaid::Secured(1, Duration::from_secs(1))
 }

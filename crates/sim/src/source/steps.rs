@@ -13,7 +13,7 @@ use crate::{
     world::{Timer, World, say},
 };
 use proto::{
-    SourceEvent,
+    SourceEvent, SpoolEvent,
     control::{self, Kind},
 };
 
@@ -70,7 +70,7 @@ impl World {
                 Some(written) if qemu.alive => {
                     let written = std::mem::take(written);
                     work.dirty = work.dirty.or(written);
-                    Self::note_insecure(work, written);
+                    self.source_spool(SpoolEvent::Written(written));
                 }
                 _ => work.broke("collect"),
             },
@@ -115,7 +115,8 @@ impl World {
             }
             Do::Fenced => work.event(SourceEvent::Fenced),
             Do::SayMissing => {
-                self.secure_missing();
+                let stopped = work.stopped;
+                self.source_spool(SpoolEvent::Missing(stopped));
                 let Some(work) = self.source.work.as_deref_mut() else { return };
                 let missing = std::mem::take(&mut work.dirty);
                 work.missing = work.missing.or(missing);

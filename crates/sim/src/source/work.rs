@@ -1,6 +1,6 @@
 //! What the source's agent and driver hold, and the steps of their acts.
 
-use super::{Call, Said, Spooling};
+use super::{Call, Spooling};
 use crate::{
     driver::Driver,
     durable::Durable,
@@ -13,7 +13,7 @@ use crate::{
     watchdog::Word,
 };
 use proto::{
-    Link, NextStep, Source, SourceEffect,
+    Link, NextStep, Source, SourceEffect, SpoolSaid,
     control::{self, Kind},
 };
 use std::collections::VecDeque;
@@ -70,8 +70,6 @@ pub struct Work {
     pub set: Pages,
     /// What a careless source has read before (planted fault only).
     pub read_before: Option<Box<Table>>,
-    /// The streams that have sent their share, as bits.
-    pub parts: u8,
     /// How many rounds were sent.
     pub rounds: u8,
     /// Streams.
@@ -196,7 +194,9 @@ pub enum Heard {
     /// A person has fenced the target.
     Resolved,
     /// The thread that writes the spool has said this of a job of this turn.
-    Spool(u8, Said),
+    Spool(u32, SpoolSaid<Pages>),
+    /// It, or the target that reads it, was waited for for too long.
+    SpoolLate,
 }
 
 /// One step of an act; between two of them everything can happen.
@@ -306,7 +306,6 @@ impl Work {
             left: Pages::default(),
             set: Pages::default(),
             read_before: None,
-            parts: 0,
             rounds: 0,
             streams: Vec::new(),
             control: None,
@@ -346,7 +345,6 @@ impl Work {
 
     /// Gives the round's pages to the streams.
     pub(super) fn give(&mut self) {
-        self.parts = 0;
         self.left = self.set;
         self.streams.iter_mut().for_each(|stream| stream.mine = Pages::default());
         self.all_do(Job::Round);

@@ -1,21 +1,22 @@
 //! The thread that writes the file. Mirrors `engine/spooler.rs`.
 
-use super::securing::SecuringPhase;
+use super::{mark, secured};
 use crate::{
     pages::{Pages, UNKNOWN},
     planted::PlantedBug,
     source::Work,
     world::{Timer, World, say},
 };
+use proto::SpoolSaid;
 use std::collections::VecDeque;
 
 /// The thread.
 #[derive(Clone, Hash, Default, Debug)]
 pub struct Spooler {
     /// What it is told, and in which turn.
-    pub jobs: VecDeque<(u8, Task)>,
+    pub jobs: VecDeque<(u32, Task)>,
     /// What it does.
-    pub now: Option<(u8, Doing)>,
+    pub now: Option<(u32, Doing)>,
     /// How much it said to be durable.
     pub told: u16,
     /// The target reads no further.
@@ -44,21 +45,6 @@ pub enum Doing {
     Secure(Pages, Option<u16>),
 }
 
-/// What the thread says.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Said {
-    /// So much is durable; and from where on it arrives now.
-    Durable(u16, Option<u16>),
-    /// Its part of the round is in the target's memory, but for these; and whether it failed.
-    RoundOver(Pages, bool),
-    /// A job's pages are durable.
-    Secured,
-    /// They never will be.
-    Failed,
-    /// Somebody has waited for the datastore, or for the target that reads it, for too long.
-    Late,
-}
-
 impl World {
     /// Whether the thread that writes the file can go on (`Worker`).
     pub fn spooler_can(&self) -> bool {
@@ -66,13 +52,14 @@ impl World {
         let Some(spooler) = &work.spooling.spooler else { return false };
         let Some((turn, doing)) = &spooler.now else { return !spooler.jobs.is_empty() };
         let durable = self.durable();
-        let trouble = spooler.failed || spooler.late || *turn != work.spooling.turn;
+        let trouble = spooler.failed || spooler.late || *turn != work.spooling.core.turn();
         if durable > spooler.told || trouble {
             return true;
         }
         match doing {
             Doing::Round(_, flights) => {
-                let received = flights.front().is_some_and(|(seq, _)| *seq < work.spooling.taken);
+                let received =
+                    flights.front().is_some_and(|(seq, _)| u64::from(*seq) < work.spooling.core.taken());
                 let takes = self.takes_more(work, flights.len());
                 let ended = flights.is_empty() && (work.left.none() || work.spooling.left);
                 received || spooler.over || takes || ended
@@ -109,7 +96,8 @@ impl World {
             matches!(now, Some((_, Doing::Round(_, flights))) if self.takes_more(work, flights.len()))
         });
         let Some(work) = self.source.work.as_deref_mut() else { return };
-        let (left, given_turn, taken) = (work.spooling.left, work.spooling.turn, work.spooling.taken);
+        let (left, core) = (work.spooling.left, &work.spooling.core);
+        let (given_turn, taken, secures) = (core.turn(), core.taken(), core.secures());
         let Some(spooler) = &mut work.spooling.spooler else { return };
         let Some((turn, doing)) = &mut spooler.now else {
             spooler.late = false;
@@ -126,16 +114,16 @@ impl World {
         if durable > spooler.told {
             spooler.told = durable;
             let from = match doing {
-                Doing::Round(from, _) => Some(*from),
+                Doing::Round(from, _) => Some(u64::from(*from)),
                 Doing::Secure(..) => None,
             };
-            work.heard.push_back(tell(Said::Durable(durable, from)));
+            work.heard.push_back(tell(SpoolSaid::Durable(mark(durable), from)));
             return self.spool_moved_on();
         }
         let trouble = spooler.failed || spooler.late || spooler.over || turn != given_turn;
         match doing {
             Doing::Round(_, flights) => {
-                if let Some((_, page)) = flights.front().copied().filter(|(seq, _)| *seq < taken) {
+                if let Some((_, page)) = flights.front().copied().filter(|(seq, _)| u64::from(*seq) < taken) {
                     flights.pop_front();
                     if !left {
                         work.spooling.unsure.drop(page);
@@ -153,7 +141,8 @@ impl World {
                     for page in returned.iter().filter(|_| !keeps && turn == given_turn) {
                         work.sent[usize::from(page)] = UNKNOWN;
                     }
-                    work.heard.push_back(tell(Said::RoundOver(returned, trouble)));
+                    let failed = trouble.then(|| "it is of no use".to_owned());
+                    work.heard.push_back(tell(SpoolSaid::RoundOver(returned, failed)));
                     return self.call_off(Timer::Stall);
                 }
                 let Some(page) = work.left.highest() else { return };
@@ -181,12 +170,10 @@ impl World {
                 let done = end.is_some_and(|end| durable >= end);
                 if done || trouble {
                     spooler.now = None;
-                    work.heard.push_back(tell(if done { Said::Secured } else { Said::Failed }));
+                    let failed = || SpoolSaid::Failed("it is of no use".to_owned());
+                    work.heard.push_back(tell(if done { secured() } else { failed() }));
                     self.call_off(Timer::Stall);
-                    let waits = self.source.work.as_deref().is_some_and(|work| {
-                        work.spooling.securing.as_ref().is_some_and(|s| s.stage != SecuringPhase::Safe)
-                    });
-                    if waits {
+                    if secures {
                         self.set(Timer::Stall);
                     }
                 }
