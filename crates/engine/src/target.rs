@@ -113,8 +113,7 @@ struct Spool {
     thread: Unspool,
     directory: PathBuf,
     secret: [u8; 32],
-    /// What the source said of it, as it is to be recorded.
-    record: Option<SpoolRecord>,
+    /// How what the source said of it is being recorded.
     recorded: Option<Receiver<io::Result<()>>>,
 }
 
@@ -156,8 +155,8 @@ impl Taken {
         }
         self.receiver.disown();
         self.spool_is_recorded()?;
-        if let Some(spool) = &mut self.spool {
-            spool.record = None;
+        if let Some(spool) = &self.spool {
+            spool.thread.core().forget();
         }
         let nothing = MemorySet::empty(self.receiver.shape.0.iter().copied());
         self.record_missing(nothing)
@@ -458,7 +457,7 @@ impl TargetDriver {
         match &kind {
             control::Kind::SpoolStop(_) => {
                 if let Some(spool) = self.taken.as_ref().and_then(|taken| taken.spool.as_ref()) {
-                    spool.thread.stop();
+                    spool.thread.core().stop();
                 }
                 self.say(control::Kind::SpoolStopped(control::SpoolStopped {}));
                 return None;

@@ -6,13 +6,12 @@
 //! rest from the other end.
 
 use crate::{ports::SpoolRecord, receive::PageReceiver};
-use proto::control;
+use proto::{Follow, Put, TargetSpool};
 use spool::{Extent, FileName, Index, Reader, Secret, Side, SpoolError, Writer};
 use std::{
-    collections::HashSet,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering::SeqCst},
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
@@ -43,12 +42,11 @@ const PIECE: u64 = 128;
 
 /// What the thread is told.
 enum Word {
-    /// The source has written so far; from which extent on that arrives now, if at all, and since which turn
-    /// of the fence it was said.
-    Durable { extents: u64, bytes: u64, receive_from: Option<u64>, turn: u32 },
-    /// What the file is good for from the commit on.
-    Manifest { floor: u64, end: u64, outdated: MemorySet },
-    /// The guest may run: what it lacks is put into its memory.
+    /// The source has written so far.
+    Durable(Follow),
+    /// It has said what the file is good for: of these pages, only later versions.
+    Manifest(MemorySet),
+    /// The guest runs: what it lacks is put into its memory.
     Place,
 }
 
@@ -66,7 +64,7 @@ pub(crate) enum Unspooled {
 /// The thread, as the driver sees it. Dropping it ends the thread.
 pub(crate) struct Unspool {
     words: Sender<Word>,
-    fence: Arc<Mutex<u32>>,
+    core: Arc<Mutex<TargetSpool>>,
     over: Arc<AtomicBool>,
     own: Option<Arc<Writer>>,
     files: Files,
@@ -95,7 +93,7 @@ impl Unspool {
         receiver: Arc<PageReceiver>,
         say: impl Fn(Unspooled) + Send + 'static,
     ) -> std::io::Result<Self> {
-        Self::spawn(files, own, receiver, say, move |worker, todo| {
+        Self::spawn(TargetSpool::default(), files, own, receiver, say, move |worker, todo| {
             worker.at = reader.begin();
             worker.reader = Some(reader);
             worker.work(todo);
@@ -110,7 +108,8 @@ impl Unspool {
         say: impl Fn(Unspooled) + Send + 'static,
     ) -> std::io::Result<Self> {
         let at = files.source.clone();
-        Self::spawn(files, None, receiver, say, move |worker, todo| {
+        let core = TargetSpool::resumed(record.floor, record.end);
+        Self::spawn(core, files, None, receiver, say, move |worker, todo| {
             let mut told = false;
             while let Err(e) = worker.reopen(&at, &record) {
                 if !std::mem::replace(&mut told, true) {
@@ -127,6 +126,7 @@ impl Unspool {
     }
 
     fn spawn(
+        core: TargetSpool,
         files: Files,
         own: Option<Writer>,
         receiver: Arc<PageReceiver>,
@@ -135,24 +135,21 @@ impl Unspool {
     ) -> std::io::Result<Self> {
         let (words, todo) = channel();
         let own = own.map(Arc::new);
-        let (fence, over) = (Arc::<Mutex<u32>>::default(), Arc::<AtomicBool>::default());
+        let (core, over) = (Arc::new(Mutex::new(core)), Arc::<AtomicBool>::default());
         let shape: Vec<u64> = receiver.shape.0.clone();
         let mut worker = Worker {
             receiver,
             reader: None,
             at: 0,
-            next: 0,
             durable: 0,
             index: Index::default(),
-            manifest: None,
-            placing: false,
-            fence: fence.clone(),
+            outdated: MemorySet::empty(shape.iter().copied()),
+            core: core.clone(),
             over: over.clone(),
             own: own.clone(),
             say: Box::new(say),
             pending: vec![],
             grown: true,
-            unreadable: HashSet::new(),
             unrecorded: MemorySet::empty(shape),
             recorded: Instant::now(),
             explored: Instant::now(),
@@ -160,29 +157,26 @@ impl Unspool {
         };
         thread::Builder::new().name("unspool".into()).spawn(move || run(&mut worker, &todo))?;
         own.iter().for_each(|own| own.keep());
-        Ok(Self { words, fence, over, own, files })
+        Ok(Self { words, core, over, own, files })
     }
 
-    /// The source's word.
-    pub(crate) fn spooled(&self, spooled: &control::Spooled, outdated: Option<MemorySet>) {
-        let &control::Spooled { extents, bytes, receive, receive_from, .. } = spooled;
-        let turn = *self.fence.locked();
-        let receive_from = receive.then_some(receive_from);
-        let _ = self.words.send(Word::Durable { extents, bytes, receive_from, turn });
-        if let (Some(manifest), Some(outdated)) = (&spooled.manifest, outdated) {
-            let (floor, end) = (manifest.floor, manifest.end);
-            let _ = self.words.send(Word::Manifest { floor, end, outdated });
+    /// What decides. Nothing of the file arrives in memory while it is locked; that does not wait for the
+    /// datastore.
+    pub(crate) fn core(&self) -> MutexGuard<'_, TargetSpool> {
+        self.core.locked()
+    }
+
+    /// The source has written so far; and has said what the file is good for.
+    pub(crate) fn follow(&self, to: Follow, outdated: Option<MemorySet>) {
+        let _ = self.words.send(Word::Durable(to));
+        if let Some(outdated) = outdated {
+            let _ = self.words.send(Word::Manifest(outdated));
         }
     }
 
-    /// When this returns, nothing of which the source has spoken until now will arrive any more before the
-    /// commit: it may be sent otherwise, and be newer there (I5). It does not wait for the datastore.
-    pub(crate) fn stop(&self) {
-        *self.fence.locked() += 1;
-    }
-
-    /// The guest may run.
+    /// The guest runs.
     pub(crate) fn place(&self) {
+        self.core().place();
         let _ = self.words.send(Word::Place);
     }
 
@@ -221,40 +215,17 @@ impl Drop for Unspool {
     }
 }
 
-struct Manifest {
-    /// Of pages that were in the file when the VM changed hands, versions from here on are current; of the
-    /// outdated ones, from `end` on. Grows downwards as far as `floor` while what could not be read is read
-    /// after all.
-    from: u64,
-    floor: u64,
-    end: u64,
-    outdated: MemorySet,
-}
-
-impl Manifest {
-    fn new(index: &Index, floor: u64, end: u64, outdated: MemorySet) -> Self {
-        Self { from: index.whole_from(floor, end), floor, end, outdated }
-    }
-
-    /// The index has more now.
-    fn look_again(&mut self, index: &Index) {
-        self.from = index.whole_from(self.floor, self.end);
-    }
-}
-
 struct Worker {
     receiver: Arc<PageReceiver>,
     reader: Option<Reader>,
-    /// Up to where the file was read, in bytes and in extents.
+    /// Up to where the file was read.
     at: u64,
-    next: u64,
     /// Up to where it is durable, by the source's word.
     durable: u64,
     index: Index,
-    manifest: Option<Manifest>,
-    placing: bool,
-    /// How often the source's words so far have lost their effect.
-    fence: Arc<Mutex<u32>>,
+    /// Missing pages of which only later versions count.
+    outdated: MemorySet,
+    core: Arc<Mutex<TargetSpool>>,
     over: Arc<AtomicBool>,
     own: Option<Arc<Writer>>,
     say: Box<dyn Fn(Unspooled) + Send>,
@@ -262,8 +233,6 @@ struct Worker {
     pending: Vec<(BlockId, PageRange)>,
     /// Whether the file has more than when these were looked up.
     grown: bool,
-    /// Extents that could not be read: the network has to bring their pages.
-    unreadable: HashSet<u64>,
     /// What is in memory and not yet recorded in this side's file, and when that was done last.
     unrecorded: MemorySet,
     recorded: Instant,
@@ -276,8 +245,8 @@ impl Worker {
     fn work(&mut self, todo: &Receiver<Word>) {
         let mut idle = false;
         while !self.over.load(SeqCst) {
-            let busy = self.placing && self.manifest.is_some() && !idle;
-            let word = match (busy, self.placing) {
+            let places = self.core.locked().places();
+            let word = match (places && !idle, places) {
                 (true, _) => todo.try_recv().ok(),
                 (false, true) => match todo.recv_timeout(LOOK) {
                     Ok(word) => Some(word),
@@ -293,7 +262,7 @@ impl Worker {
                 self.hear(word);
                 idle = false;
             }
-            if self.placing && self.manifest.is_some() {
+            if self.core.locked().places() {
                 idle = !self.place_some();
             }
             if self.told.is_some_and(|at| idle || at.elapsed() >= TELL) {
@@ -314,12 +283,19 @@ impl Worker {
         let reader = Reader::open(at, &Secret(record.secret))?;
         self.index = reader.scan()?;
         self.at = self.index.end();
-        self.next = self.index.extents().last().map_or(0, |last| last.sequence + 1);
         self.reader = Some(reader);
-        let outdated = record.outdated.clone();
-        self.manifest = Some(Manifest::new(&self.index, record.floor, record.end, outdated));
-        self.placing = true;
+        self.outdated = record.outdated.clone();
+        self.look_again(self.index.extents().last().map_or(0, |last| last.sequence + 1));
         Ok(())
+    }
+
+    /// So many extents are read, and the index has more now.
+    fn look_again(&self, read: u64) {
+        let mut core = self.core.locked();
+        core.has_read(read);
+        if let Some((floor, end)) = core.manifest() {
+            core.trust(self.index.whole_from(floor, end));
+        }
     }
 
     /// Takes in what is in the file beyond what was read: what the source did not come to tell of, and what
@@ -327,18 +303,17 @@ impl Worker {
     /// with a place among the others.
     fn explore(&mut self) {
         self.explored = Instant::now();
-        // A store that failed once may be back: nobody else may have these pages.
-        self.grown |= !std::mem::take(&mut self.unreadable).is_empty();
+        self.grown |= self.core.locked().try_again();
         let Some(reader) = &mut self.reader else { return };
         if reader.refresh().is_err() {
             return;
         }
-        let before = self.at;
+        let (before, mut read) = (self.at, self.core.locked().next());
         while let Ok(piece) = reader.next(self.at)
-            && piece.extent.sequence == self.next
+            && piece.extent.sequence == read
         {
             self.index.insert(piece.extent);
-            (self.at, self.next) = (piece.extent.end(), self.next + 1);
+            (self.at, read) = (piece.extent.end(), read + 1);
         }
         // What is damaged must not hide what is behind it: all of the file is looked through, as after a
         // restart.
@@ -347,14 +322,12 @@ impl Worker {
             && index.end() > self.at
         {
             self.at = index.end();
-            self.next = index.extents().last().map_or(0, |last| last.sequence + 1);
+            read = index.extents().last().map_or(0, |last| last.sequence + 1);
             self.index = index;
         }
         if self.at > before {
             self.grown = true;
-            if let Some(manifest) = &mut self.manifest {
-                manifest.look_again(&self.index);
-            }
+            self.look_again(read);
         }
     }
 
@@ -371,54 +344,49 @@ impl Worker {
     fn hear(&mut self, word: Word) {
         self.grown = true;
         match word {
-            Word::Durable { extents, bytes, receive_from, turn } => {
-                match self.follow(extents, bytes, receive_from, turn) {
-                    Ok(()) => (self.say)(Unspooled::Taken(self.next)),
+            Word::Durable(to) => {
+                let followed = self.follow(&to);
+                (self.say)(match followed {
+                    Ok(()) => Unspooled::Taken(self.core.locked().next()),
                     // The source, if it can, does without from here on; if it is too late for that, the rest
                     // is looked for again.
-                    Err(e) => (self.say)(Unspooled::Failed(e)),
-                }
+                    Err(e) => Unspooled::Failed(e),
+                });
             }
-            Word::Manifest { floor, end, outdated } => {
-                self.manifest = Some(Manifest::new(&self.index, floor, end, outdated));
+            Word::Manifest(outdated) => {
+                self.outdated = outdated;
+                let read = self.core.locked().next();
+                self.look_again(read);
             }
-            Word::Place => self.placing = true,
+            Word::Place => {}
         }
     }
 
     /// Reads what the source has written since.
-    fn follow(
-        &mut self,
-        extents: u64,
-        bytes: u64,
-        receive_from: Option<u64>,
-        turn: u32,
-    ) -> Result<(), String> {
+    fn follow(&mut self, to: &Follow) -> Result<(), String> {
         let text = |e: SpoolError| e.to_string();
-        self.durable = self.durable.max(bytes);
-        if bytes <= self.at {
+        self.durable = self.durable.max(to.bytes);
+        if to.bytes <= self.at {
             return Ok(());
         }
         let reader = self.reader.as_mut().ok_or("nothing is read of it any more")?;
         reader.refresh().map_err(text)?;
-        while self.at < bytes && !self.over.load(SeqCst) {
+        while self.at < to.bytes && !self.over.load(SeqCst) {
             let piece = reader.next(self.at).map_err(text)?;
-            if piece.extent.sequence != self.next {
-                return Err(format!("extent {} follows on {}", piece.extent.sequence, self.next));
-            }
-            if let Some(from) = receive_from {
-                let fence = self.fence.locked();
-                if *fence == turn && piece.extent.sequence >= from {
-                    let received = self.receiver.receive_spooled(&piece.extent, &piece.content);
-                    received.map_err(|e| e.to_string())?;
+            let mut core = self.core.locked();
+            match core.put(piece.extent.sequence, to)? {
+                Put::Receive => {
+                    self.receiver.receive_spooled(&piece.extent, &piece.content).map_err(|e| e.to_string())?
                 }
-            } else {
-                self.index.insert(piece.extent);
+                Put::Keep => self.index.insert(piece.extent),
+                Put::Pass => {}
             }
-            (self.at, self.next) = (piece.extent.end(), self.next + 1);
+            core.has_read(piece.extent.sequence + 1);
+            self.at = piece.extent.end();
         }
-        if self.next != extents && !self.over.load(SeqCst) {
-            return Err(format!("it has {} extents where the source wrote {extents}", self.next));
+        let (read, extents) = (self.core.locked().next(), to.extents);
+        if read != extents && !self.over.load(SeqCst) {
+            return Err(format!("it has {read} extents where the source wrote {extents}"));
         }
         Ok(())
     }
@@ -448,11 +416,9 @@ impl Worker {
     /// Where the version of a page is that the guest had when it was stopped; none if the file does not have
     /// it for certain.
     fn current(&self, block: BlockId, page: PageRange) -> Option<Extent> {
-        let manifest = self.manifest.as_ref()?;
-        let outdated = manifest.outdated.block(block).contains(page.start);
-        let since = if outdated { manifest.end } else { manifest.from };
-        let extent = self.index.since(block, page.start, since)?;
-        (!self.unreadable.contains(&extent.sequence)).then_some(*extent)
+        let newest = self.index.newest(block, page.start)?;
+        let outdated = self.outdated.block(block).contains(page.start);
+        self.core.locked().is_current(newest.sequence, outdated).then_some(*newest)
     }
 
     fn has_any(&self, block: BlockId, run: PageRange) -> bool {
@@ -483,9 +449,8 @@ impl Worker {
         let content = match reader.content(extent) {
             Ok(content) => content,
             Err(e) => {
-                // No older version is taken instead (I5).
                 tracing::warn!(%e, "a part of the spool cannot be read");
-                self.unreadable.insert(extent.sequence);
+                self.core.locked().unread(extent.sequence);
                 return;
             }
         };

@@ -13,6 +13,7 @@ mod rounds;
 mod source;
 mod spool;
 mod target;
+mod unspool;
 
 pub use brief::Brief;
 pub use codec::{ControlError, MAX_CONTROL, bitmaps, compressed, decode, decompressed, encode, page_sets};
@@ -26,11 +27,9 @@ pub use policy::Phase;
 pub use preamble::{MAGIC, Preamble, PreambleError, Purpose, REPLY, Reply, Status, Token, VERSION};
 pub use rounds::{Decision, Moved, Rounds, Warning};
 pub use source::{NextStep, Source, SourceEffect, SourceEnd, SourceEvent};
-pub use spool::{
-    Manifest, PageSet, SourceSpool, SpoolEffect, SpoolEvent, SpoolMark, SpoolNote, SpoolSaid, SpoolTerms,
-    ToSecure,
-};
+pub use spool::{PageSet, SourceSpool, SpoolEffect, SpoolEvent, SpoolMark, SpoolSaid, SpoolTerms, ToSecure};
 pub use target::{Target, TargetEffect, TargetEnd, TargetEvent};
+pub use unspool::{Follow, Put, TargetSpool};
 
 /// The control messages, generated from `proto/control.proto`.
 #[allow(missing_docs, clippy::all, reason = "generated; documented in the .proto file")]

@@ -64,10 +64,8 @@ pub struct SpoolMark {
 /// What has happened to the file, or matters to it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum SpoolEvent<S> {
-    /// It is there.
-    Made,
-    /// It could not be made.
-    NotMade(String),
+    /// It is there, or could not be made.
+    Made(Result<(), String>),
     /// The target reads it, or cannot.
     Opened(Result<(), String>),
     /// The target has read so many extents.
@@ -133,8 +131,6 @@ pub enum SpoolEffect<S> {
     TakeShares,
     /// Has the thread put these into the file, until they are durable there.
     Secure(ToSecure<S>),
-    /// Tells the thread how many extents the target has read.
-    HasRead(u64),
     /// Has the thread give back what it took of the round.
     EndShares(String),
     /// Leaves all jobs of turns before this one as they are.
@@ -156,13 +152,22 @@ pub enum SpoolEffect<S> {
     /// Says this to the target.
     Say(Kind),
     /// Tells the target what the file is good for from the commit on.
-    Announce(Manifest, SpoolMark),
+    Announce {
+        /// Extents before this one do not matter.
+        floor: u64,
+        /// Extents that there are when the VM changes hands.
+        end: u64,
+        /// Whether of missing pages only later ones count.
+        outdated: bool,
+    },
     /// Sees to it that `Late` follows after so long, whatever was awaited before.
     Await(Duration),
     /// The migration hears of it.
     Tell(SourceEvent),
-    /// The user does.
-    Note(SpoolNote),
+    /// The user hears that all that is missing is durable in the file; whether the target runs the guest.
+    Safe(bool),
+    /// … that the guest writes faster than the datastore takes it.
+    Hopeless,
 }
 
 /// Which pages go into the file.
@@ -174,28 +179,6 @@ pub enum ToSecure<S> {
     Missing,
     /// These.
     These(S),
-}
-
-/// What the file is good for.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Manifest {
-    /// Extents before this one do not matter.
-    pub floor: u64,
-    /// Extents that there are when the VM changes hands.
-    pub end: u64,
-    /// Whether of missing pages only later ones count.
-    pub outdated: bool,
-}
-
-/// What the user hears of it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum SpoolNote {
-    /// All that will be missing is durable in the file.
-    Safe,
-    /// … and the target runs the guest already.
-    SafeNow,
-    /// The guest writes faster than the datastore takes it.
-    Hopeless,
 }
 
 /// The file's part in the current round.
@@ -350,17 +333,15 @@ impl<S: PageSet> SourceSpool<S> {
         use SpoolEffect as A;
         use SpoolEvent as E;
         match event {
-            E::Made => self.file = true,
-            E::NotMade(why) => return self.lose(why),
+            E::Made(Ok(())) => self.file = true,
+            E::Made(Err(why)) => return self.lose(why),
             E::Opened(Ok(())) => self.read = self.file,
             E::Opened(Err(why)) if self.file => return self.lose(why),
-            E::Opened(Err(_)) => {}
             E::Read(extents) => return self.has_read(now, extents),
             E::Stopped if self.part == Part::Stopping => {
                 self.part = Part::Over;
                 return self.round_is_sent();
             }
-            E::Stopped => {}
             E::Unreadable(why) => return self.failed(why),
             E::Said(turn, SpoolSaid::Durable(mark, receive_from)) => {
                 self.durable = mark;
@@ -371,7 +352,6 @@ impl<S: PageSet> SourceSpool<S> {
                 }
             }
             E::Said(turn, said) if turn == self.turn => return self.hear(now, said),
-            E::Said(..) => {}
 
             E::Round { number, pages, streams, stopped } => {
                 (self.round, self.streams) = (number, streams);
@@ -386,7 +366,6 @@ impl<S: PageSet> SourceSpool<S> {
             E::StreamSent(stream, round) if round == self.round && self.sent.insert(stream) => {
                 return self.round_is_sent();
             }
-            E::StreamSent(..) => {}
             // Nobody can say what of the file's part of the current round has arrived, and nothing of it ever
             // will from now on: the target's fence was closed when the link was lost there, and what is said
             // from now on begins behind it. So all of it is sent again, and what was made safe for a
@@ -428,9 +407,8 @@ impl<S: PageSet> SourceSpool<S> {
             // In a relaxed post-copy nothing that is missing is in the file when the VM changes hands. Its
             // end is not what is durable: more of a round that was interrupted may become so.
             E::Sending(end) if self.file && self.misses && self.securing.is_none() => {
-                return vec![A::Announce(Manifest { floor: end, end, outdated: true }, self.durable)];
+                return vec![A::Announce { floor: end, end, outdated: true }];
             }
-            E::Sending(_) => {}
             E::Serving if self.file => {
                 let follows = !self.terms.strict && !std::mem::replace(&mut self.follows, true);
                 let secure = follows.then_some(A::Secure(ToSecure::Missing));
@@ -438,8 +416,11 @@ impl<S: PageSet> SourceSpool<S> {
                 let say = A::Say(Kind::Spooled(self.durable.so_far()));
                 return secure.into_iter().chain([say]).collect();
             }
-            E::Serving => {}
             E::Late => return self.late(),
+
+            // Of a file that is of no use any more, of a turn that is over, or said before.
+            E::Opened(Err(_)) | E::Stopped | E::Said(..) | E::StreamSent(..) | E::Sending(_) | E::Serving => {
+            }
         }
         vec![]
     }
@@ -506,17 +487,14 @@ impl<S: PageSet> SourceSpool<S> {
     fn secured(&mut self, now: Duration, pages: u64, took: Duration) -> Vec<SpoolEffect<S>> {
         let durable = self.durable;
         let Some(securing) = &mut self.securing else {
-            return if self.misses { vec![SpoolEffect::Note(SpoolNote::SafeNow)] } else { vec![] };
+            return if self.misses { vec![SpoolEffect::Safe(true)] } else { vec![] };
         };
         securing.jobs = securing.jobs.saturating_sub(1);
         if securing.phase != SecuringPhase::Passes {
             return self.safe_now();
         }
         securing.last = (pages, took);
-        if !securing.passes.is_empty() {
-            return vec![SpoolEffect::Collect];
-        }
-        if self.taken >= durable.extents {
+        if !securing.passes.is_empty() || self.taken >= durable.extents {
             return vec![SpoolEffect::Collect];
         }
         securing.unread = Some((durable.extents, now));
@@ -528,17 +506,16 @@ impl<S: PageSet> SourceSpool<S> {
     fn has_read(&mut self, now: Duration, extents: u64) -> Vec<SpoolEffect<S>> {
         let goes_on = extents > self.taken;
         self.taken = self.taken.max(extents);
-        let mut effects = vec![SpoolEffect::HasRead(self.taken)];
-        let Some(securing) = &mut self.securing else { return effects };
-        let Some((end, since)) = securing.unread else { return effects };
-        if self.taken >= end {
-            securing.unread = None;
-            securing.last.1 += now.saturating_sub(since);
-            effects.push(SpoolEffect::Collect);
-        } else if goes_on {
-            effects.push(SpoolEffect::Await(STALL));
+        let Some(securing) = &mut self.securing else { return vec![] };
+        match securing.unread {
+            Some((end, since)) if self.taken >= end => {
+                securing.unread = None;
+                securing.last.1 += now.saturating_sub(since);
+                vec![SpoolEffect::Collect]
+            }
+            Some(_) if goes_on => vec![SpoolEffect::Await(STALL)],
+            _ => vec![],
         }
-        effects
     }
 
     /// What comes after a pass.
@@ -555,12 +532,8 @@ impl<S: PageSet> SourceSpool<S> {
             Secure::Again => securing.secure_written(),
             Secure::Hopeless => {
                 self.securing = None;
-                vec![
-                    SpoolEffect::Note(SpoolNote::Hopeless),
-                    SpoolEffect::Release,
-                    SpoolEffect::ForbidPostCopy,
-                    SpoolEffect::Decide,
-                ]
+                use SpoolEffect::{Decide, ForbidPostCopy, Hopeless, Release};
+                vec![Hopeless, Release, ForbidPostCopy, Decide]
             }
         }
     }
@@ -580,17 +553,16 @@ impl<S: PageSet> SourceSpool<S> {
     /// Whether all that is missing is durable; says what was held back until then, and tells the target what
     /// it can live on.
     fn safe_now(&mut self) -> Vec<SpoolEffect<S>> {
-        let durable = self.durable;
         let Some(securing) = &mut self.securing else { return vec![] };
         let SecuringPhase::Saved(more) = securing.phase else { return vec![] };
         if securing.jobs > 0 {
             return vec![];
         }
         securing.phase = SecuringPhase::Safe;
-        let manifest = Manifest { floor: securing.floor, end: durable.extents, outdated: false };
+        let (floor, end) = (securing.floor, self.durable.extents);
         vec![
-            SpoolEffect::Announce(manifest, durable),
-            SpoolEffect::Note(SpoolNote::Safe),
+            SpoolEffect::Announce { floor, end, outdated: false },
+            SpoolEffect::Safe(false),
             SpoolEffect::Tell(SourceEvent::Saved { more }),
         ]
     }
@@ -623,5 +595,143 @@ impl<S: PageSet> Securing<S> {
         let Some(pages) = self.insecure.take().filter(|pages| pages.count() > 0) else { return vec![] };
         self.jobs += 1;
         vec![SpoolEffect::Secure(ToSecure::These(pages))]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use SpoolEffect as A;
+    use SpoolEvent as E;
+
+    /// Pages as bits.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    struct Bits(u8);
+
+    impl PageSet for Bits {
+        fn count(&self) -> u64 {
+            self.0.count_ones().into()
+        }
+
+        fn unite(&mut self, others: &Self) {
+            self.0 |= others.0;
+        }
+    }
+
+    type Event = SpoolEvent<Bits>;
+    type Effects = Vec<SpoolEffect<Bits>>;
+
+    const PAUSE_MAY_LAST: Duration = Duration::from_secs(60);
+
+    /// A file that the target reads, so far; and what is to be done about the last event.
+    fn after(strict: bool, events: &[Event]) -> (SourceSpool<Bits>, Effects) {
+        let terms = SpoolTerms { strict, post_copy_without: true, least_round: 2 };
+        let mut spool = SourceSpool::new(terms);
+        let mut effects = vec![];
+        for event in [E::Made(Ok(())), E::Opened(Ok(()))].iter().chain(events) {
+            effects = spool.handle(Duration::ZERO, event.clone());
+        }
+        (spool, effects)
+    }
+
+    fn round(pages: u64, stopped: bool) -> Event {
+        E::Round { number: 1, pages, streams: 2, stopped }
+    }
+
+    fn durable(extents: u64) -> Event {
+        E::Said(0, SpoolSaid::Durable(SpoolMark { extents, bytes: extents }, None))
+    }
+
+    fn secured() -> Event {
+        E::Said(0, SpoolSaid::Secured(1, Duration::from_secs(1)))
+    }
+
+    fn stop() -> SpoolEffect<Bits> {
+        A::Say(Kind::SpoolStop(control::SpoolStop {}))
+    }
+
+    fn failed() -> Event {
+        E::Said(0, SpoolSaid::Failed("full".into()))
+    }
+
+    /// Up to the pause of a strict post-copy: the first pass is read, and what is left fits.
+    fn pausing() -> Vec<Event> {
+        let decided = E::Decided(NextStep::PostCopy, 3);
+        let collected = E::Collected(PAUSE_MAY_LAST);
+        vec![decided, durable(5), secured(), E::Read(5), E::Written(Bits(1)), collected, E::Missing(false)]
+    }
+
+    #[test]
+    fn i2_a_round_is_over_when_both_ways_have_carried_it() {
+        let sent = || A::Tell(SourceEvent::Sent(1));
+        let streams = [E::StreamSent(0, 1), E::StreamSent(1, 1)];
+        let over =
+            |failed: Option<&str>| E::Said(0, SpoolSaid::RoundOver(Bits(6), failed.map(str::to_owned)));
+        let with = |first: Event, more: &[Event]| after(false, &[&[first][..], &streams, more].concat()).1;
+        // Too small, or the last one: over the network alone.
+        for small in [round(1, false), round(9, true)] {
+            assert_eq!(with(small, &[]), [sent()]);
+        }
+        let large = || round(9, false);
+        assert_eq!(after(false, &[large()]).1, [A::TakeShares]);
+        assert_eq!(with(large(), &[]), []);
+        assert_eq!(with(large(), &[over(None)]), [A::Dirty(Bits(6)), A::Release, sent()]);
+        assert_eq!(with(large(), &[E::StreamSent(1, 1)]), [], "a stream says so once more");
+        // One that fails: nothing old may arrive any more before anything newer is sent (I5).
+        assert_eq!(with(large(), &[failed()]), [A::EndShares("full".into())]);
+        let lost = [A::Dirty(Bits(6)), A::Lose("full".into()), stop()];
+        assert_eq!(with(large(), &[over(Some("full"))]), lost);
+        assert_eq!(with(large(), &[over(Some("full")), E::Stopped]), [sent()]);
+        // One whose link is lost: what was said of it does not matter any more.
+        assert_eq!(with(large(), &[E::Left]), [A::Leave(1)]);
+        assert_eq!(with(large(), &[E::Left, over(None)]), []);
+        assert_eq!(with(large(), &[E::Left, large(), E::StreamSent(0, 1)]), []);
+    }
+
+    #[test]
+    fn what_will_be_missing_is_safe_before_the_state_is_told() {
+        let decided = E::Decided(NextStep::PostCopy, 3);
+        assert_eq!(after(true, &[decided.clone()]).1, [A::Secure(ToSecure::Dirty)]);
+        assert_eq!(after(false, &[decided.clone()]).1, [A::Tell(SourceEvent::Decided(NextStep::PostCopy))]);
+        // The first pass must be read.
+        let told = A::Say(Kind::Spooled(SpoolMark { extents: 5, bytes: 5 }.so_far()));
+        let first = [decided, durable(5), secured()];
+        assert_eq!(after(true, &first).1, [told, A::Await(STALL)]);
+        assert_eq!(after(true, &[&first[..], &[E::Read(4)]].concat()).1, [A::Await(STALL)]);
+        assert_eq!(after(true, &[&first[..], &[E::Read(5)]].concat()).1, [A::Collect]);
+        // What was written since goes into the file once the guest stands still, and what the saving writes.
+        let insecure = A::Secure(ToSecure::These(Bits(3)));
+        let stopped = [&pausing()[..], &[E::Written(Bits(2)), E::Missing(true)]].concat();
+        assert_eq!(after(true, &stopped).1, [insecure]);
+        let saved = [&stopped[..], &[E::Saved(true)]].concat();
+        assert_eq!(after(true, &saved).1, [A::Secure(ToSecure::Dirty), A::Await(PAUSE)]);
+        let safe = [&saved[..], &[secured(), durable(8), secured()]].concat();
+        let announced = A::Announce { floor: 3, end: 8, outdated: false };
+        let tell = A::Tell(SourceEvent::Saved { more: true });
+        assert_eq!(after(true, &safe).1, [announced, A::Safe(false), tell]);
+        // From then on it stays, whatever becomes of it.
+        assert_eq!(after(true, &[&safe[..], &[failed()]].concat()).1, [A::Keep("full".into())]);
+    }
+
+    #[test]
+    fn a_spool_that_fails_costs_what_the_user_did_not_ask_for() {
+        let lose = || vec![A::Lose("full".into()), stop(), A::ForbidPostCopy];
+        let passes = pausing()[..2].to_vec();
+        assert_eq!(after(true, &[&passes[..], &[failed()]].concat()).1, [lose(), vec![A::Decide]].concat());
+        let (_, effects) = after(true, &[&pausing()[..], &[E::Missing(true), failed()]].concat());
+        assert!(matches!(effects.last(), Some(A::Tell(SourceEvent::Broke { .. }))), "{effects:?}");
+        // Nobody waits for it for ever.
+        for (events, waits) in [(pausing()[..3].to_vec(), true), (pausing(), false)] {
+            let (_, effects) = after(true, &[&events[..], &[E::Late]].concat());
+            assert_eq!(!effects.is_empty(), waits, "{effects:?}");
+        }
+        // A relaxed one is written after the commit, and nothing before counts.
+        let relaxed = [E::Missing(true), E::Sending(7)];
+        assert_eq!(after(false, &relaxed).1, [A::Announce { floor: 7, end: 7, outdated: true }]);
+        let serves = [&relaxed[..], &[E::Serving]].concat();
+        assert_eq!(after(false, &serves).1[0], A::Secure(ToSecure::Missing));
+        assert_eq!(after(false, &[&serves[..], &[E::Serving]].concat()).1.len(), 1, "once");
+        assert_eq!(after(false, &[&serves[..], &[secured()]].concat()).1, [A::Safe(true)]);
+        assert_eq!(after(false, &[&serves[..], &[failed()]].concat()).1, [A::Keep("full".into())]);
     }
 }

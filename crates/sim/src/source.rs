@@ -3,7 +3,7 @@
 
 use crate::{
     driver::Driver,
-    link::{Purpose, Side, Word},
+    link::{Purpose, Side},
     pages::{MOST, Pages, Table},
     planted::PlantedBug,
     printed::Printed,
@@ -115,11 +115,7 @@ impl World {
                 if frozen_late && matches!(kind, Kind::Authorize(_)) {
                     work.steps.push_back(Do::Freeze);
                 }
-                let control = work.control;
-                if let Some(conn) = control.and_then(|id| self.conn(id)) {
-                    conn.say(Side::Source, Word::Say(Printed(kind)));
-                }
-                return;
+                return self.source_says(kind);
             }
             SourceEffect::OpenStreams if look_first => {
                 &[Do::Look, Do::Track, Do::DialStreams, Do::AwaitStreams, Do::StreamsOpen]
@@ -156,20 +152,14 @@ impl World {
                     }
                     let hashes = std::mem::take(&mut work.hashes);
                     let hashes = control::Hashes { block: 0, start: 0, hashes, holes: 0 };
-                    let control = work.control;
-                    if let Some(conn) = control.and_then(|id| self.conn(id)) {
-                        conn.say(Side::Source, Word::Say(Printed(Kind::Hashes(hashes))));
-                    }
+                    self.source_says(Kind::Hashes(hashes));
                 }
                 self.source_spool(SpoolEvent::Sending(self.spool.appended().into()));
                 let Some(work) = self.source.work.as_deref_mut() else { return };
                 let was = u64::from(work.was == Was::Stood) << STOOD;
                 let stream = control::Compressed { raw: u64::from(work.state) | was, lz4: vec![] };
                 let state = control::State { after_round, stream: Some(stream), ..Default::default() };
-                let control = work.control;
-                if let Some(conn) = control.and_then(|id| self.conn(id)) {
-                    conn.say(Side::Source, Word::Say(Printed(Kind::State(state))));
-                }
+                self.source_says(Kind::State(state));
                 return self.source_event(SourceEvent::StateSent);
             }
             SourceEffect::Fence if early && !std::mem::replace(&mut work.authorized_early, true) => {

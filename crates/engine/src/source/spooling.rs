@@ -8,8 +8,9 @@ use crate::{
 };
 use api::{MigrateOptions, Mode, Robust};
 use page::Counts;
-use proto::{NextStep, SourceEvent, SourceSpool, SpoolEffect, SpoolEvent, SpoolNote, SpoolSaid, SpoolTerms};
-use proto::{ToSecure, control};
+use proto::{
+    NextStep, SourceEvent, SourceSpool, SpoolEffect, SpoolEvent, SpoolSaid, SpoolTerms, ToSecure, control,
+};
 use spool::{BlockShape, ExtentKind, Header, Reader, Secret, Side, Writer};
 use std::{
     collections::VecDeque,
@@ -91,24 +92,15 @@ impl SourceDriver {
                 ToSecure::Missing => self.missing.clone(),
                 ToSecure::These(pages) => pages,
             })),
-            SpoolEffect::HasRead(extents) => {
-                if let Some(spooler) = &self.spooling.spooler {
-                    spooler.taken(extents);
-                }
-            }
             SpoolEffect::EndShares(why) => {
-                if let Some(spooler) = &self.spooling.spooler {
-                    spooler.fail();
-                }
+                self.spooling.spooler.iter().for_each(Spooler::fail);
                 self.reporter.spool(|s| s.trouble = Some(why));
             }
             SpoolEffect::Leave(turn) => {
                 if let Some(round) = &self.current {
                     round.leave_file();
                 }
-                if let Some(spooler) = &self.spooling.spooler {
-                    spooler.leave(turn);
-                }
+                self.spooling.spooler.iter().for_each(|spooler| spooler.leave(turn));
             }
             SpoolEffect::Release => {
                 // Not what the target has yet to read to get past it.
@@ -141,19 +133,31 @@ impl SourceDriver {
             }
             SpoolEffect::Decide => return Break(SourceEvent::Decided(self.decide_without())),
             SpoolEffect::Say(kind) => self.say(kind),
-            SpoolEffect::Announce(manifest, durable) => {
-                let proto::Manifest { floor, end, outdated } = manifest;
+            SpoolEffect::Announce { floor, end, outdated } => {
                 if outdated {
                     let trailed = self.missing.bytes();
                     self.reporter.spool(|s| s.trailed_bytes = trailed.0);
                 }
                 let outdated = if outdated { proto::bitmaps(&self.missing) } else { vec![] };
                 let manifest = Some(control::Manifest { floor, outdated, end });
-                self.say(control::Kind::Spooled(control::Spooled { manifest, ..durable.so_far() }));
+                let spooled = control::Spooled { manifest, ..self.spooling.core.durable().so_far() };
+                self.say(control::Kind::Spooled(spooled));
             }
             SpoolEffect::Await(time) => self.spooling.late_at = Some(Instant::now() + time),
             SpoolEffect::Tell(event) => return Break(event),
-            SpoolEffect::Note(note) => self.note_of_spool(note),
+            SpoolEffect::Safe(runs_there) => {
+                self.reporter.safe();
+                if runs_there {
+                    self.reporter.note(
+                        "all that the target lacks is in the spool: it no longer needs this host".into(),
+                    );
+                }
+            }
+            SpoolEffect::Hopeless => self.reporter.note(
+                "the guest writes faster than the datastore takes it, so a post-copy would not be safe \
+                 (--robust strict): this goes on as pre-copy"
+                    .into(),
+            ),
         }
         Continue(vec![])
     }
@@ -162,21 +166,6 @@ impl SourceDriver {
         if let Some(spooler) = &self.spooling.spooler {
             spooler.give(job);
         }
-    }
-
-    fn note_of_spool(&mut self, note: SpoolNote) {
-        let text = match note {
-            SpoolNote::Safe => return self.reporter.safe(),
-            SpoolNote::SafeNow => {
-                self.reporter.safe();
-                "all that the target lacks is in the spool: it no longer needs this host"
-            }
-            SpoolNote::Hopeless => {
-                "the guest writes faster than the datastore takes it, so a post-copy would not be safe \
-                 (--robust strict): this goes on as pre-copy"
-            }
-        };
-        self.reporter.note(text.into());
     }
 
     /// What else is done where a post-copy cannot be made safe. The guest may have to be slowed for it.
@@ -228,9 +217,9 @@ impl SourceDriver {
         self.spool(match made {
             Ok(spooler) => {
                 self.spooling.spooler = Some(spooler);
-                SpoolEvent::Made
+                SpoolEvent::Made(Ok(()))
             }
-            Err(e) => SpoolEvent::NotMade(e),
+            Err(e) => SpoolEvent::Made(Err(e)),
         });
     }
 
@@ -259,7 +248,10 @@ impl SourceDriver {
             self.spool(said);
             return Continue(event);
         }
-        Break(self.spool(said))
+        let told = self.spool(said);
+        let taken = self.spooling.core.taken();
+        self.spooling.spooler.iter().for_each(|spooler| spooler.taken(taken));
+        Break(told)
     }
 
     /// The thread has something to say.

@@ -350,7 +350,7 @@ impl TargetDriver {
         let source_may_ask = !self.source_is_back;
         let Some(mut taken) = self.taken.take() else { return };
         if let Some(spool) = taken.spool.take() {
-            spool.thread.stop();
+            spool.thread.core().stop();
             spool.thread.remove(true, false);
         }
         if let Some(faults) = taken.faults.take() {

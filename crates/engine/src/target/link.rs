@@ -184,7 +184,7 @@ impl TargetDriver {
         self.streams.values().for_each(|stream| stream.conn.shut());
         self.streams.drain().for_each(|(_, stream)| stream.end());
         if let Some(spool) = self.taken.as_ref().and_then(|taken| taken.spool.as_ref()) {
-            spool.thread.stop();
+            spool.thread.core().stop();
         }
     }
 

@@ -71,7 +71,7 @@ impl TargetDriver {
             .map_err(|_| format!("the datastore has not answered for {} ms", STALL.as_millis()))??;
         let thread = Unspool::start(reader, files, own, taken.receiver.clone(), self.say_unspooled())
             .map_err(|e| e.to_string())?;
-        Ok(Spool { thread, directory, secret, record: None, recorded: None })
+        Ok(Spool { thread, directory, secret, recorded: None })
     }
 
     fn say_unspooled(&self) -> impl Fn(Unspooled) + Send + 'static {
@@ -90,7 +90,7 @@ impl TargetDriver {
         let (directory, secret) = (record.directory.clone(), record.secret);
         let thread = Unspool::resume(files, record, receiver.clone(), self.say_unspooled());
         let thread = thread.inspect_err(|e| tracing::error!(%e, "the spool cannot be read")).ok()?;
-        Some(Spool { thread, directory, secret, record: None, recorded: None })
+        Some(Spool { thread, directory, secret, recorded: None })
     }
 
     /// The source says how far its file is.
@@ -120,11 +120,11 @@ impl TargetDriver {
                 }
             }
         };
-        spool.thread.spooled(spooled, outdated.as_ref().map(|(.., outdated)| outdated.clone()));
+        let follow = spool.thread.core().said(spooled);
+        spool.thread.follow(follow, outdated.as_ref().map(|(.., outdated)| outdated.clone()));
         let (floor, end, outdated) = outdated?;
         let record =
             SpoolRecord { directory: spool.directory.clone(), secret: spool.secret, floor, end, outdated };
-        spool.record = Some(record.clone());
         let (tell, told) = channel();
         let recording =
             taken.journal.later("record-spool", move |journal| drop(tell.send(journal.spool(&record))));
@@ -156,7 +156,7 @@ impl TargetDriver {
 impl Taken {
     /// The guest runs: from now on the file helps to bring what it lacks.
     pub(super) fn place_spooled(&self) {
-        if let Some(spool) = self.spool.as_ref().filter(|spool| spool.record.is_some()) {
+        if let Some(spool) = &self.spool {
             spool.thread.place();
         }
     }

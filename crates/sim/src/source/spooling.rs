@@ -17,7 +17,7 @@ use crate::{
 use policy::Budget;
 use proto::{
     Moved, NextStep, PageSet, Rounds, SourceEvent, SourceSpool, SpoolEffect, SpoolEvent, SpoolMark,
-    SpoolNote, SpoolSaid, SpoolTerms, ToSecure,
+    SpoolSaid, SpoolTerms, ToSecure,
     control::{self, Kind},
 };
 use spooler::{Spooler, Task};
@@ -83,7 +83,7 @@ impl Spooling {
         let strict = setup.spooling == Wanted::Strict;
         let terms = SpoolTerms { strict, post_copy_without: true, least_round: LEAST_ROUND };
         let mut begun = Self { spooler: Some(Spooler::default()), at_work: true, ..Self::with(terms) };
-        begun.core.handle(Duration::ZERO, SpoolEvent::Made);
+        begun.core.handle(Duration::ZERO, SpoolEvent::Made(Ok(())));
         begun
     }
 
@@ -151,9 +151,8 @@ impl World {
                 self.source_event(SourceEvent::Decided(step));
             }
             SpoolEffect::Say(kind) => self.source_says(kind),
-            SpoolEffect::Announce(manifest, durable) => {
-                let proto::Manifest { floor, end, outdated } = manifest;
-                let missing = work.missing;
+            SpoolEffect::Announce { floor, end, outdated } => {
+                let (missing, durable) = (work.missing, work.spooling.core.durable());
                 let outdated = if outdated && !missing.none() { vec![bitmap(missing)] } else { vec![] };
                 let manifest = Some(control::Manifest { floor, outdated, end });
                 self.source_says(Kind::Spooled(control::Spooled { manifest, ..durable.so_far() }));
@@ -172,11 +171,13 @@ impl World {
                     work.event(SourceEvent::Message(Kind::RoundReceived(received)));
                 }
             }
-            SpoolEffect::Note(SpoolNote::Safe) => {
+            SpoolEffect::Safe(runs_there) => {
                 say!(self, "source: what is missing is safe");
-                self.call_off(Timer::Stall);
+                if !runs_there {
+                    self.call_off(Timer::Stall);
+                }
             }
-            SpoolEffect::HasRead(_) | SpoolEffect::Release | SpoolEffect::Keep(_) | SpoolEffect::Note(_) => {}
+            SpoolEffect::Release | SpoolEffect::Keep(_) | SpoolEffect::Hopeless => {}
         }
         vec![]
     }
@@ -206,8 +207,8 @@ impl World {
         durable.into_iter().chain(secured).map(|said| SpoolEvent::Said(turn, said)).collect()
     }
 
-    /// Says something about the file.
-    fn source_says(&mut self, kind: Kind) {
+    /// To the target.
+    pub(super) fn source_says(&mut self, kind: Kind) {
         let control = self.source.work.as_deref().and_then(|work| work.control);
         if let Some(conn) = control.and_then(|id| self.conn(id)) {
             conn.say(Side::Source, Word::Say(Printed(kind)));

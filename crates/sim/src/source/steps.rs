@@ -4,10 +4,9 @@
 use super::{Departure, Do, bitmap};
 use crate::{
     driver::Driver,
-    link::{Side, Word},
+    link::Side,
     pages::Pages,
     planted::PlantedBug,
-    printed::Printed,
     qemu::Was,
     watchdog::Word::{Back, Pausing},
     world::{Timer, World, say},
@@ -121,11 +120,8 @@ impl World {
                 let missing = std::mem::take(&mut work.dirty);
                 work.missing = work.missing.or(missing);
                 self.guest.wake(self.setup.busy);
-                let control = work.control;
                 let missing = control::Missing { blocks: vec![bitmap(missing)] };
-                if let Some(conn) = control.and_then(|id| self.conn(id)) {
-                    conn.say(Side::Source, Word::Say(Printed(Kind::Missing(missing))));
-                }
+                self.source_says(Kind::Missing(missing));
             }
             Do::EndSpool => {
                 self.end_spool();

@@ -140,7 +140,7 @@ impl World {
         work.streams.clear();
         self.timers.retain(|(_, timer)| *timer != Timer::Missed);
         if let Some(spool) = work.spool.as_mut().filter(|_| !fence_open) {
-            spool.stop();
+            spool.core.stop();
         }
         if too_early && work.stage == WritePolicy::Before {
             for conn in self.conns.iter().filter(|conn| work.conns.contains(&conn.id)) {

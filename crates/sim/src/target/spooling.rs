@@ -1,5 +1,5 @@
-//! The file that pages come by, too: opened, followed, recorded, lived on. Mirrors
-//! `engine/target/spooling.rs` and `engine/unspool.rs`.
+//! The file that pages come by, too: opened, followed, recorded, lived on, as the core's [`TargetSpool`]
+//! decides. Mirrors `engine/target/spooling.rs` and `engine/unspool.rs`.
 
 use super::{Heard, WritePolicy};
 use crate::{
@@ -10,7 +10,10 @@ use crate::{
     spool::{Extent, Own},
     world::{World, say},
 };
-use proto::control::{self, Kind};
+use proto::{
+    Follow, Put, TargetSpool,
+    control::{self, Kind},
+};
 use std::collections::VecDeque;
 
 /// The source is told after so many pages what need not be sent any more, or when there is nothing more to
@@ -45,42 +48,31 @@ pub enum SpoolRecording {
 pub struct Unspool {
     /// What it is told.
     words: VecDeque<Word>,
-    /// What it follows: up to where, from which extent on that arrives, since which turn of the fence.
-    follows: Option<(u16, Option<u16>, u8)>,
+    /// What it follows.
+    follows: Option<Follow>,
     /// The file is open.
     reader: bool,
-    /// Extents that were read.
-    next: u16,
+    /// What decides.
+    pub core: TargetSpool,
     /// Extents that are durable, by the source's word.
     durable: u16,
     /// Those of them that are kept for later.
     index: Vec<(u16, u8)>,
-    /// From where on the file is current, for pages that it had when the VM changed hands.
-    from: u16,
-    /// What it is good for.
-    manifest: Option<SpoolRecord>,
-    /// The guest may run.
-    placing: bool,
-    /// How often the source's words have lost their effect.
-    fence: u8,
-    /// Extents that could not be read.
-    unreadable: Vec<u16>,
+    /// Missing pages of which only later extents count.
+    outdated: Pages,
     /// So many pages were placed that the source was not told of.
     untold: u8,
     /// A restarted agent opens it first.
     opens: bool,
     /// This side has a file of its own in which it can say that it has everything.
     own: bool,
-    /// The driver knows what it is good for.
-    pub known: bool,
 }
 
 /// What the thread is told.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Word {
-    Durable(u16, Option<u16>, u8),
-    Manifest(SpoolRecord),
-    Place,
+    Durable(Follow),
+    Manifest(Pages),
 }
 
 /// What it says.
@@ -97,46 +89,42 @@ pub enum Unspooled {
 impl Unspool {
     /// Takes a file up again after a restart.
     pub fn resume(record: SpoolRecord) -> Self {
-        Self { manifest: Some(record), opens: true, known: true, ..Self::default() }
+        let core = TargetSpool::resumed(record.floor.into(), record.end.into());
+        Self { core, outdated: record.outdated, opens: true, ..Self::default() }
     }
 
-    /// Nothing of which the source has spoken until now will arrive any more.
-    pub fn stop(&mut self) {
-        self.fence += 1;
-    }
-
-    /// The guest may run.
-    pub fn place(&mut self) {
-        self.words.push_back(Word::Place);
+    /// So many extents are read, and the index has more now (`look_again`).
+    fn look_again(&mut self, read: u64, bug: Option<PlantedBug>) {
+        self.core.has_read(read);
+        let Some((floor, end)) = self.core.manifest() else { return };
+        self.core.trust(match bug {
+            Some(PlantedBug::FloorIgnored) => 0,
+            Some(PlantedBug::GapBelieved) => floor,
+            _ => self.whole_from(floor, end),
+        });
     }
 
     /// Where trust begins (`Index::whole_from`).
-    fn whole_from(&self, floor: u16, end: u16) -> u16 {
+    fn whole_from(&self, floor: u64, end: u64) -> u64 {
         let mut from = end;
-        for (sequence, _) in self.index.iter().rev().filter(|(sequence, _)| *sequence < end) {
-            if sequence + 1 != from || from == floor {
+        for sequence in self.index.iter().rev().map(|(sequence, _)| u64::from(*sequence)) {
+            if sequence < end && (sequence + 1 != from || from == floor) {
                 break;
             }
-            from = *sequence;
+            from = from.min(sequence);
         }
         from.max(floor)
     }
 
     /// Where the version of a page is that the guest had when it was stopped.
     fn current(&self, page: u8, bug: Option<PlantedBug>) -> Option<u16> {
-        let manifest = self.manifest?;
-        let since = match bug {
-            Some(PlantedBug::FloorIgnored) => 0,
-            Some(PlantedBug::GapBelieved) if !manifest.outdated.has(page) => manifest.floor,
-            _ if manifest.outdated.has(page) => manifest.end,
-            _ => self.from,
-        };
-        let readable = |sequence: &u16| !self.unreadable.contains(sequence);
+        let outdated = self.outdated.has(page) && bug != Some(PlantedBug::FloorIgnored);
+        let readable = |sequence: &u16| self.core.is_readable((*sequence).into());
         let falls_back = bug == Some(PlantedBug::OlderVersionTaken);
         let mut versions =
             self.index.iter().rev().filter(|(_, of)| *of == page).map(|(sequence, _)| *sequence);
         let newest = if falls_back { versions.find(readable) } else { versions.next() };
-        newest.filter(|sequence| *sequence >= since).filter(readable)
+        newest.filter(|sequence| self.core.is_current((*sequence).into(), outdated))
     }
 
     /// Of these pages, those that the file has for certain.
@@ -170,13 +158,12 @@ impl World {
             return;
         }
         let Some(spool) = &mut work.spool else { return };
-        let receive_from = spooled.receive.then_some(spooled.receive_from as u16);
-        spool.words.push_back(Word::Durable(spooled.extents as u16, receive_from, spool.fence));
+        let follow = spool.core.said(spooled);
+        spool.words.push_back(Word::Durable(follow));
         let Some(manifest) = &spooled.manifest else { return };
         let outdated = manifest.outdated.first().map_or(Pages::default(), pages);
         let record = SpoolRecord { floor: manifest.floor as u16, end: manifest.end as u16, outdated };
-        spool.words.push_back(Word::Manifest(record));
-        spool.known = true;
+        spool.words.push_back(Word::Manifest(outdated));
         let asked = SpoolRecording::Asked(record);
         if late {
             work.record_late = Some(asked);
@@ -227,8 +214,7 @@ impl World {
         spool.opens
             || !spool.words.is_empty()
             || spool.follows.is_some()
-            || (spool.placing
-                && spool.manifest.is_some()
+            || (spool.core.places()
                 && (spool.untold > 0
                     || !spool.has(work.missing, self.bug).none()
                     || (spool.reader && !work.missing.none() && self.explored(spool).is_some())))
@@ -238,7 +224,8 @@ impl World {
     fn explored(&self, spool: &Unspool) -> Option<Extent> {
         let believed = self.has(PlantedBug::TornForWhole);
         let there = |next| self.spool.extent(next).filter(|extent| extent.whole || believed);
-        there(spool.next).or_else(|| (spool.next..spool.durable).find_map(there))
+        let next = spool.core.next() as u16;
+        there(next).or_else(|| (next..spool.durable).find_map(there))
     }
 
     /// It does one thing.
@@ -250,25 +237,20 @@ impl World {
         if spool.opens {
             return self.reopen();
         }
-        if let Some((extents, receive_from, turn)) = spool.follows {
-            return self.follow(extents, receive_from, turn);
+        if let Some(to) = spool.follows {
+            return self.follow(to);
         }
         match spool.words.pop_front() {
-            Some(Word::Durable(extents, receive_from, turn)) => {
-                spool.follows = Some((extents, receive_from, turn));
-                spool.durable = spool.durable.max(extents);
+            Some(Word::Durable(to)) => {
+                spool.follows = Some(to);
+                spool.durable = spool.durable.max(to.extents as u16);
                 // It is opened anew.
                 self.spool.unlinked = None;
                 return;
             }
-            Some(Word::Manifest(record)) => {
-                spool.from = spool.whole_from(record.floor, record.end);
-                spool.manifest = Some(record);
-                return;
-            }
-            Some(Word::Place) => {
-                spool.placing = true;
-                return;
+            Some(Word::Manifest(outdated)) => {
+                spool.outdated = outdated;
+                return spool.look_again(spool.core.next(), bug);
             }
             None => {}
         }
@@ -293,7 +275,7 @@ impl World {
                 }
                 None => {
                     say!(self, "target: extent {sequence} of the spool cannot be read");
-                    spool.unreadable.push(sequence);
+                    spool.core.unread(sequence.into());
                 }
             };
         }
@@ -307,13 +289,11 @@ impl World {
         }
         // What is damaged hides nothing that is behind it and known to be durable.
         let damaged = |next: &u16| self.spool.extent(*next).is_some_and(|extent| !extent.whole) && !believed;
-        let next = (spool.next..spool.durable).find(|next| !damaged(next)).unwrap_or(spool.next);
+        let read = spool.core.next() as u16;
+        let next = (read..spool.durable).find(|next| !damaged(next)).unwrap_or(read);
         if let Some(extent) = self.spool.extent(next).filter(|extent| extent.whole || believed) {
             spool.index.push((next, extent.page));
-            spool.next = next + 1;
-            if let Some(record) = spool.manifest {
-                spool.from = spool.whole_from(record.floor, record.end);
-            }
+            spool.look_again(u64::from(next) + 1, bug);
         }
     }
 
@@ -330,49 +310,47 @@ impl World {
             return;
         }
         spool.opens = false;
-        let Some(file) = &self.spool.file else {
-            spool.manifest = None;
-            return;
-        };
+        let Some(file) = &self.spool.file else { return spool.core.forget() };
         let there = file.extents.iter().zip(0..).filter(|(extent, _)| extent.whole || believed);
         spool.index = there.map(|(extent, sequence)| (sequence, extent.page)).collect();
-        spool.next = spool.index.last().map_or(0, |(sequence, _)| sequence + 1);
         spool.reader = true;
-        spool.placing = true;
-        if let Some(record) = spool.manifest {
-            spool.from = spool.whole_from(record.floor, record.end);
-        }
-        say!(self, "target: the spool is open again, current from {}", spool.from);
+        let read = spool.index.last().map_or(0, |(sequence, _)| u64::from(*sequence) + 1);
+        spool.look_again(read, self.bug);
+        say!(self, "target: the spool is open again");
     }
 
     /// Reads one more of what the source has written.
-    fn follow(&mut self, extents: u16, receive_from: Option<u16>, turn: u8) {
+    fn follow(&mut self, mut to: Follow) {
         let open = self.has(PlantedBug::FenceOpen) || self.has(PlantedBug::SpoolStopIgnored);
         let all = self.has(PlantedBug::LandsFromAnywhere);
         let believed = self.has(PlantedBug::TornForWhole);
         let indexed = self.has(PlantedBug::FloorIgnored);
         let Some(work) = self.target.work.as_deref_mut() else { return };
         let Some(spool) = &mut work.spool else { return };
-        if spool.next >= extents {
+        let sequence = spool.core.next() as u16;
+        if u64::from(sequence) >= to.extents {
             spool.follows = None;
-            work.heard.push_back(Heard::Unspooled(Unspooled::Taken(spool.next)));
+            work.heard.push_back(Heard::Unspooled(Unspooled::Taken(sequence)));
             return;
         }
         let fails = std::mem::take(&mut self.spool.fails[1]);
-        let extent = self.spool.extent_open(spool.next).filter(|extent| !fails && (extent.whole || believed));
+        let extent = self.spool.extent_open(sequence).filter(|extent| !fails && (extent.whole || believed));
         let Some(extent) = extent.filter(|_| spool.reader) else {
             say!(self, "target: the spool cannot be read");
             spool.follows = None;
             work.heard.push_back(Heard::Unspooled(Unspooled::Failed));
             return;
         };
-        let sequence = spool.next;
-        spool.next += 1;
-        if receive_from.is_none() || indexed {
+        if open {
+            to.turn = spool.core.turn();
+        }
+        to.receive_from = to.receive_from.map(|from| if all { 0 } else { from });
+        let put = spool.core.put(sequence.into(), &to);
+        spool.core.has_read(u64::from(sequence) + 1);
+        if put == Ok(Put::Keep) || indexed {
             spool.index.push((sequence, extent.page));
         }
-        let lands = |from: u16| (sequence >= from || all) && (spool.fence == turn || open);
-        if receive_from.is_some_and(lands) {
+        if put == Ok(Put::Receive) {
             self.receive_spooled(extent);
         }
     }
@@ -428,7 +406,7 @@ impl World {
         match &kind.0 {
             Kind::SpoolStop(_) => {
                 if let Some(spool) = self.target.work.as_deref_mut().and_then(|work| work.spool.as_mut()) {
-                    spool.stop();
+                    spool.core.stop();
                 }
                 self.target_says(Kind::SpoolStopped(control::SpoolStopped {}));
                 true

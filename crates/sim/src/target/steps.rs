@@ -82,7 +82,7 @@ impl World {
                     work.stage = WritePolicy::Before;
                     work.missing = Pages::default();
                     if let Some(spool) = &mut work.spool {
-                        spool.known = false;
+                        spool.core.forget();
                     }
                     if !written {
                         work.recording = Recording::Asked(Pages::default());
@@ -105,9 +105,6 @@ impl World {
             Do::Enter => {
                 if work.missing.none() {
                     work.stage = WritePolicy::Closed;
-                }
-                if let Some(spool) = work.spool.as_mut().filter(|spool| spool.known) {
-                    spool.place();
                 }
             }
             Do::Loaded => {
@@ -165,6 +162,7 @@ impl World {
                     work.recording = Recording::Asked(work.missing);
                 }
                 if qemu.alive {
+                    work.spool.iter_mut().for_each(|spool| spool.core.place());
                     work.event(TargetEvent::Resumed { at_ns: 1 });
                     qemu.started = true;
                     qemu.run = Run::Paused;
