@@ -9,7 +9,7 @@ use proto::control::Kind;
 use std::collections::VecDeque;
 
 /// A host of the migration.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Side {
     /// Where the guest comes from.
     Source,

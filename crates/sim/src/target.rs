@@ -262,10 +262,8 @@ impl World {
             self.spool.doomed[1] |= work.spool_settled && self.spool.file.is_some();
             // What was accepted for it in this very moment ends with it.
             for heard in work.heard {
-                if let Heard::Attach(id) = heard
-                    && let Some(conn) = self.conn(id)
-                {
-                    conn.shut(Side::Target);
+                if let Heard::Attach(id) = heard {
+                    self.shut(id, Side::Target);
                 }
             }
         }

@@ -16,23 +16,13 @@ use crate::{
 };
 use std::hash::{Hash, Hasher};
 
-/// What happens when its time has come, unless it was called off.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+/// What happens when its time has come, unless it was called off. Of several at one time the first is first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Timer {
     /// A driver that waits before it asks again does so.
     Again(Side),
     /// A driver's patience with whoever owes it an answer is over.
     Patience(Side),
-    /// A lost link was waited for as long as the user wants.
-    GiveUp(Side),
-    /// The same at the target, for a source that closed its connections.
-    Closed,
-    /// The target has missed a stream that was lost for long.
-    Missed,
-    /// The target is called again, to be told that the migration has ended.
-    CallAgain,
-    /// It was called for long enough.
-    CallEnd,
     /// The user is told that it is in doubt; the driver leaves the asking to the recovery.
     Doubt,
     /// What a careless writer has not synced gets to the disk by itself (planted faults only).
@@ -45,14 +35,24 @@ pub enum Timer {
     RecordUp,
     /// The datastore answers again.
     SpoolUp,
-    /// … before anybody gives it up.
+    /// A person has seen that the target host is dead, or has looked at a restored record.
+    Person,
+    /// A lost link was waited for as long as the user wants.
+    GiveUp(Side),
+    /// The same at the target, for a source that closed its connections.
+    Closed,
+    /// The target is called again, to be told that the migration has ended.
+    CallAgain,
+    /// It was called for long enough.
+    CallEnd,
+    /// The datastore answers again, before anybody gives it up.
     SpoolBack,
     /// It, or the target that reads what is there, was waited for for too long.
     Stall,
     /// The agents look for files that nobody needs.
     Janitor,
-    /// A person has seen that the target host is dead, or has looked at a restored record.
-    Person,
+    /// The target has missed a stream that was lost for long.
+    Missed,
 }
 
 /// Virtual milliseconds. What matters is their order: a few attempts fall between a failure and its end.
@@ -293,6 +293,13 @@ impl World {
         self.conns.iter_mut().find(|conn| conn.id == id)
     }
 
+    /// This side has done with the connection of this number.
+    pub fn shut(&mut self, id: u16, side: Side) {
+        if let Some(conn) = self.conn(id) {
+            conn.shut(side);
+        }
+    }
+
     /// Sets a timer; one that is set already stays.
     pub fn set(&mut self, timer: Timer) {
         timer.set_in(&mut self.timers);
@@ -323,7 +330,7 @@ impl World {
         }
         let (left, timer) = self.timers.swap_remove(first);
         self.timers.iter_mut().for_each(|(other, _)| *other -= left);
-        self.timers.sort_unstable_by_key(|(left, timer)| (*left, timer_order(*timer)));
+        self.timers.sort_unstable();
         say!(self, "-- {left} ms later: {timer:?}");
         self.fire(timer);
         true
@@ -351,27 +358,5 @@ impl World {
             Timer::Janitor => [Side::Source, Side::Target].into_iter().for_each(|side| self.janitor(side)),
             Timer::Person => self.person(),
         }
-    }
-}
-
-fn timer_order(timer: Timer) -> u8 {
-    match timer {
-        Timer::Again(side) => side as u8,
-        Timer::Patience(side) => 2 + side as u8,
-        Timer::Doubt => 4,
-        Timer::Lazy(side) => 5 + side as u8,
-        Timer::Restart(side) => 7 + side as u8,
-        Timer::LinkUp => 9,
-        Timer::RecordUp => 10,
-        Timer::SpoolUp => 11,
-        Timer::Person => 12,
-        Timer::GiveUp(side) => 13 + side as u8,
-        Timer::Closed => 15,
-        Timer::CallAgain => 16,
-        Timer::CallEnd => 17,
-        Timer::SpoolBack => 18,
-        Timer::Stall => 19,
-        Timer::Janitor => 20,
-        Timer::Missed => 21,
     }
 }

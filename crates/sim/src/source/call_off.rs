@@ -83,8 +83,7 @@ impl World {
     /// It was tried for long enough: the target gives up by itself.
     pub fn call_ends(&mut self) {
         self.call_off(Timer::CallAgain);
-        if let Some(conn) = self.source.call.take().and_then(Call::conn).and_then(|id| self.conn(id)) {
-            conn.shut(Side::Source);
-        }
+        let conn = self.source.call.take().and_then(Call::conn);
+        conn.into_iter().for_each(|id| self.shut(id, Side::Source));
     }
 }

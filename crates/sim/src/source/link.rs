@@ -67,7 +67,7 @@ impl World {
                 let stream = self.source.work.as_deref_mut()?.streams.get_mut(stream as usize)?;
                 (stream.ended, stream.job) = (true, Job::Rest);
                 let id = stream.conn;
-                self.conn(id)?.shut(Side::Source);
+                self.shut(id, Side::Source);
             }
             LinkEffect::OpenStream(stream) => {
                 let Some(id) = self.dial(Purpose::Data(stream as u8)) else {
@@ -177,9 +177,7 @@ impl World {
         let ids = streams.iter().map(|s| s.conn).chain(work.answering.take()).chain(work.control.take());
         let ids = ids.chain(reopened.iter().map(|reopened| reopened.conn.0));
         for id in ids.collect::<Vec<_>>() {
-            if let Some(conn) = self.conn(id) {
-                conn.shut(Side::Source);
-            }
+            self.shut(id, Side::Source);
         }
     }
 
@@ -310,9 +308,7 @@ impl World {
         } else {
             self.call_off(Timer::Doubt);
         }
-        if let Some(conn) = asking.and_then(|id| self.conn(id)) {
-            conn.shut(Side::Source);
-        }
+        asking.into_iter().for_each(|id| self.shut(id, Side::Source));
     }
 
     /// A time of the source's has come.

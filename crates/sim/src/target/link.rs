@@ -97,8 +97,8 @@ impl World {
             self.call_off(Timer::Missed);
         }
         let Some(old) = old else { return };
-        if let Some(conn) = self.conn(old).filter(|_| !lands_on) {
-            conn.shut(Side::Target);
+        if !lands_on {
+            self.shut(old, Side::Target);
         }
         let blocks = vec![bitmap(pages)];
         let back = control::StreamReopened { stream: stream.into(), round, blocks, missing: lacks };
@@ -112,9 +112,7 @@ impl World {
             return false;
         };
         work.conns.retain(|conn| *conn != id);
-        if let Some(conn) = self.conn(id) {
-            conn.shut(Side::Target);
-        }
+        self.shut(id, Side::Target);
         self.set(Timer::Missed);
         self.target_says(Kind::StreamLost(control::StreamLost { stream: stream.into() }));
         true
@@ -153,16 +151,11 @@ impl World {
             }
         }
         if land_on && work.stage == WritePolicy::Before {
-            if let Some(conn) = work.control.take().and_then(|id| self.conn(id)) {
-                conn.shut(Side::Target);
-            }
-            return;
+            return work.control.take().into_iter().for_each(|id| self.shut(id, Side::Target));
         }
         let conns = std::mem::take(&mut work.conns);
         for id in conns.into_iter().chain(work.control.take()) {
-            if let Some(conn) = self.conn(id) {
-                conn.shut(Side::Target);
-            }
+            self.shut(id, Side::Target);
         }
     }
 }
