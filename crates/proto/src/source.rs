@@ -17,6 +17,10 @@ use crate::{
     control::{self, Kind},
 };
 
+/// A guest that was stopped so often in vain is not stopped once more: a link that breaks whenever the guest
+/// stands still costs it a pause each time, of up to two seconds until that is noticed.
+const MOST_ABORTED: u32 = 3;
+
 /// How memory travels. The driver maps its user's wish to this.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NextStep {
@@ -44,6 +48,8 @@ pub enum SourceEvent {
         /// Why it failed.
         why: String,
     },
+    /// `AbortPause` is done; whether the guest had stood still.
+    RanOn(bool),
     /// `Rejoin` is done: the target has all of this round and of those before it.
     Rejoined(u32),
     /// `OpenStreams` is done.
@@ -89,7 +95,7 @@ pub enum SourceEffect {
     Rejoin,
     /// The switchover that was begun does not take place, and the migration goes on: the guest runs here at
     /// once, its writes are followed as before, and what was announced as missing is dirty again (I2). What
-    /// `Save` has not reported yet is never reported.
+    /// `Save` has not reported yet is never reported. *async*
     AbortPause,
     /// Collect what was written and choose the next step. *async*
     Decide,
@@ -195,6 +201,8 @@ pub struct Source {
     post_copy: bool,
     /// A switchover was undone.
     ran_on: bool,
+    /// How many pauses came to nothing, after which the migration went on.
+    aborted_pauses: u32,
 }
 
 impl Source {
@@ -204,16 +212,18 @@ impl Source {
         prepare: control::Prepare,
         first: NextStep,
     ) -> (Self, Vec<SourceEffect>) {
-        let source = Self { state: State::Greeting, prepare, first, post_copy: false, ran_on: false };
+        let source = Self::at(State::Greeting, prepare, first);
         (source, vec![SourceEffect::Send(Kind::Hello(hello))])
     }
 
     /// A migration whose source agent was restarted after the commit: the target may still want pages.
     pub fn after_commit() -> (Self, Vec<SourceEffect>) {
-        let prepare = control::Prepare::default();
-        let first = NextStep::PostCopy;
-        let source = Self { state: State::PostCopy, prepare, first, post_copy: true, ran_on: false };
-        (source, vec![SourceEffect::Reconnect])
+        let source = Self::at(State::PostCopy, control::Prepare::default(), NextStep::PostCopy);
+        (Self { post_copy: true, ..source }, vec![SourceEffect::Reconnect])
+    }
+
+    fn at(state: State, prepare: control::Prepare, first: NextStep) -> Self {
+        Self { state, prepare, first, post_copy: false, ran_on: false, aborted_pauses: 0 }
     }
 
     /// Whether the user can still end it.
@@ -287,8 +297,10 @@ impl Source {
                 E::LinkLost(_),
             ) if self.rejoins() => {
                 self.ran_on = true;
-                [vec![A::AbortPause], self.rejoin(round)].concat()
+                self.state = State::Rejoining { round };
+                vec![A::AbortPause]
             }
+            (State::Rejoining { .. }, E::RanOn(stood)) => self.pause_is_aborted(stood),
             (State::Rejoining { .. }, E::LinkLost(_)) => vec![A::Rejoin],
             (_, E::LinkLost(why)) => self.back("the connection to the target", why),
             (_, E::Broke { what, why }) => self.back(&what, why),
@@ -421,7 +433,15 @@ impl Source {
             ) if self.rejoins() && l.round <= round => vec![],
 
             // Results of acts that no longer matter.
-            (_, E::Resolved | E::ClaimWon | E::ClaimLost(_) | E::ClaimUnknown(_) | E::Rejoined(_)) => vec![],
+            (
+                _,
+                E::Resolved
+                | E::ClaimWon
+                | E::ClaimLost(_)
+                | E::ClaimUnknown(_)
+                | E::Rejoined(_)
+                | E::RanOn(_),
+            ) => vec![],
             (
                 State::PostCopy | State::Claiming { .. } | State::Authorized,
                 E::Sent(_)
@@ -449,6 +469,16 @@ impl Source {
 
     fn rejoin(&mut self, round: u32) -> Vec<SourceEffect> {
         self.state = State::Rejoining { round };
+        vec![SourceEffect::Rejoin]
+    }
+
+    fn pause_is_aborted(&mut self, stood: bool) -> Vec<SourceEffect> {
+        self.aborted_pauses += u32::from(stood);
+        if stood && self.aborted_pauses > MOST_ABORTED {
+            let why =
+                format!("it was lost in {} pauses; the guest is not stopped again", self.aborted_pauses);
+            return self.back("the connection to the target", why);
+        }
         vec![SourceEffect::Rejoin]
     }
 

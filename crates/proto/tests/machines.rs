@@ -127,12 +127,16 @@ fn i3_an_aborted_pause_lets_guest_and_migration_go_on() {
     let pre = SourceEvent::Decided(NextStep::Switchover);
     let post = SourceEvent::Decided(NextStep::PostCopy);
     let saved = |more| SourceEvent::Saved { more };
+    let aborts = |source: &mut Source, seen: &[SourceEvent]| {
+        assert_eq!(source.handle(lost()), [SourceEffect::AbortPause], "{seen:?}");
+        assert_eq!(source.handle(SourceEvent::RanOn(true)), [SourceEffect::Rejoin], "{seen:?}");
+    };
 
     // In the last round: what of it has not arrived is sent again, while the guest runs.
     for seen in [vec![], vec![SourceEvent::Sent(2)], vec![saved(true)], vec![received(2), saved(false)]] {
         let mut source =
             until(NextStep::Round, &with(&[&[pre.clone(), SourceEvent::Stopped], &*seen].concat()));
-        assert_eq!(source.handle(lost()), [SourceEffect::AbortPause, SourceEffect::Rejoin], "{seen:?}");
+        aborts(&mut source, &seen);
         assert_eq!(source.handle(saved(true)), []);
         assert!(source.cancellable());
         let mut other = source.clone();
@@ -148,18 +152,26 @@ fn i3_an_aborted_pause_lets_guest_and_migration_go_on() {
     // Before a post-copy, at each of its steps.
     for seen in [vec![], vec![taken()], vec![taken(), SourceEvent::Stopped]] {
         let mut source = until(NextStep::Round, &with(&[std::slice::from_ref(&post), &seen].concat()));
-        assert_eq!(source.handle(lost()), [SourceEffect::AbortPause, SourceEffect::Rejoin], "{seen:?}");
+        aborts(&mut source, &seen);
         assert_eq!(source.handle(taken()), [], "said before the link was lost");
         assert_eq!(source.handle(SourceEvent::Rejoined(1)), [SourceEffect::Decide]);
         assert_eq!(source.handle(post.clone()), [SourceEffect::SendMissing]);
         assert_eq!(source.handle(taken()), [SourceEffect::JournalPause, SourceEffect::StopGuest]);
     }
     let mut source = until(NextStep::PostCopy, &[taken(), SourceEvent::Stopped]);
-    assert_eq!(source.handle(lost()), [SourceEffect::AbortPause, SourceEffect::Rejoin]);
-    assert_eq!(source.handle(SourceEvent::Rejoined(0)), [SourceEffect::SendMissing]);
+    // One that is lost whenever the guest stands still ends it.
+    for _ in 0..3 {
+        aborts(&mut source, &[]);
+        assert_eq!(source.handle(SourceEvent::Rejoined(0)), [SourceEffect::SendMissing]);
+        source.handle(taken());
+        source.handle(SourceEvent::Stopped);
+    }
+    assert_eq!(source.handle(lost()), [SourceEffect::AbortPause]);
+    let effects = source.handle(SourceEvent::RanOn(true));
+    assert!(matches!(effects.last(), Some(SourceEffect::End(SourceEnd::Failed { .. }))), "{effects:?}");
     // Not all hashes could be said.
     let mut source = until(NextStep::PostCopy, &[taken(), SourceEvent::Stopped, saved(false)]);
-    assert_eq!(source.handle(lost()), [SourceEffect::AbortPause, SourceEffect::Rejoin]);
+    aborts(&mut source, &[]);
     // Once the device state is sent, a lost link ends it.
     let mut source =
         until(NextStep::PostCopy, &[taken(), SourceEvent::Stopped, saved(false), SourceEvent::StateSent]);

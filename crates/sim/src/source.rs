@@ -182,9 +182,9 @@ impl World {
                     work.dirty = work.dirty.or(missing);
                 }
                 if !work.stopped {
-                    return;
+                    return work.event(SourceEvent::RanOn(false));
                 }
-                &[Do::Thaw, Do::AbortPause, Do::Insist(Departure::None), Do::Sync, Do::Tell(Back)]
+                &[Do::Thaw, Do::AbortPause, Do::Insist(Departure::None), Do::Sync, Do::Tell(Back), Do::RanOn]
             }
             SourceEffect::Claim => {
                 work.asks_later = asked_in_vain;

@@ -95,6 +95,7 @@ fn source_event(input: &mut Input<'_>) -> SourceEvent {
         12 => E::Resolved,
         13 => E::Rejoined(u32::from(input.u8() % 8)),
         14 => E::StateSent,
+        15 => E::RanOn(input.u8().is_multiple_of(2)),
         _ => E::Message(message(input)),
     }
 }

@@ -40,7 +40,7 @@ impl SourceDriver {
                 }
                 Ok(None)
             }
-            SourceEffect::AbortPause => self.run_on().map(|()| None),
+            SourceEffect::AbortPause => self.run_on().map(Some),
             SourceEffect::Rejoin => Ok(self.rejoin()),
             SourceEffect::Decide => {
                 if let (Some(tracker), Some(round)) = (&mut self.parts.tracker, &self.current) {

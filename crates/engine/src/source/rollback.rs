@@ -5,11 +5,8 @@ use crate::{
     Broken,
     ports::{MachineError, RunState},
 };
+use proto::SourceEvent;
 use std::time::Duration;
-
-/// A guest that was stopped so often in vain is not stopped once more: a link that breaks whenever the guest
-/// stands still costs it a pause of up to two seconds (`conn::SILENCE`) each time.
-const IN_VAIN: u32 = 3;
 
 impl SourceDriver {
     /// The guest runs here again (I3). There is no other place left for it, so this is tried until it works
@@ -32,13 +29,13 @@ impl SourceDriver {
     /// The link was lost in a pause. The guest does not stand still for it: it runs on here at once, and its
     /// writes are followed as before (I2), so that the migration goes on from where it was once the link is
     /// back. It has not fenced itself.
-    pub(super) fn run_on(&mut self) -> Result<(), Broken> {
+    pub(super) fn run_on(&mut self) -> Result<SourceEvent, Broken> {
         self.calm();
         // The target forgets what it was told that it would lack: it is to be sent as any other page (I2).
         let missing = self.nothing();
         self.dirty.union(&std::mem::replace(&mut self.missing, missing));
         if !self.stopped {
-            return Ok(());
+            return Ok(SourceEvent::RanOn(false));
         }
         let stood = self.resume_guest()?;
         self.reporter.ran_on(stood);
@@ -49,12 +46,7 @@ impl SourceDriver {
             tracker.resume_throttling();
         }
         self.tell_of_resumption();
-        if self.aborted_pauses > IN_VAIN {
-            let why =
-                format!("it was lost in {} pauses; the guest is not stopped again", self.aborted_pauses);
-            return Err(Broken::new("the connection to the target", why));
-        }
-        Ok(())
+        Ok(SourceEvent::RanOn(true))
     }
 
     /// How long it stood still.

@@ -1,7 +1,7 @@
 //! What the source makes of what it hears, and how it ends. Mirrors `SourceDriver::look_at`, `hear`, `saved`,
 //! `bring_back` and `finish`.
 
-use super::{Departure, Do, Heard, Saving, pages, short};
+use super::{Departure, Heard, Saving, pages, short};
 use crate::{
     driver::Driver,
     link::Side,
@@ -167,8 +167,6 @@ impl World {
 
     /// The link is lost, and the guest does not stand still for it (`run_on`).
     pub(super) fn source_runs_on(&mut self) {
-        /// A guest that was stopped so often in vain is not stopped once more.
-        const IN_VAIN: u8 = 3;
         let forgetful = self.has(PlantedBug::WritesLostByRunningOn);
         let qemu = &mut self.qemus[0];
         let Some(work) = self.source.work.as_deref_mut() else { return };
@@ -180,12 +178,7 @@ impl World {
         if forgetful {
             qemu.tracked = Some(Pages::default());
         }
-        let too_often = work.aborted_pauses > IN_VAIN;
         self.as_it_was();
-        if too_often && let Some(work) = self.source.work.as_deref_mut() {
-            // Once that is in the journal.
-            work.steps.push_back(Do::TooOften);
-        }
     }
 
     pub(super) fn source_ends(&mut self, end: SourceEnd) {

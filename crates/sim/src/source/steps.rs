@@ -129,7 +129,7 @@ impl World {
             }
             Do::Resume => self.source_resumes(),
             Do::AbortPause => self.source_runs_on(),
-            Do::TooOften => work.broke("the connection to the target"),
+            Do::RanOn => work.event(SourceEvent::RanOn(true)),
             Do::HangUp => self.source_hangs_up(),
             Do::Wait => {}
             Do::Ask => self.source_asks(),

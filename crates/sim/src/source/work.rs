@@ -248,8 +248,8 @@ pub enum Do {
     Resume,
     /// Lets the guest run while the migration goes on.
     AbortPause,
-    /// It was stopped in vain too often.
-    TooOften,
+    /// `RanOn`.
+    RanOn,
     /// Ends all connections.
     HangUp,
     /// Waits before asking again, if it was asked in vain.
