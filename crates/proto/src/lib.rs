@@ -27,7 +27,7 @@ pub use policy::Phase;
 pub use preamble::{MAGIC, Preamble, PreambleError, Purpose, REPLY, Reply, Status, Token, VERSION};
 pub use rounds::{Decision, Moved, Rounds, Warning};
 pub use source::{NextStep, Source, SourceEffect, SourceEnd, SourceEvent};
-pub use spool::{PageSet, SourceSpool, SpoolEffect, SpoolEvent, SpoolMark, SpoolSaid, SpoolTerms, ToSecure};
+pub use spool::{AnyPages, SourceSpool, SpoolEffect, SpoolEvent, SpoolMark, SpoolSaid, SpoolTerms, ToSecure};
 pub use target::{Target, TargetEffect, TargetEnd, TargetEvent};
 pub use unspool::{Follow, Put, TargetSpool};
 

@@ -22,15 +22,15 @@ const STALL: Duration = Duration::from_secs(2);
 /// it does not change hands.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// A set of the guest's pages.
-pub trait PageSet: Clone {
+/// A set of the guest's pages, however it is kept.
+pub trait AnyPages: Clone {
     /// How many.
     fn count(&self) -> u64;
     /// Adds these.
     fn unite(&mut self, others: &Self);
 }
 
-impl PageSet for MemorySet {
+impl AnyPages for MemorySet {
     fn count(&self) -> u64 {
         self.len()
     }
@@ -267,7 +267,7 @@ impl SpoolMark {
     }
 }
 
-impl<S: PageSet> SourceSpool<S> {
+impl<S: AnyPages> SourceSpool<S> {
     /// Without a file as yet.
     pub fn new(terms: SpoolTerms) -> Self {
         Self {
@@ -522,7 +522,7 @@ impl<S: PageSet> SourceSpool<S> {
     fn pass_is_over(&mut self, downtime: Duration) -> Vec<SpoolEffect<S>> {
         let Some(securing) = &mut self.securing else { return vec![] };
         let (pages, took) = securing.last;
-        let dirtied = securing.insecure.as_ref().map_or(0, PageSet::count);
+        let dirtied = securing.insecure.as_ref().map_or(0, AnyPages::count);
         securing.passes.push(Pass { pages, took, dirtied });
         match policy::secure(&securing.passes, downtime) {
             Secure::Stop => {
@@ -582,7 +582,7 @@ impl<S: PageSet> SourceSpool<S> {
     }
 }
 
-impl<S: PageSet> Securing<S> {
+impl<S: AnyPages> Securing<S> {
     fn add(&mut self, pages: S) {
         match &mut self.insecure {
             Some(insecure) => insecure.unite(&pages),
@@ -608,7 +608,7 @@ mod tests {
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     struct Bits(u8);
 
-    impl PageSet for Bits {
+    impl AnyPages for Bits {
         fn count(&self) -> u64 {
             self.0.count_ones().into()
         }

@@ -16,7 +16,7 @@ use crate::{
 };
 use policy::Budget;
 use proto::{
-    Moved, NextStep, PageSet, Rounds, SourceEvent, SourceSpool, SpoolEffect, SpoolEvent, SpoolMark,
+    AnyPages, Moved, NextStep, Rounds, SourceEvent, SourceSpool, SpoolEffect, SpoolEvent, SpoolMark,
     SpoolSaid, SpoolTerms, ToSecure,
     control::{self, Kind},
 };
@@ -46,7 +46,7 @@ pub struct Spooling {
     pub at_work: bool,
 }
 
-impl PageSet for Pages {
+impl AnyPages for Pages {
     fn count(&self) -> u64 {
         self.0.count_ones().into()
     }
