@@ -289,11 +289,8 @@ impl World {
     }
 
     pub(super) fn target_says(&mut self, kind: Kind) {
-        let Some(work) = self.target.work.as_deref_mut() else { return };
-        let control = work.control;
-        if let Some(conn) = control.and_then(|id| self.conn(id)) {
-            conn.say(Side::Target, Word::Say(Printed(kind)));
-        }
+        let control = self.target.work.as_deref().and_then(|work| work.control);
+        self.say_on(control, Side::Target, Word::Say(Printed(kind)));
     }
 
     /// A time of the target's has come.

@@ -3,7 +3,7 @@
 
 use crate::{
     guest::Guest,
-    link::{Conn, Purpose, Side},
+    link::{Conn, Purpose, Side, Word},
     pages::Pages,
     planted::PlantedBug,
     qemu::{Qemu, Run},
@@ -291,6 +291,13 @@ impl World {
     /// The connection of this number, if anything is left of it.
     pub fn conn(&mut self, id: u16) -> Option<&mut Conn> {
         self.conns.iter_mut().find(|conn| conn.id == id)
+    }
+
+    /// A side says something on the connection of this number, if there is one.
+    pub fn say_on(&mut self, id: impl Into<Option<u16>>, side: Side, word: Word) {
+        if let Some(conn) = id.into().and_then(|id| self.conn(id)) {
+            conn.say(side, word);
+        }
     }
 
     /// This side has done with the connection of this number.

@@ -55,9 +55,7 @@ impl World {
             Some(Call::Dialled(id)) => {
                 say!(self, "source: tells the target that the migration has ended");
                 let failed = Failed { what: "the migration".into(), why: "ended".into(), cancelled: false };
-                if let Some(conn) = self.conn(id) {
-                    conn.say(Side::Source, Word::Say(Printed(Kind::Failed(failed))));
-                }
+                self.say_on(id, Side::Source, Word::Say(Printed(Kind::Failed(failed))));
                 self.source.call = Some(Call::Said(id));
             }
             _ => {}

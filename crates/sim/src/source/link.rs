@@ -265,9 +265,7 @@ impl World {
             return;
         }
         let id = self.dial(Purpose::Record);
-        if let Some(conn) = id.and_then(|id| self.conn(id)) {
-            conn.say(Side::Source, Word::Claim(claim));
-        }
+        self.say_on(id, Side::Source, Word::Claim(claim));
         if let Some(work) = self.source.work.as_deref_mut() {
             work.asking = id;
             work.answer = id.is_none().then_some(Answer::Unknown);

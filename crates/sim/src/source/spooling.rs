@@ -210,9 +210,7 @@ impl World {
     /// To the target.
     pub(super) fn source_says(&mut self, kind: Kind) {
         let control = self.source.work.as_deref().and_then(|work| work.control);
-        if let Some(conn) = control.and_then(|id| self.conn(id)) {
-            conn.say(Side::Source, Word::Say(Printed(kind)));
-        }
+        self.say_on(control, Side::Source, Word::Say(Printed(kind)));
     }
 
     /// Whether the file has a part in the current round.

@@ -56,9 +56,7 @@ impl World {
                 }
             },
         };
-        if let Some(conn) = self.conn(conn) {
-            conn.say(Side::Source, word);
-        }
+        self.say_on(conn, Side::Source, word);
     }
 
     /// A stream goes on over another connection (`go_on` of `engine/source/mending.rs`).
@@ -106,9 +104,7 @@ impl World {
     pub fn source_is_asked_for(&mut self, id: u16, page: u8) {
         let now = self.qemus[0].ram.at(page);
         say!(self, "source: answers with page {page}");
-        if let Some(conn) = self.conn(id) {
-            conn.say(Side::Source, Word::Page(page, now, plain(now)));
-        }
+        self.say_on(id, Side::Source, Word::Page(page, now, plain(now)));
         if let Some(work) = self.source.work.as_deref_mut() {
             work.to_push.drop(page);
             work.focus = page;

@@ -68,9 +68,7 @@ impl World {
                 // First for everything that somebody waits for already.
                 let asked = work.asked;
                 for page in asked.iter() {
-                    if let Some(conn) = self.conn(id) {
-                        conn.say(Side::Target, Word::Want(page));
-                    }
+                    self.say_on(id, Side::Target, Word::Want(page));
                 }
             }
             Purpose::Resume => {

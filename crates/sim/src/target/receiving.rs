@@ -109,9 +109,7 @@ impl World {
             work.missing.drop(page);
         }
         let on = work.asking_on;
-        if let Some(conn) = on.and_then(|id| self.conn(id)) {
-            conn.say(Side::Target, Word::Want(page));
-        }
+        self.say_on(on, Side::Target, Word::Want(page));
     }
 }
 

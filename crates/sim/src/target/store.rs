@@ -101,10 +101,8 @@ impl World {
             }
             Some(answer) => {
                 self.target_synced();
-                if let Some(conn) = self.conn(conn) {
-                    conn.say(Side::Target, Word::Claimed(answer));
-                    conn.shut(Side::Target);
-                }
+                self.say_on(conn, Side::Target, Word::Claimed(answer));
+                self.shut(conn, Side::Target);
             }
         }
     }
