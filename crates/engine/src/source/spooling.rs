@@ -214,13 +214,8 @@ impl SourceDriver {
                 writer.sync(STALL).map_err(|e| e.to_string())?;
                 Spooler::start(writer, self.parts.memory.clone(), compress, say).map_err(|e| e.to_string())
             });
-        self.spool(match made {
-            Ok(spooler) => {
-                self.spooling.spooler = Some(spooler);
-                SpoolEvent::Made(Ok(()))
-            }
-            Err(e) => SpoolEvent::Made(Err(e)),
-        });
+        let made = made.map(|spooler| self.spooling.spooler = Some(spooler));
+        self.spool(SpoolEvent::Made(made));
     }
 
     /// What the target is asked to open.
