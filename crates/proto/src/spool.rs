@@ -691,8 +691,11 @@ mod tests {
     #[test]
     fn what_will_be_missing_is_safe_before_the_state_is_told() {
         let decided = E::Decided(NextStep::PostCopy, 3);
-        assert_eq!(after(true, &[decided.clone()]).1, [A::Secure(ToSecure::Dirty)]);
-        assert_eq!(after(false, &[decided.clone()]).1, [A::Tell(SourceEvent::Decided(NextStep::PostCopy))]);
+        assert_eq!(after(true, std::slice::from_ref(&decided)).1, [A::Secure(ToSecure::Dirty)]);
+        assert_eq!(
+            after(false, std::slice::from_ref(&decided)).1,
+            [A::Tell(SourceEvent::Decided(NextStep::PostCopy))]
+        );
         // The first pass must be read.
         let told = A::Say(Kind::Spooled(SpoolMark { extents: 5, bytes: 5 }.so_far()));
         let first = [decided, durable(5), secured()];
