@@ -5,7 +5,8 @@ use crate::{Fate, Mode, Robust};
 use policy::Learnt;
 use serde::{Deserialize, Serialize};
 
-pub use policy::{Estimate, LONGEST_STALL, Limit, Phase, Plan, Span, Way};
+pub use policy::{DowntimePart, Estimate, LONGEST_STALL, Limit, PausePart, Phase, Plan, Side, Span, Way};
+
 /// What went by way of the file on the datastore.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Spooled {
@@ -77,6 +78,13 @@ pub enum Event {
     Note {
         /// In words.
         text: String,
+    },
+    /// The VM changed hands.
+    Downtime {
+        /// From just before `stop` on the source to the guest running on the target.
+        ms: f64,
+        /// Where it went: see [`Report::downtime`].
+        parts: Vec<DowntimePart>,
     },
     /// Always the last one.
     Done(Box<Report>),
@@ -312,6 +320,11 @@ pub struct Report {
     /// From just before `stop` on the source to the guest running on the target; `None` if it never paused
     /// for good.
     pub downtime_ms: Option<f64>,
+    /// Where the downtime went, on either host, in the order in which the parts began. Their `ms` add up to
+    /// `downtime_ms`: what was done beside something that took longer counts for nothing, and what nothing is
+    /// known of is `wait` or `link`.
+    #[serde(default)]
+    pub downtime: Vec<DowntimePart>,
     /// The part of it that went into having the source's QEMU stand still, so that nobody can have the guest
     /// run on there.
     #[serde(default)]
@@ -374,6 +387,7 @@ impl Report {
             total_ms: 0.0,
             preflight_ms: 0.0,
             downtime_ms: None,
+            downtime: Vec::new(),
             frozen_in_ms: None,
             aborted_pauses_ms: 0.0,
             check_ms: 0.0,

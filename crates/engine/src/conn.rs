@@ -504,8 +504,13 @@ impl Heard {
 
 /// This side's clock: nanoseconds since the process first looked at it.
 pub(crate) fn now_ns() -> u64 {
+    at_ns(Instant::now())
+}
+
+/// An instant on this side's clock; one before anybody looked at it is its beginning.
+pub(crate) fn at_ns(instant: Instant) -> u64 {
     static START: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
-    START.elapsed().as_nanos() as u64
+    instant.saturating_duration_since(*START).as_nanos() as u64
 }
 
 /// Reads control messages until the connection ends, or is silent for so long; pings are answered on the

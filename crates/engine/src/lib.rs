@@ -13,6 +13,8 @@ mod conn;
 /// What takes bytes from strangers, for those who try to break it.
 #[doc(hidden)]
 pub mod fuzz;
+/// What is done while the guest stands still, and when.
+mod pause;
 /// Ports that a thread uses while the driver goes on.
 mod shared_port;
 /// What is done now and then, and takes its time.

@@ -11,7 +11,7 @@ use crate::{
 };
 use api::{Event, Fate, MigrateOptions, Mode, Report, Robust};
 use page::Counts;
-use policy::Budget;
+use policy::{Budget, PausePart};
 use proto::{
     Brief, Link, LinkEvent, NextStep, Phase, Rounds, Shape, Source, SourceEffect, SourceEnd, SourceEvent,
     SpoolEvent, SpoolSaid, Token, control,
@@ -34,6 +34,7 @@ mod link; // its connections: opened, lost, opened again
 mod mending; // one connection of several: opened again
 mod ownership; // who owns the VM: offered, asked
 mod parts; // what it is given
+mod pause; // where the downtime went
 mod progress; // whether memory still arrives
 mod reporter; // what the user is told
 mod rollback; // the guest runs on here: the migration is over, or goes on
@@ -319,6 +320,12 @@ impl SourceDriver {
     /// What must be done about an event.
     fn decide(&mut self, event: SourceEvent) -> Vec<SourceEffect> {
         let Some(core) = &mut self.core else { return vec![] };
+        let of_pages =
+            matches!(event, SourceEvent::Sent(_) | SourceEvent::Message(control::Kind::RoundReceived(_)));
+        if self.stopped && of_pages {
+            // Whichever comes last; and the target's own word goes before both.
+            self.reporter.pause.end_later(PausePart::LastPages);
+        }
         let effects = core.handle(event);
         self.show_phase();
         effects
@@ -366,7 +373,13 @@ impl SourceDriver {
             };
             let event = match signal {
                 Ok(Signal::Event(event)) => self.look_at(event),
-                Ok(Signal::Saved(pause, saved)) if pause == self.aborted_pauses => self.saved(saved),
+                Ok(Signal::Saved(pause, saved)) if pause == self.aborted_pauses => {
+                    let told = self.saved(saved);
+                    if told.is_none() {
+                        self.reporter.pause.begin(PausePart::Secure);
+                    }
+                    told
+                }
                 Ok(Signal::Watched(seen)) => self.watched(seen),
                 Ok(Signal::Spool(turn, said, counts)) => self.hear_spool(turn, said, counts),
                 Ok(Signal::Said(generation, said)) if generation == self.generation => self.hear(said),
@@ -461,8 +474,8 @@ impl SourceDriver {
                 return None;
             }
             SourceEvent::Message(control::Kind::Committed(committed)) => {
-                let resumed = self.heard.to_here(committed.resumed_ns);
-                self.reporter.committed(committed, resumed);
+                let heard = &self.heard;
+                self.reporter.committed(committed, |theirs_ns| heard.to_here(theirs_ns));
             }
             SourceEvent::Message(control::Kind::StreamLost(lost)) => {
                 return self.stream_lost(lost.stream, "the target has lost it");

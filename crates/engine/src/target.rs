@@ -4,6 +4,7 @@ use crate::{
     Broken,
     conn::{Conn, LONG_SILENCE, Speaker},
     faults::Faults,
+    pause::PauseLog,
     ports::{
         Ender, HasEnded, Host, Machine, MachineError, Request, RunState, SpoolRecord, TargetJournal, Waiting,
     },
@@ -12,7 +13,10 @@ use crate::{
     spaced::Spaced,
     unspool::{Unspool, Unspooled},
 };
-use proto::{Brief, Purpose, Target, TargetEffect, TargetEnd, TargetEvent, Token, control};
+use proto::{
+    Brief, Purpose, Target, TargetEffect, TargetEnd, TargetEvent, Token,
+    control::{self, step::Part},
+};
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     io::{self},
@@ -214,6 +218,8 @@ pub(crate) struct TargetDriver {
     no_spool: String,
     /// The guest's QEMU ended before it had all its memory.
     qemu_ended: bool,
+    /// What it does while the guest stands still.
+    pause: PauseLog<Part>,
     /// What read the spool, once nobody needs its files any more.
     settled_spool: Option<Unspool>,
 }
@@ -249,6 +255,7 @@ impl TargetDriver {
             gave_reasons: false,
             no_spool: String::new(),
             qemu_ended: false,
+            pause: PauseLog::default(),
             settled_spool: None,
         };
         (driver, outside)
@@ -436,6 +443,7 @@ impl TargetDriver {
                 all.then(|| {
                     self.round = round;
                     self.ended_streams.clear();
+                    self.pause.mark(Part::RoundReceived);
                     if let Some(taken) = &self.taken {
                         taken.receiver.received().clear();
                     }
@@ -469,7 +477,9 @@ impl TargetDriver {
                 self.source = hello.host.clone();
             }
             control::Kind::Failed(_) => self.source_is_back = true,
+            control::Kind::State(_) => self.pause.mark(Part::StateHeard),
             control::Kind::Authorize(_) if !self.arrived => {
+                self.pause.mark(Part::AuthorizeHeard);
                 if let Err(broken) = self.alive() {
                     return Some(broken.into());
                 }

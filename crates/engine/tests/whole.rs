@@ -11,7 +11,7 @@ mod streams;
 mod stuns;
 mod trust;
 
-use api::{Compression, Event, MigrateOptions, Mode, Outcome, PastMigration, Phase, Report};
+use api::{Compression, Event, MigrateOptions, Mode, Outcome, PastMigration, PausePart, Phase, Report, Side};
 use engine::{
     Acceptor, Conn, Dial, Handle, LinkHistory, RemoteRecord, SharedPort, SourceDriver, SourceParts, TcpDial,
     Traffic,
@@ -186,7 +186,7 @@ fn all_modes_bring_the_same_memory() {
     for mode in [Mode::Auto, Mode::PreCopy, Mode::Hybrid, Mode::PostCopy] {
         let (source, inn) = (Source::new(), Inn::new(&PAGES));
         source.guest(1);
-        let (report, _) = source.migrate(listen(&inn), options(mode), |_| {});
+        let (report, events) = source.migrate(listen(&inn), options(mode), |_| {});
         assert_eq!(report.outcome, Outcome::Completed, "{mode:?} {:?}", report.error);
         assert_eq!(report.verified, Some(true), "{mode:?}");
         assert!(inn.cpu.running.load(SeqCst) && !source.cpu.running.load(SeqCst));
@@ -194,6 +194,7 @@ fn all_modes_bring_the_same_memory() {
         assert_eq!(inn.ram.content(), source.ram.content(), "{mode:?}");
         assert_eq!(inn.ram.overwritten(), 0, "{mode:?}: I5");
         assert!(report.downtime_ms.is_some_and(|ms| ms > 0.0 && ms < 1000.0), "{:?}", report.downtime_ms);
+        parts_are_the_downtime(&report, &events, mode);
         assert_eq!(report.aborted_pauses_ms, 0.0, "{mode:?}");
         wait_until("the target's end", || *inn.ended.lock().unwrap() == Some(true));
         let journal = source.journal.events.lock().unwrap().join(",");
@@ -201,6 +202,62 @@ fn all_modes_bring_the_same_memory() {
         if mode == Mode::PostCopy {
             assert_eq!(report.rounds.len(), 0);
         }
+    }
+}
+
+/// Both hosts' parts are there, each in its place, and add up.
+fn parts_are_the_downtime(report: &Report, events: &[Event], mode: Mode) {
+    use PausePart::*;
+    let total = report.downtime_ms.unwrap_or_default();
+    let sum: f64 = report.downtime.iter().map(|part| part.ms).sum();
+    assert!((sum - total).abs() < 1e-6, "{mode:?}: {sum} of {total} ms: {:?}", report.downtime);
+    let told = Event::Downtime { ms: total, parts: report.downtime.clone() };
+    assert_eq!(events.iter().filter(|event| **event == told).count(), 1, "{mode:?}");
+    let missing = report.rounds.is_empty() || report.mode == Mode::Hybrid;
+    let pages = if missing { (Missing, Side::Source) } else { (LastPages, Side::Both) };
+    let expected = [
+        (Stop, Side::Source),
+        (LastScan, Side::Source),
+        pages,
+        (Hash, Side::Source),
+        (SendState, Side::Both),
+        (Compare, Side::Target),
+        (Load, Side::Target),
+        (Fence, Side::Source),
+        (Claim, Side::Target),
+        (Resume, Side::Target),
+    ];
+    // Either host's in its order.
+    let mut at = [0.0; 2];
+    for (part, side) in expected {
+        let found = report.downtime.iter().find(|p| (p.part, p.side) == (part, side));
+        let found = found.unwrap_or_else(|| panic!("{mode:?}: no {part:?} in {:?}", report.downtime));
+        let at = &mut at[usize::from(side == Side::Target)];
+        assert!(found.at_ms >= *at, "{mode:?}: {part:?} is early: {:?}", report.downtime);
+        assert!(found.ms <= found.took_ms, "{mode:?}: {found:?}");
+        *at = found.at_ms;
+    }
+}
+
+/// What takes long shows as such, on whichever host.
+#[test]
+fn a_slow_part_of_the_downtime_is_named() {
+    const LONG: Duration = Duration::from_millis(120);
+    let slow = || -> OnTheWay { Box::new(|| thread::sleep(LONG)) };
+    for part in [PausePart::Stop, PausePart::Save, PausePart::Hold, PausePart::Claim] {
+        let (source, inn) = (Source::new(), Inn::new(&PAGES));
+        match part {
+            PausePart::Stop => source.cpu.on_stop.lock().unwrap().push_back(slow()),
+            PausePart::Save => source.cpu.on_save.lock().unwrap().push_back(slow()),
+            PausePart::Hold => *source.cpu.on_hold.lock().unwrap() = Some(slow()),
+            _ => *inn.record.on_claim.lock().unwrap() = Some(slow()),
+        }
+        let wish = MigrateOptions { verify: false, ..options(Mode::PostCopy) };
+        let (report, _) = source.migrate(listen(&inn), wish, |_| {});
+        assert_eq!(report.outcome, Outcome::Completed, "{part:?} {:?}", report.error);
+        let longest = report.downtime.iter().max_by(|a, b| a.ms.total_cmp(&b.ms)).unwrap();
+        assert_eq!(longest.part, part, "{:?}", report.downtime);
+        assert!(longest.ms >= LONG.as_secs_f64() * 900.0, "{part:?}: {longest:?}");
     }
 }
 

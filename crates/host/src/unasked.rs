@@ -2,7 +2,9 @@
 
 use crate::hypervisor::{handle_of, open};
 use agent::store::VmRecord;
-use ports::{DeviceState, Ender, HasEnded, Machine, MachineError, RunState, Saved, Unheard, VmCheck};
+use ports::{
+    DeviceState, Ender, HasEnded, Machine, MachineError, RunState, Saved, Stopped, Unheard, VmCheck,
+};
 use qemu::{Vm, frozen};
 use std::time::Duration;
 use sys::hold::Hold;
@@ -62,7 +64,7 @@ impl Machine for Later {
         self.open()?.run_state()
     }
 
-    fn stop(&mut self) -> Result<RunState, MachineError> {
+    fn stop(&mut self) -> Result<Stopped, MachineError> {
         self.open()?.stop()
     }
 
@@ -127,7 +129,7 @@ impl Machine for Left {
         self.elsewhere("ask what it does:")
     }
 
-    fn stop(&mut self) -> Result<RunState, MachineError> {
+    fn stop(&mut self) -> Result<Stopped, MachineError> {
         self.elsewhere("stop")
     }
 

@@ -3,6 +3,8 @@
 
 /// How to compress the next batch.
 mod compress;
+/// Where a downtime went.
+mod downtime;
 /// What it will take.
 mod forecast;
 /// How many pages one write opens.
@@ -31,6 +33,7 @@ mod width;
 mod working_set;
 
 pub use compress::{Codec, Compressor, Learnt, Spent};
+pub use downtime::{DowntimePart, PausePart, PauseStep, Side, divide};
 pub use forecast::{Estimate, HARD, Measured, Span, Standing, Way};
 pub use groups::Groups;
 pub use pace::Pace;

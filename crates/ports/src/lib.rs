@@ -20,7 +20,10 @@ pub mod shared;
 
 pub use host::{Host, Request, Waiting};
 pub use journal::{SourceJournal, SpoolRecord, TargetJournal};
-pub use machine::{DeviceState, Ender, HasEnded, Machine, MachineError, Saved, Unheard, VmCheck};
+pub use machine::{
+    DeviceState, Ender, HasEnded, Machine, MachineError, SaveStep, SaveStepKind, Saved, Stopped, Unheard,
+    VmCheck,
+};
 pub use memory::{Block, Fault, GuestMemory, MissingPages, Placed, Stalls, Stuns, Tracker};
 pub use ownership::{Claim, Claimed, Offer, Ownership, OwnershipRecord};
 pub use run_state::RunState;

@@ -1,7 +1,7 @@
 //! A guest's vCPUs and device state.
 
 use crate::RunState;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A VM's device state: everything but the shared RAM blocks.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -13,15 +13,56 @@ pub struct DeviceState {
     pub private: Vec<(String, Vec<u8>)>,
 }
 
+/// A guest that was stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stopped {
+    /// What it did before.
+    pub before: RunState,
+    /// How long it was stopped already while its disks were drained and flushed; nothing where that is not
+    /// known.
+    pub drained: Duration,
+}
+
 /// A device state that was saved, and how that went.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Saved {
     /// The state.
     pub state: DeviceState,
-    /// How long it was looked whether the VM is what it was.
-    pub looked: Duration,
-    /// How long it took QEMU to stand still as a whole, after it had answered.
-    pub frozen_in: Duration,
+    /// What that took.
+    pub steps: Vec<SaveStep>,
+}
+
+impl Saved {
+    /// How long this step took.
+    pub fn took(&self, kind: SaveStepKind) -> Duration {
+        self.steps.iter().filter(|step| step.kind == kind).map(|step| step.took).sum()
+    }
+}
+
+/// A step of saving a device state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SaveStep {
+    /// Which.
+    pub kind: SaveStepKind,
+    /// When it began.
+    pub began: Instant,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// What saving a device state consists of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SaveStepKind {
+    /// Whether the VM is what it was when its migration began.
+    Check,
+    /// QEMU saves its device state.
+    Save,
+    /// QEMU as a whole stands still, after it had answered.
+    Freeze,
+    /// The disks that QEMU does not flush itself.
+    Flush,
+    /// What was saved, and what QEMU keeps private, is read.
+    Read,
 }
 
 /// What was seen of a VM that is being moved.
@@ -94,7 +135,7 @@ pub trait Machine: Send {
     /// Stops the guest. Returns once its disks are drained, with the state in which it was before: somebody
     /// else may have stopped it a moment ago, or it may have stopped by itself. A guest that did not run is
     /// left as it is.
-    fn stop(&mut self) -> Result<RunState, MachineError>;
+    fn stop(&mut self) -> Result<Stopped, MachineError>;
 
     /// The device state of the stopped guest, whose disks are inactive from then on. So its QEMU stands still
     /// as a whole at once: nobody can have the guest run, nor do anything else to it, but by `restore`,

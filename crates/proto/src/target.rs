@@ -362,7 +362,9 @@ impl Target {
     }
 
     fn started(&mut self, epoch: u64, resumed_ns: u64, paused_because: String) -> Vec<TargetEffect> {
-        let committed = control::Committed { epoch, resumed_ns, verified: self.verified, paused_because };
+        let steps = vec![];
+        let committed =
+            control::Committed { epoch, resumed_ns, verified: self.verified, paused_because, steps };
         let say = TargetEffect::Send(Kind::Committed(committed));
         if self.owes {
             self.state = State::PostCopy;

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{ends::Folder, hand::*};
-use ports::{Machine, RunState};
+use ports::{Machine, RunState, SaveStepKind};
 use qemu::{Vm, frozen, qmp::Qmp};
 use serde_json::json;
 use std::{
@@ -70,7 +70,7 @@ fn i3_a_paused_guest_stays_paused_and_gets_its_disk_back() {
     bed.says("stop");
     assert_eq!(bed.vm.run_state().unwrap(), RunState::Paused);
     for hold in [false, true] {
-        assert_eq!(bed.vm.stop().unwrap(), RunState::Paused);
+        assert_eq!(bed.vm.stop().unwrap().before, RunState::Paused);
         bed.vm.save().unwrap();
         assert!(!is_locked(&bed.disk), "saving has inactivated it");
         assert!(frozen::is_frozen(&bed.vm.handle()).unwrap());
@@ -83,14 +83,14 @@ fn i3_a_paused_guest_stays_paused_and_gets_its_disk_back() {
     }
     bed.says("cont");
     // One that runs, runs again.
-    assert_eq!(bed.vm.stop().unwrap(), RunState::Running);
+    assert_eq!(bed.vm.stop().unwrap().before, RunState::Running);
     bed.vm.save().unwrap();
     bed.vm.restore(RunState::Running).unwrap();
     assert_eq!(bed.vm.run_state().unwrap(), RunState::Running);
     // Paused after we had asked what it does, before our `stop`.
     assert_eq!(bed.vm.prepare_stop().unwrap(), RunState::Running);
     bed.says("stop");
-    assert_eq!(bed.vm.stop().unwrap(), RunState::Paused);
+    assert_eq!(bed.vm.stop().unwrap().before, RunState::Paused);
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn i3_a_guest_that_does_not_run_is_left_as_it_is_and_named() {
         assert_eq!(bed.vm.prepare_stop().unwrap(), state);
         let reasons = bed.vm.begin().unwrap().reasons;
         assert!(reasons.iter().any(|reason| reason.contains(words)), "{reasons:?}");
-        assert_eq!(bed.vm.stop().unwrap(), state);
+        assert_eq!(bed.vm.stop().unwrap().before, state);
         bed.vm.restore(state).unwrap();
         assert_eq!(bed.vm.run_state().unwrap(), state, "it is as it was");
         assert!(is_locked(&bed.disk));
@@ -138,7 +138,7 @@ fn i1_what_others_do_in_the_pause_is_noticed_before_the_permit() {
         ("system_powerdown", "POWERDOWN", "power off"),
     ] {
         let mut bed = Bed::new(&["-no-shutdown"]);
-        assert_eq!(bed.vm.stop().unwrap(), RunState::Running);
+        assert_eq!(bed.vm.stop().unwrap().before, RunState::Running);
         bed.says(command);
         // QEMU answers before it does it, and tells one monitor after the other.
         let end = Instant::now() + Duration::from_secs(60);
@@ -250,7 +250,8 @@ fn looking_and_freezing_take_less_than_milliseconds() {
         bed.vm.hold().unwrap();
         let hold = lap();
         bed.vm.restore(RunState::Running).unwrap();
-        let all = [question, stop, saved.looked, saved.frozen_in, hold, lap()];
+        let all =
+            [question, stop, saved.took(SaveStepKind::Check), saved.took(SaveStepKind::Freeze), hold, lap()];
         took.iter_mut().zip(all).for_each(|(list, time)| list.push(time));
     }
     for (name, mut list) in names.iter().zip(took) {

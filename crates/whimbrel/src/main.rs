@@ -4,6 +4,7 @@ mod agent_command;
 mod args;
 mod client;
 mod doctor;
+mod downtime;
 mod forecast;
 mod migrate;
 mod pki_command;

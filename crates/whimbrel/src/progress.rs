@@ -125,6 +125,8 @@ fn word(phase: Phase) -> &'static str {
 /// The line for something that is over, or that has begun.
 pub(crate) fn line(event: &Event) -> Option<String> {
     match event {
+        // The report has its parts.
+        Event::Downtime { .. } => None,
         Event::Phase { phase: Phase::Done, .. } | Event::Tick { .. } | Event::Done(_) => None,
         Event::Phase { phase, at_ms } => Some(format!("{:>9}  {}", millis(*at_ms as f64), begins(*phase))),
         Event::Round(round) => {

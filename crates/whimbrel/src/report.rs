@@ -1,7 +1,7 @@
 //! The report on a migration, for people.
 
 use crate::{
-    forecast,
+    downtime, forecast,
     words::{count, counted, micros, millis, table},
 };
 use api::{Fate, Outcome, Report, Spooled};
@@ -134,6 +134,7 @@ fn figures(report: &Report) -> Vec<Vec<String>> {
     }
     if let Some(ms) = report.downtime_ms {
         rows.push(row("downtime", millis(ms)));
+        rows.extend(downtime::words(&report.downtime).map(|words| row("", words)));
         if report.check_ms > 0.0 {
             let (pause, before) = (millis(report.check_ms), millis(report.reading_ms));
             rows.push(row(

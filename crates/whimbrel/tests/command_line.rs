@@ -98,6 +98,7 @@ fn programs_get_events_and_the_bare_report_as_the_last_line() {
     let promised = [
         "aborted_pauses_ms",
         "check_ms",
+        "downtime",
         "downtime_ms",
         "error",
         "fate",

@@ -94,6 +94,11 @@ pub(crate) fn kinds() -> Vec<Kind> {
             resumed_ns: 1 << 41,
             verified: true,
             paused_because: String::new(),
+            steps: vec![control::Step {
+                part: control::step::Part::Load.into(),
+                began_ns: 1,
+                ended_ns: 1 << 41,
+            }],
         }),
         Kind::StillMissing(control::StillMissing { blocks: bitmaps(&missing), token: vec![7; 32] }),
         Kind::Settled(control::Settled {

@@ -46,7 +46,7 @@ impl MigrationHandle {
                 progress.phase = Some(Phase::Done);
                 progress.report = Some((**report).clone());
             }
-            Event::Forecast(_) | Event::Round(_) | Event::Note { .. } => {}
+            Event::Forecast(_) | Event::Round(_) | Event::Note { .. } | Event::Downtime { .. } => {}
         }
         let is_tick = |event: &Event| matches!(event, Event::Tick { .. });
         if is_tick(&event) && progress.events.last().is_some_and(|(_, last)| is_tick(last)) {

@@ -4,11 +4,12 @@ use super::{AGAIN, Signal, SourceDriver};
 use crate::{
     Broken,
     conn::{LONG_SILENCE, SILENCE, now_ns},
-    ports::{MachineError, RunState, Saved},
+    ports::{MachineError, RunState, Saved, Stopped},
     queue::RoundQueue,
     send::{Job, Streams},
     survey, verify, why,
 };
+use policy::PausePart;
 use proto::{Decision, NextStep, SourceEffect, SourceEvent, SpoolEvent, control};
 use std::{io, sync::Arc, thread};
 use units::{Epoch, MemorySet};
@@ -19,7 +20,11 @@ impl SourceDriver {
         match effect {
             SourceEffect::Send(kind) => {
                 self.asked |= matches!(kind, control::Kind::Prepare(_));
+                if matches!(kind, control::Kind::Authorize(_)) {
+                    self.reporter.pause.begin(PausePart::Authorize);
+                }
                 self.say(kind);
+                self.reporter.pause.end(PausePart::Authorize);
                 Ok(None)
             }
             SourceEffect::OpenStreams => {
@@ -72,7 +77,8 @@ impl SourceDriver {
                 self.count_stalls();
                 self.reporter.stopping(now_ns());
                 self.stopped = true;
-                let found = self.parts.machine.lock().stop()?;
+                let Stopped { before: found, drained } = self.parts.machine.lock().stop()?;
+                self.reporter.stopped(now_ns(), drained);
                 if found != self.before {
                     // Somebody has stopped it, or it has, between our question and our stop.
                     self.before = found;
@@ -85,10 +91,12 @@ impl SourceDriver {
                 let written = self.collect_written()?;
                 self.spool(SpoolEvent::Written(written));
                 self.spool(SpoolEvent::Missing(self.stopped));
+                self.reporter.pause.begin(PausePart::Missing);
                 let missing = control::Missing { blocks: proto::bitmaps(&self.dirty) };
                 self.missing.union(&self.dirty);
                 self.dirty.clear();
                 self.say(control::Kind::Missing(missing));
+                self.reporter.pause.end(PausePart::Missing);
                 Ok(None)
             }
             SourceEffect::Save => {
@@ -101,15 +109,21 @@ impl SourceDriver {
             }
             SourceEffect::SendState(after_round) => self.send_state(after_round).map(Some),
             SourceEffect::HoldGuest => {
+                self.reporter.pause.begin(PausePart::Offer);
                 self.offered().map_err(why("offer the VM to the target"))?;
+                self.reporter.pause.end(PausePart::Offer);
+                self.reporter.pause.begin(PausePart::Hold);
                 // From here on a target that is only slow costs the whole migration.
                 self.bear_silence(LONG_SILENCE);
                 // From the authorization on the target may run it, and nobody here.
                 self.parts.machine.lock().hold()?;
+                self.reporter.pause.end(PausePart::Hold);
                 Ok(None)
             }
             SourceEffect::Fence => {
+                self.reporter.pause.begin(PausePart::Fence);
                 self.parts.journal.fence(self.parts.epoch).map_err(why("journal the fence"))?;
+                self.reporter.pause.end(PausePart::Fence);
                 Ok(Some(SourceEvent::Fenced))
             }
             SourceEffect::ResumeGuest => {
@@ -166,6 +180,9 @@ impl SourceDriver {
         let set = std::mem::replace(&mut self.dirty, empty);
         self.end_round(0);
         self.reporter.round(number, &set);
+        if self.stopped {
+            self.reporter.pause.begin(PausePart::LastPages);
+        }
         self.give(Arc::new(RoundQueue::new(number, set)));
         Ok(None)
     }
@@ -205,15 +222,20 @@ impl SourceDriver {
 
     pub(super) fn collect(&mut self) -> Result<(), Broken> {
         let Some(tracker) = &mut self.parts.tracker else { return Ok(()) };
-        tracker.collect(&mut self.dirty).map_err(why("collect the pages that the guest wrote"))
+        self.reporter.pause.begin(PausePart::LastScan);
+        tracker.collect(&mut self.dirty).map_err(why("collect the pages that the guest wrote"))?;
+        self.reporter.pause.end(PausePart::LastScan);
+        Ok(())
     }
 
     /// What the guest wrote since that was asked last, which is dirty now.
     pub(super) fn collect_written(&mut self) -> Result<MemorySet, Broken> {
         let mut written = self.nothing();
+        self.reporter.pause.begin(PausePart::LastScan);
         if let Some(tracker) = &mut self.parts.tracker {
             tracker.collect(&mut written).map_err(why("collect the pages that the guest wrote"))?;
         }
+        self.reporter.pause.end(PausePart::LastScan);
         self.dirty.union(&written);
         Ok(written)
     }
@@ -221,8 +243,7 @@ impl SourceDriver {
     /// The device state is there; what was written to guest memory meanwhile must go along.
     pub(super) fn saved(&mut self, saved: Result<Saved, MachineError>) -> Option<SourceEvent> {
         let saved = saved.map_err(Broken::from).and_then(|saved| {
-            self.reporter.looked(saved.looked);
-            self.reporter.frozen(saved.frozen_in);
+            self.reporter.saved(&saved);
             self.state = Some(saved.state);
             self.collect()
         });
@@ -234,13 +255,17 @@ impl SourceDriver {
 
     fn send_state(&mut self, after_round: u32) -> Result<SourceEvent, Broken> {
         self.end_round(0);
-        if self.options.verify
-            && let Some(lost) = self.send_hashes()?
-        {
-            self.hang_up();
-            return Ok(SourceEvent::LinkLost(lost.to_string()));
+        self.reporter.pause.end(PausePart::Secure);
+        if self.options.verify {
+            self.reporter.pause.begin(PausePart::Hash);
+            if let Some(lost) = self.send_hashes()? {
+                self.hang_up();
+                return Ok(SourceEvent::LinkLost(lost.to_string()));
+            }
+            self.reporter.pause.end(PausePart::Hash);
         }
         self.spool(SpoolEvent::Sending(self.spooled_so_far()));
+        self.reporter.pause.begin(PausePart::SendState);
         let state = self.state.take().unwrap_or_default();
         self.say(control::Kind::State(control::State {
             after_round,
@@ -251,6 +276,7 @@ impl SourceDriver {
                 .history(&self.parts.history, self.streams.as_ref().and_then(Streams::learnt)),
             paused: self.before == RunState::Paused,
         }));
+        self.reporter.pause.end(PausePart::SendState);
         Ok(SourceEvent::StateSent)
     }
 

@@ -1,16 +1,17 @@
 //! What the source tells of a migration: events on the way, and the report.
 
-use super::SourceParts;
+use super::{SourceParts, pause};
 use crate::{
-    conn::Traffic,
-    ports::{MachineError, RunState, Stalls},
+    conn::{Traffic, at_ns},
+    pause::PauseLog,
+    ports::{MachineError, RunState, SaveStep, SaveStepKind, Saved, Stalls},
 };
 use api::{
     Event, Failure, Fate, FaultCounts, Forecast, MigrateOptions, Mode, Outcome, PastMigration, Phase, Report,
     Round, Spooled,
 };
 use page::Counts;
-use policy::Learnt;
+use policy::{Learnt, PausePart};
 use proto::{Moved, Rounds, SourceEnd, Warning, control};
 use std::{
     sync::Arc,
@@ -35,6 +36,8 @@ pub(super) struct Reporter {
     /// Since when, with the bytes sent and the pages moved before it.
     round: Option<(Round, Instant, u64, u64)>,
     stop_ns: Option<u64>,
+    /// What this side does in the pause.
+    pub(super) pause: PauseLog<PausePart>,
     last_tick: (Instant, u64),
     of: u64,
     /// For how much of the time writers waited lately, in percent; none where nobody is slowed.
@@ -75,6 +78,7 @@ impl Reporter {
             present: 0,
             round: None,
             stop_ns: None,
+            pause: PauseLog::default(),
             last_tick: (now, 0),
             of: 0,
             slowed: None,
@@ -106,9 +110,20 @@ impl Reporter {
         self.report.left_behind.push(what);
     }
 
-    /// So long it was looked in the pause whether the VM is what it was.
-    pub(super) fn looked(&mut self, time: Duration) {
-        self.report.check_ms = ms(time);
+    /// The device state is saved.
+    pub(super) fn saved(&mut self, saved: &Saved) {
+        self.report.check_ms = ms(saved.took(SaveStepKind::Check));
+        self.report.frozen_in_ms = Some(ms(saved.took(SaveStepKind::Freeze)));
+        for SaveStep { kind, began, took } in &saved.steps {
+            let part = match kind {
+                SaveStepKind::Check => PausePart::Check,
+                SaveStepKind::Save => PausePart::Save,
+                SaveStepKind::Freeze => PausePart::Freeze,
+                SaveStepKind::Flush => PausePart::Flush,
+                SaveStepKind::Read => PausePart::ReadState,
+            };
+            self.pause.add(part, at_ns(*began), at_ns(*began + *took));
+        }
     }
 
     /// Memory begins to move; `present` is what has ever been written.
@@ -268,17 +283,22 @@ impl Reporter {
 
     pub(super) fn stopping(&mut self, at_ns: u64) {
         self.stop_ns = Some(at_ns);
+        self.pause.clear();
     }
 
-    /// The source's QEMU stands still as a whole; how long that took.
-    pub(super) fn frozen(&mut self, took: Duration) {
-        self.report.frozen_in_ms = Some(ms(took));
+    /// QEMU says now that the guest is stopped, and drained its disks for so long before that.
+    pub(super) fn stopped(&mut self, now: u64, drained: Duration) {
+        let Some(began) = self.stop_ns else { return };
+        let still = now.saturating_sub(drained.as_nanos() as u64).max(began);
+        self.pause.add(PausePart::Stop, began, still);
+        self.pause.add(PausePart::Drain, still, now);
     }
 
     /// The guest was stopped, and runs here again: this was no switchover. How long it stood still.
     pub(super) fn runs_again(&mut self, at_ns: u64) -> Duration {
         let stood = self.stop_ns.take().map_or(0, |stopped| at_ns.saturating_sub(stopped));
         let stood = Duration::from_nanos(stood);
+        self.pause.clear();
         self.report.aborted_pauses_ms += ms(stood);
         stood
     }
@@ -294,12 +314,22 @@ impl Reporter {
         ));
     }
 
-    /// The target owns the VM; `resumed` by this side's clock.
-    pub(super) fn committed(&mut self, committed: &control::Committed, resumed: Option<i128>) {
+    /// The target owns the VM; `to_here`: an instant of its clock on this side's.
+    pub(super) fn committed(
+        &mut self,
+        committed: &control::Committed,
+        to_here: impl Fn(u64) -> Option<i128>,
+    ) {
         self.over = Some(Instant::now());
         if committed.paused_because.is_empty() {
-            if let (Some(resumed), Some(stopped)) = (resumed, self.stop_ns) {
-                self.report.downtime_ms = Some((resumed - i128::from(stopped)).max(0) as f64 / 1e6);
+            if let (Some(resumed), Some(stopped)) = (to_here(committed.resumed_ns), self.stop_ns) {
+                let stopped = i128::from(stopped);
+                let downtime = stopped..resumed.max(stopped);
+                let total = (downtime.end - downtime.start) as f64 / 1e6;
+                let parts = pause::parts(&self.pause, &committed.steps, to_here, downtime);
+                self.report.downtime_ms = Some(total);
+                self.report.downtime.clone_from(&parts);
+                (self.events)(Event::Downtime { ms: total, parts });
             }
         } else {
             self.paused_because = Some(committed.paused_because.clone());

@@ -5,12 +5,16 @@ use crate::{
     Broken,
     conn::now_ns,
     faults::Faults,
+    pause::Timed,
     ports::{Block, Claim, Claimed, DeviceState, Request, RunState},
     receive::{PageReceiver, WritePolicy},
     shared_port::SharedPort,
     why,
 };
-use proto::{TargetEffect, TargetEvent, control};
+use proto::{
+    TargetEffect, TargetEvent,
+    control::{self, step::Part},
+};
 use std::{
     sync::Arc,
     thread,
@@ -54,6 +58,9 @@ impl TargetDriver {
                     // Otherwise `prepare` would have failed.
                     ready.private = true;
                 }
+                if let control::Kind::Committed(committed) = &mut kind {
+                    committed.steps = self.steps();
+                }
                 self.gave_reasons |= matches!(kind, control::Kind::Failed(_) | control::Kind::Refused(_));
                 self.say(kind);
                 Ok(None)
@@ -63,6 +70,7 @@ impl TargetDriver {
                 refused => Ok(Some(TargetEvent::Prepared(refused))),
             },
             TargetEffect::TakeMissing(bitmaps) => {
+                self.pause.begin(Part::Missing);
                 let taken = self.taken()?;
                 let pages = proto::page_sets(&bitmaps, &taken.receiver.shape)
                     .map_err(|e| Broken::new("read the missing pages", e.to_string()))?;
@@ -72,6 +80,7 @@ impl TargetDriver {
                 taken.record_missing(missing).map_err(why("record the missing pages"))?;
                 // The guest is stopped upon our answer: whoever gets ready for the load must be done.
                 drop(taken.machine.lock());
+                self.pause.end(Part::Missing);
                 if nothing {
                     let _ = self.tell.send(Signal::Event(TargetEvent::AllPlaced));
                 }
@@ -89,8 +98,14 @@ impl TargetDriver {
                 }
                 Ok(None)
             }
-            TargetEffect::Compare => Ok(Some(TargetEvent::Compared(self.compare()?))),
+            TargetEffect::Compare => {
+                self.pause.begin(Part::Compare);
+                let compared = self.compare()?;
+                self.pause.end(Part::Compare);
+                Ok(Some(TargetEvent::Compared(compared)))
+            }
             TargetEffect::Load(mut state) => {
+                self.pause.begin(Part::Load);
                 self.taken()?.request.history = std::mem::take(&mut state.history);
                 self.goes_on = if state.paused { RunState::Paused } else { RunState::Running };
                 let state = decompress(&state).map_err(|e| Broken::new("decompress the device state", e))?;
@@ -108,15 +123,18 @@ impl TargetDriver {
             TargetEffect::Claim => self.claim().map(Some),
             TargetEffect::Resume => {
                 self.arrived = true;
-                let goes_on = self.goes_on;
+                let (goes_on, began) = (self.goes_on, now_ns());
                 let mut machine = self.taken()?.machine.lock();
                 match machine.restore(goes_on) {
                     Ok(ago) => {
-                        let at_ns = now_ns().saturating_sub(ago.as_nanos() as u64);
+                        let restored = now_ns();
+                        let at_ns = restored.saturating_sub(ago.as_nanos() as u64);
                         if let Err(e) = machine.announce() {
                             tracing::warn!(%e, "the guest runs, but could not be announced to the network");
                         }
                         drop(machine);
+                        self.pause.add(Part::Resume, began, at_ns.max(began));
+                        self.pause.add(Part::Announce, restored, now_ns());
                         self.taken()?.note_that_it_went_on();
                         // Not before: looking through what is missing for what the file has takes a processor
                         // from the pause.
@@ -300,12 +318,15 @@ impl TargetDriver {
     /// Claims the VM at its record.
     pub(super) fn claim(&mut self) -> Result<TargetEvent, Broken> {
         (self.asks_at, self.asked_in_vain) = (None, false);
+        self.pause.begin(Part::Claim);
         let record = self.host.record();
         let claimer = self.host.name();
         let request = &self.taken()?.request;
         let claim =
             Claim { vm: request.vm.clone(), migration: request.migration, expected: request.epoch, claimer };
-        Ok(match record.claim(&claim) {
+        let claimed = record.claim(&claim);
+        self.pause.end(Part::Claim);
+        Ok(match claimed {
             Ok(Claimed::Yours(epoch)) => TargetEvent::ClaimWon(epoch.0),
             Ok(Claimed::Lost(record)) => TargetEvent::ClaimLost(record.owner),
             Err(e) => {
@@ -314,6 +335,16 @@ impl TargetDriver {
                 TargetEvent::ClaimUnknown(e.to_string())
             }
         })
+    }
+
+    /// What this side did while the guest stood still, for the source's report.
+    fn steps(&self) -> Vec<control::Step> {
+        let step = |step: &Timed<Part>| control::Step {
+            part: step.part.into(),
+            began_ns: step.began,
+            ended_ns: step.ended,
+        };
+        self.pause.steps().iter().map(step).collect()
     }
 
     /// Nothing is missing: the guest's memory is like any other's again.

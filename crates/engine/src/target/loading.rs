@@ -8,7 +8,7 @@ use crate::{
     ports::{DeviceState, MachineError, RunState},
     why,
 };
-use proto::TargetEvent;
+use proto::{TargetEvent, control::step::Part};
 
 impl TargetDriver {
     /// Begins to load it.
@@ -26,7 +26,10 @@ impl TargetDriver {
     pub(super) fn loaded(&mut self, loaded: Result<(), MachineError>) -> Option<TargetEvent> {
         // Without a machine nobody wants to know any more.
         self.taken.as_mut()?.loading = false;
+        self.pause.end(Part::Load);
+        self.pause.begin(Part::Record);
         let done = loaded.map_err(Broken::from).and_then(|()| self.make_durable());
+        self.pause.end(Part::Record);
         Some(done.map_or_else(TargetEvent::from, |()| TargetEvent::Loaded))
     }
 

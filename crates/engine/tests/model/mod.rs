@@ -471,7 +471,7 @@ impl Machine for Cpu {
         Ok(if self.running.load(SeqCst) { RunState::Running } else { other.unwrap_or(RunState::Paused) })
     }
 
-    fn stop(&mut self) -> Result<RunState, MachineError> {
+    fn stop(&mut self) -> Result<Stopped, MachineError> {
         let before = self.run_state()?;
         // It may have switched itself off since it was asked.
         let before = self.other_state.lock().unwrap().unwrap_or(before);
@@ -479,7 +479,7 @@ impl Machine for Cpu {
         drop(self.step.lock().unwrap());
         let happens = self.on_stop.lock().unwrap().pop_front();
         happens.into_iter().for_each(|happens| happens());
-        Ok(before)
+        Ok(Stopped { before, drained: Duration::ZERO })
     }
 
     fn restore(&mut self, before: RunState) -> Result<Duration, MachineError> {
@@ -512,6 +512,7 @@ impl Machine for Cpu {
             differences => Err(MachineError::changed(differences)),
         };
         unchanged()?;
+        let began = Instant::now();
         // Devices write guest memory while they are saved.
         self.ram.guest_writes(0, 0, 99);
         self.ram.lost.store(self.ram.lost_by_saving.load(SeqCst), SeqCst);
@@ -520,7 +521,8 @@ impl Machine for Cpu {
         happens.into_iter().for_each(|happens| happens());
         let state = DeviceState { stream: vec![this; 1000], private: vec![("vga".into(), vec![1; 5000])] };
         unchanged()?;
-        Ok(Saved { state, ..Saved::default() })
+        let step = SaveStep { kind: SaveStepKind::Save, began, took: began.elapsed() };
+        Ok(Saved { state, steps: vec![step] })
     }
 
     fn load(&mut self, state: &DeviceState) -> Result<(), MachineError> {

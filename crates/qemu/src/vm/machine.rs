@@ -9,7 +9,9 @@ use crate::{
     state::{self, StateError},
     tap, vhost,
 };
-use ports::{DeviceState, Ender, HasEnded, Machine, MachineError, RunState, Saved, Unheard, VmCheck};
+use ports::{
+    DeviceState, Ender, HasEnded, Machine, MachineError, RunState, Saved, Stopped, Unheard, VmCheck,
+};
 use serde_json::json;
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
@@ -84,7 +86,7 @@ impl Machine for Vm {
         self.state().map_err(|error| self.error("ask what it does:", error))
     }
 
-    fn stop(&mut self) -> Result<RunState, MachineError> {
+    fn stop(&mut self) -> Result<Stopped, MachineError> {
         self.halt()
     }
 

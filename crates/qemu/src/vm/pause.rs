@@ -16,7 +16,7 @@ use crate::{
     snapshot::own,
     state::{self, Exit},
 };
-use ports::{DeviceState, MachineError, RunState, Saved};
+use ports::{DeviceState, MachineError, RunState, SaveStep, SaveStepKind, Saved, Stopped};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant, SystemTime};
 use sys::hold::Hold;
@@ -67,14 +67,16 @@ impl Vm {
     }
 
     /// See [`ports::Machine::stop`].
-    pub(super) fn halt(&mut self) -> Result<RunState, MachineError> {
+    pub(super) fn halt(&mut self) -> Result<Stopped, MachineError> {
         let what = "stop";
         if matches!(self.phase, Phase::Free) {
             self.get_ready_to_stop()?;
         }
         self.phase.allows(Transition::Stop).map_err(|why| self.error(what, why))?;
         self.stopped_at = None;
+        let asked = Instant::now();
         let told = self.say_stop().map_err(|error| self.error(what, error))?;
+        let (over, over_at) = (asked.elapsed(), SystemTime::now());
         let ((before, heard), answered, after) = told;
         let around = self.qmp.events_since(heard).filter(|event| event.number < answered);
         let found = halt::found(before, around, after);
@@ -83,7 +85,12 @@ impl Vm {
         match self.changed() {
             Some(changed) => Err(self.error(what, changed)),
             None if after == RunState::Running => Err(self.error(what, "it runs on")),
-            None => Ok(found.state),
+            None => {
+                // QEMU says STOP once the vCPUs stand still, and drains the disks before it answers. Never
+                // longer than all of it, whatever the host's clock does.
+                let since = found.stopped_at.and_then(|at| over_at.duration_since(at).ok());
+                Ok(Stopped { before: found.state, drained: since.unwrap_or_default().min(over) })
+            }
         }
     }
 
@@ -120,7 +127,8 @@ impl Vm {
         if let Some(changed) = self.changed() {
             return Err(self.error(what, changed));
         }
-        let begin = Instant::now();
+        let mut steps = Vec::new();
+        let mut begin = Instant::now();
         let look = match &self.known {
             Some(known) => known.look(&mut self.qmp, ram::listing()),
             None => {
@@ -132,15 +140,16 @@ impl Vm {
         if !changes.is_empty() {
             return Err(MachineError::changed(&changes));
         }
-        let looked = begin.elapsed();
+        steps.push(step(SaveStepKind::Check, &mut begin));
         let blocks = ram::parse_listing(&self.qmp, &listing).map_err(|error| self.error(what, error))?;
 
         // What another monitor asks of it later may be more than it can do with inactive disks, and is lost
         // in any case. So it is not asked once more what it is, but stands still with its answer.
+        begin = Instant::now();
         self.say_save(exit).map_err(|error| self.error(what, error))?;
-        let begin = Instant::now();
+        steps.push(step(SaveStepKind::Save, &mut begin));
         let turns = self.process.freeze(FREEZE).map_err(|error| self.error("freeze", error))?;
-        let frozen_in = begin.elapsed();
+        steps.push(step(SaveStepKind::Freeze, &mut begin));
         let since = self.phase.since().unwrap_or_default();
         self.phase = Phase::Frozen { since, turns, hold: None };
 
@@ -156,11 +165,15 @@ impl Vm {
         {
             return Err(MachineError::changed(&[happened]));
         }
+        begin = Instant::now();
         let stream = state::take_saved(exit).map_err(|error| self.error(what, error))?;
+        steps.push(step(SaveStepKind::Read, &mut begin));
         // Its disks are inactive now: nothing follows. Before anybody else may open them for good.
         flush::all(&self.unflushed).map_err(|error| self.error("flush the disks of", error))?;
+        steps.push(step(SaveStepKind::Flush, &mut begin));
         let private = self.private.save(&blocks, &self.process).map_err(|error| self.error(what, error))?;
-        Ok(Saved { state: DeviceState { stream, private }, looked, frozen_in })
+        steps.push(step(SaveStepKind::Read, &mut begin));
+        Ok(Saved { state: DeviceState { stream, private }, steps })
     }
 
     /// Has the device state saved. QEMU stands still with its answer, where this host allows that.
@@ -338,4 +351,11 @@ impl Vm {
             std::thread::sleep(AGAIN);
         }
     }
+}
+
+/// A step that began then and is over now, where the next one begins.
+fn step(kind: SaveStepKind, begin: &mut Instant) -> SaveStep {
+    let now = Instant::now();
+    let began = std::mem::replace(begin, now);
+    SaveStep { kind, began, took: now - began }
 }
