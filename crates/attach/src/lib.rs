@@ -12,12 +12,16 @@ mod error;
 /// Its RAM blocks, found among its mappings.
 mod region;
 
+/// Source: what of a block holds something.
+mod content;
 /// Source: memory that is thrown away meanwhile.
 mod discards;
 /// The RAM, read and written.
 mod memory;
 /// Target: pages that the guest waits for.
 mod missing;
+/// Source: the parts of a block that have held something.
+mod populated;
 /// Source: the process that a VM leaves.
 mod source;
 /// Source: vCPUs that stand still for moments.

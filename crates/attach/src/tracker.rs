@@ -7,12 +7,19 @@
 //! is moved, and other processes, which are refused elsewhere.
 
 use crate::{
-    Ability, Error, Memory,
+    Ability, Error, Memory, content,
     discards::Discards,
+    populated::{Piece, Populated, divide},
     region::{Ram, Region},
 };
 use ports::{GuestMemory, Stalls, Tracker};
-use std::{fs, io, ops::Range, sync::Arc, time::Duration};
+use std::{
+    fs, io,
+    ops::Range,
+    sync::Arc,
+    thread::{self, available_parallelism},
+    time::Duration,
+};
 use sys::{
     inject::Borrowed,
     maps,
@@ -28,6 +35,12 @@ use units::{BlockId, MemorySet, PageSet};
 /// millisecond.
 pub(crate) const SLICE: u64 = 64 << 20;
 
+/// Threads that scan, at most: beyond, they wait for each other in the kernel.
+const MOST_SCANS: usize = 8;
+
+/// What one thread scans at least: 2.4 ms. Less is done before another thread has begun.
+const WORTH: u64 = 2 << 30;
+
 /// The asynchronous tracker (Linux 6.7).
 #[derive(Debug)]
 pub struct AsyncTracker {
@@ -35,10 +48,15 @@ pub struct AsyncTracker {
     discards: Option<Discards>,
     // We alone hold it: whatever ends us lifts every protection, and the guest runs on.
     uffd: Arc<Uffd>,
-    pagemap: Pagemap,
+    /// One for each thread that scans; the first one is always there.
+    pagemaps: Vec<Pagemap>,
     process: Arc<PidFd>,
     memory: Arc<Memory>,
     watching: bool,
+    /// What of each block is protected and scanned.
+    populated: Vec<Populated>,
+    /// Whether what is private may be thrown away.
+    discards_private: bool,
     /// Which blocks may lose pages without a word to us, and what was there when it was looked last.
     silent: Vec<bool>,
     there: Vec<Option<PageSet>>,
@@ -59,6 +77,7 @@ impl AsyncTracker {
         let shared = |region: &Region| matches!(region.ram, Ram::Shared(_)) && region.huge.is_none();
         let silent = silent(process, memory, discards.is_some());
         let silent = silent.map_err(Error::step("look at the memory", pid))?;
+        let discards_private = discards.is_some();
         let discards = discards.filter(|_| memory.regions().iter().any(shared));
         let (more, ability) = match discards {
             None => (Features::NONE, Ability::TrackShared),
@@ -68,14 +87,20 @@ impl AsyncTracker {
         let uffd = Arc::new(uffd);
         let discards = discards.map(|pulse| Discards::hear(&uffd, pulse)).transpose();
         let discards = discards.map_err(Error::step("start a thread for what is thrown away", pid))?;
-        let pagemap = Pagemap::open(process).map_err(Error::step("open the page tables", pid))?;
+        let populated = memory.regions().iter().map(content::unknown).collect::<io::Result<_>>();
+        let populated = populated.map_err(Error::step("look at the memory", pid))?;
+        let threads = available_parallelism().map_or(1, usize::from).min(MOST_SCANS);
+        let pagemaps = (0..threads).map(|_| Pagemap::open(process)).collect::<io::Result<_>>();
+        let pagemaps = pagemaps.map_err(Error::step("open the page tables", pid))?;
         Ok(Self {
             discards,
             uffd,
-            pagemap,
+            pagemaps,
             process: Arc::clone(process),
             memory: Arc::clone(memory),
             watching: false,
+            populated,
+            discards_private,
             silent,
             there: Vec::new(),
         })
@@ -89,6 +114,88 @@ impl AsyncTracker {
         // The kernel would lift a protection for whoever asks, be it another's by then.
         self.watching = false;
         self.uffd.unregister(slice)
+    }
+
+    /// Protects what holds something by now and did not before. All of it counts as written, where somebody
+    /// asks. Protected first: what is written after that is in the next scan, what was before is content.
+    fn find_new(&mut self, mut dirty: Option<&mut MemorySet>) -> io::Result<()> {
+        let Self { uffd, pagemaps, memory, populated, .. } = self;
+        for (id, (region, populated)) in memory.regions().iter().zip(populated).enumerate() {
+            let mut new = Populated::none(region.watched(), populated.part());
+            for gap in populated.gaps() {
+                content::find(region, &mut pagemaps[0], &gap, &mut new)?;
+            }
+            for run in new.runs() {
+                slices_of(run, region).try_for_each(|slice| uffd.protect(slice))?;
+                if let Some(dirty) = &mut dirty {
+                    let set = dirty.block_mut(BlockId(id as u16));
+                    content::pages(region, &mut pagemaps[0], run, |pages| set.insert_range(pages))?;
+                }
+                populated.add(run);
+            }
+        }
+        Ok(())
+    }
+
+    /// Scans what is populated, on several threads where that pays, and protects it again. What was found
+    /// before something failed is in the set all the same: nobody else knows of it any more (I2).
+    fn take_written(&mut self, dirty: &mut MemorySet) -> io::Result<()> {
+        let bytes =
+            self.populated.iter().flat_map(Populated::runs).map(|run| run.end - run.start).sum::<u64>();
+        let workers = (bytes / WORTH).clamp(1, self.pagemaps.len() as u64);
+        let regions = self.memory.regions();
+        let mut insert = |block: usize, run: &Range<u64>| {
+            dirty.block_mut(BlockId(block as u16)).insert_range(regions[block].pages_at(run));
+        };
+        let shares = divide(&self.populated, workers);
+        if let [all] = &shares[..] {
+            return scan(&mut self.pagemaps[0], all, insert);
+        }
+        let mut outcome = Ok(());
+        thread::scope(|scope| {
+            let scans = self.pagemaps.iter_mut().zip(&shares).map(|(pagemap, share)| {
+                let thread = thread::Builder::new().name("scan".into());
+                thread.spawn_scoped(scope, move || collect_runs(pagemap, share))
+            });
+            // All of them at once.
+            let scans: Vec<_> = scans.collect();
+            for scan in scans {
+                let panicked = |_| (vec![], Err(io::Error::other("a scan has panicked")));
+                let (found, done) = match scan {
+                    Ok(scan) => scan.join().unwrap_or_else(panicked),
+                    Err(no_thread) => (vec![], Err(no_thread)),
+                };
+                found.iter().for_each(|(block, run)| insert(*block, run));
+                if done.is_err() {
+                    outcome = done;
+                }
+            }
+        });
+        outcome
+    }
+
+    /// Adds private memory that was thrown away with its page table. An entry that is none counts as written
+    /// in a scan; without a table there is no entry, and the scan skips it (until the kernels of the middle of
+    /// 2026): a transparent huge page that is given up as a whole, or a table that the kernel frees once
+    /// nothing is left in it (`CONFIG_PT_RECLAIM`).
+    fn find_dropped(&mut self, dirty: &mut MemorySet) -> io::Result<()> {
+        let Self { pagemaps, memory, populated, discards_private, .. } = self;
+        for (id, (region, populated)) in memory.regions().iter().zip(populated).enumerate() {
+            if !*discards_private || !content::is_private(region) {
+                continue;
+            }
+            let mut there = Populated::none(region.watched(), populated.part());
+            for run in populated.runs() {
+                // Whatever was protected has an entry, a marker at least.
+                pagemaps[0].maybe_mapped(run.clone(), |run| there.add(&run))?;
+            }
+            for dropped in populated.without(&there) {
+                dirty.block_mut(BlockId(id as u16)).insert_range(region.pages_at(&dropped));
+            }
+            // What is written there from now on is found as new.
+            *populated = there;
+        }
+        Ok(())
     }
 
     /// Adds the pages that were thrown away since it was looked last, where nobody tells: such a page is
@@ -160,15 +267,18 @@ impl Tracker for AsyncTracker {
             }
             self.watching = true;
         }
-        slices(self.memory.regions()).try_for_each(|slice| self.uffd.protect(slice))?;
+        for (region, populated) in self.memory.regions().iter().zip(&self.populated) {
+            let runs = populated.runs().iter().flat_map(|run| slices_of(run, region));
+            runs.into_iter().try_for_each(|slice| self.uffd.protect(slice))?;
+        }
+        self.find_new(None)?;
         self.find_vanished(None)
     }
 
     fn collect(&mut self, dirty: &mut MemorySet) -> io::Result<()> {
-        for (id, region) in self.memory.regions().iter().enumerate() {
-            let set = dirty.block_mut(BlockId(id as u16));
-            self.pagemap.take_written(region.watched(), |run| set.insert_range(region.pages_at(&run)))?;
-        }
+        self.take_written(dirty)?;
+        self.find_dropped(dirty)?;
+        self.find_new(Some(dirty))?;
         self.find_vanished(Some(dirty))?;
         // After the scan: what is thrown away behind it is written, or told of the next time.
         if let Some(discards) = &self.discards {
@@ -220,16 +330,40 @@ impl Drop for AsyncTracker {
         self.discards = None;
         // Closing the descriptor would do, but in one go, with the guest's page faults waiting for all of it.
         if self.watching {
-            drop(slices(self.memory.regions()).try_for_each(|slice| self.uffd.unprotect(slice)));
+            for (region, populated) in self.memory.regions().iter().zip(&self.populated) {
+                let mut slices = populated.runs().iter().flat_map(|run| slices_of(run, region));
+                drop(slices.try_for_each(|slice| self.uffd.unprotect(slice)));
+            }
         }
     }
 }
 
-pub(crate) fn slices(regions: &[Region]) -> impl Iterator<Item = Range<u64>> {
-    regions.iter().flat_map(|region| {
-        let Range { start, end } = region.watched();
-        // No huge page can be protected in pieces.
-        let slice = SLICE.max(region.page_bytes());
-        (start..end).step_by(slice as usize).map(move |at| at..end.min(at + slice))
+/// What was written of these pieces, by block; and whether that is all.
+fn collect_runs(pagemap: &mut Pagemap, pieces: &[Piece]) -> (Vec<(usize, Range<u64>)>, io::Result<()>) {
+    let mut found = Vec::new();
+    let done = scan(pagemap, pieces, |block, run| found.push((block, run.clone())));
+    (found, done)
+}
+
+/// Takes what was written of these pieces.
+fn scan(
+    pagemap: &mut Pagemap,
+    pieces: &[Piece],
+    mut found: impl FnMut(usize, &Range<u64>),
+) -> io::Result<()> {
+    pieces.iter().try_for_each(|Piece { block, addresses }| {
+        pagemap.take_written(addresses.clone(), |run| found(*block, &run))
     })
+}
+
+pub(crate) fn slices(regions: &[Region]) -> impl Iterator<Item = Range<u64>> {
+    regions.iter().flat_map(|region| slices_of(&region.watched(), region))
+}
+
+/// The slices of `run`, which is some of a block.
+fn slices_of(run: &Range<u64>, region: &Region) -> impl Iterator<Item = Range<u64>> + use<> {
+    let Range { start, end } = *run;
+    // No huge page can be protected in pieces.
+    let slice = SLICE.max(region.page_bytes());
+    (start..end).step_by(slice as usize).map(move |at| at..end.min(at + slice))
 }

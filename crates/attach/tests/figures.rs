@@ -102,6 +102,49 @@ fn tracking() {
     }
 }
 
+/// What a tracker costs a guest that touched 64 MiB, by the size of its memory: nothing may grow with it.
+#[test]
+#[ignore = "a measurement"]
+fn sparse_guests() {
+    const TOUCHED: u64 = 64;
+    let mut collects = Vec::new();
+    for gib in [1_u64, 16, 64, 256] {
+        let mut qemu = Qemu::start(&format!("{},reserve=off", memfd(gib * 1024)), &[]);
+        let bytes = gib << 30;
+        let block = qemu.block("mem", bytes, 0);
+        let process = PidFd::open(qemu.pid()).unwrap();
+        let touch = |at: u64| process.write_memory(block.hva + at, &[1]).unwrap();
+        // A quarter at the beginning, the rest spread evenly in pieces of 2 MiB.
+        (0..TOUCHED << 18).step_by(PAGE_SIZE).for_each(touch);
+        let pieces = TOUCHED * 3 / 8;
+        for piece in 1..=pieces {
+            let at = bytes / (pieces + 1) * piece / (2 << 20) * (2 << 20);
+            (at..at + (2 << 20)).step_by(PAGE_SIZE).for_each(touch);
+        }
+        let source = Source::open(qemu.pid(), std::slice::from_ref(&block)).unwrap();
+        let mut tracker = source.tracker().unwrap();
+        let ((), begin) = timed(|| tracker.begin().unwrap());
+        let (mut dirty, empty) = timed(|| MemorySet::empty([bytes / PAGE_SIZE as u64]));
+        let ((), first) = timed(|| tracker.collect(&mut dirty).unwrap());
+        let mut clean: Vec<_> = (0..50).map(|_| timed(|| tracker.collect(&mut dirty).unwrap()).1).collect();
+        clean.sort();
+        touch(bytes / 2 + (32 << 20));
+        let ((), new) = timed(|| tracker.collect(&mut dirty).unwrap());
+        assert_eq!(dirty.len(), 1, "what was written is found, and nothing else");
+        let (present, look) = timed(|| source.memory().present(RAM).unwrap());
+        let ((), union) = timed(|| dirty.union(&MemorySet::from_blocks(vec![present])));
+        let ((), end) = timed(|| drop(tracker));
+        collects.push(clean[25]);
+        println!(
+            "{gib} GiB: begin {begin:?}, first collect {first:?}, clean {:?} (most {:?}), new part {new:?}, \
+             present {look:?}, empty set {empty:?}, union {union:?}, end {end:?}",
+            clean[25], clean[49]
+        );
+    }
+    let grows = collects[3].as_secs_f64() / collects[0].as_secs_f64();
+    assert!(grows < 3.0, "a scan of 256 GiB takes {grows:.1} times as long as one of 1 GiB: {collects:?}");
+}
+
 #[test]
 #[ignore = "a measurement"]
 fn placing() {

@@ -90,7 +90,7 @@ impl RamFile {
 
     /// The first page at or after `from` that is not a hole. Unlike the end of a run, which may be gigabytes
     /// away, it is found at once.
-    fn first_present(&self, from: PageIndex) -> io::Result<Option<PageIndex>> {
+    pub fn first_present(&self, from: PageIndex) -> io::Result<Option<PageIndex>> {
         let from = self.window.start + from.offset();
         if from >= self.window.end {
             return Ok(None);
