@@ -13,6 +13,11 @@ enum Change {
     Subtract(Vec<u64>),
 }
 
+/// Small blocks, and such that do not fit into a leaf of the set.
+fn pages() -> impl Strategy<Value = u64> {
+    prop_oneof![1u64..300, 4000u64..4200, 8000u64..9000]
+}
+
 fn range(pages: u64) -> impl Strategy<Value = (u64, u64)> {
     (0..pages).prop_flat_map(move |start| (Just(start), 0..=pages - start))
 }
@@ -39,8 +44,8 @@ fn set_of(pages: u64, members: &[u64]) -> PageSet {
 proptest! {
     #[test]
     fn agrees_with_the_obvious_set(
-        (pages, changes) in (1u64..300).prop_flat_map(|n| (Just(n), prop::collection::vec(change(n), 0..20))),
-        (a, b) in (0u64..300, 0u64..300),
+        (pages, changes) in pages().prop_flat_map(|n| (Just(n), prop::collection::vec(change(n), 0..20))),
+        (a, b) in (0u64..10_000, 0u64..10_000),
     ) {
         let mut clever = PageSet::empty(pages);
         let mut obvious = BTreeSet::new();
@@ -72,13 +77,28 @@ proptest! {
         prop_assert_eq!(clever.is_empty(), obvious.is_empty());
         let members: Vec<u64> = clever.runs().flat_map(|r| r.start.0..r.end().0).collect();
         prop_assert_eq!(&members, &obvious.iter().copied().collect::<Vec<_>>());
-        for page in 0..pages + 70 {
+        // Equal sets are the same, however they came about.
+        prop_assert_eq!(&clever, &set_of(pages, &members));
+        for page in 0..pages + 5000 {
             prop_assert_eq!(clever.contains(PageIndex(page)), obvious.contains(&page));
         }
         let (start, end) = (a.min(b).min(pages), a.max(b).min(pages));
         let part = PageRange::new(PageIndex(start), end - start);
         let within: Vec<u64> = clever.runs_within(part).flat_map(|r| r.start.0..r.end().0).collect();
         prop_assert_eq!(within, obvious.range(start..end).copied().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_large_set_survives_being_written_and_read(
+        (pages, members) in pages().prop_flat_map(|n| (Just(n), prop::collection::vec(0..n, 0..50))),
+    ) {
+        let set = set_of(pages, &members);
+        let bytes = set.to_bytes();
+        for page in 0..pages {
+            let bit = bytes[(page / 8) as usize] >> (page % 8) & 1 == 1;
+            prop_assert_eq!(bit, members.contains(&page), "{}", page);
+        }
+        prop_assert_eq!(PageSet::from_bytes(pages, &bytes), Some(set));
     }
 
     #[test]
