@@ -7,7 +7,7 @@ use crate::{
     guest, limit,
     link::{Link, patience},
     options::Options,
-    qemu,
+    pauses, qemu,
     results::Results,
     run::{Run, Terms},
     tables, whimbrel,
@@ -73,6 +73,10 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
                 eprintln!("FAILED memory: {why}");
             }
         }
+    }
+    if options.wants_pauses() && !bench.is_over() {
+        let pauses = pauses::measure(&bench.tools, options)?;
+        std::io::stdout().write_all(pauses.as_bytes()).doing("print")?;
     }
     let text = tables::all(&results, &footprints, load, options.tls);
     std::io::stdout().write_all(text.as_bytes()).doing("print")?;

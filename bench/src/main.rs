@@ -15,6 +15,7 @@ mod guest; // what is moved, and what it feels
 mod limit; // the same bytes with nothing else around them
 mod link; // what the bytes travel over
 mod options; // the command line
+mod pauses; // where a pause spends its time
 mod qemu; // a guest that QEMU moves
 mod results; // all runs, on disk too
 mod run; // what one run came to

@@ -14,7 +14,7 @@ pub(crate) struct Options {
     /// Only this workload (may be given several times): idle, page-cache, compressible, incompressible,
     /// duplicate, rewritten, redis, compile, hot-under, hot-over; steady (faults, small downtimes), over-1.2,
     /// over-2, over-5 (guests that outrun the link; with -hot behind it most of it where they are hot, with
-    /// -2g in 2 GiB) and memory (of the agents).
+    /// -2g in 2 GiB), memory (of the agents) and pause (of many switchovers, part by part).
     #[arg(long, value_name = "WORKLOAD", value_parser = workload)]
     pub(crate) only: Vec<String>,
 
@@ -39,6 +39,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 38)]
     pub(crate) minutes: u64,
 
+    /// Of `pause`: how often each load is moved by each mode.
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) switchovers: u32,
+
     /// Over how many streams whimbrel sends; without it, over as many as it takes by itself.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) streams: Option<u16>,
@@ -56,6 +60,9 @@ pub(crate) struct Options {
 /// The workload that is none of a guest: the memory of the agents.
 pub(crate) const MEMORY: &str = "memory";
 
+/// Neither is that of its pauses.
+pub(crate) const PAUSE: &str = "pause";
+
 impl Options {
     /// Whether a workload is to be measured.
     pub(crate) fn wants(&self, workload: &Workload) -> bool {
@@ -68,6 +75,11 @@ impl Options {
     /// Whether the memory of the agents is to be measured.
     pub(crate) fn wants_memory(&self) -> bool {
         if self.only.is_empty() { self.all } else { self.only.iter().any(|name| name == MEMORY) }
+    }
+
+    /// Whether pauses are to be measured: only if they are asked for, because that takes hours.
+    pub(crate) fn wants_pauses(&self) -> bool {
+        self.only.iter().any(|name| name == PAUSE)
     }
 
     /// Who is to move a workload, in the order of their turns.
@@ -98,7 +110,7 @@ impl Options {
 }
 
 fn workload(name: &str) -> Result<String, String> {
-    let names: Vec<_> = Workload::ALL.iter().map(|workload| workload.name).chain([MEMORY]).collect();
+    let names: Vec<_> = Workload::ALL.iter().map(|workload| workload.name).chain([MEMORY, PAUSE]).collect();
     match names.contains(&name) {
         true => Ok(name.to_owned()),
         false => Err(format!("there are {}", names.join(", "))),
