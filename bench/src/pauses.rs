@@ -60,8 +60,8 @@ struct Pause {
     parts: Vec<DowntimePart>,
 }
 
-/// Moves each load `options.switchovers` times by each mode, and says as Markdown what came of it. A load that
-/// fails is named, and the others go on.
+/// Moves each load `options.switchovers` times by each mode, and says as Markdown what came of it. A load
+/// that fails is named, and the others go on.
 pub(crate) fn measure(tools: &Tools, options: &Options) -> Result<String> {
     let mut text = "## Pauses\n\n".to_owned();
     for load in &LOADS {

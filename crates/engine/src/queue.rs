@@ -13,10 +13,16 @@ pub(crate) const SHARE: u64 = 1024;
 
 /// All shares of which there is something in the set.
 pub(crate) fn shares(set: &MemorySet) -> impl Iterator<Item = (BlockId, PageRange)> {
-    let whole = |pages| PageRange::new(PageIndex(0), pages);
-    set.blocks()
-        .flat_map(move |(id, pages)| whole(pages.capacity()).pieces(SHARE).map(move |share| (id, share)))
-        .filter(|(id, share)| set.block(*id).runs_within(*share).next().is_some())
+    set.blocks().flat_map(|(id, pages)| {
+        let mut at = PageIndex(0);
+        std::iter::from_fn(move || {
+            // From one page to the next: the last round has few, whatever the size of the block.
+            let start = pages.first_from(at)?.0 / SHARE * SHARE;
+            let share = PageRange::new(PageIndex(start), SHARE.min(pages.capacity() - start));
+            at = share.end();
+            Some((id, share))
+        })
+    })
 }
 
 /// One round's dirty set, which the streams share out among themselves: they from its beginning, the spool
@@ -238,6 +244,24 @@ impl PushQueue {
 mod tests {
     use super::*;
     use units::PageSet;
+
+    #[test]
+    fn shares_are_those_with_pages() {
+        let set = |pages: &[u64]| {
+            let mut set = MemorySet::empty([3 * SHARE + 7, 5]);
+            pages.iter().for_each(|page| drop(set.block_mut(BlockId(0)).insert(PageIndex(*page))));
+            set
+        };
+        for pages in [&[][..], &[0], &[SHARE - 1, SHARE], &[3 * SHARE + 6], &[5, 2 * SHARE, 2 * SHARE + 9]] {
+            let found: Vec<_> =
+                shares(&set(pages)).map(|(id, share)| (id.0, share.start.0, share.count)).collect();
+            let mut all: Vec<u64> = pages.iter().map(|page| page / SHARE).collect();
+            all.dedup();
+            let size = |n: u64| if n == 3 { 7 } else { SHARE };
+            let expected: Vec<_> = all.into_iter().map(|n| (0, n * SHARE, size(n))).collect();
+            assert_eq!(found, expected, "{pages:?}");
+        }
+    }
 
     #[test]
     fn a_round_is_shared_out_once_and_wholly() {

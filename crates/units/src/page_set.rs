@@ -3,8 +3,8 @@
 
 use crate::{BlockId, Bytes, PAGE_SIZE, PageIndex, PageRange};
 
-/// Pages of a leaf: 16 MiB of memory, 512 bytes. Smaller ones would make the list of leaves longer, larger ones
-/// a scattered set bigger.
+/// Pages of a leaf: 16 MiB of memory, 512 bytes. Smaller ones would make the list of leaves longer, larger
+/// ones a scattered set bigger.
 const LEAF: u64 = 4096;
 
 /// Words of a leaf.
@@ -210,6 +210,12 @@ impl PageSet {
         Runs { set: self, at: range.start.0, end: range.end().0 }
     }
 
+    /// The first page of the set at or after `from`.
+    pub fn first_from(&self, from: PageIndex) -> Option<PageIndex> {
+        let found = self.find(from.0, self.pages, true);
+        (found < self.pages).then_some(PageIndex(found))
+    }
+
     /// The first page at or after `from`, before `end`, whose membership is `wanted`; `end` if there is none.
     fn find(&self, from: u64, end: u64, wanted: bool) -> u64 {
         let mut at = from;
@@ -250,8 +256,8 @@ impl PageSet {
     }
 }
 
-/// Applies to each word of a leaf in which some of these pages lie, with a mask of them. How many pages it had
-/// before, and has after.
+/// Applies to each word of a leaf in which some of these pages lie, with a mask of them. Says how many pages
+/// it had before, and has after.
 fn each_word(leaf: &mut Leaf, start: u64, pages: u64, apply: impl Fn(&mut u64, u64)) -> (u64, u64) {
     let (before, mut at, end) = (leaf.count, start, start + pages);
     while at < end {

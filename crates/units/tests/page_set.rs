@@ -82,6 +82,10 @@ proptest! {
         for page in 0..pages + 5000 {
             prop_assert_eq!(clever.contains(PageIndex(page)), obvious.contains(&page));
         }
+        for page in [a, b, 0, pages] {
+            let first = obvious.range(page..).next().copied();
+            prop_assert_eq!(clever.first_from(PageIndex(page)), first.map(PageIndex));
+        }
         let (start, end) = (a.min(b).min(pages), a.max(b).min(pages));
         let part = PageRange::new(PageIndex(start), end - start);
         let within: Vec<u64> = clever.runs_within(part).flat_map(|r| r.start.0..r.end().0).collect();
