@@ -33,7 +33,14 @@ const GLANCE: Duration = Duration::from_millis(5);
 pub(crate) fn stage<'a>(lab: &'a Lab, tools: &'a Tools, tls: bool) -> Result<Stage<'a>> {
     let level = std::env::var("WHIMBREL_LOG").unwrap_or_else(|_| "info".to_owned());
     let prelude = format!("export WHIMBREL_LOG='{level}'");
-    Stage::with(lab, tools, |_| Oddity { plaintext: !tls, prelude: prelude.clone(), ..Oddity::default() })
+    // Sparse guests are larger than this machine.
+    let lines = "memory.overcommit = 64\n".to_owned();
+    Stage::with(lab, tools, |_| Oddity {
+        plaintext: !tls,
+        prelude: prelude.clone(),
+        lines: lines.clone(),
+        ..Oddity::default()
+    })
 }
 
 /// A guest in whimbrel's care.

@@ -2,7 +2,7 @@
 //! within one run, and compared by medians. Each prints its figures for docs/benchmarks.md, and fails where
 //! they are missed: `cargo test --release -p lab --test figures -- --ignored --nocapture --test-threads 1`.
 
-use lab::{Doing, HandStart, Ram, Result, Spec, Stage, Tools, ensure, story};
+use lab::{Doing, HandStart, Oddity, Ram, Result, Spec, Stage, Tools, ensure, story};
 use std::{
     path::{Path, PathBuf},
     process::Command,
@@ -22,6 +22,11 @@ const TO_ONE: usize = 4;
 
 /// How many of each kind are adopted.
 const ADOPTED: usize = 20;
+
+/// The memory of guests that touch next to nothing of it, in GiB; and how often each is moved, by each mode:
+/// an even number, so that it is where it was.
+const SIZES: [u64; 4] = [1, 16, 64, 256];
+const SWITCHOVERS: usize = 20;
 
 /// Milliseconds, as they come.
 #[derive(Default)]
@@ -92,6 +97,51 @@ fn private_memory_moves_as_fast_as_a_memfd() {
             ratio(&totals),
             1.15,
         ))
+    });
+}
+
+/// Idle guests that have touched next to nothing of their memory.
+#[test]
+#[ignore = "measures: needs a machine of its own"]
+fn the_pause_does_not_grow_with_the_size_of_the_vm() {
+    story("pauses by size", &["a", "b"], |lab, tools| {
+        // Their memory is never touched: the host need not have it.
+        let stage = Stage::with(lab, tools, |_| Oddity {
+            lines: "memory.overcommit = 64\n".to_owned(),
+            ..Oddity::default()
+        })?;
+        let mut medians = Vec::new();
+        for (n, gib) in SIZES.into_iter().enumerate() {
+            let spec = Spec::new(n as u8 + 1, "whimbrel.idle");
+            let start = HandStart { memory: Bytes(gib << 30), ..HandStart::new(spec) };
+            let name = format!("sparse{gib}");
+            let (guest, _machine) = stage.adopt("a", &name, start)?;
+            for mode in MODES {
+                let (mut pauses, mut scans, mut totals) =
+                    (Times::default(), Times::default(), Times::default());
+                for turn in 0..SWITCHOVERS {
+                    let (from, to) = if turn % 2 == 0 { ("a", "b") } else { ("b", "a") };
+                    let report = stage.start_migration(&name, from, to, &["--mode", mode])?.completed()?;
+                    pauses.0.push(report.number("downtime_ms")?);
+                    totals.0.push(report.number("total_ms")?);
+                    let parts = report.0["downtime"].as_array().doing("find the parts of the pause")?;
+                    let scan = parts.iter().find(|part| part["part"] == "last-scan");
+                    scans.0.extend(scan.and_then(|part| part["took_ms"].as_f64()));
+                }
+                guest.verify()?;
+                println!("| {gib} GiB, {mode}, pause, ms | {pauses} |");
+                println!("| {gib} GiB, {mode}, last scans, ms | {scans} |");
+                println!("| {gib} GiB, {mode}, total, ms | {totals} |");
+                medians.push((gib, mode, pauses.median()));
+            }
+            stage.agent("a").cli().json(&["stop", &name])?;
+        }
+        let smallest = |mode: &str| medians.iter().find(|(_, its, _)| *its == mode).map(|(.., ms)| *ms);
+        for (gib, mode, ms) in &medians {
+            let first = smallest(mode).doing("find the smallest guest")?;
+            at_most(&format!("pause of {gib} GiB, {mode}, of 1 GiB"), ms / first, 1.5)?;
+        }
+        Ok(())
     });
 }
 

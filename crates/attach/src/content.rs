@@ -21,8 +21,8 @@ pub(crate) fn unknown(region: &Region) -> io::Result<Populated> {
     Ok(if finds { Populated::none(all, part) } else { Populated::all(all, part) })
 }
 
-/// Memory that has no file, of usual pages: what is thrown away of it is zeros, and only the page tables tell of
-/// it.
+/// Memory that has no file, of usual pages: what is thrown away of it is zeros, and only the page tables tell
+/// of it.
 pub(crate) fn is_private(region: &Region) -> bool {
     match (&region.ram, &region.huge) {
         (Ram::Private(ram), None) => !ram.is_of_file(),

@@ -1,8 +1,9 @@
 //! Which parts of a RAM block have ever held something, so that looking at a block costs what it contains.
 //!
 //! A hole needs no protection. Its first write makes it content: of shared memory in the file (`SEEK_DATA`),
-//! of private memory in the page tables. So only parts with content are protected and scanned. Each collection
-//! looks for parts that were holes and are not any more, and all content of such a part counts as written.
+//! of private memory in the page tables. So only parts with content are protected and scanned. Each
+//! collection looks for parts that were holes and are not any more, and all content of such a part counts as
+//! written.
 //!
 //! That is looked for in the file, and not left to the scan: from Linux 6.7 on a scan skips what has no page
 //! table, and kernels from the middle of 2026 on report it as written and protect it ("fix PAGEMAP_SCAN

@@ -175,9 +175,9 @@ impl AsyncTracker {
     }
 
     /// Adds private memory that was thrown away with its page table. An entry that is none counts as written
-    /// in a scan; without a table there is no entry, and the scan skips it (kernels until the middle of 2026):
-    /// a transparent huge page that is given up as a whole, or a table that the kernel frees once nothing is
-    /// left in it (`CONFIG_PT_RECLAIM`).
+    /// in a scan; without a table there is no entry, and the scan skips it (kernels until the middle of
+    /// 2026): a transparent huge page that is given up as a whole, or a table that the kernel frees once
+    /// nothing is left in it (`CONFIG_PT_RECLAIM`).
     fn find_dropped(&mut self, dirty: &mut MemorySet) -> io::Result<()> {
         let Self { pagemaps, memory, populated, discards_private, .. } = self;
         for (id, (region, populated)) in memory.regions().iter().zip(populated).enumerate() {
@@ -268,8 +268,8 @@ impl Tracker for AsyncTracker {
             self.watching = true;
         }
         for (region, populated) in self.memory.regions().iter().zip(&self.populated) {
-            let runs = populated.runs().iter().flat_map(|run| slices_of(run, region));
-            runs.into_iter().try_for_each(|slice| self.uffd.protect(slice))?;
+            let mut slices = populated.runs().iter().flat_map(|run| slices_of(run, region));
+            slices.try_for_each(|slice| self.uffd.protect(slice))?;
         }
         self.find_new(None)?;
         self.find_vanished(None)
