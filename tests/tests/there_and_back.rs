@@ -21,6 +21,7 @@ fn hop(stage: &Stage, guest: &Guest, client: &TcpClient, mode: &str, from: &str,
     let (downtime, total) = (report.number("downtime_ms")?, report.number("total_ms")?);
     eprintln!("{mode} {from} → {to}: {total:.0} ms, down {downtime:.1} ms; client: {:?}", client.seen());
     ensure!(downtime > 0.0 && downtime < total, "the times are plausible: {}", report.0);
+    parts_are_the_downtime(&report, downtime)?;
     ensure!(mode == "auto" || report.mode() == mode, "it ended in {mode}: {}", report.0);
     let wire = (after.sent - before.sent + after.received - before.received) as f64;
     let said = report.number("wire_bytes")?;
@@ -28,6 +29,35 @@ fn hop(stage: &Stage, guest: &Guest, client: &TcpClient, mode: &str, from: &str,
     ensure!(said <= wire && said > 0.8 * wire, "it said {said} bytes where {wire} were counted");
     ensure!(report.number("pages.hole")? > 0.0, "what the guest never wrote was not read: {}", report.0);
     Ok(report)
+}
+
+/// Where the downtime went, on both hosts; nothing is left out.
+fn parts_are_the_downtime(report: &Report, downtime: f64) -> Result<()> {
+    let parts = report.0["downtime"].as_array().map_or(&[][..], Vec::as_slice);
+    let sum: f64 = parts.iter().filter_map(|part| part["ms"].as_f64()).sum();
+    ensure!((sum - downtime).abs() < 1e-3, "{sum} ms of {downtime}: {parts:?}");
+    for (name, side) in [
+        ("stop", "source"),
+        ("drain", "source"),
+        ("last-scan", "source"),
+        ("check", "source"),
+        ("save", "source"),
+        ("freeze", "source"),
+        ("read-state", "source"),
+        ("send-state", "both"),
+        ("load", "target"),
+        ("hold", "source"),
+        ("fence", "source"),
+        ("authorize", "both"),
+        ("claim", "target"),
+        ("resume", "target"),
+        ("announce", "target"),
+    ] {
+        let named = |part: &&serde_json::Value| part["part"] == name && part["side"] == side;
+        let part = parts.iter().find(named);
+        ensure!(part.is_some(), "no {name} on the {side}: {parts:?}");
+    }
+    Ok(())
 }
 
 fn every_mode(machine: &str) {
