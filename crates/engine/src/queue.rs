@@ -249,7 +249,9 @@ mod tests {
     fn shares_are_those_with_pages() {
         let set = |pages: &[u64]| {
             let mut set = MemorySet::empty([3 * SHARE + 7, 5]);
-            pages.iter().for_each(|page| drop(set.block_mut(BlockId(0)).insert(PageIndex(*page))));
+            for page in pages {
+                set.block_mut(BlockId(0)).insert(PageIndex(*page));
+            }
             set
         };
         for pages in [&[][..], &[0], &[SHARE - 1, SHARE], &[3 * SHARE + 6], &[5, 2 * SHARE, 2 * SHARE + 9]] {
