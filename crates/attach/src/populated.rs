@@ -11,7 +11,7 @@
 //! scan for just that (the fast path for `PAGE_IS_WRITTEN`), and is protected: so a part is protected as a
 //! whole, or its holes would be reported.
 
-use std::ops::Range;
+use std::{iter, ops::Range};
 
 /// The size of a part: what one page table maps. Less would not be skipped by any scan.
 pub(crate) const PART: u64 = 2 << 20;
@@ -90,7 +90,7 @@ impl Populated {
             start = start.min(self.runs[first].start);
             end = end.max(self.runs[after - 1].end);
         }
-        self.runs.splice(first..after, [start..end]);
+        self.runs.splice(first..after, iter::once(start..end));
     }
 
     fn parts_of(&self, addresses: &Range<u64>) -> Range<u64> {
@@ -220,7 +220,7 @@ mod tests {
             for piece in shares.iter().flatten() {
                 let Populated { part, runs, .. } = &blocks[piece.block];
                 let whole = |at: u64| {
-                    at % part == 0 || runs.iter().any(|run| run.start == at || run.end == at)
+                    at.is_multiple_of(*part) || runs.iter().any(|run| run.start == at || run.end == at)
                 };
                 prop_assert!(whole(piece.addresses.start) && whole(piece.addresses.end));
             }

@@ -66,7 +66,7 @@ fn i2_shared_memory_that_is_thrown_away_counts_as_written() {
 
 /// Given up with its page table, or with the entry of a huge page, it shows in no scan of Linux 6.7 to 7.1.
 #[test]
-fn i2_private_memory_that_is_thrown_away_as_a_whole_counts_as_written() {
+fn i2_a_huge_page_thrown_away_as_a_whole_counts_as_written() {
     const DONTNEED: i32 = 4;
     const PART: u64 = 2 << 20;
     let mut qemu = Qemu::start(PRIVATE, &[]);
