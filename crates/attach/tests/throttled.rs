@@ -136,7 +136,9 @@ fn changes_before_a_collection(object: &str) {
     let mut tracker = source.switching(HOW).unwrap();
     tracker.begin().unwrap();
     qemu.poke(1000, 1);
-    assert_eq!(collect(&mut tracker, &memory).len(), 1);
+    // Private memory that has never been written may get a whole huge page at once.
+    let first = collect(&mut tracker, &memory);
+    assert!(first.block(RAM).contains(PageIndex(1000)) && first.len() <= 512, "{first:?}");
     qemu.poke(2000, 1);
     tracker.throttle(1e6).unwrap();
     qemu.poke(3000, 1);
