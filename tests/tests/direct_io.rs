@@ -10,7 +10,7 @@ const SOON: Duration = Duration::from_secs(20);
 fn i2_no_direct_read_lands_while_a_vm_is_moved() {
     story("delayed direct reads", &["a", "b"], |lab, tools| {
         // Before any agent: they see only mounts that are older than they.
-        let disk = SlowDisk::mount(&lab.dir().join("slow"), vec![0; 32 << 20])?;
+        let disk = SlowDisk::mount(&lab.dir().join("slow"), &vec![0; 32 << 20])?;
         let mut stage = Stage::new(lab, tools)?;
         let spec = Spec::new(71, "whimbrel.check=32M,rate=8M whimbrel.disk=vda,set=8M,direct=on");
         let start = HandStart::new(spec.clone()).disk(disk.path(), "cache=none,aio=threads");

@@ -105,7 +105,7 @@ fn nothing_is_left_of_a_laboratory_not_even_its_processes() -> Result<()> {
 #[test]
 fn a_direct_read_lands_when_the_story_says_so() -> Result<()> {
     laboratory("a slow disk", &[], |lab| {
-        let disk = SlowDisk::mount(&lab.dir().join("slow"), vec![5; 1 << 20])?;
+        let disk = SlowDisk::mount(&lab.dir().join("slow"), &vec![5; 1 << 20])?;
         let read = |flag: &str| {
             let mut command = Command::new("dd");
             command.arg(format!("if={}", disk.path().display())).args(["of=/dev/null", "bs=64k", "count=1"]);
