@@ -212,20 +212,13 @@ fn a_qemu_of_another_user_in_a_sandbox_is_attached_to() {
 
 #[test]
 fn equal_blocks_are_told_apart() {
-    let mut qemu = Qemu::start_machine(&[
-        "-machine",
-        "q35",
-        "-m",
-        "128M",
-        "-object",
-        "memory-backend-memfd,id=one,share=on,size=64M",
-        "-object",
-        "memory-backend-memfd,id=two,share=on,size=64M",
-        "-numa",
-        "node,memdev=one",
-        "-numa",
-        "node,memdev=two",
-    ]);
+    let mut qemu = Qemu::start_machine(
+        &"-machine q35 -m 128M -object memory-backend-memfd,id=one,share=on,size=64M \
+         -object memory-backend-memfd,id=two,share=on,size=64M -numa node,memdev=one \
+         -numa node,memdev=two"
+            .split(' ')
+            .collect::<Vec<_>>(),
+    );
     let blocks = [qemu.block("one", 64 * MIB, 0), qemu.block("two", 64 * MIB, 64 * MIB)];
     let source = Source::open(qemu.pid(), &blocks).unwrap();
     qemu.poke(2000, 11);

@@ -37,31 +37,11 @@ fn what_is_learned_of_a_vm_starts_the_same_vm_elsewhere() {
     let drive = format!("driver=file,node-name=f,filename={}", disks.path().join("a.img").display());
     let ram = disks.path().join("ram");
     let object = format!("memory-backend-file,id=mem,size=64M,share=on,mem-path={}", ram.display());
-    let hand = ByHand::start(&[
-        "-nodefaults",
-        "-machine",
-        "q35,memory-backend=mem",
-        "-m",
-        "64M",
-        "-object",
-        &object,
-        "-smp",
-        "2",
-        "-cpu",
-        "qemu64,+ssse3",
-        "-vga",
-        "std",
-        "-serial",
-        "file:/dev/null",
-        "-device",
-        "virtio-rng-pci",
-        "-blockdev",
-        &drive,
-        "-blockdev",
-        "driver=raw,node-name=d,file=f",
-        "-device",
-        "virtio-blk-pci,drive=d,id=disk",
-    ]);
+    let hand = ByHand::start(&line(&format!(
+        "-nodefaults -machine q35,memory-backend=mem -m 64M -object {object} -smp 2 -cpu qemu64,+ssse3 \
+         -vga std -serial file:/dev/null -device virtio-rng-pci -blockdev {drive} \
+         -blockdev driver=raw,node-name=d,file=f -device virtio-blk-pci,drive=d,id=disk"
+    )));
     let adopted = Vm::adopt("hand", &hand.qmp).unwrap();
     let mut vm = adopted.vm;
     // Whether its memory is on a disk depends on where temporary files are.
@@ -112,16 +92,10 @@ fn a_rollback_leaves_the_guest_running_with_its_disk() {
     File::create(disks.path().join("a.img")).unwrap().set_len(1 << 20).unwrap();
     let drive = format!("driver=file,node-name=f,filename={}", disks.path().join("a.img").display());
     // As another user, as careful people run it.
-    let hand = ByHand::start(&with(&[
-        "-runas",
-        "nobody",
-        "-blockdev",
-        &drive,
-        "-blockdev",
-        "driver=raw,node-name=d,file=f",
-        "-device",
-        "virtio-blk-pci,drive=d,id=disk",
-    ]));
+    let hand = ByHand::start(&with(&line(&format!(
+        "-runas nobody -blockdev {drive} -blockdev driver=raw,node-name=d,file=f \
+         -device virtio-blk-pci,drive=d,id=disk"
+    ))));
     let mut vm = Vm::adopt("hand", &hand.qmp).unwrap().vm;
     for _ in 0..3 {
         vm.stop().unwrap();
@@ -165,23 +139,12 @@ fn two_equal_memory_blocks_are_told_apart() {
     let two = |qemu: PathBuf| {
         let hand = ByHand::start_with(
             qemu,
-            &[
-                "-nodefaults",
-                "-machine",
-                "q35",
-                "-m",
-                "128M",
-                "-smp",
-                "2",
-                "-object",
-                "memory-backend-memfd,id=one,size=64M,share=on",
-                "-object",
-                "memory-backend-memfd,id=two,size=64M,share=on",
-                "-numa",
-                "node,memdev=two",
-                "-numa",
-                "node,memdev=one",
-            ],
+            &line(
+                "-nodefaults -machine q35 -m 128M -smp 2 \
+                 -object memory-backend-memfd,id=one,size=64M,share=on \
+                 -object memory-backend-memfd,id=two,size=64M,share=on -numa node,memdev=two \
+                 -numa node,memdev=one",
+            ),
         );
         let mut vm = Vm::adopt("hand", &hand.qmp).unwrap().vm;
         vm.stop().unwrap();

@@ -188,29 +188,12 @@ fn copy_memory(from: &Vm, to: &Vm) {
 #[test]
 fn other_names_of_devices_and_none_at_all_are_understood() {
     for more in [&["-device", "virtio-serial"][..], &["-device", "e1000-82540em,romfile="]] {
-        let words = [
-            "-nodefaults",
-            "-machine",
-            "q35,memory-backend=mem",
-            "-m",
-            "64M",
-            "-object",
-            "memory-backend-ram,id=mem,size=64M,share=on",
-            "-device",
-            "virtio-scsi",
-            "-device",
-            "virtio-rng",
-            "-device",
-            "virtio-keyboard",
-            "-device",
-            "virtio-tablet,id=t",
-            "-device",
-            "id=m,driver=virtio-mouse",
-            "-device",
-            "qemu-xhci",
-            "-device",
-            "ahci",
-        ];
+        let words = line(
+            "-nodefaults -machine q35,memory-backend=mem -m 64M \
+             -object memory-backend-ram,id=mem,size=64M,share=on -device virtio-scsi -device virtio-rng \
+             -device virtio-keyboard -device virtio-tablet,id=t -device id=m,driver=virtio-mouse \
+             -device qemu-xhci -device ahci",
+        );
         let words: Vec<&str> = words.into_iter().chain(more.iter().copied()).collect();
         let hand = ByHand::start(&words);
         let mut vm = Vm::adopt("hand", &hand.qmp).unwrap().vm;

@@ -37,32 +37,13 @@ fn every_reason_is_told_at_once() {
     let disks = Folder::new();
     File::create(disks.path().join("a.img")).unwrap().set_len(1 << 20).unwrap();
     let drive = format!("file={},format=raw,if=none,id=d,cache=none", disks.path().join("a.img").display());
-    let hand = ByHand::start(&[
-        "-machine",
-        "q35",
-        "-m",
-        "64M",
-        "-drive",
-        &drive,
-        "-device",
-        "virtio-blk-pci,drive=d",
-        "-device",
-        "virtio-crypto-pci,cryptodev=crypto",
-        "-object",
-        "cryptodev-backend-builtin,id=crypto",
-        "-netdev",
-        "user,id=u",
-        "-device",
-        "virtio-net-pci,netdev=u",
-        "-device",
-        "pcie-root-port,id=rp0",
-        "-chardev",
-        "socket,id=c,path=/tmp/x,server=on,wait=off",
-        "-object",
-        "memory-backend-ram,id=m,size=1M,share=on",
-        "-device",
-        "ivshmem-plain,memdev=m",
-    ]);
+    let hand = ByHand::start(&line(&format!(
+        "-machine q35 -m 64M -drive {drive} -device virtio-blk-pci,drive=d \
+         -device virtio-crypto-pci,cryptodev=crypto -object cryptodev-backend-builtin,id=crypto \
+         -netdev user,id=u -device virtio-net-pci,netdev=u -device pcie-root-port,id=rp0 \
+         -chardev socket,id=c,path=/tmp/x,server=on,wait=off \
+         -object memory-backend-ram,id=m,size=1M,share=on -device ivshmem-plain,memdev=m"
+    )));
     let mut qmp = Qmp::connect(&hand.qmp).unwrap();
     qmp.execute("device_add", json!({ "driver": "virtio-rng-pci", "bus": "rp0", "id": "late" })).unwrap();
     drop(qmp);
@@ -126,21 +107,12 @@ fn a_target_tells_every_reason_why_it_cannot() {
 
 #[test]
 fn what_a_real_qemu_can_be_given_is_refused_for_what_it_is() {
-    let hand = ByHand::start(&[
-        "-nodefaults",
-        "-machine",
-        "q35,memory-backend=mem",
-        "-m",
-        "64M,slots=2,maxmem=512M",
-        "-object",
-        "memory-backend-memfd,id=mem,size=64M,share=on",
-        "-object",
-        "memory-backend-memfd,id=more,size=64M,share=on",
-        "-device",
-        "qemu-xhci",
-        "-device",
-        "usb-host,vendorid=0xfff0,productid=0xfff0,id=stick",
-    ]);
+    let hand = ByHand::start(&line(
+        "-nodefaults -machine q35,memory-backend=mem -m 64M,slots=2,maxmem=512M \
+         -object memory-backend-memfd,id=mem,size=64M,share=on \
+         -object memory-backend-memfd,id=more,size=64M,share=on -device qemu-xhci \
+         -device usb-host,vendorid=0xfff0,productid=0xfff0,id=stick",
+    ));
     let mut qmp = Qmp::connect(&hand.qmp).unwrap();
     let backend =
         json!({ "qom-type": "memory-backend-memfd", "id": "late", "size": 64 << 20, "share": true });

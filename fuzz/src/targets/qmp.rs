@@ -172,34 +172,11 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     // The greeting too.
     let (_, said) = &all[6];
     seeds.push([&[5, 1], GREETING.as_bytes(), said].concat());
-    let argv = [
-        "qemu-system-x86_64",
-        "-nodefaults",
-        "-name",
-        "guest=a",
-        "-machine",
-        "q35,accel=tcg,memory-backend=ram0",
-        "-m",
-        "size=1G",
-        "-object",
-        "memory-backend-memfd,id=ram0,size=1G,share=on",
-        "-smp",
-        "2",
-        "-netdev",
-        "tap,id=n,ifname=t0,script=no,vhost=off",
-        "-device",
-        "virtio-net-pci,netdev=n",
-        "-chardev",
-        "null,id=c",
-        "-serial",
-        "null",
-        "-display",
-        "none",
-        "-global",
-        "migration.send-configuration=off",
-        "-qmp",
-        "unix:/run/q,server=on,wait=off",
-    ];
-    seeds.push([&[QUESTIONS.len() as u8, 0], argv.join("\0").as_bytes()].concat());
+    let argv = "qemu-system-x86_64 -nodefaults -name guest=a -machine q35,accel=tcg,memory-backend=ram0 \
+         -m size=1G -object memory-backend-memfd,id=ram0,size=1G,share=on -smp 2 \
+         -netdev tap,id=n,ifname=t0,script=no,vhost=off -device virtio-net-pci,netdev=n \
+         -chardev null,id=c -serial null -display none -global migration.send-configuration=off \
+         -qmp unix:/run/q,server=on,wait=off";
+    seeds.push([&[QUESTIONS.len() as u8, 0], argv.replace(' ', "\0").as_bytes()].concat());
     seeds
 }

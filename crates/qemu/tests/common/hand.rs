@@ -81,6 +81,11 @@ pub(crate) const SHARED: &[&str] = &[
     "memory-backend-memfd,id=mem,size=64M,share=on",
 ];
 
+/// The words of a command line.
+pub(crate) fn line(words: &str) -> Vec<&str> {
+    words.split_whitespace().collect()
+}
+
 pub(crate) fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
     SHARED.iter().chain(more).copied().collect()
 }

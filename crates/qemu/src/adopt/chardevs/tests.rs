@@ -96,18 +96,13 @@ fn every_form_of_a_port_has_its_like_on_the_target() {
 
 #[test]
 fn it_is_said_what_each_is_on_the_target_and_by_which_name() {
-    let (read, _) = read(&[
-        "-serial",
-        "mon:unix:/x",
-        "-chardev",
-        "socket,path=/y,id=g",
-        "-device",
-        "virtserialport,chardev=g,name=org.qemu.guest_agent.0",
-        "-chardev",
-        "spicevmc,id=v",
-        "-vnc",
-        ":0,password=on",
-    ]);
+    let (read, _) = read(
+        &"-serial mon:unix:/x -chardev socket,path=/y,id=g \
+         -device virtserialport,chardev=g,name=org.qemu.guest_agent.0 -chardev spicevmc,id=v \
+         -vnc :0,password=on"
+            .split(' ')
+            .collect::<Vec<_>>(),
+    );
     let recipe = Recipe { name: "web".to_owned(), ..read.recipe };
     let notes = [read.notes, notes(&recipe, &read.was)].concat();
     let says = [
