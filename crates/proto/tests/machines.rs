@@ -1,37 +1,11 @@
-//! Each machine by itself: a peer that says what it likes, and what comes late. Whole migrations, in every
-//! order of events that can be thought of, are the simulation's (`crates/sim`).
+//! Each machine by itself: what comes late. A peer that says what it likes is the fuzzers' (`fuzz`, target
+//! `machines`); whole migrations, in every order of events that can be thought of, are the simulation's
+//! (`crates/sim`).
 
-use proptest::prelude::*;
 use proto::control::{self, Kind};
 use proto::{
     NextStep, Source, SourceEffect, SourceEnd, SourceEvent, Target, TargetEffect, TargetEnd, TargetEvent,
 };
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4000))]
-
-    /// Frames of a hostile or confused peer in any order: the source never lets go of its guest before it has
-    /// authorized it, the target never runs one that it has not claimed.
-    #[test]
-    fn arbitrary_messages_endanger_nobody(kinds in prop::collection::vec(message(), 0..40)) {
-        let (mut source, _) = Source::new(control::Hello::default(), control::Prepare::default(),
-            NextStep::Round);
-        let mut target = Target::new(control::Hello::default());
-        for kind in kinds {
-            for effect in source.handle(SourceEvent::Message(kind.clone())) {
-                let lets_go = matches!(effect,
-                    SourceEffect::Gone(_) | SourceEffect::Forget | SourceEffect::Send(Kind::Authorize(_)));
-                prop_assert!(!lets_go, "{:?}", effect);
-            }
-            for effect in target.handle(TargetEvent::Message(kind)) {
-                use TargetEffect as A;
-                let runs = matches!(effect, A::Claim | A::Resume | A::Settle);
-                prop_assert!(!runs, "{:?}",
-                    effect);
-            }
-        }
-    }
-}
 
 /// The source ended all connections to ask the record; what the target had said before may still be heard.
 /// Serving what is missing on connections that are gone would leave the target's guest waiting for ever.
@@ -264,21 +238,4 @@ fn i1_a_failure_while_the_record_is_asked_resumes_no_guest() {
         "asking again is harmless, running it again is not"
     );
     assert_eq!(source.handle(SourceEvent::ClaimLost(2)), [SourceEffect::Gone(2), SourceEffect::Reconnect]);
-}
-
-fn message() -> impl Strategy<Value = Kind> {
-    prop_oneof![
-        Just(Kind::Hello(control::Hello::default())),
-        Just(Kind::Failed(control::Failed::default())),
-        Just(Kind::Prepare(control::Prepare::default())),
-        Just(Kind::Missing(control::Missing::default())),
-        Just(Kind::State(control::State::default())),
-        Just(Kind::Authorize(control::Authorize {})),
-        Just(Kind::Ready(control::Ready::default())),
-        Just(Kind::Refused(control::Refused::default())),
-        (0u32..4).prop_map(|round| Kind::RoundReceived(control::RoundReceived { round })),
-        Just(Kind::Committed(control::Committed::default())),
-        Just(Kind::StillMissing(control::StillMissing::default())),
-        Just(Kind::Settled(control::Settled::default())),
-    ]
 }

@@ -243,122 +243,26 @@ fn target(mut machine: Target, mut owned: bool, input: &mut Input<'_>) -> bool {
     owned
 }
 
-/// The way of whole migrations, event by event.
+/// The way of whole migrations, event by event: numbers of the tables above, as a driver and a peer would
+/// say them (17 and 19: a message).
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
-    // Numbers of the tables above; what a driver and a peer would say.
-    let message = |kind: u8| [17, kind];
-    let hello = message(0);
-    let pre_copy = [
-        &[0, 0][..],
-        &hello,
-        &message(10),
-        &[3],
-        &[4, 1],
-        &message(12),
-        &[1],
-        &[5, 0],
-        &[4, 2],
-        &message(12),
-        &[2],
-        &[5, 1],
-        &[6],
-        &[4, 3],
-        &[7, 1],
-        &message(12),
-        &[3],
-        &[14],
-        &[8],
-        &message(13),
-        &[5],
+    let ways: [&[u8]; 9] = [
+        // A pre-copy, and a post-copy.
+        &[
+            0, 0, 17, 0, 17, 10, 3, 4, 1, 17, 12, 1, 5, 0, 4, 2, 17, 12, 2, 5, 1, 6, 4, 3, 7, 1, 17, 12, 3,
+            14, 8, 17, 13, 5,
+        ],
+        &[1, 0, 17, 0, 17, 10, 3, 17, 17, 6, 7, 0, 14, 8, 17, 13, 5, 0, 17, 14, 17, 15],
+        // The link is lost in the pause.
+        &[1, 3, 17, 0, 17, 10, 3, 17, 17, 6, 0, 13, 0, 17, 17, 6, 7, 0, 14, 8, 17, 13, 5, 17, 15],
+        // The record is asked, and the target is there late.
+        &[2, 0, 11, 11, 10, 5, 17, 14, 17, 15],
+        &[3, 17, 14, 0, 17, 14, 17, 15],
+        // A target: of a pre-copy, of a post-copy in doubt, of a pause that came to nothing, and restarted.
+        &[4, 19, 0, 19, 4, 1, 2, 4, 1, 4, 2, 19, 7, 2, 8, 19, 8, 9, 5, 12],
+        &[4, 19, 0, 19, 4, 0, 2, 19, 5, 5, 19, 7, 0, 6, 8, 19, 8, 11, 9, 5, 12, 0, 15, 14],
+        &[4, 19, 0, 19, 4, 3, 2, 19, 5, 5, 0, 15, 4, 1, 19, 7, 1, 8, 19, 8, 9, 5, 12],
+        &[5, 15, 0, 15, 14],
     ];
-    let post_copy = [
-        &[1, 0][..],
-        &hello,
-        &message(10),
-        &[3],
-        &message(17),
-        &[6],
-        &[7, 0],
-        &[14],
-        &[8],
-        &message(13),
-        &[5],
-        &[0],
-        &message(14),
-        &message(15),
-    ];
-    // The link is lost in the pause.
-    let undone = [
-        &[1, 3][..],
-        &hello,
-        &message(10),
-        &[3],
-        &message(17),
-        &[6],
-        &[0],
-        &[13, 0],
-        &message(17),
-        &[6],
-        &[7, 0],
-        &[14],
-        &[8],
-        &message(13),
-        &[5],
-        &message(15),
-    ];
-    let in_doubt = [&[2, 0][..], &[11], &[11], &[10, 5], &message(14), &message(15)];
-    let late = [&[3][..], &message(14), &[0], &message(14), &message(15)];
-    let at = |kind: u8| [19, kind];
-    let arrival =
-        [&[4][..], &at(0), &at(4), &[1], &[2], &[4, 1], &[4, 2], &at(7), &[2], &[8], &at(8), &[9, 5], &[12]];
-    let outdated = [
-        &[4][..],
-        &at(0),
-        &at(4),
-        &[0],
-        &[2],
-        &at(5),
-        &[5],
-        &at(7),
-        &[0],
-        &[6],
-        &[8],
-        &at(8),
-        &[11],
-        &[9, 5],
-        &[12],
-        &[0],
-        &[15],
-        &[14],
-    ];
-    let taken_back = [
-        &[4][..],
-        &at(0),
-        &at(4),
-        &[3],
-        &[2],
-        &at(5),
-        &[5],
-        &[0],
-        &[15],
-        &[4, 1],
-        &at(7),
-        &[1],
-        &[8],
-        &at(8),
-        &[9, 5],
-        &[12],
-    ];
-    let restarted = [&[5][..], &[15], &[0], &[15], &[14]];
-    vec![
-        pre_copy.concat(),
-        post_copy.concat(),
-        undone.concat(),
-        in_doubt.concat(),
-        late.concat(),
-        arrival.concat(),
-        outdated.concat(),
-        taken_back.concat(),
-        restarted.concat(),
-    ]
+    ways.map(<[u8]>::to_vec).into()
 }
