@@ -222,7 +222,7 @@ impl World {
             let wanted = match which {
                 0 => matches!(conn.purpose, Purpose::Control | Purpose::Resume),
                 1 => conn.purpose == Purpose::Data(0),
-                2 => conn.purpose == Purpose::PlantedBug,
+                2 => conn.purpose == Purpose::Faults,
                 _ => conn.purpose == Purpose::Record,
             };
             wanted && conn.open == [true; 2] && conn.over == [None; 2]

@@ -42,7 +42,7 @@ pub enum Purpose {
     /// Pages.
     Data(u8),
     /// Pages that the guest waits for.
-    PlantedBug,
+    Faults,
     /// Asking the record that the target holds.
     Record,
 }

@@ -233,7 +233,7 @@ impl World {
                 work.refused |= refused && work.control == Some(id);
                 work.heard.push_back(source::Heard::Silent(id));
             }
-            Purpose::Data(_) | Purpose::PlantedBug => work.heard.push_back(source::Heard::Lost(id)),
+            Purpose::Data(_) | Purpose::Faults => work.heard.push_back(source::Heard::Lost(id)),
             Purpose::Record => {}
         }
     }
@@ -244,7 +244,7 @@ impl World {
             Purpose::Control | Purpose::Resume => work.heard.push_back(target::Heard::Lost(id, over)),
             Purpose::Data(_) => work.heard.push_back(target::Heard::Lost(id, over)),
             // That the source closed it is no news.
-            Purpose::PlantedBug if over == Over::Cut => work.heard.push_back(target::Heard::Lost(id, over)),
+            Purpose::Faults if over == Over::Cut => work.heard.push_back(target::Heard::Lost(id, over)),
             _ => {}
         }
     }

@@ -258,6 +258,6 @@ pub(crate) fn short(what: &impl std::fmt::Debug) -> String {
 
 /// The link's purposes in the order in which the source dials them.
 pub(crate) fn purposes(setup: &Setup) -> impl Iterator<Item = Purpose> + use<> {
-    let bug = setup.post_copy().then_some(Purpose::PlantedBug);
+    let bug = setup.post_copy().then_some(Purpose::Faults);
     (0..setup.streams).map(Purpose::Data).chain(bug)
 }

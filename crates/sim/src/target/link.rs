@@ -28,7 +28,7 @@ impl World {
             }
             Purpose::Control => false,
             Purpose::Record => true,
-            Purpose::Data(_) | Purpose::PlantedBug | Purpose::Resume if session => {
+            Purpose::Data(_) | Purpose::Faults | Purpose::Resume if session => {
                 // Welcome only when it is in use.
                 if let Some(work) = self.target.work.as_deref_mut() {
                     work.heard.push_back(Heard::Attach(id));
@@ -36,7 +36,7 @@ impl World {
                 return;
             }
             Purpose::Resume => arrived,
-            Purpose::Data(_) | Purpose::PlantedBug => false,
+            Purpose::Data(_) | Purpose::Faults => false,
         };
         say!(self, "target: {purpose:?} is {}", if welcome { "welcome" } else { "refused" });
         let Some(conn) = self.conn(id) else { return };
@@ -62,7 +62,7 @@ impl World {
         let Some(work) = self.target.work.as_deref_mut() else { return };
         match purpose {
             Purpose::Data(stream) => self.take_stream(stream, id),
-            Purpose::PlantedBug => {
+            Purpose::Faults => {
                 work.conns.push(id);
                 work.asking_on = Some(id);
                 // First for everything that somebody waits for already.
