@@ -61,6 +61,7 @@ pub struct Compressed {
 }
 
 /// Pages on their way to the wire: read, encoded, compressed, and handed out to whoever owns the socket.
+#[derive(Default)]
 pub struct Batch {
     /// The pages as they were read, those that do not travel included.
     pages: Vec<u8>,
@@ -93,19 +94,7 @@ struct Piece {
 impl Batch {
     /// Room for so many bytes of pages.
     pub fn new(capacity: usize) -> Self {
-        Self {
-            pages: vec![0; capacity],
-            filled: 0,
-            pieces: Vec::new(),
-            runs: Vec::new(),
-            side: Vec::new(),
-            compressed: Vec::new(),
-            codec: None,
-            counts: Counts::default(),
-            unchanged: Vec::new(),
-            next: None,
-            repeats: Repeats::default(),
-        }
+        Self { pages: vec![0; capacity], ..Self::default() }
     }
 
     /// How many pages still fit.

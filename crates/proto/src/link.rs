@@ -156,9 +156,10 @@ enum Wanted {
     ToServe,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 enum State {
     /// Open, or lost and not wanted again.
+    #[default]
     Up,
     Waiting(Wanted),
     Dialling(Wanted),
@@ -176,7 +177,7 @@ struct Pieces {
 }
 
 /// The link as a state machine.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Default, Debug)]
 pub struct Link {
     state: State,
     /// Calls in vain since it was lost, and why the last one was.
@@ -190,21 +191,6 @@ pub struct Link {
     /// Streams that are being opened again, and how many were lost.
     streams: BTreeMap<u32, Pieces>,
     lost_streams: u32,
-}
-
-impl Default for Link {
-    fn default() -> Self {
-        Self {
-            state: State::Up,
-            calls: 0,
-            why: String::new(),
-            gave_up: false,
-            lost_at: None,
-            stuck: 0,
-            streams: BTreeMap::new(),
-            lost_streams: 0,
-        }
-    }
 }
 
 impl Link {

@@ -38,8 +38,8 @@ pub(crate) fn mix(mut x: u64) -> u64 {
 impl Guest {
     /// A guest that has written all its pages but every fifth, and does `rest` deeds before it rests.
     pub fn new(pages: u8, rest: u16) -> (Self, Ram) {
-        let mut guest = Self { truth: Table::ZEROS, writes: 0, done: 0, rest };
-        let mut ram = Ram::empty();
+        let mut guest = Self { truth: Table::default(), writes: 0, done: 0, rest };
+        let mut ram = Ram::default();
         for page in (0..pages).filter(|page| page % 5 != 4) {
             ram.put(page, guest.write(page));
         }

@@ -89,14 +89,27 @@ pub struct Page {
     pub written: u16,
 }
 
+/// The content of each page, as far as somebody knows it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Contents(pub [u16; MOST]);
+
+impl Default for Contents {
+    fn default() -> Self {
+        Self([0; MOST])
+    }
+}
+
 /// What each page holds.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Table(pub [Page; MOST]);
 
-impl Table {
-    /// All zeros.
-    pub const ZEROS: Self = Self([Page { content: 0, written: 0 }; MOST]);
+impl Default for Table {
+    fn default() -> Self {
+        Self([Page::default(); MOST])
+    }
+}
 
+impl Table {
     /// What the page holds.
     pub fn at(&self, page: u8) -> Page {
         self.0[usize::from(page)]
@@ -118,7 +131,7 @@ impl Hash for Table {
 }
 
 /// A guest's memory: pages, or holes.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct Ram {
     /// What is in them; holes are zeros.
     pub pages: Table,
@@ -127,11 +140,6 @@ pub struct Ram {
 }
 
 impl Ram {
-    /// All holes.
-    pub fn empty() -> Self {
-        Self { pages: Table::ZEROS, present: Pages::default() }
-    }
-
     /// What the page holds.
     pub fn at(&self, page: u8) -> Page {
         self.pages.at(page)

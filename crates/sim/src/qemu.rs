@@ -6,9 +6,10 @@ use crate::{
 };
 
 /// QEMU's run state, as far as it makes a difference here.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub enum Run {
     /// Nothing has run yet, or it was reset while it stood still.
+    #[default]
     Prelaunch,
     /// Its vCPUs run.
     Running,
@@ -37,18 +38,20 @@ impl Run {
 }
 
 /// What the guest did before our `stop`, as far as it can be carried over.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub enum Was {
     /// It ran.
+    #[default]
     Ran,
     /// Somebody had paused it.
     Stood,
 }
 
 /// A migration that QEMU was asked for by somebody else.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub enum Theirs {
     /// There is none, or it failed.
+    #[default]
     None,
     /// It gets on.
     Active,
@@ -57,7 +60,7 @@ pub enum Theirs {
 }
 
 /// The process on one host.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct Qemu {
     /// Whether the process is there.
     pub alive: bool,
@@ -94,28 +97,6 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// No process.
-    pub fn none() -> Self {
-        Self {
-            alive: false,
-            run: Run::Prelaunch,
-            frozen: false,
-            woken: false,
-            held: false,
-            queued: None,
-            config: 0,
-            theirs: Theirs::None,
-            told: News::default(),
-            started: false,
-            ram: Ram::empty(),
-            state: None,
-            tracked: None,
-            watched: false,
-            waits_for: None,
-            has_disk: false,
-        }
-    }
-
     /// A running one.
     pub fn running(ram: Ram) -> Self {
         Self {
@@ -125,13 +106,13 @@ impl Qemu {
             ram,
             state: Some(0),
             has_disk: true,
-            ..Self::none()
+            ..Self::default()
         }
     }
 
     /// One that waits for a device state (`-S -incoming defer`).
     pub fn waiting() -> Self {
-        Self { alive: true, ..Self::none() }
+        Self { alive: true, ..Self::default() }
     }
 
     /// Whether its vCPUs run.
@@ -141,7 +122,7 @@ impl Qemu {
 
     /// The process ends. Its memory stays as long as somebody has it open.
     pub fn die(&mut self) {
-        *self = Self { ram: self.ram.clone(), ..Self::none() };
+        *self = Self { ram: self.ram.clone(), ..Self::default() };
     }
 
     /// Whether the page can be touched; if not, whoever touches it waits.

@@ -235,7 +235,7 @@ impl World {
             bug,
             guest,
             at_stop: None,
-            qemus: [Qemu { run, ..Qemu::running(ram) }, Qemu::none()],
+            qemus: [Qemu { run, ..Qemu::running(ram) }, Qemu::default()],
             up: [true; 2],
             burnt: [false; 2],
             source: SourceAgent::new(&setup),

@@ -5,7 +5,7 @@ use super::{Do, Heard, Job, Reopened, Stream, bitmap, pages, purposes};
 use crate::{
     driver::Driver,
     link::{Conn, Purpose, Side, Word},
-    pages::{MOST, Pages, UNKNOWN},
+    pages::{Contents, MOST, Pages, UNKNOWN},
     planted::PlantedBug,
     printed::Printed,
     record::{Answer, Asked},
@@ -188,7 +188,7 @@ impl World {
         for purpose in purposes(&self.setup) {
             let Some(id) = self.dial(purpose) else { return self.streams_failed() };
             match purpose {
-                Purpose::PlantedBug => answering = Some(id),
+                Purpose::Faults => answering = Some(id),
                 _ => {
                     streams.push(Stream { conn: id, job: Job::Rest, mine: Pages::default(), ended: false });
                 }
@@ -215,7 +215,7 @@ impl World {
         // else it has, nothing is known.
         let blank = work.round == 0 || self.bug == Some(PlantedBug::SentTakenForBlank);
         if self.bug != Some(PlantedBug::SentKept) || blank {
-            work.sent = [if blank { 0 } else { UNKNOWN }; MOST];
+            work.sent = Contents([if blank { 0 } else { UNKNOWN }; MOST]);
         }
         work.to_push = Pages::default();
         self.source_link(LinkEvent::Opened);

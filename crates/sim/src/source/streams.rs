@@ -31,7 +31,7 @@ impl World {
                     let ram = &self.qemus[0].ram;
                     let now = work.read_before.as_ref().map_or(ram.at(page), |read| read.at(page));
                     let sent = refine(work, i, page, now, pages, eager);
-                    work.sent[usize::from(page)] = now.content;
+                    work.sent.0[usize::from(page)] = now.content;
                     work.streams[i].mine.add(page);
                     say!(self, "stream {i}: page {page} is {} as {sent:?}", now.content);
                     let Some(how) = sent else { return };
@@ -88,7 +88,7 @@ impl World {
             work.heard.push_back(Heard::Lost(conn));
         }
         work.left = work.left.or(again);
-        again.iter().filter(|_| !keeps).for_each(|page| work.sent[usize::from(page)] = UNKNOWN);
+        again.iter().filter(|_| !keeps).for_each(|page| work.sent.0[usize::from(page)] = UNKNOWN);
         if work.machine.as_ref().is_some_and(|machine| machine.phase() == Phase::PostCopy) {
             if back.missing {
                 work.to_push = if replaces { has } else { work.to_push.or(has) };
@@ -118,7 +118,7 @@ fn plain(page: Page) -> As {
 
 /// What a page is sent as; none: the target has just that, and nothing travels.
 fn refine(work: &Work, stream: usize, page: u8, now: Page, pages: u8, eager: bool) -> Option<As> {
-    let sent = |page: u8| work.sent[usize::from(page)];
+    let sent = |page: u8| work.sent.0[usize::from(page)];
     let may_refer = |other| eager || !work.set.has(other) || work.streams[stream].mine.has(other);
     if sent(page) == now.content {
         return None;

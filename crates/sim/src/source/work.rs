@@ -5,7 +5,7 @@ use crate::{
     driver::Driver,
     durable::Durable,
     outside::News,
-    pages::{MOST, Pages, Table},
+    pages::{Contents, Pages, Table},
     printed::Printed,
     qemu::Was,
     record::{Answer, EPOCH},
@@ -46,7 +46,7 @@ pub struct SourceAgent {
 }
 
 /// A migration at its source (`SourceDriver`), or its recovery (`Recovery`), which has no machine.
-#[derive(Clone, Hash)]
+#[derive(Clone, Hash, Default)]
 pub struct Work {
     /// The protocol.
     pub machine: Option<Printed<Source>>,
@@ -79,7 +79,7 @@ pub struct Work {
     /// The connection of pages that the target's guest waits for.
     pub answering: Option<u16>,
     /// What the target has in each page as far as these connections tell (`page::Sent`).
-    pub sent: [u16; MOST],
+    pub sent: Contents,
     /// What is missing and not yet taken by a stream.
     pub to_push: Pages,
     /// Where streams go on.
@@ -294,47 +294,7 @@ impl SourceAgent {
 impl Work {
     /// With this machine, or as a recovery.
     pub fn new(machine: Option<Source>) -> Self {
-        Self {
-            machine: machine.map(Printed),
-            todo: VecDeque::new(),
-            steps: VecDeque::new(),
-            heard: VecDeque::new(),
-            dirty: Pages::default(),
-            missing: Pages::default(),
-            unacknowledged: Pages::default(),
-            round: 0,
-            left: Pages::default(),
-            set: Pages::default(),
-            read_before: None,
-            rounds: 0,
-            streams: Vec::new(),
-            control: None,
-            answering: None,
-            sent: [0; MOST],
-            to_push: Pages::default(),
-            focus: 0,
-            begun: false,
-            stopped: false,
-            was: Was::Ran,
-            undone: false,
-            aborted_pauses: 0,
-            saving: None,
-            state: 0,
-            saved: false,
-            in_vain: 0,
-            asking: None,
-            answer: None,
-            fails: false,
-            refuses: false,
-            authorized_early: false,
-            link: Link::default(),
-            refused: false,
-            received: Pages::default(),
-            reopened: Vec::new(),
-            asks_later: false,
-            hashes: Vec::new(),
-            spooling: Spooling::default(),
-        }
+        Self { machine: machine.map(Printed), ..Self::default() }
     }
 
     /// It was looked what the guest does, and it is not stopped yet.

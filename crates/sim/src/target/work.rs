@@ -56,9 +56,10 @@ pub struct TargetAgent {
 }
 
 /// How pages may be put into memory.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub enum WritePolicy {
     /// Nothing runs here.
+    #[default]
     Before,
     /// Only missing pages, only where holes are.
     PostCopy,
@@ -67,9 +68,10 @@ pub enum WritePolicy {
 }
 
 /// How far the recording of what is missing is.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 pub enum Recording {
     /// Nothing is to be recorded, or all of it is.
+    #[default]
     Done,
     /// To be written.
     Asked(Pages),
@@ -78,7 +80,7 @@ pub enum Recording {
 }
 
 /// A migration at its target (`TargetDriver`), or its recovery, which has no machine.
-#[derive(Clone, Hash)]
+#[derive(Clone, Hash, Default)]
 pub struct Session {
     /// The protocol.
     pub machine: Option<Printed<Target>>,
@@ -243,40 +245,7 @@ pub enum Do {
 impl Session {
     /// With this machine, or as a recovery.
     pub fn new(machine: Option<Target>) -> Self {
-        Self {
-            machine: machine.map(Printed),
-            todo: VecDeque::new(),
-            steps: VecDeque::new(),
-            heard: VecDeque::new(),
-            control: None,
-            conns: Vec::new(),
-            streams: Vec::new(),
-            asking_on: None,
-            round: 0,
-            ended: 0,
-            stage: WritePolicy::Before,
-            missing: Pages::default(),
-            asked: Pages::default(),
-            watches: false,
-            recording: Recording::Done,
-            state: 0,
-            loading: false,
-            was: Was::Ran,
-            source_is_back: false,
-            arrived: false,
-            answer: None,
-            asks_later: false,
-            fails: false,
-            received: Pages::default(),
-            hashes: Vec::new(),
-            authorized: false,
-            damages: false,
-            wants_spool: false,
-            spool: None,
-            spool_settled: false,
-            record_late: None,
-            recording_spool: SpoolRecording::Done,
-        }
+        Self { machine: machine.map(Printed), ..Self::default() }
     }
 }
 

@@ -139,7 +139,7 @@ impl World {
                     spooler.now = None;
                     let returned = work.spooling.unsure;
                     for page in returned.iter().filter(|_| !keeps && turn == given_turn) {
-                        work.sent[usize::from(page)] = UNKNOWN;
+                        work.sent.0[usize::from(page)] = UNKNOWN;
                     }
                     let failed = trouble.then(|| "it is of no use".to_owned());
                     work.heard.push_back(tell(SpoolSaid::RoundOver(returned, failed)));
@@ -150,7 +150,7 @@ impl World {
                 work.spooling.unsure.add(page);
                 let ram = &self.qemus[0].ram;
                 let now = work.read_before.as_ref().map_or(ram.at(page), |read| read.at(page));
-                if std::mem::replace(&mut work.sent[usize::from(page)], now.content) == now.content {
+                if std::mem::replace(&mut work.sent.0[usize::from(page)], now.content) == now.content {
                     work.spooling.unsure.drop(page);
                     return;
                 }
