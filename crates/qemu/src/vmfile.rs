@@ -32,7 +32,7 @@ mod text; // from its text, each mistake with its place
 use crate::{
     host::Host,
     recipe::{
-        self, Accel, Argument, Backing, Console, MemoryBlock, Net, NetOptions, Recipe, Role, Screen, files,
+        self, Accel, Argument, Backing, Console, MemoryBlock, Net, NetOptions, Recipe, Role, files,
         options::escape,
     },
 };
@@ -185,12 +185,9 @@ impl VmFile {
         }
         let recipe = Recipe {
             name: self.name.clone(),
-            qemu: Default::default(),
-            machine,
             accel,
             cpu: self.cpu.clone().unwrap_or_else(|| default_cpu.to_owned()),
             smp: self.vcpus.to_string(),
-            memory_options: None,
             memory: vec![MemoryBlock { id: "ram0".to_owned(), bytes: self.memory.0, backing: self.backing }],
             main_memory: Some("ram0".to_owned()),
             nets: (0..)
@@ -203,18 +200,7 @@ impl VmFile {
             console: if self.console { Console::File } else { Console::None },
             files: seen,
             arguments: self.devices(),
-            cpu_features: Vec::new(),
-            virtio: Vec::new(),
-            allow_older_qemu: false,
-            proof: None,
-            kvm_speed: None,
-            settings: Vec::new(),
-            defaults: false,
-            chardevs: Vec::new(),
-            exports: Vec::new(),
-            secrets: Vec::new(),
-            screen: Screen::None,
-            tpm: None,
+            ..Recipe::of(machine)
         };
         if reasons.is_empty() {
             reasons = recipe::check(&recipe);

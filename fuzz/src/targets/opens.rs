@@ -4,7 +4,7 @@
 use crate::input::Input;
 use qemu::{
     Host, Recipe, Vm,
-    recipe::{Argument, check, check_argument},
+    recipe::{Argument, Backing, MemoryBlock, check, check_argument},
 };
 use rustix::fs::inotify;
 use std::{
@@ -15,10 +15,11 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::{
-        Mutex, OnceLock, PoisonError,
+        Mutex, OnceLock,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
 };
+use units::Locked;
 
 /// As an ordinary test: a start takes a quarter of a second. libFuzzer starts as many as it has time for.
 const MOST_IN_TESTS: usize = 12;
@@ -70,7 +71,7 @@ fn kinds() -> &'static [Model] {
 fn properties(qemu: &Path, kind: &Model) -> Vec<String> {
     type Known = BTreeMap<(PathBuf, String), Vec<String>>;
     static KNOWN: Mutex<Known> = Mutex::new(BTreeMap::new());
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut known = KNOWN.locked();
     let key = (qemu.to_owned(), kind.name.clone());
     let ask = || {
         let help = said(qemu, &[kind.option, &format!("{},help", kind.name)]);
@@ -133,14 +134,13 @@ pub fn recipe(machine: &str, arguments: Vec<Argument>) -> Recipe {
         ("-object", "rng-builtin,id=r0"),
     ];
     let usual = usual.map(|(option, value)| Argument::new(option, value));
-    let recipe = serde_json::json!({
-        "name": "opens", "machine": machine, "accel": "tcg", "cpu": "qemu64", "smp": "1", "console": "none",
-        "memory": [{ "id": "m0", "bytes": 64 << 20, "backing": "memfd" }], "main_memory": "m0",
-        "arguments": [],
-    });
-    let mut recipe: Recipe = serde_json::from_value(recipe).expect("it is one");
-    recipe.arguments = usual.into_iter().chain(arguments).collect();
-    recipe
+    Recipe {
+        name: "opens".into(),
+        memory: vec![MemoryBlock { id: "m0".into(), bytes: 64 << 20, backing: Backing::Memfd }],
+        main_memory: Some("m0".into()),
+        arguments: usual.into_iter().chain(arguments).collect(),
+        ..Recipe::of(machine)
+    }
 }
 
 /// The first byte is the QEMU, the second the machine; then parts: a kind (two bytes), how many properties,

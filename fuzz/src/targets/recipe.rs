@@ -145,12 +145,8 @@ fn recipes() -> Vec<Recipe> {
     let memory = |id: &str, backing| MemoryBlock { id: id.into(), bytes: 1 << 30, backing };
     let ours = Recipe {
         name: "web1".into(),
-        qemu: Default::default(),
-        machine: "pc-q35-7.2,smm=off".into(),
-        accel: Accel::Tcg,
         cpu: "qemu64,+ssse3".into(),
         smp: "2".into(),
-        memory_options: None,
         memory: vec![memory("ram0", Backing::Memfd)],
         main_memory: Some("ram0".into()),
         nets: vec![Net::new("net0", "br0")],
@@ -170,19 +166,13 @@ fn recipes() -> Vec<Recipe> {
         ],
         cpu_features: vec![FeatureWord { eax: 7, ecx: Some(0), register: "EBX".into(), bits: 5 }],
         virtio: vec![Features { device: "nic0".into(), names: vec!["VIRTIO_NET_F_MAC".into()] }],
-        allow_older_qemu: false,
-        proof: None,
-        kvm_speed: None,
-        settings: vec![],
-        defaults: false,
         chardevs: vec![
             Chardev::new("charchannel0", ChardevKind::Socket),
             Chardev { mux: true, logged: true, ..Chardev::new("c1", ChardevKind::Pty) },
         ],
-        exports: vec![],
-        secrets: vec![],
         screen: Screen::Vnc,
         tpm: Some(qemu::Tpm { id: "tpm0".into(), version: qemu::TpmVersion::V2 }),
+        ..Recipe::of("pc-q35-7.2,smm=off")
     };
     let theirs = Recipe {
         machine: "microvm,pic=off,pit=off".into(),

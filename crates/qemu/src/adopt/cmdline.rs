@@ -8,8 +8,8 @@ use super::{
     words::{self, Word},
 };
 use crate::recipe::{
-    Accel, Argument, Backing, Console, MemoryBlock, Recipe, Role, Screen, SeenFile, Tpm, TpmVersion, aliases,
-    bytes_of, files, is_server,
+    Argument, Backing, MemoryBlock, Recipe, Role, Screen, SeenFile, Tpm, TpmVersion, aliases, bytes_of,
+    files, is_server,
     options::{self, get, is_on},
 };
 use std::{
@@ -171,34 +171,7 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn new(names: &'a Names<'a>) -> Self {
-        let recipe = Recipe {
-            name: String::new(),
-            qemu: Default::default(),
-            machine: "pc".to_owned(),
-            accel: Accel::Tcg,
-            cpu: "qemu64".to_owned(),
-            smp: "1".to_owned(),
-            memory_options: None,
-            memory: Vec::new(),
-            main_memory: None,
-            nets: Vec::new(),
-            console: Console::None,
-            files: Vec::new(),
-            arguments: Vec::new(),
-            cpu_features: Vec::new(),
-            virtio: Vec::new(),
-            allow_older_qemu: false,
-            proof: None,
-            kvm_speed: None,
-            settings: Vec::new(),
-            defaults: false,
-            chardevs: Vec::new(),
-            exports: Vec::new(),
-            secrets: Vec::new(),
-            screen: Screen::None,
-            tpm: None,
-        };
-        let read = Read { known: Vec::new(), ..Read::of(recipe) };
+        let read = Read { known: Vec::new(), ..Read::of(Recipe::of("pc")) };
         let (ports, networks) = (Ports::default(), Networks::default());
         Self { names, loaded: &[], installed: Vec::new(), read, flags: Vec::new(), ports, networks }
     }

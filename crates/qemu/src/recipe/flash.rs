@@ -110,13 +110,8 @@ mod tests {
     use super::*;
 
     fn recipe(machine: &str, arguments: &[(&str, &str)]) -> Recipe {
-        let mut recipe: Recipe = serde_json::from_value(serde_json::json!({
-            "name": "a", "machine": machine, "accel": "tcg", "cpu": "qemu64", "smp": "1", "memory": [],
-            "arguments": [],
-        }))
-        .unwrap();
-        recipe.arguments = arguments.iter().map(|(option, value)| Argument::new(option, *value)).collect();
-        recipe
+        let arguments = arguments.iter().map(|(option, value)| Argument::new(option, *value)).collect();
+        Recipe { arguments, ..Recipe::of(machine) }
     }
 
     #[test]

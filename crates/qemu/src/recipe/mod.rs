@@ -379,6 +379,37 @@ pub struct FeatureWord {
 }
 
 impl Recipe {
+    /// A VM of nothing but this machine, without memory.
+    pub fn of(machine: impl Into<String>) -> Self {
+        Self {
+            name: String::new(),
+            qemu: Version::default(),
+            machine: machine.into(),
+            accel: Accel::Tcg,
+            cpu: "qemu64".to_owned(),
+            smp: "1".to_owned(),
+            memory_options: None,
+            memory: Vec::new(),
+            main_memory: None,
+            nets: Vec::new(),
+            console: Console::None,
+            files: Vec::new(),
+            arguments: Vec::new(),
+            cpu_features: Vec::new(),
+            virtio: Vec::new(),
+            allow_older_qemu: false,
+            proof: None,
+            kvm_speed: None,
+            settings: Vec::new(),
+            defaults: false,
+            chardevs: Vec::new(),
+            exports: Vec::new(),
+            secrets: Vec::new(),
+            screen: Screen::None,
+            tpm: None,
+        }
+    }
+
     /// The guest's memory in bytes.
     pub fn memory_bytes(&self) -> u64 {
         self.memory.iter().fold(0, |sum, block| sum.saturating_add(block.bytes))

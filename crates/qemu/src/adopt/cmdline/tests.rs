@@ -81,7 +81,7 @@ fn what_a_machine_usually_has_and_other_dialects_are_understood() {
     ];
     let read = read(&words(&all), &Names::In(Path::new("/")));
     assert_eq!(read.reasons, Vec::<String>::new());
-    assert!(read.recipe.defaults && read.recipe.console == Console::File);
+    assert!(read.recipe.defaults && read.recipe.console == crate::recipe::Console::File);
     assert_eq!(read.recipe.machine, "pc,graphics=off");
     let said: Vec<_> =
         read.recipe.arguments.iter().filter_map(|argument| argument.value.as_deref()).collect();

@@ -5,7 +5,7 @@ use super::{
         Form::{self, *},
         is_word,
     },
-    properties::Property,
+    properties::{PLACE_OF_VCPU, Property},
 };
 use crate::recipe::{check::shown, options};
 
@@ -115,15 +115,6 @@ const RTC: &[Property] =
 const NUMA_NODE: &[Property] =
     &[("cpus", Range), ("initiator", Number), ("mem", Size), ("memdev", Id), ("nodeid", Number)];
 const NUMA_DISTANCE: &[Property] = &[("dst", Number), ("src", Number), ("val", Number)];
-const NUMA_CPU: &[Property] = &[
-    ("cluster-id", Number),
-    ("core-id", Number),
-    ("die-id", Number),
-    ("module-id", Number),
-    ("node-id", Number),
-    ("socket-id", Number),
-    ("thread-id", Number),
-];
 const NUMA_LATENCY: &[Property] = &[
     ("bandwidth", Size),
     (
@@ -337,7 +328,7 @@ fn numa(parsed: &[(String, String)]) -> Result<(), String> {
     let own = match options::get(parsed, "type").unwrap_or_default() {
         "node" => NUMA_NODE,
         "dist" => NUMA_DISTANCE,
-        "cpu" => NUMA_CPU,
+        "cpu" => PLACE_OF_VCPU,
         "hmat-lb" => NUMA_LATENCY,
         "hmat-cache" => NUMA_CACHE,
         other => return Err(format!("type {} is not known", shown(other))),
