@@ -7,11 +7,11 @@ use nix::{
     unistd::Pid,
 };
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     thread::{self, sleep},
     time::{Duration, Instant, SystemTime},
 };
-use units::{Bytes, PAGE_SIZE, Rate};
+use units::{Bytes, Locked, PAGE_SIZE, Rate};
 
 /// So long before a migration the guest is watched: its pace, undisturbed.
 const BEFORE: Duration = Duration::from_millis(500);
@@ -72,7 +72,7 @@ impl Readiness {
         let told = Arc::downgrade(&seen);
         thread::spawn(move || {
             while let (Some(seen), Ok(ready)) = (told.upgrade(), vcpu.ready()) {
-                seen.lock().unwrap_or_else(PoisonError::into_inner).push((SystemTime::now(), ready));
+                seen.locked().push((SystemTime::now(), ready));
                 drop(seen);
                 sleep(GLANCE);
             }
@@ -82,7 +82,7 @@ impl Readiness {
 
     /// As a share of the time until then.
     fn share(&self, until: SystemTime) -> Option<f64> {
-        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = self.0.locked();
         let ((began, before), (ended, after)) = (seen.first()?, seen.iter().rfind(|(at, _)| *at <= until)?);
         let time = ended.duration_since(*began).ok().filter(|time| !time.is_zero())?;
         Some((*after - *before).as_secs_f64() / time.as_secs_f64())

@@ -15,13 +15,13 @@ use std::{
     fs,
     os::unix::fs::MetadataExt,
     sync::{
-        Mutex, PoisonError,
+        Mutex,
         atomic::{AtomicBool, Ordering},
     },
     thread,
     time::{Duration, Instant, SystemTime},
 };
-use units::PAGE_SIZE;
+use units::{Locked, PAGE_SIZE};
 
 /// The VM's name.
 pub(crate) const VM: &str = "bench";
@@ -285,18 +285,18 @@ impl Glances {
             done
         })?;
         glances.look();
-        let used = glances.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = glances.0.locked();
         Ok((used.iter().map(|glance| glance.last - glance.first).collect(), done))
     }
 
     fn add(&self, pid: u32) {
         let Ok(now) = cpu::thread(pid, pid) else { return };
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.locked();
         all.push(Glance { pid, first: now, last: now });
     }
 
     fn look(&self) {
-        for glance in self.0.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
+        for glance in self.0.locked().iter_mut() {
             // Gone: what was seen last remains.
             glance.last = cpu::thread(glance.pid, glance.pid).unwrap_or(glance.last).max(glance.last);
         }

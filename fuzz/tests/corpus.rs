@@ -5,9 +5,10 @@ use fuzz::{TARGETS, Target, mutate::Mutator};
 use std::{
     env, fs,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
+use units::Locked;
 
 /// How long each target is given mutated inputs: five seconds for all of them.
 const MUTATION: Duration = Duration::from_millis(450);
@@ -35,7 +36,7 @@ fn run(target: &Target, data: &[u8], from: &str) -> bool {
 }
 
 fn story(name: &str) {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = TURN.locked();
     let target = fuzz::target(name).unwrap();
     let mut corpus = target.seeds();
     assert!(!corpus.is_empty());

@@ -2,10 +2,8 @@
 //! every mode.
 
 use lab::{Doing, HugePages, Lab, Oddity, Qmp, Result, Stage, Tools, bare, bare::Ram, ensure, story};
-use std::{
-    path::Path,
-    sync::{Mutex, PoisonError},
-};
+use std::{path::Path, sync::Mutex};
+use units::Locked;
 
 /// Four vCPUs that never rest are enough for a machine with two processors: one guest after the other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -65,7 +63,7 @@ fn there_and_back(stage: &Stage, vm: &bare::Bare, name: &str, moves: usize, rese
 /// All of them under one accelerator. One of both hosts hears of each write, so that both trackers are at
 /// work.
 fn all(lab: &Lab, tools: &Tools, accel: &'static str, moves: usize) -> Result<()> {
-    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = ONE_AT_A_TIME.locked();
     let synchronous = Oddity { lines: "tracker = \"synchronous\"".to_owned(), ..Oddity::default() };
     let stage = Stage::with(lab, tools, |host| match host.name.as_str() {
         "b" => synchronous.clone(),

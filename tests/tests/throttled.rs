@@ -3,10 +3,10 @@
 
 use lab::{Doing, Guest, Report, Result, Spec, Stage, Vcpu, VmFile, ensure, story};
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
-use units::Rate;
+use units::{Locked, Rate};
 
 /// What the writer writes, in bytes a second, while nobody slows it.
 const WRITES: f64 = 120e6;
@@ -31,7 +31,7 @@ fn i2_a_guest_that_outruns_where_it_is_hot_ends_by_pre_copy() {
 fn outruns(pattern: &str, number: u8) {
     // They measure, so they take turns.
     static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = TURN.locked();
     story("throttled", &["a", "b"], |lab, tools| {
         let stage = Stage::new(lab, tools)?;
         let work = format!(

@@ -18,6 +18,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+use units::Locked;
 
 /// How much is run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -179,7 +180,7 @@ pub fn storm(size: Size, tell: impl Fn(&str) + Sync) -> Report {
     shared_out(size.threads, || {
         while let Some((setup, turns, among)) = work.get(next.fetch_add(1, Relaxed)) {
             let done = catch_unwind(|| Enumeration::run(*setup, None, *turns, among));
-            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = all.locked();
             match done {
                 Ok(done) => {
                     tell(&format!(
@@ -217,7 +218,7 @@ pub fn storm(size: Size, tell: impl Fn(&str) + Sync) -> Report {
                 counts.add(more);
                 findings.extend(found);
             }
-            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = all.locked();
             all.0.add(counts);
             all.1.extend(findings);
             if all.0.schedules.is_multiple_of(150_000) {
