@@ -75,8 +75,8 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         }
     }
     if options.wants_pauses() && !bench.is_over() {
-        let pauses = pauses::measure(&bench.tools, options)?;
-        std::io::stdout().write_all(pauses.as_bytes()).doing("print")?;
+        let print = |text: &str| std::io::stdout().write_all(text.as_bytes()).doing("print");
+        pauses::measure(&bench.tools, options, print)?;
     }
     let text = tables::all(&results, &footprints, load, options.tls);
     std::io::stdout().write_all(text.as_bytes()).doing("print")?;

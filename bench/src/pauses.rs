@@ -60,23 +60,31 @@ struct Pause {
     parts: Vec<DowntimePart>,
 }
 
-/// Moves each load `options.switchovers` times by each mode, and says as Markdown what came of it. A load
-/// that fails is named, and the others go on.
-pub(crate) fn measure(tools: &Tools, options: &Options) -> Result<String> {
-    let mut text = "## Pauses\n\n".to_owned();
+/// Moves each load `options.switchovers` times by each mode, and tells as Markdown what came of it, as soon as
+/// it is known. A load that fails is named, and the others go on.
+pub(crate) fn measure(
+    tools: &Tools,
+    options: &Options,
+    mut tell: impl FnMut(&str) -> Result<()>,
+) -> Result<()> {
+    tell("## Pauses\n\n")?;
     for load in &LOADS {
-        eprintln!("pauses: {} …", load.name);
-        if let Err(why) = one(load, tools, options, &mut text) {
+        if let Err(why) = one(load, tools, options, &mut tell) {
             eprintln!("FAILED pauses, {}: {why}", load.name);
-            // It cannot fail: it is a string.
-            let _ = writeln!(text, "{}: failed: {why}\n", load.name);
+            tell(&format!("{}: failed: {why}\n\n", load.name))?;
         }
     }
-    Ok(text)
+    Ok(())
 }
 
-fn one(load: &Load, tools: &Tools, options: &Options, text: &mut String) -> Result<()> {
+fn one(
+    load: &Load,
+    tools: &Tools,
+    options: &Options,
+    tell: &mut impl FnMut(&str) -> Result<()>,
+) -> Result<()> {
     for mode in MODES {
+        eprintln!("pauses: {}, {mode} …", load.name);
         let lab = Lab::new(&["a", "b"])?;
         let moved = whimbrel::Moved::boot(
             whimbrel::stage(&lab, tools, options.tls)?,
@@ -88,8 +96,9 @@ fn one(load: &Load, tools: &Tools, options: &Options, text: &mut String) -> Resu
             pauses.push(pause(&moved.move_over(mode)?)?);
         }
         moved.guest().verify()?;
-        text.push_str(&summary(&format!("{}, {mode}", load.name), &pauses));
+        tell(&summary(&format!("{}, {mode}", load.name), &pauses))?;
     }
+    eprintln!("pauses: {}, QEMU's own …", load.name);
     let lab = Lab::new(&["a", "b"])?;
     let mut moved = qemu::Moved::boot(&lab, tools, start(load, &lab)?, options.tls)?;
     let pulse = Pulse { tick_ms: 4, client_ms: 20 };
@@ -101,8 +110,7 @@ fn one(load: &Load, tools: &Tools, options: &Options, text: &mut String) -> Resu
         let run = moved.hop(plain, &terms)?;
         pauses.extend(run.downtime_ms.map(|ms| Pause { ms, parts: vec![] }));
     }
-    text.push_str(&summary(&format!("{}, QEMU's own", load.name), &pauses));
-    Ok(())
+    tell(&summary(&format!("{}, QEMU's own", load.name), &pauses))
 }
 
 fn start(load: &Load, lab: &Lab) -> Result<HandStart> {
