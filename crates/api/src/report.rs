@@ -348,6 +348,9 @@ pub struct Report {
     pub pages: PageCounts,
     /// The size of the guest's RAM.
     pub guest_bytes: u64,
+    /// The part of it that did not travel, in bytes: the target reaches the same memory.
+    #[serde(default)]
+    pub handed_over: u64,
     /// Bytes written to sockets, both ways.
     pub wire_bytes: u64,
     /// The most data connections that were in use at a time.
@@ -396,6 +399,7 @@ impl Report {
             rounds: Vec::new(),
             pages: PageCounts::default(),
             guest_bytes: 0,
+            handed_over: 0,
             wire_bytes: 0,
             streams: 0,
             protected: false,

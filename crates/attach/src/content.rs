@@ -18,7 +18,7 @@ pub(crate) fn unknown(region: &Region) -> io::Result<Populated> {
         (Ram::Private(ram), None) => !ram.is_of_file(),
     };
     let all = region.watched();
-    Ok(if finds { Populated::none(all, part) } else { Populated::all(all, part) })
+    Ok(if finds || region.is_handed_over() { Populated::none(all, part) } else { Populated::all(all, part) })
 }
 
 /// Memory that has no file, of usual pages: what is thrown away of it is zeros, and only the page tables tell

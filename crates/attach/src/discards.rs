@@ -75,7 +75,9 @@ impl Discards {
             return Err(io::Error::new(error.kind(), error.to_string()));
         }
         for range in heard.ranges.drain(..) {
-            for (id, region) in regions.iter().enumerate() {
+            // What was handed over loses it at both sides.
+            let tracked = regions.iter().enumerate().filter(|(_, region)| !region.is_handed_over());
+            for (id, region) in tracked {
                 let start = range.start.max(region.addresses.start);
                 let end = range.end.min(region.addresses.end);
                 if start < end {

@@ -70,6 +70,14 @@ pub enum Error {
          follow (Linux 6.7)"
     )]
     Discards,
+    /// What was to be the source's own memory is not.
+    #[error(
+        "RAM block {block} of the waiting VM is not the memory that its source offered: its mark is not there"
+    )]
+    NotReached {
+        /// The VMM's name for it.
+        block: String,
+    },
     /// More RAM blocks than a migration can name.
     #[error("a VM with {count} RAM blocks is not supported")]
     TooMany {

@@ -16,6 +16,8 @@ mod region;
 mod content;
 /// Source: memory that is thrown away meanwhile.
 mod discards;
+/// Both: memory that is handed over.
+mod handover;
 /// The RAM, read and written.
 mod memory;
 /// Target: pages that the guest waits for.
@@ -36,6 +38,7 @@ mod throttled;
 mod tracker;
 
 pub use error::{Ability, Error};
+pub use handover::Lent;
 pub use memory::Memory;
 pub use missing::Missing;
 pub use region::RamBlock;

@@ -24,9 +24,11 @@ impl Memory {
         &self.regions
     }
 
-    /// How many bytes of it are there: all but the holes. What is private is not counted.
+    /// How many bytes of it are there: all but the holes. What is private is not counted, nor what was handed
+    /// over: that is there already, and is the source's.
     pub fn allocated(&self) -> u64 {
-        let shared = self.regions.iter().filter_map(|region| match &region.ram {
+        let own = self.regions.iter().filter(|region| !region.is_handed_over());
+        let shared = own.filter_map(|region| match &region.ram {
             Ram::Shared(ram) => Some(ram.allocated()),
             Ram::Private(_) => None,
         });
@@ -65,7 +67,13 @@ impl Memory {
     }
 
     fn fillable(&self, id: BlockId) -> io::Result<&RamFile> {
-        match &self.region(id)?.ram {
+        let region = self.region(id)?;
+        if region.is_handed_over() {
+            // Until the commit the source's guest runs in it (I3).
+            let text = format!("RAM block {} was handed over: nothing is written to it", region.block.name);
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+        }
+        match &region.ram {
             Ram::Shared(ram) if self.fillable => Ok(ram),
             _ => Err(io::Error::new(
                 io::ErrorKind::PermissionDenied,

@@ -58,7 +58,8 @@ impl Missing {
             .uffd
             .enable(Features::MISSING_SHMEM)
             .map_err(|cause| Error::Kernel { ability: Ability::Missing, cause })?;
-        for region in memory.regions() {
+        // What was handed over lacks nothing.
+        for region in memory.regions().iter().filter(|region| !region.is_handed_over()) {
             let name = &region.block.name;
             let step = Error::step(format!("watch RAM block {name}"), process.pid());
             missing.uffd.register(region.addresses.clone(), Watch::Missing).map_err(step)?;
@@ -95,6 +96,11 @@ impl Missing {
 
     fn region(&self, block: BlockId, range: PageRange) -> io::Result<&Region> {
         let region = region::get(self.memory.regions(), block)?;
+        if region.is_handed_over() {
+            let text =
+                format!("RAM block {} was handed over: none of its pages is missing", region.block.name);
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+        }
         if range.fits(region.block.pages) {
             return Ok(region);
         }
@@ -178,7 +184,7 @@ impl MissingPages for Missing {
         }
         // In this order a crash in between leaves a descriptor in the process, and nothing that anybody waits
         // for.
-        for region in self.memory.regions() {
+        for region in self.memory.regions().iter().filter(|region| !region.is_handed_over()) {
             self.uffd.unregister(region.addresses.clone())?;
         }
         let borrowed = Borrowed::seize(&self.process)?;

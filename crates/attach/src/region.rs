@@ -3,7 +3,15 @@
 use crate::Error;
 use ports::Block;
 use serde::{Deserialize, Serialize};
-use std::{fs::File, io, ops::Range, sync::Arc};
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+};
 use sys::{
     huge::HugePages,
     maps::{self, Mapping},
@@ -42,9 +50,21 @@ pub(crate) struct Region {
     pub(crate) ram: Ram,
     /// It consists of explicit huge pages. One is written, protected and thrown away as a whole.
     pub(crate) huge: Option<HugePages>,
+    /// It is the same memory at the source and at the target. Never taken back.
+    handed_over: AtomicBool,
 }
 
 impl Region {
+    /// From now on it is neither tracked nor filled.
+    pub(crate) fn hand_over(&self) {
+        self.handed_over.store(true, SeqCst);
+    }
+
+    /// Whether it is the same memory at the source and at the target.
+    pub(crate) fn is_handed_over(&self) -> bool {
+        self.handed_over.load(SeqCst)
+    }
+
     /// Where `range` is in the process.
     pub(crate) fn addresses_of(&self, range: PageRange) -> Range<u64> {
         let start = self.addresses.start + range.start.offset();
@@ -104,7 +124,7 @@ fn open(process: &Arc<PidFd>, mappings: &[Mapping], wanted: &RamBlock) -> Result
         return Err(not_mapped());
     }
     let block = Block { name: block(), pages: wanted.bytes / PAGE_SIZE as u64 };
-    Ok(Region { block, addresses, ram, huge })
+    Ok(Region { block, addresses, ram, huge, handed_over: AtomicBool::new(false) })
 }
 
 /// What holds the content of these addresses, which lie in `mapping`, and their huge pages. None: huge pages

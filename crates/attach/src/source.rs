@@ -1,10 +1,13 @@
 //! The process that a VM leaves.
 
 use crate::{
-    Ability, AsyncTracker, Error, Memory, RamBlock, SwitchingTracker, ThrottlingTracker, VcpuStuns, region,
+    Ability, AsyncTracker, Error, Lent, Memory, RamBlock, SwitchingTracker, ThrottlingTracker, VcpuStuns,
+    handover, region,
 };
+use ports::Nonce;
 use std::{sync::Arc, time::Duration};
 use sys::{inject::Borrowed, process::PidFd, pulse::Pulse};
+use units::BlockId;
 
 /// A running process whose RAM can be read and tracked. Opening it changes nothing in the process.
 #[derive(Debug)]
@@ -52,6 +55,13 @@ impl Source {
     /// A RAM block of explicit huge pages, and their size: its writers cannot be made to wait either.
     pub fn huge(&self) -> Option<(&str, u64)> {
         self.memory.huge()
+    }
+
+    /// A block for another process of this host to map, marked with `nonce`; none if no other process can. Its
+    /// content is not touched.
+    pub fn lend(&self, id: BlockId, nonce: Nonce) -> Result<Option<Lent>, Error> {
+        let step = Error::step(format!("mark RAM block number {}", id.0), self.process.pid());
+        handover::lend(&self.memory, id, nonce).map_err(step)
     }
 
     /// Tries what every migration does to the process: borrows a thread of it and has it make a userfaultfd,

@@ -94,7 +94,8 @@ impl Tracker for SwitchingTracker {
                 return Err(io::Error::other("the way of tracking writes was changed, but not to its end"));
             }
             // What the new tracker sees comes on top: it was there before this is read.
-            for id in (0..self.memory.blocks().len()).map(|id| BlockId(id as u16)) {
+            let blocks = (0..).map(BlockId).zip(self.memory.regions());
+            for (id, _) in blocks.filter(|(_, region)| !region.is_handed_over()) {
                 dirty.block_mut(id).union(&self.memory.present(id)?);
             }
             self.unsure = false;
@@ -102,6 +103,13 @@ impl Tracker for SwitchingTracker {
         match &mut self.now {
             Now::Free(tracker) => tracker.collect(dirty),
             Now::Throttled(tracker) => tracker.collect(dirty),
+        }
+    }
+
+    fn leave_out(&mut self, blocks: &[BlockId]) -> io::Result<()> {
+        match &mut self.now {
+            Now::Free(tracker) => tracker.leave_out(blocks),
+            Now::Throttled(tracker) => tracker.leave_out(blocks),
         }
     }
 

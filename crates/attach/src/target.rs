@@ -1,8 +1,11 @@
 //! The process that a VM comes to.
 
-use crate::{Error, Memory, Missing, RamBlock, region};
-use ports::{GuestMemory, MissingPages};
-use std::{io, sync::Arc};
+use crate::{
+    Error, Memory, Missing, RamBlock, handover,
+    region::{self, Region},
+};
+use ports::{GuestMemory, MissingPages, Reached};
+use std::{collections::BTreeSet, io, sync::Arc};
 use sys::{inject::Borrowed, maps, process::PidFd};
 use units::{BlockId, PAGE_SIZE, PageIndex, PageRange};
 
@@ -25,13 +28,28 @@ impl Target {
     /// Finds the RAM `blocks` of process `pid` and empties them: all of it is holes then, and stays free of
     /// huge pages. The guest must not have started.
     pub fn open(pid: i32, blocks: &[RamBlock]) -> Result<Self, Error> {
+        Self::open_reaching(pid, blocks, &BTreeSet::new()).map(|(target, _)| target)
+    }
+
+    /// The same where `reached` of the blocks, which the process maps, are a source's own memory: they are left
+    /// as they are, and never written. Says what nonces were found through the process' mappings; fails if one
+    /// has none.
+    pub fn open_reaching(
+        pid: i32,
+        blocks: &[RamBlock],
+        reached: &BTreeSet<BlockId>,
+    ) -> Result<(Self, Vec<Reached>), Error> {
         let mut target = Self::find(pid, blocks)?;
+        // First of all: whatever follows must not empty the RAM of a guest that runs.
+        let found = handover::reach(&target.memory, reached)?;
         target.huge =
             target.keep_huge_pages_off().map_err(Error::step("keep huge pages off the RAM", pid))?;
         for id in (0..target.memory.blocks().len()).map(|n| BlockId(n as u16)) {
-            target.empty(id)?;
+            if !reached.contains(&id) {
+                target.empty(id)?;
+            }
         }
-        Ok(target)
+        Ok((target, found))
     }
 
     /// Finds the RAM `blocks` of a process that an agent before us had opened. What is there stays.
@@ -54,12 +72,14 @@ impl Target {
     }
 
     fn keep_huge_pages_off(&self) -> io::Result<Vec<bool>> {
-        let wanted =
-            |address| maps::flags_at(&self.process, address).map(|flags| flags.iter().any(|f| f == "hg"));
+        let wanted = |region: &Region| -> io::Result<bool> {
+            let flags = maps::flags_at(&self.process, region.addresses.start)?;
+            Ok(!region.is_handed_over() && flags.iter().any(|flag| flag == "hg"))
+        };
         let regions = self.memory.regions();
-        let huge = regions.iter().map(|region| wanted(region.addresses.start)).collect::<io::Result<_>>()?;
+        let huge = regions.iter().map(wanted).collect::<io::Result<_>>()?;
         let borrowed = Borrowed::seize(&self.process)?;
-        for region in regions {
+        for region in regions.iter().filter(|region| !region.is_handed_over()) {
             let bytes = region.addresses.end - region.addresses.start;
             match borrowed.madvise(region.addresses.start, bytes, NO_HUGE_PAGES) {
                 // A kernel without transparent huge pages does not know the advice.

@@ -7,7 +7,7 @@
 
 use crate::{
     Ability, Error, Memory, Tracking,
-    region::{Ram, Region},
+    region::{self, Ram, Region},
     tracker::{SLICE, slices, take_userfaultfd},
 };
 use policy::{Grant, Groups, Throttle, Writer};
@@ -154,6 +154,10 @@ impl Tracker for ThrottlingTracker {
         self.shared.collect(dirty)
     }
 
+    fn leave_out(&mut self, blocks: &[BlockId]) -> io::Result<()> {
+        blocks.iter().try_for_each(|id| self.shared.leave_out(*id))
+    }
+
     fn can_throttle(&self) -> bool {
         true
     }
@@ -293,9 +297,28 @@ impl ThrottleState {
 
     fn open(&self, block: BlockId, pages: PageRange) -> io::Result<()> {
         let mut open = self.open.locked();
+        let region = &self.memory.regions()[usize::from(block.0)];
+        if region.is_handed_over() {
+            // Whoever waited there was woken when it was left out.
+            return Ok(());
+        }
         // In this order: a page that can be written must be known as one (I2).
         open.block_mut(block).insert_range(pages);
-        self.uffd.unprotect(self.memory.regions()[usize::from(block.0)].addresses_of(pages))
+        self.uffd.unprotect(region.addresses_of(pages))
+    }
+
+    /// Watches a block no more: the kernel takes its protections back, and wakes whoever waits there.
+    fn leave_out(&self, id: BlockId) -> io::Result<()> {
+        let region = region::get(self.memory.regions(), id)?;
+        let slices: Vec<_> = slices(std::slice::from_ref(region)).collect();
+        {
+            // Nobody opens a page of it from here on.
+            let mut open = self.open.locked();
+            region.hand_over();
+            *open.block_mut(id) = PageSet::empty(region.block.pages);
+        }
+        // What was not watched yet is let go of in vain.
+        slices.into_iter().try_for_each(|slice| self.uffd.unregister(slice))
     }
 
     /// Opens what somebody has waited for.
@@ -315,8 +338,8 @@ impl ThrottleState {
         if let Some(error) = self.failed.locked().as_ref() {
             return Err(io::Error::new(error.kind(), error.to_string()));
         }
-        for (id, region) in self.memory.regions().iter().enumerate() {
-            let id = BlockId(id as u16);
+        let blocks = (0..).map(BlockId).zip(self.memory.regions());
+        for (id, region) in blocks.filter(|(_, region)| !region.is_handed_over()) {
             // Slice by slice, because nobody may open a page meanwhile.
             for slice in PageRange::new(PageIndex(0), region.block.pages).pieces(SLICE / PAGE_SIZE as u64) {
                 let mut open = self.open.locked();

@@ -10,7 +10,7 @@ use crate::{
     Ability, Error, Memory, content,
     discards::Discards,
     populated::{Piece, Populated, divide},
-    region::{Ram, Region},
+    region::{self, Ram, Region},
 };
 use ports::{GuestMemory, Stalls, Tracker};
 use std::{
@@ -121,6 +121,9 @@ impl AsyncTracker {
     fn find_new(&mut self, mut dirty: Option<&mut MemorySet>) -> io::Result<()> {
         let Self { uffd, pagemaps, memory, populated, .. } = self;
         for (id, (region, populated)) in memory.regions().iter().zip(populated).enumerate() {
+            if region.is_handed_over() {
+                continue;
+            }
             let mut new = Populated::none(region.watched(), populated.part());
             for gap in populated.gaps() {
                 content::find(region, &mut pagemaps[0], &gap, &mut new)?;
@@ -204,7 +207,7 @@ impl AsyncTracker {
         let mut now = Vec::new();
         for (id, (region, silent)) in self.memory.regions().iter().zip(&self.silent).enumerate() {
             now.push(match &region.huge {
-                _ if !silent => None,
+                _ if !silent || region.is_handed_over() => None,
                 // Those that are mapped will do: one that is being moved, and taken for gone, is sent once
                 // more.
                 Some(huge) => {
@@ -262,7 +265,7 @@ pub(crate) fn take_userfaultfd(process: &Arc<PidFd>) -> io::Result<Uffd> {
 impl Tracker for AsyncTracker {
     fn begin(&mut self) -> io::Result<()> {
         if !self.watching {
-            for region in self.memory.regions() {
+            for region in self.memory.regions().iter().filter(|region| !region.is_handed_over()) {
                 self.uffd.register(region.watched(), Watch::Writes)?;
             }
             self.watching = true;
@@ -291,6 +294,20 @@ impl Tracker for AsyncTracker {
         }
         let text = format!("process {} has ended", self.process.pid());
         Err(io::Error::new(io::ErrorKind::NotConnected, text))
+    }
+
+    fn leave_out(&mut self, blocks: &[BlockId]) -> io::Result<()> {
+        for id in blocks {
+            let region = region::get(self.memory.regions(), *id)?;
+            // Before it counts as handed over: then it has no slices any more.
+            let watched = slices(std::slice::from_ref(region)).filter(|_| self.watching);
+            watched.collect::<Vec<_>>().into_iter().try_for_each(|slice| self.uffd.unregister(slice))?;
+            region.hand_over();
+            // Nothing of it is scanned nor protected from here on: somebody else may watch it by then.
+            let populated = &mut self.populated[usize::from(id.0)];
+            *populated = Populated::none(region.watched(), populated.part());
+        }
+        Ok(())
     }
 
     fn can_throttle(&self) -> bool {
@@ -356,8 +373,10 @@ fn scan(
     })
 }
 
+/// What is tracked, in pieces.
 pub(crate) fn slices(regions: &[Region]) -> impl Iterator<Item = Range<u64>> {
-    regions.iter().flat_map(|region| slices_of(&region.watched(), region))
+    let tracked = regions.iter().filter(|region| !region.is_handed_over());
+    tracked.flat_map(|region| slices_of(&region.watched(), region))
 }
 
 /// The slices of `run`, which is some of a block.

@@ -56,6 +56,6 @@ pub use ports::{self, shared};
 pub use accept::{Acceptor, RemoteRecord};
 pub use conn::{Conn, Dial, TcpDial, Traffic};
 pub use shared_port::SharedPort;
-pub use source::{Handle, LinkHistory, Reading, SourceDriver, SourceParts, plan};
+pub use source::{Handle, LinkHistory, Offered, Reading, SourceDriver, SourceParts, plan};
 
 use broken::{Broken, why};

@@ -17,7 +17,7 @@ use proto::{
     SpoolEvent, SpoolSaid, Token, control,
 };
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     io,
     ops::ControlFlow,
     sync::{
@@ -26,10 +26,11 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use units::MemorySet;
+use units::{BlockId, MemorySet};
 
 mod effects; // what it does
 mod forecaster; // what is expected
+mod handover; // what the target reaches by itself
 mod link; // its connections: opened, lost, opened again
 mod mending; // one connection of several: opened again
 mod ownership; // who owns the VM: offered, asked
@@ -44,6 +45,7 @@ mod watching; // whether the VM is what it was
 use forecaster::Forecaster;
 pub(crate) use forecaster::foresee;
 pub use forecaster::plan;
+pub use handover::Offered;
 use mending::Reopened;
 pub use parts::{LinkHistory, Reading, SourceParts};
 use progress::Progress;
@@ -123,6 +125,8 @@ pub struct SourceDriver {
     /// neither (I2).
     dirty: MemorySet,
     missing: MemorySet,
+    /// The blocks that the target reaches by itself: none of their pages is ever among those.
+    handed_over: BTreeSet<BlockId>,
     secrets: Secrets,
     /// What the target said that connections with pages must say.
     token: Option<Token>,
@@ -201,6 +205,7 @@ impl SourceDriver {
             rounds,
             dirty: MemorySet::empty(shape.0.iter().copied()),
             missing: MemorySet::empty(shape.0.iter().copied()),
+            handed_over: BTreeSet::new(),
             secrets: Secrets::default(),
             token: None,
             asked: false,
@@ -314,6 +319,7 @@ impl SourceDriver {
             spool: self.spool_offer(),
             record: self.record.clone(),
             private: effects::private_blocks(&self.parts.private),
+            handovers: self.handovers(),
         }
     }
 
@@ -459,6 +465,9 @@ impl SourceDriver {
                         "{} runs an older Whimbrel, which would lose it: update it first",
                         self.target
                     );
+                    return Some(SourceEvent::Broke { what, why });
+                }
+                if let Err(Broken { what, why }) = self.hand_over(&ready.reached) {
                     return Some(SourceEvent::Broke { what, why });
                 }
                 self.token = Token::read(&ready.token);

@@ -6,7 +6,8 @@ use crate::{
     faults::Faults,
     pause::PauseLog,
     ports::{
-        Ender, HasEnded, Host, Machine, MachineError, Request, RunState, SpoolRecord, TargetJournal, Waiting,
+        Ender, HasEnded, Host, Machine, MachineError, Reached, Request, RunState, SpoolRecord, TargetJournal,
+        Waiting,
     },
     receive::{PageReceiver, WritePolicy},
     shared_port::SharedPort,
@@ -96,6 +97,8 @@ enum Signal {
 /// The empty QEMU and what arrives in it.
 struct Taken {
     request: Request,
+    /// What of the source's memory its QEMU maps.
+    reached: Vec<Reached>,
     machine: SharedPort<dyn Machine>,
     /// Whether its process has ended.
     has_ended: HasEnded,
@@ -277,7 +280,8 @@ impl TargetDriver {
         mut missing: MemorySet,
         spool: Option<SpoolRecord>,
     ) -> io::Result<()> {
-        let Waiting { memory, missing: missing_mode, machine, journal } = waiting;
+        // What was reached lacks nothing: it is no longer told from what has arrived.
+        let Waiting { memory, reached, missing: missing_mode, machine, journal } = waiting;
         let recorded = missing.blocks().map(|(_, set)| set.capacity());
         if !recorded.eq(memory.blocks().iter().map(|block| block.pages)) {
             // A guest with holes that nobody knows of would read zeros.
@@ -302,6 +306,7 @@ impl TargetDriver {
         let (recorded, streams) = (None, MAX_STREAMS);
         self.taken = Some(Taken {
             request,
+            reached,
             machine,
             has_ended,
             ender,

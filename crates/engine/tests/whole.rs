@@ -2,6 +2,7 @@
 
 mod changed;
 mod doubt;
+mod handed_over;
 mod model;
 mod paused;
 mod shared;
@@ -13,12 +14,12 @@ mod trust;
 
 use api::{Compression, Event, MigrateOptions, Mode, Outcome, PastMigration, PausePart, Phase, Report, Side};
 use engine::{
-    Acceptor, Conn, Dial, Handle, LinkHistory, RemoteRecord, SharedPort, SourceDriver, SourceParts, TcpDial,
-    Traffic,
+    Acceptor, Conn, Dial, Handle, LinkHistory, Offered, RemoteRecord, SharedPort, SourceDriver, SourceParts,
+    TcpDial, Traffic,
 };
 use model::{cable::*, *};
 use pki::Security;
-use ports::{GuestMemory, Host, Ownership, Request};
+use ports::{GuestMemory, Handover, Host, Nonce, Ownership, Request};
 use std::{
     io::Write,
     net::{SocketAddr, TcpListener},
@@ -65,6 +66,8 @@ struct Source {
     record: Option<Arc<dyn Ownership>>,
     /// What is known of the link.
     link: Option<Rate>,
+    /// What the target may reach by itself.
+    offers: Vec<(Handover, Nonce)>,
 }
 
 impl Source {
@@ -90,6 +93,7 @@ impl Source {
             history: vec![],
             record: None,
             link: Some(Rate(1 << 30)),
+            offers: vec![],
         }
     }
 
@@ -140,6 +144,7 @@ impl Source {
             private: vec![],
             reading: Default::default(),
             memory: self.ram.clone(),
+            offered: Offered { blocks: self.offers.clone(), keeps: None },
             tracker: Some(Box::new(ModelTracker(self.ram.clone()))),
             stuns: self.stuns.clone().map(|stuns| Box::new(stuns) as Box<_>),
             machine: SharedPort::new(Box::new(self.cpu.clone())),
@@ -866,6 +871,7 @@ fn an_owed_set_of_other_blocks_is_refused_and_not_believed() {
         from: "source".into(),
         epoch: Epoch(3),
         recipe: b"{}".to_vec(),
+        handovers: vec![],
         private: vec![],
         blocks: inn.ram.blocks().to_vec(),
         post_copy: true,

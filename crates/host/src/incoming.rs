@@ -154,7 +154,9 @@ impl Host for Incoming {
         match taken {
             Ok(Taken { memory, missing, arrival }) => {
                 place.lands_in(&memory);
-                Ok(Waiting { memory, missing, machine: Box::new(vm), journal: Box::new(arrival) })
+                // No agent reaches another's memory yet: whatever is offered travels.
+                let (machine, journal) = (Box::new(vm), Box::new(arrival));
+                Ok(Waiting { memory, reached: vec![], missing, machine, journal })
             }
             Err(mut reasons) => {
                 if let Err(error) = vm.destroy() {

@@ -17,7 +17,7 @@ use agent::{
 };
 use api::{Failure, Forecast, MigrateOptions, Mode, Outcome, Report};
 use attach::RamBlock;
-use engine::{Acceptor, RemoteRecord, SharedPort, SourceDriver, SourceParts};
+use engine::{Acceptor, Offered, RemoteRecord, SharedPort, SourceDriver, SourceParts};
 use pki::Security;
 use ports::shared::SharedRecord;
 use ports::{Claim, Claimed, GuestMemory, Machine, Ownership, Request, TargetJournal, Waiting};
@@ -85,6 +85,7 @@ impl Mover {
         let blocks = target.memory().blocks().to_vec();
         let waiting = Waiting {
             memory: target.memory(),
+            reached: vec![],
             missing: Some(Arc::new(missing)),
             machine: Box::new(Later(vm.clone())),
             journal: Box::new(arrival),
@@ -95,6 +96,7 @@ impl Mover {
             from: record.from.clone(),
             epoch: Epoch(0),
             recipe: vec![],
+            handovers: vec![],
             private: vec![],
             blocks,
             post_copy: true,
@@ -280,6 +282,7 @@ impl Migrator for Mover {
                 private: vec![],
                 reading: Default::default(),
                 memory: source.memory(),
+                offered: Offered::default(),
                 tracker: None,
                 stuns: None,
                 machine: SharedPort::new(Box::new(Left { vm: vm.clone(), hold: Some(hold) })),

@@ -1,6 +1,6 @@
 //! A host that takes VMs in.
 
-use crate::{Block, GuestMemory, Machine, MissingPages, Ownership, TargetJournal};
+use crate::{Block, GuestMemory, Handover, Machine, MissingPages, Ownership, Reached, TargetJournal};
 use std::{path::PathBuf, sync::Arc};
 use units::{Epoch, MigrationId};
 
@@ -19,6 +19,8 @@ pub struct Request {
     pub recipe: Vec<u8>,
     /// Its RAM blocks.
     pub blocks: Vec<Block>,
+    /// Those of them that this host may reach by itself.
+    pub handovers: Vec<Handover>,
     /// RAM blocks that its QEMU keeps private, by QEMU's name for them, as they were while the guest ran: the
     /// waiting QEMU is given them at once.
     pub private: Vec<(String, Vec<u8>)>,
@@ -32,8 +34,11 @@ pub struct Request {
 
 /// A QEMU on the target that waits for a VM, with all that belongs to it.
 pub struct Waiting {
-    /// The guest's RAM: all holes.
+    /// The guest's RAM: all holes, but for the blocks that were reached.
     pub memory: Arc<dyn GuestMemory>,
+    /// The blocks that are the source's own memory. The source's guest runs in them until the commit: nothing
+    /// but that guest writes there, `memory` least of all.
+    pub reached: Vec<Reached>,
     /// Missing pages, when the request allows post-copy.
     pub missing: Option<Arc<dyn MissingPages>>,
     /// The QEMU process.

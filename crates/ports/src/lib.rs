@@ -3,6 +3,8 @@
 //! `attach` and `qemu` keep them with a real QEMU process, the agent keeps the records, and tests keep them
 //! with a model. Every method may be called from any thread that owns the port; none may block on another VM.
 
+/// Memory that the target reaches by itself.
+mod handover;
 /// What a source asks of a target's host.
 mod host;
 /// What each side writes down before it acts.
@@ -18,6 +20,7 @@ mod run_state;
 /// Ownership records that both hosts reach.
 pub mod shared;
 
+pub use handover::{Handover, Nonce, Reach, Reached};
 pub use host::{Host, Request, Waiting};
 pub use journal::{SourceJournal, SpoolRecord, TargetJournal};
 pub use machine::{

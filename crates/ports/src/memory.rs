@@ -43,6 +43,10 @@ pub trait Tracker: Send {
     /// in the same instant. Whoever clears a dirty bit here owes the page (I2).
     fn collect(&mut self, dirty: &mut MemorySet) -> io::Result<()>;
 
+    /// These blocks are handed over: their writes need no longer be seen, and from now on `collect` adds none
+    /// of their pages, nor does their guest ever wait there.
+    fn leave_out(&mut self, blocks: &[BlockId]) -> io::Result<()>;
+
     /// Whether `throttle` can come to anything.
     fn can_throttle(&self) -> bool;
 

@@ -42,8 +42,8 @@ pub struct Host {
     pub owner: PathBuf,
     /// Where memory files are made: a tmpfs, or a memory pool that other hosts reach.
     pub memory: PathBuf,
-    /// Memory files that exist already and are to be used as they are, by block id: then memory is not copied
-    /// but passed on.
+    /// Memory that exists already and is to be used as it is, by block id: then it is not copied but handed
+    /// over. QEMU inherits what these paths lead to now, which may be a memfd (`/proc/self/fd/N`).
     pub shared_memory: BTreeMap<String, PathBuf>,
     /// What KVM does here, if there is any. The caller finds out by timing a guest; a device file proves
     /// nothing.

@@ -45,6 +45,20 @@ pub fn of_others(file: &File, bytes: Range<u64>) -> io::Result<Option<Lock>> {
     }
 }
 
+/// Where among these bytes another open file has a lock. Of several, the kernel tells of one.
+pub fn place_of_others(file: &File, bytes: Range<u64>) -> io::Result<Option<Range<u64>>> {
+    let mut asked = on(libc::F_WRLCK as i16, bytes)?;
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut asked))?;
+    if i32::from(asked.l_type) == libc::F_UNLCK {
+        return Ok(None);
+    }
+    let odd = |_| io::Error::other(format!("the file system knows of a lock at {}", asked.l_start));
+    let (start, length) =
+        (u64::try_from(asked.l_start).map_err(odd)?, u64::try_from(asked.l_len).map_err(odd)?);
+    // A length of zero means all that follows.
+    Ok(Some(start..if length == 0 { u64::MAX } else { start.saturating_add(length) }))
+}
+
 fn on(kind: i16, bytes: Range<u64>) -> io::Result<libc::flock> {
     let odd = || io::Error::new(io::ErrorKind::InvalidInput, format!("{bytes:?} cannot be locked"));
     // A length of zero would mean all that follows.
@@ -75,6 +89,10 @@ mod tests {
         let seen = |file: &File| [0, 1, 2, 3].map(|n| of_others(file, far + n..far + n + 1).unwrap());
         assert_eq!(seen(&theirs), [Some(Lock::Write), None, Some(Lock::Read), None]);
         assert_eq!(seen(&ours), [None; 4]);
+        let place = |file: &File, from: u64| place_of_others(file, from..far + 9).unwrap();
+        assert_eq!(place(&theirs, far), Some(far..far + 1));
+        assert_eq!(place(&theirs, far + 1), Some(far + 2..far + 3));
+        assert_eq!(place(&ours, far), None);
         assert!(Lock::Read.take(&theirs, far..far + 1).is_err());
         drop(ours);
         assert_eq!(seen(&theirs), [None; 4]);

@@ -9,7 +9,10 @@ use std::{
     fs::File,
     io,
     ops::Range,
-    os::unix::fs::{FileExt, MetadataExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, MetadataExt},
+    },
 };
 use units::{PAGE_SIZE, PageIndex, PageRange, PageSet};
 
@@ -49,6 +52,17 @@ impl RamFile {
     /// somebody else, and a missing page be waited for.
     pub fn is_shmem(&self) -> io::Result<bool> {
         Ok(fstatfs(&self.file)?.f_type as u64 == u64::from(TMPFS_MAGIC))
+    }
+
+    /// Whether the window is all of the file.
+    pub fn is_whole(&self) -> io::Result<bool> {
+        Ok(self.window == (0..self.file.metadata()?.len()))
+    }
+
+    /// The same file, opened once more: its locks are not those of the first.
+    pub fn reopen(&self) -> io::Result<File> {
+        let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        File::options().read(true).write(true).open(own)
     }
 
     /// The size of the window in pages.

@@ -157,6 +157,10 @@ fn figures(report: &Report) -> Vec<Vec<String>> {
             Bytes(report.guest_bytes),
         ),
     ));
+    if report.handed_over > 0 {
+        let words = format!("{} of it, which is the same memory on both sides", Bytes(report.handed_over));
+        rows.push(row("handed over", words));
+    }
     rows.push(row("rounds", report.rounds.len().to_string()));
     let pages = &report.pages;
     let kinds = [

@@ -32,6 +32,9 @@ impl SourceDriver {
                 self.look_at_writes()?;
                 self.dirty =
                     survey::present(&*self.parts.memory).map_err(why("look for the guest's pages"))?;
+                for block in &self.handed_over {
+                    self.dirty.block_mut(*block).clear();
+                }
                 self.reporter.begun(&self.dirty);
                 self.foresee()?;
                 self.open_streams().map_err(why("open the streams"))?;

@@ -4,6 +4,7 @@ use crate::{
     conn::Dial,
     ports::{GuestMemory, Machine, Ownership, SourceJournal, Stuns, Tracker},
     shared_port::SharedPort,
+    source::handover::Offered,
 };
 use api::PastMigration;
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
@@ -48,6 +49,8 @@ pub struct SourceParts {
     pub private: Vec<(String, Vec<u8>)>,
     /// The guest's RAM.
     pub memory: Arc<dyn GuestMemory>,
+    /// What of it the target may reach by itself.
+    pub offered: Offered,
     /// What the guest writes. `None` for a guest that is stopped already, after a restart of the agent.
     pub tracker: Option<Box<dyn Tracker>>,
     /// How its vCPUs are stunned, where that can be done.

@@ -126,12 +126,18 @@ impl Reporter {
         }
     }
 
+    /// So many pages do not travel: the target reaches them by itself.
+    pub(super) fn handed_over(&mut self, pages: u64) {
+        self.report.handed_over = pages * PAGE_SIZE as u64;
+    }
+
     /// Memory begins to move; `present` is what has ever been written.
     pub(super) fn begun(&mut self, present: &MemorySet) {
         self.report.preflight_ms = ms(self.begun.elapsed());
         self.moving_since = Some(Instant::now());
         self.present = present.len();
-        self.report.pages.hole = self.report.pages.total - self.present;
+        let handed_over = self.report.handed_over / PAGE_SIZE as u64;
+        self.report.pages.hole = self.report.pages.total.saturating_sub(handed_over + self.present);
     }
 
     /// What is expected, before anything moves.

@@ -6,7 +6,7 @@ use crate::{
     conn::now_ns,
     faults::Faults,
     pause::Timed,
-    ports::{Block, Claim, Claimed, DeviceState, Request, RunState},
+    ports::{Block, Claim, Claimed, DeviceState, Handover, Reach, Request, RunState},
     receive::{PageReceiver, WritePolicy},
     shared_port::SharedPort,
     why,
@@ -20,7 +20,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use units::{Epoch, Locked, PAGE_SIZE};
+use units::{BlockId, Epoch, Locked, PAGE_SIZE};
 
 /// RAM blocks of one VM, at most; QEMU itself stops at 256 memory slots of a machine.
 const MAX_BLOCKS: usize = 256;
@@ -30,6 +30,9 @@ const MAX_PAGES: u64 = 1 << 34;
 
 /// A RAM block's name, at most: QEMU's own are shorter.
 const MAX_NAME: usize = 256;
+
+/// Where a block is to be found that may be handed over, at most: a name, or a number drawn at random.
+const MAX_PLACE: usize = 256;
 
 /// The identity of an ownership record, at most: ours have 60 bytes.
 const MAX_RECORD: usize = 256;
@@ -57,6 +60,10 @@ impl TargetDriver {
                     ready.record = self.taken()?.request.record.clone();
                     // Otherwise `prepare` would have failed.
                     ready.private = true;
+                    let reached = self.taken()?.reached.iter();
+                    ready.reached = reached
+                        .map(|one| control::Reached { block: one.block.0.into(), nonce: one.nonce.number() })
+                        .collect();
                 }
                 if let control::Kind::Committed(committed) = &mut kind {
                     committed.steps = self.steps();
@@ -181,12 +188,17 @@ impl TargetDriver {
             && blocks.iter().all(|b| (1..=MAX_PAGES).contains(&b.pages) && b.name.len() <= MAX_NAME)
             && (1..=MAX_STREAMS).contains(&prepare.streams)
             && Epoch(prepare.epoch) <= Epoch::MOST
-            && prepare.record.len() <= MAX_RECORD;
+            && prepare.record.len() <= MAX_RECORD
+            && prepare.handovers.len() <= blocks.len()
+            && prepare.handovers.iter().all(|handover| {
+                (handover.block as usize) < blocks.len() && handover.place.len() <= MAX_PLACE
+            });
         if !sane {
             return Err(vec![format!(
                 "the request is out of bounds: 1 to {MAX_BLOCKS} RAM blocks of at most {MAX_PAGES} pages, 1 \
-                 to {MAX_STREAMS} streams, an epoch of at most {}, and an ownership record named by at most \
-                 {MAX_RECORD} bytes",
+                 to {MAX_STREAMS} streams, an epoch of at most {}, an ownership record named by at most \
+                 {MAX_RECORD} bytes, and RAM blocks to be handed over that are among those, found by at most \
+                 {MAX_PLACE} bytes",
                 Epoch::MOST
             )]);
         }
@@ -205,6 +217,7 @@ impl TargetDriver {
             epoch: Epoch(prepare.epoch),
             recipe: prepare.recipe,
             blocks,
+            handovers: prepare.handovers.into_iter().filter_map(handover).collect(),
             private,
             post_copy: prepare.post_copy,
             record: prepare.record,
@@ -220,6 +233,7 @@ impl TargetDriver {
         let receiver = PageReceiver::new(waiting.memory, waiting.missing, prepare.verify, tagger, all_placed);
         let mut taken = Taken {
             request,
+            reached: waiting.reached,
             has_ended: waiting.machine.has_ended(),
             ender: waiting.machine.ender(),
             machine: SharedPort::new(waiting.machine),
@@ -403,6 +417,15 @@ impl TargetDriver {
     }
 }
 
+/// What may be reached; none if it is of a kind that this side does not know: such a block travels.
+fn handover(offered: control::Handover) -> Option<Handover> {
+    let reach = match offered.reach {
+        1 => Reach::Host,
+        _ => return None,
+    };
+    Some(Handover { block: BlockId(u16::try_from(offered.block).ok()?), reach, place: offered.place })
+}
+
 pub(crate) fn decompress(state: &control::State) -> Result<DeviceState, String> {
     decompress_within(state, MAX_STATE)
 }
@@ -434,6 +457,17 @@ fn decompress_part(compressed: &control::Compressed, room: &mut u64) -> Result<V
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_block_that_is_reached_in_an_unknown_way_travels() {
+        let offered = |block, reach| control::Handover { block, reach, place: b"p0".to_vec() };
+        let known = Handover { block: BlockId(3), reach: Reach::Host, place: b"p0".to_vec() };
+        let table =
+            [((3, 1), Some(known)), ((3, 0), None), ((3, 2), None), ((3, 9), None), ((1 << 16, 1), None)];
+        for ((block, reach), wanted) in table {
+            assert_eq!(handover(offered(block, reach)), wanted);
+        }
+    }
 
     #[test]
     fn a_device_state_is_bounded_as_a_whole_too() {

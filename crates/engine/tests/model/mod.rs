@@ -40,6 +40,8 @@ pub(crate) struct Ram {
     pub(crate) on_hole: Mutex<Option<OnTheWay>>,
     /// The tracker was told that the guest is about to be stopped, and not that it runs on.
     pub(crate) hurried: AtomicBool,
+    /// The blocks that its tracker was told to leave out.
+    pub(crate) left_out: Mutex<Vec<BlockId>>,
     start: Instant,
 }
 
@@ -78,6 +80,7 @@ impl Ram {
             lost: AtomicBool::new(false),
             on_hole: Mutex::default(),
             hurried: AtomicBool::new(false),
+            left_out: Mutex::default(),
             start: Instant::now(),
         })
     }
@@ -275,8 +278,16 @@ impl Tracker for ModelTracker {
 
     fn collect(&mut self, dirty: &mut MemorySet) -> io::Result<()> {
         let mut inner = self.0.inner.lock().unwrap();
+        for block in self.0.left_out.lock().unwrap().iter() {
+            inner.dirty.block_mut(*block).clear();
+        }
         dirty.union(&inner.dirty);
         inner.dirty.clear();
+        Ok(())
+    }
+
+    fn leave_out(&mut self, blocks: &[BlockId]) -> io::Result<()> {
+        self.0.left_out.lock().unwrap().extend(blocks);
         Ok(())
     }
 
@@ -671,6 +682,74 @@ pub(crate) struct Inn {
     pub(crate) ended: Mutex<Option<bool>>,
     /// Whether it sees the directories that a source shares pages by.
     pub(crate) spools: bool,
+    /// What of a source's memory it reaches.
+    pub(crate) reaches: Option<Reaches>,
+    /// What it was offered.
+    pub(crate) offered: Mutex<Vec<Handover>>,
+}
+
+/// Memory that is the source's own, but for what is not reached of it.
+#[derive(Clone)]
+pub(crate) struct Reaches {
+    pub(crate) of_source: Arc<Ram>,
+    pub(crate) own: Arc<Ram>,
+    /// Its answer.
+    pub(crate) reached: Vec<Reached>,
+}
+
+impl Reaches {
+    fn is_reached(&self, block: BlockId) -> bool {
+        self.reached.iter().any(|reached| reached.block == block)
+    }
+
+    fn of(&self, block: BlockId) -> &Arc<Ram> {
+        if self.is_reached(block) { &self.of_source } else { &self.own }
+    }
+
+    fn own(&self, block: BlockId) -> &Arc<Ram> {
+        assert!(!self.is_reached(block), "I3: the memory of a running guest is overwritten");
+        &self.own
+    }
+}
+
+impl GuestMemory for Reaches {
+    fn blocks(&self) -> &[Block] {
+        self.own.blocks()
+    }
+
+    fn present(&self, block: BlockId) -> io::Result<PageSet> {
+        self.of(block).present(block)
+    }
+
+    fn read(&self, block: BlockId, range: PageRange, into: &mut [u8]) -> io::Result<()> {
+        self.of(block).read(block, range, into)
+    }
+
+    fn write(&self, block: BlockId, range: PageRange, from: &[u8]) -> io::Result<()> {
+        self.own(block).write(block, range, from)
+    }
+
+    fn discard(&self, block: BlockId, range: PageRange) -> io::Result<()> {
+        self.own(block).discard(block, range)
+    }
+}
+
+impl MissingPages for Reaches {
+    fn next(&self, wait: Duration) -> io::Result<Option<Fault>> {
+        self.own.next(wait)
+    }
+
+    fn place(&self, block: BlockId, range: PageRange, from: &[u8]) -> io::Result<u64> {
+        self.own(block).place(block, range, from)
+    }
+
+    fn place_zero(&self, fault: Fault) -> io::Result<Placed> {
+        self.own(fault.block).place_zero(fault)
+    }
+
+    fn finish(&self) -> io::Result<()> {
+        self.own.finish()
+    }
 }
 
 impl Inn {
@@ -691,6 +770,8 @@ impl Inn {
             asked: AtomicBool::default(),
             ended: Mutex::default(),
             spools: true,
+            reaches: None,
+            offered: Mutex::default(),
         }
     }
 }
@@ -708,10 +789,23 @@ impl Host for Inn {
         while self.held.load(SeqCst) {
             thread::sleep(Duration::from_millis(1));
         }
+        *self.offered.lock().unwrap() = request.handovers.clone();
+        if let Some(reaches) = &self.reaches {
+            reaches.own.inner.lock().unwrap().watched = request.post_copy;
+            let memory = Arc::new(reaches.clone());
+            return Ok(Waiting {
+                memory: memory.clone(),
+                reached: reaches.reached.clone(),
+                missing: request.post_copy.then_some(memory as Arc<dyn MissingPages>),
+                machine: Box::new(self.cpu.clone()),
+                journal: Box::new(self.journal.clone()),
+            });
+        }
         self.ram.inner.lock().unwrap().watched = request.post_copy;
         let missing = request.post_copy.then(|| self.ram.clone() as Arc<dyn MissingPages>);
         Ok(Waiting {
             memory: self.ram.clone(),
+            reached: vec![],
             missing,
             machine: Box::new(self.cpu.clone()),
             journal: Box::new(self.journal.clone()),

@@ -543,6 +543,7 @@ impl Restarted {
             from: "source".into(),
             epoch: Epoch(0),
             recipe: vec![],
+            handovers: vec![],
             private: vec![],
             record: String::new(),
             blocks: PAGES
@@ -556,6 +557,7 @@ impl Restarted {
         self.inn.ram.watch();
         let waiting = Waiting {
             memory: self.inn.ram.clone(),
+            reached: vec![],
             missing: Some(self.inn.ram.clone() as Arc<dyn MissingPages>),
             machine: Box::new(self.inn.cpu.clone()),
             journal: Box::new(self.inn.journal.clone()),

@@ -10,7 +10,7 @@ use agent::{
     migrate::{Events, MigrateRequest},
 };
 use api::{Event, PastMigration, Phase};
-use engine::{Dial, LinkHistory, Reading, RemoteRecord, SharedPort, SourceParts, TcpDial};
+use engine::{Dial, LinkHistory, Offered, Reading, RemoteRecord, SharedPort, SourceParts, TcpDial};
 use pki::Security;
 use ports::shared::not_behind;
 use ports::{Ownership, SourceJournal, Tracker};
@@ -187,6 +187,8 @@ impl Mover {
             private,
             reading,
             memory: source.memory(),
+            // No agent reaches another's memory yet.
+            offered: Offered::default(),
             tracker: Some(tracker),
             stuns: Some(Box::new(stuns)),
             machine: SharedPort::new(Box::new(open)),

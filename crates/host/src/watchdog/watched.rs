@@ -9,7 +9,7 @@ use std::{
     thread,
     time::Duration,
 };
-use units::{Epoch, Locked, MemorySet};
+use units::{BlockId, Epoch, Locked, MemorySet};
 
 /// So long the guest is kept waiting for the state directory, in a pause or on the way there. As long as the
 /// fence is not known to be durable, it may always go on here: no authorization was sent.
@@ -146,6 +146,11 @@ impl Tracker for WatchedTracker {
     fn collect(&mut self, dirty: &mut MemorySet) -> io::Result<()> {
         // What was written is missing, whatever else is wrong (I2).
         self.tracker()?.collect(dirty)?;
+        self.now()
+    }
+
+    fn leave_out(&mut self, blocks: &[BlockId]) -> io::Result<()> {
+        self.tracker()?.leave_out(blocks)?;
         self.now()
     }
 

@@ -85,7 +85,8 @@ pub(crate) fn start(
     let mut files = identities(recipe, opened);
     let mut workers = false;
     let started = prepare(recipe, host, &account, &mut belongings).and_then(|made| {
-        let own = made.files.iter().filter_map(|(_, _, file)| file.metadata().ok());
+        let own = made.files.iter().map(|(_, _, file)| file).chain(&made.shared_memory);
+        let own = own.filter_map(|file| file.metadata().ok());
         files.extend(own.map(|metadata| Identity::of(&metadata)));
         workers = made.paths.vhost;
         let made = Made { paths: Paths { chains, ..made.paths }, ..made };
@@ -150,6 +151,8 @@ struct Made {
     channel: Option<(OwnedFd, OwnedFd)>,
     /// What its secrets are.
     secrets: Vec<OwnedFd>,
+    /// Memory that exists already and that it maps, by the descriptors that it inherits.
+    shared_memory: Vec<File>,
     /// Files of this host: the console, memory.
     files: Vec<(&'static str, PathBuf, File)>,
 }
@@ -222,28 +225,38 @@ fn prepare(
         paths.tpm = Some(ends.1.as_raw_fd());
         channel = Some(ends);
     }
-    for block in recipe.memory.iter().filter(|block| block.backing == Backing::File) {
+    let mut shared_memory = Vec::new();
+    for block in &recipe.memory {
         let failed = |path: &Path| {
             let what = format!("make the memory file {}", path.display());
             |cause| system(what, cause)
         };
         let mut options = OpenOptions::new();
         options.read(true).write(true).mode(0o600);
-        let (path, file) = match host.shared_memory.get(&block.id) {
-            Some(path) => (path.clone(), options.open(path).map_err(failed(path))?),
-            None => {
-                let path = host.memory.join(format!("whimbrel-{tagged}-{}", block.id));
-                belongings.memory.push(path.clone());
-                write_down(belongings)?;
-                let file = options.create_new(true).open(&path);
-                let made =
-                    file.and_then(|file| file.set_len(block.bytes).and_then(|()| give(&file)).map(|()| file));
-                let file = made.map_err(failed(&path))?;
-                (path, file)
+        if let Some(path) = host.shared_memory.get(&block.id) {
+            // A memfd has no name that QEMU could open, and a name may lead elsewhere by then.
+            let file = options.open(path).map_err(failed(path))?;
+            // QEMU would lengthen it, and map less than all of a longer one.
+            let bytes = file.metadata().map_err(failed(path))?.len();
+            if bytes != block.bytes {
+                let (id, wanted) = (&block.id, block.bytes);
+                return Err(unusable(format!(
+                    "the memory that is to be its RAM block {id} has {bytes} bytes, not {wanted}"
+                )));
             }
-        };
-        paths.memory.insert(block.id.clone(), path.clone());
-        files.push(("memory file", path, file));
+            paths.memory.insert(block.id.clone(), format!("/proc/self/fd/{}", file.as_raw_fd()).into());
+            shared_memory.push(file);
+        } else if block.backing == Backing::File {
+            let path = host.memory.join(format!("whimbrel-{tagged}-{}", block.id));
+            belongings.memory.push(path.clone());
+            write_down(belongings)?;
+            let file = options.create_new(true).open(&path);
+            let made =
+                file.and_then(|file| file.set_len(block.bytes).and_then(|()| give(&file)).map(|()| file));
+            let file = made.map_err(failed(&path))?;
+            paths.memory.insert(block.id.clone(), path.clone());
+            files.push(("memory file", path, file));
+        }
     }
     for net in &recipe.nets {
         let tap = tap::name(vm).map_err(|cause| system("draw a random number".to_owned(), cause))?;
@@ -266,7 +279,7 @@ fn prepare(
         paths.secrets.insert(secret.id.clone(), made.as_raw_fd());
         secrets.push(made);
     }
-    Ok(Made { paths, monitor, channel, secrets, files })
+    Ok(Made { paths, monitor, channel, secrets, shared_memory, files })
 }
 
 /// A QEMU that is about to be started.
@@ -289,10 +302,11 @@ impl Start<'_> {
     }
 
     fn spawn(self, made: Made, belongings: &Belongings) -> Result<(Qmp, PidFd), LaunchError> {
-        let Made { paths, monitor, channel, secrets, files } = made;
+        let Made { paths, monitor, channel, secrets, shared_memory, files } = made;
         let log = self.log(belongings)?;
         let mut inherits = vec![monitor];
         inherits.extend(secrets);
+        inherits.extend(shared_memory.into_iter().map(OwnedFd::from));
         if let Some((end, qemus)) = channel {
             self.begin_tpm(end, &log, belongings)?;
             inherits.push(qemus);

@@ -1,7 +1,7 @@
 //! QEMU's command line from a recipe.
 
 use super::{
-    Backing, Chardev, ChardevKind, Console, Recipe, Screen, allow,
+    Chardev, ChardevKind, Console, Recipe, Screen, allow,
     chain::{self, Chains},
     options::escape,
     secrets,
@@ -34,7 +34,8 @@ pub struct Paths {
     pub secrets: BTreeMap<String, i32>,
     /// Where VNC clients connect.
     pub vnc: PathBuf,
-    /// The file of each memory block that is backed by one, by the block's id.
+    /// The file of each memory block that is backed by one, or by memory that exists already, by the block's
+    /// id.
     pub memory: BTreeMap<String, PathBuf>,
     /// The TAP of each network card, by the netdev's id.
     pub taps: BTreeMap<String, String>,
@@ -97,12 +98,12 @@ impl Recipe {
             let (id, bytes) = (&block.id, block.bytes);
             add(
                 "-object",
-                match (block.backing, paths.memory.get(id)) {
-                    (Backing::File, Some(path)) => {
+                match paths.memory.get(id) {
+                    Some(path) => {
                         let path = escape(&path.to_string_lossy());
                         format!("memory-backend-file,id={id},size={bytes},share=on,mem-path={path}")
                     }
-                    _ => format!("memory-backend-memfd,id={id},size={bytes},share=on"),
+                    None => format!("memory-backend-memfd,id={id},size={bytes},share=on"),
                 },
             );
         }
