@@ -280,7 +280,6 @@ impl TargetDriver {
         mut missing: MemorySet,
         spool: Option<SpoolRecord>,
     ) -> io::Result<()> {
-        // What was reached lacks nothing: it is no longer told from what has arrived.
         let Waiting { memory, reached, missing: missing_mode, machine, journal } = waiting;
         let recorded = missing.blocks().map(|(_, set)| set.capacity());
         if !recorded.eq(memory.blocks().iter().map(|block| block.pages)) {

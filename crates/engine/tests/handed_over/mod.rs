@@ -18,7 +18,8 @@ fn pair(reached: &[(BlockId, u64)]) -> (Source, Arc<Inn>, Reaches) {
         Reaches { of_source: source.ram.clone(), own: Ram::new(&PAGES), reached: reached.collect() };
     let inn = Inn::usual(&PAGES);
     // The device state reads the block that is reached.
-    let cpu = Cpu { ram: source.ram.clone(), ..inn.cpu.clone() };
+    let mut cpu = inn.cpu.clone();
+    cpu.ram = source.ram.clone();
     let inn = Arc::new(Inn { cpu, reaches: Some(reaches.clone()), ..inn });
     (source, inn, reaches)
 }
