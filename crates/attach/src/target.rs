@@ -52,9 +52,15 @@ impl Target {
         Ok((target, found))
     }
 
-    /// Finds the RAM `blocks` of a process that an agent before us had opened. What is there stays.
-    pub fn reopen(pid: i32, blocks: &[RamBlock]) -> Result<Self, Error> {
-        Self::find(pid, blocks)
+    /// Finds the RAM `blocks` of a process that an agent before us had opened, with those that it had
+    /// `reached`. What is there stays.
+    pub fn reopen(pid: i32, blocks: &[RamBlock], reached: &BTreeSet<BlockId>) -> Result<Self, Error> {
+        let target = Self::find(pid, blocks)?;
+        for id in reached {
+            let region = region::get(target.memory.regions(), *id);
+            region.map_err(Error::step("find RAM that was handed over", pid))?.hand_over();
+        }
+        Ok(target)
     }
 
     fn find(pid: i32, blocks: &[RamBlock]) -> Result<Self, Error> {

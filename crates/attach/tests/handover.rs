@@ -38,6 +38,8 @@ fn i3_memory_that_is_handed_over_is_reached_and_never_written() {
     let (memory, page) = (target.memory(), PageRange::new(PageIndex(500), 1));
     memory.write(RAM, page, &[7; PAGE_SIZE]).unwrap_err();
     memory.discard(RAM, page).unwrap_err();
+    let again = Target::reopen(waiting.pid(), std::slice::from_ref(&block), &reached()).unwrap();
+    again.memory().write(RAM, page, &[7; PAGE_SIZE]).unwrap_err();
     let missing = target.missing().unwrap();
     missing.place(RAM, page, &[7; PAGE_SIZE]).unwrap_err();
     let hole = PageRange::new(PageIndex(9000), 1);

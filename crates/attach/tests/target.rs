@@ -99,7 +99,7 @@ fn left(qemu: &mut Qemu, target: Target) -> (Target, i32) {
     drop(missing);
     drop(target);
     assert!(qemu.gdb_is_silent(A_WHILE), "it must never read zeros for what it misses");
-    (Target::reopen(qemu.pid(), &[block]).unwrap(), number)
+    (Target::reopen(qemu.pid(), &[block], &[].into()).unwrap(), number)
 }
 
 #[test]

@@ -20,7 +20,7 @@ use std::{
     sync::{Arc, Mutex},
     thread,
 };
-use units::Locked;
+use units::{BlockId, Locked};
 
 /// This host's QEMU.
 #[derive(Clone, Debug)]
@@ -107,6 +107,18 @@ pub(crate) struct Waits {
     pub(crate) fd: i32,
     /// Its RAM blocks.
     pub(crate) blocks: Vec<RamBlock>,
+    /// Those of them, by their numbers, that were handed over: none of their pages is missing, and nobody writes
+    /// them but the guest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) handed_over: Vec<u16>,
+}
+
+impl Waits {
+    /// Finds its memory again.
+    pub(crate) fn reopen(&self, pid: i32) -> Result<attach::Target, String> {
+        let handed_over = self.handed_over.iter().copied().map(BlockId).collect();
+        attach::Target::reopen(pid, &self.blocks, &handed_over).map_err(|e| e.to_string())
+    }
 }
 
 pub(crate) fn kept(vm: &VmRecord) -> Result<Kept, String> {

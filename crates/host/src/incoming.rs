@@ -111,7 +111,11 @@ impl Incoming {
         let target = target.map_err(|e| one(&MemoryError(e)))?;
         let missing = request.post_copy.then(|| target.missing()).transpose();
         let missing = missing.map_err(|e| one(&MemoryError(e)))?;
-        let waits = missing.as_ref().map(|m| Waits { fd: m.fd_number(), blocks: vm.ram_blocks().to_vec() });
+        let waits = missing.as_ref().map(|m| Waits {
+            fd: m.fd_number(),
+            blocks: vm.ram_blocks().to_vec(),
+            handed_over: vec![],
+        });
         let found = found(vm, waits).map_err(|e| one(&e))?;
         let process = Process::of(found.pid).map_err(|e| one(&format!("its QEMU ended at once: {e}")))?;
         let record = VmRecord {

@@ -74,7 +74,7 @@ impl Mover {
         let missing_pages = self.store.missing(&vm.name).map_err(|e| text(&e))?;
         let missing_pages = missing_pages.ok_or("it lacks memory, but not which is recorded")?;
         let spool = self.store.spool(&vm.name).map_err(|e| text(&e))?;
-        let target = attach::Target::reopen(handle.pid, &waits.blocks).map_err(|e| text(&e))?;
+        let target = waits.reopen(handle.pid)?;
         if !target.is_watched(waits.fd).map_err(|e| text(&e))? {
             // The agent before us had ended the watch, which is done once everything is there, and not lived
             // to record that.
@@ -211,7 +211,7 @@ fn memory_of(vm: &VmRecord, departure: &DepartureRecord) -> Result<Vec<RamBlock>
 /// This guest misses nothing: it waits at no hole of its memory any more.
 fn end_watch(vm: &VmRecord) -> Result<(), String> {
     let Some(waits) = kept(vm)?.waits else { return Ok(()) };
-    let target = attach::Target::reopen(handle_of(vm)?.pid, &waits.blocks).map_err(|e| e.to_string())?;
+    let target = waits.reopen(handle_of(vm)?.pid)?;
     target.end_watch(waits.fd).map_err(|e| e.to_string())
 }
 
