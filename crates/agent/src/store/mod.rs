@@ -11,6 +11,7 @@ mod missing;
 mod ownership;
 mod records;
 mod reports;
+mod second;
 mod shared;
 mod source;
 mod spools;
@@ -23,6 +24,7 @@ mod tests;
 pub use history::Known;
 pub use ownership::OfferError;
 pub use records::{ArrivalRecord, DepartureRecord, DepartureState, Origin, Process, Standing, VmRecord};
+pub use second::{Place, SecondRecord, Side};
 pub use source::Departure;
 pub use target::Arrival;
 
@@ -121,6 +123,7 @@ impl Store {
             ownership::prepare(change)?;
             source::prepare(change)?;
             target::prepare(change)?;
+            second::prepare(change)?;
             spools::prepare(change)?;
             reports::prepare(change)?;
             shared::prepare(change)?;

@@ -23,6 +23,11 @@ pub(super) fn forget(change: &WriteTransaction, vm: &str) -> Result<(), Trouble>
     Ok(())
 }
 
+/// Whether a migration of this VM to another host is open.
+pub(super) fn is_leaving(change: &WriteTransaction, vm: &str) -> Result<bool, Trouble> {
+    Ok(change.open_table(DEPARTURES)?.get(vm)?.is_some())
+}
+
 /// One VM's way from this host: its journal.
 pub struct Departure {
     store: Store,

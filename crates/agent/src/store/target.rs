@@ -40,6 +40,11 @@ fn get(
     Ok(row.filter(|arrival| arrival.migration == migration))
 }
 
+/// Whether the arrival of this VM is not over.
+pub(super) fn is_arriving(change: &WriteTransaction, vm: &str) -> Result<bool, Trouble> {
+    Ok(change.open_table(ARRIVALS)?.get(vm)?.is_some())
+}
+
 pub(super) fn entry(look: &ReadTransaction, vm: &str) -> Result<Option<ArrivalRecord>, Trouble> {
     look.open_table(ARRIVALS)?.get(vm)?.map(|row| decode(row.value())).transpose()
 }

@@ -53,6 +53,7 @@ impl Store {
         self.change(&format!("forget the VM {name}"), |change| {
             change.open_table(VMS)?.remove(name)?;
             super::history::forget(change, name)?;
+            super::second::forget(change, name)?;
             super::source::forget(change, name)?;
             super::target::forget(change, name)
         })
