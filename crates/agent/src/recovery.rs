@@ -6,7 +6,7 @@ use crate::{
     migrate::{Migrator, Wish},
     refusal::{Refusal, RefusalKind},
     registry::Registry,
-    store::{Arrival, ArrivalRecord, DepartureRecord, DepartureState, StoreError, VmRecord},
+    store::{Arrival, ArrivalRecord, DepartureRecord, DepartureState, SELF, Side, StoreError, VmRecord},
 };
 use api::{Failure, Fate, Mode, Outcome, Report};
 use ports::{Claim, Claimed, SourceJournal};
@@ -70,6 +70,9 @@ impl Recovery {
         for (name, _) in store.departures()? {
             self.take_up(&name);
         }
+        for (name, _) in store.seconds()? {
+            self.end_second(&name);
+        }
         Ok(())
     }
 
@@ -80,11 +83,11 @@ impl Recovery {
         let found = store.departure_of(name).and_then(|entry| Ok(entry.zip(store.vm(name)?)));
         let (entry, vm) = match found {
             Ok(Some(found)) => found,
-            Ok(None) => return,
+            Ok(None) => return self.end_second(name),
             Err(error) => return error!(vm = name, %error, "its journal cannot be read"),
         };
         if entry.state == DepartureState::Pausing && self.unpause(&vm, &entry) {
-            return;
+            return self.end_second(name);
         }
         if !self.busy.locked().insert(name.to_owned()) {
             return;
@@ -93,6 +96,7 @@ impl Recovery {
         let work = move || {
             this.settle(&vm, entry);
             this.let_go(&vm.name);
+            this.end_second(&vm.name);
             this.busy.locked().remove(&vm.name);
         };
         if let Err(error) = thread::Builder::new().name(format!("recover {name}")).spawn(work) {
@@ -180,6 +184,9 @@ impl Recovery {
                 DepartureState::Gone { .. } => {
                     // It holds it itself.
                     self.let_go(&vm.name);
+                    if entry.to == SELF {
+                        return self.go_on_in_second(&vm.name, &entry);
+                    }
                     return self.migrator.serve_gone(vm, &entry);
                 }
             }
@@ -223,6 +230,63 @@ impl Recovery {
                 error!(vm = vm.name, why = why.0.join("; "), "cannot let it run again yet");
                 false
             }
+        }
+    }
+
+    /// The guest belongs to the second QEMU, which the VM's record names by now: it goes on there.
+    fn go_on_in_second(&self, name: &str, entry: &DepartureRecord) {
+        let store = self.registry.store();
+        let mut tries = 0;
+        loop {
+            let (vm, second) = match (store.vm(name), store.second(name)) {
+                (Ok(Some(vm)), Ok(Some(second))) => (vm, second),
+                (Ok(_), Ok(_)) => return error!(vm = name, "nothing is recorded of its second QEMU"),
+                (Err(error), _) | (_, Err(error)) => return error!(vm = name, %error, "it cannot be read"),
+            };
+            match self.registry.hypervisor().restore(&vm, second.goes_on) {
+                Ok(()) => break,
+                // Nobody can bring it back.
+                Err(_) if !alive(&vm) => break,
+                Err(why) => {
+                    warn!(vm = name, why = why.0.join("; "), "it does not run yet in its second QEMU")
+                }
+            }
+            if self.stop.wait(ASK_AGAIN[tries.min(ASK_AGAIN.len() - 1)]) {
+                return;
+            }
+            tries += 1;
+        }
+        let vm = store.vm(name);
+        let settled = vm.map_err(io::Error::from).and_then(|vm| match vm {
+            Some(vm) => self.journal(&vm, entry).settled(),
+            None => Ok(()),
+        });
+        if let Err(error) = settled {
+            error!(vm = name, %error, "its move to another QEMU is not settled");
+        }
+    }
+
+    /// Ends the QEMU in which the guest does not run, of a VM that has two, once its journal is settled. Where
+    /// nobody has decided between them, that is the second: whoever could have claimed for it has ended.
+    fn end_second(&self, name: &str) {
+        let store = self.registry.store();
+        let ended = || -> Result<(), String> {
+            let text = |error: &dyn std::fmt::Display| error.to_string();
+            if store.departure_of(name).map_err(|e| text(&e))?.is_some() {
+                return Ok(());
+            }
+            let Some(open) = store.second(name).map_err(|e| text(&e))? else { return Ok(()) };
+            store.decide_second(name, open.migration, Side::First).map_err(|e| text(&e))?;
+            // What that has decided, or was decided before: the record and the VM's fit together.
+            let second = store.second(name).map_err(|e| text(&e))?;
+            let vm = store.vm(name).map_err(|e| text(&e))?;
+            let (Some(second), Some(vm)) = (second, vm) else { return Ok(()) };
+            let other = second.other_of(&vm);
+            self.registry.hypervisor().discard(&other).map_err(|why| why.0.join("; "))?;
+            store.end_second(name, open.migration).map_err(|e| text(&e))
+        };
+        if let Err(why) = ended() {
+            warn!(vm = name, why, "the QEMU that it has left, or that waited for it, is not ended yet");
         }
     }
 

@@ -100,7 +100,8 @@ impl Robust {
 #[cfg_attr(feature = "clap", derive(clap::Args))]
 #[serde(deny_unknown_fields)]
 pub struct MigrateOptions {
-    /// The host to move it to: a name from the agent's `[peers]`, or ADDR:PORT.
+    /// The host to move it to: a name from the agent's `[peers]`, or ADDR:PORT; `self`: another QEMU of this
+    /// host takes it over, and memory that is shared stays where it is.
     #[cfg_attr(feature = "clap", arg(long, value_name = "HOST"))]
     pub to: String,
     /// How memory travels.
@@ -116,6 +117,10 @@ pub struct MigrateOptions {
     #[cfg_attr(feature = "clap", arg(long))]
     #[serde(default)]
     pub allow_older_qemu: bool,
+    /// With `--to self`: the QEMU that takes it over [default: the agent's].
+    #[cfg_attr(feature = "clap", arg(long, value_name = "FILE"))]
+    #[serde(default)]
+    pub qemu: Option<PathBuf>,
     /// The pause that is acceptable, like 20ms.
     #[cfg_attr(
         feature = "clap",
@@ -208,6 +213,7 @@ impl MigrateOptions {
             mode: Mode::default(),
             allow_post_copy: false,
             allow_older_qemu: false,
+            qemu: None,
             max_downtime: time::max_downtime(),
             max_time: None,
             max_stall: time::max_stall(),

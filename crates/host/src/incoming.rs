@@ -76,31 +76,7 @@ impl Incoming {
 
     /// All that is needed around a QEMU that waits; the caller ends it if this fails.
     fn take(&self, request: &Request, vm: &mut Vm) -> Result<Taken, Vec<String>> {
-        let outdated = vm.missing_features().map_err(|e| vec![e.to_string()])?;
-        let mut reasons = Vec::new();
-        if !outdated.is_empty() {
-            let all = outdated.join(", ");
-            reasons.push(format!("the guest was shown CPU features that it would not find here: {all}"));
-        }
-        let outdated = vm.missing_of_virtio().map_err(|e| vec![e.to_string()])?;
-        if !outdated.is_empty() {
-            let all = outdated.join(", ");
-            reasons.push(format!(
-                "the guest uses what its virtio devices would not offer here, where kernel or QEMU differ: \
-                 {all}"
-            ));
-        }
-        let here: Vec<Block> = vm
-            .ram_blocks()
-            .iter()
-            .map(|b| Block { name: b.name.clone(), pages: b.bytes / PAGE_SIZE as u64 })
-            .collect();
-        if here != request.blocks {
-            reasons.push(format!("its RAM blocks are {:?} there and {here:?} here", request.blocks));
-        }
-        if !reasons.is_empty() {
-            return Err(reasons);
-        }
+        misfits(request, vm)?;
         let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
         if request.private.is_empty() {
             let why = "its Whimbrel is an older one, which would lose the guest's firmware: update it first";
@@ -137,6 +113,33 @@ impl Incoming {
             arrival,
         })
     }
+}
+
+/// Why the guest would not find in a QEMU that waits what it had: every reason.
+pub(crate) fn misfits(request: &Request, vm: &mut Vm) -> Result<(), Vec<String>> {
+    let outdated = vm.missing_features().map_err(|e| vec![e.to_string()])?;
+    let mut reasons = Vec::new();
+    if !outdated.is_empty() {
+        let all = outdated.join(", ");
+        reasons.push(format!("the guest was shown CPU features that it would not find here: {all}"));
+    }
+    let outdated = vm.missing_of_virtio().map_err(|e| vec![e.to_string()])?;
+    if !outdated.is_empty() {
+        let all = outdated.join(", ");
+        reasons.push(format!(
+            "the guest uses what its virtio devices would not offer here, where kernel or QEMU differ: \
+             {all}"
+        ));
+    }
+    let here: Vec<Block> = vm
+        .ram_blocks()
+        .iter()
+        .map(|b| Block { name: b.name.clone(), pages: b.bytes / PAGE_SIZE as u64 })
+        .collect();
+    if here != request.blocks {
+        reasons.push(format!("its RAM blocks are {:?} there and {here:?} here", request.blocks));
+    }
+    if reasons.is_empty() { Ok(()) } else { Err(reasons) }
 }
 
 struct Taken {

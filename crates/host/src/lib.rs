@@ -12,6 +12,8 @@ mod janitor;
 mod outgoing;
 /// Who owns a VM: the record that decides each migration.
 mod record;
+/// A second QEMU for a VM that runs here.
+mod second;
 /// VMs whose QEMU is not asked.
 mod unasked;
 /// Lets a guest run whose agent was killed in the middle of its pause.

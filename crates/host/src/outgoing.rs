@@ -6,6 +6,7 @@ use crate::{
     incoming::Incoming,
     janitor::Janitor,
     record::{HostRecord, named},
+    second::{Decision, Door, Second},
     unasked::{Later, Left},
 };
 use agent::{
@@ -13,9 +14,9 @@ use agent::{
     config::Config,
     migrate::{Events, MigrateRequest, Migrator, Wishes},
     peers::Pass,
-    store::{Arrival, ArrivalRecord, DepartureRecord, Store, VmRecord},
+    store::{Arrival, ArrivalRecord, DepartureRecord, SELF, Side, Store, VmRecord},
 };
-use api::{Failure, Forecast, MigrateOptions, Mode, Outcome, Report};
+use api::{Failure, Fate, Forecast, MigrateOptions, Mode, Outcome, Report};
 use attach::RamBlock;
 use engine::{Acceptor, Offered, RemoteRecord, SharedPort, SourceDriver, SourceParts};
 use pki::Security;
@@ -48,6 +49,7 @@ pub struct Mover {
     store: Store,
     shared: Option<Arc<dyn SharedRecord>>,
     acceptor: Acceptor,
+    arrivals: Arrivals,
     security: Security,
     janitor: Janitor,
 }
@@ -59,11 +61,17 @@ impl Mover {
         let shared = context.registry.record().cloned();
         let config = context.config.clone();
         let arrivals = Arrivals::default();
-        let incoming =
-            Incoming { qemu: qemu.clone(), store: store.clone(), config, shared: shared.clone(), arrivals };
+        let incoming = Incoming {
+            qemu: qemu.clone(),
+            store: store.clone(),
+            config,
+            shared: shared.clone(),
+            arrivals: arrivals.clone(),
+        };
         let acceptor = Acceptor::new(Arc::new(incoming), security.clone());
         let janitor = Janitor::start(&context.config, &store);
-        Self { qemu, config: context.config.clone(), store, shared, acceptor, security, janitor }
+        let config = context.config.clone();
+        Self { qemu, config, store, shared, acceptor, arrivals, security, janitor }
     }
 
     /// Takes the watch for missing pages up again, where an agent before us had to leave it.
@@ -165,7 +173,12 @@ impl Mover {
         // This thread may take its time, but must not be stopped while the guest is.
         let part = pulse.part();
         part.rest();
-        let (parts, shown) = match self.parts(request, true, &pulse) {
+        let within = (request.options.to == SELF).then(|| self.within(request)).transpose();
+        let parts = within
+            .as_ref()
+            .map_err(|why| vec![why.clone()])
+            .and_then(|within| self.parts(request, true, &pulse, within.as_ref()));
+        let (parts, shown) = match parts {
             Ok(parts) => parts,
             Err(reasons) => {
                 let here = self.store.host();
@@ -185,7 +198,36 @@ impl Mover {
         let (canceller, resolver) = (handle.clone(), handle);
         wishes.cancel.then(move || canceller.cancel());
         wishes.resolve_here.then(move || resolver.resolve_here());
-        driver.run()
+        let mut report = driver.run();
+        if let Some(Fate::On { host, .. } | Fate::Stuck { host } | Fate::Ended { host }) = &mut report.fate
+            && host.as_str() == SELF
+        {
+            self.store.host().clone_into(host);
+        }
+        report
+    }
+
+    /// The second QEMU's side of a migration that stays on this host, and the way there.
+    fn within(&self, request: &MigrateRequest) -> Result<Within, String> {
+        let mut host = self.qemu.host();
+        host.qemu = request.options.qemu.clone().or(host.qemu);
+        let of = (request.id, request.vm.name.as_str());
+        let second = Second::new(&self.store, &self.arrivals, of, host, request.options.allow_older_qemu);
+        let door = Door::open(&second, &self.security);
+        let door = door.map_err(|e| format!("this host cannot call itself: {e}"))?;
+        Ok(Within { second, door })
+    }
+}
+
+/// A migration to another QEMU of this host.
+struct Within {
+    second: Arc<Second>,
+    door: Door,
+}
+
+impl Drop for Within {
+    fn drop(&mut self) {
+        self.second.take_back();
     }
 }
 
@@ -224,7 +266,7 @@ impl Migrator for Mover {
 
     fn plan(&self, request: &MigrateRequest) -> Result<Forecast, String> {
         let (parts, _) =
-            self.parts(request, false, &Pulse::default()).map_err(|reasons| reasons.join("\n"))?;
+            self.parts(request, false, &Pulse::default(), None).map_err(|reasons| reasons.join("\n"))?;
         let options = request.options.clone();
         engine::plan(parts, &options)
     }
@@ -237,6 +279,9 @@ impl Migrator for Mover {
 
     fn ask(&self, departure: &DepartureRecord, claim: &Claim) -> io::Result<Claimed> {
         let DepartureRecord { to, address, record, .. } = departure;
+        if to == SELF {
+            return Decision { store: self.store.clone(), side: Side::First }.claim(claim);
+        }
         if record.is_empty() {
             return RemoteRecord(self.dial(to, address, claim.migration)?).claim(claim);
         }

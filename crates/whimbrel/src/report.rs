@@ -4,6 +4,7 @@ use crate::{
     downtime, forecast,
     words::{count, counted, micros, millis, table},
 };
+use agent::store::SELF;
 use api::{Fate, Outcome, Report, Spooled};
 use ports::RunState;
 use units::Bytes;
@@ -57,6 +58,11 @@ pub(crate) fn render(report: &Report, when: When) -> String {
 fn head(report: &Report, fate: &Fate, when: When) -> String {
     let Report { vm, from, to, .. } = report;
     match (report.outcome, fate) {
+        (Outcome::Completed, Fate::On { state: RunState::Running, .. })
+            if when == When::Now && to == SELF =>
+        {
+            format!("{vm} runs in another QEMU of {from} now")
+        }
         (Outcome::Completed, Fate::On { state: RunState::Running, .. }) if when == When::Now => {
             format!("{vm} runs on {to} now")
         }

@@ -8,9 +8,9 @@ use crate::{
     recovery::Recovery,
     refusal::{Refusal, RefusalKind},
     registry::{Lease, Registry},
-    store::{Standing, VmRecord},
+    store::{SELF, Standing, VmRecord},
 };
-use api::{Event, Failure, Forecast, LONGEST_STALL, MigrateOptions, Outcome, Phase, Report};
+use api::{Event, Failure, Forecast, LONGEST_STALL, MigrateOptions, Mode, Outcome, Phase, Report};
 use std::{
     collections::HashMap,
     io,
@@ -24,6 +24,9 @@ use units::{Locked, MigrationId, Rate};
 
 /// Longer and nobody remembers.
 const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
+
+/// Stands for the address of this host itself, which nobody calls by it.
+const HERE: &str = "127.0.0.1:1";
 
 /// The migrations from this host: those that run, and each VM's last one.
 pub struct Migrations {
@@ -82,6 +85,10 @@ impl Migrations {
     /// What a migration would take.
     pub fn plan(&self, vm: &str, options: &MigrateOptions) -> Result<Forecast, Refusal> {
         let record = self.registry.find(vm)?;
+        if options.to == SELF {
+            let why = "memory that is shared stays where it is, and takes no time: there is nothing to plan";
+            return Err(self.refuse(RefusalKind::Bad, vm, why).vm_runs_on(self.registry.host()));
+        }
         // Nobody else may track its writes meanwhile.
         let (_lease, request) = self.prepare(record, options)?;
         let refused = |why: &str| {
@@ -143,10 +150,15 @@ impl Migrations {
         let here = self.registry.host();
         let conflict = |why: &str| self.refuse(RefusalKind::Conflict, &vm.name, why).vm_runs_on(here);
         let bad = |why: &str| self.refuse(RefusalKind::Bad, &vm.name, why).vm_runs_on(here);
-        let address = self.address(&options.to).map_err(|why| bad(&why))?;
+        let within = options.to == SELF;
+        let address = if within { HERE.parse() } else { self.address(&options.to) };
+        let address = address.map_err(|why| bad(&why))?;
         if options.to == here {
-            return Err(bad("it runs on that host already"));
+            return Err(bad(
+                "it runs on that host already; --to self lets another QEMU of it take the VM over",
+            ));
         }
+        hindrance_within(options, within).map_or(Ok(()), |why| Err(bad(why)))?;
         if options.streams.is_some_and(|n| n == 0 || n > MigrateOptions::MOST_STREAMS) {
             return Err(bad(&format!("a migration has 1 to {} streams", MigrateOptions::MOST_STREAMS)));
         }
@@ -168,7 +180,7 @@ impl Migrations {
         if options.give_up > LONGEST_WAIT {
             return Err(bad("a lost link is waited for at most a day"));
         }
-        let spool = options.spool.as_ref().or(self.config.spool.as_ref());
+        let spool = options.spool.as_ref().or(self.config.spool.as_ref()).filter(|_| !within);
         if spool.is_some_and(|directory| !directory.is_absolute()) {
             return Err(bad("a spool's directory is an absolute path: both hosts must mean the same one"));
         }
@@ -176,7 +188,8 @@ impl Migrations {
             return Err(bad("how robust it is to be is a matter of its spool; name one with --spool"));
         }
         let robust = options.robust.or(Some(self.config.robust));
-        let options = MigrateOptions { spool: spool.cloned(), robust, ..options.clone() };
+        let mode = if within { Mode::PreCopy } else { options.mode };
+        let options = MigrateOptions { mode, spool: spool.cloned(), robust, ..options.clone() };
         let Some(lease) = self.registry.lease(&vm.name) else {
             return Err(conflict("it is being migrated, started or stopped already"));
         };
@@ -230,6 +243,20 @@ impl Migrations {
 
     fn refuse(&self, kind: RefusalKind, vm: &str, why: &str) -> Refusal {
         Refusal::new(kind, format!("cannot migrate {vm}"), self.registry.host(), why)
+    }
+}
+
+/// Why a migration cannot be as it is asked for, because it stays on this host, or because it does not.
+fn hindrance_within(options: &MigrateOptions, within: bool) -> Option<&'static str> {
+    let MigrateOptions { qemu, mode, allow_post_copy, spool, .. } = options;
+    match within {
+        false => qemu.is_some().then_some("--qemu goes with --to self: another host has a QEMU of its own"),
+        true if qemu.as_ref().is_some_and(|qemu| !qemu.is_absolute()) => Some("--qemu is an absolute path"),
+        true if spool.is_some() => Some("nothing of it needs a datastore: it stays on this host"),
+        true if *allow_post_copy || !matches!(mode, Mode::Auto | Mode::PreCopy) => {
+            Some("another QEMU of this host takes it over with all its memory: leave the mode out")
+        }
+        true => None,
     }
 }
 
@@ -304,4 +331,35 @@ fn random_id() -> io::Result<MigrationId> {
     let mut bytes = [0; 16];
     getrandom::getrandom(&mut bytes)?;
     Ok(MigrationId(u128::from_ne_bytes(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_with_another_qemu_of_this_host_is_told() {
+        let to = MigrateOptions::to;
+        let qemu = |path: &str| Some(path.into());
+        let table: Vec<(MigrateOptions, Option<&str>)> = vec![
+            (to(SELF), None),
+            (MigrateOptions { qemu: qemu("/opt/qemu"), ..to(SELF) }, None),
+            (MigrateOptions { mode: Mode::PreCopy, ..to(SELF) }, None),
+            (MigrateOptions { qemu: qemu("qemu"), ..to(SELF) }, Some("absolute")),
+            (MigrateOptions { mode: Mode::PostCopy, ..to(SELF) }, Some("leave the mode out")),
+            (MigrateOptions { mode: Mode::Hybrid, ..to(SELF) }, Some("leave the mode out")),
+            (MigrateOptions { allow_post_copy: true, ..to(SELF) }, Some("leave the mode out")),
+            (MigrateOptions { spool: Some("/s".into()), ..to(SELF) }, Some("datastore")),
+            (to("b"), None),
+            (MigrateOptions { mode: Mode::PostCopy, spool: Some("/s".into()), ..to("b") }, None),
+            (MigrateOptions { qemu: qemu("/opt/qemu"), ..to("b") }, Some("--to self")),
+        ];
+        for (options, wanted) in table {
+            match (hindrance_within(&options, options.to == SELF), wanted) {
+                (None, None) => {}
+                (Some(why), Some(wanted)) => assert!(why.contains(wanted), "{why}"),
+                (found, wanted) => panic!("{options:?}: {found:?} instead of {wanted:?}"),
+            }
+        }
+    }
 }

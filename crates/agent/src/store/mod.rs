@@ -24,7 +24,7 @@ mod tests;
 pub use history::Known;
 pub use ownership::OfferError;
 pub use records::{ArrivalRecord, DepartureRecord, DepartureState, Origin, Process, Standing, VmRecord};
-pub use second::{Place, SecondRecord, Side};
+pub use second::{Place, SELF, SecondRecord, Side};
 pub use source::Departure;
 pub use target::Arrival;
 

@@ -6,8 +6,8 @@
 //! be ended.
 
 use super::{
-    Process, Standing, Store, StoreError, Trouble, VmRecord, decode, encode, entries,
-    ownership, records, source, target, vms,
+    Process, Standing, Store, StoreError, Trouble, VmRecord, decode, encode, entries, ownership, records,
+    source, target, vms,
 };
 use ports::RunState;
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{io, path::PathBuf};
 use units::MigrationId;
+
+/// What a migration to another QEMU of the same host calls its target.
+pub const SELF: &str = "self";
 
 /// VM name → [`SecondRecord`].
 const SECONDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("seconds");
@@ -71,6 +74,12 @@ pub(super) fn forget(change: &WriteTransaction, vm: &str) -> Result<(), Trouble>
 }
 
 impl SecondRecord {
+    /// The VM as it would be recorded in the QEMU that its record does not name.
+    pub fn other_of(&self, vm: &VmRecord) -> VmRecord {
+        let Place { recipe, process, qmp, belongings } = self.other.clone();
+        VmRecord { recipe, process, qmp, belongings, ..vm.clone() }
+    }
+
     /// Decides for `side`, unless that is decided already; `vm` is changed with it. Says whether it changed
     /// anything.
     fn decide(&mut self, side: Side, vm: &mut VmRecord) -> bool {
@@ -150,6 +159,13 @@ impl Store {
         decided.ok_or_else(|| over(vm, migration))
     }
 
+    /// What is recorded of a VM's second QEMU.
+    pub fn second(&self, vm: &str) -> Result<Option<SecondRecord>, StoreError> {
+        self.look(&format!("read whether {vm} has a second QEMU"), |look| {
+            look.open_table(SECONDS)?.get(vm)?.map(|row| decode(row.value())).transpose()
+        })
+    }
+
     /// All VMs that have two QEMUs.
     pub fn seconds(&self) -> Result<Vec<(String, SecondRecord)>, StoreError> {
         self.look("read which VMs have a second QEMU", |look| entries(look, SECONDS))
@@ -168,11 +184,7 @@ impl Store {
     }
 }
 
-fn of(
-    change: &WriteTransaction,
-    vm: &str,
-    migration: MigrationId,
-) -> Result<Option<SecondRecord>, Trouble> {
+fn of(change: &WriteTransaction, vm: &str, migration: MigrationId) -> Result<Option<SecondRecord>, Trouble> {
     let seconds = change.open_table(SECONDS)?;
     let row: Option<SecondRecord> = seconds.get(vm)?.map(|row| decode(row.value())).transpose()?;
     Ok(row.filter(|record| record.migration == migration))

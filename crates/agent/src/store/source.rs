@@ -1,8 +1,8 @@
 //! The source's journal: what this host may do with the guest after a crash in the middle of a migration.
 
 use super::{
-    DepartureRecord, DepartureState, Store, StoreError, Trouble, decode, encode, entries, history, ownership,
-    vms,
+    DepartureRecord, DepartureState, SELF, Store, StoreError, Trouble, decode, encode, entries, history,
+    ownership, vms,
 };
 use ports::{OwnershipRecord, RunState, SourceJournal};
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
@@ -205,6 +205,10 @@ impl SourceJournal for Departure {
             _ => Err("it has not fenced itself".to_owned()),
         };
         self.step("belongs to the target", next, |change, _| {
+            if self.to == SELF {
+                // Of its own two QEMUs the host has decided already.
+                return Ok(());
+            }
             ownership::note(change, &self.vm, &self.record(&self.to, epoch))
         })
     }
@@ -216,7 +220,7 @@ impl SourceJournal for Departure {
             Some(_) => Err("it does not belong to the target".to_owned()),
         };
         self.step("is complete at the target", next, |change, before| {
-            if before.is_some() {
+            if before.is_some() && self.to != SELF {
                 change.open_table(vms::VMS)?.remove(self.vm.as_str())?;
                 history::forget(change, &self.vm)?;
             }

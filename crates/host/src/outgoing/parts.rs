@@ -1,13 +1,15 @@
 //! What a migration consists of at its source: ports, options, and what is known of the way.
 
-use super::Mover;
+use super::{Mover, Within};
 use crate::{
     hypervisor::open,
+    second::Decision,
     watchdog::{Watchdog, Watched, WatchedTracker},
 };
 use agent::{
     config::{Address, Tracker as Kind},
     migrate::{Events, MigrateRequest},
+    store::{SELF, Side},
 };
 use api::{Event, PastMigration, Phase};
 use engine::{Dial, LinkHistory, Offered, Reading, RemoteRecord, SharedPort, SourceParts, TcpDial};
@@ -94,10 +96,11 @@ impl Mover {
         if !reasons.is_empty() {
             return Err(reasons);
         }
-        if !open.recipe().secrets.is_empty() && matches!(self.security, Security::Plaintext) {
+        let within = request.options.to == SELF;
+        if !within && !open.recipe().secrets.is_empty() && matches!(self.security, Security::Plaintext) {
             return Err(vec![SECRETS_IN_PLAINTEXT.to_owned()]);
         }
-        let shown = if for_real {
+        let shown = if for_real && !within {
             Some(open.show_files(self.store.host(), &request.id.to_string())?)
         } else {
             open.check_files()?;
@@ -113,6 +116,7 @@ impl Mover {
         request: &MigrateRequest,
         for_real: bool,
         pulse: &Pulse,
+        within: Option<&Within>,
     ) -> Result<(SourceParts, Option<Shown>), Vec<String>> {
         let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
         let vm = &request.vm;
@@ -166,11 +170,23 @@ impl Mover {
         let vcpus = open.vcpu_threads().map_err(|e| one(&e))?;
         let stuns = source.stuns(vcpus, request.options.max_stall).map_err(|e| one(&MemoryError(e)))?;
         let address = request.address.to_string();
-        let dial = self.dial(&request.options.to, &address, request.id).map_err(|e| one(&e))?;
+        let dial = match within {
+            Some(Within { door, .. }) => door.dial(self.store.host(), request.id, &self.security),
+            None => self.dial(&request.options.to, &address, request.id).map_err(|e| one(&e))?,
+        };
+        let offered = match within {
+            Some(Within { second, .. }) => second.lend(&source, open.ram_blocks().len()),
+            // No other host reaches this one's memory yet.
+            None => Ok(Offered::default()),
+        };
+        let offered = offered.map_err(|why| vec![why])?;
         let (epoch, identity) = self.owned(&vm.name).map_err(|e| one(&e))?;
-        let record: Arc<dyn Ownership> = match &self.shared {
-            Some(shared) => shared.clone(),
-            None => Arc::new(RemoteRecord(dial.clone())),
+        // A host decides by itself between two QEMUs of its own.
+        let identity = if within.is_some() { String::new() } else { identity };
+        let record: Arc<dyn Ownership> = match (within, &self.shared) {
+            (Some(_), _) => Arc::new(Decision { store: self.store.clone(), side: Side::First }),
+            (None, Some(shared)) => shared.clone(),
+            (None, None) => Arc::new(RemoteRecord(dial.clone())),
         };
         let journal =
             self.store.departure(&vm.name, request.id, &request.options.to, &address).decided_by(&identity);
@@ -187,8 +203,7 @@ impl Mover {
             private,
             reading,
             memory: source.memory(),
-            // No agent reaches another's memory yet.
-            offered: Offered::default(),
+            offered,
             tracker: Some(tracker),
             stuns: Some(Box::new(stuns)),
             machine: SharedPort::new(Box::new(open)),

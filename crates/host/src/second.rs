@@ -1,0 +1,308 @@
+//! A second QEMU of this host for a VM that runs here: the engine's `Host` for `migrate --to self`.
+//!
+//! RAM that is shared is handed over by its descriptor; what is private to the first QEMU travels over a
+//! connection of this host to itself. Which of the two runs the guest is decided by this host's own store
+//! (`agent::store`, seconds): the ownership record says before and after that the VM is this host's.
+
+use crate::{
+    arrivals::{Arrivals, Place},
+    hypervisor::found,
+    incoming::misfits,
+};
+use agent::store::{Place as Kept, Process, Side, Store};
+use attach::{Lent, Source, Target};
+use engine::{Acceptor, Dial, Offered, TcpDial};
+use pki::Security;
+use ports::{
+    Claim, Claimed, Handover, Host, Machine, Nonce, Offer, Ownership, OwnershipRecord, Reach, Request,
+    RunState, SpoolRecord, TargetJournal, Waiting,
+};
+use qemu::{MemoryError, Recipe, Vm, preflight};
+use std::{
+    collections::{BTreeSet, HashMap},
+    io,
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    os::fd::AsRawFd,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    thread,
+};
+use units::{BlockId, Locked, MemorySet, MigrationId};
+
+/// The side at which the second QEMU waits, for one migration.
+pub(crate) struct Second {
+    store: Store,
+    arrivals: Arrivals,
+    migration: MigrationId,
+    vm: String,
+    /// With the program that was asked for.
+    host: qemu::Host,
+    allow_older: bool,
+    /// What the second QEMU may map, by where the offer says that it is.
+    lent: Mutex<HashMap<Vec<u8>, Lent>>,
+}
+
+/// Which of the two runs the guest, as one of them asks.
+pub(crate) struct Decision {
+    pub(crate) store: Store,
+    pub(crate) side: Side,
+}
+
+impl Ownership for Decision {
+    fn identity(&self) -> io::Result<String> {
+        Ok(String::new())
+    }
+
+    fn offer(&self, _: &Offer) -> io::Result<()> {
+        // It was written down when the second QEMU was.
+        Ok(())
+    }
+
+    fn claim(&self, claim: &Claim) -> io::Result<Claimed> {
+        let epoch = claim.expected.next();
+        let winner = self.store.decide_second(&claim.vm, claim.migration, self.side)?;
+        Ok(if winner == self.side {
+            Claimed::Yours(epoch)
+        } else {
+            let owner = self.store.host().to_owned();
+            Claimed::Lost(OwnershipRecord { owner, epoch, migration: Some(claim.migration) })
+        })
+    }
+}
+
+impl Second {
+    /// For a VM of this host, in a QEMU of `host`.
+    pub(crate) fn new(
+        store: &Store,
+        arrivals: &Arrivals,
+        (migration, vm): (MigrationId, &str),
+        host: qemu::Host,
+        allow_older: bool,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            store: store.clone(),
+            arrivals: arrivals.clone(),
+            migration,
+            vm: vm.to_owned(),
+            host,
+            allow_older,
+            lent: Mutex::default(),
+        })
+    }
+
+    /// Lends all RAM that another process can map, and says what is to be offered of it.
+    pub(crate) fn lend(self: &Arc<Self>, source: &Source, blocks: usize) -> Result<Offered, String> {
+        let mut offered = Offered::default();
+        let mut all = self.lent.locked();
+        for block in (0..blocks).map(|n| BlockId(n as u16)) {
+            // The id was drawn at random, and is this migration's alone.
+            let random = (self.migration.0 >> 64) as u64 ^ self.migration.0 as u64;
+            let nonce = Nonce::new(random.wrapping_add(u64::from(block.0)));
+            let Some(lent) = source.lend(block, nonce).map_err(|e| MemoryError(e).to_string())? else {
+                continue;
+            };
+            let place = [&self.migration.0.to_le_bytes()[..], &block.0.to_le_bytes()].concat();
+            all.insert(place.clone(), lent);
+            offered.blocks.push((Handover { block, reach: Reach::Host, place }, nonce));
+        }
+        Ok(offered)
+    }
+
+    /// Nothing is lent any more: its marks must not be taken for those of the next migration. A QEMU that maps
+    /// it keeps that.
+    pub(crate) fn take_back(&self) {
+        self.lent.locked().clear();
+    }
+
+    /// Starts the second QEMU, which maps what it was lent.
+    fn start(&self, request: &Request) -> Result<(Vm, BTreeSet<BlockId>, Place), Vec<String>> {
+        let one = |why: &dyn std::fmt::Display| vec![why.to_string()];
+        let recipe: Recipe = serde_json::from_slice(&request.recipe).map_err(|e| one(&e))?;
+        let lent = self.lent.locked();
+        let (mut host, mut reached) = (self.host.clone(), BTreeSet::new());
+        for Handover { block, place, .. } in &request.handovers {
+            let name = request.blocks.get(usize::from(block.0)).map(|block| block.name.clone());
+            if let (Some(lent), Some(name)) = (lent.get(place), name) {
+                let path = format!("/proc/self/fd/{}", lent.file().as_raw_fd());
+                host.shared_memory.insert(name, path.into());
+                reached.insert(*block);
+            }
+        }
+        let program = host.program().map_err(|why| one(&why))?;
+        let (there, here) = (recipe.qemu, preflight::version(&program).map_err(|why| one(&why))?);
+        if (here.major, here.minor) < (there.major, there.minor) && !self.allow_older {
+            return Err(vec![format!(
+                "{} is QEMU {here}, older than the {there} that runs the VM; name a later one with --qemu, or \
+                 allow an older one (--allow-older-qemu)",
+                program.display()
+            )]);
+        }
+        let place = self.arrivals.reserve(preflight::needs(&recipe, &host), host.overcommit);
+        let place = place.map_err(|why| one(&why))?;
+        // Its files are those of the first, by the same names.
+        let vm = Vm::incoming(&recipe, &host).map_err(|e| one(&e))?;
+        Ok((vm, reached, place))
+    }
+
+    fn take(&self, request: &Request, vm: &mut Vm, wanted: &BTreeSet<BlockId>) -> Result<Taken, Vec<String>> {
+        let one = |why: &dyn std::fmt::Display| vec![why.to_string()];
+        misfits(request, vm)?;
+        vm.take_ahead(&request.private).map_err(|e| one(&e))?;
+        let opened = Target::open_reaching(vm.process().pid(), vm.ram_blocks(), wanted);
+        let (target, reached) = opened.map_err(|e| one(&MemoryError(e)))?;
+        let found = found(vm, None).map_err(|e| one(&e))?;
+        let process = Process::of(found.pid).map_err(|e| one(&format!("its QEMU ended at once: {e}")))?;
+        let waits = Kept {
+            recipe: found.recipe,
+            process: Some(process),
+            qmp: found.qmp,
+            belongings: found.belongings,
+        };
+        let begun = self.store.begin_second(&self.vm, self.migration, waits).map_err(|e| one(&e))?;
+        begun.map_err(|why| one(&why))?;
+        Ok(Taken { target, reached })
+    }
+}
+
+struct Taken {
+    target: Target,
+    reached: Vec<ports::Reached>,
+}
+
+impl Host for Second {
+    fn name(&self) -> String {
+        self.store.host().to_owned()
+    }
+
+    fn prepare(&self, request: &Request) -> Result<Waiting, Vec<String>> {
+        if request.migration != self.migration || request.vm != self.vm || request.post_copy {
+            return Err(vec!["this is not the migration that it waits for".to_owned()]);
+        }
+        let (mut vm, wanted, place) = self.start(request)?;
+        match self.take(request, &mut vm, &wanted) {
+            Ok(Taken { target, reached }) => {
+                let memory = target.memory();
+                place.lands_in(&memory);
+                let journal = SecondJournal {
+                    store: self.store.clone(),
+                    vm: self.vm.clone(),
+                    migration: self.migration,
+                };
+                let (machine, journal) = (Box::new(vm), Box::new(journal));
+                Ok(Waiting { memory, reached, missing: None, machine, journal })
+            }
+            Err(mut reasons) => {
+                if let Err(error) = vm.destroy() {
+                    reasons.push(format!("and the QEMU that was started for it would not end: {error}"));
+                }
+                Err(reasons)
+            }
+        }
+    }
+
+    fn spool_directory(&self, _: &str) -> Result<PathBuf, String> {
+        Err("nothing of it needs a datastore: it stays on this host".to_owned())
+    }
+
+    fn record(&self) -> Arc<dyn Ownership> {
+        Arc::new(Decision { store: self.store.clone(), side: Side::Second })
+    }
+
+    fn settled(&self, _: MigrationId) -> bool {
+        false
+    }
+
+    fn ended(&self, request: &Request, arrived: bool) {
+        let kept = if arrived { self.store.keep_history(&request.vm, &request.history) } else { Ok(()) };
+        if let Err(error) = kept {
+            tracing::error!(vm = request.vm, %error, "its next migration will not know how this one went");
+        }
+        tracing::info!(vm = request.vm, arrived, "a move to another QEMU of this host is over");
+    }
+}
+
+/// What the second side writes down. It lacks no memory once it is decided.
+struct SecondJournal {
+    store: Store,
+    vm: String,
+    migration: MigrationId,
+}
+
+impl TargetJournal for SecondJournal {
+    fn missing(&mut self, pages: &MemorySet) -> io::Result<()> {
+        match pages.is_empty() {
+            true => Ok(()),
+            false => Err(io::Error::other("a second QEMU of one host starts with all its memory")),
+        }
+    }
+
+    fn goes_on(&mut self, state: RunState) -> io::Result<()> {
+        self.store.second_goes_on(&self.vm, self.migration, state)
+    }
+
+    fn went_on(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn spool(&mut self, _: &SpoolRecord) -> io::Result<()> {
+        Err(io::Error::other("a second QEMU of one host has no spool"))
+    }
+
+    fn settled(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn abandoned(&mut self, _: bool) -> io::Result<()> {
+        // Whoever ends the first side ends this record, too.
+        Ok(())
+    }
+}
+
+/// Where this host calls itself, as long as it lives.
+pub(crate) struct Door {
+    address: SocketAddr,
+    closed: Arc<AtomicBool>,
+}
+
+impl Door {
+    /// Lets in whoever can show this host's own certificate, where it has one; and takes in one migration.
+    pub(crate) fn open(second: &Arc<Second>, security: &Security) -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let (address, closed) = (listener.local_addr()?, Arc::new(AtomicBool::new(false)));
+        let acceptor = Acceptor::new(second.clone(), security.clone());
+        let over = closed.clone();
+        thread::Builder::new().name("second".into()).spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                if over.load(SeqCst) {
+                    return;
+                }
+                let acceptor = acceptor.clone();
+                let serve = move || {
+                    if let Err(error) = acceptor.serve(stream) {
+                        tracing::debug!(%error, "a connection of this host to itself was turned away");
+                    }
+                };
+                if let Err(error) = thread::Builder::new().name("second".into()).spawn(serve) {
+                    tracing::warn!(%error, "no thread for a connection of this host to itself");
+                }
+            }
+        })?;
+        Ok(Self { address, closed })
+    }
+
+    /// By which the first side reaches the second.
+    pub(crate) fn dial(&self, host: &str, migration: MigrationId, security: &Security) -> Arc<dyn Dial> {
+        Arc::new(TcpDial::new(vec![self.address], host, migration, security.clone()))
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.closed.store(true, SeqCst);
+        // Whoever waits for a connection looks up.
+        drop(TcpStream::connect(self.address));
+    }
+}
