@@ -1,12 +1,12 @@
 //! A second QEMU of one host takes a running guest over: RAM that it reaches is handed over, other RAM travels.
-//! By engine, attach and QEMU alone, without agents.
+//! By engine, attach and QEMU alone, and by an agent.
 
 use api::{Event, MigrateOptions, Mode, Outcome, Phase, Report};
 use attach::{Lent, Source, Target, Tracking};
 use engine::{
     Acceptor, Dial, LinkHistory, Offered, RemoteRecord, SharedPort, SourceDriver, SourceParts, TcpDial,
 };
-use lab::{Tools, skip};
+use lab::{Doing, Result, Spec, Stage, Tools, VmFile, ensure, skip, story};
 use pki::Security;
 use ports::{
     Claim, Claimed, Handover, Host, Machine, Nonce, Offer, Ownership, OwnershipRecord, Reach, Request,
@@ -116,7 +116,7 @@ impl Host for Second {
         "second".into()
     }
 
-    fn prepare(&self, request: &Request) -> Result<Waiting, Vec<String>> {
+    fn prepare(&self, request: &Request) -> std::result::Result<Waiting, Vec<String>> {
         let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
         let recipe: Recipe = serde_json::from_slice(&request.recipe).map_err(|e| one(&e))?;
         let lent = self.lent.lock().unwrap();
@@ -144,7 +144,7 @@ impl Host for Second {
         })
     }
 
-    fn spool_directory(&self, _: &str) -> Result<PathBuf, String> {
+    fn spool_directory(&self, _: &str) -> std::result::Result<PathBuf, String> {
         Err("nobody spools here".into())
     }
 
@@ -418,4 +418,50 @@ fn memory_that_is_not_reached_travels_beside_what_is() {
     let mut vm = Vm::reopen(&second).unwrap();
     beats_beyond(vm.console().unwrap(), seen + 20);
     vm.destroy().unwrap();
+}
+
+/// By its agent: a client talks to the guest all the while.
+#[test]
+fn a_vm_moves_to_another_qemu_of_its_host_and_back() {
+    story("another QEMU of one host", &["a"], |lab, tools| {
+        let stage = Stage::new(lab, tools)?;
+        let vm = VmFile { vcpus: 2, ..VmFile::new("web", Spec::new(151, "whimbrel.check=48M,rate=8M")) };
+        let guest = stage.run("a", &vm)?;
+        let client = guest.echo(Duration::from_millis(5))?;
+        let pid = || -> Result<u64> {
+            let shown = stage.show("a", "web")?.doing("find the VM")?;
+            shown["pid"].as_u64().doing("find its QEMU")
+        };
+        let lives = |pid: u64| Path::new(&format!("/proc/{pid}/exe")).exists();
+        let first = pid()?;
+
+        // In vain: no QEMU, and a user who cancels.
+        let none = ["--qemu", "/bin/false"];
+        stage.start_migration("web", "a", "self", &none)?.ended("failed", 1)?;
+        let mut cancelled = stage.start_migration("web", "a", "self", &[])?;
+        cancelled.until_phase("preflight")?;
+        cancelled.interrupt()?;
+        cancelled.ended("cancelled", 130)?;
+        ensure!(pid()? == first, "it stays in its QEMU");
+        guest.runs()?;
+
+        let newer = tools.qemu_10.as_ref().map(|qemu| qemu.to_string_lossy().into_owned());
+        let mut rows = vec![vec!["--verify"], vec![]];
+        rows.extend(newer.iter().map(|newer| vec!["--qemu", newer.as_str()]));
+        for options in rows {
+            let before = pid()?;
+            let report = stage.start_migration("web", "a", "self", &options)?.completed()?;
+            ensure!(report.0["handed_over"] == report.0["guest_bytes"], "{}", report.0);
+            ensure!(report.number("wire_bytes")? <= MIB as f64, "{}", report.0);
+            ensure!(report.0["fate"]["host"] == "a", "{}", report.0);
+            eprintln!("{options:?}: pause {} ms", report.number("downtime_ms")?);
+            stage.runs_only_on("web", "a")?;
+            ensure!(pid()? != before && !lives(before), "one QEMU is left, and it is another");
+            guest.runs()?;
+            guest.verify()?;
+        }
+        client.finish(Duration::from_secs(10))?;
+        stage.agent("a").cli().json(&["stop", "web"])?;
+        Ok(())
+    });
 }
