@@ -435,13 +435,8 @@ fn a_vm_moves_to_another_qemu_of_its_host_and_back() {
         let lives = |pid: u64| Path::new(&format!("/proc/{pid}/exe")).exists();
         let first = pid()?;
 
-        // In vain: no QEMU, and a user who cancels.
-        let none = ["--qemu", "/bin/false"];
-        stage.start_migration("web", "a", "self", &none)?.ended("failed", 1)?;
-        let mut cancelled = stage.start_migration("web", "a", "self", &[])?;
-        cancelled.until_phase("preflight")?;
-        cancelled.interrupt()?;
-        cancelled.ended("cancelled", 130)?;
+        // In vain.
+        stage.start_migration("web", "a", "self", &["--qemu", "/bin/false"])?.ended("failed", 1)?;
         ensure!(pid()? == first, "it stays in its QEMU");
         guest.runs()?;
 

@@ -26,7 +26,7 @@ use std::{
     time::{Duration, Instant},
 };
 use sys::pulse::Pulse;
-use units::{Epoch, Locked, MigrationId};
+use units::{Epoch, Locked, MigrationId, Rate};
 
 /// How many data connections a migration begins with: with one, its two threads are the limit before a fast
 /// link is (`./dev bench --streams`). More are used where that moves more.
@@ -42,6 +42,9 @@ const MOST_STREAMS: u32 = 8;
 /// nothing. Replaced by what was seen on the way to each host.
 const SWITCHOVER: Duration = Duration::from_millis(8);
 const EMULATED_SWITCHOVER: Duration = Duration::from_millis(14);
+
+/// What this host's connection to itself carries, about: it is not worth a probe.
+const LOOPBACK: Rate = Rate(2 << 30);
 
 /// A reading that took longer than this is not done once more: its QEMU hangs.
 const LONG_READING: Duration = Duration::from_secs(2);
@@ -131,7 +134,10 @@ impl Mover {
         })?;
         tracing::debug!(vm = vm.name, ?took, "read again");
         let cores = cores(request.options.cpu, SpareCores::beside(open.process()));
-        let link_history = self.link_history(&request.options.to, open.recipe().accel);
+        let mut link_history = self.link_history(&request.options.to, open.recipe().accel);
+        if within.is_some() {
+            link_history.link = Some(LOOPBACK);
+        }
         let recipe = shown.as_ref().map_or(open.recipe(), |shown| &shown.recipe);
         let kvm = if open.recipe().accel == Accel::Kvm { self.qemu.host().kvm } else { None };
         let kvm_speed = kvm.map(|kvm| kvm.speed);
