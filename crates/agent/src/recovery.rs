@@ -9,7 +9,7 @@ use crate::{
     store::{Arrival, ArrivalRecord, DepartureRecord, DepartureState, SELF, Side, StoreError, VmRecord},
 };
 use api::{Failure, Fate, Mode, Outcome, Report};
-use ports::{Claim, Claimed, SourceJournal};
+use ports::{Claim, Claimed, OwnershipRecord, SourceJournal};
 use std::{
     collections::{HashMap, HashSet},
     io,
@@ -298,7 +298,10 @@ impl Recovery {
             expected,
             claimer: self.registry.host().to_owned(),
         };
-        let claimed = self.migrator.ask(entry, &claim)?;
+        let claimed = match entry.to == SELF {
+            true => self.claim_for_first(&claim)?,
+            false => self.migrator.ask(entry, &claim)?,
+        };
         let _settling = self.settling.locked();
         let now = self.registry.store().departure_of(&vm.name)?;
         if now.as_ref() != Some(entry) {
@@ -318,6 +321,17 @@ impl Recovery {
                 Ok(false)
             }
         }
+    }
+
+    /// Between two QEMUs of its own a host decides by itself. Whoever could have claimed for the second has ended
+    /// with the agent or the migration before.
+    fn claim_for_first(&self, claim: &Claim) -> io::Result<Claimed> {
+        let epoch = claim.expected.next();
+        let (migration, owner) = (claim.migration, self.registry.host().to_owned());
+        Ok(match self.registry.store().decide_second(&claim.vm, migration, Side::First)? {
+            Side::First => Claimed::Yours(epoch),
+            Side::Second => Claimed::Lost(OwnershipRecord { owner, epoch, migration: Some(migration) }),
+        })
     }
 
     /// What is to be said of a migration until it is settled, unless its own report says so already.

@@ -6,7 +6,7 @@ use crate::{
     incoming::Incoming,
     janitor::Janitor,
     record::{HostRecord, named},
-    second::{Decision, Door, Second},
+    second::{Door, Second},
     unasked::{Later, Left},
 };
 use agent::{
@@ -14,7 +14,7 @@ use agent::{
     config::Config,
     migrate::{Events, MigrateRequest, Migrator, Wishes},
     peers::Pass,
-    store::{Arrival, ArrivalRecord, DepartureRecord, SELF, Side, Store, VmRecord},
+    store::{Arrival, ArrivalRecord, DepartureRecord, SELF, Store, VmRecord},
 };
 use api::{Failure, Fate, Forecast, MigrateOptions, Mode, Outcome, Report};
 use attach::RamBlock;
@@ -279,9 +279,6 @@ impl Migrator for Mover {
 
     fn ask(&self, departure: &DepartureRecord, claim: &Claim) -> io::Result<Claimed> {
         let DepartureRecord { to, address, record, .. } = departure;
-        if to == SELF {
-            return Decision { store: self.store.clone(), side: Side::First }.claim(claim);
-        }
         if record.is_empty() {
             return RemoteRecord(self.dial(to, address, claim.migration)?).claim(claim);
         }
