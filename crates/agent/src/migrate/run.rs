@@ -158,7 +158,9 @@ impl Migrations {
                 "it runs on that host already; --to self lets another QEMU of it take the VM over",
             ));
         }
-        hindrance_within(options, within).map_or(Ok(()), |why| Err(bad(why)))?;
+        if let Some(why) = hindrance_within(options, within) {
+            return Err(bad(why));
+        }
         if options.streams.is_some_and(|n| n == 0 || n > MigrateOptions::MOST_STREAMS) {
             return Err(bad(&format!("a migration has 1 to {} streams", MigrateOptions::MOST_STREAMS)));
         }
