@@ -81,6 +81,7 @@ pub enum LinkEvent {
 
 /// What is to be done about it, in order.
 #[derive(Clone, PartialEq, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there are few at a time")]
 pub enum LinkEffect {
     /// Ends all connections; whatever they still report does not matter any more.
     HangUp,

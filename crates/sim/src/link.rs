@@ -62,6 +62,7 @@ pub enum As {
 
 /// What a connection carries.
 #[derive(Clone, Hash, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there are few at a time")]
 pub enum Word {
     /// The preamble: who wants what.
     Hello,
