@@ -13,7 +13,7 @@ use ports::{
     RunState, SourceJournal, SpoolRecord, TargetJournal, Waiting,
 };
 use qemu::{
-    Recipe, Vm, VmFile,
+    Recipe, Vm,
     recipe::{Argument, Backing, MemoryBlock},
 };
 use rustix::process::{Signal, pidfd_send_signal};
@@ -182,7 +182,7 @@ impl Bed {
         let dial = listener.local_addr().unwrap();
         let acceptor = Acceptor::new(second.clone(), Security::Plaintext);
         thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
+            for stream in listener.incoming().map_while(io::Result::ok) {
                 let acceptor = acceptor.clone();
                 thread::spawn(move || acceptor.serve(stream));
             }
@@ -312,7 +312,7 @@ fn guest(tools: &Tools, host: &qemu::Host, nodes: &[u64], ends: &Ends) -> Vm {
         tools.kernel,
         tools.initrd,
     );
-    let mut recipe = VmFile::parse(&text, Path::new("vm.toml")).unwrap().recipe(host).unwrap();
+    let mut recipe = qemu::VmFile::parse(&text, Path::new("vm.toml")).unwrap().recipe(host).unwrap();
     if nodes.len() > 1 {
         recipe.main_memory = None;
         recipe.memory.clear();
