@@ -253,7 +253,7 @@ impl Bed {
                 if let Event::Phase { phase, .. } = event {
                     let (done, wait) = std::sync::mpsc::channel::<()>();
                     drop(events.lock().unwrap().send((phase, done)));
-                    drop(wait.recv());
+                    let _ = wait.recv();
                 }
             });
             let (driver, handle) = SourceDriver::new(parts, options, heard);
@@ -351,7 +351,9 @@ struct EndsHere(Ends);
 impl Drop for EndsHere {
     fn drop(&mut self) {
         if let Ok(processes) = self.0.0.lock() {
-            processes.iter().for_each(|process| drop(pidfd_send_signal(process, Signal::KILL)));
+            for process in processes.iter() {
+                let _ = pidfd_send_signal(process, Signal::KILL);
+            }
         }
     }
 }
