@@ -43,7 +43,7 @@ struct Name(String);
 impl<'d> Deserialize<'d> for Name {
     fn deserialize<D: Deserializer<'d>>(from: D) -> Result<Self, D::Error> {
         let text = String::deserialize(from)?;
-        name::check(&text).map_err(D::Error::custom)?;
+        name::check_host(&text).map_err(D::Error::custom)?;
         Ok(Self(text))
     }
 }
@@ -153,7 +153,7 @@ impl Config {
             Some(name) => name,
             None => host_name()?,
         };
-        name::check(&name).map_err(|why| ConfigError::Flag(format!("the host's name: {why}")))?;
+        name::check_host(&name).map_err(|why| ConfigError::Flag(format!("the host's name: {why}")))?;
         let mut peers: BTreeMap<String, Address> =
             file.peers.into_iter().map(|(name, address)| (name.0, address)).collect();
         peers.extend(flags.peers);
@@ -201,7 +201,7 @@ fn host_name() -> Result<String, ConfigError> {
         ConfigError::Flag(format!("this host's name cannot be read ({error}); give it one with --name"))
     })?;
     let short = said.trim().split('.').next().unwrap_or_default();
-    match name::check(short) {
+    match name::check_host(short) {
         Ok(()) => Ok(short.to_owned()),
         Err(_) => Err(ConfigError::Flag("this host has no usable name; give it one with --name".to_owned())),
     }

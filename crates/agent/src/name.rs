@@ -1,5 +1,7 @@
 //! Names of hosts and VMs: they become parts of paths and lines of tables.
 
+use crate::store::SELF;
+
 /// The longest name. A unix socket's path holds 107 bytes, and the VM's name is part of it.
 pub const LONGEST: usize = 48;
 
@@ -14,6 +16,14 @@ pub fn check(name: &str) -> Result<(), String> {
         "{name:?} is no name: it must begin with a letter or digit, go on with letters, digits, '-', '_' or \
          '.', and have at most {LONGEST} characters"
     ))
+}
+
+/// Why `name` cannot name a host: where a VM is sent, one word means the host on which it is.
+pub fn check_host(name: &str) -> Result<(), String> {
+    match name {
+        SELF => Err(format!("no host can be called {SELF}: a migration to {SELF} stays on its host")),
+        _ => check(name),
+    }
 }
 
 /// Those of `names` that somebody who wrote `wanted` may have meant, the nearest first.
@@ -40,6 +50,12 @@ mod tests {
         for bad in ["", ".", "..", "-x", "a/b", "a b", "ü", long.as_str()] {
             assert!(check(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn no_host_is_called_what_means_this_one() {
+        assert_eq!((check_host("self2"), check("self")), (Ok(()), Ok(())));
+        assert!(check_host("self").is_err() && check_host("-x").is_err());
     }
 
     #[test]

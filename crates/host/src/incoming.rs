@@ -37,7 +37,7 @@ impl Incoming {
     fn look(&self, request: &Request) -> Result<(Recipe, Vec<Opened>, Place), Vec<String>> {
         name::check(&request.vm).map_err(|why| vec![why])?;
         // It is recorded, and shown.
-        name::check(&request.from).map_err(|why| vec![format!("the source calls itself {why}")])?;
+        name::check_host(&request.from).map_err(|why| vec![format!("the source calls itself {why}")])?;
         if request.recipe.len() > MAX_RECIPE {
             return Err(vec![format!("its description is longer than {MAX_RECIPE} bytes")]);
         }
