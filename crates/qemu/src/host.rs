@@ -45,6 +45,9 @@ pub struct Host {
     /// Memory that exists already and is to be used as it is, by block id: then it is not copied but handed
     /// over. QEMU inherits what these paths lead to now, which may be a memfd (`/proc/self/fd/N`).
     pub shared_memory: BTreeMap<String, PathBuf>,
+    /// Another QEMU of this host runs the same VM: the names of its ports lead there until
+    /// [`crate::Belongings::take_names`].
+    pub second: bool,
     /// What KVM does here, if there is any. The caller finds out by timing a guest; a device file proves
     /// nothing.
     pub kvm: Option<Kvm>,
@@ -64,6 +67,7 @@ impl Host {
             owner: PathBuf::new(),
             memory: PathBuf::from("/dev/shm"),
             shared_memory: BTreeMap::new(),
+            second: false,
             kvm: None,
             limits: Limits::default(),
             overcommit: 100,

@@ -2,11 +2,11 @@
 
 mod start;
 
-pub(crate) use start::{Started, start};
+pub(crate) use start::{Started, open, start};
 
 use crate::{
     host::Host,
-    ports::Port,
+    ports::{self, Port},
     qmp::{Qmp, QmpError},
     remove, tap, tpm,
 };
@@ -101,6 +101,11 @@ impl Belongings {
     pub fn remove_ended(&self, vm: &str) {
         self.remove();
         self.tpm.iter().for_each(|folder| tpm::keep(folder, vm));
+    }
+
+    /// Has the names of its ports that stay the same lead to this process: its guest runs.
+    pub fn take_names(&self) {
+        ports::take_names(&self.ports);
     }
 
     /// Where these are written down as long as the process is there.

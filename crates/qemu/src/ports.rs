@@ -127,7 +127,7 @@ pub(crate) fn make_logs(ports: &[Port]) -> Result<Vec<(PathBuf, File)>, (PathBuf
     ports.iter().filter_map(|port| port.log.as_ref()).map(make).collect()
 }
 
-/// What the new process has made, and the names that stay the same.
+/// What the new process has made.
 pub(crate) fn settle(ports: &mut [Port], qmp: &mut Qmp) -> Result<(), QmpError> {
     if ports.iter().any(|port| port.kind == PortKind::Pty) {
         let answer = qmp.execute("query-chardev", json!({}))?;
@@ -141,13 +141,17 @@ pub(crate) fn settle(ports: &mut [Port], qmp: &mut Qmp) -> Result<(), QmpError> 
             port.path = PathBuf::from(path.unwrap_or_default());
         }
     }
-    for port in ports.iter() {
+    Ok(())
+}
+
+/// Has the names that stay the same lead to these.
+pub(crate) fn take_names(ports: &[Port]) {
+    for port in ports {
         let Some(link) = port.link.as_ref().filter(|_| !port.path.as_os_str().is_empty()) else { continue };
         if let Err(error) = point(link, &port.path) {
             tracing::warn!(link = %link.display(), %error, "a port is found under its own name only");
         }
     }
-    Ok(())
 }
 
 /// At no moment does the name lead nowhere.

@@ -100,6 +100,9 @@ pub(crate) fn start(
             if let Err(error) = ports::settle(&mut belongings.ports, &mut qmp) {
                 tracing::warn!(vm, %error, "it is not known what its character devices are here");
             }
+            if !host.second {
+                belongings.take_names();
+            }
             Ok(Started { qmp, process, belongings, grants })
         }
         Err(error) => {
@@ -129,7 +132,7 @@ fn chains(recipe: &Recipe, opened: &[Opened]) -> Chains {
 }
 
 /// The recipe's files, by what their names lead to now.
-fn open(recipe: &Recipe) -> Result<Vec<Opened>, Vec<String>> {
+pub(crate) fn open(recipe: &Recipe) -> Result<Vec<Opened>, Vec<String>> {
     let only_read = recipe.only_read();
     let (mut all, mut reasons) = (Vec::new(), Vec::new());
     for file in &recipe.files {

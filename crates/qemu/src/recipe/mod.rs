@@ -452,6 +452,15 @@ impl Recipe {
         kinds.into_iter().find_map(|(stem, name)| has(stem).then_some(name))
     }
 
+    /// Whether this memory is a virtio-mem device's. QEMU up to 8.1 throws all of it away when it makes one,
+    /// also where that waits for a migration.
+    pub fn is_of_virtio_mem(&self, block: &str) -> bool {
+        self.devices().any(|value| {
+            device_driver(value).starts_with("virtio-mem")
+                && options::get(&options::parse(value, "driver"), "memdev") == Some(block)
+        })
+    }
+
     /// How much memory its guest may use: of a virtio-mem device that is what was asked of it, however large
     /// it may become.
     pub fn used_bytes(&self, counts: impl Fn(&MemoryBlock) -> bool) -> u64 {

@@ -31,6 +31,11 @@ impl Vm {
         Self::wait_for(recipe, host, Some(opened))
     }
 
+    /// The files of a recipe, by what their names lead to now: for [`Vm::incoming_with`].
+    pub fn open_files(recipe: &Recipe) -> Result<Vec<Opened>, Vec<String>> {
+        launch::open(recipe)
+    }
+
     fn wait_for(recipe: &Recipe, host: &Host, opened: Option<&[Opened]>) -> Result<Self, LaunchError> {
         let mut vm = Self::start(recipe, host, true, opened)?;
         let opened = vm
