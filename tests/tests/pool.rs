@@ -1,5 +1,5 @@
-//! A second QEMU of one host takes a running guest over: RAM that it reaches is handed over, other RAM travels.
-//! By engine, attach and QEMU alone, and by an agent.
+//! A second QEMU of one host takes a running guest over: RAM that it reaches is handed over, other RAM
+//! travels. By engine, attach and QEMU alone, and by an agent.
 
 use api::{Event, MigrateOptions, Mode, Outcome, Phase, Report};
 use attach::{Lent, Source, Target, Tracking};

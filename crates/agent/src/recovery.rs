@@ -6,7 +6,10 @@ use crate::{
     migrate::{Migrator, Wish},
     refusal::{Refusal, RefusalKind},
     registry::Registry,
-    store::{Arrival, ArrivalRecord, DepartureRecord, DepartureState, SELF, Side, StoreError, VmRecord},
+    store::{
+        Arrival, ArrivalRecord, DepartureRecord, DepartureState, SELF, SecondRecord, Side, StoreError,
+        VmRecord,
+    },
 };
 use api::{Failure, Fate, Mode, Outcome, Report};
 use ports::{Claim, Claimed, OwnershipRecord, SourceJournal};
@@ -18,7 +21,7 @@ use std::{
     time::Duration,
 };
 use tracing::{error, info, warn};
-use units::{Epoch, Locked};
+use units::{Epoch, Locked, MigrationId};
 
 /// When to ask again: at first soon, then less and less often. It decides nothing but that (I1).
 const ASK_AGAIN: [Duration; 5] = [
@@ -70,8 +73,8 @@ impl Recovery {
         for (name, _) in store.departures()? {
             self.take_up(&name);
         }
-        for (name, _) in store.seconds()? {
-            self.end_second(&name);
+        for (name, second) in store.seconds()? {
+            self.end_second(&name, second.migration);
         }
         Ok(())
     }
@@ -83,20 +86,21 @@ impl Recovery {
         let found = store.departure_of(name).and_then(|entry| Ok(entry.zip(store.vm(name)?)));
         let (entry, vm) = match found {
             Ok(Some(found)) => found,
-            Ok(None) => return self.end_second(name),
+            Ok(None) => return,
             Err(error) => return error!(vm = name, %error, "its journal cannot be read"),
         };
         if entry.state == DepartureState::Pausing && self.unpause(&vm, &entry) {
-            return self.end_second(name);
+            return self.end_second(name, entry.migration);
         }
         if !self.busy.locked().insert(name.to_owned()) {
             return;
         }
         let this = self.clone();
         let work = move || {
+            let migration = entry.migration;
             this.settle(&vm, entry);
             this.let_go(&vm.name);
-            this.end_second(&vm.name);
+            this.end_second(&vm.name, migration);
             this.busy.locked().remove(&vm.name);
         };
         if let Err(error) = thread::Builder::new().name(format!("recover {name}")).spawn(work) {
@@ -118,6 +122,11 @@ impl Recovery {
         let _settling = self.settling.locked();
         let entry = self.registry.store().departure_of(name).map_err(|e| Refusal::store(e, host))?;
         match entry {
+            Some(entry) if entry.to == SELF => Err(refuse(
+                RefusalKind::Conflict,
+                "between two QEMUs of its own this host decides by itself".to_owned(),
+            )
+            .vm_runs_on(host)),
             Some(entry) if matches!(entry.state, DepartureState::Fenced { .. }) => {
                 if entry.to != fenced {
                     let why = format!("the host in question is {}, not {fenced}", entry.to);
@@ -243,7 +252,10 @@ impl Recovery {
                 (Ok(_), Ok(_)) => return error!(vm = name, "nothing is recorded of its second QEMU"),
                 (Err(error), _) | (_, Err(error)) => return error!(vm = name, %error, "it cannot be read"),
             };
-            match self.registry.hypervisor().restore(&vm, second.goes_on) {
+            // First of all nobody can have the first run any more: both map the same memory (I1).
+            let hypervisor = self.registry.hypervisor();
+            let ended = hypervisor.discard(&second.other_of(&vm));
+            match ended.and_then(|()| hypervisor.restore(&vm, second.goes_on)) {
                 Ok(()) => break,
                 // Nobody can bring it back.
                 Err(_) if !alive(&vm) => break,
@@ -266,24 +278,28 @@ impl Recovery {
         }
     }
 
-    /// Ends the QEMU in which the guest does not run, of a VM that has two, once its journal is settled. Where
-    /// nobody has decided between them, that is the second: whoever could have claimed for it has ended.
-    fn end_second(&self, name: &str) {
+    /// Ends the QEMU in which the guest does not run, of a VM that has two by this migration, once its
+    /// journal is settled. Where nobody has decided between them, that is the second: whoever could have
+    /// claimed for it has ended.
+    pub fn end_second(&self, name: &str, migration: MigrationId) {
         let store = self.registry.store();
         let ended = || -> Result<(), String> {
             let text = |error: &dyn std::fmt::Display| error.to_string();
             if store.departure_of(name).map_err(|e| text(&e))?.is_some() {
                 return Ok(());
             }
-            let Some(open) = store.second(name).map_err(|e| text(&e))? else { return Ok(()) };
-            store.decide_second(name, open.migration, Side::First).map_err(|e| text(&e))?;
+            let of = |second: SecondRecord| (second.migration == migration).then_some(second);
+            if store.second(name).map_err(|e| text(&e))?.and_then(of).is_none() {
+                return Ok(());
+            }
+            store.decide_second(name, migration, Side::First).map_err(|e| text(&e))?;
             // What that has decided, or was decided before: the record and the VM's fit together.
-            let second = store.second(name).map_err(|e| text(&e))?;
+            let second = store.second(name).map_err(|e| text(&e))?.and_then(of);
             let vm = store.vm(name).map_err(|e| text(&e))?;
             let (Some(second), Some(vm)) = (second, vm) else { return Ok(()) };
             let other = second.other_of(&vm);
             self.registry.hypervisor().discard(&other).map_err(|why| why.0.join("; "))?;
-            store.end_second(name, open.migration).map_err(|e| text(&e))
+            store.end_second(name, migration).map_err(|e| text(&e))
         };
         if let Err(why) = ended() {
             warn!(vm = name, why, "the QEMU that it has left, or that waited for it, is not ended yet");
@@ -323,8 +339,8 @@ impl Recovery {
         }
     }
 
-    /// Between two QEMUs of its own a host decides by itself. Whoever could have claimed for the second has ended
-    /// with the agent or the migration before.
+    /// Between two QEMUs of its own a host decides by itself. Whoever could have claimed for the second has
+    /// ended with the agent or the migration before.
     fn claim_for_first(&self, claim: &Claim) -> io::Result<Claimed> {
         let epoch = claim.expected.next();
         let (migration, owner) = (claim.migration, self.registry.host().to_owned());

@@ -1,5 +1,5 @@
-//! An agent dies while another QEMU of its host takes a VM over: afterwards one of the two runs the guest, and
-//! the other is gone.
+//! An agent dies while another QEMU of its host takes a VM over: afterwards one of the two runs the guest,
+//! and the other is gone.
 
 mod fake;
 
@@ -23,8 +23,8 @@ enum Step {
     Settled,
 }
 
-/// The agent dies after this step, with a decision for this side. Which of both QEMUs is left then, and whether
-/// it is the first.
+/// The agent dies after this step, with a decision for this side. Which of both QEMUs is left then, and
+/// whether it is the first.
 fn dies(after: Step, side: Side) -> (Host, u32, bool) {
     let mut host = Host::new();
     let first = host.run("web1")["pid"].as_u64().unwrap() as u32;

@@ -1,8 +1,8 @@
 //! RAM that another process of this host maps as its own: handed over instead of sent.
 //!
 //! The proof goes through the memory: the source's file gets a lock at a place that was drawn at random, far
-//! beyond its end, and the target looks for it through the waiting process' own mapping. A lock belongs to one
-//! inode of one kernel, so whoever finds it there maps the same pages; and it changes none of them.
+//! beyond its end, and the target looks for it through the waiting process' own mapping. A lock belongs to
+//! one inode of one kernel, so whoever finds it there maps the same pages; and it changes none of them.
 
 use crate::{
     Error, Memory,

@@ -57,8 +57,8 @@ impl Source {
         self.memory.huge()
     }
 
-    /// A block for another process of this host to map, marked with `nonce`; none if no other process can. Its
-    /// content is not touched.
+    /// A block for another process of this host to map, marked with `nonce`; none if no other process can.
+    /// Its content is not touched.
     pub fn lend(&self, id: BlockId, nonce: Nonce) -> Result<Option<Lent>, Error> {
         let step = Error::step(format!("mark RAM block number {}", id.0), self.process.pid());
         handover::lend(&self.memory, id, nonce).map_err(step)

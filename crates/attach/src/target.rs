@@ -31,9 +31,9 @@ impl Target {
         Self::open_reaching(pid, blocks, &BTreeSet::new()).map(|(target, _)| target)
     }
 
-    /// The same where `reached` of the blocks, which the process maps, are a source's own memory: they are left
-    /// as they are, and never written. Says what nonces were found through the process' mappings; fails if one
-    /// has none.
+    /// The same where `reached` of the blocks, which the process maps, are a source's own memory: they are
+    /// left as they are, and never written. Says what nonces were found through the process' mappings; fails
+    /// if one has none.
     pub fn open_reaching(
         pid: i32,
         blocks: &[RamBlock],

@@ -1,4 +1,5 @@
-//! Memory that another process maps as its RAM: found by a mark that only this memory shows, and never written.
+//! Memory that another process maps as its RAM: found by a mark that only this memory shows, and never
+//! written.
 
 mod bed;
 

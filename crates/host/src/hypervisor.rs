@@ -107,8 +107,8 @@ pub(crate) struct Waits {
     pub(crate) fd: i32,
     /// Its RAM blocks.
     pub(crate) blocks: Vec<RamBlock>,
-    /// Those of them, by their numbers, that were handed over: none of their pages is missing, and nobody writes
-    /// them but the guest.
+    /// Those of them, by their numbers, that were handed over: none of their pages is missing, and nobody
+    /// writes them but the guest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) handed_over: Vec<u16>,
 }
@@ -313,6 +313,8 @@ impl Hypervisor for QemuHost {
 
     fn restore(&self, vm: &VmRecord, before: RunState) -> Result<(), Reasons> {
         let mut open = give_back(vm, before)?;
+        // They may lead to another QEMU of this host still.
+        handle_of(vm)?.belongings.take_names();
         if let Err(why) = kept(vm).and_then(|kept| open.read_directly(&kept.buffered)) {
             tracing::warn!(vm = vm.name, why, "its disks still go through the page cache");
         }
@@ -330,7 +332,10 @@ impl Hypervisor for QemuHost {
     }
 
     fn discard(&self, vm: &VmRecord) -> Result<(), Reasons> {
-        launch::discard(&handle_of(vm)?.belongings).map_err(reasons)
+        let handle = handle_of(vm)?;
+        // It may be one that somebody else had started, without our mark.
+        frozen::end(&handle, None).map_err(reasons)?;
+        launch::discard(&handle.belongings).map_err(reasons)
     }
 }
 

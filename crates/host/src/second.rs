@@ -6,7 +6,7 @@
 
 use crate::{
     arrivals::{Arrivals, Place},
-    hypervisor::found,
+    hypervisor::{found, handle_of},
     incoming::misfits,
 };
 use agent::store::{Place as Kept, Process, Side, Store};
@@ -29,8 +29,13 @@ use std::{
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     thread,
+    time::Duration,
 };
 use units::{BlockId, Locked, MemorySet, MigrationId};
+
+/// How long the guest waits, at most, for the end of a second QEMU that was killed, before it goes on in the
+/// first: nothing of a killed one runs once it is gone, and one that is not gone by then waits in the kernel.
+const KILL: Duration = Duration::from_secs(1);
 
 /// The side at which the second QEMU waits, for one migration.
 pub(crate) struct Second {
@@ -69,11 +74,28 @@ impl Ownership for Decision {
             winner => winner?,
         };
         Ok(if winner == self.side {
+            self.kill_other(&claim.vm)?;
             Claimed::Yours(epoch)
         } else {
             let owner = self.store.host().to_owned();
             Claimed::Lost(OwnershipRecord { owner, epoch, migration: Some(claim.migration) })
         })
+    }
+}
+
+impl Decision {
+    /// Before the winner is told: both map the same memory, and whatever anybody asks of the other QEMU from
+    /// now on, it writes no more of it (I1). If it cannot be killed the winner is not told yet, and asks
+    /// again.
+    fn kill_other(&self, vm: &str) -> io::Result<()> {
+        let (Some(second), Some(vm)) = (self.store.second(vm)?, self.store.vm(vm)?) else { return Ok(()) };
+        let other = handle_of(&second.other_of(&vm)).map_err(io::Error::other)?;
+        let wait = match self.side {
+            Side::First => KILL,
+            // Frozen, and held until the first side hears that it has lost.
+            Side::Second => Duration::ZERO,
+        };
+        qemu::frozen::kill(&other, wait)
     }
 }
 
@@ -97,11 +119,13 @@ impl Second {
         })
     }
 
-    /// Lends all RAM that another process can map, and says what is to be offered of it.
-    pub(crate) fn lend(&self, source: &Source, blocks: usize) -> Result<Offered, String> {
+    /// Lends all RAM that another process can map, and says what is to be offered of it. Memory that the
+    /// second QEMU would throw away as it starts travels.
+    pub(crate) fn lend(&self, source: &Source, vm: &Vm) -> Result<Offered, String> {
         let mut offered = Offered::default();
         let mut all = self.lent.locked();
-        for block in (0..blocks).map(|n| BlockId(n as u16)) {
+        let blocks = (0..).map(BlockId).zip(vm.ram_blocks());
+        for (block, _) in blocks.filter(|(_, block)| !vm.recipe().is_of_virtio_mem(&block.name)) {
             // The id was drawn at random, and is this migration's alone.
             let random = (self.migration.0 >> 64) as u64 ^ self.migration.0 as u64;
             let nonce = Nonce::new(random.wrapping_add(u64::from(block.0)));
@@ -115,8 +139,8 @@ impl Second {
         Ok(offered)
     }
 
-    /// Nothing is lent any more: its marks must not be taken for those of the next migration. A QEMU that maps
-    /// it keeps that.
+    /// Nothing is lent any more: its marks must not be taken for those of the next migration. A QEMU that
+    /// maps it keeps that.
     pub(crate) fn take_back(&self) {
         self.lent.locked().clear();
     }
@@ -126,7 +150,7 @@ impl Second {
         let one = |why: &dyn std::fmt::Display| vec![why.to_string()];
         let recipe: Recipe = serde_json::from_slice(&request.recipe).map_err(|e| one(&e))?;
         let lent = self.lent.locked();
-        let (mut host, mut reached) = (self.host.clone(), BTreeSet::new());
+        let (mut host, mut reached) = (qemu::Host { second: true, ..self.host.clone() }, BTreeSet::new());
         for Handover { block, place, .. } in &request.handovers {
             let name = request.blocks.get(usize::from(block.0)).map(|block| block.name.clone());
             if let (Some(lent), Some(name)) = (lent.get(place), name) {
@@ -139,16 +163,24 @@ impl Second {
         let (there, here) = (recipe.qemu, preflight::version(&program).map_err(|why| one(&why))?);
         if (here.major, here.minor) < (there.major, there.minor) && !self.allow_older {
             return Err(vec![format!(
-                "{} is QEMU {here}, older than the {there} that runs the VM; name a later one with --qemu, or \
-                 allow an older one (--allow-older-qemu)",
+                "{} is QEMU {here}, older than the {there} that runs the VM; name a later one with --qemu, \
+                 or allow an older one (--allow-older-qemu)",
                 program.display()
             )]);
         }
         let place = self.arrivals.reserve(preflight::needs(&recipe, &host), host.overcommit);
         let place = place.map_err(|why| one(&why))?;
-        // Its files are those of the first, by the same names.
-        let vm = Vm::incoming(&recipe, &host).map_err(|e| one(&e))?;
-        Ok((vm, reached, place))
+        // Its files are those of the first, by the same names. Whether they still are is looked at again
+        // before the device state is loaded.
+        let opened = Vm::open_files(&recipe)?;
+        let mut vm = Vm::incoming_with(&recipe, &host, &opened).map_err(|e| one(&e))?;
+        match vm.uses(&opened) {
+            Ok(()) => Ok((vm, reached, place)),
+            Err(reasons) => {
+                drop(vm.destroy());
+                Err(reasons)
+            }
+        }
     }
 
     fn take(&self, request: &Request, vm: &mut Vm, wanted: &BTreeSet<BlockId>) -> Result<Taken, Vec<String>> {
@@ -256,6 +288,9 @@ impl TargetJournal for SecondJournal {
     }
 
     fn settled(&mut self) -> io::Result<()> {
+        if let Some(vm) = self.store.vm(&self.vm)? {
+            handle_of(&vm).map_err(io::Error::other)?.belongings.take_names();
+        }
         Ok(())
     }
 
@@ -308,5 +343,75 @@ impl Drop for Door {
         self.closed.store(true, SeqCst);
         // Whoever waits for a connection looks up.
         drop(TcpStream::connect(self.address));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use agent::store::{Origin, Standing, VmRecord};
+    use std::{
+        path::Path,
+        process::{Child, Command},
+        time::Instant,
+    };
+    use sys::{hold::Hold, process::PidFd};
+    use units::Epoch;
+
+    const MIGRATION: MigrationId = MigrationId(7);
+
+    /// A process in the place of a QEMU.
+    fn qemu(folder: &Path) -> (Child, Kept) {
+        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let text = "name = \"web\"\nmemory = \"64MiB\"\n";
+        let file = qemu::VmFile::parse(text, Path::new("web.toml")).unwrap();
+        let recipe = file.recipe(&qemu::Host::new(folder)).unwrap();
+        let place = Kept {
+            recipe: serde_json::to_value(recipe).unwrap(),
+            process: Some(Process::of(child.id()).unwrap()),
+            qmp: folder.join("qmp"),
+            belongings: serde_json::to_value(qemu::launch::Belongings::default()).unwrap(),
+        };
+        (child, place)
+    }
+
+    #[test]
+    fn i1_the_qemu_that_loses_is_killed_before_the_winner_knows() {
+        for side in [Side::First, Side::Second] {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Store::open(dir.path(), "here").unwrap();
+            let ((mut first, place), (mut second, waits)) = (qemu(dir.path()), qemu(dir.path()));
+            let Kept { recipe, process, qmp, belongings } = place;
+            let (name, origin, standing) = ("web".to_owned(), Origin::Run, Standing::Here);
+            store.add_vm(&VmRecord { name, recipe, process, qmp, belongings, origin, standing }).unwrap();
+            store.begin_second("web", MIGRATION, waits).unwrap().unwrap();
+            let process = PidFd::open(first.id().cast_signed()).unwrap();
+            process.freeze(KILL).unwrap();
+            let hold = Hold::begin(&process, KILL).unwrap();
+            let claim = |side| {
+                let claimer = "here".to_owned();
+                let claim = Claim { vm: "web".to_owned(), migration: MIGRATION, expected: Epoch(1), claimer };
+                Decision { store: store.clone(), side }.claim(&claim).unwrap()
+            };
+            assert_eq!(claim(side), Claimed::Yours(Epoch(2)));
+            let (winner, loser) = match side {
+                Side::First => (&mut first, &mut second),
+                Side::Second => (&mut second, &mut first),
+            };
+            // Also of one that is held: whatever signal it is sent, it is a zombie at once.
+            drop(hold);
+            let end = Instant::now() + KILL;
+            while loser.try_wait().unwrap().is_none() {
+                assert!(Instant::now() < end, "{side:?}: the loser lives");
+                thread::sleep(Duration::from_millis(1));
+            }
+            assert!(winner.try_wait().unwrap().is_none(), "{side:?}");
+            assert_eq!(claim(side), Claimed::Yours(Epoch(2)));
+            let other = if side == Side::First { Side::Second } else { Side::First };
+            assert!(matches!(claim(other), Claimed::Lost(_)), "{side:?}");
+            assert!(winner.try_wait().unwrap().is_none(), "{side:?}");
+            winner.kill().unwrap();
+            winner.wait().unwrap();
+        }
     }
 }

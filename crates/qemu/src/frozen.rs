@@ -62,6 +62,14 @@ pub fn thaw(handle: &Handle) -> io::Result<()> {
     }
 }
 
+/// Kills it, also where it is held, and waits for at most so long until it is gone. A frozen one has nothing
+/// done any more once this returns, gone or not.
+pub fn kill(handle: &Handle, wait: Duration) -> io::Result<()> {
+    let Some(process) = process(handle)? else { return Ok(()) };
+    launch::while_it_is_there(process.kill())?;
+    process.wait(wait).map(drop)
+}
+
 /// Ends it as it is, and takes away what belonged to it: nothing of it is of use any more.
 pub fn end(handle: &Handle, hold: Option<Hold>) -> io::Result<()> {
     if let Some(process) = process(handle)? {

@@ -46,7 +46,7 @@ pub struct Host {
     /// over. QEMU inherits what these paths lead to now, which may be a memfd (`/proc/self/fd/N`).
     pub shared_memory: BTreeMap<String, PathBuf>,
     /// Another QEMU of this host runs the same VM: the names of its ports lead there until
-    /// [`crate::Belongings::take_names`].
+    /// [`crate::launch::Belongings::take_names`].
     pub second: bool,
     /// What KVM does here, if there is any. The caller finds out by timing a guest; a device file proves
     /// nothing.

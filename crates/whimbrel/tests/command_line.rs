@@ -108,6 +108,7 @@ fn programs_get_events_and_the_bare_report_as_the_last_line() {
         "from",
         "frozen_in_ms",
         "guest_bytes",
+        "handed_over",
         "left_behind",
         "mode",
         "outcome",

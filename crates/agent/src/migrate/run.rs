@@ -119,7 +119,9 @@ impl Migrations {
     /// A person has fenced the target of a migration that is in doubt. Says whether one runs that can be
     /// told.
     pub fn resolve_here(&self, vm: &str, fenced: &str) -> bool {
-        let running = self.of(vm).filter(|m| m.report().is_none() && m.request.options.to == fenced);
+        // Between two QEMUs of its own a host decides by itself.
+        let running = self.of(vm).filter(|_| fenced != SELF);
+        let running = running.filter(|m| m.report().is_none() && m.request.options.to == fenced);
         let doubtful = running.filter(|m| m.phase() == Some(Phase::Switchover));
         doubtful.inspect(|migration| migration.wishes.resolve_here.express()).is_some()
     }
@@ -296,6 +298,8 @@ impl Job {
         }
         let why = report.error.as_ref().map(|failure| failure.why.as_str());
         info!(vm, to, outcome = ?report.outcome, downtime_ms = report.downtime_ms, why, "migration over");
+        // Nobody begins another with it meanwhile.
+        self.recovery.end_second(vm, request.id);
         drop(self.lease);
         // Whatever the journal still says is settled as after a restart.
         self.recovery.take_up(vm);

@@ -51,9 +51,9 @@ pub struct SecondRecord {
     /// In which migration.
     #[serde(with = "records::id")]
     pub migration: MigrationId,
-    /// The QEMU that the VM's own record does not name: until the second side has won the one that waits, from
-    /// then on the one that the guest has left. Either way it is never to run the guest, unless a decision
-    /// is still to come.
+    /// The QEMU that the VM's own record does not name: until the second side has won the one that waits,
+    /// from then on the one that the guest has left. Either way it is never to run the guest, unless a
+    /// decision is still to come.
     pub other: Place,
     /// Who runs the guest, once that is decided: for good.
     #[serde(default)]

@@ -33,8 +33,8 @@ impl SourceDriver {
         self.parts.offered.blocks.iter().map(one).collect()
     }
 
-    /// The target's answer. What it reaches is neither sent nor tracked any more; a block that it does not reach
-    /// travels as always.
+    /// The target's answer. What it reaches is neither sent nor tracked any more; a block that it does not
+    /// reach travels as always.
     pub(super) fn hand_over(&mut self, reached: &[control::Reached]) -> Result<(), Broken> {
         let blocks = reached_of(&self.parts.offered.blocks, reached)
             .map_err(|told| Broken::new("hand memory over to the target", told))?;
@@ -55,8 +55,8 @@ impl SourceDriver {
     }
 }
 
-/// Which blocks the target reaches, by its answer; or why that cannot be true. A wrong nonce is another memory
-/// of the same name, whose bytes the guest must never get.
+/// Which blocks the target reaches, by its answer; or why that cannot be true. A wrong nonce is another
+/// memory of the same name, whose bytes the guest must never get.
 fn reached_of(
     offered: &[(Handover, Nonce)],
     reached: &[control::Reached],
@@ -83,11 +83,14 @@ fn reached_of(
 mod tests {
     use super::*;
 
+    /// What a target answers, and the blocks that are handed over then, or a part of what is said.
+    type Row<'a> = (&'a [(u32, u64)], Result<&'a [u16], &'a str>);
+
     #[test]
     fn only_what_was_offered_and_is_proven_is_handed_over() {
         let offer = |block| Handover { block: BlockId(block), reach: Reach::Host, place: vec![] };
         let offered = [(offer(0), Nonce::new(7)), (offer(2), Nonce::new(9))];
-        let table: &[(&[(u32, u64)], Result<&[u16], &str>)] = &[
+        let table: &[Row<'_>] = &[
             (&[], Ok(&[])),
             (&[(0, 7)], Ok(&[0])),
             (&[(2, 9), (0, 7)], Ok(&[0, 2])),

@@ -181,7 +181,7 @@ impl Mover {
             None => self.dial(&request.options.to, &address, request.id).map_err(|e| one(&e))?,
         };
         let offered = match within {
-            Some(Within { second, .. }) => second.lend(&source, open.ram_blocks().len()),
+            Some(Within { second, .. }) => second.lend(&source, &open),
             // No other host reaches this one's memory yet.
             None => Ok(Offered::default()),
         };
