@@ -4,6 +4,7 @@
 use lab::{Doing, Guest, HandStart, Lab, Oddity, Qmp, Result, Spec, Stage, VmFile, ensure, story, wait_for};
 use serde_json::{Value, json};
 use std::{
+    collections::BTreeMap,
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -168,5 +169,42 @@ fn a_vm_with_a_shared_record_goes_on_to_another_host() {
         one_is_left(lab, &stage, "web", &guest)?;
         let refused = stage.agent("a").cli().run(["resolve", "web", "--here", "--i-have-fenced", "self"])?;
         refused.exited(1).map(drop)
+    });
+}
+
+/// The pause does not depend on the size of the memory that is handed over.
+#[test]
+#[ignore = "measures; by hand, on a quiet machine: cargo test --release -p lab --test two_qemus -- --ignored"]
+fn figures_of_a_move_to_another_qemu() {
+    const MOVES: usize = 40;
+    story("figures of another QEMU", &["a"], |lab, tools| {
+        let stage = Stage::new(lab, tools)?;
+        for (number, memory) in [(154, "1GiB"), (155, "32GiB")] {
+            let name = format!("vm{number}");
+            let spec = Spec::new(number, "whimbrel.check=16M,rate=1M");
+            let guest = stage.run("a", &VmFile { memory: memory.into(), ..VmFile::new(&name, spec) })?;
+            let (mut pauses, mut most) = (Vec::new(), 0_f64);
+            let mut parts = BTreeMap::<String, Vec<f64>>::new();
+            for _ in 0..MOVES {
+                let report = stage.start_migration(&name, "a", "self", &[])?.completed()?;
+                ensure!(report.0["handed_over"] == report.0["guest_bytes"], "{}", report.0);
+                pauses.push(report.number("downtime_ms")?);
+                most = most.max(report.number("wire_bytes")?);
+                for part in report.0["downtime"].as_array().into_iter().flatten() {
+                    let name = format!("{} {}", part["side"], part["part"]);
+                    parts.entry(name).or_default().push(part["ms"].as_f64().unwrap_or_default());
+                }
+            }
+            guest.verify()?;
+            pauses.sort_by(f64::total_cmp);
+            let (median, p99) = (pauses[MOVES / 2], pauses[MOVES * 99 / 100]);
+            eprintln!("{memory}: pause {median:.1} ms (median), {p99:.1} ms (99 %), {most} bytes at most");
+            for (name, mut took) in parts {
+                took.sort_by(f64::total_cmp);
+                eprintln!("  {name}: {:.2} ms", took[took.len() / 2]);
+            }
+            stage.agent("a").cli().json(&["stop", &name])?;
+        }
+        Ok(())
     });
 }
