@@ -17,34 +17,12 @@ macro_rules! every_promise {
         mod $name {
             use super::*;
 
-            #[test]
-            fn the_same_claim_asked_again_gets_the_same_answer() {
-                if let Some(place) = $place {
-                    suite::the_same_claim_asked_again_gets_the_same_answer(&place);
-                }
-            }
-
-            #[test]
-            fn i1_of_many_threads_exactly_one_side_wins() {
-                if let Some(place) = $place {
-                    suite::i1_of_many_threads_exactly_one_side_wins(&place);
-                }
-            }
-
-            #[test]
-            fn a_stale_epoch_and_a_claim_that_nobody_offered_win_nothing() {
-                if let Some(place) = $place {
-                    suite::a_stale_epoch_and_a_claim_that_nobody_offered_win_nothing(&place);
-                }
-            }
-
-            #[test]
-            fn a_claimer_that_is_killed_after_its_success_has_won() {
-                if let Some(mut place) = $place {
-                    suite::a_claimer_that_is_killed_after_its_success_has_won(&mut place);
-                }
-            }
-
+            suite::promises!($place,
+                the_same_claim_asked_again_gets_the_same_answer
+                i1_of_many_threads_exactly_one_side_wins
+                a_stale_epoch_and_a_claim_that_nobody_offered_win_nothing
+                a_claimer_that_is_killed_after_its_success_has_won
+            );
             suite::$only!($place);
         }
     };

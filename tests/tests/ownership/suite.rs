@@ -19,6 +19,18 @@ use units::{Epoch, MigrationId};
 /// How often a race is run. Few, because each costs several `fsync`, and etcd's are slow here.
 const RACES: u32 = 8;
 
+/// One test for each promise, so that one that is broken is known by its name.
+macro_rules! promises {
+    ($place:expr, $($name:ident)*) => {
+        $(#[test]
+        fn $name() {
+            if let Some(mut place) = $place {
+                suite::$name(&mut place);
+            }
+        })*
+    };
+}
+
 macro_rules! nothing_more {
     ($place:expr) => {};
 }
@@ -26,40 +38,13 @@ macro_rules! nothing_more {
 /// For records that all hosts share.
 macro_rules! what_is_shared {
     ($place:expr) => {
-        #[test]
-        fn i1_of_many_processes_exactly_one_side_wins() {
-            if let Some(place) = $place {
-                suite::i1_of_many_processes_exactly_one_side_wins(&place);
-            }
-        }
-
-        #[test]
-        fn i1_of_hosts_that_start_the_same_vm_one_may() {
-            if let Some(place) = $place {
-                suite::i1_of_hosts_that_start_the_same_vm_one_may(&place);
-            }
-        }
-
-        #[test]
-        fn a_vm_that_ended_is_free_and_a_fenced_hosts_can_be_taken() {
-            if let Some(place) = $place {
-                suite::a_vm_that_ended_is_free_and_a_fenced_hosts_can_be_taken(&place);
-            }
-        }
-
-        #[test]
-        fn a_vm_that_goes_from_host_to_host_has_one_owner_at_each_epoch() {
-            if let Some(place) = $place {
-                suite::a_vm_that_goes_from_host_to_host_has_one_owner_at_each_epoch(&place);
-            }
-        }
-
-        #[test]
-        fn a_record_behind_what_is_known_is_not_believed() {
-            if let Some(place) = $place {
-                suite::a_record_behind_what_is_known_is_not_believed(&place);
-            }
-        }
+        suite::promises!($place,
+            i1_of_many_processes_exactly_one_side_wins
+            i1_of_hosts_that_start_the_same_vm_one_may
+            a_vm_that_ended_is_free_and_a_fenced_hosts_can_be_taken
+            a_vm_that_goes_from_host_to_host_has_one_owner_at_each_epoch
+            a_record_behind_what_is_known_is_not_believed
+        );
 
         #[test]
         fn hosts_that_ask_the_same_record_know_that_they_do() {
@@ -69,7 +54,7 @@ macro_rules! what_is_shared {
         }
     };
 }
-pub(crate) use {nothing_more, what_is_shared};
+pub(crate) use {nothing_more, promises, what_is_shared};
 
 fn lost_to(owner: &str, epoch: u64, migration: u128) -> Claimed {
     let migration = Some(MigrationId(migration));
