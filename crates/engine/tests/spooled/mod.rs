@@ -36,6 +36,26 @@ fn in_memory() -> tempfile::TempDir {
     if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap()
 }
 
+/// A datastore that can be made to fail; it goes before its directory. None where nothing can be mounted.
+fn datastore() -> Option<(tempfile::TempDir, Datastore)> {
+    let directory = in_memory();
+    let store = Datastore::mount(&directory.path().join("at"), &directory.path().join("of")).ok()?;
+    Some((directory, store))
+}
+
+/// With time for a pause on a busy machine.
+fn patient(options: MigrateOptions) -> MigrateOptions {
+    MigrateOptions { max_downtime: Duration::from_millis(500), ..options }
+}
+
+/// It has completed, and nothing of the guest's memory is missing. Returns what happened.
+fn whole(source: &Source, inn: &Inn, report: &Report, events: &[Event]) -> String {
+    let story = format!("{report:?}\n{}", notes(events));
+    assert_eq!(report.outcome, Outcome::Completed, "{story}");
+    assert_eq!(inn.ram.content(), source.ram.content(), "{story}");
+    story
+}
+
 fn files(directory: &Path) -> Vec<String> {
     let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
     fs::read_dir(directory).unwrap().map(name).collect()
@@ -131,10 +151,7 @@ fn strict_a_source_lost_at_the_commit_is_not_needed() {
 /// One that could not be read may be read again: nobody else has these pages any more.
 #[test]
 fn strict_a_target_without_source_retries_what_it_cannot_read() {
-    let directory = in_memory();
-    let Ok(store) = Datastore::mount(&directory.path().join("at"), &directory.path().join("of")) else {
-        return;
-    };
+    let Some((_directory, store)) = datastore() else { return };
     let store = Arc::new(store);
     let (source, inn) = (Source::with(&LARGE), Inn::new(&LARGE));
     source.guest(1);
@@ -144,10 +161,7 @@ fn strict_a_target_without_source_retries_what_it_cannot_read() {
         away.fail_reads(Some(EIO));
         cut.cut();
     }));
-    let wish = MigrateOptions {
-        max_downtime: Duration::from_millis(500),
-        ..spooling(Mode::Hybrid, Robust::Strict, store.path())
-    };
+    let wish = patient(spooling(Mode::Hybrid, Robust::Strict, store.path()));
     let (report, events) = source.migrate(cable.address, wish, |_| {
         wait_until("the target's guest", || inn.cpu.running.load(SeqCst));
         let missing = inn.journal.missing.lock().unwrap().as_ref().map_or(0, MemorySet::len);
@@ -157,9 +171,7 @@ fn strict_a_target_without_source_retries_what_it_cannot_read() {
         store.fail_reads(None);
         finishes_alone(&inn, &cable);
     });
-    let story = format!("{report:?}\n{}", notes(&events));
-    assert_eq!(report.outcome, Outcome::Completed, "{story}");
-    assert_eq!(inn.ram.content(), source.ram.content(), "{story}");
+    whole(&source, &inn, &report, &events);
 }
 
 /// What a target leaves on the datastore for a source that it cannot tell goes, too, when the source hears it
@@ -245,9 +257,7 @@ fn relaxed_missing_pages_reach_the_file_after_the_commit() {
         });
         cut.mend();
     });
-    let story = format!("{report:?}\n{}", notes(&events));
-    assert_eq!(report.outcome, Outcome::Completed, "{story}");
-    assert_eq!(inn.ram.content(), source.ram.content(), "{story}");
+    let story = whole(&source, &inn, &report, &events);
     assert!(report.spool.unwrap().trailed_bytes > 40 << 20, "{story}");
     assert!(report.wire_bytes < 40 << 20, "most of it came by the file: {story}");
 }
@@ -280,19 +290,13 @@ fn a_directory_that_is_not_there_costs_nothing_but_the_spool() {
 #[test]
 fn i2_i5_a_datastore_that_stalls_gives_its_share_back() {
     for mode in [Mode::PreCopy, Mode::Hybrid] {
-        let directory = in_memory();
-        let Ok(store) = Datastore::mount(&directory.path().join("at"), &directory.path().join("of")) else {
-            return;
-        };
+        let Some((_directory, store)) = datastore() else { return };
         store.limit(Some(2 * SLOW));
         let (source, inn) = (Source::with(&LARGE), Inn::new(&LARGE));
         source.guest(1);
         let cable = Cable::to(listen(&inn));
         cable.each.store(SLOW, SeqCst);
-        let wish = MigrateOptions {
-            max_downtime: Duration::from_millis(500),
-            ..spooling(mode, Robust::Strict, store.path())
-        };
+        let wish = patient(spooling(mode, Robust::Strict, store.path()));
         let (report, events) = source.migrate(cable.address, wish, |_| {
             wait_until("a share in the file", || store.traffic().0 > 1 << 20);
             store.stall(true);
@@ -314,18 +318,12 @@ fn i2_i5_a_datastore_that_stalls_gives_its_share_back() {
 
 #[test]
 fn a_datastore_that_lies_about_fsync_is_not_relied_on() {
-    let directory = in_memory();
-    let Ok(store) = Datastore::mount(&directory.path().join("at"), &directory.path().join("of")) else {
-        return;
-    };
+    let Some((_directory, store)) = datastore() else { return };
     let (source, inn) = (Source::with(&LARGE), Inn::new(&LARGE));
     source.guest(1);
     let cable = Cable::to(listen(&inn));
     cable.each.store(SLOW, SeqCst);
-    let wish = MigrateOptions {
-        max_downtime: Duration::from_millis(500),
-        ..spooling(Mode::Hybrid, Robust::Strict, store.path())
-    };
+    let wish = patient(spooling(Mode::Hybrid, Robust::Strict, store.path()));
     let (report, events) = source.migrate(cable.address, wish, |_| {
         wait_until("a share in the file", || store.traffic().0 > 1 << 20);
         store.fail_fsync(Some(EIO));
@@ -380,10 +378,7 @@ fn i1_i2_i3_with_a_spool_a_cut_link_leaves_one_whole_guest() {
 /// lost, the file's had not.
 #[test]
 fn i2_a_lost_link_sends_again_what_only_the_file_has() {
-    let directory = in_memory();
-    let Ok(store) = Datastore::mount(&directory.path().join("at"), &directory.path().join("of")) else {
-        return;
-    };
+    let Some((_directory, store)) = datastore() else { return };
     store.limit(Some(2 * SLOW));
     // On a machine that has much else to do the datastore is given up before the link is cut; then once more.
     for attempt in 1.. {
@@ -408,9 +403,7 @@ fn i2_a_lost_link_sends_again_what_only_the_file_has() {
             store.stall(false);
             cable.mend();
         });
-        let story = format!("{report:?}\n{}", notes(&events));
-        assert_eq!(report.outcome, Outcome::Completed, "{story}");
-        assert_eq!(inn.ram.content(), source.ram.content(), "{story}");
+        let story = whole(&source, &inn, &report, &events);
         wait_until("the end of the files", || files(store.path()).is_empty());
         if notes(&events).contains("connected to target again") {
             return assert_eq!(report.verified, Some(true), "{story}");
@@ -422,10 +415,7 @@ fn i2_a_lost_link_sends_again_what_only_the_file_has() {
 /// The target still reads what was written before the link was lost when it has newer pages already.
 #[test]
 fn i5_the_file_of_a_lost_link_does_not_undo_newer_pages() {
-    let directory = in_memory();
-    let Ok(store) = Datastore::mount(&directory.path().join("at"), &directory.path().join("of")) else {
-        return;
-    };
+    let Some((_directory, store)) = datastore() else { return };
     store.limit(Some(2 * SLOW));
     let (source, inn) = (Source::with(&LARGE), Inn::new(&LARGE));
     let cable = Cable::to(listen(&inn));
@@ -454,10 +444,7 @@ fn i5_the_file_of_a_lost_link_does_not_undo_newer_pages() {
 /// What was made safe before the link was lost is made safe anew: the guest has written since.
 #[test]
 fn strict_a_link_lost_while_securing_makes_nothing_less_safe() {
-    let directory = in_memory();
-    let Ok(store) = Datastore::mount(&directory.path().join("at"), &directory.path().join("of")) else {
-        return;
-    };
+    let Some((_directory, store)) = datastore() else { return };
     store.limit(Some(SLOW));
     let (source, inn) = (Source::with(&LARGE), Inn::new(&LARGE));
     let cable = Cable::to(listen(&inn));
@@ -482,9 +469,7 @@ fn strict_a_link_lost_while_securing_makes_nothing_less_safe() {
         wait_until("all memory on the target", || has(&there.journal, "settled"));
         cable.mend();
     });
-    let story = format!("{report:?}\n{}", notes(&events));
-    assert_eq!(report.outcome, Outcome::Completed, "{story}");
-    assert_eq!(inn.ram.content(), source.ram.content(), "{story}");
+    let story = whole(&source, &inn, &report, &events);
     assert!(report.spool.unwrap().safe_ms.is_some(), "{story}");
 }
 
@@ -651,10 +636,7 @@ fn strict_a_link_lost_in_a_pause_keeps_the_next_pause_safe() {
     let at_the_commit = cable.clone();
     *inn.record.on_claim.lock().unwrap() = Some(Box::new(move || at_the_commit.cut()));
     // On a busy machine, too, the last pass is small enough for such a pause.
-    let wish = MigrateOptions {
-        max_downtime: Duration::from_millis(500),
-        ..spooling(Mode::Hybrid, Robust::Strict, directory.path())
-    };
+    let wish = patient(spooling(Mode::Hybrid, Robust::Strict, directory.path()));
     let (report, events) = source.migrate(cable.address, wish, |_| {
         wait_until("the cut", || cable.cut.load(SeqCst));
         wait_until("an attempt", || cable.refused.load(SeqCst) > 0);
@@ -664,9 +646,7 @@ fn strict_a_link_lost_in_a_pause_keeps_the_next_pause_safe() {
         cable.mend();
         finishes_alone(&inn, &cable);
     });
-    let story = format!("{report:?}\n{}", notes(&events));
-    assert_eq!(inn.ram.content(), source.ram.content(), "{story}");
-    assert_eq!(report.outcome, Outcome::Completed, "{story}");
+    let story = whole(&source, &inn, &report, &events);
     assert_eq!(inn.cpu.loaded.load(SeqCst), 2, "{story}");
     let missing = inn.journal.missing.lock().unwrap().as_ref().map(MemorySet::len);
     assert!(missing.is_some_and(|pages| pages > 0), "{story}");
