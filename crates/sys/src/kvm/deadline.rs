@@ -5,15 +5,13 @@
 //! them for as long as the vCPU runs. A timer sends it. So `KVM_RUN` ends with `EINTR`, whether the signal
 //! came before or during it, no handler is ever needed, and the signal dies with the thread.
 
-use super::{
-    abi::{self, SignalMask},
-    native::used,
-};
+use super::native::used;
+use kvm_ioctls::VcpuFd;
 use nix::libc;
 use std::{
     io,
     mem::{MaybeUninit, zeroed},
-    os::fd::BorrowedFd,
+    os::fd::AsRawFd,
     ptr::{from_ref, null_mut},
     thread,
     time::{Duration, Instant},
@@ -21,19 +19,18 @@ use std::{
 
 /// Runs the vCPU for at most `limit` by the clock on the wall. Says whether it left by itself (or else the
 /// time was up), and how much processor time it took.
-pub(super) fn run(vcpu: BorrowedFd<'_>, limit: Duration) -> io::Result<(bool, Duration)> {
+pub(super) fn run(vcpu: &mut VcpuFd, limit: Duration) -> io::Result<(bool, Duration)> {
     thread::scope(|scope| {
         let runner = thread::Builder::new().name("tiny-vcpu".into()).spawn_scoped(scope, || {
             block_all_signals()?;
             let signal = libc::SIGRTMAX();
-            let mask = SignalMask { len: 8, blocked: !(1u64 << (signal - 1)) };
-            abi::set(vcpu, abi::SET_SIGNAL_MASK, &mask)?;
+            open_to(vcpu, signal)?;
             let _timer = Timer::start(signal, limit)?;
             let (began, before) = (Instant::now(), used()?);
             let took = || used().map(|now| now.saturating_sub(before));
             loop {
-                match abi::plain(vcpu, abi::RUN, 0) {
-                    Ok(_) => return Ok((true, took()?)),
+                match vcpu.run().map(drop).map_err(io::Error::from) {
+                    Ok(()) => return Ok((true, took()?)),
                     // A debugger that stops us interrupts the call too; only the deadline ends it.
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => {
                         if began.elapsed() >= limit {
@@ -46,6 +43,24 @@ pub(super) fn run(vcpu: BorrowedFd<'_>, limit: Duration) -> io::Result<(bool, Du
         })?;
         runner.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// Opens this thread to one signal for as long as the vCPU runs: `KVM_SET_SIGNAL_MASK`.
+fn open_to(vcpu: &VcpuFd, signal: i32) -> io::Result<()> {
+    /// The kernel's struct ends in an array without a length, which does not count in the call's number.
+    const SET_SIGNAL_MASK: u64 = 0x4004_ae8b;
+    /// `struct kvm_signal_mask` with the kernel's 64 signals.
+    #[repr(C, packed)]
+    struct SignalMask {
+        len: u32,
+        blocked: u64,
+    }
+    let mask = SignalMask { len: 8, blocked: !(1u64 << (signal - 1)) };
+    // SAFETY: the kernel reads the length and as many bytes behind it.
+    match unsafe { libc::ioctl(vcpu.as_raw_fd(), SET_SIGNAL_MASK as _, from_ref(&mask)) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 fn block_all_signals() -> io::Result<()> {

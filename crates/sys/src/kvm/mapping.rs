@@ -50,16 +50,6 @@ impl Mapping {
         // SAFETY: within the mapping, as just asserted; any bytes are a valid array of bytes.
         unsafe { self.start.as_ptr().cast::<u8>().add(at).cast::<[u8; N]>().read_volatile() }
     }
-
-    pub(super) fn u32_at(&self, at: usize) -> u32 {
-        assert!(
-            at.is_multiple_of(4) && at.checked_add(4).is_some_and(|end| end <= self.len),
-            "beyond the mapping"
-        );
-        // SAFETY: within the mapping and aligned, as just asserted (a mapping begins at a page); volatile,
-        // since the kernel writes it.
-        unsafe { self.start.as_ptr().cast::<u8>().add(at).cast::<u32>().read_volatile() }
-    }
 }
 
 impl Drop for Mapping {

@@ -6,19 +6,16 @@
 //!
 //! The interface is the kernel's `Documentation/virt/kvm/api.rst`.
 
-mod abi;
 mod deadline;
 mod mapping;
 mod native;
 
-use abi::{Regs, Segment, Sregs, UserMemoryRegion};
-use mapping::Mapping;
-use std::{
-    fs::OpenOptions,
-    io,
-    os::fd::{AsFd, FromRawFd, OwnedFd},
-    time::Duration,
+use kvm_bindings::{
+    KVM_API_VERSION, KVM_EXIT_HLT, kvm_regs, kvm_segment, kvm_sregs, kvm_userspace_memory_region,
 };
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use mapping::Mapping;
+use std::{io, os::fd::AsFd, time::Duration};
 use units::{Bytes, PAGE_SIZE, PageRange};
 
 /// From this share of the processor's own speed on KVM is worth using: a two-instruction loop in a guest
@@ -46,6 +43,20 @@ const PML4: u64 = 1;
 const PDPT: u64 = 2;
 const PD: u64 = 3;
 const CODE: u64 = 4;
+/// The one bit of RFLAGS that is always set.
+const RFLAGS_RESERVED: u64 = 1 << 1;
+const CR0_PE: u64 = 1 << 0;
+const CR0_ET: u64 = 1 << 4;
+const CR0_NE: u64 = 1 << 5;
+const CR0_PG: u64 = 1 << 31;
+const CR4_PAE: u64 = 1 << 5;
+const EFER_LME: u64 = 1 << 8;
+const EFER_LMA: u64 = 1 << 10;
+const PTE_PRESENT: u64 = 1 << 0;
+const PTE_WRITE: u64 = 1 << 1;
+const PTE_ACCESSED: u64 = 1 << 5;
+const PTE_DIRTY: u64 = 1 << 6;
+const PTE_LARGE: u64 = 1 << 7;
 /// The first page that [`TinyGuest::touch`] may write: those before it hold tables and code.
 pub const FIRST_FREE_PAGE: u64 = 16;
 
@@ -122,54 +133,49 @@ pub fn measure() -> Result<Ran, KvmError> {
 #[derive(Debug)]
 pub struct TinyGuest {
     // In the order in which they must go: KVM forgets the RAM's address before the RAM is unmapped.
-    run: Mapping,
-    vcpu: OwnedFd,
-    _vm: OwnedFd,
+    vcpu: VcpuFd,
+    _vm: VmFd,
     ram: Mapping,
 }
 
 impl TinyGuest {
     /// Makes the guest.
     pub fn new() -> Result<Self, KvmError> {
-        let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm").map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => KvmError::Absent,
-            _ => KvmError::Refused(e),
+        let kvm = Kvm::new().map_err(|e| match io::Error::from(e) {
+            e if e.kind() == io::ErrorKind::NotFound => KvmError::Absent,
+            e => KvmError::Refused(e),
         })?;
-        let version = step("tell its version", abi::plain(kvm.as_fd(), abi::GET_API_VERSION, 0))?;
-        if version != abi::API_VERSION {
-            let why =
-                io::Error::other(format!("its interface is version {version}, not {}", abi::API_VERSION));
+        let version = kvm.get_api_version();
+        if version != KVM_API_VERSION as i32 {
+            let why = io::Error::other(format!("its interface is version {version}, not {KVM_API_VERSION}"));
             return Err(KvmError::Broken { what: "be spoken to", why });
         }
-        let vm = step("create a VM", abi::plain(kvm.as_fd(), abi::CREATE_VM, 0)).map(owned)?;
+        let vm = step("create a VM", kvm.create_vm())?;
         // Old Intel processors need three pages for themselves to enter real mode; elsewhere it is not known,
         // and this guest never enters real mode: a refusal does not matter.
-        let _ = abi::plain(vm.as_fd(), abi::SET_TSS_ADDR, 0xfffb_d000);
+        let _ = vm.set_tss_address(0xfffb_d000);
 
         let file = step("have RAM", mapping::memfd("whimbrel-tiny-guest", RAM))?;
         let mut ram = step("have RAM", Mapping::shared(file.as_fd(), RAM.0 as usize))?;
         lay_out(&mut ram);
-        let slot = UserMemoryRegion {
+        let slot = kvm_userspace_memory_region {
             userspace_addr: ram.address() as u64,
             memory_size: RAM.0,
             ..Default::default()
         };
-        step("take guest RAM", abi::set(vm.as_fd(), abi::SET_USER_MEMORY_REGION, &slot))?;
+        // SAFETY: `ram` is mapped there, and stays so for longer than the VM is there.
+        step("take guest RAM", unsafe { vm.set_user_memory_region(slot) })?;
 
-        let vcpu = step("create a vCPU", abi::plain(vm.as_fd(), abi::CREATE_VCPU, 0)).map(owned)?;
-        let size = step("share the vCPU's state", abi::plain(kvm.as_fd(), abi::GET_VCPU_MMAP_SIZE, 0))?;
-        let run = step("share the vCPU's state", Mapping::shared(vcpu.as_fd(), size as usize))?;
-
-        let mut sregs = Sregs::default();
-        step("read segments", abi::get(vcpu.as_fd(), abi::GET_SREGS, &mut sregs))?;
+        let vcpu = step("create a vCPU", vm.create_vcpu(0))?;
+        let mut sregs = step("read segments", vcpu.get_sregs())?;
         enter_long_mode(&mut sregs);
-        step("set segments", abi::set(vcpu.as_fd(), abi::SET_SREGS, &sregs))?;
-        Ok(Self { run, vcpu, _vm: vm, ram })
+        step("set segments", vcpu.set_sregs(&sregs))?;
+        Ok(Self { vcpu, _vm: vm, ram })
     }
 
     /// Makes `turns` turns of an empty loop, for at most `limit`.
     pub fn count(&mut self, turns: u64, limit: Duration) -> Result<Ran, KvmError> {
-        self.go(0, Regs { rcx: turns, ..Default::default() }, limit)
+        self.go(0, kvm_regs { rcx: turns, ..Default::default() }, limit)
     }
 
     /// Writes `value` at the beginning of each page of `pages`, for at most `limit`. Panics for pages that
@@ -177,7 +183,7 @@ impl TinyGuest {
     pub fn touch(&mut self, pages: PageRange, value: u64, limit: Duration) -> Result<Ran, KvmError> {
         let all = RAM.0 / PAGE_SIZE as u64;
         assert!(pages.fits(all) && pages.start.0 >= FIRST_FREE_PAGE, "{pages} of {FIRST_FREE_PAGE}..{all}");
-        let regs = Regs {
+        let regs = kvm_regs {
             rax: value,
             rcx: pages.count,
             rdi: pages.start.offset(),
@@ -192,23 +198,22 @@ impl TinyGuest {
         (self.ram.address(), RAM)
     }
 
-    fn go(&mut self, entry: u64, regs: Regs, limit: Duration) -> Result<Ran, KvmError> {
+    fn go(&mut self, entry: u64, regs: kvm_regs, limit: Duration) -> Result<Ran, KvmError> {
         let turns = regs.rcx;
         if turns == 0 {
             // The loop would wrap round.
             return Ok(Ran { turns, time: Duration::ZERO, native: 0.0, finished: true });
         }
-        let regs = Regs { rip: CODE * PAGE_SIZE as u64 + entry, rflags: abi::RFLAGS_RESERVED, ..regs };
-        step("set registers", abi::set(self.vcpu.as_fd(), abi::SET_REGS, &regs))?;
-        let (left_on_its_own, time) = step("run", deadline::run(self.vcpu.as_fd(), limit))?;
+        let regs = kvm_regs { rip: CODE * PAGE_SIZE as u64 + entry, rflags: RFLAGS_RESERVED, ..regs };
+        step("set registers", self.vcpu.set_regs(&regs))?;
+        let (left_on_its_own, time) = step("run", deadline::run(&mut self.vcpu, limit))?;
         if left_on_its_own {
-            let reason = self.run.u32_at(abi::RUN_EXIT_REASON);
-            if reason != abi::EXIT_HLT {
+            let reason = self.vcpu.get_kvm_run().exit_reason;
+            if reason != KVM_EXIT_HLT {
                 return Err(KvmError::Exit(reason));
             }
         }
-        let mut after = Regs::default();
-        step("read registers", abi::get(self.vcpu.as_fd(), abi::GET_REGS, &mut after))?;
+        let after = step("read registers", self.vcpu.get_regs())?;
         Ok(Ran { turns: turns.saturating_sub(after.rcx), time, native: 0.0, finished: left_on_its_own })
     }
 }
@@ -217,11 +222,11 @@ impl TinyGuest {
 fn lay_out(ram: &mut Mapping) {
     let at = |page: u64| page as usize * PAGE_SIZE;
     // Accessed and dirty already: the processor has nothing to write into the tables.
-    let flags = abi::PTE_PRESENT | abi::PTE_WRITE | abi::PTE_ACCESSED | abi::PTE_DIRTY;
+    let flags = PTE_PRESENT | PTE_WRITE | PTE_ACCESSED | PTE_DIRTY;
     ram.write(at(PML4), &((PDPT * PAGE_SIZE as u64) | flags).to_le_bytes());
     ram.write(at(PDPT), &((PD * PAGE_SIZE as u64) | flags).to_le_bytes());
     for i in 0..512u64 {
-        let entry = (i << 21) | flags | abi::PTE_LARGE;
+        let entry = (i << 21) | flags | PTE_LARGE;
         ram.write(at(PD) + i as usize * 8, &entry.to_le_bytes());
     }
     ram.write(at(CODE), &COUNT);
@@ -230,35 +235,29 @@ fn lay_out(ram: &mut Mapping) {
 
 /// Flat segments, paging on, 64-bit code. What KVM gave for the task register and the tables is right as it
 /// is.
-fn enter_long_mode(sregs: &mut Sregs) {
-    let data = Segment {
+fn enter_long_mode(sregs: &mut kvm_sregs) {
+    let data = kvm_segment {
         limit: u32::MAX,
         selector: 0x10,
-        kind: 3,
+        type_: 3,
         present: 1,
         db: 1,
         s: 1,
         g: 1,
         ..Default::default()
     };
-    sregs.cs = Segment { selector: 0x08, kind: 11, db: 0, l: 1, ..data };
+    sregs.cs = kvm_segment { selector: 0x08, type_: 11, db: 0, l: 1, ..data };
     for segment in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs, &mut sregs.ss] {
         *segment = data;
     }
-    sregs.cr0 = abi::CR0_PE | abi::CR0_ET | abi::CR0_NE | abi::CR0_PG;
+    sregs.cr0 = CR0_PE | CR0_ET | CR0_NE | CR0_PG;
     sregs.cr3 = PML4 * PAGE_SIZE as u64;
-    sregs.cr4 = abi::CR4_PAE;
-    sregs.efer = abi::EFER_LME | abi::EFER_LMA;
+    sregs.cr4 = CR4_PAE;
+    sregs.efer = EFER_LME | EFER_LMA;
 }
 
-fn step<T>(what: &'static str, result: io::Result<T>) -> Result<T, KvmError> {
-    result.map_err(|why| KvmError::Broken { what, why })
-}
-
-fn owned(fd: i32) -> OwnedFd {
-    // SAFETY: called only on what KVM_CREATE_VM and KVM_CREATE_VCPU returned: a new descriptor that nobody
-    // else has.
-    unsafe { OwnedFd::from_raw_fd(fd) }
+fn step<T, E: Into<io::Error>>(what: &'static str, result: Result<T, E>) -> Result<T, KvmError> {
+    result.map_err(|why| KvmError::Broken { what, why: why.into() })
 }
 
 #[cfg(test)]
@@ -302,7 +301,7 @@ mod tests {
             let pdpt = entry(PML4 * PAGE_SIZE as u64, address >> 39) & !flags;
             let pd = entry(pdpt, address >> 30 & 511) & !flags;
             let large = entry(pd, address >> 21 & 511);
-            assert_eq!(large & abi::PTE_LARGE, abi::PTE_LARGE);
+            assert_eq!(large & PTE_LARGE, PTE_LARGE);
             assert_eq!((large & !0x1f_ffff) + (address & 0x1f_ffff), address);
         }
     }
