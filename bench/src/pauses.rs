@@ -60,8 +60,8 @@ struct Pause {
     parts: Vec<DowntimePart>,
 }
 
-/// Moves each load `options.switchovers` times by each mode, and tells as Markdown what came of it, as soon as
-/// it is known. A load that fails is named, and the others go on.
+/// Moves each load `options.switchovers` times by each mode, and tells as Markdown what came of it, as soon
+/// as it is known. A load that fails is named, and the others go on.
 pub(crate) fn measure(
     tools: &Tools,
     options: &Options,
