@@ -36,6 +36,7 @@ impl Incoming {
     /// memory free.
     fn look(&self, request: &Request) -> Result<(Recipe, Vec<Opened>, Place), Vec<String>> {
         name::check(&request.vm).map_err(|why| vec![why])?;
+        self.arrivals.wait_for_earlier(&request.vm);
         // It is recorded, and shown.
         name::check_host(&request.from).map_err(|why| vec![format!("the source calls itself {why}")])?;
         if request.recipe.len() > MAX_RECIPE {
@@ -65,7 +66,7 @@ impl Incoming {
         if !reasons.is_empty() {
             return Err(reasons);
         }
-        match self.arrivals.reserve(preflight::needs(&recipe, &host), host.overcommit) {
+        match self.arrivals.reserve(&request.vm, preflight::needs(&recipe, &host), host.overcommit) {
             Ok(place) => {
                 preflight::make_stores(&mut recipe, &mut opened, &host).map_err(|why| vec![why])?;
                 Ok((preflight::settle(recipe, &opened), opened, place))

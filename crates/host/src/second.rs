@@ -168,7 +168,8 @@ impl Second {
                 program.display()
             )]);
         }
-        let place = self.arrivals.reserve(preflight::needs(&recipe, &host), host.overcommit);
+        self.arrivals.wait_for_earlier(&recipe.name);
+        let place = self.arrivals.reserve(&recipe.name, preflight::needs(&recipe, &host), host.overcommit);
         let place = place.map_err(|why| one(&why))?;
         // Its files are those of the first, by the same names. Whether they still are is looked at again
         // before the device state is loaded.
