@@ -17,7 +17,7 @@ use ports::{
     Claim, Claimed, Handover, Host, Machine, Nonce, Offer, Ownership, OwnershipRecord, Reach, Request,
     RunState, SpoolRecord, TargetJournal, Waiting,
 };
-use qemu::{MemoryError, Recipe, Vm, preflight};
+use qemu::{Account, MemoryError, Recipe, Vm, preflight};
 use std::{
     collections::{BTreeSet, HashMap},
     io,
@@ -120,9 +120,10 @@ impl Second {
     }
 
     /// Lends all RAM that another process can map, and says what is to be offered of it. Memory that the
-    /// second QEMU would throw away as it starts travels.
+    /// second QEMU may not open, or would throw away as it starts, travels.
     pub(crate) fn lend(&self, source: &Source, vm: &Vm) -> Result<Offered, String> {
         let mut offered = Offered::default();
+        let account = Account::choose(self.host.user.as_deref())?;
         let mut all = self.lent.locked();
         let blocks = (0..).map(BlockId).zip(vm.ram_blocks());
         for (block, _) in blocks.filter(|(_, block)| !vm.recipe().is_of_virtio_mem(&block.name)) {
@@ -132,6 +133,10 @@ impl Second {
             let Some(lent) = source.lend(block, nonce).map_err(|e| MemoryError(e).to_string())? else {
                 continue;
             };
+            let metadata = lent.file().metadata();
+            if !account.may_write(&metadata.map_err(|e| format!("cannot look at its memory: {e}"))?) {
+                continue;
+            }
             let place = [&self.migration.0.to_le_bytes()[..], &block.0.to_le_bytes()].concat();
             all.insert(place.clone(), lent);
             offered.blocks.push((Handover { block, reach: Reach::Host, place }, nonce));

@@ -1,6 +1,10 @@
 //! As whom QEMU runs on this host.
 
-use std::{fs, path::Path};
+use std::{
+    fs::{self, Metadata},
+    os::unix::fs::MetadataExt,
+    path::Path,
+};
 use sys::mounts::{Ids, user_of_name};
 
 /// Who is taken where nobody is named, the first that exists.
@@ -57,6 +61,19 @@ impl Account {
         }
     }
 
+    /// Whether it may open this file of somebody for writing, by its owner and mode.
+    pub fn may_write(&self, file: &Metadata) -> bool {
+        let Some(ids) = self.ids() else { return true };
+        let wanted = if file.uid() == ids.user {
+            0o600
+        } else if file.gid() == ids.group {
+            0o060
+        } else {
+            0o006
+        };
+        file.mode() & wanted == wanted
+    }
+
     /// Why a QEMU of this user could not be migrated on this kernel, if it could not.
     pub fn hindrance(&self) -> Option<String> {
         let unprivileged = fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").unwrap_or_default();
@@ -100,6 +117,30 @@ fn decide(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_file_is_open_to_its_owner_its_group_and_others_by_its_mode() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let (own, of_group, other) = ((user, group), (user + 1, group), (user + 1, group + 1));
+        let table = [
+            (0o600, own, true),
+            (0o400, own, false),
+            (0o606, of_group, false),
+            (0o660, of_group, true),
+            (0o660, other, false),
+            (0o777, other, true),
+            (0o604, other, false),
+        ];
+        for (mode, (user, group), may) in table {
+            fs::set_permissions(file.path(), fs::Permissions::from_mode(mode)).unwrap();
+            let account = Account::User { name: "qemu".to_owned(), ids: Ids { user, group } };
+            let metadata = file.path().metadata().unwrap();
+            assert_eq!(account.may_write(&metadata), may, "{mode:o} by {user}:{group}");
+            assert!(Account::Root.may_write(&metadata));
+        }
+    }
 
     #[test]
     fn root_is_taken_only_on_request() {

@@ -43,7 +43,7 @@ pub struct Host {
     /// Where memory files are made: a tmpfs, or a memory pool that other hosts reach.
     pub memory: PathBuf,
     /// Memory that exists already and is to be used as it is, by block id: then it is not copied but handed
-    /// over. QEMU inherits what these paths lead to now, which may be a memfd (`/proc/self/fd/N`).
+    /// over. What has no name is inherited: `/proc/self/fd/N`.
     pub shared_memory: BTreeMap<String, PathBuf>,
     /// Another QEMU of this host runs the same VM: the names of its ports lead there until
     /// [`crate::launch::Belongings::take_names`].

@@ -237,7 +237,6 @@ fn prepare(
         let mut options = OpenOptions::new();
         options.read(true).write(true).mode(0o600);
         if let Some(path) = host.shared_memory.get(&block.id) {
-            // A memfd has no name that QEMU could open, and a name may lead elsewhere by then.
             let file = options.open(path).map_err(failed(path))?;
             // QEMU would lengthen it, and map less than all of a longer one.
             let bytes = file.metadata().map_err(failed(path))?.len();
@@ -247,8 +246,15 @@ fn prepare(
                     "the memory that is to be its RAM block {id} has {bytes} bytes, not {wanted}"
                 )));
             }
-            paths.memory.insert(block.id.clone(), format!("/proc/self/fd/{}", file.as_raw_fd()).into());
-            shared_memory.push(file);
+            if path.starts_with("/proc") {
+                // A memfd has no name that QEMU could open.
+                let inherited = format!("/proc/self/fd/{}", file.as_raw_fd());
+                paths.memory.insert(block.id.clone(), inherited.into());
+                shared_memory.push(file);
+            } else {
+                paths.memory.insert(block.id.clone(), path.clone());
+                files.push(("memory file", path.clone(), file));
+            }
         } else if block.backing == Backing::File {
             let path = host.memory.join(format!("whimbrel-{tagged}-{}", block.id));
             belongings.memory.push(path.clone());
