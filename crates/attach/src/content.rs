@@ -13,9 +13,8 @@ use units::{PageIndex, PageRange};
 pub(crate) fn unknown(region: &Region) -> io::Result<Populated> {
     let part = PART.max(region.page_bytes());
     let finds = match (&region.ram, &region.huge) {
-        (_, Some(_)) => false,
         (Ram::Shared(ram), None) => ram.is_shmem()?,
-        (Ram::Private(ram), None) => !ram.is_of_file(),
+        _ => is_private(region),
     };
     let all = region.watched();
     Ok(if finds || region.is_handed_over() { Populated::none(all, part) } else { Populated::all(all, part) })

@@ -10,7 +10,10 @@ use crate::{
 };
 use ports::{Nonce, Reached};
 use std::{collections::BTreeSet, fs::File, io, ops::Range};
-use sys::lock::{self, Lock};
+use sys::{
+    lock::{self, Lock},
+    ram::RamFile,
+};
 use units::BlockId;
 
 /// Where a lock lies that shows a nonce: beyond what any file has, and clear of places that others use.
@@ -30,14 +33,18 @@ impl Lent {
     }
 }
 
-/// Marks a block, if it is memory that another process can map: shared, of the kernel's own, and all of its
-/// file. Explicit huge pages are left out: a target refuses them where not all of them are handed over.
-pub(crate) fn lend(memory: &Memory, id: BlockId, nonce: Nonce) -> io::Result<Option<Lent>> {
-    let region = region::get(memory.regions(), id)?;
-    let Ram::Shared(ram) = &region.ram else { return Ok(None) };
-    if region.huge.is_some() || !ram.is_shmem()? || !ram.is_whole()? {
-        return Ok(None);
+/// The memory of a block, if another process can map it: shared, of the kernel's own, and all of its file.
+/// Explicit huge pages are left out: a target refuses them where not all of them are handed over.
+fn mappable(region: &Region) -> io::Result<Option<&RamFile>> {
+    match &region.ram {
+        Ram::Shared(ram) if region.huge.is_none() && ram.is_shmem()? && ram.is_whole()? => Ok(Some(ram)),
+        _ => Ok(None),
     }
+}
+
+/// Marks a block, if another process can map it.
+pub(crate) fn lend(memory: &Memory, id: BlockId, nonce: Nonce) -> io::Result<Option<Lent>> {
+    let Some(ram) = mappable(region::get(memory.regions(), id)?)? else { return Ok(None) };
     let file = ram.reopen()?;
     let at = MARKS.start + nonce.number();
     Lock::Read.take(&file, at..at + 1)?;
@@ -61,10 +68,7 @@ pub(crate) fn reach(memory: &Memory, blocks: &BTreeSet<BlockId>) -> Result<Vec<R
 
 /// The nonce that the memory of a block shows.
 fn mark(region: &Region) -> io::Result<Option<Nonce>> {
-    let Ram::Shared(ram) = &region.ram else { return Ok(None) };
-    if region.huge.is_some() || !ram.is_shmem()? || !ram.is_whole()? {
-        return Ok(None);
-    }
+    let Some(ram) = mappable(region)? else { return Ok(None) };
     let found = lock::place_of_others(ram.file(), MARKS)?;
     Ok(found.filter(|at| at.end - at.start == 1).and_then(|at| Nonce::read(at.start - MARKS.start)))
 }

@@ -47,6 +47,11 @@ impl Populated {
         &self.runs
     }
 
+    /// How much that is, in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.runs.iter().map(|run| run.end - run.start).sum()
+    }
+
     /// What never has, ascending.
     pub(crate) fn gaps(&self) -> Vec<Range<u64>> {
         let mut gaps = Vec::with_capacity(self.runs.len() + 1);
@@ -112,8 +117,7 @@ pub(crate) struct Piece {
 /// The runs of all blocks, divided among at most `workers`: none gets more than its share and a part. Pieces
 /// are cut between parts only.
 pub(crate) fn divide(blocks: &[Populated], workers: u64) -> Vec<Vec<Piece>> {
-    let bytes = |run: &Range<u64>| run.end - run.start;
-    let total: u64 = blocks.iter().flat_map(|block| &block.runs).map(bytes).sum();
+    let total: u64 = blocks.iter().map(Populated::bytes).sum();
     let share = total.div_ceil(workers.max(1)).max(1);
     let (mut shares, mut room) = (vec![Vec::new()], share);
     for (block, populated) in blocks.iter().enumerate() {

@@ -116,6 +116,14 @@ impl AsyncTracker {
         self.uffd.unregister(slice)
     }
 
+    /// What is populated, in pieces.
+    fn protected(&self) -> impl Iterator<Item = Range<u64>> {
+        let blocks = self.memory.regions().iter().zip(&self.populated);
+        blocks.flat_map(|(region, populated)| {
+            populated.runs().iter().flat_map(move |run| slices_of(run, region))
+        })
+    }
+
     /// Protects what holds something by now and did not before. All of it counts as written, where somebody
     /// asks. Protected first: what is written after that is in the next scan, what was before is content.
     fn find_new(&mut self, mut dirty: Option<&mut MemorySet>) -> io::Result<()> {
@@ -143,8 +151,7 @@ impl AsyncTracker {
     /// Scans what is populated, on several threads where that pays, and protects it again. What was found
     /// before something failed is in the set all the same: nobody else knows of it any more (I2).
     fn take_written(&mut self, dirty: &mut MemorySet) -> io::Result<()> {
-        let bytes =
-            self.populated.iter().flat_map(Populated::runs).map(|run| run.end - run.start).sum::<u64>();
+        let bytes: u64 = self.populated.iter().map(Populated::bytes).sum();
         let workers = (bytes / WORTH).clamp(1, self.pagemaps.len() as u64);
         let regions = self.memory.regions();
         let mut insert = |block: usize, run: &Range<u64>| {
@@ -270,10 +277,7 @@ impl Tracker for AsyncTracker {
             }
             self.watching = true;
         }
-        for (region, populated) in self.memory.regions().iter().zip(&self.populated) {
-            let mut slices = populated.runs().iter().flat_map(|run| slices_of(run, region));
-            slices.try_for_each(|slice| self.uffd.protect(slice))?;
-        }
+        self.protected().try_for_each(|slice| self.uffd.protect(slice))?;
         self.find_new(None)?;
         self.find_vanished(None)
     }
@@ -347,10 +351,8 @@ impl Drop for AsyncTracker {
         self.discards = None;
         // Closing the descriptor would do, but in one go, with the guest's page faults waiting for all of it.
         if self.watching {
-            for (region, populated) in self.memory.regions().iter().zip(&self.populated) {
-                let mut slices = populated.runs().iter().flat_map(|run| slices_of(run, region));
-                drop(slices.try_for_each(|slice| self.uffd.unprotect(slice)));
-            }
+            // As far as it goes.
+            self.protected().for_each(|slice| drop(self.uffd.unprotect(slice)));
         }
     }
 }
