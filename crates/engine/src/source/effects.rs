@@ -4,7 +4,8 @@ use super::{AGAIN, Signal, SourceDriver};
 use crate::{
     Broken,
     conn::{LONG_SILENCE, SILENCE, now_ns},
-    ports::{MachineError, RunState, Saved, Stopped},
+    pause::PauseLog,
+    ports::{MachineError, RunState, Saved, Stopped, Tracker},
     queue::RoundQueue,
     send::{Job, Streams},
     survey, verify, why,
@@ -224,21 +225,13 @@ impl SourceDriver {
     }
 
     pub(super) fn collect(&mut self) -> Result<(), Broken> {
-        let Some(tracker) = &mut self.parts.tracker else { return Ok(()) };
-        self.reporter.pause.begin(PausePart::LastScan);
-        tracker.collect(&mut self.dirty).map_err(why("collect the pages that the guest wrote"))?;
-        self.reporter.pause.end(PausePart::LastScan);
-        Ok(())
+        scan(&mut self.parts.tracker, &mut self.reporter.pause, &mut self.dirty)
     }
 
     /// What the guest wrote since that was asked last, which is dirty now.
     pub(super) fn collect_written(&mut self) -> Result<MemorySet, Broken> {
         let mut written = self.nothing();
-        self.reporter.pause.begin(PausePart::LastScan);
-        if let Some(tracker) = &mut self.parts.tracker {
-            tracker.collect(&mut written).map_err(why("collect the pages that the guest wrote"))?;
-        }
-        self.reporter.pause.end(PausePart::LastScan);
+        scan(&mut self.parts.tracker, &mut self.reporter.pause, &mut written)?;
         self.dirty.union(&written);
         Ok(written)
     }
@@ -323,6 +316,19 @@ impl SourceDriver {
             thread::sleep(AGAIN);
         }
     }
+}
+
+/// Adds what the guest wrote since that was asked last.
+fn scan(
+    tracker: &mut Option<Box<dyn Tracker>>,
+    pause: &mut PauseLog<PausePart>,
+    written: &mut MemorySet,
+) -> Result<(), Broken> {
+    let Some(tracker) = tracker else { return Ok(()) };
+    pause.begin(PausePart::LastScan);
+    tracker.collect(written).map_err(why("collect the pages that the guest wrote"))?;
+    pause.end(PausePart::LastScan);
+    Ok(())
 }
 
 /// As they travel.
