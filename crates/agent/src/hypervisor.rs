@@ -97,6 +97,10 @@ pub trait Hypervisor: Send + Sync {
     /// Gives its guest the state back that it had before a migration stopped it; harmless if it has it.
     fn restore(&self, vm: &VmRecord, before: RunState) -> Result<(), Reasons>;
 
+    /// Whether its process can still do anything: not once it has ended, or was killed and is only not gone
+    /// yet.
+    fn can_run(&self, vm: &VmRecord) -> Result<bool, Reasons>;
+
     /// Ends its process and removes what belonged to it; harmless if it has ended.
     fn stop(&self, vm: &VmRecord) -> Result<(), Reasons>;
 

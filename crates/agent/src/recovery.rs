@@ -1,6 +1,8 @@
 //! What the journals say must still be done: after a restart of the agent, and after a migration that ended
 //! before it was settled who owns the VM.
 
+mod second;
+
 use crate::{
     hypervisor::Reasons,
     migrate::{Migrator, Wish},
@@ -42,6 +44,8 @@ pub struct Recovery {
     settling: Mutex<()>,
     /// QEMUs that no signal lets go as long as it is in doubt who runs their guests.
     held: Mutex<HashMap<String, Box<dyn Send>>>,
+    /// Migrations to another QEMU of this host that an earlier agent had decided for the second.
+    decided_before: Mutex<HashSet<MigrationId>>,
     stop: Wish,
 }
 
@@ -49,7 +53,8 @@ impl Recovery {
     /// For the registry's VMs.
     pub fn new(registry: Arc<Registry>, migrator: Arc<dyn Migrator>) -> Self {
         let (busy, settling, held) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { registry, migrator, busy, settling, held, stop: Wish::default() }
+        let decided_before = Mutex::default();
+        Self { registry, migrator, busy, settling, held, decided_before, stop: Wish::default() }
     }
 
     /// Once, before the agent answers anybody: settles what can be settled at once, and begins to ask for the
@@ -70,10 +75,13 @@ impl Recovery {
                 vm => self.give_up(vm, &arrival, &entry)?,
             }
         }
+        let seconds = store.seconds()?;
+        let decided = seconds.iter().filter(|(_, second)| second.decided == Some(Side::Second));
+        self.decided_before.locked().extend(decided.map(|(_, second)| second.migration));
         for (name, _) in store.departures()? {
             self.take_up(&name);
         }
-        for (name, second) in store.seconds()? {
+        for (name, second) in seconds {
             self.end_second(&name, second.migration);
         }
         Ok(())
@@ -242,70 +250,6 @@ impl Recovery {
         }
     }
 
-    /// The guest belongs to the second QEMU, which the VM's record names by now: it goes on there.
-    fn go_on_in_second(&self, name: &str, entry: &DepartureRecord) {
-        let store = self.registry.store();
-        let mut tries = 0;
-        loop {
-            let (vm, second) = match (store.vm(name), store.second(name)) {
-                (Ok(Some(vm)), Ok(Some(second))) => (vm, second),
-                (Ok(_), Ok(_)) => return error!(vm = name, "nothing is recorded of its second QEMU"),
-                (Err(error), _) | (_, Err(error)) => return error!(vm = name, %error, "it cannot be read"),
-            };
-            // First of all nobody can have the first run any more: both map the same memory (I1).
-            let hypervisor = self.registry.hypervisor();
-            let ended = hypervisor.discard(&second.other_of(&vm));
-            match ended.and_then(|()| hypervisor.restore(&vm, second.goes_on)) {
-                Ok(()) => break,
-                // Nobody can bring it back.
-                Err(_) if !alive(&vm) => break,
-                Err(why) => {
-                    warn!(vm = name, why = why.0.join("; "), "it does not run yet in its second QEMU")
-                }
-            }
-            if self.stop.wait(ASK_AGAIN[tries.min(ASK_AGAIN.len() - 1)]) {
-                return;
-            }
-            tries += 1;
-        }
-        let vm = store.vm(name);
-        let settled = vm.map_err(io::Error::from).and_then(|vm| match vm {
-            Some(vm) => self.journal(&vm, entry).settled(),
-            None => Ok(()),
-        });
-        if let Err(error) = settled {
-            error!(vm = name, %error, "its move to another QEMU is not settled");
-        }
-    }
-
-    /// Ends the QEMU in which the guest does not run, of a VM that has two by this migration, once its
-    /// journal is settled. Where nobody has decided between them, that is the second: whoever could have
-    /// claimed for it has ended.
-    pub fn end_second(&self, name: &str, migration: MigrationId) {
-        let store = self.registry.store();
-        let ended = || -> Result<(), String> {
-            let text = |error: &dyn std::fmt::Display| error.to_string();
-            if store.departure_of(name).map_err(|e| text(&e))?.is_some() {
-                return Ok(());
-            }
-            let of = |second: SecondRecord| (second.migration == migration).then_some(second);
-            if store.second(name).map_err(|e| text(&e))?.and_then(of).is_none() {
-                return Ok(());
-            }
-            store.decide_second(name, migration, Side::First).map_err(|e| text(&e))?;
-            // What that has decided, or was decided before: the record and the VM's fit together.
-            let second = store.second(name).map_err(|e| text(&e))?.and_then(of);
-            let vm = store.vm(name).map_err(|e| text(&e))?;
-            let (Some(second), Some(vm)) = (second, vm) else { return Ok(()) };
-            let other = second.other_of(&vm);
-            self.registry.hypervisor().discard(&other).map_err(|why| why.0.join("; "))?;
-            store.end_second(name, migration).map_err(|e| text(&e))
-        };
-        if let Err(why) = ended() {
-            warn!(vm = name, why, "the QEMU that it has left, or that waited for it, is not ended yet");
-        }
-    }
-
     /// After the fence: only the record says who runs it. `Ok(true)` when all is settled.
     fn ask(&self, vm: &VmRecord, entry: &DepartureRecord, expected: Epoch) -> io::Result<bool> {
         let claim = Claim {
@@ -326,7 +270,9 @@ impl Recovery {
         }
         match claimed {
             Claimed::Yours(_) => {
-                self.come_back(vm, entry, "the source lost the target before the switchover")
+                // Between two QEMUs of this host its record may have named the other one until now.
+                let vm = self.registry.store().vm(&vm.name)?.unwrap_or_else(|| vm.clone());
+                self.come_back(&vm, entry, "the source lost the target before the switchover")
                     .map_err(|why| io::Error::other(why.0.join("; ")))?;
                 Ok(true)
             }
@@ -337,17 +283,6 @@ impl Recovery {
                 Ok(false)
             }
         }
-    }
-
-    /// Between two QEMUs of its own a host decides by itself. Whoever could have claimed for the second has
-    /// ended with the agent or the migration before.
-    fn claim_for_first(&self, claim: &Claim) -> io::Result<Claimed> {
-        let epoch = claim.expected.next();
-        let (migration, owner) = (claim.migration, self.registry.host().to_owned());
-        Ok(match self.registry.store().decide_second(&claim.vm, migration, Side::First)? {
-            Side::First => Claimed::Yours(epoch),
-            Side::Second => Claimed::Lost(OwnershipRecord { owner, epoch, migration: Some(migration) }),
-        })
     }
 
     /// What is to be said of a migration until it is settled, unless its own report says so already.

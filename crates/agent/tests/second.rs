@@ -19,6 +19,7 @@ enum Step {
     Pausing,
     Fenced,
     Decided,
+    Killed,
     Gone,
     Settled,
 }
@@ -50,6 +51,10 @@ fn dies(after: Step, side: Side) -> (Host, u32, bool) {
     if after >= Step::Decided {
         assert_eq!(store.decide_second("web1", MIGRATION, side).unwrap(), side);
     }
+    // Whoever has lost is killed before anybody is told.
+    if after >= Step::Killed {
+        host.vms.kill(if side == Side::First { second } else { first });
+    }
     if after >= Step::Gone {
         journal.gone(Epoch(2)).unwrap();
     }
@@ -59,7 +64,7 @@ fn dies(after: Step, side: Side) -> (Host, u32, bool) {
     }
     drop((journal, store));
     host.start().unwrap();
-    let is_first = after < Step::Decided || side == Side::First;
+    let is_first = after < Step::Killed || side == Side::First;
     let (left, other) = if is_first { (first, second) } else { (second, first) };
     until("the other QEMU's end", || !Path::new(&format!("/proc/{other}")).exists());
     (host, left, is_first)
@@ -73,6 +78,8 @@ fn i1_i3_whenever_the_agent_dies_one_of_two_qemus_is_left() {
         (Step::Fenced, Side::First),
         (Step::Decided, Side::First),
         (Step::Decided, Side::Second),
+        (Step::Killed, Side::First),
+        (Step::Killed, Side::Second),
         (Step::Gone, Side::Second),
         (Step::Settled, Side::Second),
     ] {

@@ -321,6 +321,10 @@ impl Hypervisor for QemuHost {
         Ok(())
     }
 
+    fn can_run(&self, vm: &VmRecord) -> Result<bool, Reasons> {
+        frozen::can_run(&handle_of(vm)?).map_err(reasons)
+    }
+
     fn stop(&self, vm: &VmRecord) -> Result<(), Reasons> {
         match open(vm) {
             Ok(mut open) => open.destroy().map_err(reasons),

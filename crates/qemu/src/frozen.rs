@@ -8,10 +8,14 @@ use crate::{
 };
 use std::{
     io,
+    sync::Arc,
     thread::sleep,
     time::{Duration, Instant},
 };
-use sys::{hold::Hold, process::PidFd};
+use sys::{
+    hold::{self, Hold},
+    process::PidFd,
+};
 
 /// How long a QEMU that nobody asks for any more may take to stand still.
 const FREEZE: Duration = Duration::from_secs(10);
@@ -51,6 +55,15 @@ pub fn hold_if_frozen(handle: &Handle) -> io::Result<Option<Hold>> {
         sleep(LOOK);
     }
     hold(&process).map(Some)
+}
+
+/// Whether it can still do anything, frozen or not: not once it has ended, nor once it was killed, gone or
+/// not. It is left as it was.
+pub fn can_run(handle: &Handle) -> io::Result<bool> {
+    match process(handle)? {
+        Some(process) => hold::can_run(&Arc::new(process), KILL),
+        None => Ok(false),
+    }
 }
 
 /// Lets it go: only where the ownership record says that the guest is this host's. Harmless where it is not

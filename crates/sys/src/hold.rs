@@ -4,10 +4,17 @@
 //! come for all the others, it sends another `SIGSTOP`. So if we end, it stands still as if nobody had held
 //! it.
 
-use crate::{proc::Stat, process::PidFd, stun};
+use crate::{
+    proc::Stat,
+    process::PidFd,
+    stun::{self, Stun},
+};
 use std::{
     io,
-    sync::mpsc::{RecvTimeoutError, Sender, channel},
+    sync::{
+        Arc,
+        mpsc::{RecvTimeoutError, Sender, channel},
+    },
     thread::{self, JoinHandle, sleep},
     time::{Duration, Instant},
 };
@@ -63,32 +70,85 @@ impl Drop for Hold {
     }
 }
 
+/// Whether a process can still do anything: not once it has ended, nor once it was killed, although it may
+/// take long until it is gone. Its first thread stops for that, for a moment; a killed one never does. Fails
+/// where somebody else traces it, or where neither shows within this time.
+pub fn can_run(process: &Arc<PidFd>, within: Duration) -> io::Result<bool> {
+    let stun = Stun::begin(process, &[process.pid()], within)?;
+    if stun.stunned() == 0 && process.is_alive()? {
+        let why = "somebody else traces it: whether it can still run does not show";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
+    stands_still(process, within)
+}
+
 fn hold(process: &PidFd, within: Duration) -> io::Result<()> {
+    stun::interrupt(process, process.pid())?;
+    if stands_still(process, within)? { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
+}
+
+/// Waits until the first thread of a process stands where its tracer has stopped it: then it is true; or
+/// until the process has ended.
+fn stands_still(process: &PidFd, within: Duration) -> io::Result<bool> {
     let (end, first) = (Instant::now() + within, process.pid());
-    stun::interrupt(process, first)?;
     loop {
         let stat = process.thread_file(first, "stat")?;
-        match stat.and_then(|stat| Stat::parse(&stat).ok()).map(|stat| stat.state) {
-            Some('t') => return Ok(()),
-            None => return Err(io::ErrorKind::NotFound.into()),
-            Some(_) if Instant::now() < end => sleep(STOPS),
-            Some(_) => {
-                let why = format!("its first thread did not stand still within {within:?}");
-                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
-            }
+        if stat.and_then(|stat| Stat::parse(&stat).ok()).is_some_and(|stat| stat.state == 't') {
+            return Ok(true);
         }
+        if !process.is_alive()? {
+            return Ok(false);
+        }
+        if Instant::now() >= end {
+            let why = format!("its first thread did not stand still within {within:?}");
+            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        }
+        sleep(STOPS);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::{Command, Stdio};
+    use std::process::{Child, Command, Stdio};
+
+    /// A child that does nothing but run.
+    fn busy() -> Child {
+        Command::new("sh").args(["-c", "while :; do :; done"]).stdin(Stdio::null()).spawn().unwrap()
+    }
+
+    #[test]
+    fn only_who_lives_and_was_not_killed_can_run() {
+        let within = Duration::from_secs(10);
+        let mut child = busy();
+        let process = Arc::new(PidFd::open(child.id().cast_signed()).unwrap());
+        assert!(can_run(&process, within).unwrap());
+        let used = process.cpu_time().unwrap();
+        while process.cpu_time().unwrap() == used {
+            sleep(Duration::from_millis(1));
+        }
+        process.freeze(within).unwrap();
+        assert!(can_run(&process, within).unwrap());
+        while !process.is_frozen().unwrap() {
+            sleep(Duration::from_millis(1));
+        }
+        // Somebody else traces it.
+        let hold = Hold::begin(&process, within).unwrap();
+        assert_eq!(can_run(&process, within).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        // Killed, and not gone before it is let go.
+        process.kill().unwrap();
+        drop(hold);
+        assert!(!can_run(&process, within).unwrap());
+        // Gone, and nobody has waited for it yet.
+        assert!(process.wait(within).unwrap());
+        assert!(!can_run(&process, within).unwrap());
+        child.wait().unwrap();
+        assert!(!can_run(&process, within).unwrap());
+    }
 
     #[test]
     fn who_is_held_does_not_go_on_whatever_signals_come() {
-        let mut child =
-            Command::new("sh").args(["-c", "while :; do :; done"]).stdin(Stdio::null()).spawn().unwrap();
+        let mut child = busy();
         let process = PidFd::open(child.id().cast_signed()).unwrap();
         let within = Duration::from_secs(10);
         process.freeze(within).unwrap();

@@ -55,7 +55,7 @@ pub struct SecondRecord {
     /// from then on the one that the guest has left. Either way it is never to run the guest, unless a
     /// decision is still to come.
     pub other: Place,
-    /// Who runs the guest, once that is decided: for good.
+    /// Who runs the guest, once that is decided.
     #[serde(default)]
     pub decided: Option<Side>,
     /// What the guest does in the second QEMU.
@@ -88,12 +88,17 @@ impl SecondRecord {
         }
         self.decided = Some(side);
         if side == Side::Second {
-            std::mem::swap(&mut self.other.recipe, &mut vm.recipe);
-            std::mem::swap(&mut self.other.process, &mut vm.process);
-            std::mem::swap(&mut self.other.qmp, &mut vm.qmp);
-            std::mem::swap(&mut self.other.belongings, &mut vm.belongings);
+            self.swap(vm);
         }
         true
+    }
+
+    /// The VM's record names the other QEMU from now on.
+    fn swap(&mut self, vm: &mut VmRecord) {
+        std::mem::swap(&mut self.other.recipe, &mut vm.recipe);
+        std::mem::swap(&mut self.other.process, &mut vm.process);
+        std::mem::swap(&mut self.other.qmp, &mut vm.qmp);
+        std::mem::swap(&mut self.other.belongings, &mut vm.belongings);
     }
 }
 
@@ -157,6 +162,21 @@ impl Store {
             Ok(record.decided)
         })?;
         decided.ok_or_else(|| over(vm, migration))
+    }
+
+    /// Decides for the first QEMU although the second had won: only where the first can still run, so that
+    /// nobody was told of it, and whoever was to end the first is gone.
+    pub fn take_back_second(&self, vm: &str, migration: MigrationId) -> io::Result<()> {
+        let there = self.change(&format!("give {vm} back to its first QEMU"), |change| {
+            let Some(mut record) = of(change, vm, migration)? else { return Ok(false) };
+            if record.decided == Some(Side::Second) {
+                vms::edit(change, vm, |vm| record.swap(vm))?;
+                record.decided = Some(Side::First);
+                change.open_table(SECONDS)?.insert(vm, encode(&record)?.as_slice())?;
+            }
+            Ok(true)
+        })?;
+        if there { Ok(()) } else { Err(over(vm, migration)) }
     }
 
     /// What is recorded of a VM's second QEMU.
@@ -255,6 +275,22 @@ mod tests {
             store.end_second("web1", ONE).unwrap();
             assert!(store.decide_second("web1", ONE, Side::Second).is_err(), "it is over");
             assert_eq!(pid(&store), runs);
+        }
+    }
+
+    #[test]
+    fn what_the_second_had_won_is_given_back_as_a_whole() {
+        for (decided, changes) in [(Some(Side::Second), true), (Some(Side::First), false), (None, false)] {
+            let (_dir, store) = waiting();
+            if let Some(side) = decided {
+                store.decide_second("web1", ONE, side).unwrap();
+            }
+            store.take_back_second("web1", ONE).unwrap();
+            assert_eq!(pid(&store), 1);
+            let record = store.second("web1").unwrap().unwrap();
+            assert_eq!(record.other, place(2));
+            assert_eq!(record.decided, if changes { Some(Side::First) } else { decided });
+            assert!(store.take_back_second("web1", MigrationId(2)).is_err(), "another migration");
         }
     }
 

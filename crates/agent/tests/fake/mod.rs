@@ -129,6 +129,10 @@ impl Hypervisor for Sleepers {
         Ok(())
     }
 
+    fn can_run(&self, vm: &VmRecord) -> Result<bool, Reasons> {
+        Ok(self.children.lock().unwrap().contains_key(&vm.process.unwrap().pid))
+    }
+
     fn stop(&self, vm: &VmRecord) -> Result<(), Reasons> {
         if self.silent.load(SeqCst) {
             return Err("its monitor does not answer".into());
