@@ -442,6 +442,14 @@ fn a_vm_moves_to_another_qemu_of_its_host_and_back() {
         ensure!(pid()? == first, "it stays in its QEMU");
         guest.runs()?;
 
+        // What it would take: nothing travels, and afterwards nothing is lent any more.
+        let cli = stage.agent("a").cli();
+        let plan = cli.json(&["plan", "web", "--to", "self"])?;
+        ensure!(plan["memory_bytes"] == 0 && plan["takes"] == "pre-copy", "{plan}");
+        ensure!(plan["handed_over"].as_u64().is_some_and(|bytes| bytes >= 128 * MIB), "{plan}");
+        cli.run(["plan", "web", "--to", "self"])?.succeeded()?.says(&["stays where it is"])?;
+        ensure!(pid()? == first, "it stays in its QEMU");
+
         let newer = tools.qemu_10.as_ref().map(|qemu| qemu.to_string_lossy().into_owned());
         let mut rows = vec![vec!["--verify"], vec![]];
         rows.extend(newer.iter().map(|newer| vec!["--qemu", newer.as_str()]));
@@ -449,6 +457,8 @@ fn a_vm_moves_to_another_qemu_of_its_host_and_back() {
             let before = pid()?;
             let report = stage.start_migration("web", "a", "self", &options)?.completed()?;
             ensure!(report.0["handed_over"] == report.0["guest_bytes"], "{}", report.0);
+            ensure!(report.0["handed_over"] == plan["handed_over"], "{}, planned {plan}", report.0);
+            ensure!(report.0["forecast"]["handed_over"] == plan["handed_over"], "{}", report.0);
             ensure!(report.number("wire_bytes")? <= MIB as f64, "{}", report.0);
             ensure!(report.0["fate"]["host"] == "a", "{}", report.0);
             eprintln!("{options:?}: pause {} ms", report.number("downtime_ms")?);

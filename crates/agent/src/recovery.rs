@@ -8,13 +8,10 @@ use crate::{
     migrate::{Migrator, Wish},
     refusal::{Refusal, RefusalKind},
     registry::Registry,
-    store::{
-        Arrival, ArrivalRecord, DepartureRecord, DepartureState, SELF, SecondRecord, Side, StoreError,
-        VmRecord,
-    },
+    store::{Arrival, ArrivalRecord, DepartureRecord, DepartureState, SELF, Side, StoreError, VmRecord},
 };
 use api::{Failure, Fate, Mode, Outcome, Report};
-use ports::{Claim, Claimed, OwnershipRecord, SourceJournal};
+use ports::{Claim, Claimed, SourceJournal};
 use std::{
     collections::{HashMap, HashSet},
     io,

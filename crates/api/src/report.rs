@@ -108,8 +108,11 @@ pub struct Round {
 /// What a migration is expected to take, said before anything moves.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Forecast {
-    /// Memory that the guest ever wrote.
+    /// Memory that the guest ever wrote, and that has to travel.
     pub memory_bytes: u64,
+    /// RAM that the target reaches by itself: nothing of it travels.
+    #[serde(default)]
+    pub handed_over: u64,
     /// Different memory that it wrote in a second, while it was watched for this.
     pub written_per_s: u64,
     /// For how long that was.

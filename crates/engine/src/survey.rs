@@ -2,17 +2,17 @@
 
 use crate::{
     conn::{Conn, Dial, GREETING},
-    ports::GuestMemory,
+    ports::{Block, GuestMemory},
 };
 use page::{Codec, Encoder};
 use proto::Purpose;
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     io::{self, Read, Write},
     thread,
     time::{Duration, Instant},
 };
-use units::{BlockId, MemorySet, PAGE_SIZE, Rate};
+use units::{BlockId, MemorySet, PAGE_SIZE, PageSet, Rate};
 
 /// So many runs of so many pages are looked at, evenly spread: 4 MiB, in 20 ms. Pages are compressed with
 /// their neighbours.
@@ -43,9 +43,13 @@ pub(crate) struct Sample {
     pub(crate) cost: f64,
 }
 
-/// The pages that the guest ever wrote.
-pub(crate) fn present(memory: &dyn GuestMemory) -> io::Result<MemorySet> {
-    let sets = (0..memory.blocks().len()).map(|id| memory.present(BlockId(id as u16)));
+/// The pages that the guest ever wrote, but for these blocks.
+pub(crate) fn present(memory: &dyn GuestMemory, without: &BTreeSet<BlockId>) -> io::Result<MemorySet> {
+    let present = |(id, block): (u16, &Block)| match without.contains(&BlockId(id)) {
+        true => Ok(PageSet::empty(block.pages)),
+        false => memory.present(BlockId(id)),
+    };
+    let sets = (0..).zip(memory.blocks()).map(present);
     Ok(MemorySet::from_blocks(sets.collect::<io::Result<_>>()?))
 }
 

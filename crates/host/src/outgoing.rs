@@ -173,7 +173,7 @@ impl Mover {
         // This thread may take its time, but must not be stopped while the guest is.
         let part = pulse.part();
         part.rest();
-        let within = (request.options.to == SELF).then(|| self.within(request)).transpose();
+        let within = self.within(request);
         let parts = within
             .as_ref()
             .map_err(|why| vec![why.clone()])
@@ -207,15 +207,18 @@ impl Mover {
         report
     }
 
-    /// The second QEMU's side of a migration that stays on this host, and the way there.
-    fn within(&self, request: &MigrateRequest) -> Result<Within, String> {
+    /// Of a migration that stays on this host: the second QEMU's side, and the way there.
+    fn within(&self, request: &MigrateRequest) -> Result<Option<Within>, String> {
+        if request.options.to != SELF {
+            return Ok(None);
+        }
         let mut host = self.qemu.host();
         host.qemu = request.options.qemu.clone().or(host.qemu);
         let of = (request.id, request.vm.name.as_str());
         let second = Second::new(&self.store, &self.arrivals, of, host, request.options.allow_older_qemu);
         let door = Door::open(&second, &self.security);
         let door = door.map_err(|e| format!("this host cannot call itself: {e}"))?;
-        Ok(Within { second, door })
+        Ok(Some(Within { second, door }))
     }
 }
 
@@ -265,8 +268,9 @@ impl Migrator for Mover {
     }
 
     fn plan(&self, request: &MigrateRequest) -> Result<Forecast, String> {
-        let (parts, _) =
-            self.parts(request, false, &Pulse::default(), None).map_err(|reasons| reasons.join("\n"))?;
+        let within = self.within(request)?;
+        let parts = self.parts(request, false, &Pulse::default(), within.as_ref());
+        let (parts, _) = parts.map_err(|reasons| reasons.join("\n"))?;
         let options = request.options.clone();
         engine::plan(parts, &options)
     }

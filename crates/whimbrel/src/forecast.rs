@@ -22,6 +22,10 @@ pub(crate) fn render(vm: &str, to: &str, forecast: &Forecast) -> String {
         forecast.shrinks_to * 100.0,
         Rate(forecast.link),
     );
+    if forecast.handed_over > 0 {
+        let stays = Bytes(forecast.handed_over);
+        words += &format!("  {stays} of its RAM stays where it is: the target reaches it by itself.\n");
+    }
     words += &format!("  It would go by {}: {}.\n", name(forecast.plan.takes), forecast.plan.because);
     if forecast.remembered {
         words += "  When it was moved last it wrote much more than in the second before: that is expected \
@@ -106,6 +110,7 @@ mod tests {
         };
         Forecast {
             memory_bytes: 512 << 20,
+            handed_over: 0,
             written_per_s: 40 << 20,
             watched_ms: 1000.0,
             remembered: false,
@@ -137,7 +142,10 @@ mod tests {
         assert!(lines[4].starts_with("  hybrid") && lines[4].ends_with("800 ms"), "{}", lines[4]);
         assert!(words.contains("go by pre-copy: the guest writes less"), "{words}");
         assert!(words.contains("Cannot be kept: --max-time 1 s: it will take about 2 s."), "{words}");
+        assert!(!words.contains("stays where it is"), "{words}");
         assert!(render("web1", "hostb", &forecast(false)).contains("  pre-copy   no end in sight"));
+        let words = render("web1", "self", &Forecast { handed_over: 1 << 30, ..forecast(true) });
+        assert!(words.contains("  1.0 GiB of its RAM stays where it is"), "{words}");
     }
 
     #[test]

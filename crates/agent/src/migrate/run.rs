@@ -85,10 +85,6 @@ impl Migrations {
     /// What a migration would take.
     pub fn plan(&self, vm: &str, options: &MigrateOptions) -> Result<Forecast, Refusal> {
         let record = self.registry.find(vm)?;
-        if options.to == SELF {
-            let why = "memory that is shared stays where it is, and takes no time: there is nothing to plan";
-            return Err(self.refuse(RefusalKind::Bad, vm, why).vm_runs_on(self.registry.host()));
-        }
         // Nobody else may track its writes meanwhile.
         let (_lease, request) = self.prepare(record, options)?;
         let refused = |why: &str| {
@@ -104,7 +100,7 @@ impl Migrations {
         let forecast = planned
             .unwrap_or_else(|_| Err("an error of Whimbrel itself; the agent's log has the details".into()));
         let forecast = forecast.map_err(|why| refused(&why))?;
-        if options.bandwidth.is_none() {
+        if options.bandwidth.is_none() && options.to != SELF {
             let kept = self.registry.store().keep_link(&request.options.to, Rate(forecast.link));
             kept.map_err(|error| Refusal::store(error, self.registry.host()))?;
         }

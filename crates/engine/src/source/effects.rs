@@ -31,11 +31,8 @@ impl SourceDriver {
             SourceEffect::OpenStreams => {
                 self.before = self.parts.machine.lock().run_state()?;
                 self.look_at_writes()?;
-                self.dirty =
-                    survey::present(&*self.parts.memory).map_err(why("look for the guest's pages"))?;
-                for block in &self.handed_over {
-                    self.dirty.block_mut(*block).clear();
-                }
+                let present = survey::present(&*self.parts.memory, &self.handed_over);
+                self.dirty = present.map_err(why("look for the guest's pages"))?;
                 self.reporter.begun(&self.dirty);
                 self.foresee()?;
                 self.open_streams().map_err(why("open the streams"))?;

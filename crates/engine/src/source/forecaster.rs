@@ -11,12 +11,13 @@ use crate::{
 use api::{Forecast, MigrateOptions, Mode, Outcome, PastMigration, Phase, Round, Way};
 use policy::{Compressor, HARD, Limits, Measured, Plan, Standing, WorkingSet};
 use std::{
+    collections::BTreeSet,
     io,
     sync::mpsc::{Receiver, channel},
     thread,
     time::{Duration, Instant},
 };
-use units::{MemorySet, PAGE_SIZE, Rate};
+use units::{BlockId, MemorySet, PAGE_SIZE, Rate};
 
 /// For so long the link is probed where nobody knows how fast it is: on a link with a bucket of 10 ms, long
 /// enough to get beyond it.
@@ -92,11 +93,12 @@ impl SourceDriver {
         forecaster.written = WorkingSet::of(self.shape.0.iter().sum());
         let (tell, told) = channel();
         let (memory, dial) = (self.parts.memory.clone(), self.parts.dial.clone());
+        let offered = self.parts.offered.ids();
         // A limit is kept by probes too: there is none then.
         let known = self.options.bandwidth.or(self.parts.link_history.link);
         let survey = move || {
             // A receiver that is gone no longer wants to know.
-            let _ = tell.send(look(&*memory, &*dial, known, PROBE));
+            let _ = tell.send(look((&*memory, &offered), &*dial, known, PROBE));
         };
         thread::Builder::new().name("survey".into()).spawn(survey).map_err(why("start a thread"))?;
         forecaster.surveyed = Some(told);
@@ -136,6 +138,8 @@ impl SourceDriver {
         }
         let forecast =
             seen.forecast(&measured, plan.clone(), self.forecaster.watched, self.reporter.lasted());
+        let handed_over = self.handed_over.iter().map(|block| self.shape.0[usize::from(block.0)]);
+        let forecast = Forecast { handed_over: handed_over.sum::<u64>() * PAGE_SIZE as u64, ..forecast };
         if forecast.remembered {
             self.reporter.note(
                 "when it was moved last it wrote much more than it does now: that is expected again".into(),
@@ -212,6 +216,9 @@ pub fn plan(mut parts: SourceParts, options: &MigrateOptions) -> Result<Forecast
     let mut tracker = parts.tracker.take().ok_or("its writes cannot be followed")?;
     tracker.begin().map_err(|e| text("follow its writes", e))?;
     let throttleable = tracker.can_throttle();
+    let offered = parts.offered.ids();
+    let blocks: Vec<BlockId> = offered.iter().copied().collect();
+    tracker.leave_out(&blocks).map_err(|e| text("leave out what is handed over", e))?;
     (parts.cores)();
     let begun = Instant::now();
     let pages: Vec<u64> = parts.memory.blocks().iter().map(|block| block.pages).collect();
@@ -219,7 +226,8 @@ pub fn plan(mut parts: SourceParts, options: &MigrateOptions) -> Result<Forecast
         (WorkingSet::of(pages.iter().sum()), MemorySet::empty(pages.iter().copied()));
     let (memory, dial) = (parts.memory.clone(), parts.dial.clone());
     let limit = options.bandwidth;
-    let surveyor = thread::spawn(move || look(&*memory, &*dial, limit, LONG_PROBE));
+    let without = offered.clone();
+    let surveyor = thread::spawn(move || look((&*memory, &without), &*dial, limit, LONG_PROBE));
     for look in 1..=LOOKS {
         // Twice as late each time: what is written soon and what is written late.
         let due = WATCH / 2u32.pow(LOOKS - look);
@@ -232,15 +240,23 @@ pub fn plan(mut parts: SourceParts, options: &MigrateOptions) -> Result<Forecast
     let Surveyed { sample, link } = surveyor.join().map_err(|_| "the survey ended in a panic".to_owned())?;
     let link = link.map_err(|e| format!("cannot reach {}: {e}", parts.to))?;
     let sample = sample.map_err(|e| text("look at its memory", e))?;
-    let present = survey::present(&*parts.memory).map_err(|e| text("look for its pages", e))?.len();
+    let present = survey::present(&*parts.memory, &offered);
+    let present = present.map_err(|e| text("look for its pages", e))?.len();
     let seen = Findings { present, written: &written, sample, link };
     let measured = unthrottleable(seen.measured(&mut parts, options), !throttleable);
     tracing::debug!(?measured, took = ?begin.elapsed(), "a plan");
     let plan = policy::plan(&measured, &limits(options, PREFLIGHT));
-    Ok(seen.forecast(&measured, plan, watched, PREFLIGHT))
+    let handed_over = offered.iter().map(|block| pages[usize::from(block.0)] * PAGE_SIZE as u64).sum();
+    Ok(Forecast { handed_over, ..seen.forecast(&measured, plan, watched, PREFLIGHT) })
 }
 
-fn look(memory: &dyn GuestMemory, dial: &dyn Dial, known: Option<Rate>, time: Duration) -> Surveyed {
+/// At the link, and at the memory without the blocks that are handed over.
+fn look(
+    (memory, without): (&dyn GuestMemory, &BTreeSet<BlockId>),
+    dial: &dyn Dial,
+    known: Option<Rate>,
+    time: Duration,
+) -> Surveyed {
     let probe = || {
         survey::probe(dial, time).or_else(|e| match e.kind() {
             io::ErrorKind::TimedOut => survey::probe(dial, time * LONGER),
@@ -248,7 +264,8 @@ fn look(memory: &dyn GuestMemory, dial: &dyn Dial, known: Option<Rate>, time: Du
         })
     };
     let link = known.map_or_else(probe, Ok);
-    Surveyed { sample: survey::present(memory).and_then(|present| survey::sample(memory, &present)), link }
+    let present = survey::present(memory, without);
+    Surveyed { sample: present.and_then(|present| survey::sample(memory, &present)), link }
 }
 
 fn limits(options: &MigrateOptions, passed: Duration) -> Limits {
@@ -281,6 +298,7 @@ impl Findings<'_> {
         let bytes = |pages: f64| (pages * PAGE_SIZE as f64) as u64;
         Forecast {
             memory_bytes: bytes(measured.present as f64),
+            handed_over: 0,
             written_per_s: bytes(self.written.per_s()),
             watched_ms: watched.as_secs_f64() * 1e3,
             remembered: measured.written != *self.written,

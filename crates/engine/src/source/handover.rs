@@ -20,6 +20,13 @@ pub struct Offered {
     pub keeps: Option<Box<dyn Send>>,
 }
 
+impl Offered {
+    /// Which blocks.
+    pub(super) fn ids(&self) -> BTreeSet<BlockId> {
+        self.blocks.iter().map(|(handover, _)| handover.block).collect()
+    }
+}
+
 impl SourceDriver {
     /// What is offered, as it travels.
     pub(super) fn handovers(&self) -> Vec<control::Handover> {
