@@ -44,6 +44,8 @@ impl<'a> Scene<'a> {
             "driver=raw,node-name=d0,file=f0".to_owned(),
             "-device".to_owned(),
             "virtio-blk-pci,id=blk0,drive=d0".to_owned(),
+            "-object".to_owned(),
+            "throttle-group,id=lim,x-iops-total=5000".to_owned(),
             "-drive".to_owned(),
             format!("if=none,id=cd0,media=cdrom,readonly=on,format=raw,file={}", iso.display()),
             "-device".to_owned(),
@@ -106,6 +108,10 @@ fn changes(dir: &Path, media: &[PathBuf; 2]) -> Vec<Change> {
     let null = json!({ "driver": "null-co", "node-name": "nul", "size": 32 << 20, "read-zeroes": true });
     let medium =
         |path: &PathBuf| json!({ "id": "cd", "filename": path.display().to_string(), "format": "raw" });
+    let limits = |iops: u32| {
+        let limits = json!({ "iops-total": iops });
+        ("qom-set", json!({ "path": "/objects/lim", "property": "limits", "value": limits }))
+    };
     vec![
         (
             "a backup",
@@ -133,6 +139,12 @@ fn changes(dir: &Path, media: &[PathBuf; 2]) -> Vec<Change> {
             vec![("device_add", json!({ "driver": "usb-tablet", "id": "late", "bus": "usb.0" }))],
             "device late (usb-tablet)",
             vec![("device_del", json!({ "id": "late" }))],
+        ),
+        (
+            "the limits of a group",
+            vec![limits(7000)],
+            "throttle group lim is iops-total=7000, and was iops-total=5000",
+            vec![limits(5000)],
         ),
         (
             "QEMU's own migration",
@@ -165,9 +177,8 @@ fn i1_i3_a_vm_that_is_changed_is_not_moved() {
                 "{what}"
             );
             stage.runs_only_on("vm", "a")?;
-            // Before it is moved: jobs, exports and a migration are refused; a medium and a device are
-            // carried.
-            if !matches!(what, "another medium" | "a device") {
+            // Before it is moved: jobs, exports and a migration are refused; the others are carried.
+            if !matches!(what, "another medium" | "a device" | "the limits of a group") {
                 let before = stage.start_migration("vm", "a", "b", &[])?.ended("failed", 1)?;
                 let error = before.error();
                 ensure!(error.contains(told.split(" (").next().unwrap_or(told)), "{what}: {error}");

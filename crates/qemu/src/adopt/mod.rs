@@ -18,7 +18,7 @@ pub(crate) mod nets;
 mod objects;
 pub(crate) mod secrets;
 mod settings;
-mod throttles;
+pub(crate) mod throttles;
 mod tpm;
 mod words;
 

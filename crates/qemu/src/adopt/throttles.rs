@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// Their kind of object.
-pub(super) const GROUP: &str = "throttle-group";
+pub(crate) const GROUP: &str = "throttle-group";
 
 /// The limits of each group, by its id.
 pub(super) type Groups = BTreeMap<String, Value>;
@@ -25,17 +25,18 @@ pub(super) fn ask(qmp: &mut Qmp) -> Result<Groups, QmpError> {
     Ok(groups)
 }
 
-/// A group as it is made on the target. A limit of nothing is none, and a burst lasts a second unless it is
-/// said.
+/// What is set of a group's limits. A limit of nothing is none, and a burst lasts a second unless it is said.
+pub(crate) fn set(limits: &Value) -> impl Iterator<Item = (&str, u64)> {
+    let named = limits.as_object().into_iter().flatten();
+    let named = named.filter_map(|(name, limit)| Some((name.as_str(), limit.as_u64()?)));
+    named.filter(|(name, limit)| *limit > u64::from(name.ends_with("-length")))
+}
+
+/// A group as it is made on the target.
 fn argument(id: &str, limits: &Value) -> Argument {
     let mut parsed = vec![("qom-type".to_owned(), GROUP.to_owned()), ("id".to_owned(), id.to_owned())];
-    for (name, limit) in limits.as_object().into_iter().flatten() {
-        let usual = u64::from(name.ends_with("-length"));
-        if let Some(limit) = limit.as_u64().filter(|limit| *limit > usual) {
-            // QEMU's newer word (`limits`) it takes in JSON only.
-            parsed.push((format!("x-{name}"), limit.to_string()));
-        }
-    }
+    // QEMU's newer word (`limits`) it takes in JSON only.
+    parsed.extend(set(limits).map(|(name, limit)| (format!("x-{name}"), limit.to_string())));
     Argument::new("-object", options::join(&parsed, "qom-type"))
 }
 

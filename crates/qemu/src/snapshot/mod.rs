@@ -27,6 +27,8 @@ pub(crate) enum Setting {
     Device,
     /// An object of `-object` or `object-add`, with its type.
     Object,
+    /// A group of block nodes that share limits, with these.
+    ThrottleGroup,
     /// A memory backend, with its size.
     Memory,
     /// A memory device, with its size.
@@ -58,6 +60,7 @@ impl Setting {
             Self::Blocker => Words("QEMU itself objects to a migration:", "", "is no reason any more", AGAIN),
             Self::Device => Words("device", "was plugged in", "was unplugged", AGAIN),
             Self::Object => Words("object", "was added", "was removed", AGAIN),
+            Self::ThrottleGroup => Words("throttle group", "was added", "was removed", AGAIN),
             Self::Memory => Words("memory backend", "was added", "was removed", AGAIN),
             Self::MemoryDevice => Words("memory device", "was plugged in", "was unplugged", AGAIN),
             Self::Cpu => Words("vCPU", "was plugged in", "was unplugged", AGAIN),

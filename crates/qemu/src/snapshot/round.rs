@@ -2,7 +2,7 @@
 
 use super::{Setting, Snapshot};
 use crate::{
-    adopt::nets::hub_port,
+    adopt::{nets::hub_port, throttles},
     qmp::{Qmp, QmpError},
     recipe::LIMITS,
 };
@@ -89,7 +89,25 @@ impl Snapshot {
     pub(crate) fn take(qmp: &mut Qmp, depth: Depth) -> Result<Self, QmpError> {
         let lines = Self::lines(depth);
         let answers = qmp.execute_all(&lines, WITHIN)?;
-        Self::read(depth, &lines, answers)
+        let mut taken = Self::read(depth, &lines, answers)?;
+        if depth == Depth::Whole {
+            taken.ask_groups(qmp)?;
+        }
+        Ok(taken)
+    }
+
+    /// The limits of each throttle group, which `qom-set` changes without an event.
+    fn ask_groups(&mut self, qmp: &mut Qmp) -> Result<(), QmpError> {
+        let objects = self.kinds.get(&Setting::Object).into_iter().flatten();
+        let groups: Vec<String> =
+            objects.filter(|(_, kind)| *kind == throttles::GROUP).map(|(name, _)| name.clone()).collect();
+        let limits = |id| ("qom-get", json!({ "path": format!("/objects/{id}"), "property": "limits" }));
+        let answers = qmp.execute_all(&groups.iter().map(limits).collect::<Vec<_>>(), WITHIN)?;
+        // One that cannot be asked was removed just now: the next look tells.
+        let told =
+            groups.into_iter().zip(answers).filter_map(|(id, limits)| Some((id, group(&limits.ok()?))));
+        self.add(Setting::ThrottleGroup, told.collect());
+        Ok(())
     }
 
     /// The questions.
@@ -213,6 +231,11 @@ pub(crate) fn drive_name(one: &Value) -> String {
 /// A limit is there if it is not zero.
 fn limit(inserted: &Value, name: &str) -> Option<u64> {
     inserted[name].as_u64().filter(|limit| *limit > 0)
+}
+
+/// The limits of a throttle group.
+fn group(limits: &Value) -> String {
+    throttles::set(limits).map(|(name, limit)| format!("{name}={limit}")).collect::<Vec<_>>().join(", ")
 }
 
 fn drive(one: &Value) -> String {
