@@ -1,8 +1,17 @@
 //! Memory that is plugged and unplugged, whole modules and bit by bit (virtio-mem), around and during moves.
 
-use lab::{Doing, HandStart, Lab, Qmp, Ram, Result, Spec, Stage, ensure, story, wait_for};
+use lab::{
+    Datastore, Doing, HandStart, Lab, Oddity, QEMU, Qmp, Ram, Result, Spec, Stage, Tools, ensure, story,
+    wait_for,
+};
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// How long a guest under emulation may take on a busy machine.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -95,6 +104,8 @@ fn i2_virtio_mem_that_grows_and_shrinks_loses_nothing() {
         let report = migration.completed()?;
         stage.check_moved("vm", &guest, "a", "b")?;
         ensure!(report.verified() == Some(true), "memory was compared: {}", report.0);
+        // What is plugged into it travels as all memory does, and not in the pause.
+        ensure!(report.0["guest_bytes"] == (256 + 128 + 512 + 256) * MIB, "{}", report.0);
         let mut qmp = monitor(lab, "b")?;
         let after = places(&mut qmp)?;
         ensure!(before == after, "{before:?}, on the target {after:?}");
@@ -111,5 +122,129 @@ fn i2_virtio_mem_that_grows_and_shrinks_loses_nothing() {
         until(&mut qmp, "vmem1", 64)?;
         drop(qmp);
         guest.verify().map(drop)
+    });
+}
+
+/// How much of its host's memory a virtio-mem device of this QEMU process takes. Its backend is a file or a
+/// memfd.
+fn taken(process: &Path, qmp: &mut Qmp, id: &str) -> Result<u64> {
+    let data = devices(qmp)?.remove(id).doing("find the device")?;
+    let backend = data["memdev"].as_str().unwrap_or_default().replace("/objects", "");
+    let blocks = qmp.human("info ramblock")?;
+    let words = blocks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let listed = words.filter(|words| words.first().is_some_and(|name| name.ends_with(&backend)));
+    // QEMU 7.2 does not list where a block lies, but it maps all of them.
+    let at = match listed.map(|words| words[words.len() - 2].to_owned()).next() {
+        Some(address) if address.starts_with("0x00007") => address,
+        _ => qmp.human(&format!("gpa2hva {}", data["memaddr"]))?,
+    };
+    let number = at.split_whitespace().next_back().and_then(|word| word.strip_prefix("0x"));
+    let at = number.and_then(|word| u64::from_str_radix(word, 16).ok()).doing(format!("read {at}"))?;
+    let maps = fs::read_to_string(process.join("maps")).doing("read the mappings")?;
+    let holds = |range: &&str| {
+        let ends =
+            range.split_once('-').map(|(start, end)| [start, end].map(|at| u64::from_str_radix(at, 16)));
+        matches!(ends, Some([Ok(start), Ok(end)]) if (start..end).contains(&at))
+    };
+    let range =
+        maps.lines().filter_map(|line| line.split(' ').next()).find(holds).doing("find its memory")?;
+    let file = fs::metadata(process.join("map_files").join(range)).doing("look at its memory")?;
+    Ok(file.blocks() * 512)
+}
+
+/// A VM with three virtio-mem devices, each of another backend: one has a name that another block's ends
+/// with, one is plugged in below a bridge, one wants its pages at once. It is moved in every mode, between
+/// these QEMUs.
+fn every_backend(lab: &Lab, tools: &Tools, number: u8, qemus: [&Path; 2], first: &str) -> Result<()> {
+    let store = Datastore::mount(&lab.dir().join("store"), &lab.dir().join("disk"));
+    let store = store.doing("mount a datastore")?;
+    let stage = Stage::with(lab, tools, |host| {
+        let lines = format!("qemu = {:?}", qemus[usize::from(host.name == "b")]);
+        Oddity { lines, ..Oddity::default() }
+    })?;
+    let (second, file) = (lab.dir().join("q2"), tempfile::tempdir_in("/dev/shm").doing("make a directory")?);
+    let extra = format!(
+        "-qmp unix:{},server=on,wait=off -m size=268435456B,slots=4,maxmem=4G \
+         -device pcie-root-port,id=rp1,chassis=1 -object memory-backend-ram,id=vga.vram,size=128M \
+         -device virtio-mem-pci,id=vmem0,memdev=vga.vram,requested-size=64M{first} \
+         -object memory-backend-file,id=f0,size=128M,share=on,mem-path={} \
+         -device virtio-mem-pci,id=vmem2,memdev=f0,requested-size=64M,block-size=4M,prealloc=on",
+        second.display(),
+        file.path().join("f0").display()
+    );
+    let extra = extra.split_whitespace().map(str::to_owned).collect();
+    let (qemu, spec) = (qemus[0].to_owned(), Spec::new(number, WORK));
+    let start = HandStart { extra, qemu, vga: true, ..HandStart::new(spec) };
+    let (guest, _machine) = stage.adopt("a", "vm", start)?;
+    let mut qmp = Qmp::connect(&second)?;
+    let backend = json!({ "qom-type": "memory-backend-memfd", "id": "m1", "size": 128 * MIB, "share": true });
+    qmp.execute("object-add", backend)?;
+    let device = json!({ "driver": "virtio-mem-pci", "id": "vmem1", "memdev": "m1", "bus": "rp1",
+        "requested-size": 64 * MIB });
+    qmp.execute("device_add", device)?;
+    for id in ["vmem0", "vmem1", "vmem2"] {
+        until(&mut qmp, id, 64)?;
+    }
+    guest.order("claim 150")?;
+    let spool = store.path().to_string_lossy().into_owned();
+    let moves: [(&[&str], [u64; 3]); 4] = [
+        (&["--mode", "pre-copy"], [96, 0, 96]),
+        (&["--mode", "hybrid"], [64, 64, 64]),
+        (&["--mode", "post-copy"], [32, 96, 64]),
+        (&["--mode", "pre-copy", "--spool", &spool], [64, 64, 64]),
+    ];
+    for (n, (options, sizes)) in moves.into_iter().enumerate() {
+        let (from, to) = if n % 2 == 0 { ("a", "b") } else { ("b", "a") };
+        // What grows first: what shrinks needs room for what it held.
+        let mut changes: Vec<_> = ["vmem0", "vmem1", "vmem2"].into_iter().zip(sizes).collect();
+        changes.sort_by_key(|(_, mib)| std::cmp::Reverse(*mib));
+        for (id, mib) in &changes {
+            ask_for(&mut qmp, id, *mib)?;
+            until(&mut qmp, id, *mib)?;
+        }
+        drop(qmp);
+        let options: Vec<_> = options.iter().copied().chain(["--allow-older-qemu"]).collect();
+        let report = stage.migrate("vm", &guest, from, to, &options)?;
+        ensure!(report.0["guest_bytes"] == (256 + 3 * 128) * MIB, "{}", report.0);
+        // The agent asks the same monitor.
+        let shown = stage.show(to, "vm")?.doing("find the VM")?;
+        let process = PathBuf::from(format!("/proc/{}", shown["pid"]));
+        qmp = monitor(lab, to)?;
+        for (id, mib) in changes {
+            until(&mut qmp, id, mib)?;
+            let taken = taken(&process, &mut qmp, id)?;
+            eprintln!("{options:?}: {id} has {mib} MiB and takes {} KiB of {to}", taken >> 10);
+            ensure!(taken <= mib * MIB, "{id}: what is unplugged takes memory, {taken} bytes in all");
+        }
+    }
+    drop(qmp);
+    // To another QEMU of this host it travels, too; all else is handed over.
+    let report = stage.start_migration("vm", "a", "self", &["--verify"])?.completed()?;
+    ensure!(report.0["guest_bytes"] == (256 + 3 * 128) * MIB, "{}", report.0);
+    ensure!(report.0["handed_over"] == 256 * MIB, "{}", report.0);
+    stage.runs_only_on("vm", "a")?;
+    guest.verify().map(drop)
+}
+
+#[test]
+fn i2_virtio_mem_of_every_backend_moves_in_every_mode() {
+    story("virtio-mem of every backend", &["a", "b"], |lab, tools| {
+        let newer = tools.qemu_10.as_deref().unwrap_or(Path::new(QEMU));
+        every_backend(lab, tools, 99, [Path::new(QEMU), newer], "")
+    });
+}
+
+/// QEMU 10 with a machine of its own loads what is plugged ahead of all devices, and maps nothing else.
+#[test]
+fn i2_virtio_mem_of_a_new_machine_moves_in_every_mode() {
+    story("virtio-mem of a new machine", &["a", "b"], |lab, tools| {
+        let Some(newer) = &tools.qemu_10 else {
+            lab::skip(
+                "a new machine",
+                &"WHIMBREL_QEMU_10 must name a QEMU 10 (tests/qemu-10.sh unpacks one)",
+            );
+            return Ok(());
+        };
+        every_backend(lab, tools, 100, [newer, newer], ",dynamic-memslots=on")
     });
 }

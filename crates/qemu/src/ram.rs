@@ -3,7 +3,10 @@
 //! By QEMU's own word only: `info ramblock` (which tells addresses from QEMU 8 on), else the memory tree and
 //! `gpa2hva`. Sizes and order say nothing: two blocks can be alike.
 
+mod devices; // memory that devices have
+
 use crate::qmp::{Qmp, QmpError};
+use devices::MemoryDevice;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -28,6 +31,13 @@ pub struct Listed {
     pub read_only: Option<bool>,
 }
 
+impl Listed {
+    /// The object id of the backend that it is named after, if it is.
+    fn backend(&self) -> &str {
+        devices::without_folder(&self.name)
+    }
+}
+
 /// A memory backend, as `query-memdev` tells.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Backend {
@@ -40,7 +50,7 @@ pub struct Backend {
 /// What the memory of a QEMU consists of.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Layout {
-    /// The guest's main memory: its backends, in the order of their names.
+    /// The guest's main memory, that of memory devices too: its backends, in the order of their names.
     pub main: Vec<RamBlock>,
     /// Video memory, ROMs and tables, which QEMU keeps to itself.
     pub private: Vec<Listed>,
@@ -96,23 +106,42 @@ fn advice(error: &attach::Error) -> &'static str {
 /// Learns the memory layout of a running QEMU.
 pub fn layout(qmp: &mut Qmp) -> Result<Layout, RamError> {
     let backends = backends(qmp)?;
+    let blocks = listed(qmp)?;
+    // One alone is what the machine begins with.
+    let devices = if backends.len() < 2 { Vec::new() } else { devices::ask(qmp)? };
     let mut found = Layout::default();
     let mut tree = None;
-    for listed in listed(qmp)? {
-        let id = listed.name.strip_prefix("/objects/").unwrap_or(&listed.name);
-        let Some(backend) = backends.iter().find(|backend| backend.id == id) else {
-            found.private.push(listed);
+    for block in &blocks {
+        let Some((id, device)) = owner(block, &blocks, &backends, &devices) else {
+            found.private.push(block.clone());
             continue;
         };
-        let hva = match listed.hva {
-            Some(hva) => hva,
-            None => locate(qmp, &mut tree, id)?,
+        let hva = match (block.hva, device) {
+            (Some(hva), _) => hva,
+            (None, Some(device)) => device.locate(qmp, block)?,
+            (None, None) => locate(qmp, &mut tree, &block.name)?,
         };
-        found.known.get_or_insert_with(|| Listed { hva: Some(hva), ..listed.clone() });
-        found.main.push(RamBlock { name: backend.id.clone(), bytes: listed.total, hva });
+        found.known.get_or_insert_with(|| Listed { hva: Some(hva), ..block.clone() });
+        found.main.push(RamBlock { name: id.to_owned(), bytes: block.total, hva });
     }
     found.main.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(found)
+}
+
+/// The backend whose memory this block is, and the device that has it, if it is one's.
+fn owner<'a>(
+    block: &Listed,
+    blocks: &[Listed],
+    backends: &'a [Backend],
+    devices: &'a [MemoryDevice],
+) -> Option<(&'a str, Option<&'a MemoryDevice>)> {
+    if let Some(device) = devices::of(block, blocks, backends, devices) {
+        return Some((&device.backend, Some(device)));
+    }
+    let backend = backends.iter().find(|backend| backend.id == block.backend())?;
+    // Firmware can be called what a virtio-mem device's backend is.
+    let elsewhere = devices.iter().any(|device| device.names_block_of(backend));
+    (!elsewhere).then_some((&backend.id, None))
 }
 
 /// The memory backends, by `query-memdev`.
@@ -193,16 +222,24 @@ pub(crate) fn read_tree(qmp: &mut Qmp) -> Result<Tree, QmpError> {
 
 /// Where the block behind `region` begins in QEMU's address space.
 pub(crate) fn translate(qmp: &mut Qmp, tree: &Tree, region: &str) -> Result<u64, RamError> {
-    let nowhere = |why: &str| RamError::Nowhere { name: region.to_owned(), why: why.to_owned() };
-    let mapped = tree.get(region).ok_or_else(|| nowhere("the guest has it mapped nowhere"))?;
+    let mapped = tree.get(region).ok_or_else(|| nowhere(region, "the guest has it mapped nowhere"))?;
+    translate_at(qmp, region, mapped)
+}
+
+/// The same, by one of its pieces.
+fn translate_at(qmp: &mut Qmp, region: &str, mapped: &Mapped) -> Result<u64, RamError> {
     let said = qmp.human(&format!("gpa2hva {:#x}", mapped.gpa))?;
     // Host virtual address for 0x1000 (ram0) is 0x7f1990000000
     let name = said.split_once('(').and_then(|(_, rest)| rest.split_once(')')).map(|(name, _)| name);
     let address = said.split_whitespace().next_back().and_then(hex);
     match (name, address.and_then(|address| address.checked_sub(mapped.offset))) {
         (Some(name), Some(hva)) if name == region => Ok(hva),
-        _ => Err(nowhere(said.trim())),
+        _ => Err(nowhere(region, said.trim())),
     }
+}
+
+fn nowhere(region: &str, why: &str) -> RamError {
+    RamError::Nowhere { name: region.to_owned(), why: why.to_owned() }
 }
 
 /// Lines like `  0000000000100000-0000000003ffffff (prio 0, ram): ram0 @0000000000100000 KVM`, in views of

@@ -58,6 +58,14 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         "Block Name    PSize  Offset  Used  Total  HVA  RO\r\n/objects/ram0    4 KiB  0x0 0x4000000 \
          0x4000000 0x00007f8846c00000  rw\r\n"
     );
+    let elastic = json!(
+        "  0000:00:03.0/m0    4 KiB  0x0000000010000000 0x0000000020000000 0x0000000020000000\r\n  ram0    4 \
+         KiB  0x0000000000000000 0x0000000004000000 0x0000000004000000\r\n"
+    );
+    let two = json!([{ "id": "ram0", "size": 67_108_864 }, { "id": "m0", "size": 536_870_912 }]);
+    let plugged = json!([{ "type": "virtio-mem", "data": { "memdev": "/objects/m0",
+        "memaddr": 4_294_967_296_u64, "size": 0, "max-size": 536_870_912, "id": "vmem0" } },
+        { "type": "dimm", "data": { "memdev": "/objects/d0", "addr": 5_368_709_120_u64 } }]);
     let tree = json!(
         "FlatView #0\r\n AS \"memory\", root: system\r\n Root memory region: system\r\n  \
          0000000000000000-0000000003ffffff (prio 0, ram): ram0 KVM\r\n  00000000fd000000-00000000fdffffff \
@@ -153,6 +161,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         (8, answers(&begun)),
         (0, answers(&[memdev.clone(), new])),
         (0, answers(&[memdev.clone(), old.clone(), tree.clone(), place("ram0")])),
+        (0, answers(&[two, elastic, plugged, place("m0"), tree.clone(), place("ram0")])),
         (1, [event("STOP", Value::Null), answers(&[status, json!({}), commands])].concat()),
         (2, answers(&differences)),
         (3, answers(&[json!("pc-q35-7.2-machine"), cpus.clone(), words])),
@@ -170,7 +179,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let mut seeds: Vec<Vec<u8>> =
         all.iter().map(|(question, said)| [&[*question, 0], &said[..]].concat()).collect();
     // The greeting too.
-    let (_, said) = &all[6];
+    let (_, said) = &all[7];
     seeds.push([&[5, 1], GREETING.as_bytes(), said].concat());
     let argv = "qemu-system-x86_64 -nodefaults -name guest=a -machine q35,accel=tcg,memory-backend=ram0 \
          -m size=1G -object memory-backend-memfd,id=ram0,size=1G,share=on -smp 2 \
