@@ -248,3 +248,40 @@ fn i2_virtio_mem_of_a_new_machine_moves_in_every_mode() {
         every_backend(lab, tools, 100, [newer, newer], ",dynamic-memslots=on")
     });
 }
+
+/// The pause does not grow with what is plugged in.
+#[test]
+#[ignore = "measures; on a quiet machine: cargo test --release -p lab --test memory_devices -- --ignored"]
+fn figures_of_the_pause_with_virtio_mem() {
+    const MOVES: usize = 7;
+    story("figures of virtio-mem", &["a", "b"], |lab, tools| {
+        let stage = Stage::new(lab, tools)?;
+        for (number, claimed) in [(103, 16), (104, 96), (105, 256)] {
+            let (second, name) = (lab.dir().join(format!("q{number}")), format!("vm{number}"));
+            let extra = format!(
+                "-qmp unix:{},server=on,wait=off -m size=268435456B,slots=4,maxmem=4G \
+                 -object memory-backend-ram,id=m0,size=512M \
+                 -device virtio-mem-pci,id=vmem0,memdev=m0,requested-size=320M",
+                second.display()
+            );
+            let extra = extra.split_whitespace().map(str::to_owned).collect();
+            let spec = Spec::new(number, "whimbrel.check=24M,rate=1M memhp_default_state=online_movable");
+            let start = HandStart { extra, ram: Ram::Private, ..HandStart::new(spec) };
+            let (guest, _machine) = stage.adopt("a", &name, start)?;
+            until(&mut Qmp::connect(&second)?, "vmem0", 320)?;
+            guest.order(&format!("claim {claimed}"))?;
+            let mut pauses = Vec::new();
+            for n in 0..MOVES {
+                let (from, to) = if n % 2 == 0 { ("a", "b") } else { ("b", "a") };
+                let options = ["--mode", "pre-copy"];
+                let report = stage.start_migration(&name, from, to, &options)?.completed()?;
+                stage.check_moved(&name, &guest, from, to)?;
+                pauses.push(report.number("downtime_ms")?);
+            }
+            pauses.sort_by(f64::total_cmp);
+            eprintln!("{claimed} MiB of it in use: {:.1} ms, of {pauses:.1?}", pauses[MOVES / 2]);
+            stage.agent("b").cli().json(&["stop", &name])?;
+        }
+        Ok(())
+    });
+}
