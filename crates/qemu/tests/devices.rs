@@ -108,7 +108,12 @@ fn machines() -> Vec<(Vec<String>, Of)> {
                  -object memory-backend-ram,id=e,size=64M \
                  -device virtio-mem-pci,bus=pci.0,memdev=e,id=m0,requested-size=32M,block-size=4M \
                  -nodefaults -device ne2k_isa -device virtio-net-pci-transitional,bus=pci.0";
+    // Which of two blocks is whose cannot be told by their names: both travel with the device state.
+    let alike = "-machine q35 -m 64M,slots=2,maxmem=1G -nodefaults -device VGA \
+                 -object memory-backend-memfd,id=vga.vram,size=16M \
+                 -device virtio-mem-pci,memdev=vga.vram,requested-size=4M";
     vec![
+        (words(alike), Of::Both),
         (words(&format!("{usb} {}", disks(1))), Of::Both),
         (words(old), Of::Both),
         (words(managed), Of::Both),
