@@ -101,6 +101,10 @@ pub trait Hypervisor: Send + Sync {
     /// yet.
     fn can_run(&self, vm: &VmRecord) -> Result<bool, Reasons>;
 
+    /// Kills its process, and waits a little for its end. One that stands still does nothing more once this
+    /// returns, gone or not.
+    fn kill(&self, vm: &VmRecord) -> Result<(), Reasons>;
+
     /// Ends its process and removes what belonged to it; harmless if it has ended.
     fn stop(&self, vm: &VmRecord) -> Result<(), Reasons>;
 

@@ -19,6 +19,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     thread,
+    time::Duration,
 };
 use units::{BlockId, Locked};
 
@@ -234,6 +235,10 @@ fn refused(error: OpenError) -> Reasons {
     }
 }
 
+/// How long a guest waits, at most, for the end of a second QEMU that was killed, before it goes on in the
+/// first: nothing of a killed one runs once it is gone, and one that is not gone by then waits in the kernel.
+pub(crate) const KILL: Duration = Duration::from_secs(1);
+
 /// A VM that is only looked at, and has no name yet.
 const UNNAMED: &str = "vm";
 
@@ -323,6 +328,10 @@ impl Hypervisor for QemuHost {
 
     fn can_run(&self, vm: &VmRecord) -> Result<bool, Reasons> {
         frozen::can_run(&handle_of(vm)?).map_err(reasons)
+    }
+
+    fn kill(&self, vm: &VmRecord) -> Result<(), Reasons> {
+        frozen::kill(&handle_of(vm)?, KILL).map_err(reasons)
     }
 
     fn stop(&self, vm: &VmRecord) -> Result<(), Reasons> {

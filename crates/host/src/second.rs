@@ -6,7 +6,7 @@
 
 use crate::{
     arrivals::{Arrivals, Place},
-    hypervisor::{found, handle_of},
+    hypervisor::{KILL, found, handle_of},
     incoming::misfits,
 };
 use agent::store::{Place as Kept, Process, Side, Store};
@@ -32,10 +32,6 @@ use std::{
     time::Duration,
 };
 use units::{BlockId, Locked, MemorySet, MigrationId};
-
-/// How long the guest waits, at most, for the end of a second QEMU that was killed, before it goes on in the
-/// first: nothing of a killed one runs once it is gone, and one that is not gone by then waits in the kernel.
-const KILL: Duration = Duration::from_secs(1);
 
 /// The side at which the second QEMU waits, for one migration.
 pub(crate) struct Second {
@@ -300,9 +296,17 @@ impl TargetJournal for SecondJournal {
         Ok(())
     }
 
-    fn abandoned(&mut self, _: bool) -> io::Result<()> {
-        // Whoever ends the first side ends this record, too.
-        Ok(())
+    fn abandoned(&mut self, source_may_ask: bool) -> io::Result<()> {
+        // Whoever ends the first side ends this record, too, unless it has done so before that was written.
+        if source_may_ask || self.store.departure_of(&self.vm)?.is_some() {
+            return Ok(());
+        }
+        match self.store.decide_second(&self.vm, self.migration, Side::First) {
+            Ok(Side::First) => self.store.end_second(&self.vm, self.migration),
+            Ok(Side::Second) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -356,6 +360,7 @@ impl Drop for Door {
 mod tests {
     use super::*;
     use agent::store::{Origin, Standing, VmRecord};
+    use ports::SourceJournal;
     use std::{
         path::Path,
         process::{Child, Command},
@@ -418,6 +423,37 @@ mod tests {
             assert!(winner.try_wait().unwrap().is_none(), "{side:?}");
             winner.kill().unwrap();
             winner.wait().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_second_qemu_that_is_given_up_leaves_no_record() {
+        // Whether the source has begun its pause, and whether it may ask who runs the guest.
+        for (pausing, may_ask) in [(false, false), (false, true), (true, false)] {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Store::open(dir.path(), "here").unwrap();
+            let ((mut first, place), (mut second, waits)) = (qemu(dir.path()), qemu(dir.path()));
+            let Kept { recipe, process, qmp, belongings } = place;
+            let (name, origin, standing) = ("web".to_owned(), Origin::Run, Standing::Here);
+            store.add_vm(&VmRecord { name, recipe, process, qmp, belongings, origin, standing }).unwrap();
+            store.begin_second("web", MIGRATION, waits).unwrap().unwrap();
+            let mut departure = store.departure("web", MIGRATION, "self", "127.0.0.1:1");
+            if pausing {
+                departure.pausing(RunState::Running).unwrap();
+            }
+            let mut journal =
+                SecondJournal { store: store.clone(), vm: "web".to_owned(), migration: MIGRATION };
+            journal.abandoned(may_ask).unwrap();
+            assert_eq!(
+                store.seconds().unwrap().len(),
+                usize::from(pausing || may_ask),
+                "{pausing} {may_ask}"
+            );
+            journal.abandoned(may_ask).unwrap();
+            for child in [&mut first, &mut second] {
+                child.kill().unwrap();
+                child.wait().unwrap();
+            }
         }
     }
 }

@@ -104,5 +104,5 @@ fn process(handle: &Handle) -> io::Result<Option<PidFd>> {
     }
     let process = launch::while_it_is_there(PidFd::open(handle.pid))?;
     // Held first, then looked at again: its number may have come to mean another one in between.
-    Ok(process.filter(|_| lives(handle).unwrap_or(false)))
+    Ok(if lives(handle)? { process } else { None })
 }

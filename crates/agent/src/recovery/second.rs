@@ -99,9 +99,9 @@ impl Recovery {
             warn!(vm = claim.vm, "its first QEMU lives, so the guest never ran in the second: it stays");
             store.take_back_second(&claim.vm, migration)?;
         }
-        // Both map the same memory: the second can no more run when the first is let go.
+        // Both map the same memory: the second can run no more when the first is let go.
         if let Some(second) = other()? {
-            hypervisor.discard(&second).map_err(text)?;
+            hypervisor.kill(&second).map_err(text)?;
         }
         Ok(Claimed::Yours(epoch))
     }

@@ -133,6 +133,11 @@ impl Hypervisor for Sleepers {
         Ok(self.children.lock().unwrap().contains_key(&vm.process.unwrap().pid))
     }
 
+    fn kill(&self, vm: &VmRecord) -> Result<(), Reasons> {
+        Self::kill(self, vm.process.unwrap().pid);
+        Ok(())
+    }
+
     fn stop(&self, vm: &VmRecord) -> Result<(), Reasons> {
         if self.silent.load(SeqCst) {
             return Err("its monitor does not answer".into());
@@ -141,7 +146,7 @@ impl Hypervisor for Sleepers {
     }
 
     fn discard(&self, vm: &VmRecord) -> Result<(), Reasons> {
-        self.kill(vm.process.unwrap().pid);
+        Self::kill(self, vm.process.unwrap().pid);
         Ok(())
     }
 }

@@ -214,11 +214,11 @@ pub fn plan(mut parts: SourceParts, options: &MigrateOptions) -> Result<Forecast
     let text = |what: &str, e: io::Error| format!("cannot {what}: {e}");
     let begin = Instant::now();
     let mut tracker = parts.tracker.take().ok_or("its writes cannot be followed")?;
-    tracker.begin().map_err(|e| text("follow its writes", e))?;
-    let throttleable = tracker.can_throttle();
     let offered = parts.offered.ids();
     let blocks: Vec<BlockId> = offered.iter().copied().collect();
     tracker.leave_out(&blocks).map_err(|e| text("leave out what is handed over", e))?;
+    tracker.begin().map_err(|e| text("follow its writes", e))?;
+    let throttleable = tracker.can_throttle();
     (parts.cores)();
     let begun = Instant::now();
     let pages: Vec<u64> = parts.memory.blocks().iter().map(|block| block.pages).collect();

@@ -193,8 +193,9 @@ pub(super) fn property(driver: &str, name: &str) -> Option<Form> {
 
 /// The form of what `-global` may set.
 pub(super) fn global(driver: &str, name: &str) -> Option<Form> {
-    // Neither is a property: one makes the device, the others name one of many.
-    if EVERY.iter().any(|(of_every, _)| *of_every == name) {
+    // None of these is a property of a kind: one makes the device, the others name one of many. Which memory
+    // a device has is looked for where the device is made.
+    if name == "memdev" || EVERY.iter().any(|(of_every, _)| *of_every == name) {
         return None;
     }
     let part = PARTS.iter().find(|(part, _)| *part == driver);

@@ -150,6 +150,7 @@ fn what_is_not_known_is_refused_by_name() {
         ("-smbios", "type=11,path=/x", "path=/x is not allowed"),
         ("-smbios", "file=/x", "not among the recipe's boot files"),
         ("-bios", "/d/a.img", "not among the recipe's boot files"),
+        ("-global", "virtio-mem-pci.memdev=m0", "is not allowed"),
         ("-object", "throttle-group,id=g,x-path=7", "x-path=7 is not allowed"),
         ("-object", "throttle-group,id=g,x-iops-total=/x", "it must be a number"),
         ("-blockdev", "driver=throttle,node-name=t,throttle-group=/g,file=n", "it must be an id"),
