@@ -23,6 +23,7 @@ mod guest; // who a guest is, and how it is talked to wherever it runs
 mod hand; // machines that a story starts by hand
 mod huge_pages; // explicit huge pages of this machine
 mod lab; // hosts and clients around one switch
+mod late_disk; // a disk whose storage takes its time
 mod migration; // a migration under way, and its report
 mod namespace; // what makes a host
 /// Programs run under another kernel than this machine's.
@@ -55,6 +56,7 @@ pub use guest::{Guest, Probed, Progress, Spec, Times};
 pub use hand::{HandStart, HandStarted, Ram};
 pub use huge_pages::HugePages;
 pub use lab::{Host, Lab, Traffic};
+pub use late_disk::LateDisk;
 pub use migration::{Migration, Report};
 pub use namespace::{Namespace, run};
 pub use process::{Process, wait_for};

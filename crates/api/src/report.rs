@@ -328,6 +328,9 @@ pub struct Report {
     /// known of is `wait` or `link`.
     #[serde(default)]
     pub downtime: Vec<DowntimePart>,
+    /// How long QEMU waited for the guest's disks when it stopped the guest: the `drain` of `downtime`.
+    #[serde(default)]
+    pub drain_ms: Option<f64>,
     /// The part of it that went into having the source's QEMU stand still, so that nobody can have the guest
     /// run on there.
     #[serde(default)]
@@ -394,6 +397,7 @@ impl Report {
             preflight_ms: 0.0,
             downtime_ms: None,
             downtime: Vec::new(),
+            drain_ms: None,
             frozen_in_ms: None,
             aborted_pauses_ms: 0.0,
             check_ms: 0.0,

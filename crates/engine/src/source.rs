@@ -28,6 +28,7 @@ use std::{
 };
 use units::{BlockId, MemorySet};
 
+mod disks; // how slow the guest's disks are
 mod effects; // what it does
 mod forecaster; // what is expected
 mod handover; // what the target reaches by itself
@@ -42,6 +43,7 @@ mod rollback; // the guest runs on here: the migration is over, or goes on
 mod spooling; // the file that pages go into, too
 mod throttling; // when the guest is slowed
 mod watching; // whether the VM is what it was
+use disks::DiskWatch;
 use forecaster::Forecaster;
 pub(crate) use forecaster::foresee;
 pub use forecaster::plan;
@@ -176,6 +178,7 @@ pub struct SourceDriver {
     forecaster: Forecaster,
     spooling: Spooling,
     watching: Watching,
+    disks: DiskWatch,
     reporter: Reporter,
 }
 
@@ -242,6 +245,7 @@ impl SourceDriver {
             forecaster: Forecaster::default(),
             spooling,
             watching: Watching::default(),
+            disks: DiskWatch::new(),
             reporter,
             tell: tell.clone(),
             signals,
@@ -409,6 +413,7 @@ impl SourceDriver {
                         self.look_at_writes()
                     } else {
                         self.tick();
+                        self.look_at_disks_again();
                         self.look_at_progress().and_then(|()| self.watch())
                     };
                     self.looked.done_since(began);

@@ -3,7 +3,7 @@
 use crate::hypervisor::{handle_of, open};
 use agent::store::VmRecord;
 use ports::{
-    DeviceState, Ender, HasEnded, Machine, MachineError, RunState, Saved, Stopped, Unheard, VmCheck,
+    DeviceState, Disk, Ender, HasEnded, Machine, MachineError, RunState, Saved, Stopped, Unheard, VmCheck,
 };
 use qemu::{Vm, frozen};
 use std::time::Duration;
@@ -62,6 +62,10 @@ impl Machine for Later {
 
     fn run_state(&mut self) -> Result<RunState, MachineError> {
         self.open()?.run_state()
+    }
+
+    fn disks(&mut self) -> Result<Vec<Disk>, MachineError> {
+        self.open()?.disks()
     }
 
     fn stop(&mut self) -> Result<Stopped, MachineError> {
@@ -127,6 +131,10 @@ impl Machine for Left {
 
     fn run_state(&mut self) -> Result<RunState, MachineError> {
         self.elsewhere("ask what it does:")
+    }
+
+    fn disks(&mut self) -> Result<Vec<Disk>, MachineError> {
+        self.elsewhere("ask for the disks of")
     }
 
     fn stop(&mut self) -> Result<Stopped, MachineError> {

@@ -6,6 +6,7 @@
 //! everything somewhat better or worse.
 
 use crate::{
+    disks::Drain,
     plan::Plan,
     throttle::{CREDIT, OUTRUN, SHARE, share_of_round},
     working_set::{Tail, WorkingSet},
@@ -59,6 +60,9 @@ pub struct Measured {
     /// Whether nobody can be throttled: its memory is on a file system where writers cannot be made to wait.
     #[serde(default)]
     pub unthrottleable: bool,
+    /// What a stop waits for the guest's disks.
+    #[serde(default)]
+    pub drain: Drain,
 }
 
 /// How memory travels relative to the switchover.
@@ -111,6 +115,18 @@ pub struct Estimate {
     pub throttled: bool,
     /// Whether it ends at all.
     pub ends: bool,
+}
+
+impl Estimate {
+    /// A stop waits for the disks, too.
+    fn with(self, drain: &Drain) -> Self {
+        let also = |span: Span, scale: f64| Span {
+            low: span.low,
+            likely: span.likely + drain.likely() * scale,
+            high: span.high + drain.wait * scale,
+        };
+        Self { total_ms: also(self.total_ms, 1e3), downtime_ms: also(self.downtime_ms, 1e3), ..self }
+    }
 }
 
 /// Where a migration stands.
@@ -272,6 +288,7 @@ impl Measured {
             throttled: likely.throttled,
             ends: likely.ends,
         }
+        .with(&self.drain)
     }
 
     /// How much longer it will take, in seconds.

@@ -3,6 +3,8 @@
 
 /// How to compress the next batch.
 mod compress;
+/// How long a stop waits for disks.
+mod disks;
 /// Where a downtime went.
 mod downtime;
 /// What it will take.
@@ -33,6 +35,7 @@ mod width;
 mod working_set;
 
 pub use compress::{Codec, Compressor, Learnt, Spent};
+pub use disks::{DiskLook, Disks, Drain, Queued, Requests};
 pub use downtime::{DowntimePart, PausePart, PauseStep, Side, divide};
 pub use forecast::{Estimate, HARD, Measured, Span, Standing, Way};
 pub use groups::Groups;

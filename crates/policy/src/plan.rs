@@ -74,6 +74,12 @@ pub struct Plan {
     pub downtime_ms: f64,
     /// After so long the guest is stopped whatever that costs, in milliseconds.
     pub stop_after_ms: Option<f64>,
+    /// How long a stop waits for the guest's disks if it meets them at work, in milliseconds.
+    #[serde(default)]
+    pub drain_ms: f64,
+    /// For which part of the time they are at work, in percent.
+    #[serde(default)]
+    pub disks_busy_percent: f64,
     /// Which promises cannot be kept, in words.
     pub violated: Vec<String>,
 }
@@ -89,7 +95,8 @@ impl Plan {
 pub fn plan(measured: &Measured, want: &Limits) -> Plan {
     let rules = Rules { downtime: want.downtime.as_secs_f64(), share: SHARE, ..Rules::default() };
     let mut deal = Deal { measured, want, rules, stall: want.stall.as_secs_f64(), violated: vec![] };
-    deal.pause();
+    let least = deal.pause();
+    deal.disks(least);
     deal.end();
     deal.stalls();
     deal.punctuality();
@@ -104,6 +111,8 @@ pub fn plan(measured: &Measured, want: &Limits) -> Plan {
         stall_ms: stall * 1e3,
         downtime_ms: rules.downtime * 1e3,
         stop_after_ms: rules.stop_after.map(|s| s * 1e3),
+        drain_ms: measured.drain.wait * 1e3,
+        disks_busy_percent: measured.drain.busy * 100.0,
         violated,
     }
 }
@@ -139,8 +148,8 @@ impl Deal<'_> {
         self.want.time.map(|time| time.saturating_sub(self.want.passed).as_secs_f64())
     }
 
-    /// A pause that a switchover fits into.
-    fn pause(&mut self) {
+    /// A pause that a switchover fits into. Says how long that is at least.
+    fn pause(&mut self) -> f64 {
         let mut least = self.measured.fixed + 0.001;
         let played = self.play(&Rules { downtime: self.rules.downtime.max(least), ..self.rules });
         if played.throttled && !played.ends {
@@ -156,6 +165,24 @@ impl Deal<'_> {
             ));
             self.rules.downtime = least;
         }
+        least
+    }
+
+    /// Disks that are always busy take their part of the pause. If that leaves too little for memory, it gives
+    /// way to them: more of it would not make the pause shorter, and rounds would not end.
+    fn disks(&mut self, least: f64) {
+        let drain = self.measured.drain.likely();
+        if drain <= (self.rules.downtime - least) / 2.0 {
+            self.rules.downtime -= drain;
+            return;
+        }
+        self.violated.push(format!(
+            "--max-downtime {}: stopping the guest waits about {} for its disks, which are always busy, and the \
+             rest takes {}; allow a longer pause, or move it when it does less with its disks",
+            words(self.want.downtime),
+            millis(drain),
+            millis(least)
+        ));
     }
 
     /// Writers are slowed more where it would take too long.
@@ -284,6 +311,7 @@ fn millis(seconds: f64) -> String {
 mod tests {
     use super::*;
     use crate::{
+        disks::Drain,
         forecast::{HARD, Standing},
         working_set::WorkingSet,
     };
@@ -314,6 +342,7 @@ mod tests {
             writers: 2,
             hard,
             unthrottleable: false,
+            drain: Drain::default(),
         }
     }
 
@@ -414,6 +443,33 @@ mod tests {
     }
 
     #[test]
+    fn a_plan_says_what_the_disks_do_to_the_pause() {
+        let with = |wait: f64, busy: f64| {
+            let measured = Measured { drain: Drain { wait, busy }, ..guest(100.0, 0.1, 1.0) };
+            plan(&measured, &limits())
+        };
+        let downtime = |plan: &Plan| plan.expected().unwrap().downtime_ms;
+        let none = with(0.0, 0.0);
+        // Always busy and slow: the limit cannot hold. Memory's part of the pause stays as it is.
+        let slow = with(0.5, 1.0);
+        assert!(
+            slow.violated[0].starts_with("--max-downtime 20.0 ms: stopping the guest waits about 500.0 ms"),
+            "{slow:?}"
+        );
+        assert_eq!((slow.violated.len(), slow.downtime_ms, slow.drain_ms), (1, 20.0, 500.0));
+        assert!((downtime(&slow).likely - downtime(&none).likely - 500.0).abs() < 0.1, "{slow:?}");
+        // Busy now and then: another moment is taken, most likely.
+        let bursts = with(0.5, 0.5);
+        assert!(bursts.violated.is_empty() && bursts.disks_busy_percent == 50.0, "{bursts:?}");
+        assert_eq!(downtime(&bursts).likely, downtime(&none).likely);
+        assert!(downtime(&bursts).high > 500.0);
+        // Always busy and quick: both fit.
+        let quick = with(0.004, 1.0);
+        assert!(quick.violated.is_empty() && quick.downtime_ms == 16.0, "{quick:?}");
+        assert!(downtime(&quick).likely <= 20.0, "{quick:?}");
+    }
+
+    #[test]
     fn what_remains_shrinks_as_it_goes() {
         let measured = guest(100.0, 20.0, 900.0);
         let plan = plan(&measured, &limits());
@@ -436,6 +492,8 @@ mod tests {
             set in 1.0f64..1024.0,
             downtime_ms in 1u64..200,
             time_s in proptest::option::of(1u64..100),
+            wait in proptest::option::of(0.0f64..0.1),
+            busy in 0.0f64..1.0,
             keep in Just(Limit::USUAL).prop_shuffle(),
         ) {
             let want = Limits {
@@ -444,7 +502,8 @@ mod tests {
                 keep,
                 ..limits()
             };
-            let plan = plan(&guest(link, rate, set), &want);
+            let drain = Drain { wait: wait.unwrap_or_default(), busy };
+            let plan = plan(&Measured { drain, ..guest(link, rate, set) }, &want);
             let estimate = plan.expected().unwrap();
             let said = |word: &str| plan.violated.iter().any(|text| text.starts_with(word));
             prop_assert!(estimate.ends || said("--max-time"), "{plan:?}");

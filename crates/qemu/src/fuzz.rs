@@ -6,7 +6,9 @@
 
 use crate::{
     adopt::{self, live, names::Names},
-    cpu, find,
+    cpu,
+    disks::Queues,
+    find,
     limits::Limits,
     private,
     qmp::{Qmp, QmpError},
@@ -48,10 +50,12 @@ pub enum Question {
     Loaded,
     /// What others can change, and whether they have.
     Changes,
+    /// What its disks do.
+    Disks,
 }
 
 /// All of them.
-pub const QUESTIONS: [Question; 9] = [
+pub const QUESTIONS: [Question; 10] = [
     Question::Layout,
     Question::Hindrances,
     Question::Differences,
@@ -61,6 +65,7 @@ pub const QUESTIONS: [Question; 9] = [
     Question::Private,
     Question::Loaded,
     Question::Changes,
+    Question::Disks,
 ];
 
 /// A QEMU's side of a monitor connection: the greeting first, then whatever follows, then the end. Says where
@@ -101,6 +106,7 @@ pub fn monitor(said: &[u8], question: Question) -> Result<(), String> {
             drop(was.hindrances());
             Snapshot::take(&mut qmp, Depth::Short).map(|now| drop(was.differences(&now)))
         }),
+        Question::Disks => Queues::find(&mut qmp).and_then(|queues| queues.look(&mut qmp)).map(drop),
         Question::Loaded => return state::wait_loaded(&mut qmp).map_err(|e| e.to_string()),
     };
     answered.map_err(|e| e.to_string())

@@ -64,6 +64,7 @@ mod apart;
 mod arriving;
 mod confine;
 mod cpu;
+mod disks;
 mod flush;
 mod granted;
 mod halt;

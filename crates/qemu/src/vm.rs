@@ -3,6 +3,7 @@
 use crate::{
     adopt::{self, Again, cmdline, nets},
     cpu,
+    disks::Queues,
     find::{self, FindError},
     granted::Grants,
     known::Known,
@@ -70,6 +71,8 @@ pub struct Vm {
     known: Option<Known>,
     /// Its TAPs then, by the ids of its networks.
     taps: Option<BTreeMap<String, adopt::netdevs::Tap>>,
+    /// By which its disks are asked for what they have to do, once that was looked up.
+    queues: Option<Queues>,
     /// Where it is on its way through a pause.
     phase: Phase,
     stopped_at: Option<SystemTime>,
@@ -159,6 +162,7 @@ impl Vm {
             grants: None,
             known: None,
             taps: None,
+            queues: None,
             phase: Phase::Free,
             stopped_at: None,
             resumed_at: None,

@@ -1,8 +1,11 @@
 //! What a migration is expected to take, for people.
 
 use crate::words::{count, millis, table};
-use api::{Estimate, Forecast, Mode, Span, Way};
+use api::{Estimate, Forecast, Mode, Plan, Span, Way};
 use units::{Bytes, PAGE_SIZE, Rate};
+
+/// Disks that are waited for no longer than the rest of a stop takes are not worth a word.
+const TELLING_MS: f64 = 1.0;
 
 fn name(way: Way) -> &'static str {
     Mode::from(way).name()
@@ -31,10 +34,23 @@ pub(crate) fn render(vm: &str, to: &str, forecast: &Forecast) -> String {
         words += "  When it was moved last it wrote much more than in the second before: that is expected \
                   again.\n";
     }
+    words += &disks(&forecast.plan);
     for promise in &forecast.plan.violated {
         words += &format!("  Cannot be kept: {promise}.\n");
     }
     words
+}
+
+/// What a stop waits for the disks; nothing where that is next to nothing.
+fn disks(plan: &Plan) -> String {
+    if plan.drain_ms < TELLING_MS {
+        return String::new();
+    }
+    format!(
+        "  A stop waits about {} for its disks, which have something to do {:.0} % of the time.\n",
+        millis(plan.drain_ms),
+        plan.disks_busy_percent
+    )
 }
 
 /// In one line, when a migration begins.
@@ -94,7 +110,6 @@ pub(crate) fn off(forecast: &Forecast, percent: f64) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use api::Plan;
 
     fn forecast(ends: bool) -> Forecast {
         let one = |likely: f64| Span { low: likely * 0.9, likely, high: likely * 1.2 };
@@ -125,6 +140,8 @@ mod tests {
                 stall_ms: 5.0,
                 downtime_ms: 20.0,
                 stop_after_ms: None,
+                drain_ms: 480.0,
+                disks_busy_percent: 30.0,
                 violated: vec!["--max-time 1 s: it will take about 2 s".into()],
             },
         }
@@ -143,6 +160,10 @@ mod tests {
         assert!(words.contains("go by pre-copy: the guest writes less"), "{words}");
         assert!(words.contains("Cannot be kept: --max-time 1 s: it will take about 2 s."), "{words}");
         assert!(!words.contains("stays where it is"), "{words}");
+        assert!(
+            words.contains("waits about 480 ms for its disks, which have something to do 30 %"),
+            "{words}"
+        );
         assert!(render("web1", "hostb", &forecast(false)).contains("  pre-copy   no end in sight"));
         let words = render("web1", "self", &Forecast { handed_over: 1 << 30, ..forecast(true) });
         assert!(words.contains("  1.0 GiB of its RAM stays where it is"), "{words}");

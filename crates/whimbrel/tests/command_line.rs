@@ -100,6 +100,7 @@ fn programs_get_events_and_the_bare_report_as_the_last_line() {
         "check_ms",
         "downtime",
         "downtime_ms",
+        "drain_ms",
         "error",
         "fate",
         "faults",

@@ -157,8 +157,19 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     ];
     let begun: Vec<Value> =
         short.iter().chain(&rest).chain(&short).chain([&ports, &drives, &net]).cloned().collect();
+    let ring = json!({ "vring-desc": 4096, "inuse": 1, "last-avail-idx": 8, "used-idx": 7 });
+    let disks = [
+        json!([{ "name": "virtio-blk", "path": "/machine/peripheral/blk0/virtio-backend" },
+            { "name": "virtio-net", "path": "/machine/peripheral/n/virtio-backend" }]),
+        json!({ "num-vqs": 1 }),
+        ring.clone(),
+        json!([{ "device": "d", "qdev": "/machine/peripheral/blk0/virtio-backend",
+            "stats": { "wr_operations": 5, "wr_total_time_ns": 2_007_746_057, "flush_operations": 1 } }]),
+        ring,
+    ];
     let all = [
         (8, answers(&begun)),
+        (9, answers(&disks)),
         (0, answers(&[memdev.clone(), new])),
         (0, answers(&[memdev.clone(), old.clone(), tree.clone(), place("ram0")])),
         (0, answers(&[two, elastic, plugged, place("m0"), tree.clone(), place("ram0")])),

@@ -55,7 +55,9 @@ impl Known {
             self.probed = probed.or(self.probed);
         }
         if let (Some(pause), Some(last)) = (report.downtime_ms, report.rounds.last()) {
-            self.switchovers_ms.push((pause - last.ms).max(0.1));
+            // What the disks took is another VM's no more than another moment's.
+            let drain = report.drain_ms.unwrap_or_default();
+            self.switchovers_ms.push((pause - last.ms - drain).max(0.1));
             self.switchovers_ms.drain(..self.switchovers_ms.len().saturating_sub(SWITCHOVERS));
         }
     }

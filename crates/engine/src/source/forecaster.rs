@@ -1,6 +1,6 @@
 //! What is expected of a migration: before anything moves, and while it does.
 
-use super::{SourceDriver, SourceParts};
+use super::{SourceDriver, SourceParts, disks::DiskWatch};
 use crate::{
     Broken, compression,
     conn::Dial,
@@ -9,7 +9,7 @@ use crate::{
     why,
 };
 use api::{Forecast, MigrateOptions, Mode, Outcome, PastMigration, Phase, Round, Way};
-use policy::{Compressor, HARD, Limits, Measured, Plan, Standing, WorkingSet};
+use policy::{Compressor, Drain, HARD, Limits, Measured, Plan, Standing, WorkingSet};
 use std::{
     collections::BTreeSet,
     io,
@@ -86,6 +86,7 @@ impl SourceDriver {
     pub(super) fn look_ahead(&mut self) -> Result<(), Broken> {
         let Some(tracker) = &mut self.parts.tracker else { return Ok(()) };
         tracker.begin().map_err(why("begin tracking"))?;
+        self.look_at_disks();
         // What the guest uses from here to the forecast is what it leaves.
         (self.parts.cores)();
         let forecaster = &mut self.forecaster;
@@ -126,7 +127,10 @@ impl SourceDriver {
                 return Ok(());
             }
         };
-        let seen = Findings { present: self.dirty.len(), written: &self.forecaster.written, sample, link };
+        self.look_at_disks();
+        let drain = self.disks.seen.drain();
+        let written = &self.forecaster.written;
+        let seen = Findings { present: self.dirty.len(), written, sample, link, drain };
         let throttleable = self.parts.tracker.as_ref().is_none_or(|tracker| tracker.can_throttle());
         let measured = unthrottleable(seen.measured(&mut self.parts, &self.options), !throttleable);
         let plan = policy::plan(&measured, &limits(&self.options, self.reporter.lasted()));
@@ -220,6 +224,8 @@ pub fn plan(mut parts: SourceParts, options: &MigrateOptions) -> Result<Forecast
     tracker.begin().map_err(|e| text("follow its writes", e))?;
     let throttleable = tracker.can_throttle();
     (parts.cores)();
+    let mut disks = DiskWatch::new();
+    disks.look(&mut **parts.machine.lock());
     let begun = Instant::now();
     let pages: Vec<u64> = parts.memory.blocks().iter().map(|block| block.pages).collect();
     let (mut written, mut dirty) =
@@ -234,6 +240,7 @@ pub fn plan(mut parts: SourceParts, options: &MigrateOptions) -> Result<Forecast
         thread::sleep(due.saturating_sub(begun.elapsed()));
         tracker.collect(&mut dirty).map_err(|e| text("follow its writes", e))?;
         written.see(begun.elapsed(), dirty.len());
+        disks.look(&mut **parts.machine.lock());
     }
     let watched = begun.elapsed();
     drop(tracker);
@@ -242,7 +249,7 @@ pub fn plan(mut parts: SourceParts, options: &MigrateOptions) -> Result<Forecast
     let sample = sample.map_err(|e| text("look at its memory", e))?;
     let present = survey::present(&*parts.memory, &offered);
     let present = present.map_err(|e| text("look for its pages", e))?.len();
-    let seen = Findings { present, written: &written, sample, link };
+    let seen = Findings { present, written: &written, sample, link, drain: disks.seen.drain() };
     let measured = unthrottleable(seen.measured(&mut parts, options), !throttleable);
     tracing::debug!(?measured, took = ?begin.elapsed(), "a plan");
     let plan = policy::plan(&measured, &limits(options, PREFLIGHT));
@@ -291,6 +298,7 @@ struct Findings<'a> {
     written: &'a WorkingSet,
     sample: Sample,
     link: Rate,
+    drain: Drain,
 }
 
 impl Findings<'_> {
@@ -354,6 +362,7 @@ impl Findings<'_> {
             fixed,
             writers,
             unthrottleable: false,
+            drain: self.drain,
         }
     }
 }
@@ -418,7 +427,7 @@ pub(crate) fn foresee(
     limit: Duration,
 ) -> Forecast {
     let sample = Sample { travels: 0.9, shrinks_to: 0.5, cost: 1.0 };
-    let seen = Findings { present, written, sample, link };
+    let seen = Findings { present, written, sample, link, drain: Drain::default() };
     let measured = seen.taught(history, (link.0 as f64, 1.0), (2, 2), 0.01);
     let limits = Limits {
         downtime: Duration::from_millis(300),

@@ -36,6 +36,8 @@ pub(super) struct Reporter {
     /// Since when, with the bytes sent and the pages moved before it.
     round: Option<(Round, Instant, u64, u64)>,
     stop_ns: Option<u64>,
+    /// How long the disks were waited for.
+    drained: Option<Duration>,
     /// What this side does in the pause.
     pub(super) pause: PauseLog<PausePart>,
     last_tick: (Instant, u64),
@@ -78,6 +80,7 @@ impl Reporter {
             present: 0,
             round: None,
             stop_ns: None,
+            drained: None,
             pause: PauseLog::default(),
             last_tick: (now, 0),
             of: 0,
@@ -298,6 +301,7 @@ impl Reporter {
         let still = now.saturating_sub(drained.as_nanos() as u64).max(began);
         self.pause.add(PausePart::Stop, began, still);
         self.pause.add(PausePart::Drain, still, now);
+        self.drained = Some(Duration::from_nanos(now - still));
     }
 
     /// The guest was stopped, and runs here again: this was no switchover. How long it stood still.
@@ -333,6 +337,7 @@ impl Reporter {
                 let downtime = stopped..resumed.max(stopped);
                 let total = (downtime.end - downtime.start) as f64 / 1e6;
                 let parts = pause::parts(&self.pause, &committed.steps, to_here, downtime);
+                self.report.drain_ms = self.drained.map(ms);
                 self.report.downtime_ms = Some(total);
                 self.report.downtime.clone_from(&parts);
                 (self.events)(Event::Downtime { ms: total, parts });

@@ -400,6 +400,8 @@ pub(crate) struct Cpu {
     pub(crate) other_state: Arc<Mutex<Option<RunState>>>,
     /// What happens just before the promise.
     pub(crate) on_hold: Arc<Mutex<Option<OnTheWay>>>,
+    /// What its disks do.
+    pub(crate) disks: Arc<Mutex<Vec<ports::Disk>>>,
     /// How it differs from what it was when its migration began.
     pub(crate) differs: Arc<Mutex<Vec<String>>>,
     /// How often its device state was saved; and which of these states was loaded.
@@ -426,6 +428,7 @@ impl Cpu {
             on_save: Arc::default(),
             other_state: Arc::default(),
             on_hold: Arc::default(),
+            disks: Arc::default(),
             differs: Arc::default(),
             saves: Arc::default(),
             loaded: Arc::default(),
@@ -480,6 +483,10 @@ impl Machine for Cpu {
         self.answers()?;
         let other = *self.other_state.lock().unwrap();
         Ok(if self.running.load(SeqCst) { RunState::Running } else { other.unwrap_or(RunState::Paused) })
+    }
+
+    fn disks(&mut self) -> Result<Vec<ports::Disk>, MachineError> {
+        Ok(self.disks.lock().unwrap().clone())
     }
 
     fn stop(&mut self) -> Result<Stopped, MachineError> {

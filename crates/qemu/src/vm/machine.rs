@@ -5,12 +5,14 @@ use super::{
     phase::{Phase, Transition},
 };
 use crate::{
+    disks::Queues,
     launch,
+    qmp::QmpError,
     state::{self, StateError},
     tap, vhost,
 };
 use ports::{
-    DeviceState, Ender, HasEnded, Machine, MachineError, RunState, Saved, Stopped, Unheard, VmCheck,
+    DeviceState, Disk, Ender, HasEnded, Machine, MachineError, RunState, Saved, Stopped, Unheard, VmCheck,
 };
 use serde_json::json;
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
@@ -84,6 +86,19 @@ impl Machine for Vm {
 
     fn run_state(&mut self) -> Result<RunState, MachineError> {
         self.state().map_err(|error| self.error("ask what it does:", error))
+    }
+
+    fn disks(&mut self) -> Result<Vec<Disk>, MachineError> {
+        let mut look = || {
+            let queues = match self.queues.take() {
+                Some(queues) => queues,
+                None => Queues::find(&mut self.qmp)?,
+            };
+            let disks = queues.look(&mut self.qmp);
+            self.queues = Some(queues);
+            disks
+        };
+        look().map_err(|error: QmpError| self.error("ask for the disks of", error))
     }
 
     fn stop(&mut self) -> Result<Stopped, MachineError> {
