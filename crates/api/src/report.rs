@@ -331,8 +331,12 @@ pub struct Report {
     /// How long QEMU waited for the guest's disks when it stopped the guest: the `drain` of `downtime`.
     #[serde(default)]
     pub drain_ms: Option<f64>,
-    /// The part of it that went into having the source's QEMU stand still, so that nobody can have the guest
-    /// run on there.
+    /// How long the guest ran on at the source, all but moved, for a moment at which its disks had less to
+    /// do.
+    #[serde(default)]
+    pub waited_for_disks_ms: f64,
+    /// The part of the downtime that went into having the source's QEMU stand still, so that nobody can have
+    /// the guest run on there.
     #[serde(default)]
     pub frozen_in_ms: Option<f64>,
     /// How long it stood still in pauses after which it ran on at the source: a lost link's, a failure's.
@@ -398,6 +402,7 @@ impl Report {
             downtime_ms: None,
             downtime: Vec::new(),
             drain_ms: None,
+            waited_for_disks_ms: 0.0,
             frozen_in_ms: None,
             aborted_pauses_ms: 0.0,
             check_ms: 0.0,
@@ -418,5 +423,34 @@ impl Report {
             verified: None,
             error: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_disks_do_to_a_pause_is_told_and_may_be_missing() {
+        let mut report = Report::blank("web1", "a", "b", Mode::Auto, Outcome::Completed);
+        (report.drain_ms, report.waited_for_disks_ms) = (Some(412.5), 900.0);
+        let mut wire = serde_json::to_value(&report).unwrap();
+        assert_eq!((&wire["drain_ms"], &wire["waited_for_disks_ms"]), (&412.5.into(), &900.0.into()));
+        assert_eq!(serde_json::from_value::<Report>(wire.clone()).unwrap(), report);
+        // An older one, as a host may have kept it.
+        for name in ["drain_ms", "waited_for_disks_ms"] {
+            wire.as_object_mut().unwrap().remove(name);
+        }
+        let old: Report = serde_json::from_value(wire).unwrap();
+        assert_eq!((old.drain_ms, old.waited_for_disks_ms), (None, 0.0));
+
+        let plan = serde_json::json!({
+            "estimates": [], "takes": "pre-copy", "because": "", "share": 0.5, "stall_ms": 5.0,
+            "downtime_ms": 20.0, "stop_after_ms": null, "violated": []
+        });
+        let old: Plan = serde_json::from_value(plan).unwrap();
+        assert_eq!((old.drain_ms, old.disks_busy_percent), (0.0, 0.0));
+        let wire = serde_json::to_value(Plan { drain_ms: 530.0, disks_busy_percent: 84.0, ..old }).unwrap();
+        assert_eq!((&wire["drain_ms"], &wire["disks_busy_percent"]), (&530.0.into(), &84.0.into()));
     }
 }

@@ -28,7 +28,7 @@ use std::{
 };
 use units::{BlockId, MemorySet};
 
-mod disks; // how slow the guest's disks are
+mod disks; // how slow the guest's disks are, and when they are quiet
 mod effects; // what it does
 mod forecaster; // what is expected
 mod handover; // what the target reaches by itself
@@ -337,6 +337,9 @@ impl SourceDriver {
             self.reporter.pause.end_later(PausePart::LastPages);
         }
         let effects = core.handle(event);
+        if !effects.is_empty() {
+            self.disks.wait_no_more();
+        }
         self.show_phase();
         effects
     }

@@ -1,6 +1,7 @@
 //! Whole migrations of a model VM over real sockets.
 
 mod changed;
+mod disks;
 mod doubt;
 mod handed_over;
 mod model;

@@ -13,6 +13,8 @@ mod forecast;
 mod groups;
 /// How fast the link is.
 mod link;
+/// When its disks have little to do.
+mod moment;
 /// How fast to send.
 mod pace;
 /// Where a migration stands.
@@ -39,6 +41,7 @@ pub use disks::{DiskLook, Disks, Drain, Queued, Requests};
 pub use downtime::{DowntimePart, PausePart, PauseStep, Side, divide};
 pub use forecast::{Estimate, HARD, Measured, Span, Standing, Way};
 pub use groups::Groups;
+pub use moment::{Moment, Stopping};
 pub use pace::Pace;
 pub use phase::Phase;
 pub use plan::{LONGEST_STALL, Limit, Limits, Plan, plan};

@@ -168,8 +168,8 @@ impl Deal<'_> {
         least
     }
 
-    /// Disks that are always busy take their part of the pause. If that leaves too little for memory, it gives
-    /// way to them: more of it would not make the pause shorter, and rounds would not end.
+    /// Disks that are always busy take their part of the pause. If that leaves too little for memory, it
+    /// gives way to them: more of it would not make the pause shorter, and rounds would not end.
     fn disks(&mut self, least: f64) {
         let drain = self.measured.drain.likely();
         if drain <= (self.rules.downtime - least) / 2.0 {
@@ -177,8 +177,8 @@ impl Deal<'_> {
             return;
         }
         self.violated.push(format!(
-            "--max-downtime {}: stopping the guest waits about {} for its disks, which are always busy, and the \
-             rest takes {}; allow a longer pause, or move it when it does less with its disks",
+            "--max-downtime {}: stopping the guest waits about {} for its disks, which are always busy, and \
+             the rest takes {}; allow a longer pause, or move it when it does less with its disks",
             words(self.want.downtime),
             millis(drain),
             millis(least)

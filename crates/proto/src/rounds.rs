@@ -100,6 +100,28 @@ impl Rounds {
         self.choose(now, dirty)
     }
 
+    /// The switchover that was decided has not begun, and so much is dirty by now: is it still the next step?
+    /// Another round is none that did not pay.
+    pub fn still(&mut self, now: Duration, dirty: Bytes, step: NextStep) -> NextStep {
+        if let Some(last) = self.seen.dirtied.last_mut() {
+            *last = dirty;
+        }
+        let fits = policy::predicted_downtime(&self.seen).is_some_and(|pause| pause <= self.limits.downtime);
+        let due = self.time_left(now).is_some_and(|left| left.is_zero());
+        if step == NextStep::Switchover && !fits && !due { NextStep::Round } else { step }
+    }
+
+    /// How long until the guest must be stopped, whatever the pause costs.
+    pub fn time_left(&self, now: Duration) -> Option<Duration> {
+        let pause = policy::predicted_downtime(&self.seen).unwrap_or_default();
+        self.end.map(|end| end.saturating_sub(now).saturating_sub(pause + pause / 2))
+    }
+
+    /// What a pause takes with what is dirty after the last round; and how long it may be.
+    pub fn pause(&self) -> (Duration, Duration) {
+        (policy::predicted_downtime(&self.seen).unwrap_or(self.seen.fixed), self.limits.downtime)
+    }
+
     /// What next, by what was seen so far.
     pub fn choose(&mut self, now: Duration, dirty: Bytes) -> Decision {
         let mut warning = None;
@@ -209,6 +231,26 @@ mod tests {
         for (mode, post_copy, planned, dirty, step, warning) in table {
             let got = after(mode, post_copy, planned, dirty);
             assert_eq!(got, Decision { step, warning }, "{mode:?}, {planned:?}, {dirty:?}");
+        }
+    }
+
+    #[test]
+    fn a_switchover_that_waits_is_still_one_if_it_fits() {
+        use NextStep::{PostCopy, Round, Switchover};
+        let mut rounds = Rounds::new(None, Budget { downtime: ms(20), post_copy: true }, ms(8));
+        rounds.planned(Way::PreCopy, ms(20), Some(ms(1000)));
+        rounds.moved(Moved { round: 1, pages: 1, told: 1, wire: Bytes(100 * MIB), took: ms(100) });
+        assert_eq!(rounds.decide(ms(100), Bytes(10 * MIB)).step, Switchover);
+        assert_eq!((rounds.pause(), rounds.time_left(ms(100))), ((ms(18), ms(20)), Some(ms(873))));
+        for (now, dirty, step, expected) in [
+            (200, 12, Switchover, Switchover),
+            (200, 13, Switchover, Round),
+            (200, 500, PostCopy, PostCopy),
+            // Too late for another round.
+            (200, 600, Switchover, Switchover),
+            (980, 13, Switchover, Switchover),
+        ] {
+            assert_eq!(rounds.still(ms(now), Bytes(dirty * MIB), step), expected, "{now} {dirty} {step:?}");
         }
     }
 

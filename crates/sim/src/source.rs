@@ -108,6 +108,7 @@ impl World {
             self.look_at_run_state();
         }
         let Some(work) = self.source.work.as_deref_mut() else { return };
+        work.moment = false;
         let (pausing, departure) = (Pausing(work.was), Departure::Pausing(work.was));
         let fenced = Departure::Fenced(work.was);
         let steps: &[Do] = match effect {

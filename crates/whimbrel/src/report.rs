@@ -141,6 +141,13 @@ fn figures(report: &Report) -> Vec<Vec<String>> {
     if let Some(ms) = report.downtime_ms {
         rows.push(row("downtime", millis(ms)));
         rows.extend(downtime::words(&report.downtime).map(|words| row("", words)));
+        if report.waited_for_disks_ms > 0.0 {
+            let (before, drain) =
+                (millis(report.waited_for_disks_ms), millis(report.drain_ms.unwrap_or_default()));
+            let words =
+                format!("{drain} of the downtime; before, it ran on for {before} until they were quieter");
+            rows.push(row("disks", words));
+        }
         if report.check_ms > 0.0 {
             let (pause, before) = (millis(report.check_ms), millis(report.reading_ms));
             rows.push(row(

@@ -125,6 +125,7 @@ fn programs_get_events_and_the_bare_report_as_the_last_line() {
         "total_ms",
         "verified",
         "vm",
+        "waited_for_disks_ms",
         "wire_bytes",
     ];
     assert_eq!(names, promised);

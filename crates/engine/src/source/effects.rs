@@ -59,7 +59,7 @@ impl SourceDriver {
                 if step == NextStep::Round {
                     self.judge()?;
                 }
-                Ok(self.spool(SpoolEvent::Decided(step, self.spooled_so_far())))
+                Ok(self.decided(step))
             }
             SourceEffect::JournalPause => {
                 self.end_watch();
@@ -71,6 +71,7 @@ impl SourceDriver {
                 Ok(None)
             }
             SourceEffect::StopGuest => {
+                self.look_before_the_stop();
                 self.calm();
                 if let Some(tracker) = &mut self.parts.tracker {
                     tracker.suspend_throttling().map_err(why("let the guest's writers go on"))?;

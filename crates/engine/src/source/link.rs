@@ -121,7 +121,9 @@ impl SourceDriver {
     /// How long until the link or the record wants something.
     pub(super) fn due_in(&self) -> Duration {
         let link = self.link_timer.as_ref().map(|(at, _)| *at);
-        let first = [link, self.gives_up_at, self.asks_at, self.spooling.late_at].into_iter().flatten().min();
+        let moment = self.disks.due_at();
+        let all = [link, self.gives_up_at, self.asks_at, self.spooling.late_at, moment];
+        let first = all.into_iter().flatten().min();
         first.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()))
     }
 
@@ -138,6 +140,9 @@ impl SourceDriver {
         }
         if self.asks_at.take_if(|at| *at <= now).is_some() {
             self.ask_record();
+        }
+        if self.disks.due_at().is_some_and(|at| at <= now) {
+            return self.look_for_moment().unwrap_or_else(|failed| Some(self.broke(failed)));
         }
         None
     }

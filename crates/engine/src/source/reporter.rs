@@ -290,6 +290,11 @@ impl Reporter {
         }
     }
 
+    /// So long the guest ran on because its disks were at work.
+    pub(super) fn waited_for_disks(&mut self, time: Duration) {
+        self.report.waited_for_disks_ms = ms(time);
+    }
+
     pub(super) fn stopping(&mut self, at_ns: u64) {
         self.stop_ns = Some(at_ns);
         self.pause.clear();

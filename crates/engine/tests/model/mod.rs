@@ -400,8 +400,9 @@ pub(crate) struct Cpu {
     pub(crate) other_state: Arc<Mutex<Option<RunState>>>,
     /// What happens just before the promise.
     pub(crate) on_hold: Arc<Mutex<Option<OnTheWay>>>,
-    /// What its disks do.
+    /// What its disks do, and how often that was looked at.
     pub(crate) disks: Arc<Mutex<Vec<ports::Disk>>>,
+    pub(crate) looks: Arc<AtomicU32>,
     /// How it differs from what it was when its migration began.
     pub(crate) differs: Arc<Mutex<Vec<String>>>,
     /// How often its device state was saved; and which of these states was loaded.
@@ -429,6 +430,7 @@ impl Cpu {
             other_state: Arc::default(),
             on_hold: Arc::default(),
             disks: Arc::default(),
+            looks: Arc::default(),
             differs: Arc::default(),
             saves: Arc::default(),
             loaded: Arc::default(),
@@ -486,6 +488,8 @@ impl Machine for Cpu {
     }
 
     fn disks(&mut self) -> Result<Vec<ports::Disk>, MachineError> {
+        self.answers()?;
+        self.looks.fetch_add(1, SeqCst);
         Ok(self.disks.lock().unwrap().clone())
     }
 

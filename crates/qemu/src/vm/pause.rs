@@ -26,8 +26,8 @@ use sys::hold::Hold;
 /// longer.
 const STOP: Duration = Duration::from_secs(10);
 
-/// How long vCPUs take to stand still, at most, where nothing else tells that from waiting for disks: 0.5 ms on
-/// a quiet host.
+/// How long vCPUs take to stand still, at most, where nothing else tells that from waiting for disks: 0.5 ms
+/// on a quiet host.
 const STAND_STILL: Duration = Duration::from_millis(5);
 
 /// How long QEMU may take to write its device state: milliseconds, unless its disks are slow to inactivate.

@@ -1,7 +1,7 @@
 //! What the source makes of what it hears, and how it ends. Mirrors `SourceDriver::look_at`, `hear`, `saved`,
 //! `bring_back` and `finish`.
 
-use super::{Departure, Heard, Saving, pages, short};
+use super::{Departure, Do, Heard, Saving, pages, short};
 use crate::{
     driver::Driver,
     link::Side,
@@ -98,6 +98,11 @@ impl World {
                 work.event(event);
             }
             Heard::Spool(turn, said) => self.hear_spool(turn, said),
+            // Unless something else has come between.
+            Heard::Moment if std::mem::take(&mut work.moment) => {
+                work.steps.extend([Do::Collect, Do::Decided]);
+            }
+            Heard::Moment => {}
             Heard::SpoolLate => self.source_spool(SpoolEvent::Late),
             Heard::Qemu(news) => self.hear_qemu(news),
             Heard::Cancel => work.event(SourceEvent::Cancel),

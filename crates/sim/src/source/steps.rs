@@ -1,7 +1,7 @@
 //! The source's acts, step by step: between any two of them everything can happen. Mirrors
 //! `SourceDriver::effect`.
 
-use super::{Departure, Do, bitmap};
+use super::{Departure, Do, Heard, bitmap};
 use crate::{
     driver::Driver,
     link::Side,
@@ -96,8 +96,14 @@ impl World {
             Do::Decide => {
                 work.rounds += 1;
                 self.guest.wake(self.setup.busy);
+                // Disks that are at work: whatever has been said by now is heard before the moment comes.
+                if self.setup.guest.is_multiple_of(3) {
+                    work.moment = true;
+                    return work.heard.push_back(Heard::Moment);
+                }
                 self.source_decides();
             }
+            Do::Decided => self.source_decides(),
             Do::Stop => self.source_stops(),
             Do::Freeze => qemu.frozen = qemu.alive,
             Do::Hold => self.hold_frozen(),

@@ -48,6 +48,8 @@ pub struct SourceAgent {
 /// A migration at its source (`SourceDriver`), or its recovery (`Recovery`), which has no machine.
 #[derive(Clone, Hash, Default)]
 pub struct Work {
+    /// The next step is known, and waits for a moment at which the disks have less to do.
+    pub moment: bool,
     /// The protocol.
     pub machine: Option<Printed<Source>>,
     /// Acts still to be done.
@@ -197,6 +199,8 @@ pub enum Heard {
     Spool(u32, SpoolSaid<Pages>),
     /// It, or the target that reads it, was waited for for too long.
     SpoolLate,
+    /// The disks have less to do.
+    Moment,
 }
 
 /// One step of an act; between two of them everything can happen.
@@ -230,6 +234,8 @@ pub enum Do {
     Tell(Word),
     /// Chooses the next step.
     Decide,
+    /// Takes it.
+    Decided,
     /// Stops the guest.
     Stop,
     /// `Stopped`.
