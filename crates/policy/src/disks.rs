@@ -86,6 +86,9 @@ struct Disk {
     /// When its latest request began, as far as that was seen, and whether it was seen closely. If so, it
     /// began no earlier: it is over sooner than it seems rather than later, when the next one is under way.
     newest: (Duration, bool),
+    /// Whether it had nothing to do at two looks in a row, and began nothing in between: where requests
+    /// follow each other closely, one look may well fall between two of them.
+    quiet: bool,
     /// What had been done by when the next span began.
     span: ([Requests; 3], Duration),
     spans: VecDeque<Span>,
@@ -146,12 +149,15 @@ impl Disks {
 impl Disk {
     fn new(at: Duration, look: DiskLook) -> Self {
         let span = (look.done, at);
-        Self { last: look, at, newest: (at, false), span, spans: VecDeque::new() }
+        Self { last: look, at, newest: (at, false), quiet: false, span, spans: VecDeque::new() }
     }
 
     fn then(mut self, at: Duration, look: DiskLook) -> Self {
         let before = self.last.queued.unwrap_or_default().begun;
-        if look.queued.unwrap_or_default().begun != before {
+        let began = look.queued.unwrap_or_default().begun != before;
+        let idle = |look: &DiskLook| look.queued.is_none_or(|queued| queued.in_flight == 0);
+        self.quiet = idle(&self.last) && idle(&look) && !began;
+        if began {
             let closely = at.saturating_sub(self.at) <= CLOSE;
             self.newest = (if closely { self.at } else { at }, closely);
         }
@@ -219,8 +225,11 @@ impl Disk {
 
     /// How much longer its latest request takes. One that takes longer than others do may take as long again.
     fn left(&self) -> f64 {
-        if !self.has_work() {
+        if self.quiet || self.last.queued.is_none() {
             return 0.0;
+        }
+        if !self.has_work() {
+            return self.request();
         }
         let (began, closely) = self.newest;
         let (takes, took) = (self.request(), self.at.saturating_sub(began).as_secs_f64());
@@ -331,7 +340,7 @@ mod tests {
     #[test]
     fn what_is_under_way_takes_the_rest_of_its_time() {
         let writes = |done, begun, now| vec![disk("a", [(0, 0), (done, 400), (0, 0)], Some((begun, now)))];
-        let first = [(0, writes(5, 5, 0)), (1000, writes(7, 7, 0))];
+        let first = [(0, writes(5, 5, 0)), (990, writes(7, 7, 0)), (1000, writes(7, 7, 0))];
         let after = |more: &[(u64, Vec<DiskLook>)]| seen(&[&first[..], more].concat()).under_way();
         assert_eq!(after(&[]), 0.0, "it is quiet");
         let close =
@@ -344,7 +353,10 @@ mod tests {
         close(later(1500), 0.5);
         // A newer one, which was not seen to begin.
         close(after(&[(1010, writes(7, 8, 1)), (1310, writes(7, 9, 2))]), 0.4);
-        close(after(&[(1010, writes(7, 8, 1)), (1410, writes(8, 8, 0))]), 0.0);
+        // Between two of them, or quiet.
+        let done = [(1010, writes(7, 8, 1)), (1410, writes(8, 8, 0)), (1420, writes(8, 8, 0))];
+        close(after(&done[..2]), 0.4);
+        close(after(&done), 0.0);
         let untold = seen(&[(0, vec![disk("a", [(0, 0), (5, 400), (0, 0)], None)])]);
         assert_eq!(untold.under_way(), 0.0, "nobody knows");
     }

@@ -119,6 +119,7 @@ mod tests {
         let mut disks = Disks::default();
         disks.see(ms(0), vec![look(1, 1, 0)]);
         disks.see(ms(5000), vec![look(9, 9, 0)]);
+        disks.see(ms(5000), vec![look(9, 9, 0)]);
         if let Some(latest) = latest {
             disks.see(ms(5000), vec![look(9, 10, 1)]);
             disks.see(ms(5000 + latest), vec![look(9, 10, 1)]);

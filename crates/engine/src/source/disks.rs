@@ -24,6 +24,9 @@ const EVERY: Duration = Duration::from_secs(1);
 /// much.
 const SCAN: Duration = Duration::from_millis(500);
 
+/// A shorter wait is not worth a word.
+const TELLING: Duration = Duration::from_millis(100);
+
 /// What was seen of them.
 pub(super) struct DiskWatch {
     began: Instant,
@@ -135,17 +138,7 @@ impl SourceDriver {
             return false;
         }
         self.look_at_disks();
-        let stopping = self.stopping();
-        let Moment::Later(after) = stopping.moment(&self.disks.seen) else { return false };
-        if !std::mem::replace(&mut self.disks.told, true) {
-            let drain = self.disks.seen.drain();
-            self.reporter.note(format!(
-                "its disks are at work, and a stop would wait about {} ms for them: a quieter moment is \
-                 waited for, for {:.1} s at most",
-                (drain.wait * 1e3).round(),
-                stopping.patience(&self.disks.seen).as_secs_f64()
-            ));
-        }
+        let Moment::Later(after) = self.stopping().moment(&self.disks.seen) else { return false };
         let now = Instant::now();
         let waiting = Waiting { step, since: now, look_at: now + after, scanned: Spaced::new() };
         self.disks.waiting = Some(waiting);
@@ -155,7 +148,17 @@ impl SourceDriver {
     /// Looks whether the moment has come.
     pub(super) fn look_for_moment(&mut self) -> Result<Option<SourceEvent>, Broken> {
         self.look_at_disks();
-        let moment = self.stopping().moment(&self.disks.seen);
+        let stopping = self.stopping();
+        let moment = stopping.moment(&self.disks.seen);
+        if stopping.waited >= TELLING && !std::mem::replace(&mut self.disks.told, true) {
+            let drain = self.disks.seen.drain();
+            self.reporter.note(format!(
+                "its disks are at work, and a stop would wait about {} ms for them: a quieter moment is \
+                 waited for, for {:.1} s at most",
+                (drain.wait * 1e3).round(),
+                stopping.patience(&self.disks.seen).as_secs_f64()
+            ));
+        }
         let Some(waiting) = &mut self.disks.waiting else { return Ok(None) };
         let wanted = waiting.step;
         if let Moment::Later(after) = moment {
