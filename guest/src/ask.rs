@@ -106,6 +106,8 @@ fn control(stream: TcpStream, jobs: &Jobs, work: &Work) -> io::Result<()> {
         let answer = answer(line.trim(), jobs, work);
         answers.write_all(format!("{answer}\n").as_bytes())?;
         if line.trim() == "off" {
+            // Whoever has heard the answer says something more. What a machine sends last may never leave it.
+            questions.by_ref().take(LINE).read_line(&mut line)?;
             setup::power_off();
         }
     }

@@ -16,6 +16,8 @@ const CONTROL: u16 = 8;
 const BOOT: Duration = Duration::from_secs(120);
 /// How long it may take to answer: `verify` reads all that it checks.
 const ANSWER: Duration = Duration::from_secs(120);
+/// For so long after a migration QEMU has the guest announce itself, and longer.
+const ANNOUNCED_MS: f64 = 3000.0;
 
 /// Who a guest is and what it does, from the moment it boots.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -186,6 +188,17 @@ impl Guest {
             "ok" => Ok(()),
             answer => Err(Error::new(order, answer)),
         }
+    }
+
+    /// Has it switch itself off. Not within the first moments after a migration: Linux 6.1 waits for ever
+    /// where it is to announce itself on a network card that it has just shut down.
+    pub fn power_off(&self) -> Result<()> {
+        let begun = self.count("mono_ms")?;
+        let later = || Ok((self.count("mono_ms")? > begun + ANNOUNCED_MS).then_some(()));
+        crate::wait_for("the end of announcements", Duration::from_secs(60), later)?;
+        self.order("off")?;
+        let mut control = self.control.lock().unwrap_or_else(PoisonError::into_inner);
+        control.get_mut().write_all(b"\n").doing("let the guest switch itself off")
     }
 
     /// Waits until it visibly runs: its workloads count on.

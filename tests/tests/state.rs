@@ -88,8 +88,8 @@ fn i9_a_guest_does_after_a_migration_what_it_did_before() {
         let crawl = ["--bandwidth", "1M", "--mode", "pre-copy"];
         let mut migration = stage.start_migration("vm", "a", "b", &crawl)?;
         migration.until_moving("pre-copy")?;
+        guest.power_off()?;
         let ordered = Instant::now();
-        guest.order("off")?;
         let report = migration.ended("failed", 1)?;
         // Its memory would move for another minute, and the switchover would come after that.
         ensure!(ordered.elapsed() < Duration::from_secs(20), "it ended after {:?}", ordered.elapsed());
