@@ -190,8 +190,8 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let mut seeds: Vec<Vec<u8>> =
         all.iter().map(|(question, said)| [&[*question, 0], &said[..]].concat()).collect();
     // The greeting too.
-    let (_, said) = &all[7];
-    seeds.push([&[5, 1], GREETING.as_bytes(), said].concat());
+    let descriptor = all.iter().filter(|(question, _)| *question == 5);
+    seeds.extend(descriptor.map(|(_, said)| [&[5, 1], GREETING.as_bytes(), said].concat()));
     let argv = "qemu-system-x86_64 -nodefaults -name guest=a -machine q35,accel=tcg,memory-backend=ram0 \
          -m size=1G -object memory-backend-memfd,id=ram0,size=1G,share=on -smp 2 \
          -netdev tap,id=n,ifname=t0,script=no,vhost=off -device virtio-net-pci,netdev=n \
