@@ -29,6 +29,8 @@ fn i9_a_guest_agent_is_found_again_after_each_move() {
 
         // Nobody is there, somebody is there and silent, somebody talks without end.
         let in_run = |host: &str, name: &str| lab.host(host).dir.join("run").join(name);
+        // The console's file and its socket are of the first serial port.
+        let console = in_run("b", "ported.console");
         let mut asked = 0;
         let mut socket = lab.dir().join("qga");
         for (n, (from, to, mode)) in
@@ -64,9 +66,11 @@ fn i9_a_guest_agent_is_found_again_after_each_move() {
             ensure!(&greeting == b"RFB ", "VNC greets: {greeting:?}");
             let pty = std::fs::canonicalize(in_run(to, "ported:serial1.pty")).doing("find the terminal")?;
             ensure!(pty.starts_with("/dev/pts"), "{} is a terminal", pty.display());
+            if to == "b" {
+                let says = || Ok(console.metadata().is_ok_and(|file| file.len() > 0).then_some(()));
+                wait_for("the guest's word on its console", Duration::from_secs(20), says)?;
+            }
         }
-        // The console's file and its socket are of the first serial port.
-        let console = in_run("b", "ported.console");
         ensure!(console.exists(), "what the guest said there stays");
         let live = lab::Console::listen(&in_run("a", "ported:console.sock"))?;
         live.wait("WHIMBREL beat", Duration::from_secs(20))?;
