@@ -9,7 +9,7 @@ use std::{
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     thread,
     time::Duration,
 };
@@ -133,6 +133,8 @@ type Choose = Box<dyn FnMut(u64) -> OnTheWay + Send>;
 pub struct Way {
     address: SocketAddr,
     state: Arc<Mutex<(u64, Choose)>>,
+    /// Read as long as a request is on its way.
+    on_its_way: Arc<RwLock<()>>,
 }
 
 impl Way {
@@ -142,22 +144,28 @@ impl Way {
         let address = listener.local_addr().doing("listen")?;
         let choose: Choose = Box::new(|_| OnTheWay::Passes);
         let state = Arc::new(Mutex::new((0, choose)));
-        let shared = state.clone();
+        let on_its_way = Arc::new(RwLock::new(()));
+        let shared = (state.clone(), on_its_way.clone());
         thread::spawn(move || {
             for stream in listener.incoming().map_while(|stream| stream.ok()) {
-                let state = shared.clone();
+                let (state, on_its_way) = shared.clone();
                 thread::spawn(move || {
-                    let _ = pass(&stream, server, &state);
+                    let _ = pass(&stream, server, &state, &on_its_way);
                     let _ = stream.shutdown(Shutdown::Both);
                 });
             }
         });
-        Ok(Self { address, state })
+        Ok(Self { address, state, on_its_way })
     }
 
     /// Where it is asked.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Waits until no request is on its way: those of whoever was killed arrive all the same.
+    pub fn wait_until_empty(&self) {
+        drop(self.on_its_way.write().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// From now on `choose` says what becomes of each request, of which it is told the number, from 0 on.
@@ -166,8 +174,14 @@ impl Way {
     }
 }
 
-fn pass(mut stream: &TcpStream, server: SocketAddr, state: &Mutex<(u64, Choose)>) -> std::io::Result<()> {
+fn pass(
+    mut stream: &TcpStream,
+    server: SocketAddr,
+    state: &Mutex<(u64, Choose)>,
+    on_its_way: &RwLock<()>,
+) -> std::io::Result<()> {
     while let Some(request) = message(&mut stream)? {
+        let _on_its_way = on_its_way.read().unwrap_or_else(PoisonError::into_inner);
         let what = {
             let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
             let number = state.0;

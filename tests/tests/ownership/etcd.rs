@@ -38,6 +38,7 @@ fn i1_a_claim_killed_at_any_request_can_be_settled() {
             let mut claimer = Claimer::start(&place.at, &place.memory("b"), &claim(&offer, "b"), &pid);
             let answer = claimer.answer();
             claimer.kill();
+            way.wait_until_empty();
             way.trouble(|_| OnTheWay::Passes);
             let sure = known(|| direct.shared(&place.memory("a-direct")).claim(&claim(&offer, "a")));
             let b = known(|| place.shared("b").claim(&claim(&offer, "b")));
