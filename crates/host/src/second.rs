@@ -386,16 +386,22 @@ mod tests {
         (child, place)
     }
 
+    /// A store in `folder` with a VM, and its two QEMUs: the first runs it, the second waits for it.
+    fn two_qemus(folder: &Path) -> (Store, [Child; 2]) {
+        let store = Store::open(folder, "here").unwrap();
+        let ((first, place), (second, waits)) = (qemu(folder), qemu(folder));
+        let Kept { recipe, process, qmp, belongings } = place;
+        let (name, origin, standing) = ("web".to_owned(), Origin::Run, Standing::Here);
+        store.add_vm(&VmRecord { name, recipe, process, qmp, belongings, origin, standing }).unwrap();
+        store.begin_second("web", MIGRATION, waits).unwrap().unwrap();
+        (store, [first, second])
+    }
+
     #[test]
     fn i1_the_qemu_that_loses_is_killed_before_the_winner_knows() {
         for side in [Side::First, Side::Second] {
             let dir = tempfile::tempdir().unwrap();
-            let store = Store::open(dir.path(), "here").unwrap();
-            let ((mut first, place), (mut second, waits)) = (qemu(dir.path()), qemu(dir.path()));
-            let Kept { recipe, process, qmp, belongings } = place;
-            let (name, origin, standing) = ("web".to_owned(), Origin::Run, Standing::Here);
-            store.add_vm(&VmRecord { name, recipe, process, qmp, belongings, origin, standing }).unwrap();
-            store.begin_second("web", MIGRATION, waits).unwrap().unwrap();
+            let (store, [mut first, mut second]) = two_qemus(dir.path());
             let process = PidFd::open(first.id().cast_signed()).unwrap();
             process.freeze(KILL).unwrap();
             let hold = Hold::begin(&process, KILL).unwrap();
@@ -431,12 +437,7 @@ mod tests {
         // Whether the source has begun its pause, and whether it may ask who runs the guest.
         for (pausing, may_ask) in [(false, false), (false, true), (true, false)] {
             let dir = tempfile::tempdir().unwrap();
-            let store = Store::open(dir.path(), "here").unwrap();
-            let ((mut first, place), (mut second, waits)) = (qemu(dir.path()), qemu(dir.path()));
-            let Kept { recipe, process, qmp, belongings } = place;
-            let (name, origin, standing) = ("web".to_owned(), Origin::Run, Standing::Here);
-            store.add_vm(&VmRecord { name, recipe, process, qmp, belongings, origin, standing }).unwrap();
-            store.begin_second("web", MIGRATION, waits).unwrap().unwrap();
+            let (store, [mut first, mut second]) = two_qemus(dir.path());
             let mut departure = store.departure("web", MIGRATION, "self", "127.0.0.1:1");
             if pausing {
                 departure.pausing(RunState::Running).unwrap();
