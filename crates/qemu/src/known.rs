@@ -84,11 +84,13 @@ impl Known {
     }
 
     /// How it differs now, in a pause, before its device state is saved; and the answer to one more question,
-    /// which is asked with the others: between two answers nobody waits, neither QEMU nor the guest.
+    /// which is asked with the others: between two answers nobody waits, neither QEMU nor the guest. The
+    /// command that follows is poised meanwhile.
     pub(crate) fn look(
         &self,
         qmp: &mut Qmp,
         also: (&'static str, Value),
+        next: (&str, &Value),
     ) -> Result<(Value, Vec<String>), QmpError> {
         let happened = is_telling(&qmp.notice()?);
         let depth = if happened { Depth::Whole } else { Depth::Short };
@@ -96,8 +98,10 @@ impl Known {
         // What the guest does the answer to `stop` has told just now.
         lines.retain(|(command, _)| happened || *command != "query-status");
         lines.insert(0, also);
-        let mut answers = qmp.execute_all(&lines, WITHIN)?;
-        let also = answers.remove(0)?;
+        let mut asked = qmp.ask_all(&lines, WITHIN)?;
+        qmp.poise(next.0, next.1)?;
+        let also = qmp.next_answer(&mut asked)??;
+        let answers = lines[1..].iter().map(|_| qmp.next_answer(&mut asked)).collect::<Result<_, _>>()?;
         let now = Snapshot::read(depth, &lines[1..], answers)?;
         let told = self.tell_of(qmp, depth, &now)?;
         if !told.is_empty() || happened || !is_telling(&qmp.notice()?) {

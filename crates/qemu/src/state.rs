@@ -28,6 +28,9 @@ const LOAD: Duration = Duration::from_secs(60);
 /// The largest device state that is taken: two hundred times that of a `q35` with everything on it.
 const LARGEST: u64 = 256 << 20;
 
+/// Saves the device state, with the arguments of [`begin_save`].
+pub(crate) const SAVE: &str = "xen-save-devices-state";
+
 /// The name of an export that never comes to be.
 const EXPORT: &str = "whimbrel-activate";
 

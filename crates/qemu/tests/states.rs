@@ -94,6 +94,28 @@ fn i3_a_paused_guest_stays_paused_and_gets_its_disk_back() {
 }
 
 #[test]
+fn i3_a_saving_that_is_poised_does_not_run_after_a_change() {
+    let mut bed = Bed::new(&[]);
+    assert_eq!(bed.vm.begin().unwrap().reasons, Vec::<String>::new());
+    for round in 0..3 {
+        assert_eq!(bed.vm.stop().unwrap().before, RunState::Running);
+        let object = json!({ "qom-type": "rng-builtin", "id": "r" });
+        bed.others.execute("object-add", object).unwrap();
+        let why = bed.vm.save().unwrap_err().to_string();
+        assert!(why.contains("object r (rng-builtin) was added"), "{round}: {why}");
+        // QEMU refused the command as it was ended, and the next ones reach it.
+        assert!(is_locked(&bed.disk), "its disk has not been inactivated");
+        bed.vm.restore(RunState::Running).unwrap();
+        assert_eq!(bed.vm.run_state().unwrap(), RunState::Running);
+        bed.others.execute("object-del", json!({ "id": "r" })).unwrap();
+    }
+    bed.vm.stop().unwrap();
+    bed.vm.save().unwrap();
+    assert!(!is_locked(&bed.disk));
+    bed.vm.restore(RunState::Running).unwrap();
+}
+
+#[test]
 fn i3_a_guest_that_does_not_run_is_left_as_it_is_and_named() {
     // What the guest does, by the ports of a q35: its power management's, and those of the pvpanic device.
     type Act = fn(&mut Bed);

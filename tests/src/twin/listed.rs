@@ -102,6 +102,12 @@ pub const REFUSALS: &[Refusal] = &[
         says: "job job0 (backup) runs and would be lost",
     },
     Refusal {
+        after: "a commit began",
+        done: &[Deed::Commit],
+        undone: &[Deed::CancelJobs],
+        says: "job job0 (commit) runs and would be lost",
+    },
+    Refusal {
         after: "a network was plugged in of which QEMU does not tell the options",
         done: &[Deed::AddNetwork],
         undone: &[Deed::DropNetwork],

@@ -234,6 +234,10 @@ pub(super) fn refused(driver: &str, path: &str) -> String {
              (qemu-nbd --shared=2), and start the VM with nbd://HOST:PORT/NAME"
             )
         }
+        // Drivers that only block jobs put there.
+        "mirror_top" | "commit_top" => format!(
+            "disk {path} is under a job that runs ({driver}); wait for its end, or cancel it (job-cancel)"
+        ),
         _ => format!(
             "{lead}, which has no image locks between hosts; use a raw or qcow2 file on a shared file system"
         ),

@@ -148,8 +148,9 @@ impl Vm {
         }
         let mut steps = Vec::new();
         let mut begin = Instant::now();
+        let arguments = state::begin_save(exit).map_err(|error| self.error(what, error))?;
         let look = match &self.known {
-            Some(known) => known.look(&mut self.qmp, ram::listing()),
+            Some(known) => known.look(&mut self.qmp, ram::listing(), (state::SAVE, &arguments)),
             None => {
                 let (command, arguments) = ram::listing();
                 self.qmp.execute(command, arguments).map(|listing| (listing, vec![]))
@@ -165,7 +166,7 @@ impl Vm {
         // What another monitor asks of it later may be more than it can do with inactive disks, and is lost
         // in any case. So it is not asked once more what it is, but stands still with its answer.
         begin = Instant::now();
-        self.say_save(exit).map_err(|error| self.error(what, error))?;
+        self.say_save(arguments).map_err(|error| self.error(what, error))?;
         steps.push(step(SaveStepKind::Save, &mut begin));
         let turns = self.process.freeze(FREEZE).map_err(|error| self.error("freeze", error))?;
         steps.push(step(SaveStepKind::Freeze, &mut begin));
@@ -196,9 +197,8 @@ impl Vm {
     }
 
     /// Has the device state saved. QEMU stands still with its answer, where this host allows that.
-    fn say_save(&mut self, exit: &mut Exit) -> Result<(), state::StateError> {
-        let arguments = state::begin_save(exit)?;
-        let saved = self.qmp.execute_last("xen-save-devices-state", arguments, SAVE, &self.process);
+    fn say_save(&mut self, arguments: Value) -> Result<(), state::StateError> {
+        let saved = self.qmp.execute_last(state::SAVE, arguments, SAVE, &self.process);
         let unknown = |error: QmpError| match error.is_unknown_command() {
             true => state::StateError::Unsupported,
             false => error.into(),
