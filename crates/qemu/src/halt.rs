@@ -13,12 +13,16 @@ pub(crate) struct Found {
     pub(crate) state: RunState,
     /// When it was stopped by us, if it was, by QEMU's clock.
     pub(crate) stopped_at: Option<SystemTime>,
+    /// The number of the first event after that.
+    pub(crate) since: Option<u64>,
 }
 
 /// `before`: what `query-status` said; `events`: what came between that answer and that of `stop`; `after`:
-/// what `query-status` said then. The last STOP is ours: QEMU does nothing else between it and its answer. If
-/// somebody's came in the instant before it and ours found nothing to do, then that is taken for ours: both
-/// came at the same time.
+/// what `query-status` said then. The last STOP is ours. If somebody's came in the instant before it and ours
+/// found nothing to do, then that is taken for ours: both came at the same time.
+///
+/// QEMU may do what the guest has asked for between it and its answer: a guest that has just reset itself is
+/// in state `prelaunch` by then.
 pub(crate) fn found<'e>(
     before: RunState,
     events: impl IntoIterator<Item = &'e Event>,
@@ -28,7 +32,7 @@ pub(crate) fn found<'e>(
     for event in events {
         match event.name.as_str() {
             "STOP" => {
-                found = Some(Found { state, stopped_at: Some(event.at) });
+                found = Some(Found { state, stopped_at: Some(event.at), since: Some(event.number + 1) });
                 state = RunState::Paused;
             }
             "RESUME" | "WAKEUP" => state = RunState::Running,
@@ -36,11 +40,12 @@ pub(crate) fn found<'e>(
             _ => {}
         }
     }
+    let nothing = |state| Found { state, stopped_at: None, since: None };
     match (found, after) {
-        (Some(found), RunState::Paused | RunState::Running) => found,
-        (None, RunState::Paused | RunState::Running) => Found { state, stopped_at: None },
+        (Some(found), RunState::Paused | RunState::Running | RunState::Prelaunch) => found,
+        (None, RunState::Paused | RunState::Running) => nothing(state),
         // It did not run, so that nothing was done to it.
-        (_, after) => Found { state: after, stopped_at: None },
+        (_, after) => nothing(after),
     }
 }
 
@@ -80,7 +85,7 @@ fn goes_on(event: &Event) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use RunState::{GuestPanicked, Paused, Running, Shutdown, Suspended};
+    use RunState::{GuestPanicked, Paused, Prelaunch, Running, Shutdown, Suspended};
     use serde_json::json;
     use std::time::Duration;
 
@@ -100,22 +105,26 @@ mod tests {
 
     #[test]
     fn the_state_before_our_stop_is_told_by_events() {
-        for (before, said, after, state, stopped_at) in [
-            (Running, &["STOP"][..], Paused, Running, Some(at(0))),
+        for (before, said, after, state, stopped) in [
+            (Running, &["STOP"][..], Paused, Running, Some(0)),
             (Paused, &[], Paused, Paused, None),
             (Paused, &["RTC_CHANGE"], Paused, Paused, None),
             // Others were faster.
-            (Running, &["STOP", "RESUME", "STOP"], Paused, Running, Some(at(2))),
-            (Paused, &["RESUME", "STOP"], Paused, Running, Some(at(1))),
+            (Running, &["STOP", "RESUME", "STOP"], Paused, Running, Some(2)),
+            (Paused, &["RESUME", "STOP"], Paused, Running, Some(1)),
             // The guest was faster; QEMU's `stop` does nothing to it.
             (Running, &["SHUTDOWN", "STOP"], Shutdown, Shutdown, None),
             (Running, &["SUSPEND"], Suspended, Suspended, None),
             (Running, &["GUEST_PANICKED", "STOP"], GuestPanicked, GuestPanicked, None),
             // QEMU 9 and later stop a sleeping guest, too.
-            (Running, &["SUSPEND", "STOP"], Paused, Suspended, Some(at(1))),
-            (Suspended, &["WAKEUP", "STOP"], Paused, Running, Some(at(1))),
+            (Running, &["SUSPEND", "STOP"], Paused, Suspended, Some(1)),
+            (Suspended, &["WAKEUP", "STOP"], Paused, Running, Some(1)),
+            // A guest that had asked for its reset before it was stopped; others who reset a paused one.
+            (Running, &["STOP", "RESET"], Prelaunch, Running, Some(0)),
+            (Paused, &["RESET"], Prelaunch, Prelaunch, None),
         ] {
-            assert_eq!(found(before, &events(said), after), Found { state, stopped_at }, "{before} {said:?}");
+            let expected = Found { state, stopped_at: stopped.map(at), since: stopped.map(|n| n + 1) };
+            assert_eq!(found(before, &events(said), after), expected, "{before} {said:?}");
         }
     }
 

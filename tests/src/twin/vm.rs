@@ -30,6 +30,7 @@ const DRIVE: &str = "cd0";
 /// By so much a disk grows.
 const STEP: u64 = 1 << 20;
 const JOB: &str = "job0";
+const BACKUP: &str = "backup.qcow2";
 const DIMM: &str = "dimm-memory0";
 pub(super) const CHARDEV: &str = "port0";
 
@@ -59,6 +60,8 @@ pub(super) struct Vm {
     size: u64,
     /// It was reset while it stood still: it starts once it runs.
     will_start: bool,
+    /// QEMU's own migration has taken its disks, and nothing has given them back.
+    pub(super) has_no_disks: bool,
     /// Somebody has ended it.
     pub(super) over: bool,
 }
@@ -162,6 +165,7 @@ impl Vm {
             sink: sink.to_owned(),
             size: guest::DISK,
             will_start: false,
+            has_no_disks: false,
             over: false,
         })
     }
@@ -214,6 +218,10 @@ impl Vm {
                 json!({"qom-type": "memory-backend-memfd", "id": DIMM, "size": 16 << 20, "share": true});
             // Where it is there already, what follows says so.
             let _ = self.monitor()?.execute("object-add", memory);
+        }
+        if deed == Deed::Backup {
+            // What another QEMU has left there, on another host perhaps, belongs to that one's user.
+            let _ = fs::remove_file(self.dir.join(BACKUP));
         }
         let (command, arguments) = self.command(deed);
         match self.monitor()?.execute(&command, arguments) {
@@ -275,7 +283,7 @@ impl Vm {
                 ("drive-mirror", whole)
             }
             Deed::Backup => {
-                let copy = file("backup.qcow2");
+                let copy = file(BACKUP);
                 // A full one would be at its end, or not, when both are looked at.
                 let later =
                     json!({"device": DISK, "job-id": JOB, "target": copy, "format": "qcow2", "sync": "none"});
@@ -332,6 +340,7 @@ impl Vm {
                     let is = is["status"].as_str().unwrap_or("none");
                     Ok(matches!(is, "completed" | "failed" | "cancelled" | "none").then_some(()))
                 })?;
+                self.has_no_disks |= self.state()? == "postmigrate";
                 // QEMU 7.2 wakes a guest that sleeps before it takes it elsewhere.
                 self.will_start |= state == "suspended" && self.state()? == "postmigrate";
             }
@@ -353,6 +362,7 @@ impl Vm {
             Deed::Panic if ran => self.comes_to("guest-panicked")?,
             Deed::PowerOff if ran => self.comes_to("shutdown")?,
             Deed::Reset => self.will_start |= !failed,
+            Deed::Resume if !failed => self.has_no_disks = false,
             Deed::Reboot => self.will_start |= ran,
             Deed::Wake => self.will_start |= state == "suspended" && !failed,
             Deed::Commit if !failed => {

@@ -93,7 +93,8 @@ impl Vm {
         let around = self.qmp.events_since(heard).filter(|event| event.number < answered);
         let found = halt::found(before, around, after);
         self.stopped_at = found.stopped_at;
-        self.phase = Phase::Stopped { paused: after == RunState::Paused, since: answered };
+        let since = found.since.unwrap_or(answered);
+        self.phase = Phase::Stopped { paused: after == RunState::Paused, since };
         match self.changed() {
             Some(changed) => Err(self.error(what, changed)),
             None if after == RunState::Running => Err(self.error(what, "it runs on")),
