@@ -70,7 +70,11 @@ impl Acceptor {
         greeted(conn.peer().is_some());
         let id = preamble.migration;
         match preamble.kind {
-            Purpose::Control => self.begin(conn, id),
+            Purpose::Control => {
+                let taken = self.begin(conn, id);
+                sys::heap::give_back();
+                taken
+            }
             Purpose::Record => self.answer_record(conn, id),
             Purpose::Probe => {
                 conn.write_all(&Reply::new(Status::Welcome).to_bytes())?;

@@ -72,6 +72,9 @@ pub mod socket;
 /// TAPs.
 pub mod tap;
 
+/// Memory that was freed.
+pub mod heap;
+
 /// Whether the clock is synchronised.
 pub mod clock;
 

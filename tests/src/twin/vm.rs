@@ -341,8 +341,6 @@ impl Vm {
                     Ok(matches!(is, "completed" | "failed" | "cancelled" | "none").then_some(()))
                 })?;
                 self.has_no_disks |= self.state()? == "postmigrate";
-                // QEMU 7.2 wakes a guest that sleeps before it takes it elsewhere.
-                self.will_start |= state == "suspended" && self.state()? == "postmigrate";
             }
             Deed::Mirror if !failed => {
                 let monitor = self.monitor()?;

@@ -300,6 +300,7 @@ impl Job {
         // Whatever the journal still says is settled as after a restart.
         self.recovery.take_up(vm);
         self.handle.tell(Event::Done(Box::new(report)));
+        sys::heap::give_back();
     }
 
     fn keep(&self, report: &Report) {
