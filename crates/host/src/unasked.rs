@@ -3,7 +3,7 @@
 use crate::hypervisor::{handle_of, open};
 use agent::store::VmRecord;
 use ports::{
-    DeviceState, Disk, Ender, HasEnded, Machine, MachineError, RunState, Saved, Stopped, Unheard, VmCheck,
+    DeviceState, Ender, HasEnded, Machine, MachineError, RunState, Saved, Stopped, Unheard, VmCheck,
 };
 use qemu::{Vm, frozen};
 use std::time::Duration;
@@ -64,7 +64,7 @@ impl Machine for Later {
         self.open()?.run_state()
     }
 
-    fn disks(&mut self) -> Result<Vec<Disk>, MachineError> {
+    fn disks(&mut self) -> Result<Vec<units::Disk>, MachineError> {
         self.open()?.disks()
     }
 
@@ -133,7 +133,7 @@ impl Machine for Left {
         self.elsewhere("ask what it does:")
     }
 
-    fn disks(&mut self) -> Result<Vec<Disk>, MachineError> {
+    fn disks(&mut self) -> Result<Vec<units::Disk>, MachineError> {
         self.elsewhere("ask for the disks of")
     }
 

@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,
 };
+use units::{Disk, Requests};
 
 /// So long it is believed that a disk is as slow as it was: one slow moment is forgotten some time, and a
 /// burst of slow requests is not forgotten in the next gap.
@@ -25,35 +26,6 @@ const CLOSE: Duration = Duration::from_millis(60);
 
 /// No request takes longer than an hour, whatever is said: sums of such times are still times.
 const LONGEST: f64 = 3600.0;
-
-/// What QEMU says of one disk.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct DiskLook {
-    /// Its name: the same each time.
-    pub name: String,
-    /// Reads, writes and flushes that were done since QEMU began.
-    pub done: [Requests; 3],
-    /// What is under way, where that is told.
-    pub queued: Option<Queued>,
-}
-
-/// Requests of a kind: how many, and how long they took together.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Requests {
-    /// How many.
-    pub done: u64,
-    /// How long they took together.
-    pub took: Duration,
-}
-
-/// Requests in queues.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Queued {
-    /// Another number with each request that begins.
-    pub begun: u64,
-    /// How many are under way.
-    pub in_flight: u64,
-}
 
 /// What a stop waits for the disks.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
@@ -76,12 +48,12 @@ impl Drain {
 #[derive(Clone, Debug, Default)]
 pub struct Disks {
     at: Duration,
-    disks: BTreeMap<String, Disk>,
+    disks: BTreeMap<String, Followed>,
 }
 
 #[derive(Clone, Debug)]
-struct Disk {
-    last: DiskLook,
+struct Followed {
+    last: Disk,
     at: Duration,
     /// When its latest request began, as far as that was seen, and whether it was seen closely. If so, it
     /// began no earlier: it is over sooner than it seems rather than later, when the next one is under way.
@@ -111,13 +83,13 @@ struct Span {
 
 impl Disks {
     /// So they are now, `at` since some beginning.
-    pub fn see(&mut self, at: Duration, looks: Vec<DiskLook>) {
+    pub fn see(&mut self, at: Duration, looks: Vec<Disk>) {
         self.at = at;
         let mut before = std::mem::take(&mut self.disks);
         for look in looks {
             let disk = match before.remove(&look.name) {
                 Some(disk) => disk.then(at, look.clone()),
-                None => Disk::new(at, look.clone()),
+                None => Followed::new(at, look.clone()),
             };
             self.disks.insert(look.name, disk);
         }
@@ -127,35 +99,35 @@ impl Disks {
     pub fn drain(&self) -> Drain {
         let request = self.request();
         let slow = self.disks.values().filter(|disk| disk.request() >= QUICK * request);
-        Drain { wait: request + self.flush(), busy: slow.map(Disk::busy).fold(0.0, f64::max) }
+        Drain { wait: request + self.flush(), busy: slow.map(Followed::busy).fold(0.0, f64::max) }
     }
 
     /// How long a request takes, of the slowest disk, in seconds.
     pub(crate) fn request(&self) -> f64 {
-        self.disks.values().map(Disk::request).fold(0.0, f64::max)
+        self.disks.values().map(Followed::request).fold(0.0, f64::max)
     }
 
     /// How long it takes to make durable what was written, one disk after the other, in seconds.
     pub(crate) fn flush(&self) -> f64 {
-        self.disks.values().map(Disk::flush).sum::<f64>().min(LONGEST)
+        self.disks.values().map(Followed::flush).sum::<f64>().min(LONGEST)
     }
 
     /// How long a stop now would wait for what is under way, in seconds; as far as that is known.
     pub fn under_way(&self) -> f64 {
-        self.disks.values().map(Disk::left).fold(0.0, f64::max)
+        self.disks.values().map(Followed::left).fold(0.0, f64::max)
     }
 }
 
-impl Disk {
-    fn new(at: Duration, look: DiskLook) -> Self {
-        let span = (look.done, at);
+impl Followed {
+    fn new(at: Duration, look: Disk) -> Self {
+        let span = (look.done(), at);
         Self { last: look, at, newest: (at, false), quiet: false, span, spans: VecDeque::new() }
     }
 
-    fn then(mut self, at: Duration, look: DiskLook) -> Self {
+    fn then(mut self, at: Duration, look: Disk) -> Self {
         let before = self.last.queued.unwrap_or_default().begun;
         let began = look.queued.unwrap_or_default().begun != before;
-        let idle = |look: &DiskLook| look.queued.is_none_or(|queued| queued.in_flight == 0);
+        let idle = |look: &Disk| look.queued.is_none_or(|queued| queued.in_flight == 0);
         self.quiet = idle(&self.last) && idle(&look) && !began;
         if began {
             let closely = at.saturating_sub(self.at) <= CLOSE;
@@ -165,7 +137,7 @@ impl Disk {
         let (done, since) = self.span;
         if at >= since + SPAN {
             self.spans.push_back(self.did(done, since));
-            self.span = (self.last.done, at);
+            self.span = (self.last.done(), at);
             self.spans.retain(|span| span.ended + BELIEVED >= at);
         }
         self
@@ -174,18 +146,18 @@ impl Disk {
     /// What it did since then.
     fn did(&self, done: [Requests; 3], since: Duration) -> Span {
         let lasted = self.at.saturating_sub(since).as_secs_f64();
-        let [reads, writes, flushes] = [0, 1, 2].map(|kind| self.last.done[kind].since(&done[kind]));
-        let all = [reads, writes, flushes];
+        let now = self.last.done();
+        let all @ [_, writes, flushes] = [0, 1, 2].map(|kind| now[kind].since(done[kind]));
         let mut span = Span {
             ended: self.at,
             lasted,
-            request: all.iter().filter_map(Requests::each).fold(0.0, f64::max),
+            request: all.into_iter().filter_map(Requests::each).fold(0.0, f64::max),
             waited: 0.0,
             flush: 0.0,
             busy: all.iter().map(|kind| kind.took.as_secs_f64()).sum::<f64>().min(lasted),
         };
         if writes.done > 0 {
-            span.flush = flushes.each().or(self.last.done[2].each()).unwrap_or_default();
+            span.flush = flushes.each().or(self.last.flushes.each()).unwrap_or_default();
         }
         if all.iter().all(|kind| kind.done == 0) && self.has_work() {
             // Nothing was done, but there is something to do: it takes at least as long as it has taken.
@@ -238,25 +210,15 @@ impl Disk {
 }
 
 /// How long a request took since QEMU began, of the slowest kind.
-fn usual(look: &DiskLook) -> f64 {
-    look.done.iter().filter_map(Requests::each).fold(0.0, f64::max).min(LONGEST)
-}
-
-impl Requests {
-    fn since(&self, before: &Self) -> Self {
-        Self { done: self.done.saturating_sub(before.done), took: self.took.saturating_sub(before.took) }
-    }
-
-    /// How long one took, in seconds.
-    fn each(&self) -> Option<f64> {
-        (self.done > 0).then(|| self.took.as_secs_f64() / self.done as f64)
-    }
+fn usual(look: &Disk) -> f64 {
+    look.done().into_iter().filter_map(Requests::each).fold(0.0, f64::max).min(LONGEST)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use units::Queued;
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
@@ -264,13 +226,13 @@ mod tests {
 
     /// A disk that has done so many reads, writes and flushes, each of so many milliseconds, and has so many
     /// requests under way of those that it began.
-    fn disk(name: &str, done: [(u64, u64); 3], queued: Option<(u64, u64)>) -> DiskLook {
-        let done = done.map(|(done, each)| Requests { done, took: ms(done * each) });
+    fn disk(name: &str, done: [(u64, u64); 3], queued: Option<(u64, u64)>) -> Disk {
+        let [reads, writes, flushes] = done.map(|(done, each)| Requests { done, took: ms(done * each) });
         let queued = queued.map(|(begun, in_flight)| Queued { begun, in_flight });
-        DiskLook { name: name.into(), done, queued }
+        Disk { name: name.into(), reads, writes, flushes, queued }
     }
 
-    fn seen(looks: &[(u64, Vec<DiskLook>)]) -> Disks {
+    fn seen(looks: &[(u64, Vec<Disk>)]) -> Disks {
         let mut disks = Disks::default();
         looks.iter().for_each(|(at, looks)| disks.see(ms(*at), looks.clone()));
         disks
@@ -341,7 +303,7 @@ mod tests {
     fn what_is_under_way_takes_the_rest_of_its_time() {
         let writes = |done, begun, now| vec![disk("a", [(0, 0), (done, 400), (0, 0)], Some((begun, now)))];
         let first = [(0, writes(5, 5, 0)), (990, writes(7, 7, 0)), (1000, writes(7, 7, 0))];
-        let after = |more: &[(u64, Vec<DiskLook>)]| seen(&[&first[..], more].concat()).under_way();
+        let after = |more: &[(u64, Vec<Disk>)]| seen(&[&first[..], more].concat()).under_way();
         assert_eq!(after(&[]), 0.0, "it is quiet");
         let close =
             |left: f64, expected: f64| assert!((left - expected).abs() < 1e-9, "{left}, not {expected}");
@@ -361,12 +323,12 @@ mod tests {
         assert_eq!(untold.under_way(), 0.0, "nobody knows");
     }
 
-    fn any_look() -> impl Strategy<Value = DiskLook> {
+    fn any_look() -> impl Strategy<Value = Disk> {
         let requests = (any::<u64>(), any::<u64>())
             .prop_map(|(done, ns)| Requests { done, took: Duration::from_nanos(ns) });
         let queued = (any::<u64>(), any::<u64>()).prop_map(|(begun, in_flight)| Queued { begun, in_flight });
         ("[ab]", prop::array::uniform3(requests), prop::option::of(queued))
-            .prop_map(|(name, done, queued)| DiskLook { name, done, queued })
+            .prop_map(|(name, [reads, writes, flushes], queued)| Disk { name, reads, writes, flushes, queued })
     }
 
     proptest! {

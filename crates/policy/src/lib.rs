@@ -37,7 +37,7 @@ mod width;
 mod working_set;
 
 pub use compress::{Codec, Compressor, Learnt, Spent};
-pub use disks::{DiskLook, Disks, Drain, Queued, Requests};
+pub use disks::{Disks, Drain};
 pub use downtime::{DowntimePart, PausePart, PauseStep, Side, divide};
 pub use forecast::{Estimate, HARD, Measured, Span, Standing, Way};
 pub use groups::Groups;

@@ -100,8 +100,8 @@ impl Stopping {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disks::{DiskLook, Queued, Requests};
     use Moment::{Late, Later, Now};
+    use units::{Disk, Queued, Requests};
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
@@ -111,10 +111,12 @@ mod tests {
     /// quiet. A flush takes so long.
     fn disk(request: u64, latest: Option<u64>, flush: u64) -> Disks {
         let requests = |done: u64, each| Requests { done, took: ms(done * each) };
-        let look = |done, begun, in_flight| DiskLook {
+        let look = |done, begun, in_flight| Disk {
             name: "d".into(),
-            done: [Requests::default(), requests(done, request), requests(done, flush)],
+            writes: requests(done, request),
+            flushes: requests(done, flush),
             queued: Some(Queued { begun, in_flight }),
+            ..Disk::default()
         };
         let mut disks = Disks::default();
         disks.see(ms(0), vec![look(1, 1, 0)]);

@@ -3,8 +3,6 @@
 //! `attach` and `qemu` keep them with a real QEMU process, the agent keeps the records, and tests keep them
 //! with a model. Every method may be called from any thread that owns the port; none may block on another VM.
 
-/// The guest's disks.
-mod disks;
 /// Memory that the target reaches by itself.
 mod handover;
 /// What a source asks of a target's host.
@@ -22,7 +20,6 @@ mod run_state;
 /// Ownership records that both hosts reach.
 pub mod shared;
 
-pub use disks::{Disk, Queued, Requests};
 pub use handover::{Handover, Nonce, Reach, Reached};
 pub use host::{Host, Request, Waiting};
 pub use journal::{SourceJournal, SpoolRecord, TargetJournal};

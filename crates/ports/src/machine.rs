@@ -1,6 +1,6 @@
 //! A guest's vCPUs and device state.
 
-use crate::{Disk, RunState};
+use crate::RunState;
 use std::time::{Duration, Instant};
 
 /// A VM's device state: everything but the shared RAM blocks.
@@ -134,7 +134,7 @@ pub trait Machine: Send {
 
     /// What its disks have done so far and do now. Asks QEMU, about a millisecond of its time; one that does
     /// not answer soon is not waited for.
-    fn disks(&mut self) -> Result<Vec<Disk>, MachineError>;
+    fn disks(&mut self) -> Result<Vec<units::Disk>, MachineError>;
 
     /// Stops the guest. Returns once its disks are drained, with the state in which it was before: somebody
     /// else may have stopped it a moment ago, or it may have stopped by itself. A guest that did not run is

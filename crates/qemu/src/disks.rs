@@ -8,7 +8,7 @@ use crate::{
     qmp::{Qmp, QmpError},
     virtio,
 };
-use ports::{Disk, Queued, Requests};
+use units::{Disk, Queued, Requests};
 use serde_json::{Value, json};
 use std::time::Duration;
 

@@ -6,10 +6,10 @@
 use super::SourceDriver;
 use crate::{
     Broken,
-    ports::{Disk, Machine, Requests},
+    ports::Machine,
     spaced::Spaced,
 };
-use policy::{DiskLook, Disks, Moment, Stopping};
+use policy::{Disks, Moment, Stopping};
 use proto::{NextStep, SourceEvent, SpoolEvent};
 use std::{
     thread,
@@ -65,7 +65,7 @@ impl DiskWatch {
     pub(super) fn look(&mut self, machine: &mut dyn Machine) {
         let asked = Instant::now();
         match machine.disks() {
-            Ok(disks) => self.seen.see(self.began.elapsed(), disks.into_iter().map(told).collect()),
+            Ok(disks) => self.seen.see(self.began.elapsed(), disks),
             Err(error) => {
                 tracing::info!(%error, "not known");
                 self.seen = Disks::default();
@@ -200,10 +200,4 @@ impl SourceDriver {
             thread::sleep(wait);
         }
     }
-}
-
-fn told(Disk { name, reads, writes, flushes, queued }: Disk) -> DiskLook {
-    let requests = |Requests { done, took }| policy::Requests { done, took };
-    let queued = queued.map(|queued| policy::Queued { begun: queued.begun, in_flight: queued.in_flight });
-    DiskLook { name, done: [reads, writes, flushes].map(requests), queued }
 }

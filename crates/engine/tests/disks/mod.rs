@@ -2,7 +2,7 @@
 //! time.
 
 use super::*;
-use ports::{Disk, Queued, Requests};
+use units::{Disk, Queued, Requests};
 
 /// A disk whose writes take two seconds each; so many are under way.
 fn slow(in_flight: u64) -> Vec<Disk> {

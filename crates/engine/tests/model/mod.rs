@@ -401,7 +401,7 @@ pub(crate) struct Cpu {
     /// What happens just before the promise.
     pub(crate) on_hold: Arc<Mutex<Option<OnTheWay>>>,
     /// What its disks do, and how often that was looked at.
-    pub(crate) disks: Arc<Mutex<Vec<ports::Disk>>>,
+    pub(crate) disks: Arc<Mutex<Vec<units::Disk>>>,
     pub(crate) looks: Arc<AtomicU32>,
     /// How it differs from what it was when its migration began.
     pub(crate) differs: Arc<Mutex<Vec<String>>>,
@@ -487,7 +487,7 @@ impl Machine for Cpu {
         Ok(if self.running.load(SeqCst) { RunState::Running } else { other.unwrap_or(RunState::Paused) })
     }
 
-    fn disks(&mut self) -> Result<Vec<ports::Disk>, MachineError> {
+    fn disks(&mut self) -> Result<Vec<units::Disk>, MachineError> {
         self.answers()?;
         self.looks.fetch_add(1, SeqCst);
         Ok(self.disks.lock().unwrap().clone())

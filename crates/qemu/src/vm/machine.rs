@@ -12,7 +12,7 @@ use crate::{
     tap, vhost,
 };
 use ports::{
-    DeviceState, Disk, Ender, HasEnded, Machine, MachineError, RunState, Saved, Stopped, Unheard, VmCheck,
+    DeviceState, Ender, HasEnded, Machine, MachineError, RunState, Saved, Stopped, Unheard, VmCheck,
 };
 use serde_json::json;
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
@@ -88,7 +88,7 @@ impl Machine for Vm {
         self.state().map_err(|error| self.error("ask what it does:", error))
     }
 
-    fn disks(&mut self) -> Result<Vec<Disk>, MachineError> {
+    fn disks(&mut self) -> Result<Vec<units::Disk>, MachineError> {
         let mut look = || {
             let queues = match self.queues.take() {
                 Some(queues) => queues,

@@ -1,4 +1,4 @@
-//! What a machine says of its guest's disks.
+//! What is said of a guest's disks.
 
 use std::time::Duration;
 
@@ -33,4 +33,23 @@ pub struct Disk {
     pub flushes: Requests,
     /// Its queues; none where QEMU does not tell.
     pub queued: Option<Queued>,
+}
+
+impl Disk {
+    /// Reads, writes and flushes.
+    pub fn done(&self) -> [Requests; 3] {
+        [self.reads, self.writes, self.flushes]
+    }
+}
+
+impl Requests {
+    /// Those that were done since then.
+    pub fn since(self, before: Self) -> Self {
+        Self { done: self.done.saturating_sub(before.done), took: self.took.saturating_sub(before.took) }
+    }
+
+    /// How long one took, in seconds.
+    pub fn each(self) -> Option<f64> {
+        (self.done > 0).then(|| self.took.as_secs_f64() / self.done as f64)
+    }
 }
