@@ -5,9 +5,9 @@ use lab::{
     twin::{How, Twins, all, draw, interventions_that_hold, kept},
 };
 
-/// So many lives, and so long: half a minute on a quiet machine.
-const SEQUENCES: u32 = 12;
-const ACTIONS: usize = 8;
+/// So many lives, and so long: two minutes on a quiet machine.
+const SEQUENCES: u32 = 20;
+const ACTIONS: usize = 20;
 
 /// So many pairs at a time: each of them mostly waits.
 const JOBS: usize = 2;

@@ -120,6 +120,12 @@ pub const REFUSALS: &[Refusal] = &[
         says: "the VM was changed while it was moved",
     },
     Refusal {
+        after: "a vCPU was plugged in just before the device state was saved",
+        done: &[Deed::PlugCpu],
+        undone: &[],
+        says: "Unknown savevm section or instance 'cpu_common'",
+    },
+    Refusal {
         after: "it was reset in the pause",
         done: &[Deed::Reset],
         undone: &[],

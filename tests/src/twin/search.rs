@@ -3,7 +3,7 @@
 use super::{
     action::{Action, Deed, Mode, from_words, in_words},
     listed::OPEN_IN_PAUSE,
-    pair::{Broken, Twins, Went},
+    pair::{Broken, IN_WHAT_WAS_SET, Twins, Went},
 };
 use crate::{Error, Result, storm::Moment};
 use proptest::{
@@ -56,10 +56,14 @@ pub fn interventions() -> Vec<Vec<Action>> {
             if (mode == Mode::PreCopy && post_copy) || (mode == Mode::PostCopy && rounds) {
                 continue;
             }
-            let before = deed.needs().map(Action::Both);
             let after = [Deed::Resume, Deed::Write, Deed::Sum].map(Action::Both);
             let during = [Action::Both(Deed::Write), Action::MoveWhile(mode, at, deed)];
-            all.push(before.into_iter().chain(during).chain(after).collect());
+            let with = |before: Option<Action>| before.into_iter().chain(during).chain(after).collect();
+            all.push(with(deed.needs().map(Action::Both)));
+            if deed == Deed::Resume {
+                // Of a guest that only we have stopped.
+                all.push(with(None));
+            }
         }
     }
     all
@@ -81,16 +85,21 @@ fn is_open(mode: Mode, at: Moment, deed: Deed) -> bool {
     may_be_in_the_pause(mode, at) && OPEN_IN_PAUSE.contains(&deed)
 }
 
-/// Whether it has such an action.
-fn has_open(sequence: &[Action]) -> bool {
-    let open =
-        |action: &Action| matches!(*action, Action::MoveWhile(mode, at, deed) if is_open(mode, at, deed));
-    sequence.iter().any(open)
+/// Whether an action is one of those.
+fn opens(action: &Action) -> bool {
+    matches!(*action, Action::MoveWhile(mode, at, deed) if is_open(mode, at, deed))
+}
+
+/// Whether a sequence broke no more than what is known: in such an action what was set there was lost, and
+/// nothing else.
+fn is_known(sequence: &[Action], broken: &Broken) -> bool {
+    let last = broken.actions.checked_sub(1).and_then(|n| sequence.get(n));
+    last.is_some_and(opens) && broken.error.what.ends_with(IN_WHAT_WAS_SET)
 }
 
 /// Interventions that are known to hold.
 pub fn interventions_that_hold() -> Vec<Vec<Action>> {
-    interventions().into_iter().filter(|all| !has_open(all)).collect()
+    interventions().into_iter().filter(|all| !all.iter().any(opens)).collect()
 }
 
 /// One action: every other one moves the VM, and most of the rest leave it able to be moved.
@@ -143,16 +152,18 @@ pub fn all(twins: &Twins<'_>, sequences: &[Vec<Action>], how: How) -> Found {
             let lived = twins.tell(sequence, how.told);
             let lived = lived.map_err(|broken| {
                 eprintln!("twin: fails: {}\n  {}", in_words(sequence), broken.error);
-                if how.smallest { smallest(twins, sequence.clone(), broken) } else { named(sequence, broken) }
+                let known = is_known(sequence, &broken);
+                let small = how.smallest && !known;
+                (if small { smallest(twins, sequence.clone(), broken) } else { named(sequence, broken) }, known)
             });
             let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
             match lived {
                 Ok(went) => found.add(went),
-                Err(error) if has_open(sequence) => {
+                Err((error, true)) => {
                     eprintln!("OPEN IN THE PAUSE: {error}");
                     found.open += 1;
                 }
-                Err(error) => {
+                Err((error, false)) => {
                     eprintln!("BROKEN: {error}");
                     found.broken.push(error);
                 }
