@@ -22,6 +22,50 @@ fn refusals_are_what_the_program_says() {
     assert!(unknown.is_empty(), "the program does not say this:\n{unknown:#?}");
 }
 
+/// What nothing can be done about, or what the whole row says, or what says itself what is to be done.
+const WITHOUT_REMEDY: [&str; 5] = [
+    "is not allowed: it must be an id",
+    "is not among what this host grants",
+    "QEMU does not move what it is in the middle of",
+    "its QEMU is the VM db already",
+    "between two QEMUs of its own this host decides by itself",
+];
+
+#[test]
+fn a_refusal_says_what_to_do() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let doc = fs::read_to_string(root.join("docs/compatibility.md")).expect("read the document");
+    let refusals = doc.lines().filter(|line| line.starts_with("| ")).flat_map(|row| {
+        let behind = row.split("refused").skip(1).filter_map(|rest| rest.split_once(": `"));
+        // The row itself may go on with what to do, behind what is quoted.
+        behind.map(|(_, rest)| rest.split(" | ").next().unwrap_or(rest))
+    });
+    // It follows a semicolon, or is a command or an advice behind a colon.
+    let advises = |text: &str| {
+        let words = [
+            "set ",
+            "ip link",
+            "tc qdisc",
+            "bridge fdb",
+            "name ",
+            "boot ",
+            "useradd",
+            "start ",
+            "let ",
+            "update ",
+            "detach ",
+            "run ",
+            "give ",
+            "its file",
+        ];
+        text.contains([';', '…'])
+            || text.split(": ").skip(1).any(|end| words.iter().any(|word| end.starts_with(word)))
+    };
+    let known = |text: &str| WITHOUT_REMEDY.iter().any(|known| text.contains(known));
+    let bare: Vec<_> = refusals.filter(|text| !advises(text) && !known(text)).collect();
+    assert!(bare.is_empty(), "nothing is said of what to do:\n{bare:#?}");
+}
+
 /// What a row quotes behind a colon.
 fn messages(row: &str) -> Vec<&str> {
     let quoted = row.split(": `").skip(1).filter_map(|rest| rest.split('`').next());

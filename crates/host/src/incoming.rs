@@ -60,7 +60,11 @@ impl Incoming {
         reasons.extend(differ(self.shared.as_ref(), &request.record, &request.from));
         match self.store.vm(&request.vm) {
             Ok(None) => {}
-            Ok(Some(_)) => reasons.push(format!("{} has a VM named {} already", self.name(), request.vm)),
+            Ok(Some(_)) => reasons.push(format!(
+                "{host} has a VM named {vm} already; see what it is (whimbrel show {vm}, there)",
+                host = self.name(),
+                vm = request.vm
+            )),
             Err(error) => reasons.push(error.to_string()),
         }
         if !reasons.is_empty() {
@@ -122,14 +126,17 @@ pub(crate) fn misfits(request: &Request, vm: &mut Vm) -> Result<(), Vec<String>>
     let mut reasons = Vec::new();
     if !outdated.is_empty() {
         let all = outdated.join(", ");
-        reasons.push(format!("the guest was shown CPU features that it would not find here: {all}"));
+        reasons.push(format!(
+            "the guest was shown CPU features that it would not find here: {all}; move it to a host whose \
+             processor has them, or start it with a CPU model that both have"
+        ));
     }
     let outdated = vm.missing_of_virtio().map_err(|e| vec![e.to_string()])?;
     if !outdated.is_empty() {
         let all = outdated.join(", ");
         reasons.push(format!(
             "the guest uses what its virtio devices would not offer here, where kernel or QEMU differ: \
-             {all}"
+             {all}; have the same of both on either host, or start the VM without"
         ));
     }
     let here: Vec<Block> = vm

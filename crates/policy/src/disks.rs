@@ -327,8 +327,9 @@ mod tests {
         let requests = (any::<u64>(), any::<u64>())
             .prop_map(|(done, ns)| Requests { done, took: Duration::from_nanos(ns) });
         let queued = (any::<u64>(), any::<u64>()).prop_map(|(begun, in_flight)| Queued { begun, in_flight });
-        ("[ab]", prop::array::uniform3(requests), prop::option::of(queued))
-            .prop_map(|(name, [reads, writes, flushes], queued)| Disk { name, reads, writes, flushes, queued })
+        ("[ab]", prop::array::uniform3(requests), prop::option::of(queued)).prop_map(
+            |(name, [reads, writes, flushes], queued)| Disk { name, reads, writes, flushes, queued },
+        )
     }
 
     proptest! {

@@ -8,9 +8,9 @@ use crate::{
     qmp::{Qmp, QmpError},
     virtio,
 };
-use units::{Disk, Queued, Requests};
 use serde_json::{Value, json};
 use std::time::Duration;
+use units::{Disk, Queued, Requests};
 
 /// How long QEMU may take to answer. One that takes longer has other troubles: nobody waits for its disks.
 const SOON: Duration = Duration::from_millis(500);

@@ -71,7 +71,11 @@ pub fn check(recipe: &Recipe, host: &Host, from: &str, migration: &str) -> Resul
 /// A KVM without the hardware's help takes in what already runs on one like it.
 fn check_kvm(there: Option<u64>, here: Option<Kvm>) -> Option<String> {
     match here {
-        None => Some("the VM runs with KVM, which this host does not have".to_owned()),
+        None => Some(
+            "the VM runs with KVM, which this host does not have; move it to one that has, or start it without \
+             (-accel tcg)"
+                .to_owned(),
+        ),
         Some(kvm) if kvm.does_for(there) => {
             if !kvm.usable {
                 tracing::warn!(speed = kvm.speed, "KVM is slow here, and no slower than at the source");
@@ -99,7 +103,11 @@ fn check_program(recipe: &Recipe, program: &Path, reasons: &mut Vec<String>) {
         Ok(here) => match machines(program) {
             Err(why) => reasons.push(why),
             Ok(machines) if !machines.iter().any(|name| name == recipe.machine_name()) => {
-                reasons.push(format!("QEMU {here} here has no machine {}", recipe.machine_name()));
+                reasons.push(format!(
+                    "QEMU {here} here has no machine {}; install one that has it ({} -machine help lists them)",
+                    recipe.machine_name(),
+                    program.display()
+                ));
             }
             Ok(_) => {}
         },

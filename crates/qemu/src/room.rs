@@ -55,7 +55,7 @@ impl Room {
         if overcommit > 100 {
             why.push_str(&format!(" (overcommit = {})", f64::from(overcommit) / 100.0));
         }
-        Some(why)
+        Some(why + "; end or move others, or choose another host")
     }
 }
 

@@ -26,8 +26,9 @@ const BANDWIDTH: &str = "5M";
 /// What is the guest's own, not what somebody set.
 const GUESTS: [&str; 4] = ["info registers", "info roms", "memory", "query-status"];
 
-/// How an error ends that says that nothing of those differs.
-pub(super) const IN_WHAT_WAS_SET: &str = " in what was set";
+/// How an error ends that says that nothing of those differs, and how any that says that something does.
+pub(super) const IN_WHAT_WAS_SET: &str = "they differ in what was set";
+pub(super) const DIFFER: &str = "they differ";
 
 /// By how much the two guests' clocks may differ: each is read in whole seconds, one after the other.
 const CLOCKS: i64 = 2;
@@ -311,13 +312,13 @@ impl Pair<'_> {
         }
         // What was set in a moment that is lost costs nothing else.
         let of_the_guest = |d: &Difference| GUESTS.contains(&d.section.as_str());
-        let in_what = if left.iter().any(of_the_guest) { "" } else { IN_WHAT_WAS_SET };
+        let differ = if left.iter().any(of_the_guest) { DIFFER } else { IN_WHAT_WAS_SET };
         /// So many lines say enough of what went wrong.
         const SHOWN: usize = 40;
         let lines = left.iter().take(SHOWN).map(|d| {
             let line = |line: &Option<String>| line.clone().unwrap_or_else(|| "(none)".to_owned());
             format!("{}\n    stayed: {}\n    moved:  {}", d.section, line(&d.stayed), line(&d.moved))
         });
-        Err(fault(format!("after {after} they differ{in_what}"), lines.collect::<Vec<_>>().join("\n")))
+        Err(fault(format!("after {after} {differ}"), lines.collect::<Vec<_>>().join("\n")))
     }
 }

@@ -3,7 +3,7 @@
 use super::{
     action::{Action, Deed, Mode, from_words, in_words},
     listed::OPEN_IN_PAUSE,
-    pair::{Broken, IN_WHAT_WAS_SET, Twins, Went},
+    pair::{Broken, DIFFER, IN_WHAT_WAS_SET, Twins, Went},
 };
 use crate::{Error, Result, storm::Moment};
 use proptest::{
@@ -91,10 +91,12 @@ fn opens(action: &Action) -> bool {
 }
 
 /// Whether a sequence broke no more than what is known: in such an action what was set there was lost, and
-/// nothing else.
+/// nothing else; or QEMU's own migration, and the guest runs at our target alone.
 fn is_known(sequence: &[Action], broken: &Broken) -> bool {
     let last = broken.actions.checked_sub(1).and_then(|n| sequence.get(n));
-    last.is_some_and(opens) && broken.error.what.ends_with(IN_WHAT_WAS_SET)
+    let own = matches!(last, Some(Action::MoveWhile(_, _, Deed::Migrate)));
+    let what = &broken.error.what;
+    last.is_some_and(opens) && (what.ends_with(IN_WHAT_WAS_SET) || (own && what.ends_with(DIFFER)))
 }
 
 /// Interventions that are known to hold.
@@ -154,7 +156,10 @@ pub fn all(twins: &Twins<'_>, sequences: &[Vec<Action>], how: How) -> Found {
                 eprintln!("twin: fails: {}\n  {}", in_words(sequence), broken.error);
                 let known = is_known(sequence, &broken);
                 let small = how.smallest && !known;
-                (if small { smallest(twins, sequence.clone(), broken) } else { named(sequence, broken) }, known)
+                (
+                    if small { smallest(twins, sequence.clone(), broken) } else { named(sequence, broken) },
+                    known,
+                )
             });
             let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
             match lived {

@@ -4,11 +4,7 @@
 //! are slow and busy, with the target all but ready; not for long, and its writes are followed on.
 
 use super::SourceDriver;
-use crate::{
-    Broken,
-    ports::Machine,
-    spaced::Spaced,
-};
+use crate::{Broken, ports::Machine, spaced::Spaced};
 use policy::{Disks, Moment, Stopping};
 use proto::{NextStep, SourceEvent, SpoolEvent};
 use std::{
