@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use units::{MigrationId, PAGE_SIZE};
+use units::{Bytes, MigrationId, PAGE_SIZE};
 
 /// A recipe's length, at most: a hundred times what a large VM's has.
 const MAX_RECIPE: usize = 4 << 20;
@@ -145,7 +145,15 @@ pub(crate) fn misfits(request: &Request, vm: &mut Vm) -> Result<(), Vec<String>>
         .map(|b| Block { name: b.name.clone(), pages: b.bytes / PAGE_SIZE as u64 })
         .collect();
     if here != request.blocks {
-        reasons.push(format!("its RAM blocks are {:?} there and {here:?} here", request.blocks));
+        let told = |blocks: &[Block]| {
+            let one = |b: &Block| format!("{} ({})", b.name, Bytes(b.pages * PAGE_SIZE as u64));
+            blocks.iter().map(one).collect::<Vec<_>>().join(", ")
+        };
+        reasons.push(format!(
+            "its memory is {} there and {} here: some was plugged in or unplugged just now; migrate again",
+            told(&request.blocks),
+            told(&here)
+        ));
     }
     if reasons.is_empty() { Ok(()) } else { Err(reasons) }
 }

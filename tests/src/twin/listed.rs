@@ -120,6 +120,12 @@ pub const REFUSALS: &[Refusal] = &[
         says: "the VM was changed while it was moved",
     },
     Refusal {
+        after: "memory was plugged in just when the move began",
+        done: &[Deed::PlugMemory],
+        undone: &[],
+        says: "some was plugged in or unplugged just now",
+    },
+    Refusal {
         after: "a vCPU was plugged in just before the device state was saved",
         done: &[Deed::PlugCpu],
         undone: &[],
