@@ -23,10 +23,15 @@ impl ByHand {
     }
 
     pub(crate) fn start_with(qemu: PathBuf, arguments: &[&str]) -> Self {
+        Self::start_by(Command::new(qemu), &[&["-accel", "tcg"], arguments].concat())
+    }
+
+    /// By a command that ends in QEMU's name, under the accelerator that the arguments say.
+    pub(crate) fn start_by(mut command: Command, arguments: &[&str]) -> Self {
         let folder = Folder::new();
         let qmp = folder.path().join("qmp");
-        let child = Command::new(qemu)
-            .args(["-accel", "tcg", "-display", "none"])
+        let child = command
+            .args(["-display", "none"])
             .args(arguments)
             .arg("-qmp")
             .arg(format!("unix:{},server=on,wait=off", qmp.display()))

@@ -9,6 +9,7 @@ pub(crate) mod moved;
 use qemu::{Host, Limits, Recipe, VmFile, preflight, recipe::SeenFile, sharing};
 use std::{
     fs::{self, File},
+    io::Write,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -28,11 +29,16 @@ pub(crate) fn guest() -> Option<(PathBuf, PathBuf)> {
 pub(crate) fn found(variable: &str, what: &str) -> Option<PathBuf> {
     let path = std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_file());
     if path.is_none() {
-        let lacks = format!("{variable} must name {what} (./dev test sets it)");
-        assert!(std::env::var_os("WHIMBREL_MUST_RUN").is_none(), "{lacks}");
-        eprintln!("skipped: {lacks}");
+        skip(what, &format!("{variable} must name {what} (./dev test sets it)"));
     }
     path
+}
+
+/// Says that a test was skipped, unless nothing may be.
+pub(crate) fn skip(what: &str, why: &str) {
+    assert!(std::env::var_os("WHIMBREL_MUST_RUN").is_none(), "{what} MUST RUN and cannot: {why}");
+    // Not by a macro: what those print is shown of failing tests only.
+    let _ = writeln!(std::io::stderr(), "\n*** SKIPPED: {what}: {why} ***");
 }
 
 /// The kernel command line of a guest on this kind of machine.
