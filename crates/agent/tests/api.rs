@@ -4,7 +4,13 @@ mod fake;
 
 use fake::{Host, until};
 use serde_json::{Value, json};
-use std::{fs, os::unix::fs::PermissionsExt, thread};
+use std::{
+    fs::{self, File},
+    io::Write,
+    os::unix::fs::PermissionsExt,
+    thread,
+    time::{Duration, Instant},
+};
 
 fn kinds(events: &[Value]) -> Vec<&str> {
     events.iter().map(|event| event["event"].as_str().unwrap()).collect()
@@ -79,6 +85,47 @@ fn a_vm_is_adopted_once() {
     let (status, answer) = host.json("POST", "/v1/vms/other/adopt", json!({ "qmp": qmp }));
     assert_eq!(status, 409);
     assert!(answer["why"].as_str().unwrap().contains("is the VM db already"), "{answer}");
+}
+
+#[test]
+fn i1_a_vm_is_adopted_by_one_agent_of_its_host() {
+    let (mut one, mut other) = (Host::new(), Host::new());
+    let (pid, qmp) = (one.vms.spawn(), one.dir.path().join("db.qmp"));
+    fs::write(&qmp, pid.to_string()).unwrap();
+    let adopt = |host: &Host| host.json("POST", "/v1/vms/db/adopt", json!({ "qmp": qmp }));
+    assert_eq!(adopt(&one).0, 201);
+    let (status, answer) = adopt(&other);
+    assert_eq!(status, 409, "{answer}");
+    let why = answer["why"].as_str().unwrap();
+    assert!(why.contains("another agent of this host is in charge of its QEMU"), "{answer}");
+    assert!(why.contains(&format!("(process {pid})")), "{answer}");
+    assert_eq!(other.json("GET", "/v1/vms", Value::Null).1, json!([]));
+    // Whoever was refused takes nothing with it when it ends.
+    other.stop();
+    other.start().unwrap();
+    assert_eq!(adopt(&other).0, 409);
+    assert_eq!(one.json("GET", "/v1/vms/db", Value::Null).1["state"], "running");
+    // Once the first one has ended, the other one may have it.
+    one.stop();
+    until("its release", || adopt(&other).0 == 201);
+}
+
+#[test]
+fn a_console_is_shortened_while_its_guest_prints() {
+    let host = Host::new();
+    let path = host.dir.path().join("run/web1.console");
+    // As QEMU has it open.
+    let mut guest = File::options().create(true).append(true).open(&path).unwrap();
+    guest.write_all(&vec![b'x'; 8 << 20]).unwrap();
+    guest.write_all(&vec![b'y'; 1 << 20]).unwrap();
+    let printed = Instant::now();
+    let old = path.with_extension("console.old");
+    until("its end", || old.exists());
+    assert!(printed.elapsed() < Duration::from_secs(10), "after {:?}", printed.elapsed());
+    assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+    assert!(fs::read(&old).unwrap() == vec![b'y'; 1 << 20], "the last mebibyte is kept");
+    guest.write_all(b"more").unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"more");
 }
 
 #[test]
