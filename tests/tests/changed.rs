@@ -77,9 +77,9 @@ impl<'a> Scene<'a> {
     }
 
     /// A migration that takes long.
-    fn slow(&self) -> Result<Migration> {
-        let mut migration =
-            self.stage.start_migration("vm", "a", "b", &["--mode", "pre-copy", "--bandwidth", "8Mbit"])?;
+    fn slow(&self, more: &[&str]) -> Result<Migration> {
+        let options = [&["--mode", "pre-copy", "--bandwidth", "8Mbit"], more].concat();
+        let mut migration = self.stage.start_migration("vm", "a", "b", &options)?;
         migration.until_moving("pre-copy")?;
         Ok(migration)
     }
@@ -166,7 +166,7 @@ fn i1_i3_a_vm_that_is_changed_is_not_moved() {
         scene.adopt()?;
         for (what, act, told, undo) in changes(lab.dir(), &scene.media.clone()) {
             // While it is moved: it ends when the change happens, and not in the pause.
-            let migration = scene.slow()?;
+            let migration = scene.slow(&[])?;
             scene.all(&act)?;
             let report = migration.ended("failed", 1)?;
             eprintln!("{what}: {}", report.error());
@@ -197,7 +197,7 @@ fn i1_i3_a_vm_that_is_changed_is_not_moved() {
         scene.q2.execute("blockdev-del", json!({ "node-name": "nul" }))?;
 
         // QEMU's own migration ends first: the guest is elsewhere, and nobody sets it running here.
-        let migration = scene.slow()?;
+        let migration = scene.slow(&[])?;
         scene.all(&[
             ("migrate-set-parameters", json!({ "max-bandwidth": 1_u64 << 40, "downtime-limit": 2000 })),
             ("migrate", json!({ "uri": "exec:cat >/dev/null" })),
@@ -211,15 +211,20 @@ fn i1_i3_a_vm_that_is_changed_is_not_moved() {
         scene.q2.execute("cont", json!({}))?;
         scene.guest.runs()?;
 
-        // Memory that is plugged in while it is moved is in no comparison.
-        let migration = scene.slow()?;
-        let memory =
-            json!({ "qom-type": "memory-backend-memfd", "id": "late", "size": 128 << 20, "share": true });
-        let dimm = json!({ "driver": "pc-dimm", "id": "dimm", "memdev": "late" });
-        scene.all(&[("object-add", memory), ("device_add", dimm)])?;
-        let report = migration.ended("failed", 1)?;
-        ensure!(report.error().contains("device dimm (pc-dimm) was plugged in"), "{}", report.error());
-        stage.runs_only_on("vm", "a")?;
+        // Memory that is plugged in while it is moved is in no comparison, also where all memory is compared.
+        for (n, more) in [&[][..], &["--verify"]].into_iter().enumerate() {
+            let (late, dimm) = (format!("late{n}"), format!("dimm{n}"));
+            let migration = scene.slow(more)?;
+            let memory =
+                json!({ "qom-type": "memory-backend-memfd", "id": late, "size": 128 << 20, "share": true });
+            let module = json!({ "driver": "pc-dimm", "id": dimm, "memdev": late });
+            scene.all(&[("object-add", memory), ("device_add", module)])?;
+            let report = migration.ended("failed", 1)?;
+            let told = format!("device {dimm} (pc-dimm) was plugged in");
+            ensure!(report.error().contains(&told), "{more:?}: {}", report.error());
+            ensure!(report.vm_runs_on() == Some("a"), "{more:?}: {}", report.0);
+            stage.runs_only_on("vm", "a")?;
+        }
         scene.guest.verify().map(drop)
     });
 }

@@ -95,8 +95,8 @@ fn i2_what_a_bare_guest_writes_arrives() {
 #[test]
 fn i2_what_a_bare_guest_writes_under_kvm_arrives() {
     if !bare::kvm_answers() {
-        eprintln!("no /dev/kvm here: bare guests ran in software emulation alone");
-        return;
+        let why = "there is no /dev/kvm: bare guests ran in software emulation alone";
+        return lab::skip("bare guests under KVM", &why);
     }
     story("bare guests under KVM", &["a", "b"], |lab, tools| all(lab, tools, "kvm", MOVES.len()));
 }
