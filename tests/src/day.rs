@@ -155,8 +155,8 @@ impl<'a> Day<'a> {
         self.works("it was moved after its sleep")?;
         ensure!(!self.inside("cat /var/lib/cron-was-here")?.is_empty(), "cron was there");
 
-        // A q35 of QEMU 7.2 whose guest has slept does not let it switch itself off, moved or not, before it has
-        // been reset: the write to its power management is lost, and Linux panics.
+        // A q35 of QEMU 7.2 whose guest has slept does not let it switch itself off, moved or not, before it
+        // has been reset: the write to its power management is lost, and Linux panics.
         self.inside("systemd-run --on-active=1 systemctl reboot")?;
         self.boots(Some(&boot))?;
         self.works("it was rebooted after its sleep")?;

@@ -72,8 +72,8 @@ pub fn check(recipe: &Recipe, host: &Host, from: &str, migration: &str) -> Resul
 fn check_kvm(there: Option<u64>, here: Option<Kvm>) -> Option<String> {
     match here {
         None => Some(
-            "the VM runs with KVM, which this host does not have; move it to one that has, or start it without \
-             (-accel tcg)"
+            "the VM runs with KVM, which this host does not have; move it to one that has, or start it \
+             without (-accel tcg)"
                 .to_owned(),
         ),
         Some(kvm) if kvm.does_for(there) => {
@@ -104,7 +104,8 @@ fn check_program(recipe: &Recipe, program: &Path, reasons: &mut Vec<String>) {
             Err(why) => reasons.push(why),
             Ok(machines) if !machines.iter().any(|name| name == recipe.machine_name()) => {
                 reasons.push(format!(
-                    "QEMU {here} here has no machine {}; install one that has it ({} -machine help lists them)",
+                    "QEMU {here} here has no machine {}; install one that has it ({} -machine help lists \
+                     them)",
                     recipe.machine_name(),
                     program.display()
                 ));

@@ -2,8 +2,8 @@
 
 use nix::libc;
 
-/// Gives it back to the kernel. glibc keeps what threads free, for each of its arenas, of which a process with
-/// many threads has eight a processor: an agent that has nothing to do any more held half a gibibyte.
+/// Gives it back to the kernel. glibc keeps what threads free, for each of its arenas, of which a process
+/// with many threads has eight a processor: an agent that has nothing to do any more held half a gibibyte.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it takes no pointers, and glibc locks its arenas itself.

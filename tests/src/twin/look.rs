@@ -44,8 +44,8 @@ const FOR_PEOPLE: [&str; 9] = [
 /// What the guest says of itself.
 const SAID: &str = "the guest: ";
 
-/// A guest that ends in one of these is stopped a few instructions sooner or later; one that was reset or that
-/// QEMU's own migration has taken may have been in one of the others.
+/// A guest that ends in one of these is stopped a few instructions sooner or later; one that was reset or
+/// that QEMU's own migration has taken may have been in one of the others.
 const STOPPED_ANYWHERE: [&str; 5] = ["guest-panicked", "postmigrate", "prelaunch", "shutdown", "suspended"];
 
 /// What is plugged in, and what else was made.

@@ -326,8 +326,8 @@ impl Qmp {
         self.answer(id, command, end, patience)?
     }
 
-    /// A command and its number, and nothing that QEMU does not need: its monitor reads byte by byte, of which
-    /// each costs it 4 us.
+    /// A command and its number, and nothing that QEMU does not need: its monitor reads byte by byte, of
+    /// which each costs it 4 us.
     fn line(&mut self, command: &str, arguments: &Value) -> String {
         let id = self.next_id;
         self.next_id += 1;
