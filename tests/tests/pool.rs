@@ -138,6 +138,7 @@ impl Host for Second {
         Ok(Waiting {
             memory: target.memory(),
             reached,
+            kept: None,
             missing: None,
             machine: Box::new(vm),
             journal: Box::new(Nothing),
@@ -226,6 +227,7 @@ impl Bed {
             to: "second".into(),
             migration,
             epoch: Epoch(self.attempts as u64),
+            came_by: None,
             recipe: serde_json::to_vec(&recipe).unwrap(),
             private,
             reading: Default::default(),

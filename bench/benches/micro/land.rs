@@ -24,6 +24,10 @@ impl TargetMemory for Memory {
     fn read(&self, _: BlockId, range: PageRange, into: &mut [u8]) -> io::Result<()> {
         self.0.read_exact_at(into, range.start.offset())
     }
+
+    fn read_kept(&self, _: BlockId, _: PageRange, _: &mut [u8]) -> bool {
+        false
+    }
 }
 
 #[divan::bench(
@@ -91,7 +95,7 @@ fn messages(kind: &str, old: &[u8]) -> Vec<Message> {
             Ok::<(), Infallible>(())
         };
         let range = PageRange::new(PageIndex(at), BATCH as u64);
-        let _ = batch.add(BlockId(0), range, Some(&references), read);
+        let _ = batch.add(BlockId(0), range, Some(&references), None, read);
         batch.tag(&sent);
     };
     let place = if kind == "delta" { 0 } else { half };

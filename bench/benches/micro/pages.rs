@@ -77,7 +77,7 @@ fn encode(memory: &[u8], sent: &Sent, round: u32, batch: &mut Batch) {
             into.copy_from_slice(content);
             Ok::<(), Infallible>(())
         };
-        let _ = batch.add(BlockId(0), range, Some(&references), read);
+        let _ = batch.add(BlockId(0), range, Some(&references), None, read);
         batch.tag(sent);
         black_box(batch.runs());
         batch.clear();
@@ -133,7 +133,7 @@ fn encode_kind(bencher: Bencher, kind: &str) {
                         into.copy_from_slice(&content);
                         Ok::<(), Infallible>(())
                     };
-                    let _ = batch.add(BlockId(0), range, Some(&references), read);
+                    let _ = batch.add(BlockId(0), range, Some(&references), None, read);
                     batch.clear();
                 }
             }

@@ -2,6 +2,7 @@
 
 mod address; // where another agent listens
 mod allow; // [allow]: what the VMs of other hosts may use here
+mod commons; // [commons]: what is kept of VMs that have left
 mod memory; // [memory]: how much of it the VMs of other hosts may need
 mod mistake; // what is wrong with it, and where
 mod ownership; // [ownership]: where hosts ask who owns a VM
@@ -12,6 +13,7 @@ mod tracking; // how the writes of guests are seen
 
 pub use address::Address;
 pub use allow::Allow;
+pub use commons::Keep;
 pub use memory::Overcommit;
 pub use mistake::ConfigError;
 pub use ownership::{EtcdPlace, OwnershipPlace};
@@ -65,6 +67,7 @@ struct File {
     ownership: ownership::Table,
     allow: Allow,
     memory: memory::Table,
+    commons: commons::Table,
     spool: spool::Table,
     peers: BTreeMap<Name, Address>,
 }
@@ -125,6 +128,9 @@ pub struct Config {
     pub allow: Allow,
     /// How many times the memory that is free they may need.
     pub overcommit: Overcommit,
+    /// How much memory of VMs that have left may be kept. Nothing where connections are not protected:
+    /// anybody could ask for it.
+    pub keep: Keep,
     /// A directory on a datastore that both hosts reach, for migrations that name none; `None`: they go over
     /// the network alone.
     pub spool: Option<PathBuf>,
@@ -178,6 +184,7 @@ impl Config {
             ownership: file.ownership.place(plaintext)?,
             allow: file.allow,
             overcommit: file.memory.overcommit.unwrap_or_default(),
+            keep: if plaintext { Keep::NOTHING } else { file.commons.keep.unwrap_or_default() },
             spool: file.spool.directory,
             robust: file.spool.robust.unwrap_or_default(),
             peers,

@@ -233,6 +233,9 @@ pub struct PageCounts {
     pub zero: u64,
     /// Dirty, but the same as what was sent before.
     pub unchanged: u64,
+    /// Content that the target kept from when the VM was there before.
+    #[serde(default)]
+    pub kept: u64,
     /// Content that the target had already.
     pub duplicate: u64,
     /// Sent as a difference.

@@ -18,6 +18,8 @@ mod content;
 mod discards;
 /// Both: memory that is handed over.
 mod handover;
+/// The RAM of a process that has ended.
+mod kept;
 /// The RAM, read and written.
 mod memory;
 /// Target: pages that the guest waits for.
@@ -39,6 +41,7 @@ mod tracker;
 
 pub use error::{Ability, Error};
 pub use handover::Lent;
+pub use kept::Kept;
 pub use memory::Memory;
 pub use missing::Missing;
 pub use region::RamBlock;

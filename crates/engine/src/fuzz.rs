@@ -6,12 +6,13 @@
 
 use crate::{
     conn,
-    ports::{DeviceState, GuestMemory, MissingPages},
+    kept::KeptTable,
+    ports::{DeviceState, GuestMemory, KeptCopy, MissingPages},
     receive::{PageReceiver, WritePolicy, receive},
     source, target,
 };
 use api::{Forecast, PastMigration};
-use proto::control;
+use proto::{Shape, control};
 use std::{
     io::{self, Read},
     sync::Arc,
@@ -34,11 +35,13 @@ pub enum Guest {
 pub fn land(
     memory: Arc<dyn GuestMemory>,
     missing_mode: Option<Arc<dyn MissingPages>>,
+    kept: Option<Arc<dyn KeptCopy>>,
     tag_key: Option<[u8; 32]>,
     guest: Guest,
     connection: impl Read,
 ) -> (io::Error, MemorySet) {
     let receiver = PageReceiver::new(memory, missing_mode, false, tag_key.map(page::Tagger::new), || {});
+    let receiver = receiver.keeps(kept);
     match guest {
         Guest::Stands => {}
         Guest::Lacks(missing) => receiver.go_on(missing),
@@ -47,6 +50,14 @@ pub fn land(
     let end = receive(connection, &receiver, |_| {});
     let missing = receiver.missing().clone();
     (end, missing)
+}
+
+/// Takes in what a target says that it keeps of a VM of this shape. Says whether all of it may be said, and
+/// how many tags the source holds then.
+pub fn hear_kept(shape: &Shape, messages: &[control::Kept]) -> (bool, usize) {
+    let table = KeptTable::new(shape.clone());
+    let good = messages.iter().all(|message| table.hear(message).is_ok());
+    (good, table.tags())
 }
 
 /// Reads one control message with its length.

@@ -41,6 +41,8 @@ mod survey;
 mod accept;
 /// Target: pages that a guest waits for.
 mod faults;
+/// Both sides: what the target keeps from before.
+mod kept;
 /// Target: from the streams to guest memory.
 mod receive;
 /// Target: the driver.

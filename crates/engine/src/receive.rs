@@ -2,10 +2,10 @@
 
 use crate::{
     conn::invalid,
-    ports::{Fault, GuestMemory, MissingPages},
+    ports::{Fault, GuestMemory, KeptCopy, MissingPages},
     verify::{Announced, hash},
 };
-use page::{Class, Codec, PageDecoder, Tagger, TargetMemory};
+use page::{Class, Codec, PageDecoder, Tagger, TargetMemory, Undecodable};
 use proto::{Frame, HEADER, MAX_PAYLOAD, RUN, Shape, Table, control, parse_runs};
 use spool::Extent;
 use std::{
@@ -49,6 +49,8 @@ pub(crate) struct PageReceiver {
     /// is lost.
     received: Mutex<MemorySet>,
     pub(crate) announced: Mutex<Option<Announced>>,
+    /// The VM's memory as it was when it left this host, as long as it may be named.
+    kept: RwLock<Option<Arc<dyn KeptCopy>>>,
     differing: AtomicU64,
     /// Since when somebody waits for a page.
     asked: Mutex<HashMap<Fault, Instant>>,
@@ -70,6 +72,7 @@ impl PageReceiver {
             missing: Mutex::new(MemorySet::empty(shape.0.iter().copied())),
             received: Mutex::new(MemorySet::empty(shape.0.iter().copied())),
             announced: Mutex::new(verify.then(|| Announced::new(&*memory))),
+            kept: RwLock::new(None),
             differing: AtomicU64::new(0),
             asked: Mutex::default(),
             waits_us: Mutex::default(),
@@ -78,6 +81,29 @@ impl PageReceiver {
             missing_mode,
             shape,
             tagger,
+        }
+    }
+
+    /// This is what is kept of the VM from before.
+    pub(crate) fn keeps(self, kept: Option<Arc<dyn KeptCopy>>) -> Self {
+        Self { kept: RwLock::new(kept), ..self }
+    }
+
+    /// What is kept of the VM from before, and how it is tagged; none where nothing can be named.
+    pub(crate) fn kept(&self) -> Option<(Arc<dyn KeptCopy>, Tagger)> {
+        let kept = self.kept.read().expect("no one panics with what is kept").clone();
+        kept.zip(self.tagger.clone())
+    }
+
+    /// Nothing of it is named any more: its memory is given back.
+    pub(crate) fn forget_kept(&self) {
+        *self.kept.write().expect("no one panics with what is kept") = None;
+    }
+
+    /// These pages have come: what was kept of them only takes memory.
+    fn release_kept(&self, block: BlockId, range: PageRange) {
+        if let Some(kept) = &*self.kept.read().expect("no one panics with what is kept") {
+            kept.release(block, range);
         }
     }
 
@@ -162,19 +188,30 @@ impl PageReceiver {
             if refers && *stage != WritePolicy::Before {
                 return Err(invalid("a reference to memory of a guest that may run"));
             }
-            let content = page_decoder.decode(block, run, own, self).map_err(wrong)?;
+            let content = page_decoder.decode(block, run, own, self).map_err(|e| self.undecoded(&e))?;
             match (*stage, content) {
                 (WritePolicy::Before, Some(content)) => self.memory.write(block, run.range, content)?,
                 (WritePolicy::Before, None) => self.memory.discard(block, run.range)?,
                 (WritePolicy::PostCopy, content) => self.place(block, run.range, content)?,
                 (WritePolicy::Closed, _) => return Err(invalid("pages for a guest that has all its memory")),
             }
+            self.release_kept(block, run.range);
         }
         if *stage == WritePolicy::Before {
             let mut received = self.received();
             table.runs.iter().for_each(|run| received.block_mut(block).insert_range(run.range));
         }
         Ok(())
+    }
+
+    /// What is not kept as it was told ends this stream, and no more than that: opened again, it brings these
+    /// pages another way.
+    fn undecoded(&self, e: &Undecodable<io::Error>) -> io::Error {
+        if matches!(e, Undecodable::NotKept(_)) {
+            self.forget_kept();
+            return io::Error::new(io::ErrorKind::ConnectionReset, e.to_string());
+        }
+        wrong(e)
     }
 
     /// Puts what is missing of a run into memory of a guest that may run, then strikes it off: in this order,
@@ -357,6 +394,11 @@ impl TargetMemory for PageReceiver {
 
     fn read(&self, block: BlockId, range: PageRange, into: &mut [u8]) -> io::Result<()> {
         self.memory.read(block, range, into)
+    }
+
+    fn read_kept(&self, block: BlockId, range: PageRange, into: &mut [u8]) -> bool {
+        let kept = self.kept.read().expect("no one panics with what is kept");
+        kept.as_ref().is_some_and(|kept| kept.read(block, range, into).is_ok())
     }
 }
 

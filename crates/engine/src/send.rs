@@ -4,10 +4,11 @@ use crate::{
     compression::{BatchCompressor, LinkSample},
     conn::Conn,
     gate::Gate,
+    kept::KeptTable,
     ports::{Fault, GuestMemory},
     queue::{PushQueue, RoundQueue, SHARE, shares},
 };
-use page::{Batch, Counts, Encoder, References, Sent};
+use page::{Batch, Counts, Encoder, Kept, References, Sent};
 use policy::{Learnt, Pace};
 use proto::{BATCH_PAGES, Frame, HEADER, MAX_PAYLOAD, Shape, write_batch};
 use std::{
@@ -102,6 +103,8 @@ pub(crate) struct StreamContext {
     pub(crate) sent: Arc<Sent>,
     pub(crate) compression: Arc<BatchCompressor>,
     pub(crate) gate: Arc<Gate>,
+    /// What the target keeps from before.
+    pub(crate) kept: Option<Arc<KeptTable>>,
 }
 
 /// One connection with its thread.
@@ -144,7 +147,8 @@ impl Streams {
         let ended = Arc::<AtomicBool>::default();
         let over = ended.clone();
         let thread = thread::Builder::new().name(format!("send-{stream}")).spawn(move || {
-            let bulk = Some((shared.compression.clone(), shared.gate.clone()));
+            let (compression, gate) = (shared.compression.clone(), shared.gate.clone());
+            let bulk = Some(Bulk { compression, gate, sent: shared.sent.clone() });
             let mut sender = PageSender::new(conn, shared.memory.clone(), shared.pacer.clone(), bulk);
             if let Err(e) = work(stream, &todo, &mut sender, &shared, &over, &*say)
                 && !over.load(SeqCst)
@@ -236,6 +240,11 @@ impl Streams {
         self.shared.gate.widest()
     }
 
+    /// What the target keeps is named in the first job only: it may have given it back since.
+    pub(crate) fn forget_kept(&self) {
+        self.shared.kept.iter().for_each(|kept| kept.close());
+    }
+
     pub(crate) fn give(&self, job: &Job) {
         if let Job::Round(round, _) = job {
             // No stream sends anything now: the barrier of the round before was acknowledged.
@@ -261,35 +270,41 @@ fn work(
     stream: u32,
     todo: &Receiver<Job>,
     sender: &mut PageSender,
-    StreamContext { sent, gate, .. }: &StreamContext,
+    StreamContext { sent, gate, kept, .. }: &StreamContext,
     ended: &AtomicBool,
     say: &dyn Fn(Said),
 ) -> io::Result<()> {
     let ended = || ended.load(SeqCst);
     let lost = || io::Error::from(io::ErrorKind::ConnectionAborted);
+    let kept_of = |block, page| kept.as_ref().and_then(|kept| kept.of(block, page));
     while let Ok(job) = todo.recv() {
         match job {
             Job::Round(round, again) => {
                 let mut mine = Mine::new(&round);
-                let mut send = |(block, share), pages: &MemorySet, whole| {
-                    mine.begin(block, share, whole);
-                    let mut runs = pages.block(block).runs_within(share);
-                    runs.try_for_each(|run| sender.add(block, run, Some((sent, &mut mine))))
-                };
-                // The file may have taken the end of any of these.
-                shares(&again).try_for_each(|share| send(share, &again, false))?;
+                let mut send =
+                    |(block, share): (BlockId, PageRange), pages: &MemorySet, whole, tags: &[u64]| {
+                        mine.begin(block, share, whole);
+                        let kept = Kept { tagger: sent.tagger(), first: share.start, tags };
+                        let mut runs = pages.block(block).runs_within(share);
+                        runs.try_for_each(|run| sender.add(block, run, Some((sent, &mut mine)), Some(kept)))
+                    };
+                // The file may have taken the end of any of these. What is kept is not named again: the
+                // stream may have been lost because of that.
+                shares(&again).try_for_each(|share| send(share, &again, false, &[]))?;
                 let take = || {
                     gate.wait(stream, || round.all_taken() || ended());
                     if ended() { None } else { round.take(stream) }
                 };
                 while let Some((block, share)) = take() {
-                    send((block, share), &round.set, round.is_whole(block, share))?;
+                    let tags = kept_of(block, share.start);
+                    let whole = round.is_whole(block, share);
+                    send((block, share), &round.set, whole, tags.as_deref().unwrap_or_default())?;
                 }
                 if ended() {
                     return Err(lost());
                 }
                 gate.all_taken();
-                sender.flush(Some((sent, &round)))?;
+                sender.flush(Some(&round))?;
                 sender.conn.write_all(&Frame::RoundEnd(round.number).header())?;
                 say(Said::RoundDone(stream, round.number, sender.batch.take_counts()));
             }
@@ -299,8 +314,13 @@ fn work(
                     if ended() { None } else { to_push.take(BATCH_PAGES) }
                 };
                 while let Some((block, runs)) = take() {
-                    for run in runs {
-                        sender.add(block, run, None)?;
+                    for run in runs.into_iter().flat_map(within_shares) {
+                        let tags = kept_of(block, run.start);
+                        let kept = tags.as_deref().map(|tags| {
+                            let first = PageIndex(run.start.0 / SHARE * SHARE);
+                            Kept { tagger: sent.tagger(), first, tags }
+                        });
+                        sender.add(block, run, None, kept)?;
                     }
                     // What waits in a buffer, a guest waits for.
                     sender.flush(None)?;
@@ -314,6 +334,17 @@ fn work(
         }
     }
     Ok(())
+}
+
+/// The parts of a run that lie in one share each.
+fn within_shares(run: PageRange) -> impl Iterator<Item = PageRange> {
+    let mut at = run.start;
+    std::iter::from_fn(move || {
+        let end = ((at.0 / SHARE + 1) * SHARE).min(run.end().0);
+        let part = PageRange::new(at, end - at.0);
+        at = part.end();
+        (!part.is_empty()).then_some(part)
+    })
 }
 
 /// Which pages of a round this stream has sent.
@@ -352,13 +383,21 @@ impl<'a> Mine<'a> {
     }
 }
 
+/// Where nobody waits for each page.
+struct Bulk {
+    compression: Arc<BatchCompressor>,
+    gate: Arc<Gate>,
+    /// What the target has, and how what it has is tagged.
+    sent: Arc<Sent>,
+}
+
 /// Fills batches and writes them.
 struct PageSender {
     conn: Conn,
     memory: Arc<dyn GuestMemory>,
     pacer: Arc<Pacer>,
     /// None where a guest waits for each page.
-    bulk: Option<(Arc<BatchCompressor>, Arc<Gate>)>,
+    bulk: Option<Bulk>,
     encoder: Encoder,
     block: BlockId,
     batch: Batch,
@@ -371,12 +410,7 @@ struct PageSender {
 }
 
 impl PageSender {
-    fn new(
-        conn: Conn,
-        memory: Arc<dyn GuestMemory>,
-        pacer: Arc<Pacer>,
-        bulk: Option<(Arc<BatchCompressor>, Arc<Gate>)>,
-    ) -> Self {
+    fn new(conn: Conn, memory: Arc<dyn GuestMemory>, pacer: Arc<Pacer>, bulk: Option<Bulk>) -> Self {
         Self {
             conn,
             memory,
@@ -392,21 +426,23 @@ impl PageSender {
         }
     }
 
-    /// Adds pages; writes a batch whenever one is full. Refers to what the target has if told what that is.
+    /// Adds pages; writes a batch whenever one is full. Refers to what the target has, or keeps, if told what
+    /// that is.
     fn add(
         &mut self,
         block: BlockId,
         range: PageRange,
         mut known: Option<(&Sent, &mut Mine<'_>)>,
+        kept: Option<Kept<'_>>,
     ) -> io::Result<()> {
         if block != self.block {
-            self.flush(known.as_ref().map(|(sent, mine)| (*sent, mine.round)))?;
+            self.flush(known.as_ref().map(|(_, mine)| mine.round))?;
             self.block = block;
         }
         let mut range = range;
         while !range.is_empty() {
             if self.batch.room() == 0 {
-                self.flush(known.as_ref().map(|(sent, mine)| (*sent, mine.round)))?;
+                self.flush(known.as_ref().map(|(_, mine)| mine.round))?;
             }
             let piece = PageRange::new(range.start, range.count.min(self.batch.room()));
             range = PageRange::new(piece.end(), range.count - piece.count);
@@ -419,13 +455,14 @@ impl PageSender {
                 Some((sent, mine)) => {
                     let round = mine.round.number;
                     let may_refer = |block, page| mine.may_refer(block, page);
-                    self.batch.add(block, piece, Some(&References { sent, round, may_refer }), read)?;
+                    self.batch.add(block, piece, Some(&References { sent, round, may_refer }), kept, read)?;
                     mine.until = piece.end();
                 }
                 None => self.batch.add(
                     block,
                     piece,
                     None::<&References<'_, fn(BlockId, PageIndex) -> bool>>,
+                    kept,
                     read,
                 )?,
             }
@@ -435,15 +472,18 @@ impl PageSender {
         Ok(())
     }
 
-    fn flush(&mut self, known: Option<(&Sent, &RoundQueue)>) -> io::Result<()> {
+    fn flush(&mut self, round: Option<&RoundQueue>) -> io::Result<()> {
         let begin = Instant::now();
-        if let Some((sent, round)) = known {
-            self.batch.tag(sent);
+        if let Some(bulk) = &self.bulk {
+            self.batch.tag(&bulk.sent);
+        }
+        if let Some(round) = round {
             round.had_not_changed(self.block, self.batch.unchanged());
         }
         let refining = std::mem::take(&mut self.refining) + begin.elapsed();
-        let compressed =
-            self.bulk.as_ref().map(|(p, _)| (p, p.pack(self.block, &mut self.batch, &mut self.encoder)));
+        let compressed = self.bulk.as_ref().map(|Bulk { compression, .. }| {
+            (compression, compression.pack(self.block, &mut self.batch, &mut self.encoder))
+        });
         let (runs, codec, bytes) = self.batch.runs();
         if !runs.is_empty() {
             self.head.clear();
@@ -473,7 +513,7 @@ impl PageSender {
             }
         }
         let read = std::mem::take(&mut self.read);
-        if let Some((compression, gate)) = &self.bulk
+        if let Some(Bulk { compression, gate, .. }) = &self.bulk
             && let Some(streams) = gate.moved(read)
         {
             compression.spread(streams);
@@ -500,7 +540,7 @@ pub(crate) fn serve_faults(
         conn.read_exact(&mut header)?;
         match Frame::parse(&header, shape).map_err(|e| crate::conn::invalid(e.to_string()))? {
             Frame::Want { block, page } => {
-                sender.add(block, PageRange::new(page, 1), None)?;
+                sender.add(block, PageRange::new(page, 1), None, None)?;
                 sender.flush(None)?;
                 answered(Fault { block, page });
             }

@@ -3,6 +3,7 @@
 use crate::{
     Broken,
     conn::{Conn, Heard, Speaker, now_ns},
+    kept::KeptTable,
     ports::{DeviceState, HasEnded, MachineError, RunState, Saved, VmCheck},
     queue::{PushQueue, RoundQueue},
     secrets::Secrets,
@@ -153,6 +154,8 @@ pub struct SourceDriver {
     /// again.
     received: MemorySet,
     reopened: HashMap<u32, Reopened>,
+    /// What the target keeps from before, as long as it may be named.
+    kept: Option<Arc<KeptTable>>,
     answering: Option<Conn>,
     control: Option<Conn>,
     to_push: Arc<PushQueue>,
@@ -221,6 +224,7 @@ impl SourceDriver {
             gives_up_at: None,
             received: MemorySet::empty(shape.0.iter().copied()),
             reopened: HashMap::new(),
+            kept: None,
             state: None,
             speaker: None,
             streams: None,
@@ -324,6 +328,7 @@ impl SourceDriver {
             record: self.record.clone(),
             private: effects::private_blocks(&self.parts.private),
             handovers: self.handovers(),
+            came_by: self.parts.came_by.map_or(vec![], |id| id.0.to_le_bytes().to_vec()),
         }
     }
 
@@ -479,6 +484,7 @@ impl SourceDriver {
                     return Some(SourceEvent::Broke { what, why });
                 }
                 self.token = Token::read(&ready.token);
+                self.kept = ready.kept.then(|| Arc::new(KeptTable::new(self.shape.clone())));
             }
             SourceEvent::Message(control::Kind::RoundReceived(received)) => {
                 self.progress.received(received.round)
@@ -489,6 +495,14 @@ impl SourceDriver {
                     self.reporter.note(note.text.clone());
                 }
                 return None;
+            }
+            SourceEvent::Message(control::Kind::Kept(kept)) => {
+                // What is still told once nobody names it any more does not matter.
+                let heard = self.kept.as_ref().map(|table| table.hear(kept));
+                return heard.and_then(Result::err).map(|e| SourceEvent::Broke {
+                    what: "understand what the target keeps".into(),
+                    why: e.to_string(),
+                });
             }
             SourceEvent::Message(control::Kind::Committed(committed)) => {
                 let heard = &self.heard;
@@ -533,6 +547,11 @@ impl SourceDriver {
             Said::StreamLost(stream, e) => self.stream_lost(stream, &e.to_string()),
             Said::Lost(e) => self.link(LinkEvent::Silent(e.to_string())),
         }
+    }
+
+    /// Nothing that the target keeps is named any more.
+    fn forget_kept(&mut self) {
+        self.kept.take().iter().for_each(|kept| kept.close());
     }
 
     fn tick(&mut self) {

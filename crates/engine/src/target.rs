@@ -280,7 +280,8 @@ impl TargetDriver {
         mut missing: MemorySet,
         spool: Option<SpoolRecord>,
     ) -> io::Result<()> {
-        let Waiting { memory, reached, missing: missing_mode, machine, journal } = waiting;
+        // What was kept went with the agent that told of it.
+        let Waiting { memory, reached, kept: _, missing: missing_mode, machine, journal } = waiting;
         let recorded = missing.blocks().map(|(_, set)| set.capacity());
         if !recorded.eq(memory.blocks().iter().map(|block| block.pages)) {
             // A guest with holes that nobody knows of would read zeros.
@@ -450,6 +451,7 @@ impl TargetDriver {
                     self.pause.mark(Part::RoundReceived);
                     if let Some(taken) = &self.taken {
                         taken.receiver.received().clear();
+                        taken.receiver.forget_kept();
                     }
                     TargetEvent::Received(round)
                 })

@@ -4,6 +4,7 @@ mod changed;
 mod disks;
 mod doubt;
 mod handed_over;
+mod kept;
 mod model;
 mod paused;
 mod shared;
@@ -141,6 +142,7 @@ impl Source {
             to: "target".into(),
             migration,
             epoch: Epoch(3),
+            came_by: Some(MigrationId(7)),
             recipe: b"{}".to_vec(),
             private: vec![],
             reading: Default::default(),
@@ -876,6 +878,7 @@ fn an_owed_set_of_other_blocks_is_refused_and_not_believed() {
         private: vec![],
         blocks: inn.ram.blocks().to_vec(),
         post_copy: true,
+        came_by: None,
         record: String::new(),
         history: vec![],
     };

@@ -47,6 +47,11 @@ impl Arrivals {
         all.iter().any(|arriving| arriving.vm == vm)
     }
 
+    /// What all that are arriving will still take.
+    pub(crate) fn outstanding(&self) -> u64 {
+        outstanding(&mut self.locked())
+    }
+
     /// Keeps so much free for a VM, unless it is not there. `overcommit` as in [`Room::refuses`].
     pub(crate) fn reserve(&self, vm: &str, needed: u64, overcommit: u32) -> Result<Place, String> {
         self.reserve_within(vm, needed, overcommit, Room::least)

@@ -1,5 +1,6 @@
 //! Starts, finds and ends VMs: the agent's `Hypervisor` with QEMU.
 
+use crate::copies::Copies;
 use agent::{
     config::Config,
     hypervisor::{Condition, Examined, Found, Hypervisor, Reasons, StartPlan},
@@ -29,6 +30,8 @@ pub struct QemuHost {
     /// All but what KVM does.
     host: Host,
     kvm: Arc<Tried>,
+    /// What is kept of VMs that have left: it makes room for those that come.
+    pub(crate) copies: Copies,
 }
 
 /// How guests are run by the CPU here. Where they are not, to find that out takes half a second, for which
@@ -67,7 +70,8 @@ impl QemuHost {
         host.user = config.qemu_user.clone();
         // A bare name is looked for in PATH, which is also what happens without one.
         host.qemu = Some(config.qemu.clone()).filter(|path| path.components().count() > 1);
-        Self { host, kvm: Arc::new(Tried { find_out: kvm, found: Mutex::default() }) }
+        let kvm = Arc::new(Tried { find_out: kvm, found: Mutex::default() });
+        Self { host, kvm, copies: Copies::new(config.keep) }
     }
 
     /// With all that is to be known of it, which the first to ask may have to wait for.
@@ -99,6 +103,9 @@ pub(crate) struct Kept {
     /// The block nodes that read their files directly, but not while it is moved away.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) buffered: Vec<String>,
+    /// By which migration it came to this host: its source may keep its memory from then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) came_by: Option<String>,
 }
 
 /// A QEMU whose guest waits for missing pages.
@@ -151,6 +158,7 @@ pub(crate) fn found(vm: &Vm, waits: Option<Waits>) -> Result<Found, String> {
             belongings: handle.belongings,
             waits,
             buffered: vec![],
+            came_by: None,
         }))?,
     })
 }
@@ -255,6 +263,8 @@ impl Hypervisor for QemuHost {
         let planned: Planned = serde_json::from_value(plan.recipe.clone()).map_err(reasons)?;
         let mut host = self.host();
         host.qemu = planned.qemu.or(host.qemu);
+        let name = &planned.recipe.name;
+        self.copies.make_room(name, || preflight::has_room(&planned.recipe, &host, 0));
         let vm = Vm::run(&planned.recipe, &host).map_err(reasons)?;
         found(&vm, None).map_err(reasons)
     }

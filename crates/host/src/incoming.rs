@@ -11,7 +11,9 @@ use agent::{
     store::{Arrival, Origin, Process, Standing, Store, VmRecord},
 };
 use ports::shared::SharedRecord;
-use ports::{Block, Host, Machine, MissingPages, Ownership, OwnershipRecord, Request, Waiting};
+use ports::{
+    Block, GuestMemory, Host, KeptCopy, Machine, MissingPages, Ownership, OwnershipRecord, Request, Waiting,
+};
 use qemu::{MemoryError, Recipe, Vm, preflight, recipe::files::Opened};
 use std::{
     path::{Path, PathBuf},
@@ -46,6 +48,8 @@ impl Incoming {
             vec![format!("its description cannot be read: {e}; are both hosts' versions the same?")]
         })?;
         let host = self.qemu.host();
+        let has_room = || preflight::has_room(&recipe, &host, self.arrivals.outstanding());
+        self.qemu.copies.make_room(&request.vm, has_room);
         let checked = preflight::check(&recipe, &host, &request.from, &request.migration.to_string());
         let (mut recipe, (mut opened, mut reasons)) = (
             recipe,
@@ -97,7 +101,10 @@ impl Incoming {
             blocks: vm.ram_blocks().to_vec(),
             handed_over: vec![],
         });
-        let found = found(vm, waits).map_err(|e| one(&e))?;
+        let mut found = found(vm, waits).map_err(|e| one(&e))?;
+        if let Some(belongings) = found.belongings.as_object_mut() {
+            belongings.insert("came_by".to_owned(), request.migration.to_string().into());
+        }
         let process = Process::of(found.pid).map_err(|e| one(&format!("its QEMU ended at once: {e}")))?;
         let record = VmRecord {
             name: request.vm.clone(),
@@ -179,7 +186,10 @@ impl Host for Incoming {
                 place.lands_in(&memory);
                 // No agent reaches another's memory yet: whatever is offered travels.
                 let (machine, journal) = (Box::new(vm), Box::new(arrival));
-                Ok(Waiting { memory, reached: vec![], missing, machine, journal })
+                let kept =
+                    self.qemu.copies.take(&request.vm, &request.from, request.came_by, memory.blocks());
+                let kept = kept.map(|kept| kept as Arc<dyn KeptCopy>);
+                Ok(Waiting { memory, reached: vec![], kept, missing, machine, journal })
             }
             Err(mut reasons) => {
                 if let Err(error) = vm.destroy() {

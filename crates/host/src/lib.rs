@@ -2,6 +2,8 @@
 
 /// Memory that is kept free for VMs on their way here.
 mod arrivals;
+/// What is kept of VMs that have left.
+mod copies;
 /// Starts, finds and ends VMs.
 mod hypervisor;
 /// Takes VMs in.

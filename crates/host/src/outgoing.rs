@@ -94,6 +94,7 @@ impl Mover {
         let waiting = Waiting {
             memory: target.memory(),
             reached: vec![],
+            kept: None,
             missing: Some(Arc::new(missing)),
             machine: Box::new(Later(vm.clone())),
             journal: Box::new(arrival),
@@ -106,6 +107,7 @@ impl Mover {
             recipe: vec![],
             handovers: vec![],
             private: vec![],
+            came_by: None,
             blocks,
             post_copy: true,
             record: String::new(),
@@ -178,7 +180,7 @@ impl Mover {
             .as_ref()
             .map_err(|why| vec![why.clone()])
             .and_then(|within| self.parts(request, true, &pulse, within.as_ref()));
-        let (parts, shown) = match parts {
+        let (parts, shown, memory) = match parts {
             Ok(parts) => parts,
             Err(reasons) => {
                 let here = self.store.host();
@@ -199,6 +201,9 @@ impl Mover {
         wishes.cancel.then(move || canceller.cancel());
         wishes.resolve_here.then(move || resolver.resolve_here());
         let mut report = driver.run();
+        if report.outcome == Outcome::Completed && request.options.to != SELF {
+            self.qemu.copies.keep(&request.vm.name, &request.options.to, request.id, &memory);
+        }
         if let Some(Fate::On { host, .. } | Fate::Stuck { host } | Fate::Ended { host }) = &mut report.fate
             && host.as_str() == SELF
         {
@@ -270,7 +275,7 @@ impl Migrator for Mover {
     fn plan(&self, request: &MigrateRequest) -> Result<Forecast, String> {
         let within = self.within(request)?;
         let parts = self.parts(request, false, &Pulse::default(), within.as_ref());
-        let (parts, _) = parts.map_err(|reasons| reasons.join("\n"))?;
+        let (parts, ..) = parts.map_err(|reasons| reasons.join("\n"))?;
         let options = request.options.clone();
         engine::plan(parts, &options)
     }
@@ -324,6 +329,7 @@ impl Migrator for Mover {
                 to: departure.to.clone(),
                 migration: departure.migration,
                 epoch: Epoch(0),
+                came_by: None,
                 recipe: vec![],
                 private: vec![],
                 reading: Default::default(),

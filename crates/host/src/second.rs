@@ -230,7 +230,7 @@ impl Host for Second {
                     migration: self.migration,
                 };
                 let (machine, journal) = (Box::new(vm), Box::new(journal));
-                Ok(Waiting { memory, reached, missing: None, machine, journal })
+                Ok(Waiting { memory, reached, kept: None, missing: None, machine, journal })
             }
             Err(mut reasons) => {
                 if let Err(error) = vm.destroy() {

@@ -20,6 +20,9 @@ pub trait TargetMemory {
 
     /// Copies pages out, for which `pages` was asked.
     fn read(&self, block: BlockId, range: PageRange, into: &mut [u8]) -> Result<(), Self::Error>;
+
+    /// Copies out what is kept of these pages from when the VM was here before. False where it cannot be had.
+    fn read_kept(&self, block: BlockId, range: PageRange, into: &mut [u8]) -> bool;
 }
 
 /// A message that no page can be made of. Whoever gets one ends the connection.
@@ -38,6 +41,9 @@ pub enum Undecodable<E> {
     /// The content here is not what the source believes it to be (I7).
     #[error("{0} would not be what the source tagged; nothing was taken over")]
     Tag(PageRange),
+    /// What is kept here is not what the source takes it for, or is gone. The pages must come another way.
+    #[error("{0} is not kept here as the source believes; nothing was taken over")]
+    NotKept(PageRange),
     /// The bytes are none of this version's.
     #[error("{0}: the message cannot be read")]
     Malformed(PageRange),
@@ -108,6 +114,18 @@ impl PageDecoder {
                 let begin = self.taken;
                 self.taken += run.raw();
                 self.unpacked.get(begin..self.taken).map(Some).ok_or_else(malformed)
+            }
+            Class::Kept => {
+                let tag = own.first_chunk::<TAG>().ok_or_else(malformed)?;
+                let length = self.reach(block, run.range, memory)?;
+                self.scratch.resize(length, 0);
+                let tagger = self.tagger.as_ref().ok_or(Undecodable::NoKey)?;
+                let there = memory.read_kept(block, run.range, &mut self.scratch);
+                // I7: it was never verified that this is what was tagged when the source was told of it.
+                if !there || tagger.tag_of_run(&self.scratch) != *tag {
+                    return Err(Undecodable::NotKept(run.range));
+                }
+                Ok(Some(&self.scratch))
             }
             Class::Duplicate => {
                 let (reference, tag) = own.split_first_chunk::<REFERENCE>().ok_or_else(malformed)?;

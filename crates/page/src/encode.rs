@@ -5,6 +5,7 @@ use crate::{
     compress::{Codec, Encoder},
     delta,
     fingerprint::{Fingerprint, TAG, is_zero},
+    kept::Kept,
     repeats::Repeats,
     run::{Class, Run},
 };
@@ -28,6 +29,8 @@ pub struct Counts {
     pub zero: u64,
     /// The same as what was sent of them before: nothing travelled.
     pub unchanged: u64,
+    /// As what the target keeps from before.
+    pub kept: u64,
     /// As a reference to other pages.
     pub duplicate: u64,
     /// As a difference.
@@ -68,7 +71,7 @@ pub struct Batch {
     filled: usize,
     pieces: Vec<Piece>,
     runs: Vec<Run>,
-    /// References and differences.
+    /// References and differences; of what is kept the tags of its pages, until `tag` makes one of them.
     side: Vec<u8>,
     compressed: Vec<u8>,
     codec: Option<Codec>,
@@ -103,13 +106,14 @@ impl Batch {
     }
 
     /// Takes pages in, for which there is room; `read` fills in their content. With `references`, what the
-    /// target has already does not travel, or travels as a reference or a difference. All pages of a batch
-    /// are of one block.
+    /// target has already does not travel, or travels as a reference or a difference; with `kept`, what it
+    /// keeps from before travels as a tag. All pages of a batch are of one block.
     pub fn add<E, F: Fn(BlockId, PageIndex) -> bool>(
         &mut self,
         block: BlockId,
         range: PageRange,
         references: Option<&References<'_, F>>,
+        kept: Option<Kept<'_>>,
         read: impl FnOnce(&mut [u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let start = self.filled;
@@ -120,20 +124,24 @@ impl Batch {
         if result.is_ok() {
             self.filled = end;
             match references {
-                Some(references) => self.refer(block, range.start, &pages[..end], start, references),
-                None => self.look(range.start, &pages[..end], start),
+                Some(references) => self.refer(block, range.start, &pages[..end], start, references, kept),
+                None => self.look(range.start, &pages[..end], start, kept),
             }
         }
         self.pages = pages;
         result
     }
 
-    /// Zeros or not: all that is asked while the guest runs on the target.
-    fn look(&mut self, start: PageIndex, pages: &[u8], from: usize) {
+    /// Zeros or not, and kept or not: all that is asked while the guest runs on the target. It does not write
+    /// to what is kept.
+    fn look(&mut self, start: PageIndex, pages: &[u8], from: usize, kept: Option<Kept<'_>>) {
         for (index, at) in (start.0..).zip((from..pages.len()).step_by(PAGE_SIZE)) {
-            if is_zero(&pages[at..at + PAGE_SIZE]) {
+            let page = &pages[at..at + PAGE_SIZE];
+            if is_zero(page) {
                 self.counts.zero += 1;
                 self.push(PageIndex(index), Class::Zero, at);
+            } else if let Some(tag) = kept.and_then(|kept| kept.find(PageIndex(index), page)) {
+                self.push_kept(PageIndex(index), at, &tag);
             } else {
                 self.counts.raw += 1;
                 self.push(PageIndex(index), Class::Raw, at);
@@ -148,6 +156,7 @@ impl Batch {
         pages: &[u8],
         from: usize,
         references: &References<'_, F>,
+        kept: Option<Kept<'_>>,
     ) {
         let References { sent, round, may_refer } = references;
         let all = start..PageIndex(start.0 + ((pages.len() - from) / PAGE_SIZE) as u64);
@@ -173,6 +182,13 @@ impl Batch {
                 sent.versions.forget(number);
                 sent.set(block, index, fingerprint);
                 self.push(index, Class::Zero, at);
+                continue;
+            }
+            if let Some(tag) = kept.and_then(|kept| kept.find(index, page)) {
+                self.push_kept(index, at, &tag);
+                sent.versions.forget(number);
+                sent.offer(number, fingerprint);
+                sent.set(block, index, fingerprint);
                 continue;
             }
             // Of what is added now, the pages before this one go before it, too.
@@ -253,6 +269,22 @@ impl Batch {
         true
     }
 
+    /// A page that has this tag, and that the target keeps.
+    fn push_kept(&mut self, index: PageIndex, at: usize, tag: &[u8; TAG]) {
+        self.counts.kept += 1;
+        let begin = self.side.len();
+        self.side.extend_from_slice(tag);
+        let end = self.side.len();
+        if self.grows(index, Class::Kept, at) {
+            self.push(index, Class::Kept, at);
+            if let Some(piece) = self.pieces.last_mut() {
+                piece.side.end = end;
+            }
+        } else {
+            self.begin(index, Class::Kept, at, begin..end);
+        }
+    }
+
     fn grows(&self, index: PageIndex, class: Class, at: usize) -> bool {
         self.pieces.last().is_some_and(|Piece { run, at: from, .. }| {
             run.class == class && run.range.end() == index && from + run.raw() == at
@@ -276,9 +308,14 @@ impl Batch {
 
     /// Seals what refers to the target's own memory; nothing can be added after that.
     pub fn tag(&mut self, sent: &Sent) {
-        for Piece { run, at, side, key } in &self.pieces {
+        for Piece { run, at, side, key } in &mut self.pieces {
             let content = &self.pages[*at..*at + run.raw()];
             let (place, tag) = match run.class {
+                Class::Kept => {
+                    let tag = sent.tagger.tag(&self.side[side.clone()]);
+                    side.end = side.start + TAG;
+                    (side.clone(), tag)
+                }
                 Class::Duplicate => {
                     // Compared byte by byte: fingerprints alone do not make two contents the same (I7).
                     let sealed = self.repeats.get(*key).filter(|(same, _)| *same == content);
@@ -344,7 +381,7 @@ impl Batch {
     pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
         let own = self.pieces.iter().filter_map(|Piece { run, at, side, .. }| match run.class {
             Class::Zero | Class::Compressed => None,
-            Class::Duplicate | Class::Delta => Some(&self.side[side.clone()]),
+            Class::Kept | Class::Duplicate | Class::Delta => Some(&self.side[side.clone()]),
             Class::Raw => Some(&self.pages[*at..*at + run.raw()]),
         });
         own.chain((!self.compressed.is_empty()).then_some(&*self.compressed))

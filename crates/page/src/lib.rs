@@ -1,10 +1,10 @@
 //! What a page is sent as, and how it becomes a page again. Pure: no sockets, no clocks, no threads.
 //!
 //! ```text
-//! zero? ─ unchanged? ─ known? ─ delta? ─ compressed? ─ plain          (refine, at the source)
+//! zero? ─ unchanged? ─ kept? ─ known? ─ delta? ─ compressed? ─ plain          (refine, at the source)
 //! ```
 //!
-//! Each step is asked only where those before it said no. [`Sent`] is what the first four know;
+//! Each step is asked only where those before it said no. [`Sent`] is what most of the first know;
 //! [`PageDecoder`] undoes it all.
 
 /// Compression of what crosses the wire beside pages.
@@ -21,6 +21,8 @@ mod encode;
 mod fingerprint;
 /// Source: which page has this content?
 mod index;
+/// What the target keeps of the VM from before.
+mod kept;
 /// Content that comes again and again.
 mod repeats;
 /// What a run of pages is sent as.
@@ -35,6 +37,7 @@ pub use compress::{Codec, Decoder, Encoder, NotPages};
 pub use decode::{PageDecoder, TargetMemory, Undecodable};
 pub use encode::{Batch, Compressed, Counts, PAYLOAD_OF_DUPLICATE, References};
 pub use fingerprint::{TAG, Tagger, fingerprint, is_zero};
+pub use kept::{Kept, NOTHING_KEPT};
 pub use run::{Class, Run};
 pub use sent::Sent;
 

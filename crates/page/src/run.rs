@@ -8,6 +8,8 @@ use units::{PAGE_SIZE, PageRange};
 pub enum Class {
     /// Full of zeros: no content travels.
     Zero,
+    /// The target keeps this content, from when the VM was there before: a tag travels.
+    Kept,
     /// The target has this content in other pages: their place and a tag travel.
     Duplicate,
     /// As what differs from the version that was sent before, with a tag.
@@ -35,6 +37,7 @@ impl Run {
         let pages = range.count as usize;
         let bytes = match class {
             Class::Zero | Class::Compressed => 0,
+            Class::Kept => TAG,
             Class::Duplicate => PAYLOAD_OF_DUPLICATE,
             Class::Delta => TAG + pages * crate::delta::LENGTH,
             Class::Raw => pages * PAGE_SIZE,
@@ -58,6 +61,7 @@ impl Run {
         let (pages, bytes) = (self.range.count, u64::from(self.bytes));
         match self.class {
             Class::Zero | Class::Compressed => bytes == 0,
+            Class::Kept => bytes == TAG as u64,
             Class::Duplicate => bytes == PAYLOAD_OF_DUPLICATE as u64,
             Class::Delta => {
                 let least = (TAG as u64).saturating_add(pages.saturating_mul(crate::delta::LENGTH as u64));

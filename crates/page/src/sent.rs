@@ -71,6 +71,11 @@ impl Sent {
         Self { unsent: Fingerprint::UNKNOWN, ..self }
     }
 
+    /// Makes the tags that the target verifies.
+    pub fn tagger(&self) -> &Tagger {
+        &self.tagger
+    }
+
     /// A round begins.
     pub fn turn(&self, round: u32) {
         self.versions.turn(round);

@@ -42,6 +42,10 @@ impl TargetMemory for Memory {
         into.copy_from_slice(&self.0.borrow()[usize::from(block.0)][at..at + into.len()]);
         Ok(())
     }
+
+    fn read_kept(&self, _: BlockId, _: PageRange, _: &mut [u8]) -> bool {
+        false
+    }
 }
 
 /// A batch as it arrives.
@@ -167,7 +171,7 @@ fn encode(
                 flush(&mut batch);
             }
             let range = PageRange::new(PageIndex(page), count.min(batch.room()));
-            batch.add(block, range, Some(&references), |into| guest.read(block, range, into)).unwrap();
+            batch.add(block, range, Some(&references), None, |into| guest.read(block, range, into)).unwrap();
             done.borrow_mut().extend((page..page + range.count).map(|page| (block, page)));
             page += range.count;
         }
@@ -250,10 +254,11 @@ proptest! {
     #[test]
     fn hostile_messages_are_refused_without_harm(
         start in prop_oneof![0..PAGES, any::<u64>()], count in prop_oneof![0u64..200, any::<u64>()],
-        class in 0usize..5,
+        class in 0usize..6,
         bytes in any::<u32>(), own in prop::collection::vec(any::<u8>(), 0..300), key: bool,
     ) {
-        let class = [Class::Zero, Class::Duplicate, Class::Delta, Class::Compressed, Class::Raw][class];
+        let class =
+            [Class::Zero, Class::Kept, Class::Duplicate, Class::Delta, Class::Compressed, Class::Raw][class];
         let memory = Memory::new();
         let tagger = key.then(|| Tagger::new([0; 32]));
         let mut page_decoder = PageDecoder::new(tagger, BATCH as usize * PAGE_SIZE);

@@ -1,6 +1,8 @@
 //! A host that takes VMs in.
 
-use crate::{Block, GuestMemory, Handover, Machine, MissingPages, Ownership, Reached, TargetJournal};
+use crate::{
+    Block, GuestMemory, Handover, KeptCopy, Machine, MissingPages, Ownership, Reached, TargetJournal,
+};
 use std::{path::PathBuf, sync::Arc};
 use units::{Epoch, MigrationId};
 
@@ -26,6 +28,9 @@ pub struct Request {
     pub private: Vec<(String, Vec<u8>)>,
     /// Whether the guest may start before all its memory is there.
     pub post_copy: bool,
+    /// By which migration the VM came to the source: who keeps its memory from then knows that number, and
+    /// nobody else but the source.
+    pub came_by: Option<MigrationId>,
     /// Which ownership record decides, by its identity; empty: this host's own.
     pub record: String,
     /// How the VM's migrations went so far, by the source's word; comes with the device state.
@@ -39,6 +44,8 @@ pub struct Waiting {
     /// The blocks that are the source's own memory. The source's guest runs in them until the commit: nothing
     /// but that guest writes there, `memory` least of all.
     pub reached: Vec<Reached>,
+    /// The VM's memory as it was when it left this host for the source's, if that is still there.
+    pub kept: Option<Arc<dyn KeptCopy>>,
     /// Missing pages, when the request allows post-copy.
     pub missing: Option<Arc<dyn MissingPages>>,
     /// The QEMU process.

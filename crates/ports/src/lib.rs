@@ -27,6 +27,6 @@ pub use machine::{
     DeviceState, Ender, HasEnded, Machine, MachineError, SaveStep, SaveStepKind, Saved, Stopped, Unheard,
     VmCheck,
 };
-pub use memory::{Block, Fault, GuestMemory, MissingPages, Placed, Stalls, Stuns, Tracker};
+pub use memory::{Block, Fault, GuestMemory, KeptCopy, MissingPages, Placed, Stalls, Stuns, Tracker};
 pub use ownership::{Claim, Claimed, Offer, Ownership, OwnershipRecord};
 pub use run_state::RunState;

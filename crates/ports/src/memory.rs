@@ -33,6 +33,21 @@ pub trait GuestMemory: Send + Sync {
     fn discard(&self, block: BlockId, range: PageRange) -> io::Result<()>;
 }
 
+/// A VM's memory as it was when the VM left this host: content that may come back with it. Dropping the last
+/// of it gives the memory back.
+///
+/// Nobody writes to it; whoever copies from it verifies all the same that it is what was meant (I7).
+pub trait KeptCopy: Send + Sync {
+    /// The pages that were ever written and are still there.
+    fn present(&self, block: BlockId) -> io::Result<PageSet>;
+
+    /// Copies `range` out; `into` is exactly as long as the range.
+    fn read(&self, block: BlockId, range: PageRange, into: &mut [u8]) -> io::Result<()>;
+
+    /// Nobody needs these pages any more: their memory is given back.
+    fn release(&self, block: BlockId, range: PageRange);
+}
+
 /// Tells which pages the guest wrote. Dropping it takes every protection back: the guest runs on at full
 /// speed.
 pub trait Tracker: Send {

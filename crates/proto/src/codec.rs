@@ -102,8 +102,8 @@ fn check(mut bytes: &[u8]) -> Result<(), ControlError> {
         parts += 1;
         let Some(mut content) = content else { continue };
         let limit = match kind {
-            // Hello, Failed, Claim, Ready, Refused, Committed, Claimed, SpoolFailed, Note.
-            1 | 4 | 15 | 20 | 21 | 23 | 26 | 42 | 44 => MAX_WORDS,
+            // Hello, Failed, Claim, Ready, Refused, Committed, Claimed, SpoolFailed, Note, Kept.
+            1 | 4 | 15 | 20 | 21 | 23 | 26 | 42 | 44 | 45 => MAX_WORDS,
             // Prepare, with a recipe.
             10 => 8 * MAX_WORDS,
             _ => MAX_CONTROL,

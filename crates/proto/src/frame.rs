@@ -41,6 +41,7 @@ const RAW: u8 = 1;
 const DUPLICATE: u8 = 2;
 const DELTA: u8 = 3;
 const COMPRESSED: u8 = 4;
+const KEPT: u8 = 5;
 
 const UNCOMPRESSED: u8 = 0;
 const LZ4: u8 = 1;
@@ -234,6 +235,7 @@ pub fn write_batch(block: BlockId, runs: &[Run], compressed: Option<(Codec, usiz
             class: match run.class {
                 Class::Zero => ZERO,
                 Class::Raw => RAW,
+                Class::Kept => KEPT,
                 Class::Duplicate => DUPLICATE,
                 Class::Delta => DELTA,
                 Class::Compressed => COMPRESSED,
@@ -273,6 +275,7 @@ pub fn parse_runs(
         let class = match wire.class {
             ZERO => Class::Zero,
             RAW => Class::Raw,
+            KEPT => Class::Kept,
             DUPLICATE => Class::Duplicate,
             DELTA => Class::Delta,
             COMPRESSED => Class::Compressed,

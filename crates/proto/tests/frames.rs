@@ -14,10 +14,11 @@ fn shape() -> Shape {
     Shape(vec![PAGES, 1])
 }
 
-const CLASSES: [Class; 5] = [Class::Zero, Class::Duplicate, Class::Delta, Class::Compressed, Class::Raw];
+const CLASSES: [Class; 6] =
+    [Class::Zero, Class::Kept, Class::Duplicate, Class::Delta, Class::Compressed, Class::Raw];
 
 fn run() -> impl Strategy<Value = Run> {
-    (0..PAGES, 1u64..8, 0usize..5, 0u32..1000).prop_map(|(start, count, class, more)| {
+    (0..PAGES, 1u64..8, 0usize..6, 0u32..1000).prop_map(|(start, count, class, more)| {
         let range = PageRange::new(PageIndex(start), count.min(PAGES - start));
         let mut run = Run::new(range, CLASSES[class]);
         run.bytes += if run.class == Class::Delta { more } else { 0 };

@@ -144,6 +144,11 @@ fn check_memory(recipe: &Recipe, host: &Host, reasons: &mut Vec<String>) {
     }
 }
 
+/// Whether there is as much memory as a VM needs, where VMs that are arriving will take so much.
+pub fn has_room(recipe: &Recipe, host: &Host, reserved: u64) -> bool {
+    Room::least().refuses(needs(recipe, host), reserved, host.overcommit).is_none()
+}
+
 /// How much memory a VM will take here at most, QEMU's own included.
 pub fn needs(recipe: &Recipe, host: &Host) -> u64 {
     recipe.used_bytes(|block| !host.shared_memory.contains_key(&block.id)).saturating_add(QEMU_ITSELF)

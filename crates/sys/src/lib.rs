@@ -24,6 +24,12 @@ pub mod maps;
 /// A file that is somebody's RAM: holes, reads, writes.
 pub mod ram;
 
+/// Who else has a file.
+pub mod users;
+
+/// Whether programs wait for memory.
+pub mod pressure;
+
 /// RAM that only its process can reach.
 pub mod process_ram;
 

@@ -54,6 +54,16 @@ impl RamFile {
         Ok(fstatfs(&self.file)?.f_type as u64 == u64::from(TMPFS_MAGIC))
     }
 
+    /// Whether no directory names the file: it goes with those who have it open.
+    pub fn is_nameless(&self) -> io::Result<bool> {
+        Ok(self.file.metadata()?.nlink() == 0)
+    }
+
+    /// The size of the window.
+    pub fn bytes(&self) -> u64 {
+        self.window.end - self.window.start
+    }
+
     /// Whether the window is all of the file.
     pub fn is_whole(&self) -> io::Result<bool> {
         Ok(self.window == (0..self.file.metadata()?.len()))

@@ -180,6 +180,7 @@ fn figures(report: &Report) -> Vec<Vec<String>> {
         (pages.hole, "never written"),
         (pages.zero, "zero"),
         (pages.unchanged, "unchanged"),
+        (pages.kept, "kept there"),
         (pages.duplicate, "duplicate"),
         (pages.delta, "as differences"),
         (pages.compressed, "compressed"),

@@ -18,11 +18,23 @@ pub(crate) fn run(data: &[u8]) -> bool {
     }
     let mut connection = input.rest();
     let mut heard = 0;
+    let mut told = vec![];
     while let Ok(kind) = engine::fuzz::read_control(&mut connection) {
         message(&kind);
         heard += 1;
+        if let Kind::Kept(kept) = kind {
+            told.push(kept);
+        }
     }
+    hear_kept(&told);
     heard > 0
+}
+
+/// A source takes in no more than one tag a page, whatever it is told. Says whether all of it is good.
+fn hear_kept(told: &[control::Kept]) -> bool {
+    let (good, tags) = engine::fuzz::hear_kept(&shape(), told);
+    assert!(tags as u64 <= shape().0.iter().sum::<u64>(), "{tags} tags");
+    good
 }
 
 /// What is done with a message beside taking it to the machines. Says whether what is in it is good.
@@ -39,8 +51,13 @@ fn message(kind: &Kind) -> bool {
             true
         }
         Kind::State(state) => engine::fuzz::decompress(state).is_ok(),
+        Kind::Kept(kept) => hear_kept(std::slice::from_ref(kept)),
         _ => true,
     }
+}
+
+fn kept(block: u32, tags: &[u64]) -> control::Kept {
+    control::Kept { block, start: 0, tags: tags.to_vec(), end: false }
 }
 
 pub(crate) fn kinds() -> Vec<Kind> {
@@ -68,6 +85,7 @@ pub(crate) fn kinds() -> Vec<Kind> {
             record: "0123456789abcdef".into(),
             private: vec![private.clone()],
             handovers: vec![control::Handover { block: 1, reach: 1, place: vec![5; 16] }],
+            came_by: vec![6; 16],
         }),
         Kind::Missing(control::Missing { blocks: bitmaps(&missing) }),
         Kind::Hashes(control::Hashes { block: 0, start: 0, hashes: (0..20).collect(), holes: 0 }),
@@ -88,7 +106,11 @@ pub(crate) fn kinds() -> Vec<Kind> {
             no_spool: "it is not there".into(),
             private: true,
             reached: vec![control::Reached { block: 1, nonce: 1 << 60 }],
+            kept: true,
         }),
+        Kind::Kept(kept(0, &[1, 0, 3])),
+        Kind::Kept(kept(2, &[u64::MAX])),
+        Kind::Kept(control::Kept { end: true, ..Default::default() }),
         Kind::Refused(control::Refused { reasons: vec!["no bridge br0".into(), "no disk".into()] }),
         Kind::RoundReceived(control::RoundReceived { round: 3 }),
         Kind::Committed(control::Committed {

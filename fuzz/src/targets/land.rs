@@ -1,7 +1,7 @@
 use crate::input::Input;
 use engine::fuzz::{Guest, land};
-use page::{Batch, Codec, Encoder, References, Sent, Tagger};
-use ports::{Block, Fault, GuestMemory, MissingPages, Placed};
+use page::{Batch, Codec, Encoder, Kept, NOTHING_KEPT, References, Sent, Tagger};
+use ports::{Block, Fault, GuestMemory, KeptCopy, MissingPages, Placed};
 use proto::{Frame, write_batch};
 use std::{
     cell::RefCell,
@@ -114,6 +114,33 @@ impl MissingPages for Memory {
     }
 }
 
+/// What is kept from before: in each block, pages whose content is that of this kind.
+struct Copy;
+
+const KEPT: [(u16, u64, u8); 4] = [(0, 1, 3), (0, 2, 5), (0, 9, 7), (1, 1, 6)];
+
+fn kept(block: BlockId, page: PageIndex) -> Option<u8> {
+    KEPT.iter().find(|(b, p, _)| (*b, *p) == (block.0, page.0)).map(|(_, _, kind)| *kind)
+}
+
+impl KeptCopy for Copy {
+    fn present(&self, block: BlockId) -> io::Result<PageSet> {
+        Ok(PageSet::full(PAGES[usize::from(block.0)]))
+    }
+
+    fn read(&self, block: BlockId, range: PageRange, into: &mut [u8]) -> io::Result<()> {
+        assert!(range.fits(PAGES[usize::from(block.0)]), "{range} of block {}", block.0);
+        for (page, into) in range.pieces(1).zip(into.chunks_mut(PAGE_SIZE)) {
+            into.copy_from_slice(&content(kept(block, page.start).unwrap_or(0)));
+        }
+        Ok(())
+    }
+
+    fn release(&self, block: BlockId, range: PageRange) {
+        assert!(range.fits(PAGES[usize::from(block.0)]), "{range} of block {}", block.0);
+    }
+}
+
 /// A byte for the guest and what was agreed, one for what it lacks, then a data connection.
 pub(crate) fn run(data: &[u8]) -> bool {
     let mut input = Input::new(data);
@@ -135,7 +162,8 @@ pub(crate) fn run(data: &[u8]) -> bool {
     let (key, post_copy) = ((mode & 4 == 0).then_some(KEY), mode & 8 == 0);
     let memory = Arc::new(Memory::new(&guest));
     let missing = post_copy.then(|| memory.clone() as Arc<dyn MissingPages>);
-    let (end, missing) = land(memory.clone(), missing, key, guest, input.rest());
+    let kept = (mode & 16 != 0).then(|| Arc::new(Copy) as Arc<dyn KeptCopy>);
+    let (end, missing) = land(memory.clone(), missing, kept, key, guest, input.rest());
     if let Some(lacks) = &memory.lacks {
         assert_eq!(
             *lacks.lock().unwrap(),
@@ -157,8 +185,8 @@ fn content(kind: u8) -> Vec<u8> {
 /// What the guest writes: in which block, to which page, which content, and which of its bytes is another.
 type Write = (usize, u64, u8, Option<usize>);
 
-/// The batches of some rounds, as a source sends them.
-fn sent(codec: Option<Codec>, refers: bool) -> Vec<u8> {
+/// The batches of some rounds, as a source sends them, which may know what is kept.
+fn sent(codec: Option<Codec>, refers: bool, knows: bool) -> Vec<u8> {
     let guest = RefCell::new(PAGES.map(|pages| vec![0; pages as usize * PAGE_SIZE]));
     let sent = Sent::new(&PAGES, PAGES[0], &[1; 32], Tagger::new(KEY));
     let (mut batch, mut encoder, mut out) = (Batch::new(8 * PAGE_SIZE), Encoder::default(), vec![]);
@@ -193,7 +221,12 @@ fn sent(codec: Option<Codec>, refers: bool) -> Vec<u8> {
                     into.copy_from_slice(&guest.borrow()[block][at..at + PAGE_SIZE]);
                     Ok(())
                 };
-                batch.add(id, range, refers.then_some(&references), read).expect("memory can be read");
+                let kind = kept(id, range.start).filter(|_| knows);
+                let tags = [kind.map_or(NOTHING_KEPT, |kind| sent.tagger().short(&content(kind)))];
+                let kept = Kept { tagger: sent.tagger(), first: range.start, tags: &tags };
+                batch
+                    .add(id, range, refers.then_some(&references), Some(kept), read)
+                    .expect("memory can be read");
             }
             batch.tag(&sent);
             if let Some(codec) = codec {
@@ -213,12 +246,14 @@ fn sent(codec: Option<Codec>, refers: bool) -> Vec<u8> {
 
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let with = |mode: u8, outdated: u8, stream: &[u8]| [&[mode, outdated], stream].concat();
-    let mut seeds = vec![with(0, 0, &sent(None, true)), with(2, 2, &sent(None, false))];
+    let mut seeds = vec![with(0, 0, &sent(None, true, false)), with(2, 2, &sent(None, false, false))];
     for codec in [Codec::Lz4, Codec::Zstd(1)] {
-        seeds.push(with(0, 0, &sent(Some(codec), true)));
-        seeds.push(with(2, 0, &sent(Some(codec), false)));
-        seeds.push(with(2, 1, &sent(Some(codec), false)));
-        seeds.push(with(0b1100, 0, &sent(Some(codec), false)));
+        seeds.push(with(0, 0, &sent(Some(codec), true, false)));
+        seeds.push(with(2, 0, &sent(Some(codec), false, false)));
+        seeds.push(with(2, 1, &sent(Some(codec), false, false)));
+        seeds.push(with(0b1100, 0, &sent(Some(codec), false, false)));
     }
+    seeds.push(with(16, 0, &sent(None, true, true)));
+    seeds.push(with(16 | 2, 0, &sent(Some(Codec::Lz4), false, true)));
     seeds
 }

@@ -75,6 +75,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         run(0, 3, Class::Zero),
         run(5, 1, Class::Raw),
         run(6, 20, Class::Duplicate),
+        run(30, 40, Class::Kept),
         run(990, 2, Class::Delta),
     ];
     let shared = [run(0, 30, Class::Compressed), run(40, 1, Class::Zero)];

@@ -208,6 +208,9 @@ impl SourceDriver {
     pub(super) fn give(&mut self, round: Arc<RoundQueue>) {
         self.current = Some(round.clone());
         if let Some(streams) = &self.streams {
+            if round.number > 1 {
+                streams.forget_kept();
+            }
             streams.give(&Job::Round(round.clone(), Arc::new(MemorySet::empty([]))));
         }
         self.spool(SpoolEvent::Round {
@@ -299,6 +302,9 @@ impl SourceDriver {
         self.reporter.post_copy(&self.missing);
         self.to_push.refill(&self.missing);
         if let Some(streams) = &self.streams {
+            if self.current.is_some() {
+                streams.forget_kept();
+            }
             streams.give(&Job::Push(self.to_push.clone()));
         }
         self.spool(SpoolEvent::Serving);

@@ -99,6 +99,8 @@ impl SourceDriver {
                 return Break(self.broke(self.given_up(why)));
             }
             LinkEffect::EndStream(stream) => {
+                // It may have been lost because of that; and its thread may wait there.
+                self.forget_kept();
                 if let Some(streams) = &self.streams {
                     streams.end(stream);
                 }
@@ -374,7 +376,8 @@ impl SourceDriver {
         );
         let gate = Arc::new(Gate::new(self.parts.streams.clone()));
         let (memory, pacer) = (self.parts.memory.clone(), self.pacer.clone());
-        let shared = StreamContext { memory, pacer, sent, compression, gate };
+        let kept = self.kept.clone();
+        let shared = StreamContext { memory, pacer, sent, compression, gate, kept };
         self.streams = Some(Streams::start(conns, shared, say)?);
         Ok(())
     }
@@ -389,6 +392,8 @@ impl SourceDriver {
     /// Ends all connections; whatever they still report is of an older generation.
     pub(super) fn hang_up(&mut self) {
         self.generation += 1;
+        // A target that lost its source has given back what it kept.
+        self.forget_kept();
         self.count_confirmed();
         self.streams = None;
         self.reopened.clear();

@@ -40,6 +40,8 @@ pub struct SourceParts {
     pub migration: MigrationId,
     /// The ownership that this host holds.
     pub epoch: Epoch,
+    /// By which migration the VM came to this host, if it did: its target may keep its memory from then.
+    pub came_by: Option<MigrationId>,
     /// How the target starts a QEMU for it, as JSON.
     pub recipe: Vec<u8>,
     /// What was found when that was read from the running VM.

@@ -186,7 +186,8 @@ impl Reporter {
     fn moved_pages(&self) -> u64 {
         let pages = &self.report.pages;
         // What went by way of the file says nothing of the network, over which the last round goes alone.
-        (pages.duplicate + pages.delta + pages.compressed + pages.raw).saturating_sub(self.otherwise)
+        (pages.kept + pages.duplicate + pages.delta + pages.compressed + pages.raw)
+            .saturating_sub(self.otherwise)
     }
 
     pub(super) fn streams(&mut self, widest: u32) {
@@ -197,6 +198,7 @@ impl Reporter {
         let pages = &mut self.report.pages;
         pages.zero += sent.zero;
         pages.unchanged += sent.unchanged;
+        pages.kept += sent.kept;
         pages.duplicate += sent.duplicate;
         pages.delta += sent.delta;
         pages.compressed += sent.compressed;

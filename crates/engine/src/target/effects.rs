@@ -5,6 +5,7 @@ use crate::{
     Broken,
     conn::now_ns,
     faults::Faults,
+    kept,
     pause::Timed,
     ports::{Block, Claim, Claimed, DeviceState, Handover, Reach, Request, RunState},
     receive::{PageReceiver, WritePolicy},
@@ -20,7 +21,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use units::{BlockId, Epoch, Locked, PAGE_SIZE};
+use units::{BlockId, Epoch, Locked, MigrationId, PAGE_SIZE};
 
 /// RAM blocks of one VM, at most; QEMU itself stops at 256 memory slots of a machine.
 const MAX_BLOCKS: usize = 256;
@@ -60,6 +61,7 @@ impl TargetDriver {
                     ready.record = self.taken()?.request.record.clone();
                     // Otherwise `prepare` would have failed.
                     ready.private = true;
+                    ready.kept = self.taken()?.receiver.kept().is_some();
                     let reached = self.taken()?.reached.iter();
                     ready.reached = reached
                         .map(|one| control::Reached { block: one.block.0.into(), nonce: one.nonce.number() })
@@ -69,7 +71,11 @@ impl TargetDriver {
                     committed.steps = self.steps();
                 }
                 self.gave_reasons |= matches!(kind, control::Kind::Failed(_) | control::Kind::Refused(_));
+                let ready = matches!(kind, control::Kind::Ready(_));
                 self.say(kind);
+                if ready {
+                    self.tell_kept();
+                }
                 Ok(None)
             }
             TargetEffect::Prepare(prepare) => match self.prepare(prepare) {
@@ -220,6 +226,7 @@ impl TargetDriver {
             handovers: prepare.handovers.into_iter().filter_map(handover).collect(),
             private,
             post_copy: prepare.post_copy,
+            came_by: prepare.came_by.try_into().ok().map(|id| MigrationId(u128::from_le_bytes(id))),
             record: prepare.record,
             history: vec![],
         };
@@ -231,6 +238,7 @@ impl TargetDriver {
         let tell = self.tell.clone();
         let all_placed = move || drop(tell.send(Signal::Event(TargetEvent::AllPlaced)));
         let receiver = PageReceiver::new(waiting.memory, waiting.missing, prepare.verify, tagger, all_placed);
+        let receiver = receiver.keeps(waiting.kept);
         let mut taken = Taken {
             request,
             reached: waiting.reached,
@@ -269,6 +277,24 @@ impl TargetDriver {
         };
         self.taken = Some(taken);
         result
+    }
+
+    /// Tells the source what is kept of its VM, beside the pages that are on their way.
+    fn tell_kept(&self) {
+        let Some((receiver, (conn, speaker))) =
+            self.taken.as_ref().map(|taken| &taken.receiver).zip(self.control.as_ref())
+        else {
+            return;
+        };
+        let Some((kept, tagger)) = receiver.kept() else { return };
+        let (kept, shape, speaker) = (Arc::downgrade(&kept), receiver.shape.clone(), speaker.clone());
+        let told = conn.another().and_then(|conn| {
+            let tell = move || kept::tell(&kept, &shape, &tagger, &conn, &speaker);
+            thread::Builder::new().name("tell-kept".into()).spawn(tell)
+        });
+        if let Err(e) = told {
+            tracing::debug!(%e, "what is kept is not told; all pages travel");
+        }
     }
 
     /// The target is ready once its network would hear the guest: a bridge with a spanning tree forwards
@@ -365,6 +391,7 @@ impl TargetDriver {
     fn settle(&mut self) -> Result<(), Broken> {
         let taken = self.taken()?;
         taken.receiver.enter(WritePolicy::Closed);
+        taken.receiver.forget_kept();
         if let Some(missing_mode) = &taken.receiver.missing_mode {
             // Only a QEMU that is gone refuses, and then nobody misses a page.
             if let Err(e) = missing_mode.finish() {

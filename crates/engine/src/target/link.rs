@@ -175,6 +175,10 @@ impl TargetDriver {
     pub(super) fn hang_up(&mut self) {
         self.generation += 1;
         self.ended_streams.clear();
+        // A source that comes back names nothing of it.
+        if let Some(taken) = &self.taken {
+            taken.receiver.forget_kept();
+        }
         if let Some((conn, _)) = self.control.take() {
             conn.shut();
         }

@@ -695,6 +695,8 @@ pub(crate) struct Inn {
     pub(crate) spools: bool,
     /// What of a source's memory it reaches.
     pub(crate) reaches: Option<Reaches>,
+    /// What it keeps of the VM from before.
+    pub(crate) kept: Mutex<Option<Arc<dyn KeptCopy>>>,
     /// What it was offered.
     pub(crate) offered: Mutex<Vec<Handover>>,
 }
@@ -783,6 +785,7 @@ impl Inn {
             spools: true,
             reaches: None,
             offered: Mutex::default(),
+            kept: Mutex::default(),
         }
     }
 }
@@ -807,6 +810,7 @@ impl Host for Inn {
             return Ok(Waiting {
                 memory: memory.clone(),
                 reached: reaches.reached.clone(),
+                kept: None,
                 missing: request.post_copy.then_some(memory as Arc<dyn MissingPages>),
                 machine: Box::new(self.cpu.clone()),
                 journal: Box::new(self.journal.clone()),
@@ -817,6 +821,7 @@ impl Host for Inn {
         Ok(Waiting {
             memory: self.ram.clone(),
             reached: vec![],
+            kept: self.kept.lock().unwrap().take().filter(|_| request.came_by == Some(MigrationId(7))),
             missing,
             machine: Box::new(self.cpu.clone()),
             journal: Box::new(self.journal.clone()),

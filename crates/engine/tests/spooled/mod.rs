@@ -537,12 +537,14 @@ impl Restarted {
                 .map(|(p, i)| Block { name: format!("ram{i}"), pages: *p })
                 .collect(),
             post_copy: true,
+            came_by: None,
             history: vec![],
         };
         self.inn.ram.watch();
         let waiting = Waiting {
             memory: self.inn.ram.clone(),
             reached: vec![],
+            kept: None,
             missing: Some(self.inn.ram.clone() as Arc<dyn MissingPages>),
             machine: Box::new(self.inn.cpu.clone()),
             journal: Box::new(self.inn.journal.clone()),

@@ -2,7 +2,7 @@
 
 use super::{Mover, Within};
 use crate::{
-    hypervisor::open,
+    hypervisor::{kept, open},
     second::Decision,
     watchdog::{Watchdog, Watched, WatchedTracker},
 };
@@ -113,14 +113,14 @@ impl Mover {
     }
 
     /// All that a migration consists of; if it is `for_real`, with its watchdog, and its files shown to the
-    /// target for as long as what comes with it lives.
+    /// target for as long as what comes with it lives. With the VM's memory, which may be kept.
     pub(super) fn parts(
         &self,
         request: &MigrateRequest,
         for_real: bool,
         pulse: &Pulse,
         within: Option<&Within>,
-    ) -> Result<(SourceParts, Option<Shown>), Vec<String>> {
+    ) -> Result<(SourceParts, Option<Shown>, Arc<attach::Memory>), Vec<String>> {
         let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
         let vm = &request.vm;
         // What was read while somebody changed the VM does not fit together.
@@ -199,16 +199,18 @@ impl Mover {
         let journal = journal.with_memory(serde_json::to_value(open.ram_blocks()).map_err(|e| one(&e))?);
         let journal: Box<dyn SourceJournal> = Box::new(Watched::new(journal, watchdog));
         let history = self.store.history(&vm.name);
+        let memory = source.memory();
         let parts = SourceParts {
             vm: vm.name.clone(),
             from: self.store.host().to_owned(),
             to: request.options.to.clone(),
             migration: request.id,
             epoch,
+            came_by: kept(vm).ok().and_then(|kept| kept.came_by?.parse().ok()),
             recipe,
             private,
             reading,
-            memory: source.memory(),
+            memory: memory.clone(),
             offered,
             tracker: Some(tracker),
             stuns: Some(Box::new(stuns)),
@@ -222,7 +224,7 @@ impl Mover {
             record,
             dial,
         };
-        Ok((parts, shown))
+        Ok((parts, shown, memory))
     }
 
     /// The epoch at which this host owns the VM, and which record says so. A shared one is asked now: if it
