@@ -15,8 +15,8 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// What can be kept of it, for which the process must have ended; none if that is nothing. A file that has
-    /// a name is its owner's, and one that another process has may change.
+    /// What can be kept of it, for which the process must have ended; none if that is nothing. A file that
+    /// has a name is its owner's, and one that another process has may change.
     pub fn of(memory: &Memory) -> io::Result<Option<Self>> {
         let files = memory.regions().iter().map(|region| match &region.ram {
             Ram::Shared(ram) if region.huge.is_none() && !region.is_handed_over() => keep(ram),

@@ -195,7 +195,10 @@ impl PageReceiver {
                 (WritePolicy::PostCopy, content) => self.place(block, run.range, content)?,
                 (WritePolicy::Closed, _) => return Err(invalid("pages for a guest that has all its memory")),
             }
-            self.release_kept(block, run.range);
+            // While the guest runs, a page that it waited for comes twice: the run that names it may follow.
+            if *stage == WritePolicy::Before || run.class == Class::Kept {
+                self.release_kept(block, run.range);
+            }
         }
         if *stage == WritePolicy::Before {
             let mut received = self.received();

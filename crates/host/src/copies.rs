@@ -1,7 +1,7 @@
 //! The memory of VMs that have left, for when they come back.
 //!
-//! It is content and nothing else: no VM ever runs in it. Who knows neither by which migration a VM left nor
-//! has the certificate of the host that it left for, is told nothing of it.
+//! It is content and nothing else: no VM ever runs in it. Only the host that a VM left for is told of it, and
+//! only if it has the VM from that migration.
 
 use agent::config::Keep;
 use ports::Block;
@@ -129,7 +129,7 @@ fn make_way(sizes: &[u64], bytes: u64, most: u64) -> Option<usize> {
 /// Gives everything back once memory gets scarce. Ends when nothing is kept.
 fn watch(shared: &Weak<Shared>) {
     let pressure = Pressure::watch().inspect_err(|error| {
-        tracing::info!(%error, "the kernel does not say when programs wait for memory; it is looked each second");
+        tracing::info!(%error, "the kernel does not say when programs wait for memory; the agent looks");
     });
     loop {
         let waited = pressure.as_ref().ok().and_then(|pressure| pressure.wait(LOOK).ok());

@@ -1,8 +1,8 @@
 //! What the target keeps of the VM: its memory as it was when it left that host.
 //!
-//! The target tells of it by short tags, one a page. The source names a run of pages that have these tags, with
-//! one tag for the run, and the target copies what it keeps only if that has the same tag (I7). What is kept
-//! never changes, so such a run is true whenever it arrives.
+//! The target tells of it by short tags, one a page. The source names a run of pages that have these tags,
+//! with one tag for the run, and the target copies what it keeps only if that has the same tag (I7). What is
+//! kept never changes, so such a run is true whenever it arrives.
 
 use crate::fingerprint::{TAG, Tagger};
 use units::{PAGE_SIZE, PageIndex};

@@ -28,8 +28,7 @@ pub struct Request {
     pub private: Vec<(String, Vec<u8>)>,
     /// Whether the guest may start before all its memory is there.
     pub post_copy: bool,
-    /// By which migration the VM came to the source: who keeps its memory from then knows that number, and
-    /// nobody else but the source.
+    /// By which migration the VM came to the source: what is kept of it from then is of this VM.
     pub came_by: Option<MigrationId>,
     /// Which ownership record decides, by its identity; empty: this host's own.
     pub record: String,

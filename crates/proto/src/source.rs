@@ -34,6 +34,7 @@ pub enum NextStep {
 
 /// What the source has seen.
 #[derive(Clone, PartialEq, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there are few at a time")]
 pub enum SourceEvent {
     /// The target said something.
     Message(Kind),
@@ -81,6 +82,7 @@ pub enum SourceEvent {
 
 /// What the source must do. Acts are done in order; those marked *async* report by an event.
 #[derive(Clone, PartialEq, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there are few at a time")]
 pub enum SourceEffect {
     /// Say this to the target.
     Send(Kind),

@@ -14,6 +14,7 @@ use crate::{
 
 /// What the target has seen.
 #[derive(Clone, PartialEq, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there are few at a time")]
 pub enum TargetEvent {
     /// The source said something.
     Message(Kind),

@@ -7,7 +7,8 @@ use rustix::{
 };
 use std::{fs::File, io, io::Write, time::Duration};
 
-/// Tells when some program has waited for memory for 100 ms within a second.
+/// Tells when some program has waited for memory for 200 ms within two seconds: shorter windows are for
+/// programs with `CAP_SYS_RESOURCE`.
 #[derive(Debug)]
 pub struct Pressure(File);
 
@@ -17,7 +18,7 @@ impl Pressure {
         let file =
             open("/proc/pressure/memory", OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
         let mut file = File::from(file);
-        file.write_all(b"some 100000 1000000\0")?;
+        file.write_all(b"some 200000 2000000\0")?;
         Ok(Self(file))
     }
 

@@ -7,8 +7,8 @@ use std::{
     path::Path,
 };
 
-/// Whether another process has the file open or mapped. What is on its way between two processes (`SCM_RIGHTS`)
-/// is not seen, nor are processes that this one may not look at.
+/// Whether another process has the file open or mapped. What is on its way between two processes
+/// (`SCM_RIGHTS`) is not seen, nor are processes that this one may not look at.
 pub fn has_others(file: &File) -> io::Result<bool> {
     let wanted = file.metadata()?;
     let own = std::process::id();

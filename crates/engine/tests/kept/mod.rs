@@ -22,6 +22,8 @@ struct Copy {
     /// The pages that were read once: to be told of.
     told: Mutex<MemorySet>,
     released: AtomicU64,
+    /// The pages that were given back are zeros.
+    gone: Mutex<MemorySet>,
 }
 
 impl Copy {
@@ -31,7 +33,8 @@ impl Copy {
         let all = content.iter_mut().flatten().filter(|(page, _)| page.is_multiple_of(differs));
         all.for_each(|(_, content)| content[77] ^= 1);
         let told = Mutex::new(MemorySet::empty(PAGES));
-        Arc::new(Self { content, later, told, released: AtomicU64::new(0) })
+        let gone = Mutex::new(MemorySet::empty(PAGES));
+        Arc::new(Self { content, later, told, released: AtomicU64::new(0), gone })
     }
 }
 
@@ -46,9 +49,10 @@ impl KeptCopy for Copy {
 
     fn read(&self, block: BlockId, range: PageRange, into: &mut [u8]) -> io::Result<()> {
         for (page, into) in range.pieces(1).zip(into.chunks_mut(PAGE_SIZE)) {
+            let is_gone = self.gone.lock().unwrap().block(block).contains(page.start);
             match self.content[usize::from(block.0)].get(&page.start.0) {
-                Some(content) => into.copy_from_slice(content),
-                None => into.fill(0),
+                Some(content) if !is_gone => into.copy_from_slice(content),
+                _ => into.fill(0),
             }
             if !self.told.lock().unwrap().block_mut(block).insert(page.start) {
                 match self.later {
@@ -61,8 +65,9 @@ impl KeptCopy for Copy {
         Ok(())
     }
 
-    fn release(&self, _: BlockId, range: PageRange) {
+    fn release(&self, block: BlockId, range: PageRange) {
         self.released.fetch_add(range.count, SeqCst);
+        self.gone.lock().unwrap().block_mut(block).insert_range(range);
     }
 }
 
