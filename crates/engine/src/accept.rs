@@ -70,11 +70,7 @@ impl Acceptor {
         greeted(conn.peer().is_some());
         let id = preamble.migration;
         match preamble.kind {
-            Purpose::Control => {
-                let taken = self.begin(conn, id);
-                sys::heap::give_back();
-                taken
-            }
+            Purpose::Control => self.begin(conn, id),
             Purpose::Record => self.answer_record(conn, id),
             Purpose::Probe => {
                 conn.write_all(&Reply::new(Status::Welcome).to_bytes())?;
@@ -150,6 +146,7 @@ impl Acceptor {
                 tracing::warn!(%e, migration = %id, "an incoming migration ended");
             }
             this.leave(id);
+            sys::heap::give_back();
         });
         spawned.map(drop).inspect_err(|_| self.leave(id))
     }

@@ -153,7 +153,8 @@ pub(crate) fn misfits(request: &Request, vm: &mut Vm) -> Result<(), Vec<String>>
         .collect();
     if here != request.blocks {
         let told = |blocks: &[Block]| {
-            let one = |b: &Block| format!("{} ({})", b.name, Bytes(b.pages * PAGE_SIZE as u64));
+            let one =
+                |b: &Block| format!("{} ({})", b.name.escape_debug(), Bytes(b.pages * PAGE_SIZE as u64));
             blocks.iter().map(one).collect::<Vec<_>>().join(", ")
         };
         reasons.push(format!(

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Whether another process has the file open or mapped. What is on its way between two processes
-/// (`SCM_RIGHTS`) is not seen, nor are processes that this one may not look at.
+/// (`SCM_RIGHTS`) is not seen. The file has no name.
 pub fn has_others(file: &File) -> io::Result<bool> {
     let wanted = file.metadata()?;
     let own = std::process::id();
@@ -24,11 +24,20 @@ pub fn has_others(file: &File) -> io::Result<bool> {
     Ok(false)
 }
 
-/// A process that ends meanwhile has nothing.
+/// A process that ends meanwhile has nothing; one that may not be looked at may have anything. Only files
+/// without a name are looked at: one with a name may be on a server that does not answer.
 fn is_open(process: &Path, wanted: &Metadata) -> bool {
-    let Ok(files) = fs::read_dir(process.join("fd")) else { return false };
-    let all = files.filter_map(|entry| fs::metadata(entry.ok()?.path()).ok());
-    all.into_iter().any(|found| (found.dev(), found.ino()) == (wanted.dev(), wanted.ino()))
+    let files = match fs::read_dir(process.join("fd")) {
+        Ok(files) => files,
+        Err(error) => return error.kind() == io::ErrorKind::PermissionDenied,
+    };
+    let nameless = |path: &Path| {
+        fs::read_link(path).is_ok_and(|to| to.as_os_str().as_encoded_bytes().ends_with(b" (deleted)"))
+    };
+    let paths = files.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| nameless(path));
+    paths
+        .filter_map(|path| fs::metadata(path).ok())
+        .any(|found| (found.dev(), found.ino()) == (wanted.dev(), wanted.ino()))
 }
 
 fn is_mapped(process: &Path, wanted: &Metadata) -> bool {

@@ -42,7 +42,7 @@ const FOR_PEOPLE: [&str; 9] = [
 ];
 
 /// What the guest says of itself.
-const SAID: &str = "the guest: ";
+pub(super) const SAID: &str = "the guest";
 
 /// A guest that ends in one of these is stopped a few instructions sooner or later; one that was reset or
 /// that QEMU's own migration has taken may have been in one of the others.
@@ -133,17 +133,15 @@ impl Look {
             lines.push(format!("{name}: {:016x}", sum(qmp, &memory, at, size)?));
         }
         let said: Words = words(qmp)?;
-        lines.push(format!("{SAID}{said:?}"));
         all.insert("memory".to_owned(), lines);
+        all.insert(SAID.to_owned(), vec![format!("{said:?}")]);
         let mut look = Self(all);
         for lines in look.0.values_mut() {
             lines.iter_mut().for_each(|line| *line = plain(line));
         }
         if STOPPED_ANYWHERE.contains(&look.state().as_str()) {
             look.0.remove("info registers");
-            if let Some(memory) = look.0.get_mut("memory") {
-                memory.retain(|line| !line.starts_with(SAID));
-            }
+            look.0.remove(SAID);
         }
         Ok(look)
     }

@@ -3,7 +3,7 @@
 use super::{
     action::{Action, Deed, Mode},
     listed::{DIFFERENCES, REFUSALS},
-    look::Difference,
+    look,
     vm::{Before, Vm, fault, sink, wrapper},
 };
 use crate::{
@@ -24,11 +24,15 @@ const SOON: Duration = Duration::from_secs(20);
 const BANDWIDTH: &str = "5M";
 
 /// What is the guest's own, not what somebody set.
-const GUESTS: [&str; 4] = ["info registers", "info roms", "memory", "query-status"];
+const GUESTS: [&str; 3] = ["info registers", "info roms", "memory"];
+/// Whether it runs, and what only a guest that runs says of itself.
+const RUNS: [&str; 2] = ["query-status", look::SAID];
 
-/// How an error ends that says that nothing of those differs, and how any that says that something does.
+/// How an error ends that says that something of the guest's own differs, or only what follows from that one
+/// of them runs, or nothing of either.
+const DIFFER: &str = "they differ";
+pub(super) const IN_WHETHER_IT_RUNS: &str = "they differ in whether they run";
 pub(super) const IN_WHAT_WAS_SET: &str = "they differ in what was set";
-pub(super) const DIFFER: &str = "they differ";
 
 /// By how much the two guests' clocks may differ: each is read in whole seconds, one after the other.
 const CLOCKS: i64 = 2;
@@ -311,8 +315,12 @@ impl Pair<'_> {
             return Ok(());
         }
         // What was set in a moment that is lost costs nothing else.
-        let of_the_guest = |d: &Difference| GUESTS.contains(&d.section.as_str());
-        let differ = if left.iter().any(of_the_guest) { DIFFER } else { IN_WHAT_WAS_SET };
+        let any_of = |sections: &[&str]| left.iter().any(|d| sections.contains(&d.section.as_str()));
+        let differ = match (any_of(&GUESTS), any_of(&RUNS)) {
+            (true, _) => DIFFER,
+            (false, true) => IN_WHETHER_IT_RUNS,
+            (false, false) => IN_WHAT_WAS_SET,
+        };
         /// So many lines say enough of what went wrong.
         const SHOWN: usize = 40;
         let lines = left.iter().take(SHOWN).map(|d| {

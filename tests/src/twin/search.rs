@@ -3,7 +3,7 @@
 use super::{
     action::{Action, Deed, Mode, from_words, in_words},
     listed::OPEN_IN_PAUSE,
-    pair::{Broken, DIFFER, IN_WHAT_WAS_SET, Twins, Went},
+    pair::{Broken, IN_WHAT_WAS_SET, IN_WHETHER_IT_RUNS, Twins, Went},
 };
 use crate::{Error, Result, storm::Moment};
 use proptest::{
@@ -96,7 +96,8 @@ fn is_known(sequence: &[Action], broken: &Broken) -> bool {
     let last = broken.actions.checked_sub(1).and_then(|n| sequence.get(n));
     let own = matches!(last, Some(Action::MoveWhile(_, _, Deed::Migrate)));
     let what = &broken.error.what;
-    last.is_some_and(opens) && (what.ends_with(IN_WHAT_WAS_SET) || (own && what.ends_with(DIFFER)))
+    last.is_some_and(opens)
+        && (what.ends_with(IN_WHAT_WAS_SET) || (own && what.ends_with(IN_WHETHER_IT_RUNS)))
 }
 
 /// Interventions that are known to hold.

@@ -13,7 +13,7 @@ use crate::{
 use policy::PausePart;
 use proto::{Decision, NextStep, SourceEffect, SourceEvent, SpoolEvent, control};
 use std::{io, sync::Arc, thread};
-use units::{Epoch, MemorySet};
+use units::{Bytes, Epoch, MemorySet, PAGE_SIZE};
 
 impl SourceDriver {
     /// Does one act. Errors say what was tried and why it failed.
@@ -191,9 +191,15 @@ impl SourceDriver {
 
     /// The current round, if there is one, has carried all that it was to carry.
     pub(super) fn end_round(&mut self, dirtied: u64) {
-        if let Some(moved) = self.reporter.end_round(dirtied) {
-            self.rounds.moved(moved);
+        let finds_kept = self.reporter.finds_kept();
+        let Some(mut moved) = self.reporter.end_round(dirtied) else { return };
+        if finds_kept {
+            // As if it had been as fast as it was foreseen.
+            let pages = self.foreseen_in(moved.took);
+            moved.told = moved.told.max(pages);
+            moved.wire = moved.wire.max(Bytes(pages * PAGE_SIZE as u64));
         }
+        self.rounds.moved(moved);
     }
 
     /// Tells the user what is to be known of the next step.

@@ -188,6 +188,12 @@ impl SourceDriver {
         self.reporter.sent_in_round() as f64 / (PAGE_SIZE as f64 * wire.max(0.01))
     }
 
+    /// How many pages were expected to travel in that time.
+    pub(super) fn foreseen_in(&self, time: Duration) -> u64 {
+        let pace = self.forecaster.measured.as_ref().map_or(0.0, |measured| measured.pace);
+        (pace * time.as_secs_f64()) as u64 / PAGE_SIZE as u64
+    }
+
     /// Whether the forecast says that throttling the guest is kinder than post-copy.
     pub(super) fn throttling_is_kinder(&self) -> bool {
         let expected = self.forecaster.plan.as_ref().and_then(Plan::expected);

@@ -186,8 +186,13 @@ impl Reporter {
     fn moved_pages(&self) -> u64 {
         let pages = &self.report.pages;
         // What went by way of the file says nothing of the network, over which the last round goes alone.
-        (pages.kept + pages.duplicate + pages.delta + pages.compressed + pages.raw)
-            .saturating_sub(self.otherwise)
+        (pages.duplicate + pages.delta + pages.compressed + pages.raw).saturating_sub(self.otherwise)
+    }
+
+    /// Whether pages of this round were found at the target. What else it carried says nothing of how fast
+    /// memory travels.
+    pub(super) fn finds_kept(&self) -> bool {
+        self.report.pages.kept > 0 && self.round.as_ref().is_some_and(|(round, ..)| round.n == 1)
     }
 
     pub(super) fn streams(&mut self, widest: u32) {

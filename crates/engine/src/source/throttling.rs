@@ -36,8 +36,9 @@ pub(super) struct Throttling {
 impl SourceDriver {
     /// In the middle of a round: does the guest outrun it?
     pub(super) fn watch(&mut self) -> Result<(), Broken> {
-        // A link that is lost says nothing of how fast it is.
-        if !self.may_throttle() || self.phase() != Phase::PreCopy || !self.link.is_up() {
+        // A link that is lost says nothing of how fast it is, nor does one that is not needed.
+        let silent = !self.link.is_up() || self.reporter.finds_kept();
+        if !self.may_throttle() || self.phase() != Phase::PreCopy || silent {
             return Ok(());
         }
         let (Some(round), Some(lasted)) = (self.current.clone(), self.reporter.round_lasts()) else {
