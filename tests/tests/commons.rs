@@ -27,6 +27,10 @@ fn hop(stage: &Stage, guest: &Guest, mode: &str, from: &str, to: &str) -> Result
         "{mode} {from} → {to}: {wire} bytes, {total:.0} ms, down {downtime:.1} ms, {}",
         report.0["pages"]
     );
+    // What is found there says nothing of the link: nobody is slowed for it, and no round is in vain.
+    let rounds = report.0["rounds"].as_array().map_or(0, Vec::len);
+    ensure!(rounds <= 4, "{mode} {from} → {to}: {rounds} rounds of an idle guest");
+    ensure!(report.0["throttle"]["throttled"] == false, "{mode} {from} → {to}: an idle guest was throttled");
     Ok((kept, wire))
 }
 
