@@ -186,16 +186,17 @@ impl Host {
     /// Limits the host's management link to `rate`, both ways, by a token bucket; `None` lifts the limit.
     pub fn shape(&self, rate: Option<Rate>) -> Result<()> {
         for (namespace, interface) in [(&self.namespace, "mgmt"), (&self.switch, self.port.as_str())] {
-            // It may have had none: that is no error.
-            let _ = namespace.tc(&format!("qdisc del dev {interface} root"));
-            if let Some(Rate(bytes)) = rate {
-                // A bucket of a hundredth of a second passes bursts as a switch would, and never less than a
-                // segment.
-                let (bits, burst) = (bytes * 8, (bytes / 100).max(64 << 10));
-                namespace.tc(&format!(
-                    "qdisc add dev {interface} root tbf rate {bits}bit burst {burst} latency 50ms"
-                ))?;
-            }
+            let Some(Rate(bytes)) = rate else {
+                // It may have had none: that is no error.
+                let _ = namespace.tc(&format!("qdisc del dev {interface} root"));
+                continue;
+            };
+            // A bucket of a hundredth of a second passes bursts as a switch would, and never less than a
+            // segment. The limit that was there is changed: without any, for a moment, all that waits passes.
+            let (bits, burst) = (bytes * 8, (bytes / 100).max(64 << 10));
+            namespace.tc(&format!(
+                "qdisc replace dev {interface} root tbf rate {bits}bit burst {burst} latency 50ms"
+            ))?;
         }
         Ok(())
     }
