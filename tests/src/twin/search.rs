@@ -156,11 +156,11 @@ pub fn all(twins: &Twins<'_>, sequences: &[Vec<Action>], how: How) -> Found {
             let lived = lived.map_err(|broken| {
                 eprintln!("twin: fails: {}\n  {}", in_words(sequence), broken.error);
                 let known = is_known(sequence, &broken);
-                let small = how.smallest && !known;
-                (
-                    if small { smallest(twins, sequence.clone(), broken) } else { named(sequence, broken) },
-                    known,
-                )
+                let error = match how.smallest && !known {
+                    true => smallest(twins, sequence.clone(), broken),
+                    false => named(sequence, broken),
+                };
+                (error, known)
             });
             let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
             match lived {

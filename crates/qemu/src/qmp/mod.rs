@@ -207,7 +207,7 @@ impl Qmp {
         commands: &[(&str, Value)],
         patience: Duration,
     ) -> Result<Asked, QmpError> {
-        let mut lines = self.withdraw().to_owned();
+        let mut lines = String::new();
         let first = self.next_id;
         for (command, arguments) in commands {
             lines += &self.line(command, arguments);
@@ -316,9 +316,8 @@ impl Qmp {
         fd: Option<BorrowedFd<'_>>,
         patience: Duration,
     ) -> Result<Value, QmpError> {
-        let withdrawn = self.withdraw();
         let id = self.next_id;
-        let line = format!("{withdrawn}{}", self.line(command, &arguments));
+        let line = self.line(command, &arguments);
         let broken = |cause| QmpError::Broken { command: command.to_owned(), cause };
         self.socket.set_write_timeout(Some(patience)).map_err(broken)?;
         self.send(line.as_bytes(), fd).map_err(broken)?;
@@ -327,7 +326,7 @@ impl Qmp {
     }
 
     /// A command and its number, and nothing that QEMU does not need: its monitor reads byte by byte, of
-    /// which each costs it 4 us.
+    /// which each costs it 4 us. What is poised is withdrawn before it.
     fn line(&mut self, command: &str, arguments: &Value) -> String {
         let id = self.next_id;
         self.next_id += 1;
@@ -335,25 +334,20 @@ impl Qmp {
             true => json!({ "execute": command, "id": id }),
             false => json!({ "execute": command, "arguments": arguments, "id": id }),
         };
-        format!("{line}\n")
+        let withdrawn = self.poised.take().map_or("", |_| WITHDRAWN);
+        format!("{withdrawn}{line}\n")
     }
 
     /// Writes all of a command but its end, while QEMU answers what was asked before: it needs no time for
     /// reading it later. [`Qmp::execute_last`] runs it; whatever else is asked first withdraws it.
     pub(crate) fn poise(&mut self, command: &str, arguments: &Value) -> Result<(), QmpError> {
-        let (before, id) = (self.withdraw(), self.next_id);
+        let id = self.next_id;
         let line = self.line(command, arguments);
-        let begun = format!("{before}{}", line.trim_end_matches(END));
         self.socket
-            .write_all(begun.as_bytes())
+            .write_all(line.trim_end_matches(END).as_bytes())
             .map_err(|cause| QmpError::Broken { command: command.to_owned(), cause })?;
         self.poised = Some(id);
         Ok(())
-    }
-
-    /// What ends a command that is poised so that QEMU refuses it.
-    fn withdraw(&mut self) -> &'static str {
-        self.poised.take().map_or("", |_| WITHDRAWN)
     }
 
     /// The answer to one question. The outer error is the connection's, the inner one QEMU's word.
