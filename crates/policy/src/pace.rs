@@ -3,8 +3,8 @@ use units::{Bytes, Rate};
 
 /// A sender that overslept may catch up with this much of its rate at once. Sleeping threads of a busy
 /// machine wake up some milliseconds late; without credit each time would be lost, with this much no second
-/// holds over 3.5 % too much.
-const CREDIT: Duration = Duration::from_millis(30);
+/// holds over 2 % too much.
+const CREDIT: Duration = Duration::from_millis(15);
 
 /// One write holds this much of the rate, so that neither a slow rate nor large batches make bursts.
 const QUANTUM: Duration = Duration::from_millis(5);
@@ -96,9 +96,9 @@ mod tests {
         let mut pace = Pace::new(Rate(1_000_000));
         assert_eq!(pace.take(Duration::ZERO, 500_000), Duration::ZERO);
         assert_eq!(pace.take(Duration::ZERO, 1), SECOND / 2);
-        // A minute later there is credit for 30 ms, not for a minute.
+        // A minute later there is credit for 15 ms, not for a minute.
         let later = SECOND * 60;
-        assert_eq!(pace.take(later, 30_000), Duration::ZERO);
+        assert_eq!(pace.take(later, 15_000), Duration::ZERO);
         assert_eq!(pace.take(later, 10_000), Duration::ZERO);
         assert_eq!(pace.take(later, 1), Duration::from_millis(10));
     }
@@ -107,7 +107,7 @@ mod tests {
     fn what_cannot_wait_is_made_up_for_by_what_can() {
         let mut pace = Pace::new(Rate(1_000_000));
         let now = SECOND;
-        pace.take(now, 30_000 + 100_000);
+        pace.take(now, 15_000 + 100_000);
         assert_eq!(pace.take(now, 1), Duration::from_millis(100));
     }
 }
