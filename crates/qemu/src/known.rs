@@ -1,11 +1,12 @@
 //! What a VM was when its migration began, and whether it still is.
 
 use crate::{
-    qmp::{Qmp, QmpError},
+    qmp::{Asked, Qmp, QmpError},
+    ram::{self, Listed},
     snapshot::{Depth, Snapshot, WITHIN},
 };
 use ports::{RunState, VmCheck};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
     time::{Duration, Instant},
@@ -48,6 +49,23 @@ pub(crate) struct Known {
     asked_all: Instant,
 }
 
+/// Questions whose answers are to be read.
+#[derive(Debug)]
+pub(crate) struct Look {
+    lines: Vec<(&'static str, Value)>,
+    asked: Asked,
+    /// How many questions had been asked then.
+    questions: u64,
+}
+
+impl Look {
+    /// Whether QEMU is still about to answer: once it has, others may have changed what it told, unnoticed.
+    /// Nothing was asked since, or the answers would be passed over.
+    pub(crate) fn is_current(&self, qmp: &Qmp) -> bool {
+        self.questions == qmp.questions() && !qmp.is_answered(&self.asked)
+    }
+}
+
 impl Known {
     /// As it is now.
     pub(crate) fn begin(qmp: &mut Qmp) -> Result<Self, QmpError> {
@@ -83,32 +101,34 @@ impl Known {
         Ok(VmCheck { changes, state: Some(RunState::from_name(&now.run_state)) })
     }
 
-    /// How it differs now, in a pause, before its device state is saved; and the answer to one more question,
-    /// which is asked with the others: between two answers nobody waits, neither QEMU nor the guest. The
-    /// command that follows is poised meanwhile.
-    pub(crate) fn look(
-        &self,
-        qmp: &mut Qmp,
-        also: (&'static str, Value),
-        next: (&str, &Value),
-    ) -> Result<(Value, Vec<String>), QmpError> {
-        let happened = is_telling(&qmp.notice()?);
-        let depth = if happened { Depth::Whole } else { Depth::Short };
-        let mut lines = Snapshot::lines(depth);
-        // What the guest does the answer to `stop` has told just now.
-        lines.retain(|(command, _)| happened || *command != "query-status");
-        lines.insert(0, also);
-        let mut asked = qmp.ask_all(&lines, WITHIN)?;
+    /// Asks how it differs, for a pause, and for its RAM blocks; [`Known::look`] reads the answers. Between
+    /// two of them nobody waits, neither QEMU nor the guest. The command that follows is poised meanwhile.
+    pub(crate) fn ask(qmp: &mut Qmp, next: (&str, &Value)) -> Result<Look, QmpError> {
+        let mut lines = Snapshot::lines(Depth::Short);
+        // What the guest does the answer to `stop` tells.
+        lines.retain(|(command, _)| *command != "query-status");
+        lines.insert(0, (ram::LISTING, json!({})));
+        let asked = qmp.ask_all(&lines, WITHIN)?;
         qmp.poise(next.0, next.1)?;
-        let also = qmp.next_answer(&mut asked)??;
+        Ok(Look { lines, asked, questions: qmp.questions() })
+    }
+
+    /// Its RAM blocks now, before its device state is saved, and how it differs.
+    pub(crate) fn look(&self, qmp: &mut Qmp, look: Look) -> Result<(Vec<Listed>, Vec<String>), QmpError> {
+        let (lines, mut asked) = (look.lines, look.asked.within(WITHIN));
+        let listing = qmp.next_answer(&mut asked)?;
         let answers = lines[1..].iter().map(|_| qmp.next_answer(&mut asked)).collect::<Result<_, _>>()?;
-        let now = Snapshot::read(depth, &lines[1..], answers)?;
-        let told = self.tell_of(qmp, depth, &now)?;
-        if !told.is_empty() || happened || !is_telling(&qmp.notice()?) {
-            return Ok((also, told));
+        let blocks = match listing {
+            Err(error) if error.is_unknown_command() => ram::listed(qmp),
+            listing => ram::parse_listing(qmp, &listing?),
+        };
+        let now = Snapshot::read(Depth::Short, &lines[1..], answers)?;
+        let mut told = self.tell_of(qmp, Depth::Short, &now)?;
+        if told.is_empty() && is_telling(&qmp.notice()?) {
+            // Something has happened that the short questions do not tell.
+            told = self.was.differences(&Snapshot::take(qmp, Depth::Whole)?);
         }
-        // An event that came with the answers, of something that the short questions do not tell.
-        Ok((also, self.was.differences(&Snapshot::take(qmp, Depth::Whole)?)))
+        Ok((blocks?, told))
     }
 
     /// What a QEMU that answers nobody any more has said since it was asked last, if something about it has

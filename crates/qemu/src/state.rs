@@ -28,7 +28,7 @@ const LOAD: Duration = Duration::from_secs(60);
 /// The largest device state that is taken: two hundred times that of a `q35` with everything on it.
 const LARGEST: u64 = 256 << 20;
 
-/// Saves the device state, with the arguments of [`begin_save`].
+/// Saves the device state, with [`Exit::arguments`].
 pub(crate) const SAVE: &str = "xen-save-devices-state";
 
 /// The name of an export that never comes to be.
@@ -96,11 +96,17 @@ pub(crate) fn close_exit(qmp: &mut Qmp, exit: Exit) -> Result<(), QmpError> {
     qmp.remove_fd_set(exit.set)
 }
 
-/// What to say with `xen-save-devices-state`: the device state of a stopped guest, there. Its disks are
-/// inactive afterwards.
-pub(crate) fn begin_save(exit: &mut Exit) -> Result<Value, StateError> {
-    exit.file.set_len(0).and_then(|()| exit.file.rewind()).map_err(system("empty a memfd"))?;
-    Ok(json!({ "filename": format!("/dev/fdset/{}", exit.set), "live": true }))
+impl Exit {
+    /// What to say with [`SAVE`]: the device state of a stopped guest, there. Its disks are inactive
+    /// afterwards.
+    pub(crate) fn arguments(&self) -> Value {
+        json!({ "filename": format!("/dev/fdset/{}", self.set) })
+    }
+
+    /// Empties it, before it is saved there.
+    pub(crate) fn clear(&mut self) -> Result<(), StateError> {
+        self.file.set_len(0).and_then(|()| self.file.rewind()).map_err(system("empty a memfd"))
+    }
 }
 
 /// What QEMU has written there.

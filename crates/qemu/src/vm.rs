@@ -6,7 +6,7 @@ use crate::{
     disks::Queues,
     find::{self, FindError},
     granted::Grants,
-    known::Known,
+    known::{Known, Look},
     launch::{self, Belongings},
     private,
     qmp::{Qmp, QmpError, Version},
@@ -69,6 +69,8 @@ pub struct Vm {
     grants: Option<Grants>,
     /// What it was when its migration began.
     known: Option<Known>,
+    /// What was asked of it as it was stopped.
+    look: Option<Look>,
     /// Its TAPs then, by the ids of its networks.
     taps: Option<BTreeMap<String, adopt::netdevs::Tap>>,
     /// By which its disks are asked for what they have to do, once that was looked up.
@@ -161,6 +163,7 @@ impl Vm {
             is_older: false,
             grants: None,
             known: None,
+            look: None,
             taps: None,
             queues: None,
             phase: Phase::Free,

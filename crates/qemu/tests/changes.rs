@@ -100,6 +100,7 @@ fn what_a_monitor_does_in_the_pause_is_noticed_in_it() {
         for (command, arguments) in acts {
             q2.execute(command, arguments).unwrap();
         }
+        after_its_answers(&mut q2);
         let error = vm.save().unwrap_err().to_string();
         assert!(error.starts_with("the VM was changed") && error.contains(told), "{told}: {error}");
         vm.restore(RunState::Running).unwrap();
@@ -158,6 +159,7 @@ fn i1_a_guest_that_qemu_took_elsewhere_is_not_resumed() {
     vm.stop().unwrap();
     q2.execute("migrate", json!({ "uri": "exec:cat >/dev/null" })).unwrap();
     until("it has begun", || own(&mut q2) == "active");
+    after_its_answers(&mut q2);
     let error = vm.save().unwrap_err().to_string();
     assert!(error.contains("QEMU's own migration"), "{error}");
     vm.restore(RunState::Running).unwrap();
@@ -168,6 +170,7 @@ fn i1_a_guest_that_qemu_took_elsewhere_is_not_resumed() {
     vm.stop().unwrap();
     q2.execute("migrate", json!({ "uri": "exec:cat >/dev/null" })).unwrap();
     until("it is over", || status(&mut q2) == "postmigrate");
+    after_its_answers(&mut q2);
     let error = vm.save().unwrap_err().to_string();
     assert!(error.contains("is not set running here"), "{error}");
     let handle = vm.handle();

@@ -101,6 +101,7 @@ fn i3_a_saving_that_is_poised_does_not_run_after_a_change() {
         assert_eq!(bed.vm.stop().unwrap().before, RunState::Running);
         let object = json!({ "qom-type": "rng-builtin", "id": "r" });
         bed.others.execute("object-add", object).unwrap();
+        after_its_answers(&mut bed.others);
         let why = bed.vm.save().unwrap_err().to_string();
         assert!(why.contains("object r (rng-builtin) was added"), "{round}: {why}");
         // QEMU refused the command as it was ended, and the next ones reach it.

@@ -4,9 +4,13 @@
 //! us: every wait ends, a line is bounded, and a socket that is not QEMU's is told apart from one that is
 //! busy.
 
+mod asked;
 mod error;
 mod line;
+#[cfg(test)]
+mod tests;
 
+pub(crate) use asked::Asked;
 pub use error::QmpError;
 
 use line::Lines;
@@ -35,6 +39,10 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Events that nobody asked for are kept up to this many; beyond, the oldest go.
 const EVENTS_KEPT: usize = 1024;
+
+/// Answers that came before somebody waited for them are kept up to this many: more than are ever asked for
+/// ahead.
+const EARLY_KEPT: usize = 64;
 
 /// The lines of all events that are kept, in bytes: four times what so many take usually. In memory they are
 /// up to 16 times as large. Beyond, the oldest go.
@@ -76,14 +84,6 @@ pub struct Event {
     pub number: u64,
 }
 
-/// Commands that were written and whose answers were not read yet.
-#[derive(Debug)]
-pub(crate) struct Asked {
-    commands: VecDeque<(u64, String)>,
-    end: Instant,
-    patience: Duration,
-}
-
 /// A connection to QEMU's monitor.
 #[derive(Debug)]
 pub struct Qmp {
@@ -94,6 +94,10 @@ pub struct Qmp {
     next_id: u64,
     /// The number of a command of which QEMU has all but the end.
     poised: Option<u64>,
+    /// The numbers of questions of which QEMU was told none: it answers in the order in which it was asked.
+    unnamed: VecDeque<u64>,
+    /// Answers that came while only events were heard, in their order.
+    early: VecDeque<Value>,
     /// The names of events that came since somebody asked for them.
     noticed: BTreeSet<String>,
     /// With the length of its line.
@@ -146,6 +150,8 @@ impl Qmp {
             version,
             next_id: 1,
             poised: None,
+            unnamed: VecDeque::new(),
+            early: VecDeque::new(),
             noticed: BTreeSet::new(),
             events: VecDeque::new(),
             heard: 0,
@@ -187,48 +193,6 @@ impl Qmp {
         patience: Duration,
     ) -> Result<Value, QmpError> {
         self.ask(command, arguments, None, patience)
-    }
-
-    /// Runs several commands: all are written before the first answer is read, which saves a wait for each.
-    /// What became of each, in their order; an error of the connection ends all.
-    pub(crate) fn execute_all(
-        &mut self,
-        commands: &[(&str, Value)],
-        patience: Duration,
-    ) -> Result<Vec<Result<Value, QmpError>>, QmpError> {
-        let mut asked = self.ask_all(commands, patience)?;
-        commands.iter().map(|_| self.next_answer(&mut asked)).collect()
-    }
-
-    /// Writes several commands. Their answers are to be read one by one, all within this time; those that are
-    /// not read are passed over by whoever asks next.
-    pub(crate) fn ask_all(
-        &mut self,
-        commands: &[(&str, Value)],
-        patience: Duration,
-    ) -> Result<Asked, QmpError> {
-        let mut lines = String::new();
-        let first = self.next_id;
-        for (command, arguments) in commands {
-            lines += &self.line(command, arguments);
-        }
-        let name = commands.first().map_or("", |(command, _)| command);
-        let broken = |cause| QmpError::Broken { command: name.to_owned(), cause };
-        let end = Instant::now() + patience;
-        self.socket.set_write_timeout(Some(patience)).map_err(broken)?;
-        self.socket.write_all(lines.as_bytes()).map_err(broken)?;
-        let commands =
-            (first..).zip(commands).map(|(id, (command, _))| (id, (*command).to_owned())).collect();
-        Ok(Asked { commands, end, patience })
-    }
-
-    /// The answer to the first of them that was not read yet. The outer error is the connection's, the inner
-    /// one QEMU's word.
-    pub(crate) fn next_answer(&mut self, asked: &mut Asked) -> Result<Result<Value, QmpError>, QmpError> {
-        match asked.commands.pop_front() {
-            Some((id, command)) => self.answer(id, &command, asked.end, asked.patience),
-            None => Err(self.strange("nothing", &Value::Null)),
-        }
     }
 
     /// The names of the events that came since this was asked last. Never waits.
@@ -282,7 +246,11 @@ impl Qmp {
     /// Takes in what QEMU has said by now. Never waits.
     pub fn hear(&mut self) -> Result<(), QmpError> {
         while let Some(line) = self.lines.there(&self.socket)? {
-            self.take(&line)?;
+            if let Some(answer) = self.take(&line)?
+                && self.early.len() < EARLY_KEPT
+            {
+                self.early.push_back(answer);
+            }
         }
         Ok(())
     }
@@ -317,7 +285,7 @@ impl Qmp {
         patience: Duration,
     ) -> Result<Value, QmpError> {
         let id = self.next_id;
-        let line = self.line(command, &arguments);
+        let line = self.line(command, &arguments, Some(id));
         let broken = |cause| QmpError::Broken { command: command.to_owned(), cause };
         self.socket.set_write_timeout(Some(patience)).map_err(broken)?;
         self.send(line.as_bytes(), fd).map_err(broken)?;
@@ -325,15 +293,17 @@ impl Qmp {
         self.answer(id, command, end, patience)?
     }
 
-    /// A command and its number, and nothing that QEMU does not need: its monitor reads byte by byte, of
-    /// which each costs it 4 us. What is poised is withdrawn before it.
-    fn line(&mut self, command: &str, arguments: &Value) -> String {
-        let id = self.next_id;
+    /// A command, and nothing that QEMU does not need: its monitor reads byte by byte, of which each costs it
+    /// 4 us. What is poised is withdrawn before it.
+    fn line(&mut self, command: &str, arguments: &Value, id: Option<u64>) -> String {
         self.next_id += 1;
-        let line = match arguments.as_object().is_some_and(Map::is_empty) {
-            true => json!({ "execute": command, "id": id }),
-            false => json!({ "execute": command, "arguments": arguments, "id": id }),
-        };
+        let mut line = json!({ "execute": command });
+        if !arguments.as_object().is_some_and(Map::is_empty) {
+            line["arguments"] = arguments.clone();
+        }
+        if let Some(id) = id {
+            line["id"] = id.into();
+        }
         let withdrawn = self.poised.take().map_or("", |_| WITHDRAWN);
         format!("{withdrawn}{line}\n")
     }
@@ -342,7 +312,7 @@ impl Qmp {
     /// reading it later. [`Qmp::execute_last`] runs it; whatever else is asked first withdraws it.
     pub(crate) fn poise(&mut self, command: &str, arguments: &Value) -> Result<(), QmpError> {
         let id = self.next_id;
-        let line = self.line(command, arguments);
+        let line = self.line(command, arguments, Some(id));
         self.socket
             .write_all(line.trim_end_matches(END).as_bytes())
             .map_err(|cause| QmpError::Broken { command: command.to_owned(), cause })?;
@@ -359,8 +329,14 @@ impl Qmp {
         patience: Duration,
     ) -> Result<Result<Value, QmpError>, QmpError> {
         loop {
-            let line = self.lines.next(&self.socket, end).map_err(|error| error.during(command, patience))?;
-            if let Some(answer) = self.take(&line)?
+            let answer = match self.early.pop_front() {
+                Some(answer) => Some(answer),
+                None => {
+                    let line = self.lines.next(&self.socket, end);
+                    self.take(&line.map_err(|error| error.during(command, patience))?)?
+                }
+            };
+            if let Some(answer) = answer
                 && let Some(said) = self.said(id, command, answer)
             {
                 return said;
@@ -448,11 +424,19 @@ impl Qmp {
 
     /// An event is kept and gives `None`; everything else is an answer.
     fn take(&mut self, line: &[u8]) -> Result<Option<Value>, QmpError> {
-        let value: Value = serde_json::from_slice(line).map_err(|_| QmpError::NotQemu {
+        let mut value: Value = serde_json::from_slice(line).map_err(|_| QmpError::NotQemu {
             path: self.path.clone(),
             got: String::from_utf8_lossy(line).chars().take(60).collect(),
         })?;
-        let Some(name) = value["event"].as_str() else { return Ok(Some(value)) };
+        let Some(name) = value["event"].as_str() else {
+            if let Some(answer) = value.as_object_mut()
+                && answer.get("id").is_none_or(Value::is_null)
+                && let Some(id) = self.unnamed.pop_front()
+            {
+                answer.insert("id".to_owned(), id.into());
+            }
+            return Ok(Some(value));
+        };
         let stamp = |name: &str| value["timestamp"][name].as_u64();
         let at = match (stamp("seconds"), stamp("microseconds")) {
             // QEMU writes -1 where its clock failed.

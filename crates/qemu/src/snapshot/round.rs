@@ -52,8 +52,6 @@ const fn tree(arguments: fn() -> Value, kind: Setting, parse: Parse) -> Question
 }
 
 const QUESTIONS: [Question; 15] = [
-    from(Depth::Short, plain("query-migrate", Setting::Migration, migration)),
-    from(Depth::Short, plain("query-migrate", Setting::Blocker, blockers)),
     from(Depth::Short, plain("x-debug-query-block-graph", Setting::Edge, edges)),
     from(Depth::Short, tree(|| json!({ "path": "/machine/peripheral" }), Setting::Device, devices)),
     from(Depth::Short, tree(|| json!({ "path": "/machine/peripheral-anon" }), Setting::Device, devices)),
@@ -64,7 +62,7 @@ const QUESTIONS: [Question; 15] = [
     plain("query-cpus-fast", Setting::Cpu, cpus),
     // Nor have `chardev-add`, `chardev-change` and `netdev_add`. (Where one leads to changes with who is
     // connected.)
-    from(Depth::Short, tree(|| json!({ "path": "/chardevs" }), Setting::Chardev, devices)),
+    from(Depth::Short, plain("query-chardev", Setting::Chardev, chardevs)),
     from(Depth::Short, plain("query-block", Setting::Drive, drives)),
     Question {
         command: "query-named-block-nodes",
@@ -82,6 +80,9 @@ const QUESTIONS: [Question; 15] = [
         parse: networks,
         from: Depth::Short,
     },
+    // In a pause the last one before the device state is saved.
+    from(Depth::Short, plain("query-migrate", Setting::Migration, migration)),
+    from(Depth::Short, plain("query-migrate", Setting::Blocker, blockers)),
 ];
 
 impl Snapshot {
@@ -182,6 +183,14 @@ fn children(answer: &Value) -> impl Iterator<Item = (String, String)> {
 
 fn devices(answer: &Value) -> Things {
     children(answer).collect()
+}
+
+/// Each with its kind, which its file name begins with.
+fn chardevs(answer: &Value) -> Things {
+    let kind = |one| text(one, "filename").trim_start_matches("disconnected:").split(':').next();
+    list(answer)
+        .map(|one| (text(one, "label").to_owned(), kind(one).unwrap_or_default().to_owned()))
+        .collect()
 }
 
 /// Secrets and the like concern this host's connections only: a manager adds one for each of its own.
@@ -363,7 +372,7 @@ mod tests {
             "image": { "actual-size": 7 },
                              "dirty-bitmaps": [bitmap, own] });
         let disk = "/machine/peripheral/blk0/virtio-backend";
-        let table: [(Parse, Value, Kept); 11] = [
+        let table: [(Parse, Value, Kept); 12] = [
             (migration, json!({}), &[("status", "none")]),
             (migration, json!({ "status": "active", "ram": { "transferred": 7 } }), &[("status", "active")]),
             (blockers, json!({ "blocked-reasons": ["no"] }), &[("no", "")]),
@@ -373,6 +382,13 @@ mod tests {
                 &[("cd", "ide-cd")],
             ),
             (objects, json!([{ "name": "s", "type": "child<secret>" }]), &[]),
+            (
+                chardevs,
+                json!([{ "label": "n", "filename": "null", "frontend-open": true },
+                       { "label": "q", "filename": "disconnected:unix:/q,server=on" },
+                       { "label": "t", "filename": "tcp:10.0.0.1:7,server=on <-> 10.0.0.2:9" }]),
+                &[("n", "null"), ("q", "unix"), ("t", "tcp")],
+            ),
             (
                 drives,
                 json!([{ "device": "cd0", "qdev": "cd", "inserted": medium }, { "device": "", "qdev": disk },

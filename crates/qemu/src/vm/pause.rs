@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     flush, halt,
+    known::Known,
     qmp::QmpError,
     ram,
     snapshot::own,
@@ -120,10 +121,20 @@ impl Vm {
     fn say_stop(&mut self) -> Result<((RunState, u64), u64, RunState), QmpError> {
         let lines = ["query-status", "stop", "query-status"].map(|command| (command, json!({})));
         let mut asked = self.qmp.ask_all(&lines, STOP)?;
+        // QEMU's monitor has a thread of its own that reads, which takes longer than to answer: it reads what
+        // is asked after `stop` while the disks are drained.
+        let look = match (&self.known, &self.exit) {
+            (Some(_), Some(exit)) => {
+                let saving = exit.arguments();
+                Some(Known::ask(&mut self.qmp, (state::SAVE, &saving))?)
+            }
+            _ => None,
+        };
         let mut next = || Ok::<_, QmpError>((self.qmp.next_answer(&mut asked)??, self.qmp.heard()));
         let (before, heard) = next()?;
         let (_, answered) = next()?;
         let (after, _) = next()?;
+        self.look = look;
         let state = |status: &Value| RunState::from_name(status["status"].as_str().unwrap_or_default());
         Ok(((state(&before), heard), answered, state(&after)))
     }
@@ -149,20 +160,22 @@ impl Vm {
         }
         let mut steps = Vec::new();
         let mut begin = Instant::now();
-        let arguments = state::begin_save(exit).map_err(|error| self.error(what, error))?;
+        exit.clear().map_err(|error| self.error(what, error))?;
+        let arguments = exit.arguments();
+        let asked = self.look.take().filter(|look| look.is_current(&self.qmp));
         let look = match &self.known {
-            Some(known) => known.look(&mut self.qmp, ram::listing(), (state::SAVE, &arguments)),
-            None => {
-                let (command, arguments) = ram::listing();
-                self.qmp.execute(command, arguments).map(|listing| (listing, vec![]))
+            Some(known) => match asked {
+                Some(look) => Ok(look),
+                None => Known::ask(&mut self.qmp, (state::SAVE, &arguments)),
             }
+            .and_then(|look| known.look(&mut self.qmp, look)),
+            None => ram::listed(&mut self.qmp).map(|blocks| (blocks, vec![])),
         };
-        let (listing, changes) = look.map_err(|error| self.error("look again at", error))?;
+        let (blocks, changes) = look.map_err(|error| self.error("look again at", error))?;
         if !changes.is_empty() {
             return Err(MachineError::changed(&changes));
         }
         steps.push(step(SaveStepKind::Check, &mut begin));
-        let blocks = ram::parse_listing(&self.qmp, &listing).map_err(|error| self.error(what, error))?;
 
         // What another monitor asks of it later may be more than it can do with inactive disks, and is lost
         // in any case. So it is not asked once more what it is, but stands still with its answer.

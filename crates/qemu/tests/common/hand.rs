@@ -2,6 +2,7 @@
 
 use super::ends::Folder;
 use qemu::{OpenError, Vm, qmp::Qmp};
+use serde_json::json;
 use std::{
     fs::File,
     os::unix::net::UnixStream,
@@ -97,4 +98,12 @@ pub(crate) fn with<'a>(more: &[&'a str]) -> Vec<&'a str> {
 
 pub(crate) fn has(reasons: &[String], what: &str) {
     assert!(reasons.iter().any(|reason| reason.contains(what)), "no {what:?} in {reasons:#?}");
+}
+
+/// Returns once QEMU has answered what it was asked as it was stopped: it reads these questions, which are
+/// longer, beside those.
+pub(crate) fn after_its_answers(others: &mut Qmp) {
+    for _ in 0..40 {
+        others.execute("query-status", json!({})).unwrap();
+    }
 }
