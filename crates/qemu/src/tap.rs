@@ -4,10 +4,12 @@
 //! whether this host's bridge can have such a port, and `create` makes one like it.
 
 mod link; // network interfaces
+mod ovs; // bridges of Open vSwitch
 mod port; // how a TAP is plugged in
 mod rules; // rules for packets that stay behind
 mod tools; // the programs of iproute2
 
+pub use ovs::OvsPort;
 pub use port::{Port, Vlan};
 
 use crate::{random, recipe::Net, remove::sooner_or_later};
@@ -57,6 +59,22 @@ pub fn name(vm: &str) -> io::Result<String> {
     Ok(format!("w{stem}-{:06x}", random::number()? & 0xff_ffff))
 }
 
+/// A bridge.
+enum Bridge {
+    /// The kernel's own.
+    Linux(Link),
+    /// One of Open vSwitch, by the interface that has its name.
+    Ovs(Link),
+}
+
+impl Bridge {
+    fn link(&self) -> &Link {
+        match self {
+            Self::Linux(link) | Self::Ovs(link) => link,
+        }
+    }
+}
+
 /// Makes a TAP of this name, plugged in as `net` says, which this user may open besides us.
 pub fn create(tap: &str, net: &Net, user: Option<u32>) -> Result<(), TapError> {
     let failed = |why| TapError { bridge: net.bridge.clone(), why };
@@ -66,7 +84,7 @@ pub fn create(tap: &str, net: &Net, user: Option<u32>) -> Result<(), TapError> {
     let user = user.map(|user| ["user".to_owned(), user.to_string()]);
     let user: Vec<&str> = user.iter().flatten().map(String::as_str).collect();
     ip(&[&["tuntap", "add", "dev", tap, "mode", "tap"], &*user, queues].concat()).map_err(failed)?;
-    plug_in(tap, net, &bridge, &address(bridge.address_number(), random)).map_err(|why| {
+    plug_in(tap, net, &bridge, &address(bridge.link().address_number(), random)).map_err(|why| {
         remove(tap);
         failed(why)
     })
@@ -74,17 +92,21 @@ pub fn create(tap: &str, net: &Net, user: Option<u32>) -> Result<(), TapError> {
 
 /// In this order: no setting of the TAP's can reach its bridge, and no packet a port that is not yet as it
 /// must be.
-fn plug_in(tap: &str, net: &Net, bridge: &Link, address: &str) -> Result<(), String> {
+fn plug_in(tap: &str, net: &Net, bridge: &Bridge, address: &str) -> Result<(), String> {
     let tell =
         |program: &str, words: &[String]| run(program, &words.iter().map(String::as_str).collect::<Vec<_>>());
-    tell("ip", &net.port.before_joining(tap, address, bridge))?;
-    ip(&["link", "set", "dev", tap, "master", &net.bridge])?;
-    if let Some(words) = net.port.after_joining(tap) {
-        tell("ip", &words)?;
-    }
-    if net.port.vlans.is_some() {
-        for words in net.port.vlan_commands(tap, &vlans(tap)?) {
-            tell("bridge", &words)?;
+    tell("ip", &net.port.before_joining(tap, address, bridge.link()))?;
+    if let Bridge::Ovs(_) = bridge {
+        ovs::add(&net.bridge, tap, &net.port.ovs.clone().unwrap_or_default())?;
+    } else {
+        ip(&["link", "set", "dev", tap, "master", &net.bridge])?;
+        if let Some(words) = net.port.after_joining(tap) {
+            tell("ip", &words)?;
+        }
+        if net.port.vlans.is_some() {
+            for words in net.port.vlan_commands(tap, &vlans(tap)?) {
+                tell("bridge", &words)?;
+            }
         }
     }
     if !net.port.down {
@@ -112,6 +134,13 @@ pub(crate) fn read(id: &str, tap: &str) -> Result<(String, Port), Vec<String>> {
     if kind != "tun" {
         return Err(one(format!("{tap} is no TAP but of kind {kind:?}; use a TAP on a bridge")));
     }
+    // Where Open vSwitch is no part of the kernel, its ports have no master.
+    if found.master.is_none() || found.linkinfo.info_slave_kind == "openvswitch" {
+        let of_all = |whys: Vec<String>| whys.into_iter().map(of_card).collect::<Vec<_>>();
+        if let Some((name, port)) = ovs::read(tap).map_err(of_all)? {
+            return of_ovs(tap, &found, name, port).map_err(of_all);
+        }
+    }
     let Some(name) = found.master.clone() else {
         return Err(one(format!("its TAP {tap} is on no bridge; ip link set {tap} master BRIDGE")));
     };
@@ -133,6 +162,19 @@ pub(crate) fn read(id: &str, tap: &str) -> Result<(String, Port), Vec<String>> {
     }
 }
 
+/// The same of a port of Open vSwitch.
+fn of_ovs(tap: &str, found: &Link, name: String, port: OvsPort) -> Result<(String, Port), Vec<String>> {
+    let bridge = link(&name).map_err(|why| vec![format!("cannot look at its bridge {name}: {why}")])?;
+    let own = found.address.clone().unwrap_or_default();
+    let rules = rules::rules(tap, &own, &name);
+    let read = Port::read(found, &bridge, None).map(|read| Port { ovs: Some(port), ..read });
+    match read {
+        Ok(port) if rules.is_empty() => Ok((name, port)),
+        Ok(_) => Err(rules),
+        Err(reasons) => Err(reasons.into_iter().chain(rules).collect()),
+    }
+}
+
 /// Whether packets come with a header in which QEMU and the TAP agree on offloads (`vnet_hdr`).
 pub(crate) fn has_header(tap: &str) -> Result<bool, String> {
     Ok(link(tap)?.linkinfo.info_data["vnet_hdr"] == true)
@@ -145,7 +187,8 @@ fn vlans(tap: &str) -> Result<Vec<Vlan>, String> {
 /// Why the network card cannot be plugged in here as it is where the VM runs.
 pub(crate) fn misfits(net: &Net) -> Vec<String> {
     match find_bridge(&net.bridge) {
-        Ok(bridge) => net.port.misfits(&bridge),
+        Ok(Bridge::Linux(bridge)) => net.port.misfits(&bridge, false),
+        Ok(Bridge::Ovs(bridge)) => net.port.misfits(&bridge, true),
         Err(error) => vec![error.to_string()],
     }
 }
@@ -172,7 +215,11 @@ pub fn remove(tap: &str) {
 
 /// An error: nobody could be asked.
 fn try_to_remove(tap: &str) -> io::Result<()> {
+    let is_kernels = link(tap).is_ok_and(|found| found.linkinfo.info_slave_kind == "bridge");
     let asked = Command::new("ip").args(["link", "delete", "dev", tap]).stdin(Stdio::null()).output()?;
+    if !is_kernels {
+        ovs::remove(tap);
+    }
     if !asked.status.success() {
         tracing::debug!(tap, why = %String::from_utf8_lossy(&asked.stderr).trim(), "there is no such TAP");
     }
@@ -180,8 +227,13 @@ fn try_to_remove(tap: &str) -> io::Result<()> {
 }
 
 /// Looks for a bridge of this name in our network namespace.
-fn find_bridge(name: &str) -> Result<Link, BridgeError> {
-    is_among(name, bridges())
+fn find_bridge(name: &str) -> Result<Bridge, BridgeError> {
+    match is_among(name, bridges()) {
+        Err(BridgeError::Absent(_)) if ovs::is_bridge(name) => {
+            link(name).map(Bridge::Ovs).map_err(|why| BridgeError::Unseen { bridge: name.to_owned(), why })
+        }
+        found => found.map(Bridge::Linux),
+    }
 }
 
 /// The bridge among those that `ip` lists.

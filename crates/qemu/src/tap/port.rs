@@ -1,7 +1,7 @@
 //! How a TAP is plugged in: what its host has set on the interface and on the bridge's port, read here and
 //! set there.
 
-use super::link::Link;
+use super::{link::Link, ovs::OvsPort};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, ops::RangeInclusive};
 
@@ -70,6 +70,9 @@ pub struct Port {
     /// Its VLANs; `None`: its bridge filters none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vlans: Option<Vec<Vlan>>,
+    /// What Open vSwitch has of it; `None`: its bridge is the kernel's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ovs: Option<OvsPort>,
 }
 
 /// VLANs that a port is in.
@@ -163,6 +166,7 @@ impl Port {
             priority: small("priority").filter(|priority| *priority != PRIORITY),
             mcast_router: small("multicast_router").filter(|router| *router != MULTICAST_ROUTER),
             vlans,
+            ovs: None,
         })
     }
 
@@ -189,13 +193,22 @@ impl Port {
         let all = vlans.len() <= MOST_VLANS && vlans.iter().all(|vlan| sane(vlan) && one(vlan));
         must(all && few(), "list of VLANs");
         must(vlans.iter().filter(|vlan| vlan.pvid).count() <= 1, "list of VLANs without a tag");
+        wrong.extend(self.ovs.iter().flat_map(OvsPort::check));
         wrong
     }
 
-    /// Why this bridge cannot have such a port.
-    pub(super) fn misfits(&self, bridge: &Link) -> Vec<String> {
+    /// Why this bridge, of Open vSwitch or the kernel's own, cannot have such a port.
+    pub(super) fn misfits(&self, bridge: &Link, is_ovs: bool) -> Vec<String> {
         let (name, here) = (&bridge.ifname, bridge.mtu);
         let mut reasons = Vec::new();
+        // Whatever a peer says of its own: on another one a port without VLANs would be in all of them.
+        if self.ovs.is_some() != is_ovs {
+            let (here, there) = if is_ovs { ("", "not ") } else { ("not ", "") };
+            reasons.push(format!(
+                "the bridge {name} is {here}one of Open vSwitch here, and {there}where the VM runs; make \
+                 both alike"
+            ));
+        }
         // What the guest can use where it runs: a bridge that is smaller than its port holds it back.
         let used = if self.bridge_mtu == 0 { self.mtu } else { self.mtu.min(self.bridge_mtu) };
         if here < used {
@@ -205,6 +218,7 @@ impl Port {
             ));
         }
         match (&self.vlans, filters(bridge)) {
+            _ if is_ovs => {}
             (Some(vlans), false) => reasons.push(format!(
                 "the bridge {name} filters no VLANs here, and the VM's port is in {}: ip link set {name} \
                  type bridge vlan_filtering 1",
@@ -273,6 +287,7 @@ impl Port {
     /// VLANs of this port that none of these ranges has.
     pub(crate) fn vlans_beyond(&self, granted: &[RangeInclusive<u16>]) -> Vec<u16> {
         let vlans = self.vlans.iter().flatten().flat_map(|vlan| vlan.first..=vlan.last);
+        let vlans = vlans.chain(self.ovs.iter().flat_map(OvsPort::vlans));
         vlans.filter(|vlan| !granted.iter().any(|range| range.contains(vlan))).collect()
     }
 }

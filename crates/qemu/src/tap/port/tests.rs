@@ -102,12 +102,26 @@ fn a_bridge_of_another_network_is_refused_with_a_remedy() {
         (port(1500, 1500, None), bridge(1500, 1), Some("filters VLANs here, and not where the VM runs")),
     ];
     for (port, bridge, refused) in table {
-        let reasons = port.misfits(&bridge);
+        let reasons = port.misfits(&bridge, false);
         assert_eq!(reasons.len(), usize::from(refused.is_some()), "{reasons:?}");
         assert!(refused.is_none_or(|words| reasons[0].contains(words)), "{reasons:?}");
         // Whatever is done, the bridge's own MTU does not fall.
         assert!(port.mtu_on(&bridge) >= bridge.mtu);
     }
+    // Also one that a peer does not call by what it is: it would be in all VLANs.
+    let switched = Port { ovs: Some(OvsPort::default()), ..port(1500, 1500, None) };
+    for (port, is_ovs, refused) in [
+        (&switched, true, false),
+        (&switched, false, true),
+        (&port(1500, 1500, None), true, true),
+        (&Port::default(), true, true),
+        (&Port::default(), false, false),
+    ] {
+        let reasons = port.misfits(&bridge(1500, 0), is_ovs);
+        assert_eq!(reasons.iter().any(|why| why.contains("make both alike")), refused, "{reasons:?}");
+    }
+    assert_eq!(switched.vlans_beyond(&[1..=1]).first(), Some(&2));
+    assert!(switched.vlans_beyond(&[1..=4094]).is_empty());
 }
 
 #[test]
@@ -141,6 +155,7 @@ fn a_hostile_port_is_refused() {
         Port { mcast_router: Some(3), ..Port::default() },
         flag("state"),
         flag("isolated on master br1"),
+        Port { ovs: Some(OvsPort { tag: Some(4095), ..OvsPort::default() }), ..Port::default() },
         in_vlans(vec![vlan(0, 0, false)]),
         in_vlans(vec![vlan(1, 4095, false)]),
         in_vlans(vec![vlan(5, 4, false)]),
