@@ -171,6 +171,8 @@ pub struct SourceDriver {
     before: RunState,
     /// How many pauses came to nothing, after which the migration went on.
     aborted_pauses: u32,
+    /// Whether a pause has ended with the guest here, as the migration did.
+    given_back: bool,
     /// Whether the VM's QEMU has ended.
     has_ended: HasEnded,
     doubt_since: Option<Instant>,
@@ -241,6 +243,7 @@ impl SourceDriver {
             stopped: false,
             before: RunState::Running,
             aborted_pauses: 0,
+            given_back: false,
             has_ended,
             doubt_since: None,
             asks_at: None,
@@ -566,8 +569,13 @@ impl SourceDriver {
         self.reporter.tick(left, &self.dirty, &self.rounds, ends_in, self.spool_state());
     }
 
-    fn finish(&mut self, end: SourceEnd) -> Report {
+    fn finish(&mut self, mut end: SourceEnd) -> Report {
         self.calm();
+        if let SourceEnd::Failed { why, .. } = &mut end
+            && self.given_back
+        {
+            self.add_changes(why);
+        }
         if let (None, false, SourceEnd::Failed { .. } | SourceEnd::Cancelled) =
             (&self.speaker, self.stopped, &end)
         {

@@ -573,6 +573,19 @@ fn i3_a_target_that_refuses_the_device_state_has_nothing() {
 }
 
 #[test]
+fn a_state_that_cannot_be_loaded_names_what_others_changed() {
+    let (source, inn) = (Source::new(), Inn::new(&PAGES));
+    inn.cpu.refuses.store(true, SeqCst);
+    let differs = source.cpu.differs.clone();
+    let plug = Box::new(move || differs.lock().unwrap().push("device late was plugged in".into()));
+    inn.cpu.on_load.lock().unwrap().push_back(plug);
+    let (report, _) = source.migrate(listen(&inn), options(Mode::PreCopy), |_| {});
+    let why = report.error.unwrap().why;
+    assert_eq!(why, "no such device; the VM was changed meanwhile: device late was plugged in");
+    assert!(source.cpu.running.load(SeqCst));
+}
+
+#[test]
 fn i3_a_target_that_waits_for_a_page_hears_that_it_is_over() {
     for mode in [Mode::PreCopy, Mode::PostCopy] {
         let (source, mut inn) = (Source::new(), Inn::usual(&PAGES));

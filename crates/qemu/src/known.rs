@@ -47,6 +47,8 @@ pub(crate) struct Known {
     was: Snapshot,
     asked: Instant,
     asked_all: Instant,
+    /// Whether a pause has ended since.
+    paused: bool,
 }
 
 /// Questions whose answers are to be read.
@@ -73,7 +75,7 @@ impl Known {
         qmp.notice()?;
         let was = Snapshot::take(qmp, Depth::Whole)?;
         let now = Instant::now();
-        Ok(Self { was, asked: now, asked_all: now })
+        Ok(Self { was, asked: now, asked_all: now, paused: false })
     }
 
     /// See [`Snapshot::hindrances`].
@@ -81,11 +83,16 @@ impl Known {
         self.was.hindrances()
     }
 
+    /// It goes on after a pause, in which others may have acted: all is asked next time.
+    pub(crate) fn goes_on(&mut self) {
+        self.paused = true;
+    }
+
     /// How it differs and what the guest does, if that is to be asked now: something has happened, or it is
     /// time.
     pub(crate) fn watch(&mut self, qmp: &mut Qmp) -> Result<VmCheck, QmpError> {
         let events = qmp.notice()?;
-        let depth = if is_telling(&events) || self.asked_all.elapsed() >= WHOLE {
+        let depth = if is_telling(&events) || self.paused || self.asked_all.elapsed() >= WHOLE {
             Depth::Whole
         } else if self.asked.elapsed() >= SHORT || is_of_the_guest(&events) {
             Depth::Short
@@ -96,7 +103,7 @@ impl Known {
         let changes = self.tell_of(qmp, depth, &now)?;
         self.asked = Instant::now();
         if depth == Depth::Whole {
-            self.asked_all = self.asked;
+            (self.asked_all, self.paused) = (self.asked, false);
         }
         Ok(VmCheck { changes, state: Some(RunState::from_name(&now.run_state)) })
     }

@@ -18,6 +18,7 @@ impl SourceDriver {
         }
         match self.resume_guest() {
             Ok(_) => {
+                self.given_back = true;
                 // Not before: taking the protections back takes 60 ms a GiB.
                 self.parts.tracker = None;
                 self.tell_of_resumption();
@@ -47,6 +48,17 @@ impl SourceDriver {
         }
         self.tell_of_resumption();
         Ok(SourceEvent::RanOn(true))
+    }
+
+    /// What others did in the pause just before its device state was saved may be why the target, or QEMU
+    /// itself, could do nothing with that.
+    pub(super) fn add_changes(&mut self, why: &mut String) {
+        let check = self.parts.machine.lock().watch();
+        let changes = check.map(|check| check.changes).unwrap_or_default();
+        let new: Vec<_> = changes.into_iter().filter(|change| !why.contains(change.as_str())).collect();
+        if !new.is_empty() {
+            *why += &format!("; the VM was changed meanwhile: {}", new.join("; "));
+        }
     }
 
     /// How long it stood still.

@@ -396,6 +396,8 @@ pub(crate) struct Cpu {
     /// first time, the second …
     pub(crate) on_stop: Arc<Mutex<VecDeque<OnTheWay>>>,
     pub(crate) on_save: Arc<Mutex<VecDeque<OnTheWay>>>,
+    /// And before a device state is loaded.
+    pub(crate) on_load: Arc<Mutex<VecDeque<OnTheWay>>>,
     /// What it does if it does not run, and that is not that somebody has paused it.
     pub(crate) other_state: Arc<Mutex<Option<RunState>>>,
     /// What happens just before the promise.
@@ -427,6 +429,7 @@ impl Cpu {
             unseen: Arc::default(),
             on_stop: Arc::default(),
             on_save: Arc::default(),
+            on_load: Arc::default(),
             other_state: Arc::default(),
             on_hold: Arc::default(),
             disks: Arc::default(),
@@ -549,6 +552,8 @@ impl Machine for Cpu {
 
     fn load(&mut self, state: &DeviceState) -> Result<(), MachineError> {
         self.answers()?;
+        let happens = self.on_load.lock().unwrap().pop_front();
+        happens.into_iter().for_each(|happens| happens());
         if self.refuses.load(SeqCst) {
             return Err(MachineError { what: "load the device state".into(), why: "no such device".into() });
         }

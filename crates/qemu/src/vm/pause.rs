@@ -254,6 +254,7 @@ impl Vm {
     pub(super) fn give_back(&mut self, before: RunState) -> Result<Duration, MachineError> {
         let what = "restore";
         self.thaw().map_err(|error| self.error(what, error))?;
+        self.known.iter_mut().for_each(Known::goes_on);
         self.qmp.hear().map_err(|error| self.error(what, error))?;
         let since = self.phase.since().map(|number| self.qmp.events_since(number));
         let taken_over = since.is_some_and(halt::taken_over);
