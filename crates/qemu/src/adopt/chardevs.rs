@@ -305,6 +305,7 @@ pub(super) fn follow(
         })
         .collect();
     reasons.extend(compare(&live, recipe, known));
+    reasons.extend(debugged(&live));
     // Those that were removed. (Of a port that is no character device of its own, the name here need not be
     // QEMU's.)
     let ours = known.is_empty();
@@ -336,7 +337,8 @@ fn compare(live: &BTreeMap<String, String>, recipe: &mut Recipe, known: &BTreeSe
     told.extend(recipe.chardevs.iter().map(|device| device.id.clone()));
     told.extend(known.iter().cloned());
     let mut reasons = Vec::new();
-    for id in live.keys().filter(|id| !told.contains(*id) && !is_made_by_qemu(id, live)) {
+    let by_qemu = |id: &str| is_made_by_qemu(id, live) || is_of_debugger(id, &live[id]);
+    for id in live.keys().filter(|id| !told.contains(*id) && !by_qemu(id)) {
         match backend(id).map(|backend| (kind(&backend), backend)) {
             Some((Ok(kind), _)) if is_id(id) => recipe.chardevs.push(Chardev::new(id.clone(), kind)),
             Some((Ok(_), _)) | None => {}
@@ -348,6 +350,23 @@ fn compare(live: &BTreeMap<String, String>, recipe: &mut Recipe, known: &BTreeSe
     reasons
 }
 
+/// What QEMU calls the one by which debuggers reach it (`-gdb`, `gdbserver`).
+const DEBUGGER: &str = "gdb";
+
+/// Whether QEMU prints there what a debugger asks of its monitor. It stays when the debugger's port is closed.
+fn is_of_debugger(id: &str, backend: &str) -> bool {
+    id.starts_with('#') && backend == DEBUGGER
+}
+
+/// Why a VM with this debugger cannot be moved: under KVM its breakpoints are written into the guest's memory.
+fn debugged(live: &BTreeMap<String, String>) -> Option<String> {
+    let (_, client) = live.get(DEBUGGER)?.split_once(" <-> ")?;
+    Some(format!(
+        "a debugger is connected to QEMU (from {client}), which cannot follow, and its breakpoints may be in \
+         the guest's memory; detach it"
+    ))
+}
+
 /// Whether it belongs to an option that gives it no id, to a monitor, or is ours.
 fn is_made_by_qemu(id: &str, live: &BTreeMap<String, String>) -> bool {
     let numbered = |stem: &str| {
@@ -355,7 +374,7 @@ fn is_made_by_qemu(id: &str, live: &BTreeMap<String, String>) -> bool {
             .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
     };
     ["serial", "parallel", "compat_monitor", "vc"].into_iter().any(numbered)
-        || matches!(id, "debugcon" | "gdb")
+        || matches!(id, "debugcon" | DEBUGGER)
         || id.starts_with("whimbrel-")
         || id.strip_suffix("-base").is_some_and(|stem| live.contains_key(stem))
 }

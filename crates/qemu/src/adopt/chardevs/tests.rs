@@ -132,6 +132,9 @@ fn what_others_have_changed_is_followed() {
         ("serial0", "null"),
         ("compat_monitor0", "unix:/q"),
         ("whimbrel-qmp", "unix:/q"),
+        // Of `-gdb`, or of a `gdbserver` that may be over: `none` closes only its port.
+        ("#chr062", "gdb"),
+        ("gdb", "disconnected:tcp:127.0.0.1:1234,server=on"),
     ]
     .map(|(id, name)| (id.to_owned(), name.to_owned()))
     .into();
@@ -139,6 +142,10 @@ fn what_others_have_changed_is_followed() {
     let found: Vec<_> = recipe.chardevs.iter().map(|device| (device.id.as_str(), device.kind)).collect();
     use ChardevKind::{Log, Pty, Socket};
     assert_eq!(found, [("g", Socket), ("n", Pty), ("m", Log), ("late", Socket)]);
+    assert_eq!(debugged(&live), None, "nobody is there");
+    let connected = "tcp:127.0.0.1:1234,server=on <-> 127.0.0.1:5".to_owned();
+    let why = debugged(&[("gdb".to_owned(), connected)].into()).unwrap_or_default();
+    assert!(why.contains("a debugger is connected to QEMU (from 127.0.0.1:5)"), "{why}");
     let odd = [("mouse".to_owned(), "msmouse".to_owned())].into();
     assert_eq!(compare(&odd, &mut recipe, &read.chardevs).len(), 1);
 }
