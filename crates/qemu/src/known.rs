@@ -41,6 +41,14 @@ const TELLING: &[&str] = &[
 const OF_THE_GUEST: &[&str] =
     &["BLOCK_IO_ERROR", "GUEST_PANICKED", "RESET", "SHUTDOWN", "STOP", "SUSPEND", "SUSPEND_DISK", "WATCHDOG"];
 
+/// Somebody or something has stopped the guest.
+const STOPPED: &str = "STOP";
+
+/// Said of a QEMU that has stopped its guest and answers nobody. While somebody loads a snapshot, QEMU itself
+/// writes all of the guest's memory, and must not be slowed as a writer: the guest stands still meanwhile.
+const BUSY: &str = "QEMU has stopped the guest, and is busy with that (savevm, loadvm, dump-guest-memory?); \
+                    migrate again when that is done";
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Known {
@@ -99,7 +107,12 @@ impl Known {
         } else {
             return Ok(VmCheck::default());
         };
-        let now = Snapshot::take(qmp, depth)?;
+        let now = match Snapshot::take(qmp, depth) {
+            Err(QmpError::Timeout { .. }) if events.contains(STOPPED) => {
+                return Ok(VmCheck { changes: vec![BUSY.to_owned()], state: None });
+            }
+            now => now?,
+        };
         let changes = self.tell_of(qmp, depth, &now)?;
         self.asked = Instant::now();
         if depth == Depth::Whole {

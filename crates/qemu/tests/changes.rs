@@ -2,13 +2,14 @@
 
 mod common;
 
-use common::{ends::Folder, hand::*};
+use common::{ends::Folder, hand::*, host};
 use ports::{Machine, RunState};
 use qemu::{Vm, qmp::Qmp};
 use serde_json::{Value, json};
 use std::{
     fs::File,
     path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -115,6 +116,79 @@ fn what_a_monitor_does_in_the_pause_is_noticed_in_it() {
     let (arguments, files) = (format!("{:?}", vm.recipe().arguments), format!("{:?}", vm.recipe().files));
     assert!(arguments.contains("id=blk0,drive=over") && !arguments.contains("node-name=d0"), "{arguments}");
     assert!(files.contains("d.img"), "{files}");
+}
+
+/// What libvirt sets of each VM with a balloon, and of threads on request.
+#[test]
+fn i9_what_is_set_of_threads_and_balloons_is_carried() {
+    let folder = Folder::new();
+    let second = format!("unix:{},server=on,wait=off", folder.path().join("q2").display());
+    let hand = ByHand::start(&with(&[
+        "-object",
+        "iothread,id=io0,poll-max-ns=7",
+        "-object",
+        "iothread,id=io1",
+        "-device",
+        "virtio-balloon-pci",
+        "-qmp",
+        &second,
+    ]));
+    let (mut vm, mut q2) = begun(&hand, &folder.path().join("q2"));
+    let settings = [
+        ("/objects/io0", "poll-max-ns", 0),
+        ("/objects/io1", "aio-max-batch", 9),
+        ("/machine/peripheral-anon/device[0]", "guest-stats-polling-interval", 5),
+    ];
+    let set = |qmp: &mut Qmp, (path, property, value): (&str, &str, u32)| {
+        qmp.execute("qom-set", json!({ "path": path, "property": property, "value": value })).unwrap();
+    };
+    let get = |qmp: &mut Qmp, path: &str, property: &str| {
+        qmp.execute("qom-get", json!({ "path": path, "property": property })).unwrap()
+    };
+    for setting in settings {
+        set(&mut q2, setting);
+        until("it is seen while the VM is moved", || !vm.watch().unwrap().changes.is_empty());
+        assert_eq!(vm.begin().unwrap().reasons, Vec::<String>::new());
+    }
+    let mut next = Vm::incoming(vm.recipe(), &host(hand.folder.path(), "target", None)).unwrap();
+    for (path, property, value) in settings {
+        assert_eq!(get(next.qmp(), path, property), value, "{path} {property}");
+    }
+    assert_eq!(get(next.qmp(), "/objects/io1", "poll-max-ns"), 32_768, "what nobody set is as usual");
+    next.destroy().unwrap();
+}
+
+/// A QEMU that loads a snapshot writes all of its guest's memory: slowed as a writer it takes minutes.
+#[test]
+fn i3_a_qemu_that_is_busy_with_a_stopped_guest_ends_a_move() {
+    let folder = Folder::new();
+    let hand = start(folder.path());
+    let (mut vm, mut q2) = begun(&hand, &folder.path().join("q2"));
+    let signal = |word: &str| {
+        let sent = Command::new("kill").args([word, &hand.child.id().to_string()]).status();
+        assert!(sent.unwrap().success());
+    };
+    let deaf = |vm: &mut Vm, q2: &mut Qmp, command: &str| {
+        q2.execute(command, json!({})).unwrap();
+        signal("-STOP");
+        let mut seen = vm.watch();
+        until("it is asked", || {
+            let asked = !matches!(&seen, Ok(seen) if seen.changes.is_empty());
+            if !asked {
+                seen = vm.watch();
+            }
+            asked
+        });
+        signal("-CONT");
+        seen
+    };
+    // It may be busy with much else.
+    assert!(deaf(&mut vm, &mut q2, "query-status").is_err());
+    let seen = deaf(&mut vm, &mut q2, "stop").unwrap();
+    assert!(seen.changes[0].contains("QEMU has stopped the guest, and is busy"), "{seen:?}");
+    // One that answers goes on as it is.
+    assert_eq!(vm.begin().unwrap().reasons, Vec::<String>::new());
+    assert_eq!(vm.watch().unwrap().changes, Vec::<String>::new());
 }
 
 /// QEMU 7.2 ends itself when it is to resize a disk that is inactive, and whatever else it does then is lost.

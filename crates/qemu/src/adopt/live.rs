@@ -6,7 +6,7 @@ use super::{
     devices::{self, Device},
     drives::{self, Live},
     names::Names,
-    nets, objects, settings, throttles,
+    nets, objects, properties, settings, throttles,
 };
 use crate::{
     qmp::{Qmp, QmpError},
@@ -24,6 +24,9 @@ use sys::{proc, process::PidFd};
 
 /// Devices whose action a monitor can set, and nobody can ask for.
 const WATCHDOGS: &[&str] = &["i6300esb", "ib700"];
+
+/// Network cards whose device state does not hold that their link was set down, as all begin.
+const LINKS_LOST: &[&str] = &["i825", "ne2k_", "tulip"];
 
 /// Everything in which the running VM cannot be migrated, or is not what its command line says.
 pub(super) fn differences(
@@ -77,10 +80,13 @@ pub(crate) fn state(qmp: &mut Qmp, reasons: &mut Vec<String>) -> Result<(), QmpE
 
 /// The devices and objects that users add, and those of the machine itself.
 fn devices(qmp: &mut Qmp, read: &mut Read, reasons: &mut Vec<String>) -> Result<(), QmpError> {
+    // Those that were added are asked for everything.
+    properties::follow_threads(qmp, &mut read.recipe.arguments)?;
     objects::follow(qmp, &mut read.recipe.arguments, reasons)?;
     devices::follow(qmp, read, reasons)?;
     for (name, kind) in children(qmp, "/machine/unattached")?.into_iter().chain(children(qmp, "/machine")?) {
         refuse_kind(&name, &kind, reasons);
+        read.notes.extend(lost_link(&name, &kind));
     }
     Ok(())
 }
@@ -100,12 +106,23 @@ pub(super) fn look_at(qmp: &mut Qmp, device: &Device, read: &mut Read, reasons: 
                 .to_owned(),
         );
     }
+    read.notes.extend(lost_link(name, kind));
     if WATCHDOGS.contains(&kind.as_str()) {
         read.notes.push(format!(
             "watchdog {name} ({kind}): QEMU cannot be asked what it does when it expires; what a monitor set \
              (watchdog-set-action) stays behind, the target does as the command line says"
         ));
     }
+}
+
+/// What is to be said of a network card whose link may be down.
+fn lost_link(name: &str, kind: &str) -> Option<String> {
+    LINKS_LOST.iter().any(|stem| kind.starts_with(stem)).then(|| {
+        format!(
+            "network card {name} ({kind}): QEMU neither tells nor carries whether its link was set down \
+             (set_link); on the target it is up: set it down there, too"
+        )
+    })
 }
 
 /// A device's property that is on or off; `None`: it has none of this name.
@@ -221,6 +238,7 @@ fn disks(
     reasons.extend(live.encrypted_below().map(|path| drives::refused(drives::ENCRYPTED_BELOW, path)));
     super::secrets::follow(qmp, read, reasons)?;
     read.recipe.settings = settings::read(&drives, &nodes, &read.recipe.arguments);
+    read.recipe.settings.extend(properties::of_its_balloon(qmp, &read.recipe.arguments)?);
     read.notes.extend(settings::lost(&nodes));
     let known: Vec<&str> = read
         .recipe

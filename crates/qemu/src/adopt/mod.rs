@@ -16,6 +16,7 @@ pub(crate) mod names;
 pub(crate) mod netdevs;
 pub(crate) mod nets;
 mod objects;
+pub(crate) mod properties;
 pub(crate) mod secrets;
 mod settings;
 pub(crate) mod throttles;

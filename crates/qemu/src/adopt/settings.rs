@@ -96,7 +96,8 @@ mod tests {
             assert_eq!(read(&drives, &nodes, &[freed]).len(), 3, "the limits that were taken away, too");
         }
         let found = read(&drives, &nodes, &[]);
-        let commands: Vec<_> = found.iter().map(Setting::command).map(|(command, _)| command).collect();
+        let commands: Vec<_> =
+            found.iter().filter_map(Setting::command).map(|(command, _)| command).collect();
         assert_eq!(commands, ["block_set_io_throttle", "block-set-write-threshold"], "{found:?}");
         assert!(found.iter().all(|setting| setting.check().is_ok()), "{found:?}");
         let told = lost(&nodes);

@@ -58,6 +58,11 @@ pub enum Setting {
         /// In bytes.
         bytes: u64,
     },
+    /// The balloon asks its guest for statistics (`qom-set … guest-stats-polling-interval`).
+    BalloonStatistics {
+        /// How often: once in so many.
+        seconds: u32,
+    },
 }
 
 impl Setting {
@@ -72,6 +77,7 @@ impl Setting {
                 )
             }
             Self::WriteThreshold { node, .. } => (vec![node.as_str()], true),
+            Self::BalloonStatistics { .. } => (vec![], true),
         };
         match names.iter().find(|name| !is_plain_name(name)) {
             Some(name) => Err(format!("{:?} is no name of a drive or node", shown(name))),
@@ -80,9 +86,9 @@ impl Setting {
         }
     }
 
-    /// The command that sets it.
-    pub(crate) fn command(&self) -> (&'static str, Value) {
-        match self {
+    /// The command that sets it; `None`: first it must be asked where the target has it.
+    pub(crate) fn command(&self) -> Option<(&'static str, Value)> {
+        Some(match self {
             Self::Throttle { drive, device, group, limits } => {
                 let mut arguments = json!({});
                 match drive.as_str() {
@@ -104,7 +110,8 @@ impl Setting {
             Self::WriteThreshold { node, bytes } => {
                 ("block-set-write-threshold", json!({ "node-name": node, "write-threshold": bytes }))
             }
-        }
+            Self::BalloonStatistics { .. } => return None,
+        })
     }
 }
 
@@ -135,7 +142,7 @@ mod tests {
 
     #[test]
     fn what_was_not_limited_is_said_to_be_unlimited() {
-        let (command, arguments) = throttle("", "blk0", "bps").command();
+        let (command, arguments) = throttle("", "blk0", "bps").command().unwrap();
         assert_eq!(command, "block_set_io_throttle");
         let all = json!({ "id": "blk0", "bps": 7, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0,
             "iops_wr": 0 });

@@ -29,6 +29,8 @@ pub(crate) enum Setting {
     Object,
     /// A group of block nodes that share limits, with these.
     ThrottleGroup,
+    /// What is set of an object while it works, with its value.
+    Property,
     /// A memory backend, with its size.
     Memory,
     /// A memory device, with its size.
@@ -61,6 +63,7 @@ impl Setting {
             Self::Device => Words("device", "was plugged in", "was unplugged", AGAIN),
             Self::Object => Words("object", "was added", "was removed", AGAIN),
             Self::ThrottleGroup => Words("throttle group", "was added", "was removed", AGAIN),
+            Self::Property => Words("property", "is there now", "is no more", AGAIN),
             Self::Memory => Words("memory backend", "was added", "was removed", AGAIN),
             Self::MemoryDevice => Words("memory device", "was plugged in", "was unplugged", AGAIN),
             Self::Cpu => Words("vCPU", "was plugged in", "was unplugged", AGAIN),

@@ -2,7 +2,7 @@
 
 use super::{Setting, Snapshot};
 use crate::{
-    adopt::{nets::hub_port, throttles},
+    adopt::{nets::hub_port, properties, throttles},
     qmp::{Qmp, QmpError},
     recipe::LIMITS,
 };
@@ -93,8 +93,25 @@ impl Snapshot {
         let mut taken = Self::read(depth, &lines, answers)?;
         if depth == Depth::Whole {
             taken.ask_groups(qmp)?;
+            taken.ask_properties(qmp)?;
         }
         Ok(taken)
+    }
+
+    /// What `qom-set` changes of threads and balloons, without an event.
+    fn ask_properties(&mut self, qmp: &mut Qmp) -> Result<(), QmpError> {
+        let of = |kind| self.kinds.get(&kind).into_iter().flatten();
+        let threads = of(Setting::Object).filter(|(_, kind)| *kind == properties::THREAD);
+        let balloons = of(Setting::Device).filter_map(|(name, kind)| properties::of_device(name, kind));
+        let asked: Vec<_> =
+            threads.flat_map(|(id, _)| properties::of_thread(id)).chain(balloons).take(MOST).collect();
+        let lines: Vec<_> = asked.iter().map(|property| property.line()).collect();
+        let answers = qmp.execute_all(&lines, WITHIN)?;
+        let told = asked.iter().zip(answers);
+        // An older QEMU has not all of them.
+        let told = told.filter_map(|(property, now)| Some((property.words(), now.ok()?.to_string())));
+        self.add(Setting::Property, told.collect());
+        Ok(())
     }
 
     /// The limits of each throttle group, which `qom-set` changes without an event.

@@ -2,6 +2,7 @@
 
 use super::{Handle, OpenError, Vm, lives};
 use crate::{
+    adopt::properties,
     cpu,
     find::{self, FindError},
     host::Host,
@@ -68,8 +69,14 @@ impl Vm {
     /// Sets what monitors had set where it comes from.
     fn set(&mut self, settings: &[Setting]) -> Result<(), String> {
         for setting in settings {
-            let (command, arguments) = setting.command();
-            self.qmp.execute(command, arguments).map_err(|error| error.to_string())?;
+            let set = match (setting, setting.command()) {
+                (_, Some((command, arguments))) => self.qmp.execute(command, arguments).map(drop),
+                (Setting::BalloonStatistics { seconds }, None) => {
+                    properties::set_balloon(&mut self.qmp, *seconds)
+                }
+                (_, None) => Ok(()),
+            };
+            set.map_err(|error| error.to_string())?;
         }
         Ok(())
     }

@@ -228,3 +228,14 @@ fn a_disk_that_is_in_use_must_be_there() {
     };
     assert_eq!(found(&gone, ejected), Vec::<String>::new());
 }
+
+#[test]
+fn a_card_whose_link_is_not_carried_is_told_of() {
+    for kind in ["ne2k_pci", "ne2k_isa", "i82551", "i82559er", "tulip"] {
+        let told = lost_link("c0", kind).unwrap_or_default();
+        assert!(told.contains(&format!("network card c0 ({kind})")), "{kind}: {told}");
+    }
+    for kind in ["virtio-net-pci", "e1000", "e1000e", "rtl8139", "pcnet", "vmxnet3", "i8042", "usb-tablet"] {
+        assert_eq!(lost_link("c0", kind), None);
+    }
+}
