@@ -4,7 +4,7 @@
 //! tested would not be what is shipped.
 
 use super::{
-    ArrivalRecord, CACHE_BYTES, DepartureRecord, Known, Store, StoreError, VmRecord, decode, missing,
+    ArrivalRecord, CACHE_BYTES, DepartureRecord, Known, Opened, Store, StoreError, VmRecord, decode, missing,
     ownership,
 };
 use api::{PastMigration, Report};
@@ -23,7 +23,8 @@ pub const TABLES: [&str; 9] =
 
 /// A store in memory in which these tables have these rows, as they are.
 pub fn store(host: &str, rows: &[(&str, &[u8])]) -> Result<Store, StoreError> {
-    let database = Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(InMemoryBackend::new());
+    let memory = || Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(InMemoryBackend::new());
+    let database = Opened::by(memory);
     let refused = |why: String| StoreError::Open { dir: "memory".into(), why };
     let store = Store::over(database.map_err(|e| refused(e.to_string()))?, host)?;
     store.change("damage the rows", |change| {

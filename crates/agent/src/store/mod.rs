@@ -8,6 +8,7 @@
 pub mod fuzz;
 mod history;
 mod missing;
+mod opened;
 mod ownership;
 mod records;
 mod reports;
@@ -29,6 +30,7 @@ pub use source::Departure;
 pub use target::Arrival;
 
 use crate::private;
+use opened::Opened;
 use redb::{
     Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
     WriteTransaction,
@@ -92,7 +94,7 @@ impl From<StoreError> for io::Error {
 /// The store of one agent. Clones share it.
 #[derive(Clone)]
 pub struct Store {
-    database: Arc<Database>,
+    database: Arc<Opened>,
     host: Arc<str>,
 }
 
@@ -102,7 +104,9 @@ impl Store {
         let refused = |why: String| StoreError::Open { dir: dir.to_owned(), why };
         private::directory(dir).map_err(|e| refused(e.to_string()))?;
         let pid_file = dir.join("agent.pid");
-        let database = match Builder::new().set_cache_size(CACHE_BYTES).create(dir.join("agent.redb")) {
+        let file = dir.join("agent.redb");
+        let open = move || Builder::new().set_cache_size(CACHE_BYTES).create(&file);
+        let database = match Opened::by(open) {
             Ok(database) => database,
             Err(DatabaseError::DatabaseAlreadyOpen) => {
                 let holder = fs::read_to_string(&pid_file).map(|pid| format!(" (pid {})", pid.trim()));
@@ -116,7 +120,7 @@ impl Store {
         Self::over(database, host)
     }
 
-    fn over(database: Database, host: &str) -> Result<Self, StoreError> {
+    fn over(database: Opened, host: &str) -> Result<Self, StoreError> {
         let store = Self { database: Arc::new(database), host: host.into() };
         store.change("prepare the tables", |change| {
             vms::prepare(change)?;
@@ -137,19 +141,20 @@ impl Store {
         &self.host
     }
 
-    /// One change: durable when it returns `Ok`, undone if the body or the commit fails.
+    /// One change: durable when it returns `Ok`, undone if the body fails. Where its file could not be written,
+    /// only the next look tells.
     fn change<T>(
         &self,
         what: &str,
         body: impl FnOnce(&WriteTransaction) -> Result<T, Trouble>,
     ) -> Result<T, StoreError> {
-        let attempt = || {
-            let change = self.database.begin_write().map_err(Trouble::from)?;
+        let attempt = |database: &Database| {
+            let change = database.begin_write().map_err(Trouble::from)?;
             let value = body(&change)?;
             change.commit().map_err(Trouble::from)?;
             Ok(value)
         };
-        attempt().map_err(|trouble: Trouble| trouble.of(what))
+        self.database.with(attempt).map_err(|trouble: Trouble| trouble.of(what))
     }
 
     /// One consistent look.
@@ -158,8 +163,8 @@ impl Store {
         what: &str,
         body: impl FnOnce(&ReadTransaction) -> Result<T, Trouble>,
     ) -> Result<T, StoreError> {
-        let attempt = || body(&self.database.begin_read().map_err(Trouble::from)?);
-        attempt().map_err(|trouble: Trouble| trouble.of(what))
+        let attempt = |database: &Database| body(&database.begin_read().map_err(Trouble::from)?);
+        self.database.with(attempt).map_err(|trouble: Trouble| trouble.of(what))
     }
 }
 

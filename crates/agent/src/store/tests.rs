@@ -411,3 +411,59 @@ fn a_departure_says_which_record_decides_it() {
         assert_eq!(store.departure_of(vm).unwrap().unwrap().record, identity);
     }
 }
+
+/// Memory that fails to be written while it is told to, as a disk that is full.
+#[derive(Clone, Debug, Default)]
+struct Disk {
+    bytes: std::sync::Arc<std::sync::Mutex<Vec<u8>>>,
+    is_full: std::sync::Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl redb::StorageBackend for Disk {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.bytes.lock().unwrap().len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let at = offset as usize;
+        out.copy_from_slice(&self.bytes.lock().unwrap()[at..at + out.len()]);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.bytes.lock().unwrap().resize(len as usize, 0);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        if self.is_full.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let at = offset as usize;
+        self.bytes.lock().unwrap()[at..at + data.len()].copy_from_slice(data);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_disk_that_was_full_is_used_again_without_a_restart() {
+    let disk = Disk::default();
+    let backend = disk.clone();
+    let opened = Opened::by(move || Builder::new().create_with_backend(backend.clone())).unwrap();
+    let store = Store::over(opened, "here").unwrap();
+    let full = |full| disk.is_full.store(full, std::sync::atomic::Ordering::SeqCst);
+    for name in ["web1", "web2"] {
+        full(true);
+        for _ in 0..3 {
+            store.add_vm(&vm(name, Standing::Here)).unwrap_err();
+        }
+        full(false);
+        store.add_vm(&vm(name, Standing::Here)).unwrap();
+    }
+    let names: Vec<_> = store.vms().unwrap().into_iter().map(|vm| vm.name).collect();
+    assert_eq!(names, ["web1", "web2"]);
+}
