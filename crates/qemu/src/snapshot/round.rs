@@ -269,7 +269,10 @@ fn drive(one: &Value) -> String {
     let Some(node) = inserted["node-name"].as_str() else { return "empty".to_owned() };
     let limits = LIMITS.iter().filter_map(|name| Some(format!(", {name}={}", limit(inserted, name)?)));
     let limits = limits.chain(bitmaps(inserted).map(|bitmap| format!(", {bitmap}")));
-    format!("node {node} ({}){}", text(inserted, "file"), limits.collect::<String>())
+    // A resized disk is none that the target's controllers know, and has no event.
+    let size = inserted["image"]["virtual-size"].as_u64().map(|bytes| format!(", {bytes} bytes"));
+    let size = size.unwrap_or_default();
+    format!("node {node} ({}){size}{}", text(inserted, "file"), limits.collect::<String>())
 }
 
 /// Those that have a name; without one they are QEMU's own.
@@ -386,7 +389,7 @@ mod tests {
         let bitmap = json!({ "name": "b", "granularity": 65536, "count": 7, "persistent": false });
         let own = json!({ "granularity": 65536, "persistent": false });
         let medium = json!({ "node-name": "#block1", "file": "/a.iso", "bps": 5, "iops": 0,
-            "image": { "actual-size": 7 },
+            "image": { "actual-size": 7, "virtual-size": 9 },
                              "dirty-bitmaps": [bitmap, own] });
         let disk = "/machine/peripheral/blk0/virtio-backend";
         let table: [(Parse, Value, Kept); 12] = [
@@ -412,7 +415,7 @@ mod tests {
                        { "device": "d", "qdev": "/machine/peripheral-anon/device[0]/virtio-backend" }]),
                 &[
                     ("blk0", "empty"),
-                    ("cd", "node #block1 (/a.iso), bps=5, bitmap b of 65536 bytes"),
+                    ("cd", "node #block1 (/a.iso), 9 bytes, bps=5, bitmap b of 65536 bytes"),
                     ("d", "empty"),
                 ],
             ),
