@@ -30,6 +30,11 @@ impl Stat {
         number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("stat has no number {n}")))
     }
 
+    /// The same where it may be below zero.
+    pub fn word(&self, n: usize) -> Option<&str> {
+        n.checked_sub(FIRST).and_then(|at| self.fields.get(at)).map(String::as_str)
+    }
+
     /// Whether somebody has stopped it: a signal or a debugger.
     pub fn is_stopped(&self) -> bool {
         matches!(self.state, 'T' | 't')

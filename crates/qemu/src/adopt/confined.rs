@@ -1,8 +1,11 @@
-//! How the process of an adopted VM is confined, and what of that its target's will not be.
+//! How the process of an adopted VM is confined and scheduled, and what of that its target's will not be.
 
 use crate::Account;
-use std::{fs, io, path::Path};
-use sys::{proc, process::PidFd};
+use std::{collections::BTreeSet, fs, io, path::Path};
+use sys::{
+    proc::{self, Stat},
+    process::PidFd,
+};
 
 /// What is different on the target, in words; nothing where it is not. `argv` is its command line.
 pub(super) fn notes(process: &PidFd, argv: &[String]) -> Vec<String> {
@@ -20,9 +23,63 @@ pub(super) fn notes(process: &PidFd, argv: &[String]) -> Vec<String> {
         // As on the target, if both hosts are set up alike; root gives rights up there, and takes none along.
         let usual = Account::choose(None).ok().and_then(|account| Some(account.ids()?.user));
         let same = [Some(0), usual].map(|user| user.unwrap_or(0).to_string());
-        Ok(differences(&status, &same, &root, &group, &ours, &users))
+        let mut notes = differences(&status, &same, &root, &group, &ours, &users);
+        notes.extend(unlike(&scheduled(&process.proc_path(""))?, &scheduled(Path::new("/proc/self"))?));
+        Ok(notes)
     })();
     looked.unwrap_or_else(|error| vec![format!("cannot look how its QEMU is confined: {error}")])
+}
+
+/// How the host treats the threads of a process. One that has changed while it is read is told as it was.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+struct Scheduled {
+    /// The processors of each of its threads that may not use those of the first.
+    processors: BTreeSet<String>,
+    /// What `nice` says of its first thread.
+    nice: String,
+    /// Whether a thread of it goes before all others (`chrt`).
+    real_time: bool,
+    /// What the kernel adds when it looks for somebody to end (`oom_score_adj`).
+    oom: String,
+}
+
+/// Field numbers of `/proc/PID/stat`.
+const NICE: usize = 19;
+const PRIORITY: usize = 40;
+
+fn scheduled(process: &Path) -> io::Result<Scheduled> {
+    let oom = fs::read_to_string(process.join("oom_score_adj"))?.trim().to_owned();
+    let mut found = Scheduled { oom, ..Scheduled::default() };
+    let stat = Stat::parse(&fs::read_to_string(process.join("stat"))?)?;
+    stat.word(NICE).unwrap_or_default().clone_into(&mut found.nice);
+    for thread in fs::read_dir(process.join("task"))?.flatten() {
+        let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+        found.processors.extend(proc::value(&status, "Cpus_allowed_list").map(str::to_owned));
+        let stat = fs::read_to_string(thread.path().join("stat")).and_then(|text| Stat::parse(&text));
+        found.real_time |= stat.and_then(|stat| stat.number(PRIORITY)).is_ok_and(|priority| priority > 0);
+    }
+    Ok(found)
+}
+
+/// How the target's QEMU is treated otherwise: it has what its agent has, as one that this agent starts.
+fn unlike(its: &Scheduled, ours: &Scheduled) -> Vec<String> {
+    let mut notes = Vec::new();
+    if its.processors != ours.processors {
+        let all: Vec<_> = its.processors.iter().map(String::as_str).collect();
+        notes.push(format!(
+            "its threads may use the processors {} only (taskset, vcpupin); on the target they may use those \
+             of the agent",
+            all.join(" and ")
+        ));
+    }
+    if its.nice != ours.nice || its.real_time {
+        let real = if its.real_time { ", and a thread of it goes before others (chrt)" } else { "" };
+        notes.push(format!("it has a nice value of {}{real}; on the target it has the agent's", its.nice));
+    }
+    if its.oom != ours.oom {
+        notes.push(format!("its oom_score_adj is {}; on the target it is the agent's", its.oom));
+    }
+    notes
 }
 
 /// `same` are users of which nothing is said.
@@ -92,6 +149,28 @@ mod tests {
         {
             assert!(note.contains(says), "{note}");
         }
+        let ours = Scheduled {
+            processors: ["0-7".to_owned()].into(),
+            nice: "0".into(),
+            oom: "0".into(),
+            real_time: false,
+        };
+        assert_eq!(unlike(&ours, &ours), Vec::<String>::new());
+        let bound = Scheduled {
+            processors: ["0-7".to_owned(), "3".to_owned()].into(),
+            nice: "-5".into(),
+            real_time: true,
+            oom: "-900".into(),
+        };
+        let notes = unlike(&bound, &ours);
+        assert_eq!(notes.len(), 3, "{notes:#?}");
+        for (note, says) in
+            notes.iter().zip(["processors 0-7 and 3 only", "of -5, and a thread", "adj is -900"])
+        {
+            assert!(note.contains(says), "{note}");
+        }
+        let me = scheduled(Path::new("/proc/self")).unwrap();
+        assert!(!me.processors.is_empty() && me.nice.parse::<i32>().is_ok(), "{me:?}");
         let stranger = differences("Uid: 1 7 1 1", &[], Path::new("/"), "", "", users);
         assert!(stranger[0].contains("user number 7"), "{stranger:?}");
     }
