@@ -27,6 +27,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Mbit/s. They stand for 32 MiB of memory.
 const ON_THE_WAY: u64 = 64 << 10;
 
+/// After so many shares in which nothing is to be told, it is told that they were looked at: zeros are read
+/// at 2 GiB/s at least, so a source hears of them eight times a second and does not lose its patience.
+const UNTOLD: u32 = 64;
+
 /// How often it is looked whether there is less; there is no event for it.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -57,27 +61,26 @@ fn tell_all(
     mut say: impl FnMut(control::Kept) -> io::Result<()>,
 ) -> io::Result<()> {
     let mut content = vec![0; SHARE as usize * PAGE_SIZE];
+    let mut untold = 0;
     for (id, pages) in (0..).map(BlockId).zip(&shape.0) {
-        let Some(present) = kept.upgrade().and_then(|kept| kept.present(id).ok()) else { break };
         let mut at = PageIndex(0);
-        while let Some(first) = present.first_from(at) {
+        loop {
+            let Some(kept) = kept.upgrade() else { return Ok(()) };
+            let Ok(Some(first)) = kept.first_present(id, at) else { break };
             let start = PageIndex(first.0 / SHARE * SHARE);
             let share = PageRange::new(start, SHARE.min(pages - start.0));
             at = share.end();
-            let mut tags = vec![NOTHING_KEPT; share.count as usize];
-            for run in present.runs_within(share) {
-                let content = &mut content[..run.bytes().0 as usize];
-                let Some(kept) = kept.upgrade() else { return Ok(()) };
-                if kept.read(id, run, content).is_err() {
-                    continue;
-                }
-                let into = &mut tags[(run.start.0 - start.0) as usize..];
-                let some = content.chunks(PAGE_SIZE).zip(into).filter(|(page, _)| !is_zero(page));
-                some.for_each(|(page, tag)| *tag = tagger.short(page));
+            let content = &mut content[..share.bytes().0 as usize];
+            if kept.read(id, share, content).is_err() {
+                break;
             }
+            drop(kept);
+            let tag = |page: &[u8]| if is_zero(page) { NOTHING_KEPT } else { tagger.short(page) };
+            let mut tags: Vec<u64> = content.chunks(PAGE_SIZE).map(tag).collect();
             let told = tags.iter().rposition(|tag| *tag != NOTHING_KEPT).map_or(0, |last| last + 1);
-            tags.truncate(told);
-            if told > 0 {
+            untold = if told > 0 { 0 } else { untold + 1 };
+            if told > 0 || untold % UNTOLD == 0 {
+                tags.truncate(told.max(1));
                 say(control::Kept { block: id.0.into(), start: start.0, tags, end: false })?;
             }
         }
@@ -142,6 +145,13 @@ impl KeptTable {
         Ok(())
     }
 
+    /// The same as [`Self::of`] for a share that is asked for only once: it is forgotten.
+    pub(crate) fn take(&self, block: BlockId, page: PageIndex) -> Option<Arc<[u64]>> {
+        let tags = self.of(block, page)?;
+        self.inner.locked().shares.remove(&(block, page.0 / SHARE));
+        Some(tags)
+    }
+
     /// The short tags of a share, from its first page on; waits until that share was told of. `None`: nothing
     /// of it is kept, or nobody knows.
     pub(crate) fn of(&self, block: BlockId, page: PageIndex) -> Option<Arc<[u64]>> {
@@ -192,24 +202,28 @@ impl Inner {
 mod tests {
     use super::*;
     use std::time::Instant;
-    use units::PageSet;
 
     const SHAPE: [u64; 2] = [3 * SHARE + 10, 5];
 
     /// Keeps some pages, each full of its own number.
     struct Copy(Vec<Vec<u64>>);
 
+    impl Copy {
+        fn has(&self, block: BlockId, page: u64) -> bool {
+            self.0[usize::from(block.0)].contains(&page)
+        }
+    }
+
     impl KeptCopy for Copy {
-        fn present(&self, block: BlockId) -> io::Result<PageSet> {
-            let mut set = PageSet::empty(SHAPE[usize::from(block.0)]);
-            for page in &self.0[usize::from(block.0)] {
-                set.insert(PageIndex(*page));
-            }
-            Ok(set)
+        fn first_present(&self, block: BlockId, from: PageIndex) -> io::Result<Option<PageIndex>> {
+            let pages = self.0[usize::from(block.0)].iter().copied();
+            Ok(pages.filter(|page| *page >= from.0).min().map(PageIndex))
         }
 
-        fn read(&self, _: BlockId, range: PageRange, into: &mut [u8]) -> io::Result<()> {
-            into.chunks_mut(PAGE_SIZE).zip(range.start.0..).for_each(|(page, n)| page.fill(n as u8));
+        fn read(&self, block: BlockId, range: PageRange, into: &mut [u8]) -> io::Result<()> {
+            for (page, n) in into.chunks_mut(PAGE_SIZE).zip(range.start.0..) {
+                page.fill(if self.has(block, n) { n as u8 } else { 0 });
+            }
             Ok(())
         }
 
@@ -224,7 +238,9 @@ mod tests {
     fn what_is_told_is_what_is_kept() {
         let tagger = Tagger::new([1; 32]);
         // The third share has nothing, and a page of zeros is nothing.
-        let copy: Arc<dyn KeptCopy> = Arc::new(Copy(vec![vec![0, 7, SHARE + 3, 3 * SHARE + 9], vec![4]]));
+        let copy = Copy(vec![vec![0, 7, SHARE + 3, 3 * SHARE + 9], vec![4]]);
+        let has = Copy(copy.0.clone());
+        let copy: Arc<dyn KeptCopy> = Arc::new(copy);
         let table = KeptTable::new(shape());
         let mut messages = 0;
         let say = |message: control::Kept| {
@@ -237,12 +253,79 @@ mod tests {
             for page in 0..pages {
                 let told = table.of(id, PageIndex(page));
                 let told = told.and_then(|tags| tags.get((page % SHARE) as usize).copied());
-                let is_kept = copy.present(id).unwrap().contains(PageIndex(page)) && page as u8 != 0;
+                let is_kept = has.has(id, page) && page as u8 != 0;
                 let tag = if is_kept { tagger.short(&[page as u8; PAGE_SIZE]) } else { NOTHING_KEPT };
                 assert_eq!(told.unwrap_or(NOTHING_KEPT), tag, "page {page} of block {}", id.0);
             }
         }
         drop(copy);
+    }
+
+    /// A page of zeros in each share: there is nothing to be told of a large VM for long.
+    struct Zeros;
+
+    const ZEROS: u64 = 5 * UNTOLD as u64 * SHARE;
+
+    impl KeptCopy for Zeros {
+        fn first_present(&self, _: BlockId, from: PageIndex) -> io::Result<Option<PageIndex>> {
+            Ok(Some(from).filter(|from| from.0 < ZEROS))
+        }
+
+        fn read(&self, _: BlockId, _: PageRange, into: &mut [u8]) -> io::Result<()> {
+            into.fill(0);
+            Ok(())
+        }
+
+        fn release(&self, _: BlockId, _: PageRange) {}
+    }
+
+    #[test]
+    fn a_source_hears_how_far_it_is_where_all_is_zeros() {
+        let copy: Arc<dyn KeptCopy> = Arc::new(Zeros);
+        let (shape, mut told) = (Shape(vec![ZEROS]), vec![]);
+        let table = KeptTable::new(shape.clone());
+        let say = |message: control::Kept| {
+            told.extend((!message.end).then_some(message.start / SHARE));
+            table.hear(&message)
+        };
+        tell_all(&Arc::downgrade(&copy), &shape, &Tagger::new([1; 32]), say).unwrap();
+        assert_eq!(told, [63, 127, 191, 255, 319]);
+        assert_eq!(table.of(BlockId(0), PageIndex(ZEROS - 1)).as_deref(), Some(&[NOTHING_KEPT][..]));
+    }
+
+    /// Memory that is given back while it is told of.
+    struct Abandoned;
+
+    impl KeptCopy for Abandoned {
+        fn first_present(&self, block: BlockId, from: PageIndex) -> io::Result<Option<PageIndex>> {
+            Ok(Some(from).filter(|from| from.0 < SHAPE[usize::from(block.0)]))
+        }
+
+        fn read(&self, _: BlockId, range: PageRange, into: &mut [u8]) -> io::Result<()> {
+            into.fill(1);
+            if range.start.0 < SHARE { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
+        }
+
+        fn release(&self, _: BlockId, _: PageRange) {}
+    }
+
+    #[test]
+    fn who_is_told_of_memory_that_is_gone_does_not_wait_for_more() {
+        let copy: Arc<dyn KeptCopy> = Arc::new(Abandoned);
+        let table = KeptTable::new(shape());
+        tell_all(&Arc::downgrade(&copy), &shape(), &Tagger::new([1; 32]), |m| table.hear(&m)).unwrap();
+        let since = Instant::now();
+        assert!(table.of(BlockId(0), PageIndex(0)).is_some());
+        assert_eq!(table.of(BlockId(0), PageIndex(SHARE)), None);
+        assert!(since.elapsed() < PATIENCE / 2);
+    }
+
+    #[test]
+    fn a_share_that_was_taken_is_not_held_any_longer() {
+        let table = KeptTable::new(shape());
+        table.hear(&control::Kept { block: 0, start: 0, tags: vec![9; 4], end: false }).unwrap();
+        assert_eq!((table.of(BlockId(0), PageIndex(1)).map(|tags| tags.len()), table.tags()), (Some(4), 4));
+        assert_eq!((table.take(BlockId(0), PageIndex(1)).map(|tags| tags.len()), table.tags()), (Some(4), 0));
     }
 
     #[test]

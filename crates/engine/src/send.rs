@@ -296,7 +296,7 @@ fn work(
                     if ended() { None } else { round.take(stream) }
                 };
                 while let Some((block, share)) = take() {
-                    let tags = kept_of(block, share.start);
+                    let tags = kept.as_ref().and_then(|kept| kept.take(block, share.start));
                     let whole = round.is_whole(block, share);
                     send((block, share), &round.set, whole, tags.as_deref().unwrap_or_default())?;
                 }

@@ -7,49 +7,60 @@ use std::{
     path::Path,
 };
 
-/// Whether another process has the file open or mapped. What is on its way between two processes
-/// (`SCM_RIGHTS`) is not seen. The file has no name.
-pub fn has_others(file: &File) -> io::Result<bool> {
-    let wanted = file.metadata()?;
+/// Which of the files another process has open or mapped. What is on its way between two processes
+/// (`SCM_RIGHTS`) is not seen. The files have no names. All processes are looked at once, for all files.
+pub fn have_others(files: &[&File]) -> io::Result<Vec<bool>> {
+    let wanted = files.iter().map(|file| file.metadata()).collect::<io::Result<Vec<_>>>()?;
+    let mut found = vec![false; wanted.len()];
     let own = std::process::id();
     for process in fs::read_dir("/proc")? {
         let process = process?;
         let pid = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
-        if pid.is_some_and(|pid| pid != own)
-            && (is_open(&process.path(), &wanted) || is_mapped(&process.path(), &wanted))
-        {
-            return Ok(true);
+        if pid.is_some_and(|pid| pid != own) {
+            look_at(&process.path(), &wanted, &mut found);
         }
     }
-    Ok(false)
+    Ok(found)
 }
 
-/// A process that ends meanwhile has nothing; one that may not be looked at may have anything. Only files
-/// without a name are looked at: one with a name may be on a server that does not answer.
-fn is_open(process: &Path, wanted: &Metadata) -> bool {
-    let files = match fs::read_dir(process.join("fd")) {
-        Ok(files) => files,
-        Err(error) => return error.kind() == io::ErrorKind::PermissionDenied,
-    };
+/// A process that ends meanwhile has nothing; one that may not be looked at may have anything.
+fn look_at(process: &Path, wanted: &[Metadata], found: &mut [bool]) {
+    match open_files(process) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return found.fill(true),
+        open => {
+            for file in open.into_iter().flatten() {
+                let same = |wanted: &Metadata| (wanted.dev(), wanted.ino()) == (file.dev(), file.ino());
+                mark(wanted, found, same);
+            }
+        }
+    }
+    // ADDRESSES RIGHTS OFFSET DEVICE INODE PATH
+    let maps = fs::read(process.join("maps")).unwrap_or_default();
+    for line in String::from_utf8_lossy(&maps).lines() {
+        let mut words = line.split_ascii_whitespace().skip(3);
+        if let (Some(device), Some(inode)) = (words.next(), words.next()) {
+            mark(wanted, found, |wanted| is_mapped_as(wanted, device, inode));
+        }
+    }
+}
+
+fn mark(wanted: &[Metadata], found: &mut [bool], is_there: impl Fn(&Metadata) -> bool) {
+    wanted.iter().zip(found).for_each(|(wanted, found)| *found |= is_there(wanted));
+}
+
+/// Only files without a name are looked at: one with a name may be on a server that does not answer.
+fn open_files(process: &Path) -> io::Result<Vec<Metadata>> {
     let nameless = |path: &Path| {
         fs::read_link(path).is_ok_and(|to| to.as_os_str().as_encoded_bytes().ends_with(b" (deleted)"))
     };
-    let paths = files.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| nameless(path));
-    paths
-        .filter_map(|path| fs::metadata(path).ok())
-        .any(|found| (found.dev(), found.ino()) == (wanted.dev(), wanted.ino()))
+    let paths = fs::read_dir(process.join("fd"))?.filter_map(|entry| Some(entry.ok()?.path()));
+    Ok(paths.filter(|path| nameless(path)).filter_map(|path| fs::metadata(path).ok()).collect())
 }
 
-fn is_mapped(process: &Path, wanted: &Metadata) -> bool {
+/// Whether a line of `maps` that says this is about the file.
+fn is_mapped_as(wanted: &Metadata, device: &str, inode: &str) -> bool {
     let (major, minor) = (rustix::fs::major(wanted.dev()), rustix::fs::minor(wanted.dev()));
-    let (device, inode) = (format!("{major:02x}:{minor:02x}"), wanted.ino().to_string());
-    // ADDRESSES RIGHTS OFFSET DEVICE INODE PATH
-    let is_wanted = |line: &str| {
-        let mut words = line.split_ascii_whitespace().skip(3);
-        words.next() == Some(&*device) && words.next() == Some(&*inode)
-    };
-    let maps = fs::read(process.join("maps")).unwrap_or_default();
-    String::from_utf8_lossy(&maps).lines().any(is_wanted)
+    inode.parse() == Ok(wanted.ino()) && device == format!("{major:02x}:{minor:02x}")
 }
 
 #[cfg(test)]
@@ -71,12 +82,13 @@ mod tests {
     fn a_file_of_this_process_alone_has_no_others() {
         let file = memfd();
         let _again = file.try_clone().unwrap();
-        assert!(!has_others(&file).unwrap());
+        assert_eq!(have_others(&[&file]).unwrap(), [false]);
+        assert_eq!(have_others(&[]).unwrap(), []);
     }
 
     #[test]
     fn whoever_else_has_a_file_open_is_found_until_it_ends() {
-        let file = memfd();
+        let (file, unused) = (memfd(), memfd());
         let mut other = Command::new("sh")
             .args(["-c", "echo ready; read end"])
             .stdin(Stdio::piped())
@@ -85,16 +97,18 @@ mod tests {
             .spawn()
             .unwrap();
         other.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
-        assert!(has_others(&file).unwrap());
+        assert_eq!(have_others(&[&unused, &file]).unwrap(), [false, true]);
         drop(other.stdin.take());
         other.wait().unwrap();
-        assert!(!has_others(&file).unwrap());
+        assert_eq!(have_others(&[&unused, &file]).unwrap(), [false, false]);
     }
 
     #[test]
     fn a_mapped_file_is_found_by_the_maps() {
-        let own = Path::new("/proc/self");
         let program = fs::metadata("/proc/self/exe").unwrap();
-        assert!(is_mapped(own, &program) && !is_mapped(own, &memfd().metadata().unwrap()));
+        let wanted = [memfd().metadata().unwrap(), program];
+        let mut found = [false; 2];
+        look_at(Path::new("/proc/self"), &wanted, &mut found);
+        assert_eq!(found, [false, true]);
     }
 }

@@ -124,8 +124,8 @@ fn kept(block: BlockId, page: PageIndex) -> Option<u8> {
 }
 
 impl KeptCopy for Copy {
-    fn present(&self, block: BlockId) -> io::Result<PageSet> {
-        Ok(PageSet::full(PAGES[usize::from(block.0)]))
+    fn first_present(&self, block: BlockId, from: PageIndex) -> io::Result<Option<PageIndex>> {
+        Ok(Some(from).filter(|from| from.0 < PAGES[usize::from(block.0)]))
     }
 
     fn read(&self, block: BlockId, range: PageRange, into: &mut [u8]) -> io::Result<()> {

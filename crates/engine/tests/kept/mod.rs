@@ -3,7 +3,7 @@
 use super::*;
 use ports::KeptCopy;
 use std::{collections::HashMap, io, sync::atomic::AtomicU64};
-use units::{PAGE_SIZE, PageRange, PageSet};
+use units::{PAGE_SIZE, PageRange};
 
 /// What becomes of the copy once the source was told of it.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -39,12 +39,9 @@ impl Copy {
 }
 
 impl KeptCopy for Copy {
-    fn present(&self, block: BlockId) -> io::Result<PageSet> {
-        let mut set = PageSet::empty(PAGES[usize::from(block.0)]);
-        for page in self.content[usize::from(block.0)].keys() {
-            set.insert(PageIndex(*page));
-        }
-        Ok(set)
+    fn first_present(&self, block: BlockId, from: PageIndex) -> io::Result<Option<PageIndex>> {
+        let pages = self.content[usize::from(block.0)].keys().copied();
+        Ok(pages.filter(|page| *page >= from.0).min().map(PageIndex))
     }
 
     fn read(&self, block: BlockId, range: PageRange, into: &mut [u8]) -> io::Result<()> {
