@@ -160,7 +160,8 @@ impl Reporter {
         let mut history = before.to_vec();
         let mut report = Report { outcome: Outcome::Completed, ..self.report.clone() };
         report.mode = self.ends_in_mode();
-        if let Some(past) = PastMigration::of(&report) {
+        // One that found pages at the target says nothing of what the next one costs, which may find none.
+        if let Some(past) = PastMigration::of(&report).filter(|_| report.pages.kept == 0) {
             PastMigration::add(&mut history, PastMigration { learnt, ..past });
         }
         // Plain data: it can be written. If not, the next migration does without.

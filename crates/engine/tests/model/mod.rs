@@ -696,6 +696,8 @@ pub(crate) struct Inn {
     pub(crate) held: AtomicBool,
     pub(crate) asked: AtomicBool,
     pub(crate) ended: Mutex<Option<bool>>,
+    /// How the VM's migrations went, as it was told.
+    pub(crate) history: Mutex<Vec<u8>>,
     /// Whether it sees the directories that a source shares pages by.
     pub(crate) spools: bool,
     /// What of a source's memory it reaches.
@@ -787,6 +789,7 @@ impl Inn {
             held: AtomicBool::default(),
             asked: AtomicBool::default(),
             ended: Mutex::default(),
+            history: Mutex::default(),
             spools: true,
             reaches: None,
             offered: Mutex::default(),
@@ -845,7 +848,8 @@ impl Host for Inn {
         self.journal.events.lock().unwrap().contains(&"settled".to_owned())
     }
 
-    fn ended(&self, _: &Request, arrived: bool) {
+    fn ended(&self, request: &Request, arrived: bool) {
+        self.history.lock().unwrap().clone_from(&request.history);
         *self.ended.lock().unwrap() = Some(arrived);
     }
 }
