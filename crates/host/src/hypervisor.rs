@@ -91,6 +91,9 @@ struct Planned {
     qemu: Option<PathBuf>,
 }
 
+/// Among a VM's belongings: [`Kept::came_by`].
+pub(crate) const CAME_BY: &str = "came_by";
+
 /// What is recorded as a VM's belongings.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Kept {

@@ -2,7 +2,7 @@
 
 use crate::{
     arrivals::{Arrivals, Place},
-    hypervisor::{QemuHost, Waits, found},
+    hypervisor::{CAME_BY, QemuHost, Waits, found},
     record::{HostRecord, differ},
 };
 use agent::{
@@ -103,7 +103,7 @@ impl Incoming {
         });
         let mut found = found(vm, waits).map_err(|e| one(&e))?;
         if let Some(belongings) = found.belongings.as_object_mut() {
-            belongings.insert("came_by".to_owned(), request.migration.to_string().into());
+            belongings.insert(CAME_BY.to_owned(), request.migration.to_string().into());
         }
         let process = Process::of(found.pid).map_err(|e| one(&format!("its QEMU ended at once: {e}")))?;
         let record = VmRecord {

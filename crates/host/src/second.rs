@@ -6,10 +6,13 @@
 
 use crate::{
     arrivals::{Arrivals, Place},
-    hypervisor::{KILL, found, handle_of},
+    hypervisor::{CAME_BY, KILL, found, handle_of},
     incoming::misfits,
 };
-use agent::store::{Place as Kept, Process, Side, Store};
+use agent::{
+    hypervisor::Found,
+    store::{Place as Kept, Process, Side, Store},
+};
 use attach::{Lent, Source, Target};
 use engine::{Acceptor, Dial, Offered, TcpDial};
 use pki::Security;
@@ -191,7 +194,8 @@ impl Second {
         vm.take_ahead(&request.private).map_err(|e| one(&e))?;
         let opened = Target::open_reaching(vm.process().pid(), vm.ram_blocks(), wanted);
         let (target, reached) = opened.map_err(|e| one(&MemoryError(e)))?;
-        let found = found(vm, None).map_err(|e| one(&e))?;
+        let mut found = found(vm, None).map_err(|e| one(&e))?;
+        inherit(&self.store, &self.vm, &mut found).map_err(|e| one(&e))?;
         let process = Process::of(found.pid).map_err(|e| one(&format!("its QEMU ended at once: {e}")))?;
         let waits = Kept {
             recipe: found.recipe,
@@ -203,6 +207,15 @@ impl Second {
         begun.map_err(|why| one(&why))?;
         Ok(Taken { target, reached })
     }
+}
+
+/// It is the same VM still: what another host keeps of it is found by the way on which it came here.
+fn inherit(store: &Store, vm: &str, found: &mut Found) -> io::Result<()> {
+    let before = store.vm(vm)?.and_then(|vm| vm.belongings.get(CAME_BY).cloned());
+    if let (Some(came_by), Some(belongings)) = (before, found.belongings.as_object_mut()) {
+        belongings.insert(CAME_BY.to_owned(), came_by);
+    }
+    Ok(())
 }
 
 struct Taken {
@@ -395,6 +408,27 @@ mod tests {
         store.add_vm(&VmRecord { name, recipe, process, qmp, belongings, origin, standing }).unwrap();
         store.begin_second("web", MIGRATION, waits).unwrap().unwrap();
         (store, [first, second])
+    }
+
+    #[test]
+    fn a_second_qemu_knows_by_which_migration_its_vm_came() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, mut children) = two_qemus(dir.path());
+        for came_by in [None, Some("0123")] {
+            let note = |vm: &mut VmRecord| {
+                let belongings = vm.belongings.as_object_mut().unwrap();
+                belongings.extend(came_by.map(|id| (CAME_BY.to_owned(), id.into())));
+            };
+            store.update_vm("web", note).unwrap();
+            let Kept { recipe, qmp, belongings, .. } = store.second("web").unwrap().unwrap().other;
+            let mut second = Found { pid: 1, recipe, qmp, belongings };
+            inherit(&store, "web", &mut second).unwrap();
+            assert_eq!(second.belongings.get(CAME_BY).and_then(|id| id.as_str()), came_by);
+        }
+        for child in &mut children {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
     }
 
     #[test]
