@@ -1,6 +1,6 @@
 //! Memory that VMs will still take which are on their way here: two that fit one by one may not fit together.
 
-use qemu::room::Room;
+use qemu::room::{self, Room};
 use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, Weak},
     thread::sleep,
@@ -52,9 +52,9 @@ impl Arrivals {
         outstanding(&mut self.locked())
     }
 
-    /// Keeps so much free for a VM, unless it is not there. `overcommit` as in [`Room::refuses`].
+    /// Keeps so much free for a VM, unless it is not there. `overcommit` as in [`room::refuses`].
     pub(crate) fn reserve(&self, vm: &str, needed: u64, overcommit: u32) -> Result<Place, String> {
-        self.reserve_within(vm, needed, overcommit, Room::least)
+        self.reserve_within(vm, needed, overcommit, room::least)
     }
 
     fn reserve_within(
@@ -67,7 +67,7 @@ impl Arrivals {
         let mut all = self.locked();
         // What has landed is no longer free: in this order it is counted twice rather than not at all.
         let reserved = outstanding(&mut all);
-        if let Some(why) = room().refuses(needed, reserved, overcommit) {
+        if let Some(why) = room::refuses(&room(), needed, reserved, overcommit) {
             return Err(why);
         }
         let arriving = Arc::new(Arriving { vm: vm.to_owned(), needed, memory: OnceLock::new() });
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn two_that_fit_one_by_one_are_not_both_taken() {
         let arrivals = Arrivals::default();
-        let room = || Room { left: 10 << 30, place: "here".to_owned() };
+        let room = || Room { left: 10 << 30, of: 16 << 30, place: "here".to_owned() };
         let first = arrivals.reserve_within("a", 6 << 30, 100, room).ok().unwrap();
         let why = arrivals.reserve_within("b", 6 << 30, 100, room).err().unwrap();
         assert!(why.contains("needs 6.0 GiB") && why.contains("arriving will take 6.0 GiB of that"), "{why}");
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn the_next_try_waits_until_the_last_one_is_taken_back() {
         let arrivals = Arrivals::default();
-        let room = || Room { left: 10 << 30, place: "here".to_owned() };
+        let room = || Room { left: 10 << 30, of: 16 << 30, place: "here".to_owned() };
         let given_up = arrivals.reserve_within("a", 6 << 30, 100, room).ok().unwrap();
         let other = arrivals.reserve_within("b", 1 << 30, 100, room);
         let next = thread::scope(|scope| {

@@ -267,7 +267,7 @@ impl Hypervisor for QemuHost {
         let mut host = self.host();
         host.qemu = planned.qemu.or(host.qemu);
         let name = &planned.recipe.name;
-        self.copies.make_room(name, || preflight::has_room(&planned.recipe, &host, 0));
+        self.copies.make_room(name, |more| preflight::has_room(&planned.recipe, &host, 0, more));
         let vm = Vm::run(&planned.recipe, &host).map_err(reasons)?;
         found(&vm, None).map_err(reasons)
     }

@@ -44,20 +44,11 @@ impl Incoming {
         if request.recipe.len() > MAX_RECIPE {
             return Err(vec![format!("its description is longer than {MAX_RECIPE} bytes")]);
         }
-        let recipe: Recipe = serde_json::from_slice(&request.recipe).map_err(|e| {
+        let mut recipe: Recipe = serde_json::from_slice(&request.recipe).map_err(|e| {
             vec![format!("its description cannot be read: {e}; are both hosts' versions the same?")]
         })?;
         let host = self.qemu.host();
-        let has_room = || preflight::has_room(&recipe, &host, self.arrivals.outstanding());
-        self.qemu.copies.make_room(&request.vm, has_room);
-        let checked = preflight::check(&recipe, &host, &request.from, &request.migration.to_string());
-        let (mut recipe, (mut opened, mut reasons)) = (
-            recipe,
-            match checked {
-                Ok(opened) => (opened, vec![]),
-                Err(reasons) => (vec![], reasons),
-            },
-        );
+        let mut reasons = vec![];
         if recipe.name != request.vm {
             reasons.push(format!("the request is for {}, its description for {}", request.vm, recipe.name));
         }
@@ -71,6 +62,21 @@ impl Incoming {
             )),
             Err(error) => reasons.push(error.to_string()),
         }
+        // What is refused anyway must not cost what is kept.
+        let is_wanted = reasons.is_empty();
+        let has_room = |more| preflight::has_room(&recipe, &host, self.arrivals.outstanding(), more);
+        let make_room = || {
+            if is_wanted {
+                self.qemu.copies.make_room(&request.vm, has_room);
+            }
+        };
+        let migration = request.migration.to_string();
+        let (mut opened, more) = match preflight::check(&recipe, &host, &request.from, &migration, make_room)
+        {
+            Ok(opened) => (opened, vec![]),
+            Err(reasons) => (vec![], reasons),
+        };
+        reasons.extend(more);
         if !reasons.is_empty() {
             return Err(reasons);
         }

@@ -180,7 +180,7 @@ impl Mover {
             .as_ref()
             .map_err(|why| vec![why.clone()])
             .and_then(|within| self.parts(request, true, &pulse, within.as_ref()));
-        let (parts, shown, memory) = match parts {
+        let (parts, shown, leaves) = match parts {
             Ok(parts) => parts,
             Err(reasons) => {
                 let here = self.store.host();
@@ -202,7 +202,7 @@ impl Mover {
         wishes.resolve_here.then(move || resolver.resolve_here());
         let mut report = driver.run();
         if report.outcome == Outcome::Completed && request.options.to != SELF {
-            self.qemu.copies.keep(&request.vm.name, &request.options.to, request.id, &memory);
+            self.qemu.copies.keep(&request.vm.name, &request.options.to, request.id, leaves);
         }
         if let Some(Fate::On { host, .. } | Fate::Stuck { host } | Fate::Ended { host }) = &mut report.fate
             && host.as_str() == SELF

@@ -5,7 +5,7 @@ use crate::{
     host::{Host, Kvm, fits_socket},
     qmp::Version,
     recipe::{self, Accel, Backing, Recipe, files::Opened},
-    room::Room,
+    room::{self, Room},
     sharing::servers,
     tap, tpm, vhost,
 };
@@ -28,11 +28,18 @@ const TMPFS: u64 = 0x0102_1994;
 const QEMU_ITSELF: u64 = 128 << 20;
 
 /// Opens what this VM needs of `host`, or says every reason why that cannot take it over. Starts nothing that
-/// stays. `from` and `migration` are what the source's proofs hang on.
+/// stays. `from` and `migration` are what the source's proofs hang on. `make_room` is called if nothing else
+/// speaks against it, before it is looked whether its memory fits.
 ///
 /// What only a started QEMU can tell (the CPU features that its guest would see) is asked of it afterwards:
 /// [`crate::Vm::missing_features`].
-pub fn check(recipe: &Recipe, host: &Host, from: &str, migration: &str) -> Result<Vec<Opened>, Vec<String>> {
+pub fn check(
+    recipe: &Recipe,
+    host: &Host,
+    from: &str,
+    migration: &str,
+    make_room: impl FnOnce(),
+) -> Result<Vec<Opened>, Vec<String>> {
     let mut reasons = recipe::check(recipe);
     if !reasons.is_empty() {
         // Nothing of a recipe that is not well formed is looked up on this host.
@@ -59,12 +66,15 @@ pub fn check(recipe: &Recipe, host: &Host, from: &str, migration: &str) -> Resul
     }
     let opened = arriving::files(recipe, &host.limits, from, migration, &mut reasons);
     reasons.extend(confine::refusals(recipe, host, &opened));
-    check_memory(recipe, host, &mut reasons);
     // The tag is as long as the one that is drawn later.
     if !fits_socket(&host.in_runtime(&format!("{}-00000000", recipe.name), "qmp")) {
         reasons
             .push(format!("the path of a socket in {} would be too long for Linux", host.runtime.display()));
     }
+    if reasons.is_empty() {
+        make_room();
+    }
+    check_memory(recipe, host, &mut reasons);
     if reasons.is_empty() { Ok(opened) } else { Err(reasons) }
 }
 
@@ -122,7 +132,7 @@ pub(crate) fn is_older(here: Version, there: Version) -> bool {
 
 fn check_memory(recipe: &Recipe, host: &Host, reasons: &mut Vec<String>) {
     let shared = |id: &str| host.shared_memory.contains_key(id);
-    reasons.extend(Room::least().refuses(needs(recipe, host), 0, host.overcommit));
+    reasons.extend(room::refuses(&room::least(), needs(recipe, host), 0, host.overcommit));
     let needed = recipe.used_bytes(|block| block.backing == Backing::File && !shared(&block.id));
     if needed == 0 {
         return;
@@ -130,9 +140,10 @@ fn check_memory(recipe: &Recipe, host: &Host, reasons: &mut Vec<String>) {
     match rustix::fs::statvfs(&host.memory) {
         Err(error) => reasons.push(format!("memory directory {}: {error}", host.memory.display())),
         Ok(space) => {
-            let left = space.f_bavail.saturating_mul(space.f_frsize);
+            let bytes = |blocks: u64| blocks.saturating_mul(space.f_frsize);
             let place = format!("in {}, where its memory files go", host.memory.display());
-            reasons.extend(Room { left, place }.refuses(needed, 0, host.overcommit));
+            let there = Room { left: bytes(space.f_bavail), of: bytes(space.f_blocks), place };
+            reasons.extend(room::refuses(&there, needed, 0, host.overcommit));
             if rustix::fs::statfs(&host.memory).is_ok_and(|found| found.f_type as u64 != TMPFS) {
                 let place = host.memory.display();
                 reasons.push(format!(
@@ -144,9 +155,12 @@ fn check_memory(recipe: &Recipe, host: &Host, reasons: &mut Vec<String>) {
     }
 }
 
-/// Whether there is as much memory as a VM needs, where VMs that are arriving will take so much.
-pub fn has_room(recipe: &Recipe, host: &Host, reserved: u64) -> bool {
-    Room::least().refuses(needs(recipe, host), reserved, host.overcommit).is_none()
+/// Whether there is as much memory as a VM needs, where VMs that are arriving will take so much, and so much
+/// more than what is left now could be.
+pub fn has_room(recipe: &Recipe, host: &Host, reserved: u64, more: u64) -> bool {
+    let mut room = room::least();
+    room.left = room.left.saturating_add(more);
+    room::refuses(&room, needs(recipe, host), reserved, host.overcommit).is_none()
 }
 
 /// How much memory a VM will take here at most, QEMU's own included.
@@ -241,6 +255,28 @@ mod tests {
         for (there, here, goes) in rows {
             assert_eq!(check_kvm(there, here).is_none(), goes, "{there:?} to {here:?}");
         }
+    }
+
+    #[test]
+    fn nobody_makes_room_for_a_vm_that_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("qemu");
+        fs::write(&program, "#!/bin/sh\necho QEMU emulator version 7.2.1\necho q35\n").unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let host = Host { qemu: Some(program), ..Host::new(dir.path()) };
+        let text = "name = \"web\"\nmemory = \"64MiB\"\n";
+        let file = crate::VmFile::parse(text, Path::new("web.toml")).unwrap();
+        let recipe = Recipe { accel: Accel::Tcg, machine: "q35".to_owned(), ..file.recipe(&host).unwrap() };
+        let asks = |recipe: &Recipe| {
+            let mut asked = false;
+            let found = check(recipe, &host, "a", "1", || asked = true);
+            (asked, found.err().unwrap_or_default())
+        };
+        let (asked, reasons) = asks(&recipe);
+        assert!(asked, "{reasons:?}");
+        let newer = Recipe { qemu: Version { major: 99, minor: 0, micro: 0 }, ..recipe };
+        let (asked, reasons) = asks(&newer);
+        assert!(!asked && !reasons.is_empty(), "{reasons:?}");
     }
 
     #[test]

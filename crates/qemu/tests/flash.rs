@@ -51,7 +51,7 @@ fn to(vm: &mut Vm, folder: &Path, name: &str, program: Option<PathBuf>) -> Vm {
     let begun = vm.begin().unwrap();
     assert!(begun.reasons.is_empty(), "{:?}", begun.reasons);
     let shown = vm.show_files("a", "1").unwrap();
-    let mut opened = preflight::check(&shown.recipe, &target, "a", "1").unwrap();
+    let mut opened = preflight::check(&shown.recipe, &target, "a", "1", || {}).unwrap();
     let mut recipe = shown.recipe.clone();
     preflight::make_stores(&mut recipe, &mut opened, &target).unwrap();
     let recipe = preflight::settle(recipe, &opened);

@@ -44,7 +44,7 @@ impl Bed {
 
     /// What this host says to a source that calls itself so.
     fn hears(&self, recipe: &Recipe, from: &str, migration: &str) -> Vec<String> {
-        preflight::check(recipe, &self.host, from, migration).err().unwrap_or_default()
+        preflight::check(recipe, &self.host, from, migration, || {}).err().unwrap_or_default()
     }
 }
 
@@ -148,7 +148,7 @@ fn media_that_are_only_read_are_compared_by_content() {
 fn what_a_target_keeps_of_a_recipe_is_its_own() {
     let bed = Bed::new();
     let shown = bed.show("a", "1");
-    let opened = preflight::check(&shown.recipe, &bed.host, "a", "1").unwrap();
+    let opened = preflight::check(&shown.recipe, &bed.host, "a", "1", || {}).unwrap();
     let kept = preflight::settle(shown.recipe.clone(), &opened);
     assert_eq!(kept.proof, None);
     assert_eq!(kept.files[0].identity(), Some(files::Identity::at(&bed.disk()).unwrap()));

@@ -30,6 +30,9 @@ pub mod users;
 /// Whether programs wait for memory.
 pub mod pressure;
 
+/// How much memory is left.
+pub mod room;
+
 /// RAM that only its process can reach.
 pub mod process_ram;
 

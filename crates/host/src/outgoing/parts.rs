@@ -2,6 +2,7 @@
 
 use super::{Mover, Within};
 use crate::{
+    copies::Leaves,
     hypervisor::{kept, open},
     second::Decision,
     watchdog::{Watchdog, Watched, WatchedTracker},
@@ -25,7 +26,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-use sys::pulse::Pulse;
+use sys::{cgroup, pulse::Pulse};
 use units::{Epoch, Locked, MigrationId, Rate};
 
 /// How many data connections a migration begins with: with one, its two threads are the limit before a fast
@@ -120,7 +121,7 @@ impl Mover {
         for_real: bool,
         pulse: &Pulse,
         within: Option<&Within>,
-    ) -> Result<(SourceParts, Option<Shown>, Arc<attach::Memory>), Vec<String>> {
+    ) -> Result<(SourceParts, Option<Shown>, Leaves), Vec<String>> {
         let one = |error: &dyn std::fmt::Display| vec![error.to_string()];
         let vm = &request.vm;
         // What was read while somebody changed the VM does not fit together.
@@ -200,6 +201,8 @@ impl Mover {
         let journal: Box<dyn SourceJournal> = Box::new(Watched::new(journal, watchdog));
         let history = self.store.history(&vm.name);
         let memory = source.memory();
+        let groups = cgroup::of(&open.process().pid().to_string()).unwrap_or_default();
+        let leaves = Leaves { memory: memory.clone(), groups };
         let parts = SourceParts {
             vm: vm.name.clone(),
             from: self.store.host().to_owned(),
@@ -210,7 +213,7 @@ impl Mover {
             recipe,
             private,
             reading,
-            memory: memory.clone(),
+            memory,
             offered,
             tracker: Some(tracker),
             stuns: Some(Box::new(stuns)),
@@ -224,7 +227,7 @@ impl Mover {
             record,
             dial,
         };
-        Ok((parts, shown, memory))
+        Ok((parts, shown, leaves))
     }
 
     /// The epoch at which this host owns the VM, and which record says so. A shared one is asked now: if it

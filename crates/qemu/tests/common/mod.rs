@@ -89,7 +89,7 @@ pub(crate) fn preflight_of(recipe: &Recipe, host: &Host, there: impl Fn(&Path) -
     // What nobody can have, or show, is asked for nevertheless.
     let mut asked = shown.as_ref().map_or(recipe, |shown| shown.recipe.clone());
     asked.files.extend(others);
-    preflight::check(&asked, host, "a", "1").err().unwrap_or_default()
+    preflight::check(&asked, host, "a", "1", || {}).err().unwrap_or_default()
 }
 
 /// What the guest has counted by its last heartbeat: heartbeats, and pages written to its disk.
