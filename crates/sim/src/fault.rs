@@ -80,6 +80,10 @@ pub enum Fault {
     Fail(Side),
     /// The source's QEMU refuses to let the guest run when the driver asks for that.
     Refuse,
+    /// The target's host gives back what it kept of the VM.
+    KeptVanishes,
+    /// What it keeps is not what it was.
+    KeptChanges,
     /// The user wants it to end.
     Cancel,
 }
@@ -92,7 +96,7 @@ const fn crash(side: Side, lucky: bool, again: Again) -> Fault {
 }
 
 /// All of them, and how they are written.
-const WORDS: [(Fault, &str); 39] = [
+const WORDS: [(Fault, &str); 41] = [
     (crash(SOURCE, false, Again::Later), "crash-source"),
     (crash(SOURCE, false, Again::Soon), "crash-source-soon"),
     (crash(SOURCE, false, Again::Never), "crash-source-for-good"),
@@ -132,9 +136,20 @@ const WORDS: [(Fault, &str); 39] = [
     (Fault::Fail(TARGET), "fail-target"),
     (Fault::Refuse, "refuse"),
     (Fault::Lose, "lose-data"),
+    (Fault::KeptVanishes, "kept-vanishes"),
+    (Fault::KeptChanges, "kept-changes"),
 ];
 
 impl Fault {
+    /// How many there are that befall every migration. What is drawn from these stays what it was whatever is
+    /// added.
+    pub(crate) const COMMON: u8 = WORDS.len() as u8 - 1;
+
+    /// One of these, by its number.
+    pub(crate) fn common(number: u8) -> Self {
+        if number + 1 < Self::COMMON { Self::of(number) } else { Self::Cancel }
+    }
+
     /// How many there are.
     pub const COUNT: u8 = WORDS.len() as u8 + 1;
 
@@ -198,6 +213,9 @@ impl World {
                 };
                 self.setup.verify && self.target.work.as_deref().is_some_and(lands)
             }
+            Fault::KeptVanishes | Fault::KeptChanges => {
+                self.target.work.as_ref().is_some_and(|work| work.keeps())
+            }
             Fault::GiveUp => self.target.work.as_ref().is_some_and(|work| work.machine.is_some()),
             Fault::Fail(Side::Source) => {
                 self.source.work.as_ref().is_some_and(|work| work.machine.is_some() && !work.fails)
@@ -237,6 +255,7 @@ impl World {
         let cut = matches!(fault, Fault::Cut(_) | Fault::Lose | Fault::CutAll | Fault::LinkDown);
         let store =
             matches!(fault, Fault::SpoolDown | Fault::SpoolSlow | Fault::SpoolFails(_) | Fault::SpoolRots);
+        let store = store || matches!(fault, Fault::KeptVanishes | Fault::KeptChanges);
         self.ghost.conditions = match self.ghost.conditions {
             Conditions::Fair if cut => Conditions::OneCut,
             Conditions::Fair | Conditions::Datastore if store => Conditions::Datastore,
@@ -322,6 +341,7 @@ impl World {
                     work.damages = true;
                 }
             }
+            Fault::KeptVanishes | Fault::KeptChanges => self.kept_suffers(fault),
             Fault::GiveUp => self.target_gives_up(),
             Fault::Fail(Side::Source) => {
                 if let Some(work) = self.source.work.as_deref_mut() {

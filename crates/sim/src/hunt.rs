@@ -5,7 +5,7 @@ use crate::{
     fault::{Again, Fault},
     link::Side,
     planted::PlantedBug,
-    random::{self, MEDDLED, SPOOLED},
+    random::{self, KEPT, MEDDLED, SPOOLED},
     schedule::{Course, Schedule, Turn},
     setup::{Keeper, Setup, Spooling, Way},
 };
@@ -26,7 +26,7 @@ pub struct Size {
     /// Whether every second fault is tried behind every first, and a few kinds of turns three at a time.
     pub pairs: bool,
     /// Seeds for random runs in which others act on the VM, too; a quarter as many for storms alone, and for
-    /// those over a spool.
+    /// those over a spool, and for those to a target that keeps memory.
     pub seeds: u64,
     /// Threads that runs are shared out among; none has a thread of its own.
     pub threads: usize,
@@ -76,6 +76,10 @@ fn singles(all_of_them: bool) -> Vec<Setup> {
             }
             if all_of_them || keeper == Keeper::Target || spooling == Spooling::Off {
                 all.push(Setup { rejoin: true, verify: true, ..large });
+            }
+            if keeper == Keeper::Target && spooling == Spooling::Off {
+                all.push(Setup { kept: true, rejoin: true, ..large });
+                all.push(Setup { kept: true, ..small });
             }
             // A guest that writes faster than a datastore takes it; one that is not waited for.
             if spooling == Spooling::Strict && keeper == Keeper::Target {
@@ -213,7 +217,8 @@ pub fn storm(size: Size, tell: impl Fn(&str) + Sync) -> Report {
             }
             let to = (from + SHARE).min(size.seeds);
             let (mut counts, mut findings) = seeds(from / 4..to / 4, None, false);
-            for first in [SPOOLED + from / 4..SPOOLED + to / 4, MEDDLED + from..MEDDLED + to] {
+            let quarter = |first| first + from / 4..first + to / 4;
+            for first in [quarter(SPOOLED), quarter(KEPT), MEDDLED + from..MEDDLED + to] {
                 let (more, found) = seeds(first, None, false);
                 counts.add(more);
                 findings.extend(found);
@@ -267,6 +272,7 @@ pub fn hunt(bug: PlantedBug) -> (Option<Finding>, u64) {
     let kinds: &[u64] = match bug {
         _ if bug.is_of_spool() => &[SPOOLED, 0],
         _ if bug.is_of_others() => &[MEDDLED],
+        _ if bug.is_of_kept() => &[KEPT],
         _ => &[0],
     };
     for first in kinds.iter().copied() {

@@ -58,6 +58,8 @@ pub enum As {
     Duplicate(u8),
     /// The difference to this content, sealed.
     Delta(u16),
+    /// What the target keeps of this page from before, sealed.
+    Kept,
 }
 
 /// What a connection carries.

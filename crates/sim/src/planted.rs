@@ -198,6 +198,10 @@ page_faults! {
     OldStreamLandsOn = "old-stream-arrives-on",
     /// Such a stream has no part in a round that began before it went on.
     StreamMissesRound = "stream-misses-round",
+    /// What the target keeps from before is taken for what was named, without being verified.
+    KeptNotVerified = "kept-not-verified",
+    /// A page that was named and refused counts as having arrived.
+    RefusedCountsAsReceived = "refused-counts-as-received",
     /// What the target said to be missing, when it welcomed such a stream, replaces what was announced since.
     StreamOwedReplaced = "stream-missing-replaced",
 }
@@ -206,6 +210,11 @@ impl PlantedBug {
     /// Whether it takes a spool: the list has these together.
     pub(crate) fn is_of_spool(self) -> bool {
         (Self::SpoolNotSynced as u8..=Self::CompleteTooEarly as u8).contains(&(self as u8))
+    }
+
+    /// Whether it takes a target that keeps memory of the VM.
+    pub(crate) fn is_of_kept(self) -> bool {
+        matches!(self, Self::KeptNotVerified | Self::RefusedCountsAsReceived)
     }
 
     /// Whether it takes somebody else who acts on the VM: the list has these together, too.

@@ -55,6 +55,7 @@ fn setup(chance: &mut Chance, spooled: bool) -> Setup {
         rejoin: chance.below(4) > 0,
         verify: chance.below(3) == 0,
         paused: false,
+        kept: false,
     }
 }
 
@@ -87,6 +88,9 @@ pub(crate) const SPOOLED: u64 = 1 << 32;
 /// From this seed on others act on the VM, too.
 pub(crate) const MEDDLED: u64 = 2 << 32;
 
+/// From this seed on the target keeps memory of the VM, and something becomes of that.
+pub(crate) const KEPT: u64 = 3 << 32;
+
 /// What befalls a spool, and whoever writes and reads it: hosts and links that are lost, a datastore that
 /// fails, damage.
 const AT_SPOOL: [&[Fault]; 3] = [
@@ -118,12 +122,18 @@ const AT_SPOOL: [&[Fault]; 3] = [
     ],
 ];
 
+/// What befalls what is kept.
+const AT_KEPT: [Fault; 2] = [Fault::KeptVanishes, Fault::KeptChanges];
+
 /// A run from this seed, to its end.
 pub fn run(seed: u64, bug: Option<PlantedBug>, trace: bool) -> World {
     let mut chance = Chance(mix(seed));
     let at_spool = (SPOOLED..MEDDLED).contains(&seed);
-    let others: Vec<Outside> = if seed >= MEDDLED { Outside::all().collect() } else { Vec::new() };
+    let at_kept = seed >= KEPT;
+    let others: Vec<Outside> =
+        if (MEDDLED..KEPT).contains(&seed) { Outside::all().collect() } else { Vec::new() };
     let mut setup = setup(&mut chance, at_spool);
+    setup.kept = at_kept;
     setup.paused = !others.is_empty() && chance.below(8) == 0;
     let mut world = World::new(setup, bug);
     if trace {
@@ -156,8 +166,12 @@ pub fn run(seed: u64, bug: Option<PlantedBug>, trace: bool) -> World {
                     continue;
                 }
             }
-            let any = Fault::of(chance.below(u32::from(Fault::COUNT)) as u8);
-            let fault = if at_spool { chance.of(faults_at_spool) } else { any };
+            let any = Fault::common(chance.below(u32::from(Fault::COMMON)) as u8);
+            let fault = match () {
+                () if at_spool => chance.of(faults_at_spool),
+                () if at_kept && chance.below(2) == 0 => chance.of(&AT_KEPT),
+                () => any,
+            };
             if world.can_strike(fault) {
                 faults -= 1;
                 world.strike(fault);

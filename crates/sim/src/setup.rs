@@ -64,12 +64,14 @@ pub struct Setup {
     pub verify: bool,
     /// Somebody has paused the guest before.
     pub paused: bool,
+    /// The target keeps the VM's memory from before.
+    pub kept: bool,
 }
 
 impl Setup {
     /// A small VM that migrates so.
     pub fn small(way: Way, keeper: Keeper, spooling: Spooling) -> Self {
-        let (eager, rejoin, verify, paused) = (false, false, false, false);
+        let (eager, rejoin, verify, paused, kept) = (false, false, false, false, false);
         Self {
             way,
             keeper,
@@ -83,6 +85,7 @@ impl Setup {
             rejoin,
             verify,
             paused,
+            kept,
         }
     }
 
@@ -97,6 +100,7 @@ const EAGER: &str = "eager";
 const REJOIN: &str = "rejoin";
 const VERIFY: &str = "verify";
 const PAUSED: &str = "paused";
+const KEPT: &str = "kept";
 
 const WAYS: [(Way, &str); 3] = [(Way::PreCopy, "pre"), (Way::Hybrid, "hybrid"), (Way::PostCopy, "post")];
 const KEEPERS: [(Keeper, &str); 3] =
@@ -122,7 +126,13 @@ impl fmt::Display for Setup {
         let (way, keeper) = (word(self.way, &WAYS), word(self.keeper, &KEEPERS));
         let spooling = word(self.spooling, &SPOOLINGS);
         write!(f, "{way}-{keeper}-{spooling}-{streams}-{pages}-{rounds}-{guest}-{busy}")?;
-        let also = [(self.eager, EAGER), (self.rejoin, REJOIN), (self.verify, VERIFY), (self.paused, PAUSED)];
+        let also = [
+            (self.eager, EAGER),
+            (self.rejoin, REJOIN),
+            (self.verify, VERIFY),
+            (self.paused, PAUSED),
+            (self.kept, KEPT),
+        ];
         also.iter().filter(|(set, _)| *set).try_for_each(|(_, word)| write!(f, "-{word}"))
     }
 }
@@ -156,7 +166,10 @@ impl FromStr for Setup {
                 REJOIN => setup.rejoin = true,
                 VERIFY => setup.verify = true,
                 PAUSED => setup.paused = true,
-                more => return Err(format!("{more} is none of {EAGER}, {REJOIN}, {VERIFY}, {PAUSED}")),
+                KEPT => setup.kept = true,
+                more => {
+                    return Err(format!("{more} is none of {EAGER}, {REJOIN}, {VERIFY}, {PAUSED}, {KEPT}"));
+                }
             }
         }
         Ok(setup)
@@ -171,9 +184,9 @@ mod tests {
     fn a_setup_is_read_as_it_is_written() {
         let mut setup = Setup::small(Way::Hybrid, Keeper::Etcd, Spooling::Strict);
         setup.streams = 2;
-        (setup.eager, setup.verify) = (true, true);
+        (setup.eager, setup.verify, setup.kept) = (true, true, true);
         assert_eq!(setup.to_string().parse(), Ok(setup));
-        assert_eq!(setup.to_string(), "hybrid-etcd-strict-2-3-1-1-5-eager-verify");
+        assert_eq!(setup.to_string(), "hybrid-etcd-strict-2-3-1-1-5-eager-verify-kept");
         for bad in
             ["", "pre", "pre-held-bare-1-3-1-1", "pre-held-bare-1-3-1-1-5-0", "pre-held-bare-1-65-1-1-5"]
         {

@@ -29,7 +29,7 @@ mod work; // what it holds
 
 pub(crate) use call_off::Call;
 pub(crate) use spooling::Spooling;
-pub(crate) use work::{Departure, Do, Heard, Job, Reopened, Saving, SourceAgent, Stream, Work};
+pub(crate) use work::{Departure, Do, Heard, Job, KeptTable, Reopened, Saving, SourceAgent, Stream, Work};
 
 impl World {
     /// Whether the source's thread can go on.
@@ -199,6 +199,9 @@ impl World {
             }
             SourceEffect::ServeMissing => {
                 work.to_push = work.missing;
+                if work.round > 0 {
+                    work.kept = None;
+                }
                 work.all_do(Job::Push);
                 return self.spool_missing();
             }

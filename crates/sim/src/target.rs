@@ -4,7 +4,7 @@
 use crate::{
     driver::Driver,
     link::{Over, Side, Word},
-    pages::Pages,
+    pages::{Contents, Pages},
     planted::PlantedBug,
     printed::Printed,
     qemu::Was,
@@ -18,6 +18,7 @@ use proto::{
     control::{self, Kind},
 };
 
+mod kept; // what it keeps of the VM from before
 mod link; // its connections
 mod receiving; // pages into memory, and faults out of it
 mod recovery; // after a restart
@@ -110,8 +111,14 @@ impl World {
             TargetEffect::Send(mut kind) => {
                 if let Kind::Ready(ready) = &mut kind {
                     ready.spool = work.spool.is_some();
+                    ready.kept = work.keeps();
                 }
-                return self.target_says(kind);
+                let tells = matches!(kind, Kind::Ready(_));
+                self.target_says(kind);
+                if tells {
+                    self.tell_kept();
+                }
+                return;
             }
             TargetEffect::Prepare(prepare) => {
                 work.wants_spool = prepare.spool.is_some();
@@ -202,6 +209,7 @@ impl World {
                     work.round = round;
                     work.ended = 0;
                     work.received = Pages::default();
+                    work.kept = Contents::default();
                     work.event(TargetEvent::Received(round));
                 }
             }

@@ -114,5 +114,7 @@ found! {
     a_lost_stream_that_counts_as_known_is_found: StreamSentKept,
     an_old_stream_that_lands_on_is_found: OldStreamLandsOn,
     a_stream_that_misses_a_round_is_found: StreamMissesRound,
+    a_kept_page_that_is_not_verified_is_found: KeptNotVerified,
+    a_refused_page_that_counts_as_received_is_found: RefusedCountsAsReceived,
     an_owed_set_that_a_stream_replaces_is_found: StreamOwedReplaced,
 }

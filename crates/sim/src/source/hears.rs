@@ -1,7 +1,7 @@
 //! What the source makes of what it hears, and how it ends. Mirrors `SourceDriver::look_at`, `hear`, `saved`,
 //! `bring_back` and `finish`.
 
-use super::{Departure, Do, Heard, Saving, pages, short};
+use super::{Departure, Do, Heard, KeptTable, Saving, pages, short};
 use crate::{
     driver::Driver,
     link::Side,
@@ -38,6 +38,8 @@ impl World {
                 }
                 let Some(work) = self.source.work.as_deref_mut() else { return };
                 match &kind.0 {
+                    Kind::Ready(ready) => work.kept = ready.kept.then(KeptTable::default),
+                    Kind::Kept(kept) => return work.hear_kept(kept),
                     Kind::StillMissing(still) => {
                         work.missing = still.blocks.first().map_or(work.missing, pages)
                     }

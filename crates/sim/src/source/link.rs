@@ -64,7 +64,9 @@ impl World {
                 self.source.work.as_deref_mut()?.broke("reconnect");
             }
             LinkEffect::EndStream(stream) => {
-                let stream = self.source.work.as_deref_mut()?.streams.get_mut(stream as usize)?;
+                let work = self.source.work.as_deref_mut()?;
+                work.kept = None;
+                let stream = work.streams.get_mut(stream as usize)?;
                 (stream.ended, stream.job) = (true, Job::Rest);
                 let id = stream.conn;
                 self.shut(id, Side::Source);
@@ -171,6 +173,7 @@ impl World {
     pub fn source_hangs_up(&mut self) {
         let Some(work) = self.source.work.as_deref_mut() else { return };
         work.link.hung_up();
+        work.kept = None;
         work.spooling.core.hung_up();
         let streams = std::mem::take(&mut work.streams);
         let reopened = std::mem::take(&mut work.reopened);

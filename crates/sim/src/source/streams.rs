@@ -8,13 +8,17 @@ use crate::{
     printed::Printed,
     world::{Conditions, World, say},
 };
-use proto::{Phase, Rest};
+use proto::{Phase, Rest, control};
 
 impl World {
     /// Whether a stream's thread has something to do.
     pub fn stream_can(&self, i: usize) -> bool {
-        let work = self.source.work.as_deref().filter(|_| self.up[0]);
-        work.and_then(|work| work.streams.get(i)).is_some_and(|stream| stream.job != Job::Rest)
+        let Some(work) = self.source.work.as_deref().filter(|_| self.up[0]) else { return false };
+        match work.streams.get(i).map_or(Job::Rest, |stream| stream.job) {
+            Job::Rest => false,
+            Job::Round => work.left.lowest().is_none_or(|page| work.is_told(page)),
+            Job::Push => work.to_push.from(work.focus).is_none_or(|page| work.is_told(page)),
+        }
     }
 
     /// It sends one page, or says that its share is over.
@@ -30,7 +34,7 @@ impl World {
                     work.left.drop(page);
                     let ram = &self.qemus[0].ram;
                     let now = work.read_before.as_ref().map_or(ram.at(page), |read| read.at(page));
-                    let sent = refine(work, i, page, now, pages, eager);
+                    let sent = refine(work, i, page, now, pages, eager).map(|how| work.names(page, now, how));
                     work.sent.0[usize::from(page)] = now.content;
                     work.streams[i].mine.add(page);
                     say!(self, "stream {i}: page {page} is {} as {sent:?}", now.content);
@@ -48,7 +52,8 @@ impl World {
                     work.to_push.drop(page);
                     work.focus = page;
                     say!(self, "stream {i}: pushes page {page}");
-                    Word::Page(page, self.qemus[0].ram.at(page), plain(self.qemus[0].ram.at(page)))
+                    let now = self.qemus[0].ram.at(page);
+                    Word::Page(page, now, work.names(page, now, plain(now)))
                 }
                 None => {
                     work.streams[i].job = Job::Rest;
@@ -108,6 +113,29 @@ impl World {
         if let Some(work) = self.source.work.as_deref_mut() {
             work.to_push.drop(page);
             work.focus = page;
+        }
+    }
+}
+
+impl Work {
+    /// Whether it is known what the target keeps of this page, or nobody asks (`KeptTable::of`).
+    fn is_told(&self, page: u8) -> bool {
+        self.kept.as_ref().is_none_or(|kept| kept.complete || page < kept.told)
+    }
+
+    /// A page that the target keeps is only named.
+    fn names(&self, page: u8, now: Page, how: As) -> As {
+        let kept = self.kept.as_ref().map_or(0, |kept| kept.tags.0[usize::from(page)]);
+        if how != As::Zero && kept != 0 && kept == now.content { As::Kept } else { how }
+    }
+
+    /// The target's word of what it keeps (`KeptTable::hear`).
+    pub(super) fn hear_kept(&mut self, word: &control::Kept) {
+        let Some(kept) = &mut self.kept else { return };
+        kept.complete |= word.end;
+        if let Some(tag) = word.tags.first() {
+            kept.tags.0[word.start as usize] = *tag as u16;
+            kept.told = word.start as u8 + 1;
         }
     }
 }

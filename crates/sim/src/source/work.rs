@@ -128,6 +128,19 @@ pub struct Work {
     pub hashes: Vec<u64>,
     /// The file on the datastore.
     pub spooling: Spooling,
+    /// What the target keeps of the VM, as far as it was told and may be named.
+    pub kept: Option<KeptTable>,
+}
+
+/// What the target has told of what it keeps.
+#[derive(Clone, Hash, Default)]
+pub struct KeptTable {
+    /// Of each page; 0: nothing.
+    pub tags: Contents,
+    /// All before this page was told.
+    pub told: u8,
+    /// All was told.
+    pub complete: bool,
 }
 
 /// A stream's thread.
@@ -309,8 +322,11 @@ impl Work {
         self.steps.contains(&Do::Stop) || self.todo.front().is_some_and(stops_next)
     }
 
-    /// Gives the round's pages to the streams.
+    /// Gives the round's pages to the streams. What the target keeps is named in the first only.
     pub(super) fn give(&mut self) {
+        if self.round > 1 {
+            self.kept = None;
+        }
         self.left = self.set;
         self.streams.iter_mut().for_each(|stream| stream.mine = Pages::default());
         self.all_do(Job::Round);

@@ -20,14 +20,23 @@ impl World {
         let Some(work) = self.target.work.as_deref_mut().filter(|work| work.conns.contains(&id)) else {
             return;
         };
+        let kept = work.kept.0[usize::from(page)];
+        if how == As::Kept && self.is_not_kept(id, page, meant) {
+            return;
+        }
+        let Some(work) = self.target.work.as_deref_mut() else { return };
+        // While the guest runs, a page that it waited for comes twice: the one that names it may follow.
+        if work.stage == WritePolicy::Before || how == As::Kept {
+            work.kept.0[usize::from(page)] = 0;
+        }
         let qemu = &mut self.qemus[1];
         let refers = matches!(how, As::Duplicate(_) | As::Delta(_));
         match work.stage {
             WritePolicy::Closed if overwrites => qemu.ram.put(page, meant),
             WritePolicy::Before
-                if !refers || unverified || restored(qemu, page, meant, how) == meant.content =>
+                if !refers || unverified || restored(qemu, page, meant, how, kept) == meant.content =>
             {
-                let mut content = restored(qemu, page, meant, how);
+                let mut content = restored(qemu, page, meant, how, kept);
                 let damaged = std::mem::take(&mut work.damages);
                 self.ghost.damaged.drop(page);
                 if damaged {
@@ -64,7 +73,8 @@ impl World {
                 if !work.missing.has(page) && !overwrites {
                     return;
                 }
-                let placed = qemu.place(page, meant);
+                let content = restored(qemu, page, meant, how, kept);
+                let placed = qemu.place(page, Page { content, ..meant });
                 if overwrites {
                     qemu.ram.put(page, meant);
                 }
@@ -114,8 +124,9 @@ impl World {
 }
 
 /// What comes out of a message (`PageDecoder::decode`, before it is verified).
-fn restored(qemu: &crate::qemu::Qemu, page: u8, meant: Page, how: As) -> u16 {
+fn restored(qemu: &crate::qemu::Qemu, page: u8, meant: Page, how: As, kept: u16) -> u16 {
     match how {
+        As::Kept => kept,
         As::Raw => meant.content,
         As::Zero => 0,
         As::Duplicate(other) => qemu.ram.at(other).content,

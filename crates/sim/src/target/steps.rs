@@ -58,7 +58,10 @@ impl World {
             }
             Do::Sync => self.target_syncs(),
             Do::OpenSpool => self.open_spool(),
-            Do::Prepared => work.event(TargetEvent::Prepared(Ok(()))),
+            Do::Prepared => {
+                work.event(TargetEvent::Prepared(Ok(())));
+                self.find_kept();
+            }
             Do::Punch(missing) => {
                 work.stage = WritePolicy::PostCopy;
                 for page in missing.iter().filter(|_| !holes_stay) {

@@ -5,7 +5,7 @@ use crate::{
     driver::Driver,
     durable::Durable,
     link::Over,
-    pages::Pages,
+    pages::{Contents, Pages},
     printed::Printed,
     qemu::Was,
     record::{Answer, Asked, Owner},
@@ -134,6 +134,8 @@ pub struct Session {
     pub hashes: Vec<u64>,
     /// the authorization is here.
     pub authorized: bool,
+    /// What is kept of the VM from before, of each page; 0: nothing.
+    pub kept: Contents,
     /// The next page that arrives is damaged.
     pub damages: bool,
     /// The source has a file on the datastore.
