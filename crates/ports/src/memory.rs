@@ -38,8 +38,8 @@ pub trait GuestMemory: Send + Sync {
 ///
 /// Nobody writes to it; whoever copies from it verifies all the same that it is what was meant (I7).
 pub trait KeptCopy: Send + Sync {
-    /// The first page at or after `from` that was ever written and is still there. Looks no further than that:
-    /// whoever waits to be told of a large VM's pages must not wait until all of them were looked for.
+    /// The first page at or after `from` that was ever written and is still there. Looks no further than
+    /// that: whoever waits to be told of a large VM's pages must not wait until all of them were looked for.
     fn first_present(&self, block: BlockId, from: PageIndex) -> io::Result<Option<PageIndex>>;
 
     /// Copies `range` out; `into` is exactly as long as the range. What is not there reads as zeros. Fails

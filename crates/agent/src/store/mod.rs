@@ -141,8 +141,8 @@ impl Store {
         &self.host
     }
 
-    /// One change: durable when it returns `Ok`, undone if the body fails. Where its file could not be written,
-    /// only the next look tells.
+    /// One change: durable when it returns `Ok`, undone if the body fails. Where its file could not be
+    /// written, only the next look tells.
     fn change<T>(
         &self,
         what: &str,

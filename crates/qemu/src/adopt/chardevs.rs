@@ -353,12 +353,14 @@ fn compare(live: &BTreeMap<String, String>, recipe: &mut Recipe, known: &BTreeSe
 /// What QEMU calls the one by which debuggers reach it (`-gdb`, `gdbserver`).
 const DEBUGGER: &str = "gdb";
 
-/// Whether QEMU prints there what a debugger asks of its monitor. It stays when the debugger's port is closed.
+/// Whether QEMU prints there what a debugger asks of its monitor. It stays when the debugger's port is
+/// closed.
 fn is_of_debugger(id: &str, backend: &str) -> bool {
     id.starts_with('#') && backend == DEBUGGER
 }
 
-/// Why a VM with this debugger cannot be moved: under KVM its breakpoints are written into the guest's memory.
+/// Why a VM with this debugger cannot be moved: under KVM its breakpoints are written into the guest's
+/// memory.
 fn debugged(live: &BTreeMap<String, String>) -> Option<String> {
     let (_, client) = live.get(DEBUGGER)?.split_once(" <-> ")?;
     Some(format!(

@@ -1,5 +1,5 @@
-//! What monitors set of an object while it works (`qom-set`), and QEMU tells: how threads poll, and how often a
-//! balloon asks its guest for statistics. Managers such as libvirt set both.
+//! What monitors set of an object while it works (`qom-set`), and QEMU tells: how threads poll, and how often
+//! a balloon asks its guest for statistics. Managers such as libvirt set both.
 
 use super::live::children;
 use crate::{

@@ -51,8 +51,8 @@ impl World {
         self.target_says(Kind::Kept(control::Kept { end: true, ..Default::default() }));
     }
 
-    /// A page that is named is not what is kept: that ends its stream, and no more (`PageReceiver::undecoded`).
-    /// Says whether it is so.
+    /// A page that is named is not what is kept: that ends its stream, and no more
+    /// (`PageReceiver::undecoded`). Says whether it is so.
     pub(super) fn is_not_kept(&mut self, id: u16, page: u8, meant: Page) -> bool {
         let counts = self.has(PlantedBug::RefusedCountsAsReceived);
         let unverified = self.has(PlantedBug::KeptNotVerified);
