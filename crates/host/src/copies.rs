@@ -228,11 +228,11 @@ fn make_way(sizes: &[u64], bytes: u64, most: u64) -> Option<usize> {
 
 /// Gives everything back once memory gets scarce. Ends when nothing is kept.
 fn watch(shared: &Weak<Shared>) {
-    let pressure = Pressure::watch().inspect_err(|error| {
+    let mut pressure = Pressure::watch().inspect_err(|error| {
         tracing::info!(%error, "the kernel does not say when programs wait for memory; the agent looks");
     });
     loop {
-        let waited = pressure.as_ref().ok().and_then(|pressure| pressure.wait(LOOK).ok());
+        let waited = pressure.as_mut().ok().and_then(|pressure| pressure.wait(LOOK).ok());
         if waited.is_none() {
             thread::sleep(LOOK);
         }
