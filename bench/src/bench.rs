@@ -1,6 +1,7 @@
 //! Who runs when, and for how long.
 
 use crate::{
+    commons,
     contender::{Contender, Way},
     files,
     footprint::{self, Footprint},
@@ -74,8 +75,11 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
             }
         }
     }
+    let print = |text: &str| std::io::stdout().write_all(text.as_bytes()).doing("print");
+    if options.wants_commons() && !bench.is_over() {
+        commons::measure(&bench.tools, options, print)?;
+    }
     if options.wants_pauses() && !bench.is_over() {
-        let print = |text: &str| std::io::stdout().write_all(text.as_bytes()).doing("print");
         pauses::measure(&bench.tools, options, print)?;
     }
     let text = tables::all(&results, &footprints, load, options.tls);

@@ -6,6 +6,7 @@
 //! standard error.
 
 mod bench; // who runs when, and for how long
+mod commons; // a VM that comes back to a host that keeps its memory
 mod contender; // who is compared
 mod cpu; // processor time of processes and threads
 mod figures; // what whimbrel is to reach

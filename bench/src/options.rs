@@ -14,7 +14,8 @@ pub(crate) struct Options {
     /// Only this workload (may be given several times): idle, page-cache, compressible, incompressible,
     /// duplicate, rewritten, redis, compile, hot-under, hot-over; steady (faults, small downtimes), over-1.2,
     /// over-2, over-5 (guests that outrun the link; with -hot behind it most of it where they are hot, with
-    /// -2g in 2 GiB), memory (of the agents) and pause (of many switchovers, part by part).
+    /// -2g in 2 GiB), memory (of the agents), pause (of many switchovers, part by part) and
+    /// commons (there and back to a host that keeps memory).
     #[arg(long, value_name = "WORKLOAD", value_parser = workload)]
     pub(crate) only: Vec<String>,
 
@@ -63,6 +64,9 @@ pub(crate) const MEMORY: &str = "memory";
 /// Neither is that of its pauses.
 pub(crate) const PAUSE: &str = "pause";
 
+/// Nor that of VMs that come back.
+pub(crate) const COMMONS: &str = "commons";
+
 impl Options {
     /// Whether a workload is to be measured.
     pub(crate) fn wants(&self, workload: &Workload) -> bool {
@@ -80,6 +84,11 @@ impl Options {
     /// Whether pauses are to be measured: only if they are asked for, because that takes hours.
     pub(crate) fn wants_pauses(&self) -> bool {
         self.only.iter().any(|name| name == PAUSE)
+    }
+
+    /// Whether VMs that come back are to be measured.
+    pub(crate) fn wants_commons(&self) -> bool {
+        self.only.iter().any(|name| name == COMMONS)
     }
 
     /// Who is to move a workload, in the order of their turns.
@@ -110,7 +119,8 @@ impl Options {
 }
 
 fn workload(name: &str) -> Result<String, String> {
-    let names: Vec<_> = Workload::ALL.iter().map(|workload| workload.name).chain([MEMORY, PAUSE]).collect();
+    let names: Vec<_> =
+        Workload::ALL.iter().map(|workload| workload.name).chain([MEMORY, PAUSE, COMMONS]).collect();
     match names.contains(&name) {
         true => Ok(name.to_owned()),
         false => Err(format!("there are {}", names.join(", "))),

@@ -31,14 +31,24 @@ const GLANCE: Duration = Duration::from_millis(5);
 /// Hosts with agents that log as they would for a user (the stories' agents say all that they do), or as
 /// WHIMBREL_LOG says.
 pub(crate) fn stage<'a>(lab: &'a Lab, tools: &'a Tools, tls: bool) -> Result<Stage<'a>> {
+    stage_with(lab, tools, tls, |_| String::new())
+}
+
+/// The same, with more lines in the configuration of the host of each name.
+pub(crate) fn stage_with<'a>(
+    lab: &'a Lab,
+    tools: &'a Tools,
+    tls: bool,
+    more: impl Fn(&str) -> String,
+) -> Result<Stage<'a>> {
     let level = std::env::var("WHIMBREL_LOG").unwrap_or_else(|_| "info".to_owned());
     let prelude = format!("export WHIMBREL_LOG='{level}'");
     // Sparse guests are larger than this machine.
-    let lines = "memory.overcommit = 64\n".to_owned();
-    Stage::with(lab, tools, |_| Oddity {
+    let lines = "memory.overcommit = 64\n";
+    Stage::with(lab, tools, |host| Oddity {
         plaintext: !tls,
         prelude: prelude.clone(),
-        lines: lines.clone(),
+        lines: lines.to_owned() + &more(&host.name),
         ..Oddity::default()
     })
 }
