@@ -230,12 +230,16 @@ impl World {
                 (what == Meddle::Eject).then_some(News::CHANGED)
             }
             Meddle::Reset => {
-                self.guest.done += 1;
-                qemu.state = Some(self.guest.done);
+                // Once the target may run the guest, what is left here is reset and not that.
+                let left = self.at_stop.as_mut().filter(|_| side == Side::Source && self.ghost.spoken);
+                let is_left = left.is_some();
+                let guest = left.map_or(&mut self.guest, |stop| stop);
+                guest.done += 1;
+                qemu.state = Some(guest.done);
                 if !qemu.runs() {
                     qemu.run = Run::Prelaunch;
                 }
-                if let Some(stop) = self.at_stop.as_mut().filter(|_| !self.ghost.committed) {
+                if let Some(stop) = self.at_stop.as_mut().filter(|_| !is_left && !self.ghost.committed) {
                     **stop = self.guest.clone();
                 }
                 if !was.stands_still() && !qemu.runs() {
