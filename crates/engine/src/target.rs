@@ -213,6 +213,8 @@ pub(crate) struct TargetDriver {
     arrived: bool,
     /// What the guest does once it is here.
     goes_on: RunState,
+    /// Whether that is recorded, as soon as it is known.
+    noted: Option<Receiver<io::Result<()>>>,
     /// The source said that the guest goes on there: it will never ask the record about this migration.
     source_is_back: bool,
     /// The source was told why nothing comes of it.
@@ -254,6 +256,7 @@ impl TargetDriver {
             ended_streams: HashSet::new(),
             arrived: false,
             goes_on: RunState::Running,
+            noted: None,
             source_is_back: false,
             gave_reasons: false,
             no_spool: String::new(),

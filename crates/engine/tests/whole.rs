@@ -557,6 +557,19 @@ fn a_migration_that_waits_for_its_link_can_be_cancelled() {
     assert!(source.cpu.running.load(SeqCst));
 }
 
+/// Its record could not be asked by anybody, and the guest would stand still for as long.
+#[test]
+fn i3_a_target_whose_disk_is_full_is_not_authorized() {
+    let (source, inn) = (Source::new(), Inn::new(&PAGES));
+    inn.journal.is_full.store(true, SeqCst);
+    let (report, _) = source.migrate(listen(&inn), options(Mode::PreCopy), |_| {});
+    let error = report.error.unwrap();
+    assert_eq!((report.outcome, error.vm_runs_on.as_deref()), (Outcome::Failed, Some("source")));
+    assert!(error.what.contains("record what the guest does here"), "{error:?}");
+    assert!(source.cpu.running.load(SeqCst) && !inn.cpu.running.load(SeqCst));
+    wait_until("the target's end", || *inn.ended.lock().unwrap() == Some(false));
+}
+
 #[test]
 fn i3_a_target_that_refuses_the_device_state_has_nothing() {
     for mode in [Mode::PreCopy, Mode::PostCopy] {

@@ -29,7 +29,8 @@ pub trait TargetJournal: Send {
     /// was recorded before, of pages and of a file, was taken back.
     fn missing(&mut self, pages: &MemorySet) -> io::Result<()>;
 
-    /// In which state the guest will go on here. Before the claim; not said of one that runs.
+    /// In which state the guest will go on here. Before the claim, and always said: a host that
+    /// cannot write this down could not claim the VM either.
     fn goes_on(&mut self, state: RunState) -> io::Result<()>;
 
     /// It went on: what it does from now on is its own affair, and that of its users.

@@ -5,16 +5,27 @@
 use super::{Signal, TargetDriver};
 use crate::{
     Broken,
-    ports::{DeviceState, MachineError, RunState},
+    ports::{DeviceState, MachineError},
     why,
 };
 use proto::{TargetEvent, control::step::Part};
+use std::{io, sync::mpsc, time::Duration};
+
+/// The guest stands still until it is recorded what it will do here. The source gives its own state directory
+/// as long.
+const NOTED: Duration = Duration::from_secs(2);
 
 impl TargetDriver {
-    /// Begins to load it.
+    /// Begins to load it. What the guest will do here is recorded meanwhile, whatever that is: a host that
+    /// cannot write its state any more could not claim the VM, and once the source is fenced the guest would
+    /// stand still until it can.
     pub(super) fn load(&mut self, state: DeviceState) -> Result<(), Broken> {
         let tell = self.tell.clone();
+        let (goes_on, (say, noted)) = (self.goes_on, mpsc::channel());
+        self.noted = Some(noted);
         let taken = self.taken()?;
+        let note = taken.journal.spawn("note", move |journal| drop(say.send(journal.goes_on(goes_on))));
+        note.map_err(why("record what the guest does here"))?;
         let load =
             taken.machine.spawn("load", move |machine| drop(tell.send(Signal::Loaded(machine.load(&state)))));
         load.map_err(why("load the device state"))?;
@@ -37,10 +48,9 @@ impl TargetDriver {
     /// is here already, the claim follows at once: so QEMU is looked at before and after that.
     fn make_durable(&mut self) -> Result<(), Broken> {
         self.alive()?;
-        if self.goes_on != RunState::Running {
-            let goes_on = self.goes_on;
-            let noted = self.taken()?.journal.lock().goes_on(goes_on);
-            noted.map_err(why("record that the guest stays as it was"))?;
+        if let Some(noted) = self.noted.take() {
+            let late = |_| Err(io::Error::from(io::ErrorKind::TimedOut));
+            noted.recv_timeout(NOTED).unwrap_or_else(late).map_err(why("record what the guest does here"))?;
         }
         let taken = self.taken()?;
         taken.missing_is_recorded().map_err(why("record the missing pages"))?;

@@ -597,6 +597,8 @@ pub(crate) struct Journal {
     /// What was recorded last.
     pub(crate) missing: Arc<Mutex<Option<MemorySet>>>,
     pub(crate) spool: Arc<Mutex<Option<SpoolRecord>>>,
+    /// From now on nothing can be written.
+    pub(crate) is_full: Arc<AtomicBool>,
     /// Is cut as soon as the source has promised: the authorization never arrives.
     pub(crate) cut_at_fence: Option<cable::Cable>,
 }
@@ -637,7 +639,11 @@ impl TargetJournal for Journal {
         self.note("settled")
     }
     fn goes_on(&mut self, state: RunState) -> io::Result<()> {
-        self.note(format!("goes on {state}"))
+        match (self.is_full.load(SeqCst), state) {
+            (true, _) => Err(io::ErrorKind::StorageFull.into()),
+            (_, RunState::Running) => Ok(()),
+            _ => self.note(format!("goes on {state}")),
+        }
     }
     fn went_on(&mut self) -> io::Result<()> {
         Ok(())
