@@ -565,7 +565,7 @@ fn i3_a_target_whose_disk_is_full_is_not_authorized() {
     let (report, _) = source.migrate(listen(&inn), options(Mode::PreCopy), |_| {});
     let error = report.error.unwrap();
     assert_eq!((report.outcome, error.vm_runs_on.as_deref()), (Outcome::Failed, Some("source")));
-    assert!(error.what.contains("record what the guest does here"), "{error:?}");
+    assert!(error.what.contains("write the state of this host"), "{error:?}");
     assert!(source.cpu.running.load(SeqCst) && !inn.cpu.running.load(SeqCst));
     wait_until("the target's end", || *inn.ended.lock().unwrap() == Some(false));
 }

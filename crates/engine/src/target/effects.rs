@@ -72,7 +72,11 @@ impl TargetDriver {
                 }
                 self.gave_reasons |= matches!(kind, control::Kind::Failed(_) | control::Kind::Refused(_));
                 let ready = matches!(kind, control::Kind::Ready(_));
+                let round = matches!(kind, control::Kind::RoundReceived(_));
                 self.say(kind);
+                if round {
+                    self.try_journal()?;
+                }
                 if ready {
                     self.tell_kept();
                 }

@@ -16,6 +16,20 @@ use std::{io, sync::mpsc, time::Duration};
 const NOTED: Duration = Duration::from_secs(2);
 
 impl TargetDriver {
+    /// Whether this host can write its state still: after each round, so that it is known before the source
+    /// fences itself. A host whose disk is full could neither claim the VM nor say that it has not.
+    pub(super) fn try_journal(&mut self) -> Result<(), Broken> {
+        let (tell, goes_on) = (self.tell.clone(), self.goes_on);
+        let Some(taken) = &self.taken else { return Ok(()) };
+        let written = taken.journal.spawn("try", move |journal| {
+            if let Err(e) = journal.goes_on(goes_on) {
+                let broken = Broken::new("write the state of this host", e.to_string());
+                let _ = tell.send(Signal::Event(TargetEvent::from(broken)));
+            }
+        });
+        written.map_err(why("write the state of this host"))
+    }
+
     /// Begins to load it. What the guest will do here is recorded meanwhile, whatever that is: a host that
     /// cannot write its state any more could not claim the VM, and once the source is fenced the guest would
     /// stand still until it can.
