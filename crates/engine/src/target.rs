@@ -214,7 +214,7 @@ pub(crate) struct TargetDriver {
     /// What the guest does once it is here.
     goes_on: RunState,
     /// Whether that is recorded, as soon as it is known.
-    noted: Option<Receiver<io::Result<()>>>,
+    noted: Option<Receiver<Result<(), String>>>,
     /// The source said that the guest goes on there: it will never ask the record about this migration.
     source_is_back: bool,
     /// The source was told why nothing comes of it.
