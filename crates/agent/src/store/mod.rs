@@ -32,13 +32,14 @@ pub use target::Arrival;
 use crate::private;
 use opened::Opened;
 use redb::{
-    Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
-    WriteTransaction,
+    Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, StorageError,
+    TableDefinition, WriteTransaction,
 };
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 /// What redb may keep of the file in memory. It holds a few kilobytes; redb's own default would be 1 GiB.
@@ -104,8 +105,21 @@ impl Store {
         let refused = |why: String| StoreError::Open { dir: dir.to_owned(), why };
         private::directory(dir).map_err(|e| refused(e.to_string()))?;
         let pid_file = dir.join("agent.pid");
-        let file = dir.join("agent.redb");
-        let open = move || Builder::new().set_cache_size(CACHE_BYTES).create(&file);
+        let (file, first) = (dir.join("agent.redb"), OnceLock::new());
+        let open = move || {
+            let mut builder = Builder::new();
+            let builder = builder.set_cache_size(CACHE_BYTES);
+            let identity = || fs::metadata(&file).map(|found| (found.dev(), found.ino()));
+            match first.get() {
+                None => {
+                    let made = builder.create(&file)?;
+                    let _ = first.set(identity().map_err(StorageError::Io)?);
+                    Ok(made)
+                }
+                Some(first) if identity().map_err(StorageError::Io)? == *first => builder.open(&file),
+                Some(_) => Err(StorageError::Io(io::Error::other("another file is in its place")).into()),
+            }
+        };
         let database = match Opened::by(open) {
             Ok(database) => database,
             Err(DatabaseError::DatabaseAlreadyOpen) => {
