@@ -102,8 +102,9 @@ impl Copies {
 
     fn add(&self, copy: Copy, groups: Vec<Cgroup>) {
         let mut all = self.0.all.locked();
-        all.counted_by(sys::cgroup::of("self").unwrap_or_default());
-        all.counted_by(groups);
+        // Whatever came here by a migration was written by the agent.
+        let own = sys::cgroup::of("self").unwrap_or_default();
+        all.counted_by(own.into_iter().chain(groups));
         let sizes: Vec<u64> = all.copies.iter().map(|copy| copy.bytes).collect();
         let used = all.used();
         let kept = sizes.iter().fold(used, |sum, size| sum.saturating_add(*size));
@@ -185,7 +186,7 @@ impl Copies {
 
 impl All {
     /// These count some of it, too.
-    fn counted_by(&mut self, groups: Vec<Cgroup>) {
+    fn counted_by(&mut self, groups: impl IntoIterator<Item = Cgroup>) {
         if self.copies.is_empty() && self.in_use.is_empty() {
             self.groups.clear();
         }
@@ -379,6 +380,16 @@ mod tests {
         let copies = unwatched(Keep::Share(50), look);
         copies.add(copy("web"), vec![]);
         assert_eq!(names(&copies), [""; 0]);
+    }
+
+    #[test]
+    fn the_first_copy_is_counted_by_the_agents_cgroups_and_qemus() {
+        let copies = unwatched(Keep::Share(100), enough);
+        let of_qemu = Cgroup { controllers: vec![], mount: "/".into(), path: "/qemu".into() };
+        copies.add(copy("web"), vec![of_qemu.clone()]);
+        let mut expected = sys::cgroup::of("self").unwrap_or_default();
+        expected.push(of_qemu);
+        assert_eq!(copies.0.all.locked().groups, expected);
     }
 
     #[test]
