@@ -141,6 +141,11 @@ pub(crate) fn read(id: &str, tap: &str) -> Result<(String, Port), Vec<String>> {
             return of_ovs(tap, &found, name, port).map_err(of_all);
         }
     }
+    if found.linkinfo.info_slave_kind == "openvswitch" {
+        let why =
+            format!("its TAP {tap} is a port of Open vSwitch, which does not say of what (ovs-vsctl show)");
+        return Err(one(why));
+    }
     let Some(name) = found.master.clone() else {
         return Err(one(format!("its TAP {tap} is on no bridge; ip link set {tap} master BRIDGE")));
     };
@@ -218,7 +223,7 @@ fn try_to_remove(tap: &str) -> io::Result<()> {
     let is_kernels = link(tap).is_ok_and(|found| found.linkinfo.info_slave_kind == "bridge");
     let asked = Command::new("ip").args(["link", "delete", "dev", tap]).stdin(Stdio::null()).output()?;
     if !is_kernels {
-        ovs::remove(tap);
+        ovs::remove(tap)?;
     }
     if !asked.status.success() {
         tracing::debug!(tap, why = %String::from_utf8_lossy(&asked.stderr).trim(), "there is no such TAP");

@@ -6,7 +6,12 @@
 use super::tools::{run, run_if_there};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::{collections::BTreeMap, ops::RangeInclusive};
+use std::{
+    collections::BTreeMap,
+    io,
+    ops::RangeInclusive,
+    process::{Command, Stdio},
+};
 
 const PROGRAM: &str = "ovs-vsctl";
 
@@ -16,7 +21,7 @@ const PATIENCE: &str = "--timeout=10";
 /// Modes of a port's VLANs.
 const MODES: [&str; 5] = ["access", "trunk", "native-tagged", "native-untagged", "dot1q-tunnel"];
 
-/// A port without a tag is in all of these. What is in none has number 0.
+/// A port without a tag is in all of these. What has no tag on the bridge has number 0.
 const ALL: RangeInclusive<u16> = 1..=4094;
 
 /// Managers set four or five.
@@ -63,7 +68,7 @@ impl OvsPort {
         wrong
     }
 
-    /// The VLANs that it is in, besides what has no tag on the bridge.
+    /// The VLANs that it is in. What has no tag counts as VLAN 1, which it is on bridges of the kernel's own.
     pub(super) fn vlans(&self) -> impl Iterator<Item = u16> {
         let tagged = self.trunks.iter().copied().chain(self.tag);
         let all = match (self.tag, self.trunks.is_empty(), self.vlan_mode.as_deref()) {
@@ -71,7 +76,7 @@ impl OvsPort {
             (Some(_), _, None | Some("access")) | (_, false, _) => None,
             _ => Some(ALL),
         };
-        tagged.filter(|vlan| *vlan != 0).chain(all.into_iter().flatten())
+        tagged.map(|vlan| vlan.max(1)).chain(all.into_iter().flatten())
     }
 
     /// The words of `ovs-vsctl` that make a port like it.
@@ -125,7 +130,7 @@ fn first_row(text: &str, table: &str, tap: &str) -> Result<BTreeMap<String, Valu
 
 /// What may be set on a port, or on an interface, and is not carried over; and how to take it away.
 const LEFT: [(&str, &[&str]); 2] = [
-    ("Port", &["qos", "other_config", "bond_mode", "mac"]),
+    ("Port", &["qos", "other_config", "bond_mode", "mac", "cvlans"]),
     ("Interface", &["options", "other_config", "bfd", "cfm_mpid", "lldp", "ofport_request"]),
 ];
 
@@ -153,11 +158,19 @@ fn of_rows(
              {tap} {column}=0"
         ));
     }
+    if port.get("protected") == Some(&Value::Bool(true)) {
+        reasons.push(format!(
+            "its TAP {tap} is protected in Open vSwitch, which is not carried over: {PROGRAM} set Port {tap} \
+             protected=false"
+        ));
+    }
     if !reasons.is_empty() {
         return Err(reasons);
     }
     let vlan = |value: &Value| value.as_u64().and_then(|vlan| u16::try_from(vlan).ok());
     let words = |(key, id): (&Value, &Value)| Some((key.as_str()?.to_owned(), id.as_str()?.to_owned()));
+    // What a controller has noted of what it did on this host.
+    let travels = |(key, _): &(String, String)| !key.starts_with("ovn-");
     Ok(OvsPort {
         tag: port.get("tag").and_then(vlan),
         trunks: port
@@ -167,7 +180,7 @@ fn of_rows(
         vlan_mode: port.get("vlan_mode").and_then(Value::as_str).map(str::to_owned),
         external_ids: interface
             .get("external_ids")
-            .map(|ids| pairs(ids).into_iter().filter_map(words).collect())
+            .map(|ids| pairs(ids).into_iter().filter_map(words).filter(travels).collect())
             .unwrap_or_default(),
     })
 }
@@ -195,9 +208,15 @@ pub(super) fn add(bridge: &str, tap: &str, port: &OvsPort) -> Result<(), String>
     run(PROGRAM, &words.iter().map(String::as_str).collect::<Vec<_>>()).map(drop)
 }
 
-/// Takes a port away, if it is one; it outlives its TAP.
-pub(super) fn remove(tap: &str) {
-    run_if_there(PROGRAM, &[PATIENCE, "--no-wait", "--if-exists", "del-port", tap]);
+/// Takes a port away, if it is one; it outlives its TAP. An error: it may still be there.
+pub(super) fn remove(tap: &str) -> io::Result<()> {
+    let words = [PATIENCE, "--no-wait", "--if-exists", "del-port", tap];
+    match Command::new(PROGRAM).args(words).stdin(Stdio::null()).output() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Ok(done) if done.status.success() => Ok(()),
+        Ok(done) => Err(io::Error::other(String::from_utf8_lossy(&done.stderr).trim().to_owned())),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
@@ -210,7 +229,8 @@ mod tests {
         let none = json!(["set", []]);
         let usual = json!({ "qos": none, "other_config": ["map", []], "bond_mode": none, "mac": none,
             "tag": none, "trunks": none, "vlan_mode": none, "options": ["map", []], "bfd": ["map", []],
-            "lldp": ["map", []], "cfm_mpid": none, "ofport_request": none, "ingress_policing_rate": 0,
+            "lldp": ["map", []], "cvlans": none,
+            "protected": false, "cfm_mpid": none, "ofport_request": none, "ingress_policing_rate": 0,
             "external_ids": ["map", []] });
         [port, interface].map(|more| {
             let mut row: BTreeMap<String, Value> = serde_json::from_value(usual.clone()).unwrap();
@@ -221,7 +241,10 @@ mod tests {
 
     #[test]
     fn a_port_of_open_vswitch_is_made_as_it_was_read() {
-        let ids = json!(["map", [["attached-mac", "52:54:00:00:00:01"], ["iface-id", "abc"]]]);
+        let ids = json!([
+            "map",
+            [["ovn-installed", "true"], ["attached-mac", "52:54:00:00:00:01"], ["iface-id", "abc"]]
+        ]);
         let [port, interface] = rows(
             json!({ "tag": 20, "trunks": ["set", [30, 31]], "vlan_mode": "native-tagged" }),
             json!({ "external_ids": ids }),
@@ -237,6 +260,8 @@ mod tests {
         assert_eq!(read.words("br0", "w1").join(" "), "--timeout=10 add-port br0 w1 trunks=7");
         for (port, interface, what) in [
             (json!({ "qos": ["uuid", "c"] }), json!({}), "clear Port t0 qos"),
+            (json!({ "cvlans": 7 }), json!({}), "clear Port t0 cvlans"),
+            (json!({ "protected": true }), json!({}), "Port t0 protected=false"),
             (json!({}), json!({ "ingress_policing_rate": 100 }), "Interface t0 ingress_policing_rate=0"),
             (json!({}), json!({ "options": ["map", [["a", "b"]]] }), "clear Interface t0 options"),
         ] {
@@ -263,8 +288,8 @@ mod tests {
             (Some(20), &[], Some("native-untagged"), 4094),
             (None, &[], Some("trunk"), 4094),
             (None, &[30, 31], None, 2),
-            (None, &[0, 30], None, 1),
-            (Some(0), &[], None, 0),
+            (None, &[0, 30], None, 2),
+            (Some(0), &[], None, 1),
             (Some(20), &[30], Some("native-tagged"), 2),
         ] {
             assert_eq!(count(port(tag, trunks, mode)), vlans, "{tag:?} {trunks:?} {mode:?}");
