@@ -19,6 +19,10 @@ const SHORT: Duration = Duration::from_secs(1);
 /// And all of them this often, 6 ms.
 const WHOLE: Duration = Duration::from_secs(5);
 
+/// QEMU answers what is asked with `stop` within 2 ms. Where that is over so much later, something has held
+/// it or us up.
+const FRESH: Duration = Duration::from_millis(10);
+
 /// Events after which all is asked. What a guest does by itself (it reboots, moves its network card's filter,
 /// …) is not among them.
 const TELLING: &[&str] = &[
@@ -66,13 +70,21 @@ pub(crate) struct Look {
     asked: Asked,
     /// How many questions had been asked then.
     questions: u64,
+    /// Since when they can be answered.
+    since: Instant,
 }
 
 impl Look {
-    /// Whether QEMU is still about to answer: once it has, others may have changed what it told, unnoticed.
-    /// Nothing was asked since, or the answers would be passed over.
+    /// The command before them was answered only now.
+    pub(crate) fn begins(self) -> Self {
+        Self { since: Instant::now(), ..self }
+    }
+
+    /// Whether QEMU is still about to answer, and not for long: others may change what it has told already,
+    /// unnoticed. Nothing was asked since, or the answers would be passed over.
     pub(crate) fn is_current(&self, qmp: &Qmp) -> bool {
-        self.questions == qmp.questions() && !qmp.is_answered(&self.asked)
+        let is_last = self.questions == qmp.questions();
+        is_last && !qmp.is_answered(&self.asked) && self.since.elapsed() < FRESH
     }
 }
 
@@ -130,7 +142,7 @@ impl Known {
         lines.insert(0, (ram::LISTING, json!({})));
         let asked = qmp.ask_all(&lines, WITHIN)?;
         qmp.poise(next.0, next.1)?;
-        Ok(Look { lines, asked, questions: qmp.questions() })
+        Ok(Look { lines, asked, questions: qmp.questions(), since: Instant::now() })
     }
 
     /// Its RAM blocks now, before its device state is saved, and how it differs.

@@ -351,7 +351,7 @@ fn compare(live: &BTreeMap<String, String>, recipe: &mut Recipe, known: &BTreeSe
 }
 
 /// What QEMU calls the one by which debuggers reach it (`-gdb`, `gdbserver`).
-const DEBUGGER: &str = "gdb";
+pub(crate) const DEBUGGER: &str = "gdb";
 
 /// Whether QEMU prints there what a debugger asks of its monitor. It stays when the debugger's port is
 /// closed.

@@ -4,7 +4,7 @@
 //! lost on the way, that gives the recipe for the target; else every reason is told, each with what would
 //! mend it.
 
-mod chardevs;
+pub(crate) mod chardevs;
 pub(crate) mod cmdline;
 mod confined;
 mod devices;

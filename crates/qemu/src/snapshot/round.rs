@@ -2,7 +2,7 @@
 
 use super::{Setting, Snapshot};
 use crate::{
-    adopt::{nets::hub_port, properties, throttles},
+    adopt::{chardevs::DEBUGGER, nets::hub_port, properties, throttles},
     qmp::{Qmp, QmpError},
     recipe::LIMITS,
 };
@@ -202,12 +202,16 @@ fn devices(answer: &Value) -> Things {
     children(answer).collect()
 }
 
-/// Each with its kind, which its file name begins with.
+/// Each with its kind, which its file name begins with. Who is connected counts of a debugger only.
 fn chardevs(answer: &Value) -> Things {
-    let kind = |one| text(one, "filename").trim_start_matches("disconnected:").split(':').next();
-    list(answer)
-        .map(|one| (text(one, "label").to_owned(), kind(one).unwrap_or_default().to_owned()))
-        .collect()
+    let named = |one: &Value| {
+        let (label, file) = (text(one, "label"), text(one, "filename"));
+        let kind = file.trim_start_matches("disconnected:").split(':').next().unwrap_or_default();
+        let connected = label == DEBUGGER && file.contains(" <-> ");
+        let more = if connected { ", with a debugger connected" } else { "" };
+        (label.to_owned(), format!("{kind}{more}"))
+    };
+    list(answer).map(named).collect()
 }
 
 /// Secrets and the like concern this host's connections only: a manager adds one for each of its own.
@@ -406,8 +410,9 @@ mod tests {
                 chardevs,
                 json!([{ "label": "n", "filename": "null", "frontend-open": true },
                        { "label": "q", "filename": "disconnected:unix:/q,server=on" },
-                       { "label": "t", "filename": "tcp:10.0.0.1:7,server=on <-> 10.0.0.2:9" }]),
-                &[("n", "null"), ("q", "unix"), ("t", "tcp")],
+                       { "label": "t", "filename": "tcp:10.0.0.1:7,server=on <-> 10.0.0.2:9" },
+                       { "label": "gdb", "filename": "tcp:10.0.0.1:8,server=on <-> 10.0.0.2:9" }]),
+                &[("gdb", "tcp, with a debugger connected"), ("n", "null"), ("q", "unix"), ("t", "tcp")],
             ),
             (
                 drives,

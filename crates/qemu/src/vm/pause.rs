@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     flush, halt,
-    known::Known,
+    known::{Known, Look},
     qmp::QmpError,
     ram,
     snapshot::own,
@@ -134,7 +134,7 @@ impl Vm {
         let (before, heard) = next()?;
         let (_, answered) = next()?;
         let (after, _) = next()?;
-        self.look = look;
+        self.look = look.map(Look::begins);
         let state = |status: &Value| RunState::from_name(status["status"].as_str().unwrap_or_default());
         Ok(((state(&before), heard), answered, state(&after)))
     }
