@@ -568,6 +568,12 @@ fn i3_a_target_whose_disk_is_full_is_not_authorized() {
     assert!(error.what.contains("write the state of this host"), "{error:?}");
     assert!(source.cpu.running.load(SeqCst) && !inn.cpu.running.load(SeqCst));
     wait_until("the target's end", || *inn.ended.lock().unwrap() == Some(false));
+    // It is forgotten as soon as that can be written.
+    assert!(inn.journal.events.lock().unwrap().is_empty());
+    inn.journal.is_full.store(false, SeqCst);
+    wait_until("the abandoned migration to be forgotten", || {
+        inn.journal.events.lock().unwrap().iter().any(|event| event.starts_with("abandoned"))
+    });
 }
 
 #[test]

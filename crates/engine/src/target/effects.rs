@@ -442,7 +442,16 @@ impl TargetDriver {
         }
         let abandoned = taken.journal.lock().abandoned(source_may_ask);
         if let Err(e) = abandoned {
-            tracing::error!(%e, "cannot forget an abandoned migration");
+            tracing::error!(%e, "cannot forget an abandoned migration yet; trying again");
+            // As long as it is known, no other migration of the VM is taken.
+            let again = taken.journal.later("forget", move |journal| {
+                while journal.abandoned(source_may_ask).is_err() {
+                    thread::sleep(AGAIN);
+                }
+            });
+            if let Err(e) = again {
+                tracing::error!(%e, "no thread to forget it");
+            }
         }
         self.host.ended(&taken.request, false);
     }

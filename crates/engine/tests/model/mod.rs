@@ -653,6 +653,9 @@ impl TargetJournal for Journal {
         self.note("spool")
     }
     fn abandoned(&mut self, source_may_ask: bool) -> io::Result<()> {
+        if self.is_full.load(SeqCst) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.note(format!("abandoned {source_may_ask}"))
     }
 }
