@@ -233,9 +233,10 @@ fn try_to_remove(tap: &str) -> io::Result<()> {
 
 /// Looks for a bridge of this name in our network namespace.
 fn find_bridge(name: &str) -> Result<Bridge, BridgeError> {
+    let unseen = |why| BridgeError::Unseen { bridge: name.to_owned(), why };
     match is_among(name, bridges()) {
-        Err(BridgeError::Absent(_)) if ovs::is_bridge(name) => {
-            link(name).map(Bridge::Ovs).map_err(|why| BridgeError::Unseen { bridge: name.to_owned(), why })
+        Err(BridgeError::Absent(_)) if ovs::is_bridge(name).map_err(unseen)? => {
+            link(name).map(Bridge::Ovs).map_err(unseen)
         }
         found => found.map(Bridge::Linux),
     }

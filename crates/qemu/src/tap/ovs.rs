@@ -3,17 +3,20 @@
 //! Its database is asked through `ovs-vsctl`, whose errors say what is wrong. Flows are a controller's, which
 //! makes them for the port here, too.
 
-use super::tools::{run, run_if_there};
+use super::tools::run;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
-    io,
+    io::{self, ErrorKind},
     ops::RangeInclusive,
     process::{Command, Stdio},
 };
 
 const PROGRAM: &str = "ovs-vsctl";
+
+/// The exit status of `br-exists` for no.
+const NO: i32 = 2;
 
 /// How long its database, and the switch, may take.
 const PATIENCE: &str = "--timeout=10";
@@ -96,14 +99,32 @@ impl OvsPort {
     }
 }
 
+/// What its database says, for a question whose answer may be no; `None`: that, or nobody has installed it.
+fn ask(words: &[&str]) -> Result<Option<String>, String> {
+    let done = Command::new(PROGRAM).arg(PATIENCE).args(words).stdin(Stdio::null()).output();
+    let done = match done {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        done => done.map_err(|error| format!("cannot run {PROGRAM}: {error}"))?,
+    };
+    let said = String::from_utf8_lossy(&done.stderr);
+    if done.status.success() {
+        Ok(Some(String::from_utf8_lossy(&done.stdout).into_owned()))
+    } else if done.status.code() == Some(NO) || said.contains("no interface named") {
+        Ok(None)
+    } else {
+        Err(format!("Open vSwitch does not answer ({PROGRAM} {}: {})", words.join(" "), said.trim()))
+    }
+}
+
 /// Whether there is a bridge of Open vSwitch of this name here.
-pub(super) fn is_bridge(name: &str) -> bool {
-    run_if_there(PROGRAM, &[PATIENCE, "br-exists", name]).is_some()
+pub(super) fn is_bridge(name: &str) -> Result<bool, String> {
+    Ok(ask(&["br-exists", name])?.is_some())
 }
 
 /// The bridge that a TAP is a port of, and how; `None`: of none. Else what of it cannot be carried over.
 pub(super) fn read(tap: &str) -> Result<Option<(String, OvsPort)>, Vec<String>> {
-    let Some(bridge) = run_if_there(PROGRAM, &[PATIENCE, "iface-to-br", tap]) else { return Ok(None) };
+    let bridge = ask(&["iface-to-br", tap]).map_err(|why| vec![format!("its TAP {tap}: {why}")])?;
+    let Some(bridge) = bridge else { return Ok(None) };
     let bridge = bridge.trim().to_owned();
     let row = |table: &str| -> Result<BTreeMap<String, Value>, Vec<String>> {
         let found = run(PROGRAM, &[PATIENCE, "--format=json", "find", table, &format!("name=\"{tap}\"")]);
@@ -147,20 +168,20 @@ fn of_rows(
         for column in columns.iter().filter(|column| row.get(**column).is_some_and(|value| !is_empty(value)))
         {
             reasons.push(format!(
-                "its TAP {tap} has {column} in Open vSwitch, which is not carried over: {PROGRAM} clear \
+                "its TAP {tap} has {column} in Open vSwitch, which is not carried over; {PROGRAM} clear \
                  {table} {tap} {column}"
             ));
         }
     }
     for column in POLICING.iter().filter(|column| interface.get(**column).is_some_and(|rate| *rate != 0)) {
         reasons.push(format!(
-            "its TAP {tap} has {column} in Open vSwitch, which is not carried over: {PROGRAM} set Interface \
+            "its TAP {tap} has {column} in Open vSwitch, which is not carried over; {PROGRAM} set Interface \
              {tap} {column}=0"
         ));
     }
     if port.get("protected") == Some(&Value::Bool(true)) {
         reasons.push(format!(
-            "its TAP {tap} is protected in Open vSwitch, which is not carried over: {PROGRAM} set Port {tap} \
+            "its TAP {tap} is protected in Open vSwitch, which is not carried over; {PROGRAM} set Port {tap} \
              protected=false"
         ));
     }
@@ -210,13 +231,7 @@ pub(super) fn add(bridge: &str, tap: &str, port: &OvsPort) -> Result<(), String>
 
 /// Takes a port away, if it is one; it outlives its TAP. An error: it may still be there.
 pub(super) fn remove(tap: &str) -> io::Result<()> {
-    let words = [PATIENCE, "--no-wait", "--if-exists", "del-port", tap];
-    match Command::new(PROGRAM).args(words).stdin(Stdio::null()).output() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Ok(done) if done.status.success() => Ok(()),
-        Ok(done) => Err(io::Error::other(String::from_utf8_lossy(&done.stderr).trim().to_owned())),
-        Err(error) => Err(error),
-    }
+    ask(&["--no-wait", "--if-exists", "del-port", tap]).map(drop).map_err(io::Error::other)
 }
 
 #[cfg(test)]
