@@ -26,7 +26,7 @@ use sys::{proc, process::PidFd};
 const WATCHDOGS: &[&str] = &["i6300esb", "ib700"];
 
 /// Network cards whose device state does not hold that their link was set down, as all begin.
-const LINKS_LOST: &[&str] = &["i825", "ne2k_", "tulip"];
+const LINKS_LOST: &[&str] = &["i8255", "i82562", "i82801", "ne2k_", "tulip"];
 
 /// Everything in which the running VM cannot be migrated, or is not what its command line says.
 pub(super) fn differences(

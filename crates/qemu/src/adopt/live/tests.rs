@@ -235,7 +235,9 @@ fn a_card_whose_link_is_not_carried_is_told_of() {
         let told = lost_link("c0", kind).unwrap_or_default();
         assert!(told.contains(&format!("network card c0 ({kind})")), "{kind}: {told}");
     }
-    for kind in ["virtio-net-pci", "e1000", "e1000e", "rtl8139", "pcnet", "vmxnet3", "i8042", "usb-tablet"] {
+    for kind in
+        ["virtio-net-pci", "e1000", "e1000e", "rtl8139", "pcnet", "vmxnet3", "i8042", "i8257", "usb-tablet"]
+    {
         assert_eq!(lost_link("c0", kind), None);
     }
 }
