@@ -120,6 +120,18 @@ pub const REFUSALS: &[Refusal] = &[
         says: "the VM was changed while it was moved",
     },
     Refusal {
+        after: "the VM was changed just before its device state was saved",
+        done: &[],
+        undone: &[],
+        says: "the VM was changed meanwhile: ",
+    },
+    Refusal {
+        after: "QEMU began to migrate the VM itself just before it was stopped",
+        done: &[Deed::Migrate],
+        undone: &[],
+        says: "QEMU's own migration of it is under way",
+    },
+    Refusal {
         after: "memory was plugged in just when the move began",
         done: &[Deed::PlugMemory],
         undone: &[],
