@@ -351,7 +351,12 @@ fn compare(live: &BTreeMap<String, String>, recipe: &mut Recipe, known: &BTreeSe
 }
 
 /// What QEMU calls the one by which debuggers reach it (`-gdb`, `gdbserver`).
-pub(crate) const DEBUGGER: &str = "gdb";
+const DEBUGGER: &str = "gdb";
+
+/// From where a debugger is connected, if this character device is its port and one is.
+pub(crate) fn debugger<'a>(id: &str, backend: &'a str) -> Option<&'a str> {
+    backend.split_once(" <-> ").filter(|_| id == DEBUGGER).map(|(_, client)| client)
+}
 
 /// Whether QEMU prints there what a debugger asks of its monitor. It stays when the debugger's port is
 /// closed.
@@ -362,7 +367,7 @@ fn is_of_debugger(id: &str, backend: &str) -> bool {
 /// Why a VM with this debugger cannot be moved: under KVM its breakpoints are written into the guest's
 /// memory.
 fn debugged(live: &BTreeMap<String, String>) -> Option<String> {
-    let (_, client) = live.get(DEBUGGER)?.split_once(" <-> ")?;
+    let client = debugger(DEBUGGER, live.get(DEBUGGER)?)?;
     Some(format!(
         "a debugger is connected to QEMU (from {client}), which cannot follow, and its breakpoints may be in \
          the guest's memory; detach it"

@@ -33,7 +33,7 @@ pub(super) fn notes(process: &PidFd, argv: &[String]) -> Vec<String> {
 /// How the host treats the threads of a process. One that has changed while it is read is told as it was.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 struct Scheduled {
-    /// The processors of each of its threads that may not use those of the first.
+    /// The processors that its threads may use, each list once.
     processors: BTreeSet<String>,
     /// What `nice` says of its first thread.
     nice: String,

@@ -2,7 +2,7 @@
 
 use super::{Setting, Snapshot};
 use crate::{
-    adopt::{chardevs::DEBUGGER, nets::hub_port, properties, throttles},
+    adopt::{chardevs::debugger, nets::hub_port, properties, throttles},
     qmp::{Qmp, QmpError},
     recipe::LIMITS,
 };
@@ -207,8 +207,7 @@ fn chardevs(answer: &Value) -> Things {
     let named = |one: &Value| {
         let (label, file) = (text(one, "label"), text(one, "filename"));
         let kind = file.trim_start_matches("disconnected:").split(':').next().unwrap_or_default();
-        let connected = label == DEBUGGER && file.contains(" <-> ");
-        let more = if connected { ", with a debugger connected" } else { "" };
+        let more = if debugger(label, file).is_some() { ", with a debugger connected" } else { "" };
         (label.to_owned(), format!("{kind}{more}"))
     };
     list(answer).map(named).collect()
